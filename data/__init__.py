@@ -1,0 +1,1 @@
+"""Prompts, authored pairs, judge rubrics and example configs; read through importlib.resources."""

@@ -1,0 +1,1 @@
+"""How a run happens: command line, plan, run directory, executors, progress. Knows no model."""

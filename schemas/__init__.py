@@ -1,0 +1,1 @@
+"""What passes between stages: Arrow schemas, configuration models, manifests. Imports nothing heavy."""

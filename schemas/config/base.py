@@ -1,0 +1,53 @@
+"""How a config field says whether it changes results (semantic) or only how they are computed (execution)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_ROLE = "x-role"
+
+
+class Section(BaseModel):
+    """A config section: unknown keys are errors, every field is semantic unless made by `execution`."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+def semantic(default: Any = ..., description: str = "", **kwargs: Any) -> Any:
+    """A field that changes results: part of the fingerprint of the stages that read it."""
+    return Field(default, description=description, json_schema_extra={_ROLE: "semantic"}, **kwargs)
+
+
+def execution(default: Any = ..., description: str = "", **kwargs: Any) -> Any:
+    """A field that changes only speed, place or display: may change between a crash and its resume."""
+    return Field(default, description=description, json_schema_extra={_ROLE: "execution"}, **kwargs)
+
+
+def is_execution(field: Any) -> bool:
+    """Whether a pydantic FieldInfo was made by `execution`."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and extra.get(_ROLE) == "execution"
+
+
+def semantic_values(section: BaseModel) -> dict[str, Any]:
+    """The section's semantic fields as JSON values, nested sections included."""
+    values: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        if is_execution(field):
+            continue
+        values[name] = _jsonable(getattr(section, name))
+    return values
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return semantic_values(value)
+    if isinstance(value, dict):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(v) for v in value]
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    return str(value)

@@ -1,0 +1,65 @@
+"""Config of the models, of the text they see, and of the engines that run them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from schemas.config.base import Section, execution, semantic
+
+
+class ModelConfig(Section):
+    """Which models take part. A model is a hub id, a folder, or `embedded:<name>` (see docs/config.md)."""
+
+    policy: str = semantic(description="the model to align: hub id, folder (PEFT adapters are merged), embedded:NAME")
+    judge: str | None = semantic(None, "another model as judge; default: the round's policy judges itself")
+    evaluation_judge: str | None = semantic(None, "judge of the evaluation; default: the round-0 policy")
+    revision: str | None = semantic(None, "hub revision of the policy")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = semantic("auto", "auto: bfloat16")
+    trust_remote_code: bool = semantic(False, "run code shipped with the model; off unless you ask")
+
+
+class TextConfig(Section):
+    """Text to tokens, one contract for generation, gradients and training (METHODS.md section 0)."""
+
+    system_role: Literal["fold", "refuse"] = semantic(
+        "fold", "template without a system role: fold it into the user turn"
+    )
+    chat_template: str | None = semantic(None, "a Jinja template file instead of the tokenizer's own")
+    chat_template_kwargs: dict[str, Any] = semantic({"enable_thinking": False}, "passed to the chat template")
+    max_length: int = semantic(2048, "prompt + completion tokens; longer ones are dropped with a reason", ge=16)
+
+
+class EngineConfig(Section):
+    """What runs generation and judging."""
+
+    kind: Literal["vllm", "transformers", "openai"] = semantic("vllm", "inference engine")
+    base_url: str | None = semantic(None, "openai: server, for example http://localhost:8000/v1")
+    served_model: str | None = semantic(None, "openai: model name on the server; default: model.policy")
+    api_key_env: str = execution("OPENAI_API_KEY", "openai: environment variable that holds the key")
+    concurrency: int = execution(32, "openai: requests in flight", ge=1)
+    batch_size: int = semantic(8, "transformers: rows per batch (fixed inside a shard)", ge=1)
+    enforce_eager: bool = execution(False, "vllm: no CUDA graphs or compilation: starts faster, runs slower")
+    gpu_memory_utilization: float = execution(0.9, "vllm on CUDA: share of GPU memory", gt=0, le=1)
+    cpu_kv_cache_gib: int = execution(2, "vllm on CPU: size of the KV cache", ge=1)
+    max_num_seqs: int = execution(256, "vllm: sequences decoded together", ge=1)
+    tensor_parallel: int = execution(1, "vllm: GPUs per worker", ge=1)
+
+    @model_validator(mode="after")
+    def _server(self) -> EngineConfig:
+        if self.kind == "openai" and not self.base_url:
+            raise ValueError("engine.kind: openai needs engine.base_url")
+        return self
+
+
+class Sampling(Section):
+    """Sampling parameters of one stage."""
+
+    temperature: float = semantic(0.8, "0 is greedy", ge=0)
+    top_p: float = semantic(1.0, "nucleus; below 1 sorts the vocabulary at every token (slow on CPU)", gt=0, le=1)
+    min_p: float = semantic(0.0, "relative floor; cheap", ge=0, le=1)
+    top_k: int = semantic(0, "0: off", ge=0)
+    max_tokens: int = semantic(512, "longest answer", ge=1)
+    stop: list[str] = semantic([], "stop strings (removed from the answer)")
+    system_prompt: str | None = semantic(None, "system message put before the conversation")

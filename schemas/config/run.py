@@ -1,0 +1,71 @@
+"""The whole config of a run: one YAML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import model_validator
+
+from schemas.config.base import Section, execution, semantic
+from schemas.config.curation import (
+    ConflictConfig,
+    GenerateConfig,
+    GradientsConfig,
+    JudgeConfig,
+    LossConfig,
+    PairsConfig,
+    SelectConfig,
+)
+from schemas.config.model import EngineConfig, ModelConfig, TextConfig
+from schemas.config.sources import LanguageConfig, PromptsConfig
+from schemas.config.training import EvaluateConfig, ExecutionConfig, ReportConfig, TrainConfig
+
+
+class RunConfig(Section):
+    """Everything a run needs. `python -m pipeline init` writes a commented one."""
+
+    name: str = execution(
+        description="name of the run: its folder under run_dir", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+    )
+    run_dir: Path = execution(Path("runs"), "folder that holds runs")
+    banner: str | None = execution(None, "shown when the run starts and ends, and in the report")
+    seed: int = semantic(0, "seed of everything", ge=0)
+    rounds: int = execution(1, "self-rewarding rounds", ge=1)
+    languages: LanguageConfig = semantic(description="languages of the run")
+    model: ModelConfig = semantic(description="models")
+    text: TextConfig = semantic(TextConfig(), "text to tokens")
+    engine: EngineConfig = semantic(EngineConfig(), "inference engine")
+    prompts: PromptsConfig = semantic(PromptsConfig(), "prompts stage")
+    generate: GenerateConfig = semantic(GenerateConfig(), "generate stage")
+    judge: JudgeConfig = semantic(JudgeConfig(), "judge stage")
+    pairs: PairsConfig = semantic(PairsConfig(), "pairs stage")
+    loss: LossConfig = semantic(LossConfig(), "preference loss")
+    gradients: GradientsConfig = semantic(GradientsConfig(), "gradients stage")
+    conflict: ConflictConfig = semantic(ConflictConfig(), "conflict stage")
+    select: SelectConfig = semantic(SelectConfig(), "select stage")
+    train: TrainConfig = semantic(TrainConfig(), "train stage")
+    evaluate: EvaluateConfig = semantic(EvaluateConfig(), "evaluate stage")
+    report: ReportConfig = semantic(ReportConfig(), "report stage")
+    execution: ExecutionConfig = semantic(ExecutionConfig(), "how the run is carried out")
+
+    @property
+    def imported(self) -> bool:
+        """Whether pairs are imported, so that generation and judging are skipped."""
+        return bool(self.pairs.sources)
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        return self.run_dir / self.name
+
+    @model_validator(mode="after")
+    def _possible(self) -> RunConfig:
+        if not self.prompts.sources and not self.imported:
+            raise ValueError("nothing to start from: give prompts.sources, or pairs.sources to curate existing pairs")
+        if self.imported and self.rounds > 1:
+            raise ValueError("rounds > 1 generates new pairs; it cannot be combined with pairs.sources")
+        if self.execution.deterministic and (self.engine.kind != "transformers" or self.model.dtype != "float32"):
+            raise ValueError(
+                "execution.deterministic (reference mode) needs engine.kind: transformers and model.dtype: float32"
+            )
+        return self

@@ -1,0 +1,100 @@
+"""Config of the data a run starts from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from schemas.config.base import Section, semantic
+
+
+class Source(Section):
+    """One data set: a local file (Parquet, JSONL, CSV; globs allowed) or a Hugging Face dataset id.
+
+    `{language}` in path stands for each language of the run; that language is then the rows' language.
+    `package:` as prefix reads a file shipped in data/.
+    """
+
+    path: str = semantic(description="file, glob, package:FILE or hub dataset id")
+    name: str | None = semantic(None, "hub: configuration name")
+    split: str = semantic("train", "hub: split")
+    revision: str | None = semantic(None, "hub: revision")
+    format: Literal["auto", "parquet", "jsonl", "csv", "hub"] = semantic("auto", "auto: by the file's ending")
+    language: str | None = semantic(None, "language of every row, when there is no such column")
+    limit: int | None = semantic(None, "first rows of each file only", ge=1)
+
+
+class PromptFields(Section):
+    """Names of the columns in the source."""
+
+    prompt: str = semantic("prompt", "text, or a list of messages ending in a user turn")
+    system: str | None = semantic(None, "system message")
+    language: str | None = semantic("language", "BCP 47 code; rows without it take the source's language")
+    group_id: str | None = semantic("group_id", "translation group; default: the row's own")
+    split: str | None = semantic(None, "train | dev | test, to override the hash split")
+
+
+class PromptSource(Source):
+    """A data set of prompts."""
+
+    fields: PromptFields = semantic(PromptFields(), "column names")
+
+
+class PairFields(Section):
+    """Names of the columns in a preference data set."""
+
+    prompt: str = semantic("prompt", "text or messages; may be absent if chosen holds the whole conversation")
+    chosen: str = semantic("chosen", "text or messages")
+    rejected: str = semantic("rejected", "text or messages")
+    language: str | None = semantic("language", "BCP 47 code")
+    group_id: str | None = semantic("group_id", "translation group; default: the prompt's own")
+    split: str | None = semantic(None, "train | dev | test, to override the hash split")
+    chosen_score: str | None = semantic(None, "judge score of chosen")
+    rejected_score: str | None = semantic(None, "judge score of rejected")
+
+
+class PairSource(Source):
+    """A preference data set."""
+
+    fields: PairFields = semantic(PairFields(), "column names")
+
+
+class LanguageConfig(Section):
+    """Languages of the run (BCP 47)."""
+
+    seen: list[str] = semantic(description="languages that are trained on", min_length=1)
+    unseen: list[str] = semantic([], "languages only evaluated")
+    min_confidence: float = semantic(0.5, "identifier's probability below which a row is dropped; 0: never", ge=0, le=1)
+    identify: bool = semantic(True, "identify the language of prompts and answers")
+
+    @model_validator(mode="after")
+    def _codes(self) -> LanguageConfig:
+        import langcodes
+
+        codes = [*self.seen, *self.unseen]
+        for code in codes:
+            if not langcodes.tag_is_valid(code) or not langcodes.Language.get(code).is_valid():
+                raise ValueError(f"languages: {code!r} is not a BCP 47 language code (for example en, de, zh)")
+        if len(set(codes)) != len(codes):
+            raise ValueError("languages: a language is listed twice in seen and unseen")
+        return self
+
+
+class PromptsConfig(Section):
+    """Prompts stage: read, clean, deduplicate, split."""
+
+    sources: list[PromptSource] = semantic([], "where prompts come from")
+    near_duplicate_threshold: float = semantic(
+        0.8, "Jaccard of character 5-grams at which a later prompt is dropped; 1: off", gt=0, le=1
+    )
+    min_chars: int = semantic(2, "shorter prompts are dropped", ge=1)
+    max_chars: int = semantic(20000, "longer prompts are dropped", ge=1)
+    dev_fraction: float = semantic(0.05, "share of translation groups for choices", ge=0, lt=1)
+    test_fraction: float = semantic(0.1, "share of translation groups for figures", ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _room_to_train(self) -> PromptsConfig:
+        if self.dev_fraction + self.test_fraction >= 1:
+            raise ValueError("prompts.dev_fraction + prompts.test_fraction must leave something to train on")
+        return self

@@ -1,0 +1,80 @@
+"""Config of training, evaluation and the report."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from schemas.config.base import Section, execution, semantic
+from schemas.config.model import Sampling
+from schemas.config.sources import PairSource
+
+
+class LoraConfig(Section):
+    """LoRA adapters (PEFT)."""
+
+    r: int = semantic(16, "rank", ge=1)
+    alpha: int = semantic(32, "scale is alpha / r", ge=1)
+    dropout: float = semantic(0.0, "dropout on the adapter's input", ge=0, lt=1)
+    target_modules: str | list[str] = semantic("all-linear", "module names, or all-linear")
+
+
+class TrainConfig(Section):
+    """Train stage (TRL DPOTrainer)."""
+
+    method: Literal["lora", "full"] = semantic("lora", "adapters or all weights")
+    lora: LoraConfig = semantic(LoraConfig(), "adapter settings")
+    optimizer: Literal["adamw"] = semantic("adamw", "optimizer")
+    learning_rate: float = semantic(5e-6, "peak learning rate", gt=0)
+    schedule: Literal["linear", "cosine", "constant"] = semantic("cosine", "learning-rate schedule")
+    warmup_ratio: float = semantic(0.1, "share of steps that warm up", ge=0, lt=1)
+    weight_decay: float = semantic(0.0, "AdamW weight decay", ge=0)
+    max_grad_norm: float = semantic(1.0, "gradient clipping", gt=0)
+    epochs: float = semantic(1.0, "passes over curated", gt=0)
+    max_steps: int = semantic(-1, "stop after so many optimizer steps; -1: by epochs", ge=-1)
+    batch_size: int = semantic(32, "pairs per optimizer step, over all devices", ge=1)
+    micro_batch_size: int = execution(2, "pairs per forward", ge=1)
+    gradient_checkpointing: bool = execution(False, "recompute activations: less memory, slower")
+    save_steps: int = execution(50, "steps between checkpoints", ge=1)
+    reference: Literal["start", "initial"] = semantic(
+        "start", "rounds after the first: reference is the round's start or the initial policy"
+    )
+    report_to: list[str] = execution([], "TRL loggers: tensorboard, trackio, wandb")
+
+
+class EvaluateConfig(Section):
+    """Evaluate stage (METHODS.md section 9)."""
+
+    splits: list[Literal["dev", "test", "unseen"]] = semantic(
+        ["dev", "test", "unseen"], "held-out prompts and pairs used"
+    )
+    authored: list[PairSource] = semantic(
+        [PairSource(path="package:authored_pairs/{language}.jsonl")],
+        "pairs with truth by construction",
+    )
+    prompts_per_language: int = semantic(50, "most held-out prompts answered per language", ge=0)
+    pairs_per_language: int = semantic(200, "most held-out pairs per split and language", ge=0)
+    sampling: Sampling = semantic(Sampling(temperature=0.0, max_tokens=512), "how held-out prompts are answered")
+    win_rate: bool = semantic(True, "compare answers before and after with the evaluation judge, in both orders")
+    token_budget: int = execution(8192, "padded tokens per forward", ge=64)
+
+
+class ReportConfig(Section):
+    """Report stage."""
+
+    browse_pairs: int = semantic(200, "pairs in the browser of kept and dropped pairs", ge=0)
+
+
+class ExecutionConfig(Section):
+    """How the run is carried out; never changes a result."""
+
+    workers: int = execution(0, "worker processes; 0: one per GPU, or one on the CPU", ge=0)
+    device: Literal["auto", "cpu", "cuda"] = execution("auto", "auto: CUDA if present")
+    threads: int = execution(0, "CPU threads per worker; 0: all cores shared between workers", ge=0)
+    deterministic: bool = semantic(False, "reference mode: transformers engine, CPU, float32, bit for bit")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return value or {}

@@ -1,0 +1,26 @@
+"""The one error a user is meant to see: what is wrong, where, what to do."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A problem the user can fix. Printed as one paragraph, without a traceback.
+
+    what: what is wrong.  where: file, line, config key or table.  fix: what to do about it.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        where = f" ({self.where})" if self.where else ""
+        fix = f" {self.fix}" if self.fix else ""
+        return f"{self.what.rstrip('.')}{where}.{fix}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (self.what, self.where, self.fix)
+
+
+def _rebuild(what: str, where: str, fix: str) -> UserError:
+    return UserError(what, where=where, fix=fix)

@@ -1,0 +1,112 @@
+"""The stages in the order data flows: what each reads and writes and what its result depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A stage as the driver sees it, without importing what computes it.
+
+    reads: tables; `table:0` is round 0's; a trailing `?` marks one that may be absent.
+        The first one is what a ShardStage's shards are cut from.
+    writes: tables; dropped rows go to _dropped/<first of them>.
+    sections: config sections whose semantic fields its result depends on (`seed` and `languages` always count).
+    models: roles its result depends on.
+    version: bumped when the code's output changes.
+    engine: uses the inference engine; neighbours with the same models share a worker process.
+    """
+
+    name: str
+    kind: Literal["shard", "table", "artifact"]
+    entry: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    sections: tuple[str, ...]
+    models: tuple[str, ...] = ()
+    version: int = 1
+    engine: bool = False
+    per_round: bool = True
+
+
+STAGES: tuple[StageSpec, ...] = (
+    StageSpec("prompts", "table", "stages.prompts.stage:Prompts", (), ("prompts",), ("prompts",), per_round=False),
+    StageSpec(
+        "generate",
+        "shard",
+        "stages.generate.stage:Generate",
+        ("prompts",),
+        ("candidates",),
+        ("model", "text", "engine", "generate", "execution"),
+        ("policy",),
+        engine=True,
+    ),
+    StageSpec(
+        "judge",
+        "shard",
+        "stages.judge.stage:Judge",
+        ("candidates", "prompts"),
+        ("judgements",),
+        ("model", "text", "engine", "judge", "execution"),
+        ("judge",),
+        engine=True,
+    ),
+    StageSpec(
+        "pairs",
+        "table",
+        "stages.pairs.stage:Pairs",
+        ("prompts?", "candidates?", "judgements?"),
+        ("pairs",),
+        ("pairs", "text"),
+        ("policy",),
+    ),
+    StageSpec(
+        "gradients",
+        "shard",
+        "stages.gradients.stage:Gradients",
+        ("pairs",),
+        ("gradients",),
+        ("model", "text", "gradients", "loss", "train.reference", "execution"),
+        ("policy", "reference"),
+    ),
+    StageSpec(
+        "conflict",
+        "table",
+        "stages.conflict.stage:Conflict",
+        ("gradients", "pairs"),
+        ("scores", "gram", "directions"),
+        ("conflict", "loss"),
+    ),
+    StageSpec(
+        "select",
+        "table",
+        "stages.select.stage:Select",
+        ("pairs", "scores", "gradients"),
+        ("curated", "rejected"),
+        ("select",),
+    ),
+    StageSpec(
+        "train",
+        "artifact",
+        "stages.train.stage:Train",
+        ("curated", "gradients"),
+        ("metrics",),
+        ("model", "text", "loss", "train", "execution"),
+        ("policy", "reference"),
+    ),
+    StageSpec(
+        "evaluate",
+        "artifact",
+        "stages.evaluate.stage:Evaluate",
+        ("pairs:0", "prompts?", "curated"),
+        ("evaluation", "answers"),
+        ("model", "text", "engine", "judge.rubric", "evaluate", "execution"),
+        ("initial", "trained", "evaluation_judge"),
+        engine=True,
+    ),
+    StageSpec("report", "artifact", "stages.report.stage:Report", (), (), ("report",), per_round=False),
+)
+
+BY_NAME = {spec.name: spec for spec in STAGES}

@@ -1,0 +1,168 @@
+"""The stage contract: what a stage is given, what it gives back. Imports nothing heavy.
+
+Three kinds of stages share one context:
+- ShardStage: takes an iterator of shards, yields finished parts in any order, so that an engine stays fed.
+- TableStage: reads whole tables (lazily), yields rows of named tables, then its account.
+- ArtifactStage: a TableStage that also owns a folder it may checkpoint into; after a crash it finds
+  the folder as it left it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from schemas.config import RunConfig
+from schemas.manifests import StageManifest, Tally
+
+if TYPE_CHECKING:
+    import polars as pl
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model that is on this machine: the name the user gave, its folder, the hash of its content.
+
+    For the `openai` engine there may be no folder: path is then None.
+    """
+
+    name: str
+    path: Path | None
+    digest: str
+
+
+class Progress(Protocol):
+    """Where a stage says how far it is. Rates and time left are made from it."""
+
+    def total(self, amount: int, unit: str) -> None:
+        """Announce the work of this call, in `unit`s (ShardStages need not: the driver knows the rows)."""
+
+    def advance(self, amount: int = 1, **rates: float) -> None:
+        """`amount` units are done; `rates` are shown as they are, for example tokens_per_s=120."""
+
+    def note(self, message: str) -> None:
+        """One line for people: something they should know, never an error made small."""
+
+
+@dataclass
+class Context:
+    """What every stage is given.
+
+    inputs: table name -> its Parquet files in order; `pairs:0` is round 0's when this is a later round.
+    models: role -> model; roles: policy (start of this round), reference, initial, judge,
+        evaluation_judge, trained (after train).
+    folder: the ArtifactStage's own folder.
+    shared: lives as long as the worker process; loaded engines are kept in it by `shared_engine`.
+    stop: true when the run was asked to stop; a stage then returns at its next safe point.
+    """
+
+    config: RunConfig
+    round: int
+    inputs: Mapping[str, list[Path]]
+    models: Mapping[str, ModelRef]
+    progress: Progress
+    folder: Path | None = None
+    shared: dict[str, Any] = field(default_factory=dict)
+    stop: Callable[[], bool] = lambda: False
+    manifests: list[StageManifest] = field(default_factory=list)
+
+    def scan(self, table: str) -> pl.LazyFrame:
+        """The table as a lazy frame."""
+        import polars as pl
+
+        return pl.scan_parquet(self.inputs[table], glob=False)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A fixed range of the input table."""
+
+    index: int
+    rows: pa.Table
+
+
+@dataclass(frozen=True)
+class Drop:
+    """An input row that was not kept. failed: an error, not a rule."""
+
+    unit: str
+    row_id: str
+    language: str
+    reason: str
+    detail: str = ""
+    failed: bool = False
+
+
+@dataclass
+class Part:
+    """A finished shard: rows of the stage's tables, what was dropped, and the account of both."""
+
+    index: int
+    tables: dict[str, pa.Table]
+    tallies: list[Tally]
+    drops: list[Drop] = field(default_factory=list)
+    stats: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a table, in order."""
+
+    table: str
+    data: pa.Table
+
+
+@dataclass
+class Account:
+    """The end of a TableStage or ArtifactStage. artifacts: files in the folder that are its result."""
+
+    tallies: list[Tally]
+    drops: list[Drop] = field(default_factory=list)
+    stats: dict[str, float] = field(default_factory=dict)
+    artifacts: list[Path] = field(default_factory=list)
+
+
+class ShardStage(Protocol):
+    """generate, judge, gradients."""
+
+    def run(self, ctx: Context, shards: Iterator[Shard]) -> Iterator[Part]:
+        """Yield every shard's part, in any order; pull further shards to stay fed."""
+        ...
+
+
+class TableStage(Protocol):
+    """prompts, pairs, conflict, select; with a folder: train, evaluate, report."""
+
+    def run(self, ctx: Context) -> Iterator[Rows | Account]:
+        """Yield rows, then exactly one Account."""
+        ...
+
+
+def tally(unit: str, languages_in: Iterable[str], drops: Iterable[Drop]) -> list[Tally]:
+    """Account one unit per language: in from `languages_in` (one entry a row), kept is what was not dropped."""
+    rows_in = Counter(languages_in)
+    dropped: dict[str, Counter[str]] = {}
+    failed: Counter[str] = Counter()
+    for drop in drops:
+        if drop.unit != unit:
+            continue
+        if drop.failed:
+            failed[drop.language] += 1
+        else:
+            dropped.setdefault(drop.language, Counter())[drop.reason] += 1
+    languages = sorted(set(rows_in) | set(dropped) | set(failed))
+    return [
+        Tally(
+            unit=unit,
+            language=language,
+            rows_in=rows_in[language],
+            kept=rows_in[language] - sum(dropped.get(language, Counter()).values()) - failed[language],
+            dropped=dict(dropped.get(language, {})),
+            failed=failed[language],
+        )
+        for language in languages
+    ]
