@@ -1,0 +1,1 @@
+"""Per-pair preference gradients, compressed to sketches while the backward pass runs."""

@@ -1,0 +1,109 @@
+"""Length-sorted batches under a token budget, and a back-off when memory runs out."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+_MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory")
+
+
+def pack(lengths: Sequence[int], token_budget: int, rows_per_item: int = 1) -> list[list[int]]:
+    """Batches of item indices, longest items first, with padded tokens of a batch <=
+    `token_budget`.
+
+    lengths [N]: the longest row of each item (a pair: the longer of its two sides, `rows_per_item`
+    = 2). Padded tokens are rows times the batch's longest row. An item longer than the budget goes
+    alone. Ties keep their order, so the result depends on the lengths only. Longest first: if
+    memory is short it is short in the first batch.
+
+    Raises ValueError for a budget or a length below 1.
+    """
+    if token_budget < 1:
+        raise ValueError(f"token budget must be at least 1, got {token_budget}")
+    if any(length < 1 for length in lengths):
+        raise ValueError("every length must be at least 1")
+    batches: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if room == 0:
+            batches.append([])
+            room = max(1, token_budget // (lengths[index] * rows_per_item))
+        batches[-1].append(index)
+        room -= 1
+    return batches
+
+
+class TokenBudget:
+    """Runs batches under a token budget that is halved, and stays halved, when memory runs out."""
+
+    def __init__(self, tokens: int) -> None:
+        if tokens < 1:
+            raise ValueError(f"token budget must be at least 1, got {tokens}")
+        self.tokens = tokens
+        self.backoffs = 0
+
+    def run(
+        self,
+        lengths: Sequence[int],
+        compute: Callable[[list[int]], Sequence[Result]],
+        rows_per_item: int = 1,
+    ) -> list[Result]:
+        """One result per item, in item order. `compute` gets item indices and returns one result
+        per index.
+
+        A batch that runs out of memory is packed again, with everything not yet done, under half
+        the padded tokens that batch had. Raises the original error, with the item's length named,
+        when a single item does not fit.
+        """
+        results: dict[int, Result] = {}
+        todo = pack(lengths, self.tokens, rows_per_item)
+        while todo:
+            batch = todo[0]
+            failure: BaseException | None = None
+            try:
+                outputs = compute(batch)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(batch) == 1:
+                    size = f"{rows_per_item} x {lengths[batch[0]]} tokens"
+                    error.add_note(f"one item of {size} does not fit in memory")
+                    raise
+                # the traceback's frames would keep the tensors alive
+                failure = error.with_traceback(None)
+            if failure is not None:
+                del failure
+                release_memory()
+                self.backoffs += 1
+                used = len(batch) * rows_per_item * max(lengths[i] for i in batch)
+                self.tokens = max(1, min(self.tokens, used) // 2)
+                rest = sorted(i for waiting in todo for i in waiting)
+                repacked = pack([lengths[i] for i in rest], self.tokens, rows_per_item)
+                todo = [[rest[i] for i in positions] for positions in repacked]
+                continue
+            if len(outputs) != len(batch):
+                raise ValueError(f"{len(outputs)} results for a batch of {len(batch)}")
+            results.update(zip(batch, outputs, strict=True))
+            todo.pop(0)
+        return [results[i] for i in range(len(lengths))]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for CUDA and CPU allocation failures; PyTorch raises a plain RuntimeError for the
+    latter."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(m in str(error).lower() for m in _MEMORY_MESSAGES)
+
+
+def release_memory() -> None:
+    """Collect garbage and give cached accelerator memory back."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

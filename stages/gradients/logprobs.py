@@ -1,0 +1,191 @@
+"""Completion log-probabilities s(y) = sum_t log pi(y_t | x, y_<t) without logits for whole
+sequences.
+
+Logits exist only at completion positions and only for one chunk of them at a time, so [B, T, V] is
+never allocated. The gradient of a token's log-probability with respect to its hidden state, W^T
+(onehot - softmax), is formed in the same chunk of the forward pass; the backward pass only scales
+it. The head's own weights get no gradient here: the head is not sketched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.gradients.batching import TokenBudget
+from stages.gradients.layers import backbone
+from stages.gradients.rows import Row, RowBatch
+
+CHUNK_ELEMENTS = 32 * 1024 * 1024
+"""Logits held at a time (float32: 128 MiB, and about three such tensors while a chunk is worked
+on)."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A language-model head: logits = cap(scale * (W h + bias)), cap(z) = softcap * tanh(z /
+    softcap) when set.
+
+    weight [V, H], bias [V] or None. `scale` covers Cohere's logit_scale, Granite's logits_scaling
+    (its inverse) and Falcon-H1's lm_head_multiplier; `softcap` covers Gemma's
+    final_logit_softcapping.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Head:
+        """Read the head of a transformers causal language model. Raises ValueError when it is not
+        one linear layer."""
+        layer = model.get_output_embeddings()
+        if layer is None or getattr(layer, "weight", None) is None or layer.weight.dim() != 2:
+            raise ValueError(f"{type(model).__name__} has no linear language-model head")
+        if getattr(layer.weight, "quant_state", None) is not None or not layer.weight.is_floating_point():
+            raise ValueError("the language-model head is quantised: load it in bfloat16 or float32")
+        config: Any = model.config.get_text_config()
+        scale = 1.0
+        for name, power in (("logit_scale", 1), ("logits_scaling", -1), ("lm_head_multiplier", 1)):
+            value = getattr(config, name, None)
+            if value is not None:
+                scale *= float(value) ** power
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return cls(layer.weight, getattr(layer, "bias", None), scale, None if softcap is None else float(softcap))
+
+    def logits(self, hidden_MH: Tensor) -> Tensor:
+        """[M, V] in float32 (float64 for a float64 model); the product itself in the model's dtype,
+        as models do it."""
+        logits_MV = nn.functional.linear(hidden_MH.to(self.weight.dtype), self.weight, self.bias)
+        logits_MV = logits_MV.to(accumulation_dtype(logits_MV.dtype)) * self.scale
+        if self.softcap is None:
+            return logits_MV
+        return torch.tanh(logits_MV / self.softcap) * self.softcap
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32, or float64 for float64 models (tests)."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    """log softmax(head(h_m))[target_m] with d/dh formed chunk by chunk in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_MH: Tensor, target_M: Tensor, head: Head, chunk: int) -> Tensor:
+        wanted = ctx.needs_input_grad[0]
+        grad_MH = torch.empty_like(hidden_MH) if wanted else None
+        values: list[Tensor] = []
+        for start in range(0, hidden_MH.shape[0], chunk):
+            rows = slice(start, start + chunk)
+            logits_MV = head.logits(hidden_MH[rows])
+            index_M1 = target_M[rows, None]
+            norm_M1 = torch.logsumexp(logits_MV, dim=1, keepdim=True)
+            values.append((logits_MV.gather(1, index_M1) - norm_M1)[:, 0])
+            if grad_MH is not None:
+                delta_MV = (logits_MV - norm_M1).exp_().neg_()
+                delta_MV.scatter_add_(1, index_M1, torch.ones_like(norm_M1))
+                if head.softcap is not None:  # d cap(z)/dz = 1 - tanh^2
+                    delta_MV.mul_(logits_MV.div_(head.softcap).square_().neg_().add_(1.0))
+                if head.scale != 1.0:
+                    delta_MV.mul_(head.scale)
+                grad_MH[rows] = (delta_MV.to(head.weight.dtype) @ head.weight).to(grad_MH.dtype)
+        ctx.save_for_backward(grad_MH)
+        return torch.cat(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad_M: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (grad_MH,) = ctx.saved_tensors
+        return (grad_MH * grad_M[:, None]).to(grad_MH.dtype), None, None, None
+
+
+def token_logprobs(hidden_MH: Tensor, target_M: Tensor, head: Head, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:
+    """Log-probability [M] (float32) of each target under the head; once differentiable in
+    `hidden_MH`.
+
+    At most `chunk_elements` logits exist at a time (but at least one position's).
+    """
+    chunk = max(1, chunk_elements // head.weight.shape[0])
+    return _TokenLogProbs.apply(hidden_MH, target_M, head, chunk)
+
+
+def hidden_states(model: nn.Module, ids_BT: Tensor) -> Tensor:
+    """Final hidden states [B, T, H] (after the last norm) of right-padded ids, without cache and
+    without a mask."""
+    return backbone(model)(input_ids=ids_BT, use_cache=False, return_dict=True).last_hidden_state
+
+
+def completion_logprobs(model: nn.Module, batch: RowBatch, head: Head, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:
+    """Token log-probabilities [B, C] of the completions, zeros after their ends; differentiable in
+    activations."""
+    hidden_MH = hidden_states(model, batch.ids_BT)[batch.row_M, batch.at_M]
+    return batch.spread(token_logprobs(hidden_MH, batch.target_M, head, chunk_elements))
+
+
+@torch.no_grad()
+def score_rows(
+    model: nn.Module,
+    rows: Sequence[Row],
+    budget: TokenBudget,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> list[Tensor]:
+    """Per-token log-probabilities of each row's completion, in row order, on the CPU in float32; no
+    gradient.
+
+    The sequence value s(y) is the tensor's `.double().sum()`, the mean-token value its mean. The
+    model is used in evaluation mode and its mode restored; batches follow `budget` and back off
+    when memory runs out.
+    """
+    head = Head.of(model)
+    device = head.weight.device
+    training = model.training
+    model.eval()
+
+    def compute(indices: list[int]) -> list[Tensor]:
+        batch = RowBatch.build([rows[i] for i in indices], device)
+        values_BC = completion_logprobs(model, batch, head, chunk_elements).to("cpu")
+        return [values_BC[b, : len(rows[i].completion)].clone() for b, i in enumerate(indices)]
+
+    try:
+        return budget.run([len(row) for row in rows], compute)
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def check_head(model: nn.Module, tolerance: float = 2e-2) -> None:
+    """Compare our log-probabilities with the model's own logits on one short row, and test that
+    padding is inert.
+
+    Raises ValueError when they differ by more than `tolerance` relative to the spread of
+    log-probabilities: the model does something to its logits that `Head` does not know, or its
+    attention is not causal. Costs two tiny forwards.
+    """
+    head = Head.of(model)
+    vocabulary = head.weight.shape[0]
+    ids = tuple(1 + (7919 * k) % max(1, min(vocabulary, 1000) - 2) for k in range(8))
+    training = model.training
+    model.eval()
+    try:
+        batch = RowBatch.build([Row(ids[:2], ids[2:])], head.weight.device)
+        logits_TV = model(input_ids=batch.ids_BT, use_cache=False, return_dict=True).logits[0]
+        full_TV = logits_TV.to(accumulation_dtype(logits_TV.dtype)).log_softmax(-1)
+        theirs_M = full_TV[batch.at_M, batch.target_M]
+        ours_M = completion_logprobs(model, batch, head)[0]
+        padded = RowBatch.build([Row(ids[:2], ids[2:]), Row(ids, ids)], head.weight.device)
+        padded_M = completion_logprobs(model, padded, head)[0, : len(ids) - 2]
+    finally:
+        model.train(training)
+    scale = float(theirs_M.abs().mean().clamp_min(1e-6))
+    if float((ours_M - theirs_M).abs().max()) > tolerance * scale:
+        raise ValueError(
+            f"{type(model).__name__} transforms its logits in a way this version does not know "
+            "(known: logit_scale, logits_scaling, lm_head_multiplier, final_logit_softcapping)"
+        )
+    if float((padded_M - ours_M).abs().max()) > tolerance * scale:
+        raise ValueError(f"{type(model).__name__} is not causal: tokens after a row's end change its log-probabilities")

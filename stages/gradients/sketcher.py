@@ -1,0 +1,206 @@
+"""Sketches of per-pair preference gradients, made by hooks while one backward pass runs.
+
+For a linear layer y_t = W x_t with output gradient delta_t the gradient of a row is G = sum_t
+delta_t x_t^T, so its sketch S = P_o G P_i^T = sum_t (P_o delta_t) (P_i x_t)^T needs only projected
+inputs [T, P] and projected output gradients [T, P]. No weight gradient (O x I) is ever formed: the
+weights are frozen and the graph hangs on the embeddings' output.
+
+The pair's vector is d = grad s(y_w) - grad s(y_l), of which the DPO gradient is a multiple (arXiv
+2305.18290, equation 7: -grad loss = beta * c * d). Chosen and rejected are rows of one batch, the
+sign of s is folded into the one scalar that is differentiated, and rows never mix, so one backward
+over 2N rows gives N pair sketches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.gradients.batching import TokenBudget
+from stages.gradients.layers import refuse_unsupported, weight_shape
+from stages.gradients.logprobs import CHUNK_ELEMENTS, Head, accumulation_dtype, completion_logprobs
+from stages.gradients.projections import LayerSlot, SketchLayout, layer_projections
+from stages.gradients.rows import Pair, RowBatch
+
+
+@dataclass(frozen=True)
+class PairSketches:
+    """Sketches of N pairs, on the CPU.
+
+    sketch_ND: sketch of d, float32 (float64 for a float64 model). logp_*_N: s(y_w), s(y_l).
+    chosen_ND and rejected_ND: sketches of grad s(y_w) and grad s(y_l) when both sides were asked
+    for (losses that weight the sides separately).
+    """
+
+    sketch_ND: Tensor
+    logp_chosen_N: Tensor
+    logp_rejected_N: Tensor
+    chosen_ND: Tensor | None = None
+    rejected_ND: Tensor | None = None
+
+
+class Sketcher:
+    """Context manager around a model: inside it the weights are frozen, the model is in eval mode
+    and hooks listen.
+
+        with Sketcher(model, layout, seed) as sketcher:
+            sketches = sketcher.run(pairs, TokenBudget(8192))
+
+    Leaving it removes the hooks and restores mode and requires_grad flags. Gradient checkpointing
+    is inert in eval mode, so every layer runs once. Raises ValueError on entering for layers that
+    are missing or changed shape, for adapters and mixtures of experts, and for float16 weights,
+    whose gradients underflow unnoticed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: SketchLayout,
+        seed: int,
+        both_sides: bool = False,
+        chunk_elements: int = CHUNK_ELEMENTS,
+    ) -> None:
+        self.model, self.layout, self.seed = model, layout, seed
+        self.both_sides, self.chunk_elements = both_sides, chunk_elements
+        self._projections: dict[tuple[str, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._handles: list[Any] = []
+        self._restore: list[tuple[nn.Parameter, bool]] = []
+        self._sums_RD: Tensor | None = None  # rows x dim; None: hooks are idle
+        self._rows_tokens = (0, 0)
+        self._reached: set[str] = set()
+        self._embeds: Tensor | None = None
+
+    def __enter__(self) -> Sketcher:
+        modules = self._checked_modules()
+        self._head = Head.of(self.model)
+        self._was_training = self.model.training
+        self.model.eval()
+        self._restore = [(p, p.requires_grad) for p in self.model.parameters()]
+        for parameter, _ in self._restore:
+            parameter.requires_grad_(False)
+        self._handles = [self.model.get_input_embeddings().register_forward_hook(self._open_graph)]
+        for slot in self.layout.layers:
+            self._handles.append(modules[slot.name].register_forward_hook(self._listener(slot)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for parameter, wanted in self._restore:
+            parameter.requires_grad_(wanted)
+        self.model.train(self._was_training)
+        self._handles, self._restore = [], []
+        self._projections.clear()
+
+    def sketch(self, pairs: Sequence[Pair]) -> PairSketches:
+        """Sketch pairs as one batch of 2N rows. Use `run` for many pairs."""
+        if not self._handles:
+            raise RuntimeError("enter the Sketcher first: with Sketcher(...) as sketcher")
+        n = len(pairs)
+        rows = [pair.rows[0] for pair in pairs] + [pair.rows[1] for pair in pairs]
+        device = self._head.weight.device
+        batch = RowBatch.build(rows, device)
+        self._rows_tokens = (batch.ids_BT.shape[0], batch.ids_BT.shape[1])
+        dtype = accumulation_dtype(self._head.weight.dtype)
+        self._sums_RD = torch.zeros(2 * n, self.layout.dim, dtype=dtype, device=device)
+        self._reached = set()
+        try:
+            with torch.enable_grad():
+                value_BC = completion_logprobs(self.model, batch, self._head, self.chunk_elements)
+                value_R = value_BC.sum(dim=1)
+                signed = value_R[:n].sum() - value_R[n:].sum()
+                torch.autograd.grad(signed, [self._embeds])
+            sums_RD = self._sums_RD.to("cpu")
+        finally:
+            self._sums_RD = self._embeds = None
+        silent = [slot.name for slot in self.layout.layers if slot.name not in self._reached]
+        if silent:
+            raise ValueError(f"no gradient reached {len(silent)} sketched layers (first: {silent[0]}): exclude them")
+        value_R = value_R.detach().to("cpu")
+        chosen_ND, rejected_ND = sums_RD[:n], -sums_RD[n:]
+        sides = (chosen_ND, rejected_ND) if self.both_sides else (None, None)
+        return PairSketches(chosen_ND - rejected_ND, value_R[:n], value_R[n:], *sides)
+
+    def run(self, pairs: Sequence[Pair], budget: TokenBudget) -> PairSketches:
+        """Sketch any number of pairs in length-sorted batches under a token budget; results in the
+        order given."""
+        if not pairs:
+            raise ValueError("no pairs to sketch")
+
+        def compute(indices: list[int]) -> list[tuple[Tensor | None, ...]]:
+            got = self.sketch([pairs[i] for i in indices])
+            columns = [getattr(got, field.name) for field in fields(got)]
+            return [tuple(None if c is None else c[k] for c in columns) for k in range(len(indices))]
+
+        results = budget.run([pair.longest for pair in pairs], compute, rows_per_item=2)
+        columns = zip(*results, strict=True)
+        return PairSketches(*(None if c[0] is None else torch.stack(c) for c in columns))
+
+    def _checked_modules(self) -> dict[str, nn.Module]:
+        refuse_unsupported(self.model)
+        modules = dict(self.model.named_modules())
+        for slot in self.layout.layers:
+            if slot.name not in modules:
+                raise ValueError(f"no layer {slot.name}: the layout belongs to another model")
+            shape = weight_shape(modules[slot.name])
+            if shape != (slot.out_width, slot.in_width):
+                raise ValueError(f"{slot.name} is {shape}, not {(slot.out_width, slot.in_width)} as planned")
+        if any(parameter.dtype == torch.float16 for parameter in self.model.parameters()):
+            raise ValueError("float16 weights: gradients underflow; load bfloat16 or float32")
+        return modules
+
+    def _open_graph(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        """Make the embeddings' output the leaf the whole graph hangs on (weights are frozen)."""
+        if self._sums_RD is None or self._embeds is not None:
+            return None
+        self._embeds = output.detach().requires_grad_(True)
+        return self._embeds
+
+    def _listener(self, slot: LayerSlot) -> Any:
+        def forward_hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if self._sums_RD is None or not output.requires_grad:
+                return
+            out_PO, in_PI = self._layer_projections(slot, output)
+            with torch.no_grad():
+                x_BTP = self._by_row(slot, args[0]) @ in_PI.T  # all that is kept of the input
+
+            def backward_hook(delta: Tensor) -> None:
+                sums_RD = self._sums_RD
+                if sums_RD is None:
+                    return
+                d_BTP = self._by_row(slot, delta) @ out_PO.T
+                s_BPP = torch.bmm(d_BTP.to(sums_RD.dtype).transpose(1, 2), x_BTP.to(sums_RD.dtype))
+                sums_RD[:, slot.columns] += s_BPP.reshape(s_BPP.shape[0], -1).to(sums_RD.device)
+                self._reached.add(slot.name)
+
+            output.register_hook(backward_hook)
+
+        return forward_hook
+
+    def _layer_projections(self, slot: LayerSlot, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Projections in the activations' dtype and device; drawn once while the sketcher is
+        entered."""
+        key = (slot.name, like.device, like.dtype)
+        if key not in self._projections:
+            out_PO, in_PI = layer_projections(self.seed, slot)
+            self._projections[key] = (out_PO.to(like.device, like.dtype), in_PI.to(like.device, like.dtype))
+        return self._projections[key]
+
+    def _by_row(self, slot: LayerSlot, value: Tensor) -> Tensor:
+        """[B, T, width], also from layers that are called on flattened tokens."""
+        rows, tokens = self._rows_tokens
+        if value.dim() == 3 and value.shape[:2] == (rows, tokens):
+            return value
+        if value.dim() == 2 and value.shape[0] == rows * tokens:
+            return value.view(rows, tokens, -1)
+        raise ValueError(
+            f"{slot.name} gets input of shape {tuple(value.shape)} for {rows} rows of {tokens} "
+            "tokens: its rows cannot be told apart; exclude it"
+        )
