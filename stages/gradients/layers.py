@@ -45,8 +45,7 @@ class Coverage:
             for kind, count in sorted(by_kind.items(), key=lambda item: (-item[1], item[0]))
         ]
         left = "; left out: " + ", ".join(parts) if parts else ""
-        f"{len(self.layers)} layers, {self.share:.1%} of {self.total_parameters:,} "
-        f"parameters{left}"
+        return f"{len(self.layers)} layers, {self.share:.1%} of {self.total_parameters:,} parameters{left}"
 
 
 def backbone(model: nn.Module) -> nn.Module:
