@@ -1,0 +1,1 @@
+"""Language directions, gradient surgery and the leave-one-out conflict score."""

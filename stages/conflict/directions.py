@@ -1,0 +1,118 @@
+"""Language directions G_l = sum_i omega_i g_i from a stream of pair gradients.
+
+g_i is c_i d_i (`weighting = loss`, the DPO gradient up to beta; arXiv 2305.18290, equation 7) or d_i (`none`); sum
+omega = 1 inside a language. ConGrad (arXiv 2503.23777) averages minibatch gradients with an EMA whose coefficient
+was not released: ours is a declared value. Sums are float64, row after row in stream order, so that the size of the
+chunks changes no bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+Chunks = Callable[[], Iterable[Tensor]]
+"""A stream that can be read more than once: each call yields the sketches [n, D] of all pairs in the same order."""
+
+
+def loss_weights(margin_N: Tensor, n_chosen_N: Tensor, n_rejected_N: Tensor, beta: float, alpha: float = 0.0) -> Tensor:
+    """c_i = sigmoid(-(beta Delta_i + alpha (|y_w| - |y_l|))) [N], float64.
+
+    `margin_N` is Delta = (s - s_ref)(y_w) - (s - s_ref)(y_l); zero in the first round. alpha > 0: a longer winner has
+    margin for free, so a smaller push. Raises ValueError for entries that are not finite.
+    """
+    logits_N = beta * margin_N.to(torch.float64) + alpha * (n_chosen_N - n_rejected_N).to(torch.float64)
+    if not bool(torch.isfinite(logits_N).all()):
+        raise ValueError("log-probabilities of a pair are not finite")
+    return torch.sigmoid(-logits_N)
+
+
+def mean_omegas(language_N: Tensor, n_languages: int) -> Tensor:
+    """omega_i = 1 / n_l [N], float64: the plain mean of each language's pairs."""
+    counts_L = torch.bincount(language_N, minlength=n_languages).to(torch.float64)
+    return 1.0 / counts_L[language_N]
+
+
+def ema_omegas(language_N: Tensor, n_languages: int, gamma: float, batch_size: int) -> Tensor:
+    """Weights [N] that give the bias-corrected EMA over each language's minibatches, newest last; float64.
+
+    omega_i = (1 - gamma) gamma^(T - b) / ((1 - gamma^T) m_b) for a pair in minibatch b of T, of size m_b (the last
+    may be smaller). Minibatches are consecutive pairs of one language in stream order. Order-biased by design:
+    gamma = 0.9 remembers about 19 minibatches. gamma = 0 keeps the last minibatch only. Raises ValueError outside 0
+    <= gamma < 1 or for batch_size < 1.
+    """
+    if not 0.0 <= gamma < 1.0:
+        raise ValueError(f"gamma must be in [0, 1), got {gamma}")
+    if batch_size < 1:
+        raise ValueError(f"EMA batch size must be at least 1, got {batch_size}")
+    omega_N = torch.zeros(language_N.shape[0], dtype=torch.float64)
+    for language in range(n_languages):
+        where = (language_N == language).nonzero()[:, 0]
+        n = where.shape[0]
+        if n == 0:
+            continue
+        batch_n = torch.arange(n) // batch_size
+        total = int(batch_n[-1]) + 1
+        size_n = torch.bincount(batch_n)[batch_n].to(torch.float64)
+        age_n = (total - 1 - batch_n).to(torch.float64)
+        omega_N[where] = (1.0 - gamma) * gamma**age_n / ((1.0 - gamma**total) * size_n)
+    return omega_N
+
+
+def scaled(chunks: Chunks, weight_N: Tensor) -> Chunks:
+    """The stream with row i multiplied by weight_N[i], in float64: g_i = c_i d_i."""
+
+    def generate() -> Iterator[Tensor]:
+        for start, chunk_ND in numbered(chunks):
+            yield chunk_ND * weight_N[start : start + chunk_ND.shape[0], None].to(torch.float64)
+
+    return generate
+
+
+def numbered(chunks: Chunks) -> Iterator[tuple[int, Tensor]]:
+    """(index of the first row, chunk in float64). Raises ValueError, with the row, for entries that are not finite."""
+    start = 0
+    for chunk in chunks():
+        chunk_ND = chunk.to(torch.float64)
+        finite_N = torch.isfinite(chunk_ND).all(dim=1)
+        if not bool(finite_N.all()):
+            raise ValueError(f"the sketch of row {start + int((~finite_N).nonzero()[0])} is not finite")
+        yield start, chunk_ND
+        start += chunk_ND.shape[0]
+
+
+def directions(chunks: Chunks, language_N: Tensor, omega_N: Tensor, n_languages: int) -> Tensor:
+    """G [L, D], float64, in one pass. Raises ValueError when the stream and `language_N` differ in length."""
+    sums_LD: Tensor | None = None
+    seen = 0
+    for start, chunk_ND in numbered(chunks):
+        seen = start + chunk_ND.shape[0]
+        if seen > language_N.shape[0]:
+            break
+        if sums_LD is None:
+            sums_LD = torch.zeros(n_languages, chunk_ND.shape[1], dtype=torch.float64)
+        # index_add_ walks the rows in order, one at a time: the sum does not depend on the chunks
+        sums_LD.index_add_(0, language_N[start:seen], chunk_ND * omega_N[start:seen, None])
+    if sums_LD is None or seen != language_N.shape[0]:
+        raise ValueError(f"the stream has {seen} or more rows for {language_N.shape[0]} pairs")
+    return sums_LD
+
+
+def grams(directions_LD: Tensor, columns: Sequence[Tensor]) -> Tensor:
+    """Gram matrices K [S, L, L], K_lk = <G_l, G_k> over each segment's columns (index tensors that partition D)."""
+    return torch.stack([directions_LD[:, c] @ directions_LD[:, c].T for c in columns])
+
+
+def cosines(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """(cosine [..., L, L], valid) of a Gram matrix; 0 and False where a direction has no length."""
+    norm = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()
+    product = norm[..., :, None] * norm[..., None, :]
+    valid = product > 0
+    return torch.where(valid, gram / torch.where(valid, product, 1.0), 0.0).clamp(-1.0, 1.0), valid
+
+
+def conflicts(gram_LL: Tensor) -> int:
+    """Number of unordered language pairs with K_lk < 0."""
+    return int((gram_LL.triu(1) < 0).sum())

@@ -1,0 +1,92 @@
+"""Optional metric: a frozen diagonal scaling of sketch space, fitted in one pass over the pairs.
+
+Pairs go to unit norm, then every sketch coordinate is divided by max(RMS over pairs, floor)^q, or every layer by
+the RMS of its coordinates. It balances layers, a few of which hold most of the squared norm; it is not Adam's
+preconditioner (that acts before projection). The scaling is not recomputed under leave-one-out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stages.conflict.directions import Chunks, numbered
+
+MetricName = Literal["none", "unit", "coordinate", "layer"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Row scaling to unit norm, when `unit`, then multiplication by `scale_D` [D] float64 (None: nothing)."""
+
+    unit: bool
+    scale_D: Tensor | None
+
+    def __call__(self, chunk_ND: Tensor) -> Tensor:
+        """Scaled rows [N, D], float64; a zero row stays zero."""
+        rows_ND = unit_rows(chunk_ND) if self.unit else chunk_ND.to(torch.float64)
+        return rows_ND if self.scale_D is None else rows_ND * self.scale_D
+
+    def stream(self, chunks: Chunks) -> Chunks:
+        """The stream in this metric. Apply it to d_i, before the loss weights c_i: unit norm would undo them."""
+
+        def generate() -> Iterator[Tensor]:
+            for _, chunk_ND in numbered(chunks):
+                yield self(chunk_ND)
+
+        return generate
+
+
+def unit_rows(chunk_ND: Tensor) -> Tensor:
+    """Rows at unit norm, float64; a zero row stays zero."""
+    wide_ND = chunk_ND.to(torch.float64)
+    norm_N1 = torch.linalg.vector_norm(wide_ND, dim=1, keepdim=True)
+    return wide_ND / torch.where(norm_N1 > 0, norm_N1, 1.0)
+
+
+def fit_metric(
+    chunks: Chunks,
+    kind: MetricName,
+    *,
+    q: float = 0.5,
+    floor: float = 1e-3,
+    layers: Sequence[slice] = (),
+) -> Metric:
+    """Fit a metric. `none` and `unit` need no pass.
+
+    coordinate: divide by max(RMS, floor * r)^q, where r is the RMS of all coordinates together, so that `floor` has
+    no unit. layer: divide every layer (column slices `layers`, which cover D) by max(RMS of its coordinates, floor
+    * r); q is not used. Raises ValueError for an unknown kind, q < 0, floor <= 0, layers that do not cover D, or
+    only zero sketches.
+    """
+    if kind in ("none", "unit"):
+        return Metric(kind == "unit", None)
+    if kind not in ("coordinate", "layer"):
+        raise ValueError(f"unknown metric {kind!r}; known: none, unit, coordinate, layer")
+    if q < 0 or floor <= 0:
+        raise ValueError(f"the metric needs q >= 0 and floor > 0, got q = {q}, floor = {floor}")
+    sum_D: Tensor | None = None
+    rows = 0
+    for _, chunk_ND in numbered(chunks):
+        unit_ND = unit_rows(chunk_ND)
+        rows += int((unit_ND != 0).any(dim=1).sum())
+        if sum_D is None:
+            sum_D = torch.zeros(unit_ND.shape[1], dtype=torch.float64)
+        # row by row, in order: the size of the chunks changes no bit
+        sum_D.unsqueeze(0).index_add_(0, torch.zeros(len(unit_ND), dtype=torch.int64), unit_ND.square())
+    if sum_D is None or rows == 0:
+        raise ValueError("a metric cannot be fitted: every sketch is zero")
+    square_D = sum_D / rows
+    overall = square_D.mean().sqrt()
+    if kind == "coordinate":
+        return Metric(True, square_D.sqrt().clamp_min(floor * overall) ** -q)
+    if sum(s.stop - s.start for s in layers) != square_D.shape[0]:
+        raise ValueError("the layers do not cover the sketch's columns")
+    scale_D = torch.empty_like(square_D)
+    for columns in layers:
+        scale_D[columns] = 1.0 / square_D[columns].mean().sqrt().clamp_min(floor * overall)
+    return Metric(True, scale_D)
