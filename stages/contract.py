@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+class Stopped(Exception):
+    """The stage was asked to stop and did, at a safe point: what it checkpointed is kept, nothing is committed."""
+
+
 @dataclass(frozen=True)
 class ModelRef:
     """A model that is on this machine: the name the user gave, its folder, the hash of its content.
