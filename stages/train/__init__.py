@@ -1,0 +1,1 @@
+"""Train stage: TRL's DPOTrainer on the curated pairs."""

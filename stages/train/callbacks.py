@@ -1,0 +1,58 @@
+"""What happens between steps: progress, stopping, refusing a loss that is not a number."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from schemas.errors import UserError
+from stages.contract import Progress
+
+
+class StepCallback(TrainerCallback):
+    """Report each step; stop with a checkpoint when asked; refuse a loss that is not finite.
+
+    stopped: the run was asked to stop; a checkpoint of its last step is on disk.
+    """
+
+    def __init__(self, progress: Progress, stop: Callable[[], bool], n_pairs: int) -> None:
+        self.progress, self.stop, self.n_pairs = progress, stop, n_pairs
+        self.stopped = False
+        self._started = time.monotonic()
+        self._first_epoch = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.progress.total(state.max_steps - state.global_step, "step")
+        self._first_epoch, self._started = state.epoch or 0.0, time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.stop():
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise UserError(
+                f"the training loss is {logs['loss']} at step {state.global_step}",
+                where="train",
+                fix="Lower train.learning_rate, or use model.dtype: bfloat16 or float32.",
+            )
+        pairs = ((state.epoch or 0.0) - self._first_epoch) * self.n_pairs
+        rates = {"pairs_per_s": pairs / max(time.monotonic() - self._started, 1e-9), "loss": logs["loss"]}
+        if "rewards/accuracies" in logs:
+            rates["accuracy"] = logs["rewards/accuracies"]
+        self.progress.advance(1, **rates)

@@ -1,0 +1,98 @@
+"""The model card: what was trained, on what, how, and which choices are this project's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from schemas.config import RunConfig
+from stages.train.batches import BatchPlan
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$&@:])")
+
+
+def escape(text: str) -> str:
+    """`text` as inert Markdown on one line: no markup, no HTML, no link."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def model_card(
+    config: RunConfig,
+    round_: int,
+    base_name: str,
+    reference_name: str,
+    per_language: Mapping[str, int],
+    plan: BatchPlan,
+) -> str:
+    """Markdown with a YAML header that Hugging Face reads. Names are escaped: they come from the user's files."""
+    train, loss, select = config.train, config.loss, config.select
+    languages = sorted(per_language)
+    settings = {
+        "method": f"LoRA, rank {train.lora.r}, alpha {train.lora.alpha}, dropout {train.lora.dropout}"
+        if train.method == "lora"
+        else "all weights (float32 masters)",
+        "optimizer": train.optimizer,
+        "learning rate": f"{train.learning_rate:g}, {train.schedule}, {plan.warmup_steps} warm-up steps",
+        "weight decay": f"{train.weight_decay:g}",
+        "gradient clipping": f"{train.max_grad_norm:g}",
+        "pairs per step": str(plan.micro_batch * plan.accumulation),
+        "optimizer steps": str(plan.steps),
+        "beta": f"{loss.beta:g}",
+        "alpha (length penalty)": f"{loss.alpha:g}",
+        "numbers": config.model.dtype,
+        "seed": f"{config.seed}, round {round_}",
+    }
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [dpo, trl, congrad]",
+        "language:",
+        *(f'- "{code}"' for code in dict.fromkeys(language.partition("-")[0] for language in languages)),
+        "---",
+        "",
+        f"# {escape(config.name)}, round {round_}",
+        "",
+        *([escape(config.banner), ""] if config.banner else []),
+        f"{escape(base_name)}, aligned by DPO on preference pairs"
+        + (" that were imported" if config.imported else " the model generated and judged itself")
+        + f". Selection: by {escape(select.by)}, share {select.keep:g} kept"
+        + (" in each language." if select.quota == "language" else " overall."),
+        "",
+        f"Reference model of the loss: {escape(reference_name)}.",
+        "",
+        "## Training pairs",
+        "",
+        "| language | pairs |",
+        "| --- | ---: |",
+        *(f"| {escape(language)} | {per_language[language]} |" for language in languages),
+        f"| all | {sum(per_language.values())} |",
+        "",
+        "## Settings",
+        "",
+        "| setting | value |",
+        "| --- | --- |",
+        *(f"| {name} | {escape(value)} |" for name, value in settings.items()),
+        "",
+        "## Method",
+        "",
+        "Loss: `-log sigmoid(beta * Delta + alpha * (tokens of chosen - tokens of rejected))`, Delta the implicit"
+        " reward margin of DPO (arXiv 2305.18290); alpha = 0 is DPO. Trained with TRL's DPOTrainer.",
+        "",
+        *_selection_text(select.by),
+        "Weights are stored in the numbers named above; adapters are merged.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _selection_text(by: str) -> list[str]:
+    if by != "conflict":
+        return []
+    return [
+        "Selection follows ConGrad (arXiv 2503.23777): pairs whose DPO gradient agrees with the direction merged over"
+        " languages by PCGrad (arXiv 2001.06782). ConGrad's code was not released: the share kept, the compression of"
+        " the gradients, how a language's direction is averaged, the similarity measure and the judge's prompt are"
+        " choices of this project, not of the paper.",
+        "",
+    ]

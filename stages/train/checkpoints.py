@@ -1,0 +1,69 @@
+"""Which checkpoint a run resumes from.
+
+A checkpoint is a folder `checkpoint-<step>` as transformers writes it: weights as safetensors, trainer_state.json, and
+optimizer.pt, scheduler.pt, rng_state.pth, which are torch archives by transformers' design and which it reads with
+`weights_only=True` (no code runs). transformers writes files straight into the final folder, so a killed run may leave
+a folder that looks finished. The marker `complete.json` is written last, after every file was flushed to disk: it lists
+the files with their sizes and the identity of the run. A folder without a fitting marker is not resumed from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+MARKER = "complete.json"
+
+
+def mark_complete(folder: Path, identity: str, step: int) -> None:
+    """Flush every file of the checkpoint, then publish the marker by an atomic rename."""
+    sizes = {}
+    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MARKER):
+        with file.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        sizes[file.relative_to(folder).as_posix()] = file.stat().st_size
+    temporary = folder / (MARKER + ".tmp")
+    with temporary.open("w", encoding="utf-8") as handle:
+        json.dump({"identity": identity, "step": step, "files": sizes}, handle, indent=1)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.rename(folder / MARKER)
+    _sync_folder(folder)
+    _sync_folder(folder.parent)
+
+
+def is_complete(folder: Path, identity: str) -> bool:
+    """Whether the marker is there, belongs to this run, and every file it lists has its size."""
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        if marker["identity"] != identity:
+            return False
+        return all((folder / name).stat().st_size == size for name, size in marker["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def resumable(root: Path, identity: str, note: Callable[[str], None]) -> Path | None:
+    """The latest complete checkpoint of this run under `root`; incomplete or foreign ones are removed aloud."""
+    found: dict[int, Path] = {}
+    for folder in sorted(root.glob("checkpoint-*")):
+        step = folder.name.removeprefix("checkpoint-")
+        if not folder.is_dir() or not step.isdigit():
+            continue
+        if is_complete(folder, identity):
+            found[int(step)] = folder
+        else:
+            note(f"removed {folder.name}: unfinished, or of another configuration")
+            shutil.rmtree(folder)
+    return found[max(found)] if found else None
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,68 @@
+"""The result of training on disk: merged safetensors model, tokenizer, adapter."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from schemas.errors import UserError
+
+
+def export_model(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    base_name: str,
+    dtype: torch.dtype,
+) -> list[Path]:
+    """Write folder/model (merged, in `dtype`, with tokenizer and chat template) and, for LoRA, folder/adapter.
+
+    Both appear under their name only when whole. `base_name` replaces this machine's path of the base model. The model
+    is used up: adapters are merged into it. Returns the files, sorted. Raises UserError when a trained weight is not
+    finite.
+    """
+    broken = [n for n, p in model.named_parameters() if p.requires_grad and not bool(torch.isfinite(p).all())]
+    if broken:
+        raise UserError(
+            f"{len(broken)} trained weights are not finite, for example {broken[0]}",
+            where="train",
+            fix="Lower train.learning_rate, or use model.dtype: bfloat16 or float32.",
+        )
+    if isinstance(model, PeftModel):
+        _publish(folder / "adapter", lambda target: _save_adapter(model, target, base_name))
+        merged = model.merge_and_unload()
+    else:
+        merged = model
+    merged = merged.to(dtype)
+
+    def save(target: Path) -> None:
+        merged.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+    _publish(folder / "model", save)
+    return sorted(p for name in ("adapter", "model") for p in (folder / name).rglob("*") if p.is_file())
+
+
+def _save_adapter(model: PeftModel, target: Path, base_name: str) -> None:
+    model.save_pretrained(target, save_embedding_layers=False)
+    config = json.loads((target / "adapter_config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base_name
+    (target / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    (target / "README.md").unlink(missing_ok=True)
+
+
+def _publish(target: Path, write: Callable[[Path], None]) -> None:
+    """Write into a folder beside `target` and rename it, replacing what a crashed export left."""
+    temporary = target.with_name(target.name + ".tmp")
+    for old in (temporary, target):
+        if old.exists():
+            shutil.rmtree(old)
+    temporary.mkdir(parents=True)
+    write(temporary)
+    temporary.rename(target)

@@ -1,0 +1,44 @@
+"""Training loggers (`train.report_to`): checked before hours are spent, their files kept in the stage's folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+
+from schemas.errors import UserError
+
+_FOLDER_VARIABLES = ("TENSORBOARD_LOGGING_DIR", "TRACKIO_DIR", "WANDB_DIR")
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Raise UserError for a logger transformers does not know or that is not installed."""
+    available = get_available_reporting_integrations()
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise UserError(
+                f"{name!r} is not a logger TRL knows",
+                where="train.report_to",
+                fix=f"Known: {', '.join(sorted(INTEGRATION_TO_CALLBACK))}; [] for none.",
+            )
+        if name not in available:
+            raise UserError(
+                f"the logger {name} is not installed",
+                where="train.report_to",
+                fix=f"pip install {name}, or remove it from train.report_to.",
+            )
+
+
+@contextmanager
+def logs_in(folder: Path) -> Iterator[None]:
+    """Point the loggers at `folder` while training, unless the user's environment says where; then restore it."""
+    added = [name for name in _FOLDER_VARIABLES if name not in os.environ]
+    os.environ.update({name: str(folder) for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

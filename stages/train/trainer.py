@@ -1,0 +1,94 @@
+"""TRL's DPOTrainer, given our token ids, our reference log-probabilities and our optimizer.
+
+Overrides of TRL 1.16 (pinned; tests/stages/train check that the methods are still there):
+- `_prepare_dataset`, `_precompute_ref_logps`: rows arrive tokenised, with reference log-probabilities, and are used as
+  they are: nothing is tokenised again, truncated or dropped.
+- `_get_num_items_in_batch`, `compute_loss`: every pair of a step weighs the same, so that the micro-batch size does not
+  change the result, not even in the last, smaller batch of an epoch.
+- `create_optimizer`: `build_optimizer`, also under FSDP.
+- `_save`, `_save_checkpoint`: no pickled training arguments; a checkpoint is marked complete last.
+- `create_model_card`, `_send_telemetry`: the stage writes its own card; a run reports to nobody unasked.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from schemas.config.training import TrainConfig
+from stages.train.checkpoints import mark_complete
+from stages.train.loss import LengthPenalisedDPOTrainer
+from stages.train.optimizers import build_optimizer
+
+ROW_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
+
+
+class PairTrainer(LengthPenalisedDPOTrainer):
+    """DPOTrainer on rows of token ids and reference log-probabilities (`ROW_COLUMNS`).
+
+    identity: what the run depends on; only checkpoints with the same identity are resumed from.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *args: Any, train_config: TrainConfig, identity: str, **kwargs: Any) -> None:
+        self.train_config = train_config
+        self.identity = identity
+        super().__init__(*args, **kwargs)
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        missing = [name for name in ROW_COLUMNS if name not in dataset.column_names]
+        if missing:
+            raise ValueError(f"training rows lack {', '.join(missing)}")
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> int:
+        """Pairs in this optimizer step, over all devices."""
+        pairs = sum(batch["input_ids"].shape[0] // 2 for batch in batch_samples)
+        if self.args.world_size > 1:
+            return int(self.accelerator.gather(torch.tensor([pairs], device=device)).sum())
+        return pairs
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: int | None = None,
+    ) -> Any:
+        """TRL's mean over the micro-batch, rescaled so that micro-batches sum to the mean over the step's pairs."""
+        result = super().compute_loss(model, inputs, return_outputs)
+        if num_items_in_batch is None:
+            return result
+        pairs = inputs["input_ids"].shape[0] // 2
+        scale = pairs * self.args.world_size / num_items_in_batch
+        return (result[0] * scale, result[1]) if return_outputs else result * scale
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimizer of `stages/train/optimizers.py` over the model as it is wrapped now."""
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(self.model if model is None else model, self.train_config)
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            mark_complete(folder, self.identity, self.state.global_step)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """No card inside checkpoints: the stage writes one for the final model."""
+
+    def _send_telemetry(self) -> None:
+        """Nothing is sent."""
