@@ -15,6 +15,8 @@ from torch import Tensor
 
 Chunks = Callable[[], Iterable[Tensor]]
 """A stream that can be read more than once: each call yields the sketches [n, D] of all pairs in the same order."""
+Columns = Tensor | slice
+"""Sketch columns of one segment (a layer group)."""
 
 
 def loss_weights(margin_N: Tensor, n_chosen_N: Tensor, n_rejected_N: Tensor, beta: float, alpha: float = 0.0) -> Tensor:
@@ -100,8 +102,8 @@ def directions(chunks: Chunks, language_N: Tensor, omega_N: Tensor, n_languages:
     return sums_LD
 
 
-def grams(directions_LD: Tensor, columns: Sequence[Tensor]) -> Tensor:
-    """Gram matrices K [S, L, L], K_lk = <G_l, G_k> over each segment's columns (index tensors that partition D)."""
+def grams(directions_LD: Tensor, columns: Sequence[Columns]) -> Tensor:
+    """Gram matrices K [S, L, L], K_lk = <G_l, G_k> over each segment's columns (they partition D)."""
     return torch.stack([directions_LD[:, c] @ directions_LD[:, c].T for c in columns])
 
 

@@ -15,9 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.conflict.directions import Chunks, cosines, numbered
-
-Columns = Tensor | slice
+from stages.conflict.directions import Chunks, Columns, cosines, numbered
 
 
 @dataclass(frozen=True)

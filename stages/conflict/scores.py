@@ -22,11 +22,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stages.conflict.directions import Chunks, grams, numbered
+from stages.conflict.directions import Chunks, Columns, grams, numbered
 from stages.conflict.groups import plan_passes
 from stages.conflict.surgery import Surgery
 
-Columns = Tensor | slice
 FLAGS = ("zero_gradient", "single_language", "few_pairs", "no_own_direction", "no_direction")
 """zero_gradient: |g| = 0. single_language: no other language has a pair; the score is against the own direction.
 few_pairs: fewer than `min_pairs` in the language. no_own_direction: nothing of the language is left after leaving out.
@@ -58,10 +57,25 @@ class Scores:
     @classmethod
     def empty(cls, n: int, n_languages: int) -> Scores:
         """All values undefined."""
-        shapes = [(n,), (n,), (n,), (n, n_languages)]
-        values = [torch.zeros(shape, dtype=torch.float64) for shape in [*shapes, (n,)]]
-        masks = [torch.zeros(shape, dtype=torch.bool) for shape in shapes]
-        return cls(*values, *masks, flags={name: torch.zeros(n, dtype=torch.bool) for name in FLAGS})
+
+        def value(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64)
+
+        def mask(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.bool)
+
+        return cls(
+            score_all=value(n),
+            score_others=value(n),
+            cosine_own=value(n),
+            cosines=value(n, n_languages),
+            norm=value(n),
+            score_all_valid=mask(n),
+            score_others_valid=mask(n),
+            cosine_own_valid=mask(n),
+            cosines_valid=mask(n, n_languages),
+            flags={name: mask(n) for name in FLAGS},
+        )
 
     def optional(self, name: str) -> list[float | None]:
         """A [N] column as Python values, None where undefined: `score_all`, `score_others` or `cosine_own`."""

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from stages.gradients.layers import as_out_in
 from stages.gradients.logprobs import Head, completion_logprobs
@@ -14,7 +15,7 @@ from stages.gradients.projections import LayerShape
 from stages.gradients.rows import Pair, RowBatch
 
 
-def exact_pair_gradient(model: nn.Module, pair: Pair, layers: Sequence[LayerShape]) -> dict[str, Tensor]:
+def exact_pair_gradient(model: PreTrainedModel, pair: Pair, layers: Sequence[LayerShape]) -> dict[str, Tensor]:
     """d = grad s(y_w) - grad s(y_l) as {layer name: G (O x I)}, in the weights' dtype and on their
     device.
 

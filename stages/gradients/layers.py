@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from stages.gradients.projections import LayerShape
@@ -48,7 +49,7 @@ class Coverage:
         return f"{len(self.layers)} layers, {self.share:.1%} of {self.total_parameters:,} parameters{left}"
 
 
-def backbone(model: nn.Module) -> nn.Module:
+def backbone(model: PreTrainedModel) -> nn.Module:
     """The model without its head: what turns token ids into final hidden states (transformers'
     `base_model`)."""
     base = getattr(model, "base_model", None)
@@ -57,7 +58,7 @@ def backbone(model: nn.Module) -> nn.Module:
     return base
 
 
-def select_layers(model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> Coverage:
+def select_layers(model: PreTrainedModel, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> Coverage:
     """Choose the linear layers to sketch by glob patterns over qualified names (`*.mlp.*`,
     `model.layers.0.*`).
 
@@ -96,10 +97,10 @@ def select_layers(model: nn.Module, include: Sequence[str] = ("*",), exclude: Se
     return Coverage(shapes, total, covered, left_out)
 
 
-def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def linear_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
     """(qualified name, module) of every linear layer of the backbone, in module order, the head
     excluded."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = model.get_output_embeddings()
     inside = {id(module) for module in backbone(model).modules()}
     for name, module in model.named_modules():
         if id(module) in inside and module is not head and isinstance(module, (nn.Linear, Conv1D)):
@@ -109,7 +110,9 @@ def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def weight_shape(module: nn.Module) -> tuple[int, int]:
     """(O, I) of a linear layer; Conv1D stores its weight transposed."""
     if isinstance(module, Conv1D):
-        return module.nf, module.nx
+        return int(module.nf), int(module.nx)
+    if not isinstance(module, nn.Linear):
+        raise ValueError(f"{type(module).__name__} is not a linear layer")
     return module.out_features, module.in_features
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from stages.gradients.batching import TokenBudget
 from stages.gradients.layers import backbone
@@ -41,7 +42,7 @@ class Head:
     softcap: float | None = None
 
     @classmethod
-    def of(cls, model: nn.Module) -> Head:
+    def of(cls, model: PreTrainedModel) -> Head:
         """Read the head of a transformers causal language model. Raises ValueError when it is not
         one linear layer."""
         layer = model.get_output_embeddings()
@@ -114,13 +115,15 @@ def token_logprobs(hidden_MH: Tensor, target_M: Tensor, head: Head, chunk_elemen
     return _TokenLogProbs.apply(hidden_MH, target_M, head, chunk)
 
 
-def hidden_states(model: nn.Module, ids_BT: Tensor) -> Tensor:
+def hidden_states(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
     """Final hidden states [B, T, H] (after the last norm) of right-padded ids, without cache and
     without a mask."""
     return backbone(model)(input_ids=ids_BT, use_cache=False, return_dict=True).last_hidden_state
 
 
-def completion_logprobs(model: nn.Module, batch: RowBatch, head: Head, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:
+def completion_logprobs(
+    model: PreTrainedModel, batch: RowBatch, head: Head, chunk_elements: int = CHUNK_ELEMENTS
+) -> Tensor:
     """Token log-probabilities [B, C] of the completions, zeros after their ends; differentiable in
     activations."""
     hidden_MH = hidden_states(model, batch.ids_BT)[batch.row_M, batch.at_M]
@@ -129,7 +132,7 @@ def completion_logprobs(model: nn.Module, batch: RowBatch, head: Head, chunk_ele
 
 @torch.no_grad()
 def score_rows(
-    model: nn.Module,
+    model: PreTrainedModel,
     rows: Sequence[Row],
     budget: TokenBudget,
     chunk_elements: int = CHUNK_ELEMENTS,
@@ -158,7 +161,7 @@ def score_rows(
 
 
 @torch.no_grad()
-def check_head(model: nn.Module, tolerance: float = 2e-2) -> None:
+def check_head(model: PreTrainedModel, tolerance: float = 2e-2) -> None:
     """Compare our log-probabilities with the model's own logits on one short row, and test that
     padding is inert.
 

@@ -19,7 +19,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
@@ -98,7 +98,7 @@ class SketchLayout:
         for shape in shapes:
             p = min(p_shared, shape.out_width, shape.in_width)
             block, kind = block_and_kind(shape.name)
-            slots.append(LayerSlot(*astuple(shape), p, offset, block, kind))
+            slots.append(LayerSlot(shape.name, shape.out_width, shape.in_width, p, offset, block, kind))
             offset += p * p
         return cls(tuple(slots))
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from stages.gradients.batching import TokenBudget
 from stages.gradients.layers import refuse_unsupported, weight_shape
@@ -43,6 +44,19 @@ class PairSketches:
     chosen_ND: Tensor | None = None
     rejected_ND: Tensor | None = None
 
+    def rows(self, which: slice) -> PairSketches:
+        """Some of the pairs, copied so that a batch's memory is not kept alive."""
+        parts = [getattr(self, field.name) for field in fields(self)]
+        kept: list[Any] = [None if part is None else part[which].clone() for part in parts]
+        return PairSketches(*kept)
+
+    @staticmethod
+    def cat(parts: Sequence[PairSketches]) -> PairSketches:
+        """Concatenate along the pairs."""
+        columns = [[getattr(part, field.name) for part in parts] for field in fields(PairSketches)]
+        joined: list[Any] = [None if column[0] is None else torch.cat(column) for column in columns]
+        return PairSketches(*joined)
+
 
 class Sketcher:
     """Context manager around a model: inside it the weights are frozen, the model is in eval mode
@@ -59,7 +73,7 @@ class Sketcher:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         layout: SketchLayout,
         seed: int,
         both_sides: bool = False,
@@ -116,7 +130,7 @@ class Sketcher:
                 value_BC = completion_logprobs(self.model, batch, self._head, self.chunk_elements)
                 value_R = value_BC.sum(dim=1)
                 signed = value_R[:n].sum() - value_R[n:].sum()
-                torch.autograd.grad(signed, [self._embeds])
+                torch.autograd.grad(signed, self._leaf())
             sums_RD = self._sums_RD.to("cpu")
         finally:
             self._sums_RD = self._embeds = None
@@ -134,14 +148,16 @@ class Sketcher:
         if not pairs:
             raise ValueError("no pairs to sketch")
 
-        def compute(indices: list[int]) -> list[tuple[Tensor | None, ...]]:
+        def compute(indices: list[int]) -> list[PairSketches]:
             got = self.sketch([pairs[i] for i in indices])
-            columns = [getattr(got, field.name) for field in fields(got)]
-            return [tuple(None if c is None else c[k] for c in columns) for k in range(len(indices))]
+            return [got.rows(slice(k, k + 1)) for k in range(len(indices))]
 
-        results = budget.run([pair.longest for pair in pairs], compute, rows_per_item=2)
-        columns = zip(*results, strict=True)
-        return PairSketches(*(None if c[0] is None else torch.stack(c) for c in columns))
+        return PairSketches.cat(budget.run([pair.longest for pair in pairs], compute, rows_per_item=2))
+
+    def _leaf(self) -> Tensor:
+        if self._embeds is None:
+            raise ValueError(f"{type(self.model).__name__} did not use its input embeddings: it cannot be sketched")
+        return self._embeds
 
     def _checked_modules(self) -> dict[str, nn.Module]:
         refuse_unsupported(self.model)
