@@ -1,0 +1,1 @@
+"""Inference engines behind one interface: vLLM, transformers, OpenAI-compatible servers."""

@@ -1,0 +1,69 @@
+"""What an inference engine is: requests in, completions out, in any order, as they finish."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from schemas.config.model import Sampling
+
+if TYPE_CHECKING:
+    from stages.text.render import Renderer
+
+JUDGE_ROOM = 2048
+"""Tokens an engine's context has beyond text.max_length: a judge sees a rubric around prompt and answer."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to continue, or, with score_tokens, one position whose next-token log-probabilities are wanted.
+
+    id: unique among the requests in flight. seed: 63 bits, the only source of randomness of this request.
+    score_tokens: token ids; nothing is generated then. group: requests of different groups (shards) never share
+    a batch in engines with fixed batches, so that a shard's result does not depend on its neighbours.
+    """
+
+    id: str
+    prompt_ids: list[int]
+    sampling: Sampling
+    seed: int
+    score_tokens: tuple[int, ...] = ()
+    group: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The answer to a request.
+
+    text: without control tokens and stop strings. token_ids: None if the server does not say.
+    n_tokens: generated, end of turn included. finish_reason: stop | length, or error (then `error` says why).
+    score_logprobs: token id -> natural log of its next-token probability at temperature 1; ids a server
+    did not report are absent.
+    """
+
+    id: str
+    text: str
+    token_ids: list[int] | None
+    n_tokens: int
+    finish_reason: str
+    score_logprobs: dict[int, float] = field(default_factory=dict)
+    error: str = ""
+
+
+class Engine(Protocol):
+    """A loaded model. context_length: most tokens of prompt and answer together."""
+
+    renderer: Renderer
+    context_length: int
+
+    def stream(self, requests: Iterator[Request]) -> Iterator[Completion]:
+        """Yield each request's completion as it finishes; requests are pulled lazily, as the engine has room.
+
+        A request longer than the context gives a completion with finish_reason error; it is never cut.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give memory back; the engine is not used afterwards."""
+        ...

@@ -1,0 +1,1 @@
+"""N answers per prompt from the round's policy."""

@@ -1,0 +1,1 @@
+"""Scores for answers by a judge model (METHODS.md section 1)."""

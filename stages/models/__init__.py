@@ -1,0 +1,1 @@
+"""Models by name: hub ids, folders, PEFT adapters, embedded ones."""

@@ -1,0 +1,234 @@
+"""Messages to token ids: the one place that renders and tokenises, for every stage (METHODS.md section 0).
+
+Engines get these ids, gradients and training use the same: a pair is tokenised as TRL 1.16's DPOTrainer tokenises the
+stored conversational row (prompt / completion split at their common token prefix), less what the template puts
+after the end-of-turn token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from schemas.config.model import TextConfig
+from schemas.errors import UserError
+from schemas.ids import content_id
+from stages.contract import ModelRef
+from stages.text.neutralise import Neutraliser, control_marks
+from stages.text.template import install_template
+
+Messages = list[dict[str, str]]
+
+
+class RenderError(UserError):
+    """This conversation cannot be rendered: a fault of the row, not of the run."""
+
+
+@dataclass(frozen=True)
+class PairIds:
+    """Token ids of a preference pair; a completion ends in its end-of-turn token."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+    def hash(self) -> str:
+        """Content hash of the three: gradients store it, training verifies it."""
+        return content_id(self.prompt, self.chosen, self.rejected)
+
+
+def load_renderer(model: ModelRef, text: TextConfig, trust_remote_code: bool = False) -> Renderer:
+    """The renderer of a model's tokenizer and the run's text settings.
+
+    Raises UserError if the tokenizer cannot be loaded, or its template is unusable (see `Renderer`).
+    """
+    from transformers import AutoTokenizer
+
+    if model.path is None:
+        raise UserError(
+            f"There is no tokenizer for {model.name} on this machine",
+            where="model",
+            fix="Give a hub id or a folder with the tokenizer of the served model: prompts are sent as token ids.",
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model.path, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"The tokenizer of {model.name} cannot be loaded: {first}",
+            where=str(model.path),
+            fix="The folder needs tokenizer.json and tokenizer_config.json, as save_pretrained writes them.",
+        ) from error
+    return Renderer(tokenizer, text)
+
+
+class Renderer:
+    """Renders conversations with the run's chat template and tokenises them.
+
+    tokenizer: with the template that is used (dates pinned): hand it to TRL. notes: for people.
+    end_of_turn: id that ends an answer. stop_ids: ids at which an engine must stop.
+    Raises UserError when the tokenizer is not a fast one, or its template has no end-of-turn token.
+    """
+
+    def __init__(self, tokenizer: Any, text: TextConfig) -> None:
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"{type(tokenizer).__name__} is a slow tokenizer, without character offsets",
+                where="model.policy",
+                fix="Use a model folder that has a tokenizer.json.",
+            )
+        self.tokenizer = tokenizer
+        self.template_kwargs: dict[str, Any] = dict(text.chat_template_kwargs)
+        self.notes: list[str] = install_template(tokenizer, text)
+        marks, self._control_ids = control_marks(tokenizer, tokenizer.chat_template)
+        self.neutralise = Neutraliser(tokenizer, marks, self._control_ids)
+        self._system_role = text.system_role
+        self.has_system_role = self._takes_system()
+        if not self.has_system_role:
+            action = "folded into the first user turn" if text.system_role == "fold" else "refused"
+            self.notes.append(f"the chat template has no system role: system messages are {action}")
+        self.end_of_turn = self._find_end_of_turn()
+        self.stop_ids: tuple[int, ...] = tuple(
+            sorted({self.end_of_turn, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
+        )
+
+    def prepare(self, messages: Iterable[Mapping[str, str]], system_prompt: str | None = None) -> Messages:
+        """The conversation as it is rendered and stored: system prompt added, folded if need be, neutralised.
+
+        Idempotent. A system prompt is not put before a conversation that brings its own system message.
+        Raises RenderError on roles other than system, user and assistant, or a system message that is refused.
+        """
+        prepared: Messages = []
+        for message in messages:
+            role, content = message.get("role"), message.get("content")
+            if role not in ("system", "user", "assistant") or not isinstance(content, str):
+                raise RenderError(
+                    f"A message has role {role!r} and content of type {type(content).__name__}",
+                    fix="Messages are text with role system, user or assistant; tool calls are not supported.",
+                )
+            prepared.append({"role": role, "content": self.neutralise(content)[0]})
+        if system_prompt and not (prepared and prepared[0]["role"] == "system"):
+            prepared.insert(0, {"role": "system", "content": self.neutralise(system_prompt)[0]})
+        if prepared and prepared[0]["role"] == "system" and not self.has_system_role:
+            if self._system_role == "refuse":
+                raise RenderError(
+                    "The chat template has no system role and the conversation has a system message",
+                    where="text.system_role",
+                    fix="Set text.system_role: fold, or leave out the system message or system_prompt.",
+                )
+            system = prepared.pop(0)["content"]
+            if prepared and prepared[0]["role"] == "user":
+                prepared[0]["content"] = f"{system}\n\n{prepared[0]['content']}"
+            else:
+                prepared.insert(0, {"role": "user", "content": system})
+        return prepared
+
+    def prompt_ids(
+        self,
+        messages: Iterable[Mapping[str, str]],
+        system_prompt: str | None = None,
+        assistant_prefix: str = "",
+    ) -> list[int]:
+        """Ids of a conversation ending in a user turn, with the generation prompt (and the answer's beginning)."""
+        prepared = self.prepare(messages, system_prompt)
+        if not prepared or prepared[-1]["role"] != "user":
+            raise RenderError("A prompt must end in a user turn", fix="Remove the last assistant message.")
+        ids = self._apply(prepared, add_generation_prompt=True)
+        if assistant_prefix:
+            prefix = self.neutralise(assistant_prefix)[0]
+            ids = ids + self.tokenizer(prefix, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def pair_ids(
+        self,
+        prompt: Sequence[Mapping[str, str]],
+        chosen: Sequence[Mapping[str, str]],
+        rejected: Sequence[Mapping[str, str]],
+    ) -> PairIds:
+        """Ids of a pair of conversations that share `prompt`, as TRL's DPOTrainer splits them."""
+        prompt_ids = self.prompt_ids(prompt)
+        start = self.prepare(prompt)
+        chosen_ids = self._apply(start + self.prepare(chosen))
+        rejected_ids = self._apply(start + self.prepare(rejected))
+        split = min(_common_prefix(prompt_ids, chosen_ids), _common_prefix(prompt_ids, rejected_ids))
+        return PairIds(
+            prompt=prompt_ids[:split],
+            chosen=self._through_end_of_turn(chosen_ids[split:]),
+            rejected=self._through_end_of_turn(rejected_ids[split:]),
+        )
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of generated ids, control tokens left out."""
+        kept = [token_id for token_id in token_ids if token_id not in self._control_ids]
+        return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _apply(self, messages: Messages, add_generation_prompt: bool = False) -> list[int]:
+        from jinja2 import TemplateError
+
+        try:
+            encoded = self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=True,
+                return_dict=True,
+                add_generation_prompt=add_generation_prompt,
+                **self.template_kwargs,
+            )
+        except (TemplateError, TypeError) as error:
+            raise RenderError(
+                f"The chat template refuses the conversation: {error}",
+                fix="Many templates want user and assistant turns to alternate; text.chat_template sets another one.",
+            ) from error
+        return list(encoded["input_ids"])
+
+    def _through_end_of_turn(self, ids: list[int]) -> list[int]:
+        """Cut what follows the last end-of-turn token (a template's trailing newline)."""
+        for position in range(len(ids) - 1, -1, -1):
+            if ids[position] == self.end_of_turn:
+                return ids[: position + 1]
+        raise RenderError("The rendered answer has no end-of-turn token", where="text.chat_template")
+
+    def _takes_system(self) -> bool:
+        probe = "system probe 7319"
+        messages = [{"role": "system", "content": probe}, {"role": "user", "content": "a"}]
+        try:
+            ids = self._apply(messages, add_generation_prompt=True)
+        except RenderError:
+            return False
+        return probe in self.tokenizer.decode(ids) and self._splits_system(messages)
+
+    def _splits_system(self, messages: Messages) -> bool:
+        """A template that only knows `messages[0]` as user would print a system message as if it were the user's."""
+        swapped = [{"role": "user", "content": messages[0]["content"]}, messages[1]]
+        try:
+            return self._apply(swapped) != self._apply(messages)
+        except RenderError:
+            return True
+
+    def _find_end_of_turn(self) -> int:
+        """The first control token after an assistant message's content."""
+        user = {"role": "user", "content": "a"}
+        short = self._apply([user, {"role": "assistant", "content": "b"}])
+        prompt = self._apply([user], add_generation_prompt=True)
+        tail = short[_common_prefix(prompt, short) :]
+        content = self.tokenizer("b", add_special_tokens=False)["input_ids"][-1:]
+        after = tail[len(tail) - tail[::-1].index(content[0]) :] if content and content[0] in tail else tail
+        for token_id in after:
+            if token_id in self._control_ids:
+                return token_id
+        raise UserError(
+            "The chat template puts no end-of-turn token after an answer, so nothing would teach the model to stop",
+            where="text.chat_template",
+            fix="Use a template that ends assistant messages with the tokenizer's end-of-turn or eos token.",
+        )
+
+
+def _common_prefix(ids: Sequence[int], other: Sequence[int]) -> int:
+    length = 0
+    for token, other_token in zip(ids, other, strict=False):
+        if token != other_token:
+            break
+        length += 1
+    return length
