@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
-
 MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
 COSINES = pa.list_(pa.struct([pa.field("language", pa.string()), pa.field("cosine", pa.float32())]))
 

@@ -1,0 +1,195 @@
+"""The command line. Commands import what they need when they run, so that --help and status answer at once."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from schemas.errors import UserError
+
+if TYPE_CHECKING:
+    from schemas.config import RunConfig
+
+app = typer.Typer(
+    help="Curate multilingual preference data by gradient conflict (ConGrad) and train on it with DPO.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Config = Annotated[Path, typer.Argument(help="YAML config; `init` writes a starter one", metavar="CONFIG")]
+Run = Annotated[Path, typer.Argument(help="run directory, or the name of a run under runs/", metavar="RUN")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="override a config value: a.b=value (repeatable)", metavar="KEY=VALUE")
+]
+RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="folder that holds runs (config: run_dir)")]
+Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
+Round = Annotated[int | None, typer.Option("--round", help="this round only", min=0)]
+
+
+@app.command()
+def run(
+    config: Config,
+    stage: Annotated[str | None, typer.Option(help="run this stage only")] = None,
+    first: Annotated[str | None, typer.Option("--from", help="start at this stage")] = None,
+    last: Annotated[str | None, typer.Option("--until", help="stop after this stage")] = None,
+    round_: Round = None,
+    sets: Sets = None,
+    run_dir: RunDirOption = None,
+    force: Annotated[
+        list[str] | None,
+        typer.Option("--force-stage", help="redo this stage, and allow redoing what follows (repeatable)"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would run, and stop")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+    debug: Debug = False,
+) -> None:
+    """Bring a run up to date. The same command continues a run that was stopped."""
+    with _errors(debug):
+        from pipeline.config_file import load_config
+        from pipeline.console import Display
+        from pipeline.run import Selection, preview
+        from pipeline.run import run as run_pipeline
+
+        overrides = [*(sets or []), *([f"run_dir={run_dir}"] if run_dir else [])]
+        resolved = load_config(config, overrides)
+        selection = Selection(stage, first, last, round_, tuple(force or ()))
+        display = Display(quiet)
+        if resolved.banner and not dry_run:
+            display.say(resolved.banner, "bold")
+        if dry_run:
+            from pipeline.status import print_states
+
+            print_states(preview(resolved, selection))
+            return
+        outcome = run_pipeline(resolved, selection, display)
+        if not outcome.ran:
+            display.say(
+                f"Up to date: {resolved.folder} ({len(outcome.skipped)} stages, {outcome.seconds:.1f} s)", "green"
+            )
+            return
+        from pipeline.summary import print_summary
+
+        print_summary(resolved)
+
+
+@app.command()
+def status(
+    run: Run,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
+    debug: Debug = False,
+) -> None:
+    """What is done, rows in, kept and dropped, and what would run next and why."""
+    with _errors(debug):
+        from pipeline.status import print_status
+
+        print_status(find_run(run), as_json)
+
+
+@app.command()
+def inspect(
+    run: Run,
+    table: Annotated[str, typer.Argument(help="prompts, candidates, ..., or dropped/TABLE")],
+    where: Annotated[str | None, typer.Option(help='SQL condition, for example "score < 2 AND vote = 0"')] = None,
+    lang: Annotated[str | None, typer.Option(help="this language only")] = None,
+    limit: Annotated[int, typer.Option(help="rows", min=1)] = 10,
+    round_: Round = None,
+    debug: Debug = False,
+) -> None:
+    """Rows of a table."""
+    with _errors(debug):
+        from pipeline.inspect import print_rows
+
+        print_rows(find_run(run), table, where, lang, limit, round_ or 0)
+
+
+@app.command()
+def report(run: Run, debug: Debug = False) -> None:
+    """Write report.html from what there is now."""
+    with _errors(debug):
+        from pipeline.console import Display
+        from pipeline.run import Selection
+        from pipeline.run import run as run_pipeline
+
+        config = _config_of(find_run(run))
+        run_pipeline(config, Selection(stage="report"), Display())
+        typer.echo(config.folder / "report.html")
+
+
+@app.command()
+def export(
+    run: Run,
+    out: Annotated[Path | None, typer.Option(help="folder to write (default: RUN/export)")] = None,
+    push: Annotated[str | None, typer.Option(help="also push to this hub dataset id", metavar="OWNER/NAME")] = None,
+    private: Annotated[bool, typer.Option(help="push as a private dataset")] = False,
+    round_: Round = None,
+    debug: Debug = False,
+) -> None:
+    """Write curated pairs as a Hugging Face dataset folder with a card."""
+    with _errors(debug):
+        from pipeline.export import export_dataset
+
+        folder = find_run(run)
+        typer.echo(export_dataset(_config_of(folder), out or folder / "export", round_, push, private))
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="file to write")] = Path("congrad.yaml"),
+    debug: Debug = False,
+) -> None:
+    """Write a commented starter config."""
+    with _errors(debug):
+        from stages.data import data_path
+
+        if path.exists():
+            raise UserError("The file exists already", where=str(path), fix="Name another.")
+        path.write_text(data_path("configs/starter.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+        typer.echo(f"Wrote {path}. Set model.policy and prompts.sources, then: python -m pipeline run {path}")
+
+
+def find_run(run: Path) -> Path:
+    """The run directory of a path or a name under runs/. Raises UserError if there is none."""
+    for folder in (run, Path("runs") / run):
+        if (folder / "run.yaml").is_file():
+            return folder
+    raise UserError(
+        "There is no run here", where=str(run), fix="Give a run directory (it holds run.yaml), or a name under runs/."
+    )
+
+
+def _config_of(folder: Path) -> RunConfig:
+    """The run's config, with the folder it lies in now: a moved run still works."""
+    from pipeline.config_file import load_config
+
+    config = load_config(folder / "run.yaml")
+    return config.model_copy(update={"run_dir": folder.resolve().parent, "name": folder.resolve().name})
+
+
+@contextmanager
+def _errors(debug: bool) -> Iterator[None]:
+    """One paragraph for every error; tracebacks only when asked for."""
+    from pipeline.executor_errors import Interrupted, StageFailed
+
+    def fail(message: str, code: int) -> NoReturn:
+        typer.secho(message, err=True, fg=typer.colors.RED)
+        if debug:
+            traceback.print_exc()
+        raise typer.Exit(code)
+
+    try:
+        yield
+    except UserError as error:
+        fail(str(error), 1)
+    except StageFailed as error:
+        fail(str(error) + (f"\n{error.trace}" if debug else " Run again with --debug for the traceback."), 2)
+    except Interrupted as stop:
+        fail("Stopped. The same command continues.", 128 + stop.signal)
+    except BrokenPipeError:
+        sys.stderr.close()

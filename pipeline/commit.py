@@ -1,0 +1,129 @@
+"""The commit protocol of a part: its files first, its JSON last. A part without its JSON does not exist."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import files
+from pipeline.rundir import RunDir
+from schemas.manifests import FileRecord, PartManifest, Tally
+from schemas.tables import TABLES, schema_of
+from stages.catalog import StageSpec
+from stages.contract import Drop
+
+ROW_GROUP_BYTES = 32 * 2**20
+
+
+class TableWriter:
+    """Writes one table's part under a temporary name in row groups of about 32 MB; publishes it when closed."""
+
+    def __init__(self, rundir: RunDir, final: Path, table: str) -> None:
+        self._rundir, self._final, self._table = rundir, final, table
+        rundir.temporary.mkdir(parents=True, exist_ok=True)
+        self._temporary = rundir.temporary / f"{uuid.uuid4().hex}.parquet"
+        self._writer: pq.ParquetWriter | None = None
+        self._pending: list[pa.Table] = []
+        self._rows = 0
+
+    def write(self, data: pa.Table) -> None:
+        """Append rows. Raises ValueError if they do not fit the table's documented schema."""
+        fixed = schema_of(self._table)
+        if fixed is not None:
+            data = conform(data, fixed, self._table)
+        self._pending.append(data)
+        self._rows += data.num_rows
+        if sum(t.nbytes for t in self._pending) >= ROW_GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        merged = pa.concat_tables(self._pending)
+        self._pending = []
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._temporary, merged.schema, compression="zstd")
+        rows = max(1, int(merged.num_rows * ROW_GROUP_BYTES / max(merged.nbytes, 1)))
+        self._writer.write_table(merged, row_group_size=rows)
+
+    def close(self) -> FileRecord:
+        """Publish the part and describe it."""
+        self._flush()
+        if self._writer is None:
+            raise ValueError(f"no rows were written to {self._table}, not even an empty table")
+        self._writer.close()
+        files.publish(self._temporary, self._final)
+        return files.record(self._rundir.root, self._final, self._table, self._rows)
+
+
+def conform(data: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
+    """The same rows in the documented column order and types.
+
+    Raises ValueError on a missing or an undocumented column, or a null where none is allowed.
+    """
+    if set(data.column_names) != set(schema.names):
+        raise ValueError(f"{name}: columns {data.column_names} are not the documented {schema.names}")
+    data = data.select(schema.names).cast(schema)
+    for field in schema:
+        if not field.nullable and data.column(field.name).null_count:
+            raise ValueError(f"{name}: column {field.name} holds nulls")
+    return data
+
+
+def drops_table(drops: Sequence[Drop]) -> pa.Table:
+    """Dropped rows as the documented table."""
+    schema = TABLES["dropped"].schema
+    return pa.table({name: [getattr(drop, name) for drop in drops] for name in schema.names}, schema=schema)
+
+
+def part_name(index: int) -> str:
+    return f"part-{index:05d}.parquet"
+
+
+def commit_part(
+    rundir: RunDir,
+    spec: StageSpec,
+    round_: int,
+    index: int,
+    fingerprint: str,
+    *,
+    records: Iterable[FileRecord],
+    drops: Sequence[Drop],
+    tallies: list[Tally],
+    stats: dict[str, float],
+    seconds: float,
+) -> PartManifest:
+    """Write the dropped rows, check the account against what is in the files, and write the part's JSON last."""
+    records = list(records)
+    dropped = sum(sum(t.dropped.values()) + t.failed for t in tallies)
+    if dropped != len(drops):
+        raise ValueError(
+            f"{spec.name}: the account says {dropped} dropped or failed, but {len(drops)} rows name a reason"
+        )
+    if drops:
+        writer = TableWriter(rundir, rundir.table(spec, round_, "dropped") / part_name(index), "dropped")
+        writer.write(drops_table(drops))
+        records.append(writer.close())
+    part = PartManifest(
+        stage=spec.name,
+        round=round_,
+        index=index,
+        fingerprint=fingerprint,
+        files=records,
+        tallies=tallies,
+        stats=stats,
+        seconds=round(seconds, 3),
+    )
+    write_manifest(rundir.state(spec, round_) / f"part-{index:05d}.json", part.model_dump())
+    return part
+
+
+def write_manifest(path: Path, value: dict[str, Any]) -> None:
+    """Write a manifest: plan, part or stage."""
+    files.write_json(path, json.loads(json.dumps(value)))

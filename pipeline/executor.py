@@ -1,0 +1,263 @@
+"""The local executor: worker processes on this machine, one per GPU or N on the CPU.
+
+The shard is the unit of work and of retry. A worker that dies (out of memory, a crash in native code) is replaced and
+its unfinished shards go back to the queue; a stage whose workers keep dying without finishing anything ends the run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+from pipeline import worker
+from pipeline.executor_errors import Interrupted, StageFailed
+from pipeline.worker import Order
+from schemas.config import RunConfig
+from schemas.errors import UserError
+from schemas.manifests import PartManifest
+
+_MAX_DEATHS = 3
+_GRACE_SECONDS = 60.0
+_CLOSE_SECONDS = 10.0
+
+
+@dataclass
+class Reports:
+    """What the executor tells the run loop."""
+
+    total: Callable[[int, str], None]
+    advance: Callable[[int, Mapping[str, float]], None]
+    note: Callable[[str], None]
+    committed: Callable[[PartManifest], None]
+
+
+@dataclass
+class _Worker:
+    process: SpawnProcess
+    connection: Connection
+    log: Path
+    holds: set[int] = field(default_factory=set)
+    busy: bool = False
+
+
+class LocalExecutor:
+    """Runs orders on worker processes; keeps them between orders that share an engine."""
+
+    def __init__(self, config: RunConfig, logs: Path) -> None:
+        self._config, self._logs = config, logs
+        self._context = get_context("spawn")
+        self._stop = self._context.Event()
+        self._workers: list[_Worker] = []
+        self._key: str | None = None
+        self._started = 0
+        self._signal = int(signal.SIGINT)
+        self._devices = visible_gpus() if config.execution.device != "cpu" else []
+        if config.execution.device == "cuda" and not self._devices:
+            raise UserError(
+                "execution.device is cuda, but no GPU is visible", fix="Use execution.device: cpu, or check nvidia-smi."
+            )
+
+    def run(self, order: Order, key: str | None, reports: Reports) -> None:
+        """Carry out an order; every committed part is reported. key: orders with equal keys share loaded engines.
+
+        Raises UserError, StageFailed or Interrupted.
+        """
+        if key is None or key != self._key:
+            self.close()
+        self._key = key
+        queue = deque(sorted(order.shards))
+        wanted = min(self._count(order), len(queue)) if order.spec.kind == "shard" else 1
+        while len(self._workers) < wanted:
+            self._workers.append(self._start())
+        for member in self._workers[:wanted]:
+            self._send(member, order)
+        self._attend(order, queue, reports)
+
+    def stop(self, number: int) -> None:
+        """Ask the workers to stop at their next safe point, because of a signal."""
+        self._signal = number
+        self._stop.set()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stop.is_set()
+
+    def close(self) -> None:
+        """End all workers."""
+        for member in self._workers:
+            if member.process.is_alive() and not member.busy:
+                try:
+                    member.connection.send(None)
+                except OSError:
+                    continue
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        for member in self._workers:
+            if not member.busy:
+                member.process.join(max(0.0, deadline - time.monotonic()))
+            self._kill(member)
+        self._workers, self._key = [], None
+
+    def _attend(self, order: Order, queue: deque[int], reports: Reports) -> None:
+        deaths, asked_to_stop = 0, 0.0
+        while busy := [m for m in self._workers if m.busy]:
+            if self.stopping:
+                asked_to_stop = asked_to_stop or time.monotonic()
+                if time.monotonic() - asked_to_stop > _GRACE_SECONDS:
+                    raise Interrupted(self._signal)
+            ready = wait([*(m.connection for m in busy), *(m.process.sentinel for m in busy)], timeout=0.5)
+            for member in busy:
+                if member.connection in ready:
+                    try:
+                        while member.busy and member.connection.poll():
+                            deaths = self._hear(member, order, queue, reports, deaths)
+                    except (EOFError, ConnectionResetError):
+                        deaths = self._died(member, order, queue, reports, deaths)
+                elif member.process.sentinel in ready:
+                    deaths = self._died(member, order, queue, reports, deaths)
+        if self.stopping:
+            raise Interrupted(self._signal)
+
+    def _hear(self, member: _Worker, order: Order, queue: deque[int], reports: Reports, deaths: int) -> int:
+        message = member.connection.recv()
+        match message[0]:
+            case "want":
+                index = queue.popleft() if queue and not self.stopping else None
+                if index is not None:
+                    member.holds.add(index)
+                self._send(member, index)
+            case "committed":
+                member.holds.discard(message[1].index)
+                reports.committed(message[1])
+                return 0
+            case "progress":
+                reports.advance(message[1], message[2])
+            case "total":
+                reports.total(message[1], message[2])
+            case "note":
+                reports.note(message[1])
+            case "done":
+                member.busy = False
+                if member.holds and not self.stopping:
+                    raise StageFailed(
+                        order.spec.name, f"shards {sorted(member.holds)} were taken but not returned", "", member.log
+                    )
+            case "error":
+                member.busy = False
+                if message[1] == "user":
+                    raise message[2]
+                raise StageFailed(order.spec.name, message[2], message[3], member.log)
+        return deaths
+
+    def _died(self, member: _Worker, order: Order, queue: deque[int], reports: Reports, deaths: int) -> int:
+        """Replace a dead worker; its unfinished shards go back to the queue."""
+        member.process.join()
+        code = member.process.exitcode
+        cause = f"signal {-code} ({signal.Signals(-code).name})" if code and code < 0 else f"exit code {code}"
+        if code == -signal.SIGKILL:
+            cause += ", most often the system was out of memory"
+        member.busy = False
+        self._kill(member)
+        self._workers.remove(member)
+        deaths += 1
+        if deaths >= _MAX_DEATHS:
+            raise UserError(
+                f"{order.spec.name}: {deaths} worker processes died one after another without finishing a shard; "
+                f"the last by {cause}",
+                where=str(member.log),
+                fix="Look at the end of that log; fewer execution.workers or smaller batches need less memory. "
+                "Nothing that was finished is lost: the same command continues.",
+            )
+        reports.note(f"a worker died ({cause}); starting another")
+        queue.extendleft(sorted(member.holds, reverse=True))
+        replacement = self._start()
+        self._workers.append(replacement)
+        self._send(replacement, order)
+        return deaths
+
+    def _count(self, order: Order) -> int:
+        configured = self._config.execution.workers
+        if not self._devices:
+            return configured or 1
+        per_worker = self._config.engine.tensor_parallel if order.spec.engine else 1
+        return configured or max(1, len(self._devices) // per_worker)
+
+    def _send(self, member: _Worker, message: Order | int | None) -> None:
+        if isinstance(message, Order):
+            member.busy, member.holds = True, set()
+        try:
+            member.connection.send(message)
+        except BrokenPipeError:
+            return
+
+    def _start(self) -> _Worker:
+        slot = len(self._workers)
+        ours, theirs = self._context.Pipe()
+        log = self._logs / f"worker-{self._started:03d}.log"
+        self._started += 1
+        environment = self._environment(slot)
+        process = self._context.Process(
+            target=worker.main, args=(theirs, os.getpid(), log, environment, self._stop), name=f"congrad-worker-{slot}"
+        )
+        saved = {name: os.environ.get(name) for name in environment}
+        os.environ.update(environment)
+        try:
+            process.start()
+        finally:
+            for name, value in saved.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+        theirs.close()
+        return _Worker(process, ours, log)
+
+    def _environment(self, slot: int) -> dict[str, str]:
+        """Set before the process starts, since native libraries read it when they load."""
+        workers = max(1, self._config.execution.workers)
+        threads = self._config.execution.threads or max(1, len(os.sched_getaffinity(0)) // workers)
+        environment = {
+            "OMP_NUM_THREADS": str(threads),
+            "POLARS_MAX_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONFAULTHANDLER": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+        }
+        if self._devices:
+            per_worker = self._config.engine.tensor_parallel
+            first = slot * per_worker % len(self._devices)
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices[first : first + per_worker])
+        elif self._config.execution.device == "cpu":
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        return environment
+
+    def _kill(self, member: _Worker) -> None:
+        """End the worker and whatever it started: it leads a process group of its own."""
+        if member.process.pid is not None:
+            try:
+                os.killpg(member.process.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                member.process.kill()
+        member.process.join()
+        member.connection.close()
+
+
+def visible_gpus() -> list[str]:
+    """Ids of the GPUs this process may use, without loading CUDA."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [device for device in chosen.split(",") if device.strip() and device.strip() != "-1"]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return [str(n) for n in range(sum(line.startswith("GPU ") for line in found.stdout.splitlines()))]

@@ -1,0 +1,24 @@
+"""How a run can end early, apart from UserError. Light: the command line imports it."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+
+class StageFailed(Exception):
+    """A stage raised something that is not the user's to fix; holds the traceback of the worker."""
+
+    def __init__(self, stage: str, message: str, trace: str, log: Path) -> None:
+        self.stage, self.message, self.trace, self.log = stage, message, trace, log
+        super().__init__(
+            f"Stage {stage} failed: {message} (log: {log}). What is committed stays; the same command continues."
+        )
+
+
+class Interrupted(Exception):
+    """The run was asked to stop by a signal; what is committed stays."""
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        self.signal = int(number)
+        super().__init__(signal.Signals(number).name)

@@ -1,0 +1,99 @@
+"""Publishing files so that a crash between any two operations leaves the old state or the new one, never half.
+
+A file is written under a temporary name on the same file system, fsynced, renamed, and its folder fsynced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import UserError
+from schemas.manifests import FileRecord
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or a folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Make a finished temporary file appear under its final name, durably."""
+    fsync(temporary)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(temporary, final)
+    fsync(final.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file atomically and durably."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    publish(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file atomically and durably."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def record(root: Path, path: Path, table: str | None = None, rows: int | None = None) -> FileRecord:
+    """Describe a published file."""
+    return FileRecord(
+        path=path.relative_to(root).as_posix(),
+        table=table,
+        rows=rows,
+        bytes=path.stat().st_size,
+        sha256=sha256(path),
+    )
+
+
+def is_intact(root: Path, file: FileRecord, *, thorough: bool) -> bool:
+    """Whether a recorded file is there with the recorded size and, if thorough, the recorded hash."""
+    path = root / file.path
+    try:
+        if path.stat().st_size != file.bytes:
+            return False
+    except OSError:
+        return False
+    return not thorough or sha256(path) == file.sha256
+
+
+def remove(paths: Iterator[Path] | list[Path]) -> None:
+    """Delete files that may already be gone."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def ensure_writable(folder: Path) -> None:
+    """Create the folder and check that files can be written to it.
+
+    Raises UserError naming the folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{uuid.uuid4().hex}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"The run directory cannot be written: {error.strerror}",
+            where=str(folder),
+            fix="Choose another with --run-dir, or free it.",
+        ) from error

@@ -1,0 +1,71 @@
+"""`inspect`: rows of a table in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+from rich.console import Console
+from rich.text import Text
+
+from pipeline.console import printable
+from pipeline.status import states_of
+from schemas.errors import UserError
+
+
+def table_files(folder: Path, table: str, round_: int) -> list[Path]:
+    """Committed files of a table (`dropped/TABLE` for dropped rows). Raises UserError naming the tables there are."""
+    found: dict[str, list[Path]] = {}
+    for state in states_of(folder):
+        step, manifest = state.step, state.manifest
+        if manifest is None or (step.spec.per_round and step.round != round_):
+            continue
+        for file in manifest.files:
+            if file.table is not None:
+                name = f"dropped/{step.spec.writes[0]}" if file.table == "dropped" else file.table
+                found.setdefault(name, []).append(folder / file.path)
+    if table not in found:
+        raise UserError(
+            f"Round {round_} of this run has no finished table {table!r}",
+            where=str(folder),
+            fix=f"It has: {', '.join(sorted(found)) or 'none yet'}.",
+        )
+    return sorted(found[table])
+
+
+def print_rows(folder: Path, table: str, where: str | None, lang: str | None, limit: int, round_: int) -> None:
+    """Print rows, one field a line, with long values cut and nothing that could steer the terminal."""
+    frame = pl.scan_parquet(table_files(folder, table, round_), glob=False)
+    names = frame.collect_schema().names()
+    if lang is not None:
+        if "language" not in names:
+            raise UserError(f"Table {table} has no language column")
+        frame = frame.filter(pl.col("language") == lang)
+    if where is not None:
+        try:
+            frame = frame.filter(pl.sql_expr(where))
+            rows = frame.head(limit).collect()
+        except (pl.exceptions.PolarsError, ValueError) as error:
+            raise UserError(
+                f"--where cannot be evaluated: {error}", fix=f"Columns of {table}: {', '.join(names)}."
+            ) from error
+    else:
+        rows = frame.head(limit).collect()
+    total = frame.select(pl.len()).collect().item()
+    console = Console(highlight=False)
+    for row in rows.iter_rows(named=True):
+        for name, value in row.items():
+            console.print(Text.assemble((f"{name:>24}  ", "bold"), _shown(value)), soft_wrap=True)
+        console.print()
+    console.print(f"{rows.height:,} of {total:,} rows of {table}")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict) and "content" in value[0]:
+        text = "  ".join(f"[{message['role']}] {message['content']}" for message in value)
+    elif isinstance(value, list) and len(value) > 16:
+        text = f"[{', '.join(str(v) for v in value[:8])}, ... {len(value):,} values]"
+    else:
+        text = str(value)
+    text = printable(text.replace("\n", " ⏎ "))
+    return text if len(text) <= 600 else text[:600] + " …"

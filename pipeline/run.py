@@ -1,0 +1,310 @@
+"""The run loop: for every stage skip what is complete, set up, run, mark complete."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+from pipeline import config_file, files
+from pipeline.account import account_line
+from pipeline.commit import write_manifest
+from pipeline.config_digests import config_files
+from pipeline.console import Display, StageBar
+from pipeline.events import Events
+from pipeline.executor import LocalExecutor, Reports
+from pipeline.executor_errors import Interrupted
+from pipeline.fingerprint import content_of
+from pipeline.lease import Lease
+from pipeline.models import Models
+from pipeline.plan import EXPENSIVE, Planner, State, Step
+from pipeline.rundir import RunDir
+from pipeline.worker import Order
+from schemas.config import RunConfig
+from schemas.errors import UserError
+from schemas.manifests import PartManifest, StageManifest, merge_tallies
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which steps to run: all, one stage, a range of stages, one round; and which may be redone."""
+
+    stage: str | None = None
+    first: str | None = None
+    last: str | None = None
+    round: int | None = None
+    force: tuple[str, ...] = field(default=())
+
+    def of(self, steps: list[Step]) -> list[Step]:
+        """The selected steps. Raises UserError on an unknown stage or an empty selection."""
+        names = [s.spec.name for s in steps]
+        for name in (self.stage, self.first, self.last, *self.force):
+            if name is not None and name not in names:
+                raise UserError(
+                    f"This run has no stage {name!r}", fix=f"Its stages: {', '.join(dict.fromkeys(names))}."
+                )
+        order = list(dict.fromkeys(names))
+        low = order.index(self.first) if self.first else 0
+        high = order.index(self.last) if self.last else len(order) - 1
+        chosen = [
+            s
+            for s in steps
+            if (self.stage is None or s.spec.name == self.stage)
+            and low <= order.index(s.spec.name) <= high
+            and (self.round is None or s.round == self.round or not s.spec.per_round)
+        ]
+        if not chosen:
+            raise UserError("Nothing is selected: look at --stage, --from, --until and --round")
+        return chosen
+
+
+@dataclass
+class Outcome:
+    """What a run did."""
+
+    ran: list[Step] = field(default_factory=list)
+    skipped: list[Step] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def run(config: RunConfig, selection: Selection, display: Display) -> Outcome:
+    """Bring the selected stages up to date.
+
+    Raises UserError (something to fix), StageFailed (a defect), Interrupted (asked to stop).
+    """
+    rundir = RunDir(config.folder)
+    files.ensure_writable(rundir.root)
+    begun = time.monotonic()
+    with Lease(rundir.root):
+        loop = _Loop(config, rundir, selection, display)
+        outcome = loop.run()
+    outcome.seconds = time.monotonic() - begun
+    return outcome
+
+
+def preview(config: RunConfig, selection: Selection) -> list[State]:
+    """What `run` would do, without doing it."""
+    rundir = RunDir(config.folder)
+    planner = Planner(config, rundir, Models(config, rundir).digests, lambda spec: config_files(spec, config))
+    return [planner.state(step) for step in selection.of(planner.steps)]
+
+
+class _Loop:
+    def __init__(self, config: RunConfig, rundir: RunDir, selection: Selection, display: Display) -> None:
+        self.config, self.rundir, self.selection, self.display = config, rundir, selection, display
+        self.models = Models(config, rundir)
+        self.planner = Planner(config, rundir, self.models.digests, lambda spec: config_files(spec, config))
+        self.events = Events(rundir.events)
+        self.steps = selection.of(self.planner.steps)
+
+    def run(self) -> Outcome:
+        if any(step.spec.models for step in self.steps):
+            self.models.initial()
+        states = self._refuse_lost_work()
+        outcome = Outcome()
+        if all(state.kind == "done" for state in states):
+            outcome.skipped = list(self.steps)
+            return outcome
+        self._clean()
+        files.write_text(self.rundir.config, config_file.dump(self.config))
+        self.events.add("run_started", stages=[s.title for s in self.steps])
+        executor = LocalExecutor(self.config, self.rundir.logs)
+        try:
+            with _signals(executor, self.display):
+                for step in self.steps:
+                    (outcome.ran if self._bring_up_to_date(step, executor) else outcome.skipped).append(step)
+        except BaseException as error:
+            self.events.add("run_ended", ok=False, error=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            executor.close()
+        self.events.add("run_ended", ok=True)
+        return outcome
+
+    def _refuse_lost_work(self) -> list[State]:
+        """States of the selected steps. Raises UserError before anything is done if hours of work would be redone."""
+        states, tainted, forced = [], "", False
+        for step in self.steps:
+            state = self.planner.state(step)
+            states.append(state)
+            forced = forced or step.spec.name in self.selection.force
+            cause = "; ".join(state.why) if state.kind == "changed" else tainted
+            if cause and not forced and step.spec.name in EXPENSIVE and self.planner.has_work(step):
+                raise UserError(
+                    f"Finished work of stage {step.title} was made with other settings ({cause}) and would be redone",
+                    where=str(self.rundir.root),
+                    fix=f"Repeat with --force-stage {self._origin(states)} to redo it and what follows, "
+                    "give the run another --run-dir or name, or undo the change.",
+                )
+            if state.kind == "changed":
+                tainted = tainted or f"{step.title} changes: {cause}"
+        return states
+
+    def _origin(self, states: list[State]) -> str:
+        return next(s.step.spec.name for s in states if s.kind == "changed")
+
+    def _bring_up_to_date(self, step: Step, executor: LocalExecutor) -> bool:
+        """Run one step if it needs it. Returns whether anything ran."""
+        state = self.planner.state(step)
+        if state.kind == "waiting":
+            raise UserError(
+                f"Stage {step.title} cannot run: it {'; '.join(state.why)}",
+                fix="Run the earlier stages first (leave --stage and --from out).",
+            )
+        if step.spec.name in self.selection.force and state.kind in ("done", "resume"):
+            state = State(step, "changed", ["--force-stage"], state.plan, inputs=state.inputs)
+        if state.kind == "done":
+            return False
+        if state.kind == "changed":
+            allowed = self._forced_up_to(step)
+            if step.spec.name in EXPENSIVE and self.planner.has_work(step) and not allowed:
+                raise UserError(
+                    f"Finished work of stage {step.title} was made from other inputs ({'; '.join(state.why)})",
+                    where=str(self.rundir.root),
+                    fix=f"Repeat with --force-stage {step.spec.name} to redo it and what follows.",
+                )
+            self.display.say(f"{step.title}: redone because {'; '.join(state.why)}", "yellow")
+            self.rundir.clear(step.spec, step.round)
+        assert state.plan is not None
+        self._check_inputs(step, state)
+        write_manifest(self.rundir.state(step.spec, step.round) / "plan.json", state.plan.model_dump())
+        self._run_stage(step, state, executor)
+        return True
+
+    def _forced_up_to(self, step: Step) -> bool:
+        """Whether the step or an earlier one of its round or before was forced."""
+        upto = self.steps[: self.steps.index(step) + 1]
+        return any(s.spec.name in self.selection.force for s in upto)
+
+    def _check_inputs(self, step: Step, state: State) -> None:
+        for name, records in state.inputs.records.items():
+            for bad in self.rundir.verify(records):
+                raise UserError(
+                    f"This part of {name} is no longer what was written",
+                    where=str(self.rundir.root / bad.path),
+                    fix="Delete it and run again: the stage that made it makes that part anew.",
+                )
+        first = step.spec.reads[0] if step.spec.kind == "shard" else ""
+        if first and not state.plan.shards:  # type: ignore[union-attr]
+            raise UserError(
+                f"Stage {step.title} has nothing to do: {first} is empty",
+                fix="See what was dropped and why with `python -m pipeline status`.",
+            )
+
+    def _run_stage(self, step: Step, state: State, executor: LocalExecutor) -> None:
+        plan, parts = state.plan, dict(state.parts)
+        assert plan is not None
+        pending = {s.index: s for s in plan.shards if s.index not in parts}
+        models = self.models.of(step)
+        order = Order(
+            spec=step.spec,
+            round=step.round,
+            config=self.config,
+            root=self.rundir.root,
+            fingerprint=plan.fingerprint,
+            inputs=state.inputs.records,
+            models=models,
+            shards=pending,
+            manifests=self.planner.manifests() if step.spec.name == "report" else [],
+        )
+        self.events.add(
+            "stage_started", stage=step.spec.name, round=step.round, parts=len(plan.shards), done=len(parts)
+        )
+        with self.display.stage(step.title) as bar:
+            if step.spec.kind == "shard":
+                rows = plan.shards[-1].stop
+                bar.total(rows, "rows", rows - sum(s.stop - s.start for s in pending.values()))
+            if pending:
+                executor.run(order, self._key(step, models), self._reports(step, bar, parts))
+        missing = [s.index for s in plan.shards if s.index not in parts]
+        if missing:
+            raise UserError(
+                f"Stage {step.title} ended without its parts {missing[:5]}", fix="Run the same command again."
+            )
+        manifest = self._finish(step, plan.fingerprint, parts, {role: m.name for role, m in models.items()})
+        self.events.add(
+            "stage_done", stage=step.spec.name, round=step.round, seconds=manifest.seconds, stats=manifest.stats
+        )
+        self.display.say(f"✓ {step.title}: {account_line(manifest)}", "green")
+
+    def _key(self, step: Step, models: Mapping[str, object]) -> str | None:
+        """Stages that run the engine with the same model share worker processes."""
+        if not step.spec.engine or step.spec.kind != "shard":
+            return None
+        return repr((self.config.engine, self.config.text.max_length, sorted({m.digest for m in models.values()})))  # type: ignore[attr-defined]
+
+    def _reports(self, step: Step, bar: StageBar, parts: dict[int, PartManifest]) -> Reports:
+        def committed(part: PartManifest) -> None:
+            parts[part.index] = part
+            self.events.add(
+                "part_done",
+                stage=step.spec.name,
+                round=step.round,
+                part=part.index,
+                seconds=part.seconds,
+                stats=part.stats,
+            )
+
+        def note(message: str) -> None:
+            self.events.add("note", stage=step.spec.name, round=step.round, message=message)
+            bar.say(message)
+
+        def total(amount: int, unit: str) -> None:
+            if step.spec.kind != "shard":
+                bar.total(amount, unit)
+
+        return Reports(total=total, advance=bar.advance, note=note, committed=committed)
+
+    def _finish(
+        self, step: Step, fingerprint: str, parts: dict[int, PartManifest], models: dict[str, str]
+    ) -> StageManifest:
+        """Write the stage's manifest: the driver's word that every part is in."""
+        ordered = [parts[index] for index in sorted(parts)]
+        records = [f for part in ordered for f in part.files]
+        stats: dict[str, float] = {}
+        for part in ordered:
+            for name, value in part.stats.items():
+                stats[name] = stats.get(name, 0.0) + value
+        manifest = StageManifest(
+            stage=step.spec.name,
+            round=step.round,
+            fingerprint=fingerprint,
+            content=content_of(records),
+            files=records,
+            tallies=merge_tallies(t for part in ordered for t in part.tallies),
+            stats=stats,
+            seconds=round(sum(part.seconds for part in ordered), 3),
+            models=models,
+        )
+        write_manifest(self.rundir.state(step.spec, step.round) / "_stage.json", manifest.model_dump())
+        return manifest
+
+    def _clean(self) -> None:
+        """Remove what a killed run left unfinished. Safe: we hold the lease."""
+        if self.rundir.temporary.exists():
+            files.remove(list(self.rundir.temporary.iterdir()))
+
+
+@contextmanager
+def _signals(executor: LocalExecutor, display: Display) -> Iterator[None]:
+    """First Ctrl-C or SIGTERM: stop at the next safe point. Second: now."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if executor.stopping:
+            raise Interrupted(number)
+        executor.stop(number)
+        display.say("Stopping at the next safe point; once more to stop now. What is committed stays.", "yellow")
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,141 @@
+"""`status`: reads manifests only, looks at no model and no table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.account import totals
+from pipeline.config_file import load_config
+from pipeline.console import printable
+from pipeline.lease import holder_of
+from pipeline.models import recorded_digests
+from pipeline.plan import Planner, State, Step
+from pipeline.rundir import RunDir
+from schemas.config import RunConfig
+from stages.catalog import StageSpec
+
+
+def states_of(folder: Path) -> list[State]:
+    """The state of every step, with models and source files taken as they were recorded."""
+    config = load_config(folder / "run.yaml")
+    return recorded_planner(config, folder)[1]
+
+
+def recorded_planner(config: RunConfig, folder: Path) -> tuple[Planner, list[State]]:
+    """A planner that answers from what was recorded, and the states it finds."""
+    rundir = RunDir(folder)
+
+    def files(spec: StageSpec) -> dict[str, str]:
+        plan = rundir.plan(spec, 0)
+        values = plan.ingredients if plan else {}
+        return {name.removeprefix("file "): value for name, value in values.items() if name.startswith("file ")}
+
+    def models(step: Step) -> dict[str, str]:
+        return recorded_digests(planner, step)
+
+    planner = Planner(config, rundir, models, files)
+    return planner, [planner.state(step) for step in planner.steps]
+
+
+def print_status(folder: Path, as_json: bool) -> None:
+    """Print the state of a run."""
+    states = states_of(folder)
+    if as_json:
+        print_json(states)
+        return
+    console = Console(highlight=False)
+    print_states(states, console)
+    holder = holder_of(folder)
+    if holder:
+        console.print(f"Running now: process {holder['pid']} on {holder['host']}.")
+    upcoming = next((s for s in states if s.kind != "done"), None)
+    if upcoming is None:
+        console.print("Everything is up to date.")
+    else:
+        console.print(Text(printable(f"Next: {upcoming.step.title} ({'; '.join(upcoming.why)}).")))
+    if (error := last_error(folder)) and upcoming is not None:
+        console.print(Text(printable(f"Last error: {error}"), style="red"))
+
+
+def print_states(states: list[State], console: Console | None = None) -> None:
+    """A table of steps: state, parts, rows in, kept, dropped by reason, failed, time."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("stage", "state", "parts"):
+        table.add_column(name)
+    for name in ("in", "kept", "dropped", "failed", "time"):
+        table.add_column(name, justify="right")
+    table.add_column("reasons")
+    for state in states:
+        rows: list[dict[str, Any]] = totals(state.manifest.tallies) if state.manifest else []
+        parts = f"{len(state.parts)}/{len(state.plan.shards)}" if state.plan and state.kind != "waiting" else ""
+        first = rows[0] if rows else {}
+        table.add_row(state.step.title, state.kind, parts, *_cells(first), _time(state), _reasons(state, first))
+        for row in rows[1:]:
+            table.add_row("", "", "", *_cells(row), "", _reasons_of(row))
+    (console or Console(highlight=False)).print(table)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    if not row:
+        return "", "", "", ""
+    return (
+        f"{row['in']:,} {row['unit']}s",
+        f"{row['kept']:,}",
+        f"{sum(row['dropped'].values()):,}",
+        f"{row['failed']:,}",
+    )
+
+
+def _time(state: State) -> str:
+    return f"{state.manifest.seconds:,.0f} s" if state.manifest else ""
+
+
+def _reasons(state: State, row: dict[str, Any]) -> Text:
+    return _reasons_of(row) if row else Text(printable("; ".join(state.why)))
+
+
+def _reasons_of(row: dict[str, Any]) -> Text:
+    return Text(", ".join(f"{reason} {count:,}" for reason, count in row["dropped"].items()))
+
+
+def print_json(states: list[State]) -> None:
+    """The same as JSON on standard output."""
+    value = [
+        {
+            "stage": s.step.spec.name,
+            "round": s.step.round,
+            "state": s.kind,
+            "why": s.why,
+            "parts_done": len(s.parts),
+            "parts": len(s.plan.shards) if s.plan else None,
+            "seconds": s.manifest.seconds if s.manifest else None,
+            "stats": s.manifest.stats if s.manifest else {},
+            "tallies": [t.model_dump() for t in s.manifest.tallies] if s.manifest else [],
+        }
+        for s in states
+    ]
+    Console(highlight=False, soft_wrap=True).print_json(json.dumps(value))
+
+
+def last_error(folder: Path) -> str | None:
+    """The error the last run ended with, if it did."""
+    try:
+        lines = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if event.get("event") == "run_ended":
+            return event.get("error")
+        if event.get("event") == "run_started":
+            return None
+    return None

@@ -1,0 +1,139 @@
+"""What a run ends with: rows by stage and language, the conflict between languages, accuracy before and after."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.account import totals
+from pipeline.console import printable
+from pipeline.inspect import table_files
+from pipeline.status import states_of
+from schemas.config import RunConfig
+from schemas.errors import UserError
+from schemas.manifests import StageManifest
+
+
+def print_summary(config: RunConfig) -> None:
+    """Print the summary of the last round that got that far."""
+    folder = config.folder
+    console = Console(highlight=False)
+    manifests = [state.manifest for state in states_of(folder) if state.manifest]
+    console.print()
+    console.print(_rows(manifests))
+    for manifest in manifests:
+        for line in _reasons(manifest):
+            console.print(Text(printable(line), style="dim"))
+    last = max((m.round for m in manifests), default=0)
+    for make in (_conflict, _accuracy):
+        table = make(folder, last)
+        if table is not None:
+            console.print()
+            console.print(table)
+    console.print()
+    if config.banner:
+        console.print(Text(printable(config.banner), style="bold"))
+    console.print(Text(printable(_next(folder, manifests))))
+
+
+def _rows(manifests: list[StageManifest]) -> Table:
+    """kept/in per stage and language."""
+    languages = sorted({t.language for m in manifests for t in m.tallies})
+    table = Table(title="Rows kept / in, by stage and language", title_justify="left", box=None, pad_edge=False)
+    table.add_column("stage")
+    for name in ("all", *languages):
+        table.add_column(name, justify="right")
+    for manifest in manifests:
+        for row in totals(manifest.tallies):
+            by_language = {t.language: t for t in manifest.tallies if t.unit == row["unit"]}
+            cells = [f"{t.kept}/{t.rows_in}" if (t := by_language.get(name)) else "" for name in languages]
+            title = manifest.stage if manifest.round == 0 else f"{manifest.stage} {manifest.round}"
+            table.add_row(f"{title} ({row['unit']}s)", f"{row['kept']:,}/{row['in']:,}", *cells)
+    return table
+
+
+def _reasons(manifest: StageManifest) -> list[str]:
+    """`pairs dropped tie: 12 (ar 1, de 2, ...)` for every reason."""
+    lines = []
+    for reason, count in Counter({r: 0 for t in manifest.tallies for r in t.dropped}).items():
+        where = {t.language: t.dropped[reason] for t in manifest.tallies if t.dropped.get(reason)}
+        count = sum(where.values())
+        spread = ", ".join(f"{language} {n}" for language, n in sorted(where.items()))
+        lines.append(f"  {manifest.stage} dropped {reason}: {count:,} ({spread})")
+    return lines
+
+
+def _conflict(folder: Path, round_: int) -> Table | None:
+    frame = _read(folder, "gram", round_)
+    if frame is None:
+        return None
+    frame = frame.filter(pl.col("scope") == "model")
+    languages = sorted(frame["language"].unique())
+    cosines = {(row["language"], row["other"]): row["cosine"] for row in frame.iter_rows(named=True)}
+    table = Table(
+        title="Cosine between the languages' gradient directions (negative: they conflict)",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("")
+    for name in languages:
+        table.add_column(name, justify="right")
+    for language in languages:
+        cells = []
+        for other in languages:
+            value = cosines.get((language, other))
+            style = "" if value is None or value >= 0 else "bold red"
+            cells.append(Text("" if value is None else f"{value:+.2f}", style=style))
+        table.add_row(language, *cells)
+    return table
+
+
+def _accuracy(folder: Path, round_: int) -> Table | None:
+    frame = _read(folder, "evaluation", round_)
+    if frame is None:
+        return None
+    frame = frame.filter((pl.col("metric") == "accuracy") & (pl.col("language") == "all") & (pl.col("n") > 0))
+    if frame.is_empty():
+        return None
+    table = Table(
+        title="Preference accuracy (share of pairs with higher mean log-probability on chosen), 95% interval",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for name in ("pairs", "before", "after", "n"):
+        table.add_column(name)
+    for split in frame["split"].unique(maintain_order=True):
+        rows = {row["model"]: row for row in frame.filter(pl.col("split") == split).iter_rows(named=True)}
+        cells = [
+            f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})" if (row := rows.get(model)) else ""
+            for model in ("before", "after")
+        ]
+        table.add_row(split, *cells, str(next(iter(rows.values()))["n"]))
+    return table
+
+
+def _read(folder: Path, table: str, round_: int) -> pl.DataFrame | None:
+    try:
+        return pl.read_parquet(table_files(folder, table, round_), glob=False)
+    except UserError:
+        return None
+
+
+def _next(folder: Path, manifests: list[StageManifest]) -> str:
+    done = {m.stage for m in manifests}
+    report = f"Look next at: {folder}/report.html"
+    lines = [report if "report" in done else f"Report so far: python -m pipeline report {folder}"]
+    if "select" in done:
+        lines.append(f"  rows:    python -m pipeline inspect {folder} curated --limit 3")
+        lines.append(f"  data:    python -m pipeline export {folder}")
+    if "train" in done:
+        last = max(m.round for m in manifests if m.stage == "train")
+        lines.append(f"  model:   {folder}/round-{last}/train/model")
+    return "\n".join(lines)

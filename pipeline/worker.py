@@ -1,0 +1,273 @@
+"""A worker process: takes orders from the driver, computes shards, commits the parts itself.
+
+It keeps loaded engines between orders, so neighbouring stages with the same model load it once. It dies with the
+driver (PR_SET_PDEATHSIG) and lives in a process group of its own, so that Ctrl-C reaches the driver alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import importlib
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+from pipeline import files
+from pipeline.commit import TableWriter, commit_part, part_name
+from pipeline.rundir import RunDir
+from schemas.config import RunConfig
+from schemas.errors import UserError
+from schemas.manifests import FileRecord, PartManifest, ShardRange, StageManifest
+from stages.catalog import StageSpec
+from stages.contract import Account, Context, Drop, ModelRef, Part, Rows, Shard
+
+_PR_SET_PDEATHSIG = 1
+_PROGRESS_SECONDS = 0.2
+_MAX_ROWS_PER_FILE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Order:
+    """One stage of one round, as the driver sends it to a worker."""
+
+    spec: StageSpec
+    round: int
+    config: RunConfig
+    root: Path
+    fingerprint: str
+    inputs: dict[str, list[FileRecord]]
+    models: dict[str, ModelRef]
+    shards: dict[int, ShardRange]
+    manifests: list[StageManifest] = field(default_factory=list)
+
+
+class PipeProgress:
+    """Progress that goes to the driver, at most five times a second."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._amount = 0
+        self._rates: dict[str, float] = {}
+        self._sent = 0.0
+
+    def total(self, amount: int, unit: str) -> None:
+        self.flush()
+        self._connection.send(("total", amount, unit))
+
+    def advance(self, amount: int = 1, **rates: float) -> None:
+        self._amount += amount
+        self._rates.update(rates)
+        if time.monotonic() - self._sent >= _PROGRESS_SECONDS:
+            self.flush()
+
+    def note(self, message: str) -> None:
+        self._connection.send(("note", message))
+
+    def flush(self) -> None:
+        if self._amount or self._rates:
+            self._connection.send(("progress", self._amount, self._rates))
+        self._amount, self._rates, self._sent = 0, {}, time.monotonic()
+
+
+def main(connection: Connection, driver: int, log: Path, environment: dict[str, str], stop: Event) -> None:
+    """Entry point of the worker process."""
+    _die_with(driver)
+    os.environ.update(environment)
+    _log_to(log)
+    shared: dict[str, Any] = {}
+    try:
+        while (message := connection.recv()) is not None:
+            _carry_out(message, connection, stop, shared)
+    except (EOFError, BrokenPipeError):
+        return
+    finally:
+        for resource in shared.values():
+            if hasattr(resource, "close"):
+                resource.close()
+
+
+def _carry_out(order: Order, connection: Connection, stop: Event, shared: dict[str, Any]) -> None:
+    progress = PipeProgress(connection)
+    try:
+        run = _run_shards if order.spec.kind == "shard" else _run_whole
+        run(order, _context(order, progress, stop, shared), connection)
+        progress.flush()
+        connection.send(("done", stop.is_set()))
+    except UserError as error:
+        connection.send(("error", "user", error, ""))
+    except Exception as error:
+        logging.getLogger(__name__).exception("%s failed", order.spec.name)
+        connection.send(("error", "bug", f"{type(error).__name__}: {error}", traceback.format_exc()))
+
+
+def _context(order: Order, progress: PipeProgress, stop: Event, shared: dict[str, Any]) -> Context:
+    rundir = RunDir(order.root)
+    folder = None
+    if order.spec.kind == "artifact":
+        folder = rundir.artifacts(order.spec, order.round)
+        folder.mkdir(parents=True, exist_ok=True)
+    return Context(
+        config=order.config,
+        round=order.round,
+        inputs={name: [order.root / f.path for f in found] for name, found in order.inputs.items()},
+        models=order.models,
+        progress=progress,
+        folder=folder,
+        shared=shared,
+        stop=stop.is_set,
+        manifests=order.manifests,
+    )
+
+
+def _stage(spec: StageSpec) -> Any:
+    module, name = spec.entry.split(":")
+    return getattr(importlib.import_module(module), name)()
+
+
+def _run_shards(order: Order, ctx: Context, connection: Connection) -> None:
+    rundir, spec = RunDir(order.root), order.spec
+    source = order.inputs[spec.reads[0].rstrip("?")]
+    begun = time.monotonic()
+
+    def shards() -> Iterator[Shard]:
+        while True:
+            connection.send(("want",))
+            index = connection.recv()
+            if index is None or ctx.stop():
+                return
+            yield Shard(index, read_range(order.root, source, order.shards[index]))
+
+    for part in _stage(spec).run(ctx, shards()):
+        manifest = _commit(rundir, order, part, time.monotonic() - begun)
+        begun = time.monotonic()
+        connection.send(("committed", manifest))
+
+
+def _commit(rundir: RunDir, order: Order, part: Part, seconds: float) -> PartManifest:
+    spec, records = order.spec, []
+    if missing := set(spec.writes) - set(part.tables):
+        raise ValueError(f"{spec.name}: part {part.index} lacks the tables {sorted(missing)}")
+    for table, data in part.tables.items():
+        writer = TableWriter(rundir, rundir.table(spec, order.round, table) / part_name(part.index), table)
+        writer.write(data)
+        records.append(writer.close())
+    return commit_part(
+        rundir,
+        spec,
+        order.round,
+        part.index,
+        order.fingerprint,
+        records=records,
+        drops=part.drops,
+        tallies=part.tallies,
+        stats=part.stats,
+        seconds=seconds,
+    )
+
+
+def _run_whole(order: Order, ctx: Context, connection: Connection) -> None:
+    """TableStage or ArtifactStage: everything it writes is one commit."""
+    rundir, spec = RunDir(order.root), order.spec
+    begun = time.monotonic()
+    writers: dict[str, TableWriter] = {}
+    rows: dict[str, int] = {}
+    parts: dict[str, int] = {}
+    records: list[FileRecord] = []
+    account: Account | None = None
+    for item in _stage(spec).run(ctx):
+        if isinstance(item, Account):
+            account = item
+            break
+        _append(item, rundir, order, writers, rows, parts, records)
+    if account is None:
+        raise ValueError(f"{spec.name} ended without an account")
+    if missing := set(spec.writes) - set(parts):
+        raise ValueError(f"{spec.name} wrote no {sorted(missing)}, not even an empty table")
+    records += [writer.close() for writer in writers.values()]
+    for artifact in account.artifacts:
+        files.fsync(artifact)
+        records.append(files.record(order.root, artifact))
+    drops: list[Drop] = account.drops
+    manifest = commit_part(
+        rundir,
+        spec,
+        order.round,
+        0,
+        order.fingerprint,
+        records=records,
+        drops=drops,
+        tallies=account.tallies,
+        stats=account.stats,
+        seconds=time.monotonic() - begun,
+    )
+    connection.send(("committed", manifest))
+
+
+def _append(
+    item: Rows,
+    rundir: RunDir,
+    order: Order,
+    writers: dict[str, TableWriter],
+    rows: dict[str, int],
+    parts: dict[str, int],
+    records: list[FileRecord],
+) -> None:
+    """Write rows to the table's open part; start the next part when it is large."""
+    if item.table not in order.spec.writes:
+        raise ValueError(f"{order.spec.name} may not write {item.table}")
+    if item.table in writers and rows[item.table] >= _MAX_ROWS_PER_FILE:
+        records.append(writers.pop(item.table).close())
+    if item.table not in writers:
+        index = parts.get(item.table, 0)
+        parts[item.table], rows[item.table] = index + 1, 0
+        folder = rundir.table(order.spec, order.round, item.table)
+        writers[item.table] = TableWriter(rundir, folder / part_name(index), item.table)
+    writers[item.table].write(item.data)
+    rows[item.table] += item.data.num_rows
+
+
+def read_range(root: Path, records: list[FileRecord], wanted: ShardRange) -> Any:
+    """Rows [start, stop) of a table given as its files in order; reads only the files they lie in."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pieces, offset = [], 0
+    for file in records:
+        count = file.rows or 0
+        start, stop = max(wanted.start - offset, 0), min(wanted.stop - offset, count)
+        if start < stop:
+            pieces.append(pq.read_table(root / file.path, partitioning=None).slice(start, stop - start))
+        offset += count
+    table = pa.concat_tables(pieces)
+    if table.num_rows != wanted.stop - wanted.start:
+        raise ValueError(f"shard {wanted.index}: {table.num_rows} rows instead of {wanted.stop - wanted.start}")
+    return table
+
+
+def _die_with(driver: int) -> None:
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != driver:
+        os._exit(1)
+
+
+def _log_to(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    faulthandler.enable()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

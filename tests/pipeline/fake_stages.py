@@ -1,0 +1,92 @@
+"""Stages for testing the run loop: numbers in, squares out. Imported by worker processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from schemas.errors import UserError
+from schemas.tables import TABLES
+from stages.catalog import StageSpec
+from stages.contract import Account, Context, Drop, Part, Rows, Shard, tally
+
+PROMPTS = StageSpec("prompts", "table", "fake_stages:Numbers", (), ("prompts",), ("prompts",), per_round=False)
+GENERATE = StageSpec("generate", "shard", "fake_stages:Squares", ("prompts",), ("candidates",), ("generate",))
+SELECT = StageSpec("select", "table", "fake_stages:Sum", ("candidates",), ("curated",), ("select",))
+TRAIN = StageSpec("train", "artifact", "fake_stages:Folder", ("curated",), (), ("train",))
+REPORT = StageSpec("report", "artifact", "fake_stages:Page", (), (), ("report",), per_round=False)
+
+
+def rows(table: str, **columns: list) -> pa.Table:
+    """Rows of a documented table: the given columns, and empty values in the others."""
+    n = len(next(iter(columns.values())))
+    empty = {pa.string(): "", pa.int64(): 0, pa.int32(): 0, pa.float32(): 0.0, pa.float64(): 0.0}
+    schema = TABLES[table].schema
+    return pa.table({f.name: columns.get(f.name, [empty.get(f.type, [])] * n) for f in schema}, schema=schema)
+
+
+def _maybe_die(name: str) -> None:
+    """Kill this worker once, if the test left a file that says so."""
+    flag = Path(os.environ.get("FAKE_DIR", "/nonexistent")) / name
+    if flag.exists():
+        flag.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Numbers:
+    def run(self, ctx: Context) -> Iterator[Rows | Account]:
+        n = ctx.config.prompts.max_chars
+        yield Rows("prompts", rows("prompts", source_row=list(range(n))))
+        yield Account(tally("row", ["en"] * n, []))
+
+
+class Squares:
+    def run(self, ctx: Context, shards: Iterator[Shard]) -> Iterator[Part]:
+        for shard in shards:
+            numbers = shard.rows.column("source_row").to_pylist()
+            _maybe_die(f"die-{shard.index}")
+            if ctx.config.generate.candidates == 13:
+                raise UserError("thirteen is not a number of candidates", where="generate.candidates")
+            if ctx.config.generate.candidates == 14:
+                raise RuntimeError("a defect")
+            drops = [Drop("prompt", str(n), "en", "odd") for n in numbers if n % 2]
+            kept = [n * n for n in numbers if n % 2 == 0]
+            ctx.progress.advance(len(numbers))
+            yield Part(
+                shard.index,
+                {"candidates": rows("candidates", n_tokens=kept)},
+                tally("prompt", ["en"] * len(numbers), drops),
+                drops,
+                {"seen": float(len(numbers))},
+            )
+
+
+class Sum:
+    def run(self, ctx: Context) -> Iterator[Rows | Account]:
+        frame = ctx.scan("candidates").collect()
+        yield Rows("curated", rows("curated", chosen_score=[float(frame["n_tokens"].sum())]))
+        yield Account(tally("candidate", ["en"] * frame.height, []))
+
+
+class Folder:
+    def run(self, ctx: Context) -> Iterator[Rows | Account]:
+        assert ctx.folder is not None
+        marker = ctx.folder / "checkpoint"
+        resumed = marker.exists()
+        marker.write_text("half way")
+        _maybe_die("die-train")
+        out = ctx.folder / "result.txt"
+        out.write_text("resumed" if resumed else "fresh")
+        yield Account([], artifacts=[out])
+
+
+class Page:
+    def run(self, ctx: Context) -> Iterator[Rows | Account]:
+        assert ctx.folder is not None
+        page = ctx.folder / "report.html"
+        page.write_text(repr(sorted(ctx.inputs)) + repr([m.stage for m in ctx.manifests]))
+        yield Account([], artifacts=[page])

@@ -1,0 +1,84 @@
+"""A wrong config says which file, line and key, and what was probably meant."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from pipeline.config_file import dump, load_config
+from schemas.errors import UserError
+
+
+def test_unknown_key_names_line_and_nearest_key(write_config):
+    path = write_config("name: t\nlanguages: {seen: [en]}\nmodel: {policy: m}\nselect:\n  kep: 0.5\n")
+    with pytest.raises(UserError, match=r"select\.kep.*config\.yaml:5.*'keep'"):
+        load_config(path)
+
+
+def test_unknown_key_inside_a_list_is_located(write_config):
+    path = write_config(
+        "name: t\nlanguages: {seen: [en]}\nmodel: {policy: m}\nprompts:\n  sources:\n    - path: a\n      fields: {promt: x}\n"
+    )
+    with pytest.raises(UserError, match=r"config\.yaml:7.*'prompt'"):
+        load_config(path)
+
+
+def test_repeated_key_is_refused(write_config):
+    with pytest.raises(UserError, match=r"'name' is given twice.*:2"):
+        load_config(write_config("name: a\nname: b\n"))
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n", "!!python/object/apply:os.system ['true']\n"])
+def test_broken_yaml_and_tags_are_one_paragraph(write_config, text):
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        load_config(write_config(text))
+
+
+def test_missing_file_says_how_to_get_one(tmp_path):
+    with pytest.raises(UserError, match="init"):
+        load_config(tmp_path / "no.yaml")
+
+
+def test_language_that_does_not_exist(write_config):
+    with pytest.raises(UserError, match=r"xx.*BCP 47"):
+        load_config(write_config(languages={"seen": ["xx"]}))
+
+
+def test_wrong_type_names_key_and_value(write_config):
+    with pytest.raises(UserError, match=r"select\.keep.*2"):
+        load_config(write_config(select={"keep": 2}))
+
+
+def test_overrides_reach_nested_keys_and_lists(write_config):
+    config = load_config(
+        write_config(), ["select.keep=0.25", "prompts.sources.0.limit=3", "generate.sampling.temperature=0"]
+    )
+    assert config.select.keep == 0.25
+    assert config.prompts.sources[0].limit == 3
+    assert config.generate.sampling.temperature == 0
+
+
+@pytest.mark.parametrize("override", ["select.keep", "=1", "name.x=1", "prompts.sources.9=1"])
+def test_malformed_overrides_are_refused(write_config, override):
+    with pytest.raises(UserError, match="--set"):
+        load_config(write_config(), [override])
+
+
+def test_resolved_config_repeats_the_run(write_config, tmp_path):
+    config = load_config(write_config(), ["select.keep=0.25"])
+    again = tmp_path / "run.yaml"
+    again.write_text(dump(config), encoding="utf-8")
+    assert load_config(again) == config
+    assert yaml.safe_load(dump(config))["select"]["keep"] == 0.25
+
+
+def test_command_line_loads_nothing_heavy():
+    code = (
+        "import sys, pipeline.cli, pipeline.status;"
+        "print([m for m in ('torch','transformers','vllm','trl','polars','pyarrow','datasets') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

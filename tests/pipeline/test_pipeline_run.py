@@ -1,0 +1,216 @@
+"""The run loop on fake stages: complete, resumed, redone, refused; equal for any number of workers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import pipeline.plan
+import pipeline.run
+from pipeline.config_file import load_config
+from pipeline.console import Display
+from pipeline.executor_errors import StageFailed
+from pipeline.lease import Lease
+from pipeline.run import Selection, preview
+from pipeline.rundir import RunDir
+from pipeline.status import states_of
+from schemas.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parent))
+import fake_stages
+
+SPECS = (fake_stages.PROMPTS, fake_stages.GENERATE, fake_stages.SELECT, fake_stages.TRAIN, fake_stages.REPORT)
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path, write_config):
+    """Run the fake pipeline; returns a function (overrides, selection) -> outcome and the run directory."""
+    by_name = {spec.name: spec for spec in SPECS}
+    monkeypatch.setattr(pipeline.plan, "STAGES", SPECS)
+    monkeypatch.setattr(pipeline.plan, "BY_NAME", by_name)
+    monkeypatch.setattr(pipeline.run, "config_files", lambda spec, config: {})
+    monkeypatch.setenv("FAKE_DIR", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{Path(__file__).parents[2]}")
+    path = write_config(prompts={"sources": [{"path": "x"}], "max_chars": 20}, generate={"shard_size": 3})
+
+    def run(*overrides: str, **selection: object) -> pipeline.run.Outcome:
+        config = load_config(path, overrides)
+        return pipeline.run.run(config, Selection(**selection), Display(quiet=True))
+
+    run.root = tmp_path / "runs" / "t"
+    run.config = lambda *o: load_config(path, o)
+    return run
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*.parquet"))}
+
+
+def titles(steps) -> list[str]:
+    return [s.title for s in steps]
+
+
+def test_a_run_completes_and_running_again_does_nothing(fake):
+    outcome = fake()
+    assert titles(outcome.ran) == ["prompts", "generate", "select", "train", "report"]
+    assert pl.read_parquet(fake.root / "round-0/curated/*.parquet")["chosen_score"][0] == sum(
+        n * n for n in range(0, 20, 2)
+    )
+    dropped = pl.read_parquet(fake.root / "round-0/_dropped/candidates/*.parquet")
+    assert dropped["reason"].to_list() == ["odd"] * 10
+    again = fake()
+    assert again.ran == [] and len(again.skipped) == 5
+    assert [s.kind for s in states_of(fake.root)] == ["done"] * 5
+
+
+def test_table_folders_hold_only_parquet(fake):
+    fake()
+    for table in ("prompts", "round-0/candidates", "round-0/curated"):
+        assert all(p.suffix == ".parquet" for p in (fake.root / table).iterdir())
+    assert not list((fake.root / "_tmp").iterdir())
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_tables_do_not_depend_on_the_number_of_workers(fake, workers, tmp_path):
+    fake(f"execution.workers={workers}")
+    got = contents(fake.root)
+    fake(f"run_dir={tmp_path / 'alone'}", "execution.workers=1")
+    assert got == contents(tmp_path / "alone" / "t")
+
+
+def test_a_worker_killed_in_the_middle_loses_and_doubles_nothing(fake, tmp_path):
+    (tmp_path / "die-2").touch()
+    (tmp_path / "die-5").touch()
+    fake("execution.workers=2")
+    assert sorted(pl.read_parquet(fake.root / "round-0/candidates/*.parquet")["n_tokens"].to_list()) == [
+        n * n for n in range(0, 20, 2)
+    ]
+
+
+def test_a_stage_whose_workers_keep_dying_ends_with_advice(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.executor._MAX_DEATHS", 1)
+    (tmp_path / "die-0").touch()
+    with pytest.raises(UserError, match=r"died.*same command continues"):
+        fake()
+    assert titles(fake().skipped) == ["prompts"]
+
+
+def test_lost_part_is_made_again_and_nothing_else(fake):
+    fake()
+    before = contents(fake.root)
+    victim = fake.root / "round-0/candidates/part-00003.parquet"
+    victim.unlink()
+    others = {p: p.stat().st_mtime_ns for p in victim.parent.iterdir()}
+    outcome = fake()
+    assert titles(outcome.ran) == ["generate"]
+    assert contents(fake.root) == before
+    assert {p: p.stat().st_mtime_ns for p in others} == others
+
+
+def test_corrupted_part_is_never_read(fake):
+    fake(last="generate")
+    victim = fake.root / "round-0/candidates/part-00000.parquet"
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    with pytest.raises(UserError, match=r"part-00000\.parquet.*Delete it"):
+        fake()
+    victim.unlink()
+    assert "select" in titles(fake().ran)
+
+
+def test_changed_setting_redoes_a_cheap_stage_but_refuses_to_throw_away_an_expensive_one(fake):
+    fake()
+    with pytest.raises(UserError, match=r"train.*select\.keep: 0\.5 -> 0\.25.*--force-stage select"):
+        fake("select.keep=0.25")
+    outcome = fake("select.keep=0.25", force=("select",))
+    assert titles(outcome.ran)[0] == "select" and "train" not in titles(outcome.ran)  # same sums: train is still valid
+
+
+def test_rows_of_two_settings_never_mix(fake):
+    fake(last="generate")
+    with pytest.raises(UserError, match=r"generate\.candidates: 4 -> 5"):
+        fake("generate.candidates=5")
+    fake("generate.candidates=5", force=("generate",))
+    prints = {json.loads(p.read_text())["fingerprint"] for p in (fake.root / "round-0/_state/generate").glob("*.json")}
+    assert len(prints) == 1
+
+
+@pytest.mark.parametrize("override", ["execution.workers=2", "train.micro_batch_size=1", "gradients.token_budget=100"])
+def test_execution_settings_change_freely(fake, override):
+    fake()
+    assert fake(override).ran == []
+
+
+def test_train_finds_its_folder_after_a_crash(fake, tmp_path):
+    (tmp_path / "die-train").touch()
+    fake()
+    assert (fake.root / "round-0/train/result.txt").read_text() == "resumed"
+
+
+def test_user_errors_arrive_whole_and_defects_name_the_log(fake):
+    with pytest.raises(UserError, match=r"thirteen.*generate\.candidates"):
+        fake("generate.candidates=13")
+    with pytest.raises(StageFailed, match=r"RuntimeError: a defect.*worker-"):
+        fake("generate.candidates=14", force=("generate",))
+
+
+def test_selection_of_stages(fake):
+    assert titles(fake(last="generate").ran) == ["prompts", "generate"]
+    assert titles(fake(stage="select").ran) == ["select"]
+    with pytest.raises(UserError, match=r"no stage 'selct'.*select"):
+        fake(stage="selct")
+
+
+def test_a_stage_without_its_inputs_says_what_it_waits_for(fake):
+    with pytest.raises(UserError, match=r"select cannot run.*waits for generate"):
+        fake(stage="select")
+
+
+def test_two_runs_on_one_directory_are_refused(fake):
+    with Lease(fake.root), pytest.raises(UserError, match=r"Another run is working.*process"):
+        fake()
+
+
+def test_a_dead_holder_does_not_block(fake):
+    fake.root.mkdir(parents=True)
+    holder = {
+        "host": __import__("socket").gethostname(),
+        "pid": 2**22 - 1,
+        "started": 1.0,
+        "nonce": "x",
+        "heartbeat": 9e9,
+    }
+    (fake.root / "_lease.json").write_text(json.dumps(holder))
+    assert fake(last="prompts").ran
+
+
+def test_dry_run_changes_nothing(fake):
+    states = preview(fake.config(), Selection())
+    assert [s.kind for s in states] == ["new", "waiting", "waiting", "waiting", "new"]
+    assert not (fake.root / "prompts").exists()
+
+
+def test_manifest_of_a_newer_version_is_refused(fake):
+    fake(last="prompts")
+    path = fake.root / "_state/prompts/_stage.json"
+    path.write_text(
+        path.read_text().replace('"version": 1', '"version": 99').replace('"stage"', '"newer": 1, "stage"', 1)
+    )
+    with pytest.raises(UserError, match=r"_stage\.json.*another version"):
+        fake()
+
+
+def test_every_level_accounts_for_every_row(fake):
+    fake()
+    rundir = RunDir(fake.root)
+    for spec in SPECS[:3]:
+        manifest = rundir.stage(spec, 0)
+        assert manifest is not None
+        for t in manifest.tallies:
+            assert t.rows_in == t.kept + sum(t.dropped.values()) + t.failed
+    assert rundir.stage(fake_stages.GENERATE, 0).tallies[0].dropped == {"odd": 10}
