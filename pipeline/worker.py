@@ -29,7 +29,7 @@ from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.manifests import FileRecord, PartManifest, ShardRange, StageManifest
 from stages.catalog import StageSpec
-from stages.contract import Account, Context, Drop, ModelRef, Part, Rows, Shard
+from stages.contract import Account, Context, Drop, ModelRef, Part, Rows, Shard, Stopped
 
 _PR_SET_PDEATHSIG = 1
 _PROGRESS_SECONDS = 0.2
@@ -103,6 +103,8 @@ def _carry_out(order: Order, connection: Connection, stop: Event, shared: dict[s
         run(order, _context(order, progress, stop, shared), connection)
         progress.flush()
         connection.send(("done", stop.is_set()))
+    except Stopped:
+        connection.send(("done", True))
     except UserError as error:
         connection.send(("error", "user", error, ""))
     except Exception as error:

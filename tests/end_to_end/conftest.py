@@ -1,0 +1,85 @@
+"""A whole run on the tiny model, in reference mode: transformers engine, CPU, float32."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import yaml
+
+LANGUAGES = ("en", "de", "zh")
+
+
+def tiny_config(tmp_path: Path, model: Path, **changes: object) -> dict:
+    """The config of a run that takes seconds; `a__b=1` sets a.b."""
+    prompts = tmp_path / "prompts"
+    prompts.mkdir(exist_ok=True)
+    for language in (*LANGUAGES, "it"):
+        source = files("data").joinpath(f"prompts/{language}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [line for line in source if json.loads(line)["length"] == "sentence"]
+        (prompts / f"{language}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    config: dict = {
+        "name": "t",
+        "run_dir": str(tmp_path / "runs"),
+        "seed": 3,
+        "languages": {"seen": list(LANGUAGES), "unseen": ["it"], "identify": False},
+        "model": {"policy": str(model), "dtype": "float32"},
+        "text": {"max_length": 1024},
+        "engine": {"kind": "transformers", "batch_size": 4},
+        "prompts": {"sources": [{"path": str(prompts / "{language}.jsonl")}], "test_fraction": 0.2, "dev_fraction": 0.1},
+        "generate": {"candidates": 3, "shard_size": 6, "sampling": {"max_tokens": 12}},
+        "judge": {"shard_size": 24, "min_mass": 0.0},
+        "pairs": {"min_margin": 0.0, "drop_truncated": False},
+        "gradients": {"shard_size": 5, "sketch": {"dim": 512}, "token_budget": 1024},
+        "train": {"batch_size": 2, "micro_batch_size": 2, "max_steps": 3, "save_steps": 1, "lora": {"r": 2, "alpha": 4}},
+        "evaluate": {
+            "authored": [{"path": "package:authored_pairs/{language}.jsonl", "limit": 3}],
+            "prompts_per_language": 1,
+            "sampling": {"max_tokens": 8, "temperature": 0.0},
+        },
+        "execution": {"deterministic": True, "device": "cpu"},
+    }
+    for key, value in changes.items():
+        *sections, last = key.split("__")
+        target = config
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[last] = value
+    return config
+
+
+@pytest.fixture
+def pipeline_command(tmp_path: Path):
+    """Run `python -m pipeline ...`; returns the finished process."""
+
+    def command(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", *arguments],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"COLUMNS": "250"},
+            timeout=900,
+        )
+        if check and done.returncode:
+            logs = "\n".join(p.read_text()[-3000:] for p in sorted(tmp_path.rglob("logs/*.log")))
+            raise AssertionError(f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}\n{logs}")
+        return done
+
+    return command
+
+
+@pytest.fixture
+def write_tiny(tmp_path: Path, tiny_model: Path):
+    """Write the tiny config with changes; returns its path."""
+
+    def write(**changes: object) -> Path:
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(tiny_config(tmp_path, tiny_model, **changes)), encoding="utf-8")
+        return path
+
+    return write
