@@ -1,0 +1,35 @@
+"""Files shipped in data/, wherever the package is installed (clone, editable install or wheel)."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import PurePosixPath
+
+from schemas.errors import UserError
+
+PREFIX = "package:"
+
+
+def data_path(name: str) -> Traversable:
+    """The shipped file or folder `name`, for example "rubrics/de.yaml" or "package:rubrics/de.yaml".
+
+    It need not exist: ask `is_file()`. Raises UserError for a name that leaves data/.
+    """
+    relative = PurePosixPath(name.removeprefix(PREFIX))
+    if relative.is_absolute() or ".." in relative.parts:
+        raise UserError(
+            f"{name!r} is not a file of the package",
+            fix=f"After `{PREFIX}` give a path inside data/, for example {PREFIX}prompts/en.jsonl.",
+        )
+    return files("data").joinpath(*relative.parts)
+
+
+def read_data(name: str) -> str:
+    """Text of a shipped file. Raises UserError, naming what there is, if it does not exist."""
+    path = data_path(name)
+    if not path.is_file():
+        folder = data_path(str(PurePosixPath(name.removeprefix(PREFIX)).parent))
+        there = ", ".join(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
+        raise UserError(f"the package has no file {name.removeprefix(PREFIX)}", fix=f"There is: {there}.")
+    return path.read_text(encoding="utf-8")
