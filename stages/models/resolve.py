@@ -1,0 +1,78 @@
+"""A model's name to a folder on this machine and its content hash. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from schemas.errors import UserError
+from schemas.ids import content_id
+from stages.contract import ModelRef
+from stages.models import embedded
+from stages.models.cache import cache_folder
+from stages.models.folder import CONTENT, check_folder, content_files, folder_digest, is_adapter
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def resolve(name: str, revision: str | None = None, cache: Path | None = None) -> ModelRef:
+    """Find or fetch the model that a user named.
+
+    name: a folder, a hub id, or embedded:NAME. A PEFT adapter (folder or hub id) is merged into its base, once.
+    revision: hub revision. cache: where converted and merged models go (default: the user's cache folder).
+    digest: of a folder, hash over names and SHA-256 of its config, tokenizer and safetensors files; of a hub id, hash of
+    the commit and the file list; of a merged adapter, hash of both digests.
+    Raises UserError for a model that is missing, damaged, or has only pickle weights.
+    """
+    cache = cache or cache_folder()
+    if name.startswith(embedded.PREFIX):
+        folder = embedded.fetch(name.removeprefix(embedded.PREFIX), cache)
+        check_folder(folder, name)
+        return ModelRef(name, folder, folder_digest(folder, cache))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        check_folder(folder, name)
+        found = ModelRef(name, folder.resolve(), folder_digest(folder, cache))
+    elif name.startswith((".", "~", os.sep)) or not _HUB_ID.fullmatch(name):
+        raise UserError(
+            f"There is no model folder {name}",
+            where="model",
+            fix="Give a folder, a hub id such as google/gemma-2-2b-it, or embedded:NAME "
+            f"({', '.join(sorted(embedded.MODELS))}).",
+        )
+    else:
+        found = _from_hub(name, revision)
+    assert found.path is not None
+    if is_adapter(found.path):
+        from stages.models.merge import merged
+
+        return merged(found, cache)
+    return found
+
+
+def _from_hub(name: str, revision: str | None) -> ModelRef:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    pinned = revision is not None and _COMMIT.fullmatch(revision) is not None
+    try:
+        try:
+            folder = Path(
+                snapshot_download(name, revision=revision, allow_patterns=list(CONTENT), local_files_only=pinned)
+            )
+        except LocalEntryNotFoundError:
+            if not pinned:
+                raise
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(CONTENT)))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"The model {name} is no folder here and could not be fetched from the Hugging Face hub: {first}",
+            where="model",
+            fix="Check the name and the revision, log in with `hf auth login` if it is gated, or give a local folder.",
+        ) from error
+    check_folder(folder, name)
+    files = [[path.name, path.stat().st_size] for path in content_files(folder)]
+    return ModelRef(name, folder, content_id("hub model", name, folder.name, files))
