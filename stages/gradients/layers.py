@@ -72,6 +72,8 @@ def select_layers(model: PreTrainedModel, include: Sequence[str] = ("*",), exclu
     """
     refuse_unsupported(model)
     candidates = dict(linear_layers(model))
+    if not candidates:
+        raise ValueError(f"nothing can be sketched: the backbone of {type(model).__name__} has no linear layer")
     for pattern in [*include, *exclude]:
         if not any(fnmatchcase(name, pattern) for name in candidates):
             raise ValueError(

@@ -1,0 +1,105 @@
+"""Directions and their weights equal literal loops, and the stream's chunks change no bit."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.conflict.directions import (
+    conflicts,
+    cosines,
+    directions,
+    ema_omegas,
+    grams,
+    loss_weights,
+    mean_omegas,
+    scaled,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(0, 2), min_size=1, max_size=40), st.floats(0.0, 0.99), st.integers(1, 8), st.integers(0, 10**6)
+)
+def test_ema_omegas_equal_a_literal_ema(languages, gamma, batch_size, seed) -> None:
+    """moment = gamma * moment + (1 - gamma) * batch mean, divided by 1 - gamma^T at the end."""
+    language_N = torch.tensor(languages)
+    g_ND = torch.randn(len(languages), 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    omega_N = ema_omegas(language_N, 3, gamma, batch_size)
+    got = directions(lambda: [g_ND], language_N, omega_N, 3)
+    for language in range(3):
+        mine = g_ND[language_N == language]
+        moment, steps = torch.zeros(5, dtype=torch.float64), 0
+        for batch in mine.split(batch_size) if len(mine) else ():
+            moment = gamma * moment + (1 - gamma) * batch.mean(dim=0)
+            steps += 1
+        want = moment / (1 - gamma**steps) if steps else moment
+        torch.testing.assert_close(got[language], want, rtol=1e-9, atol=1e-12)
+        if steps:
+            assert float(omega_N[language_N == language].sum()) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_mean_direction(world, stream, fresh_seed) -> None:
+    g_ND, language_N = world(fresh_seed)
+    got = directions(stream(g_ND), language_N, mean_omegas(language_N, 4), 4)
+    for language in range(4):
+        torch.testing.assert_close(got[language], g_ND[language_N == language].mean(dim=0), rtol=1e-12, atol=1e-12)
+
+
+def test_chunk_size_changes_no_bit(world, stream, fresh_seed) -> None:
+    g_ND, language_N = world(fresh_seed, n=50)
+    omega_N = ema_omegas(language_N, 4, 0.9, 3)
+    results = [directions(stream(g_ND.float(), chunk), language_N, omega_N, 4) for chunk in (1, 7, 50)]
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_loss_weights_and_the_sign_of_the_length_penalty() -> None:
+    margin = torch.tensor([0.0, 2.0, -2.0, 0.0])
+    chosen, rejected = torch.tensor([10, 10, 10, 30]), torch.tensor([10, 10, 10, 10])
+    got = loss_weights(margin, chosen, rejected, beta=0.5, alpha=0.01)
+    want = [1 / (1 + math.exp(x)) for x in (0.0, 1.0, -1.0, 0.2)]
+    assert got.tolist() == pytest.approx(want, rel=1e-12)
+    assert float(got[3]) < float(got[0]), "a longer winner must be pushed less"
+    with pytest.raises(ValueError, match="not finite"):
+        loss_weights(torch.tensor([float("nan")]), chosen[:1], rejected[:1], beta=1.0)
+
+
+def test_scaled_multiplies_rows(world, stream) -> None:
+    g_ND, _ = world(0, n=20)
+    weight_N = torch.linspace(0, 1, 20)
+    got = torch.cat(list(scaled(stream(g_ND, 6), weight_N)()))
+    torch.testing.assert_close(got, g_ND * weight_N.double()[:, None])
+
+
+def test_segment_grams_sum_to_the_whole(world, stream) -> None:
+    g_ND, language_N = world(1)
+    direction_LD = directions(stream(g_ND), language_N, mean_omegas(language_N, 4), 4)
+    parts = grams(direction_LD, [torch.tensor([0, 2, 4]), torch.tensor([1, 3, *range(5, 24)])])
+    torch.testing.assert_close(parts.sum(dim=0), direction_LD @ direction_LD.T)
+
+
+def test_cosines_and_conflicts_with_an_empty_direction() -> None:
+    direction_LD = torch.tensor([[1.0, 0.0], [-1.0, 1.0], [0.0, 0.0]]).double()
+    value, valid = cosines(direction_LD @ direction_LD.T)
+    assert valid.tolist() == [[True, True, False], [True, True, False], [False] * 3]
+    assert float(value[0, 1]) == pytest.approx(-(0.5**0.5))
+    assert value[2].tolist() == [0.0, 0.0, 0.0]
+    assert conflicts(direction_LD @ direction_LD.T) == 1
+
+
+def test_bad_streams_are_refused(stream) -> None:
+    language_N, omega_N = torch.zeros(3, dtype=torch.int64), torch.ones(3).double()
+    for n in (2, 4):
+        with pytest.raises(ValueError, match="for 3 pairs"):
+            directions(stream(torch.ones(n, 2)), language_N, omega_N, 1)
+    bad = torch.ones(3, 2)
+    bad[2, 0] = float("inf")
+    with pytest.raises(ValueError, match="row 2"):
+        directions(stream(bad, 2), language_N, omega_N, 1)
+    with pytest.raises(ValueError, match="gamma"):
+        ema_omegas(language_N, 1, 1.0, 2)

@@ -1,0 +1,71 @@
+"""Nulls: half of all cosines are negative without signal; halves of one language agree when there is signal."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stages.conflict.directions import conflicts, directions, mean_omegas
+from stages.conflict.null import sign_flip_null, split_half_null
+
+
+def test_sign_flips_give_one_half_whatever_the_signal(world, stream, fresh_seed) -> None:
+    g_ND, language_N = world(fresh_seed, n=200, dim=100, signal=3.0)
+    omega_N = mean_omegas(language_N, 4)
+    null = sign_flip_null(stream(g_ND), language_N, omega_N, 4, draws=200, seed=1)
+    assert null.cosine_RSM.shape == (200, 1, 6)
+    assert null.negative_rate()[0] == pytest.approx(0.5, abs=0.15)
+
+
+def test_sign_flips_equal_flipping_the_stream(world, stream) -> None:
+    g_ND, language_N = world(3)
+    omega_N = mean_omegas(language_N, 4)
+    null = sign_flip_null(stream(g_ND), language_N, omega_N, 4, draws=2, seed=5, columns=(slice(0, 9), slice(9, 24)))
+    sign_RN = torch.randint(0, 2, (2, 60), generator=torch.Generator().manual_seed(5)) * 2 - 1
+    for r in range(2):
+        flipped_LD = directions(stream(g_ND * sign_RN[r, :, None]), language_N, omega_N, 4)[:, 9:]
+        want = [
+            float(torch.cosine_similarity(flipped_LD[a], flipped_LD[b], dim=0))
+            for a in range(4)
+            for b in range(a + 1, 4)
+        ]
+        assert null.cosine_RSM[r, 1].tolist() == pytest.approx(want)
+
+
+def test_split_halves_agree_with_signal_and_not_without(world, stream, fresh_seed) -> None:
+    rates = []
+    for signal in (3.0, 0.0):
+        g_ND, language_N = world(fresh_seed, n=300, dim=100, signal=signal)
+        null = split_half_null(stream(g_ND), language_N, mean_omegas(language_N, 4), 4, draws=60)
+        rates += null.negative_rate()
+    assert rates[0] == 0.0
+    assert 0.2 < rates[1] < 0.9
+
+
+def test_tail_tells_real_conflict_from_noise(stream, fresh_seed) -> None:
+    generator = torch.Generator().manual_seed(fresh_seed)
+    centre_LD = torch.linalg.qr(torch.randn(60, 4, generator=generator, dtype=torch.float64)).Q.T
+    centre_LD = centre_LD - centre_LD.mean(dim=0)  # a simplex: every pair of languages opposes
+    language_N = torch.arange(200) % 4
+    g_ND = 5 * centre_LD[language_N] + torch.randn(200, 60, generator=generator, dtype=torch.float64)
+    omega_N = mean_omegas(language_N, 4)
+    direction_LD = directions(stream(g_ND), language_N, omega_N, 4)
+    observed = conflicts(direction_LD @ direction_LD.T)
+    null = sign_flip_null(stream(g_ND), language_N, omega_N, 4, draws=99)
+    assert observed == 6
+    assert null.tail([observed])[0] <= 0.1
+    assert null.tail([0]) == [1.0]
+
+
+def test_seeded_and_defined_for_tiny_languages(stream) -> None:
+    g_ND = torch.randn(5, 6)
+    language_N = torch.tensor([0, 0, 0, 0, 1])
+    omega_N = mean_omegas(language_N, 3)
+    first = split_half_null(stream(g_ND), language_N, omega_N, 3, seed=4)
+    again = split_half_null(stream(g_ND), language_N, omega_N, 3, seed=4)
+    assert torch.equal(first.cosine_RSM, again.cosine_RSM)
+    assert not torch.equal(first.cosine_RSM, split_half_null(stream(g_ND), language_N, omega_N, 3, seed=5).cosine_RSM)
+    assert first.valid_RSM[:, 0, 0].all()
+    assert not first.valid_RSM[:, 0, 1:].any()
+    single = torch.zeros(5, dtype=torch.int64)
+    assert sign_flip_null(stream(g_ND), single, mean_omegas(single, 1), 1).negative_rate() == [None]

@@ -1,0 +1,193 @@
+"""Leave-one-out and leave-group-out scores equal directions recomputed from scratch; odd cases have defined results."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from stages.conflict.directions import directions, ema_omegas, mean_omegas
+from stages.conflict.scores import Scores, score_pairs
+from stages.conflict.surgery import surgery
+
+
+def from_scratch(g_ND, language_N, omega_N, n_languages, method, columns, labels, refit):
+    """The definition: delete the pair's group, renormalise, rebuild every G', take cosines of whole vectors."""
+    n, dim = g_ND.shape
+    full = torch.stack([(omega_N[:, None] * g_ND)[language_N == k].sum(dim=0) for k in range(n_languages)])
+    weight_SL = [method(full[:, c] @ full[:, c].T) for c in columns]
+    out = []
+    for i in range(n):
+        stay = torch.tensor([label != labels[i] for label in labels])
+        rest = torch.zeros(n_languages, dim, dtype=torch.float64)
+        for k in range(n_languages):
+            mine = stay & (language_N == k)
+            if mine.any():
+                rest[k] = (omega_N[mine, None] * g_ND[mine]).sum(dim=0) / omega_N[mine].sum()
+        weights = [method(rest[:, c] @ rest[:, c].T) for c in columns] if refit else weight_SL
+        merged, others = torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dtype=torch.float64)
+        for c, w in zip(columns, weights, strict=True):
+            merged[c] = w @ rest[:, c]
+            others[c] = torch.where(torch.arange(n_languages) == language_N[i], 0.0, w) @ rest[:, c]
+        cosine = [float(torch.cosine_similarity(g_ND[i], v, dim=0)) for v in (merged, others, *rest)]
+        out.append([*cosine[:2], cosine[2 + int(language_N[i])], *cosine[2:]])
+    return torch.tensor(out, dtype=torch.float64)
+
+
+def as_matrix(scores: Scores) -> torch.Tensor:
+    return torch.cat([torch.stack([scores.score_all, scores.score_others, scores.cosine_own], 1), scores.cosines], 1)
+
+
+WHOLE = (torch.arange(24),)
+SEGMENTS = (torch.arange(0, 24, 3), torch.arange(1, 24, 3), torch.arange(2, 24, 3))
+
+
+@pytest.mark.parametrize("refit", [False, True])
+@pytest.mark.parametrize("columns", [WHOLE, SEGMENTS], ids=["whole", "segments"])
+@pytest.mark.parametrize("grouping", ["alone", "pairs", "mixed", "scattered"])
+def test_scores_equal_recomputation(grouping, columns, refit, world, stream, fresh_seed) -> None:
+    g_ND, language_N = world(fresh_seed)
+    n = len(g_ND)
+    labels = {
+        "alone": list(range(n)),
+        "pairs": [i // 2 for i in range(n)],
+        "mixed": [i if i % 3 else 1000 + i // 12 for i in range(n)],
+        "scattered": [i % 17 for i in range(n)],
+    }[grouping]
+    omega_N = ema_omegas(language_N, 4, 0.8, 3)
+    method = surgery("pcgrad", 4, seed=1, repeats=3)
+    direction_LD = directions(stream(g_ND), language_N, omega_N, 4)
+    got = score_pairs(
+        stream(g_ND, 11), language_N, omega_N, direction_LD, method, columns=columns,
+        group_N=None if grouping == "alone" else torch.tensor(labels), refit=refit, max_held_rows=9,
+    )  # fmt: skip
+    want = from_scratch(g_ND, language_N, omega_N, 4, method, columns, labels, refit)
+    torch.testing.assert_close(as_matrix(got), want, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(got.norm, g_ND.norm(dim=1))
+    assert got.score_all_valid.all()
+    assert got.cosines_valid.all()
+
+
+def test_pure_noise_scores_zero_only_when_left_out(world, stream, fresh_seed) -> None:
+    """400 pairs of noise, 4 languages: mean score within 5 standard errors of 0, and clearly positive when kept in."""
+    g_ND, language_N = world(fresh_seed, n=400, dim=400, signal=0.0)
+    omega_N = mean_omegas(language_N, 4)
+    direction_LD = directions(stream(g_ND), language_N, omega_N, 4)
+    got = score_pairs(stream(g_ND, 64), language_N, omega_N, direction_LD, surgery("pcgrad", 4)).score_all
+    assert abs(float(got.mean())) < 5 * float(got.std()) / 20 + 1 / 400
+    kept_in = torch.cosine_similarity(g_ND, direction_LD.sum(dim=0)[None], dim=1)
+    assert float(kept_in.mean()) > 0.04
+
+
+def test_translations_leak_unless_the_group_leaves(stream, fresh_seed) -> None:
+    """Noise whose translations are copies: leaving one out scores high, leaving the group out scores zero."""
+    generator = torch.Generator().manual_seed(fresh_seed)
+    task = torch.arange(50).repeat(4)
+    language_N = torch.arange(4).repeat_interleave(50)
+    g_ND = torch.randn(50, 300, generator=generator, dtype=torch.float64)[task]
+    omega_N = mean_omegas(language_N, 4)
+    args = (stream(g_ND), language_N, omega_N, directions(stream(g_ND), language_N, omega_N, 4), surgery("mean", 4))
+    alone = score_pairs(*args).score_all.mean()
+    together = score_pairs(*args, group_N=task).score_all
+    assert float(alone) > 0.08
+    assert abs(float(together.mean())) < 5 * float(together[:50].std()) / 50**0.5 + 1 / 50
+
+
+def test_planted_conflicts_rank_last(world, stream, fresh_seed) -> None:
+    g_ND, language_N = world(fresh_seed, n=200, dim=200, languages=3, signal=0.0)
+    shared = torch.randn(200, generator=torch.Generator().manual_seed(fresh_seed), dtype=torch.float64)
+    flipped = torch.arange(200) % 5 == 0
+    g_ND = g_ND + 0.5 * shared * torch.where(flipped, -1.0, 1.0)[:, None]
+    omega_N = mean_omegas(language_N, 3)
+    got = score_pairs(
+        stream(g_ND), language_N, omega_N, directions(stream(g_ND), language_N, omega_N, 3), surgery("pcgrad", 3)
+    )
+    for score in (got.score_all, got.score_others):
+        auroc = (score[~flipped][:, None] > score[flipped][None]).double().mean()
+        assert float(auroc) > 0.95
+
+
+def run(g_ND, language, languages, stream, **options) -> Scores:
+    language_N = torch.tensor(language)
+    g_ND = g_ND.double()
+    omega_N = mean_omegas(language_N, languages)
+    direction_LD = directions(stream(g_ND), language_N, omega_N, languages)
+    method = surgery(options.pop("method", "pcgrad"), languages)
+    scores = score_pairs(stream(g_ND), language_N, omega_N, direction_LD, method, **options)
+    for value in (scores.score_all, scores.score_others, scores.cosine_own, scores.cosines, scores.norm):
+        assert torch.isfinite(value).all()
+    return scores
+
+
+def test_zero_gradient_has_no_score(stream) -> None:
+    got = run(torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.5, 1.0]]), [0, 0, 1, 1], 2, stream)
+    assert got.optional("score_all")[1] is None
+    assert got.optional("cosine_own")[1] is None
+    assert got.conflicting(["a", "b"])[1] == []
+    assert "zero_gradient" in got.flag_names()[1]
+    assert got.optional("cosine_own")[0] is None  # what is left of its language is zero
+    assert "no_own_direction" in got.flag_names()[0]
+    assert got.optional("score_all")[0] == pytest.approx(0.75 / math.sqrt(0.75**2 + 1))
+
+
+def test_single_language_scores_against_itself(stream) -> None:
+    got = run(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]), [0, 0, 0], 1, stream)
+    assert got.score_all.tolist() == pytest.approx(got.cosine_own.tolist())
+    assert got.optional("score_others") == [None] * 3
+    assert all("single_language" in flags for flags in got.flag_names())
+
+
+def test_empty_languages_do_not_count(stream) -> None:
+    got = run(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]), [1, 1, 1], 3, stream)
+    assert got.score_all_valid.all()
+    assert got.cosines_valid.tolist() == [[False, True, False]] * 3
+    assert got.flags["single_language"].all()
+
+
+def test_language_with_one_pair_is_scored_against_the_others(stream) -> None:
+    got = run(torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, -1.0]]), [0, 1, 1], 2, stream, min_pairs=2)
+    assert got.optional("cosine_own")[0] is None
+    assert got.optional("score_all")[0] == pytest.approx(1.0)
+    assert got.optional("score_others")[0] == pytest.approx(1.0)
+    assert got.flag_names()[0] == ["few_pairs", "no_own_direction"]
+    assert got.flag_names()[1] == []
+
+
+def test_only_one_pair_at_all(stream) -> None:
+    got = run(torch.tensor([[1.0, 2.0]]), [0], 1, stream)
+    assert got.optional("score_all") == [None]
+    assert got.flag_names() == [["single_language", "few_pairs", "no_own_direction", "no_direction"]]
+
+
+def test_group_that_is_everything_has_no_score(stream) -> None:
+    got = run(torch.randn(6, 4), [0, 0, 0, 1, 1, 1], 2, stream, group_N=torch.zeros(6, dtype=torch.int64))
+    assert got.optional("score_all") == [None] * 6
+    assert got.flags["no_direction"].all()
+
+
+def test_cancelling_directions_have_no_score(stream) -> None:
+    v = torch.randn(1, 5).repeat(4, 1)
+    got = run(torch.cat([v, -v]), [0] * 4 + [1] * 4, 2, stream, method="mean")
+    assert got.optional("score_all") == [None] * 8
+    assert got.flags["no_direction"].all()
+    assert got.optional("score_others") == pytest.approx([-1.0] * 8)
+    assert got.conflicting(["a", "b"]) == [["b"]] * 4 + [["a"]] * 4
+
+
+def test_cancelling_directions_under_pcgrad_project_to_nothing(stream) -> None:
+    v = torch.randn(1, 5).repeat(4, 1)
+    got = run(torch.cat([v, -v]), [0] * 4 + [1] * 4, 2, stream)
+    assert got.optional("score_all") == [None] * 8
+
+
+def test_order_of_other_rows_and_held_rows_do_not_matter(world, stream, fresh_seed) -> None:
+    g_ND, language_N = world(fresh_seed)
+    labels = torch.arange(60) % 20
+    omega_N = mean_omegas(language_N, 4)
+    direction_LD = directions(stream(g_ND), language_N, omega_N, 4)
+    args = (language_N, omega_N, direction_LD, surgery("pcgrad", 4))
+    want = as_matrix(score_pairs(stream(g_ND), *args, group_N=labels))
+    for chunk, held in ((1, 1), (60, 4), (13, 1000)):
+        got = as_matrix(score_pairs(stream(g_ND, chunk), *args, group_N=labels, max_held_rows=held))
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
