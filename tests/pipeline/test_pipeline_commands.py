@@ -1,0 +1,170 @@
+"""status, inspect and export on a finished (fake) run directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.commit import TableWriter, commit_part, conform, part_name
+from pipeline.config_file import dump, load_config
+from pipeline.console import printable
+from pipeline.plan import Planner, Step
+from pipeline.rundir import RunDir
+from schemas.manifests import Tally
+from schemas.tables import TABLES
+from stages.catalog import BY_NAME
+from stages.contract import Drop
+
+HOSTILE = "\x1b[2J\u202eevil\x07 <script>alert(1)</script>"
+
+
+@pytest.fixture
+def finished(tmp_path: Path, write_config) -> Path:
+    """A run whose select stage is finished: two curated pairs, one rejected."""
+    from pipeline.commit import write_manifest
+    from pipeline.fingerprint import content_of
+    from schemas.manifests import StageManifest
+
+    config = load_config(write_config())
+    rundir = RunDir(config.folder)
+    rundir.config.parent.mkdir(parents=True)
+    rundir.config.write_text(dump(config))
+    spec = BY_NAME["select"]
+
+    def pair(n: int, **more: object) -> dict:
+        user, chosen, rejected = ({"role": r, "content": f"{HOSTILE} {n}"} for r in ("user", "assistant", "assistant"))
+        return {
+            "pair_id": f"p{n}", "prompt_id": f"q{n}", "group_id": f"g{n}", "language": "en" if n % 2 else "de",
+            "prompt": [user], "chosen": [chosen], "rejected": [rejected],
+            "chosen_score": 3.0, "rejected_score": 1.0, "conflict_score": n / 10, **more,
+        }  # fmt: skip
+
+    records = []
+    for table, rows in {"curated": [pair(1), pair(2)], "rejected": [pair(3, reason="below_cut")]}.items():
+        writer = TableWriter(rundir, rundir.table(spec, 0, table) / part_name(0), table)
+        writer.write(pa.Table.from_pylist(rows, schema=TABLES[table].schema))
+        records.append(writer.close())
+    drops = [Drop("pair", "p3", "en", "below_cut")]
+    tallies = [
+        Tally(unit="pair", language="de", rows_in=1, kept=1),
+        Tally(unit="pair", language="en", rows_in=2, kept=1, dropped={"below_cut": 1}),
+    ]
+    planner = Planner(config, rundir, lambda s: {}, lambda s: {})
+    step = next(s for s in planner.steps if s.spec.name == "select")
+    plan = planner._cut(step, planner.inputs(Step(BY_NAME["prompts"], 0)), {"code": 1})
+    write_manifest(rundir.state(spec, 0) / "plan.json", plan.model_dump())
+    part = commit_part(
+        rundir, spec, 0, 0, plan.fingerprint, records=records, drops=drops, tallies=tallies, stats={}, seconds=1.0
+    )
+    manifest = StageManifest(
+        stage="select",
+        round=0,
+        fingerprint=plan.fingerprint,
+        content=content_of(part.files),
+        files=part.files,
+        tallies=tallies,
+    )
+    write_manifest(rundir.state(spec, 0) / "_stage.json", manifest.model_dump())
+    return config.folder
+
+
+def test_inspect_filters_and_neutralises_hostile_text(finished, monkeypatch):
+    from pipeline import inspect
+
+    manifest = RunDir(finished).stage(BY_NAME["select"], 0)
+    monkeypatch.setattr(
+        inspect, "table_files", lambda folder, table, round_: [finished / f.path for f in manifest.table_files(table)]
+    )
+    result = CliRunner().invoke(app, ["inspect", str(finished), "curated", "--lang", "en"])
+    assert result.exit_code == 0, result.output
+    assert "p1" in result.output and "p2" not in result.output and "1 of 1 rows" in result.output
+    assert "\x1b" not in result.output and "\u202e" not in result.output and "\x07" not in result.output
+    result = CliRunner().invoke(app, ["inspect", str(finished), "curated", "--where", "conflict_score > 0.15"])
+    assert "p2" in result.output and "p1" not in result.output
+    result = CliRunner().invoke(app, ["inspect", str(finished), "curated", "--where", "no_such > 1"])
+    assert result.exit_code == 1 and "conflict_score" in result.output
+
+
+def test_inspect_names_the_tables_there_are(finished):
+    result = CliRunner().invoke(app, ["inspect", str(finished), "nonsense"])
+    assert result.exit_code == 1 and "no finished table 'nonsense'" in result.output
+
+
+def test_unknown_run_is_one_paragraph(tmp_path):
+    result = CliRunner().invoke(app, ["status", str(tmp_path / "none")])
+    assert result.exit_code == 1 and "no run here" in result.output and "Traceback" not in result.output
+
+
+def test_status_json_is_machine_readable(finished):
+    result = CliRunner().invoke(app, ["status", str(finished), "--json"])
+    states = {entry["stage"]: entry for entry in json.loads(result.output)}
+    assert states["prompts"]["state"] == "new"
+    assert states["select"]["state"] == "waiting"
+
+
+def test_tables_refuse_wrong_columns_and_nulls():
+    schema = TABLES["metrics"].schema
+    with pytest.raises(ValueError, match="columns"):
+        conform(pa.table({"step": [1]}), schema, "metrics")
+    with pytest.raises(ValueError, match=r"name.*null"):
+        conform(pa.table({"step": [1], "name": pa.array([None], pa.string()), "value": [1.0]}), schema, "metrics")
+
+
+def test_an_account_that_does_not_match_the_dropped_rows_is_refused(finished):
+    rundir = RunDir(finished)
+    with pytest.raises(ValueError, match=r"1 dropped or failed, but 0"):
+        commit_part(
+            rundir, BY_NAME["select"], 0, 1, "f", records=[], drops=[], stats={}, seconds=0.0,
+            tallies=[Tally(unit="pair", language="en", rows_in=1, kept=0, dropped={"x": 1})],
+        )  # fmt: skip
+    assert not (rundir.state(BY_NAME["select"], 0) / "part-00001.json").exists()
+
+
+def test_unbalanced_accounts_cannot_be_made():
+    with pytest.raises(ValueError, match="3 in but 2 accounted"):
+        Tally(unit="pair", language="en", rows_in=3, kept=1, dropped={"tie": 1})
+
+
+def test_printable_removes_what_steers_a_terminal():
+    assert printable("a\x1b[31mb\u202ec\u200bd\r\n") == "a?[31mb?c?d?\n"
+
+
+def test_export_loads_into_datasets(finished, tmp_path, monkeypatch):
+    from datasets import load_dataset
+
+    from pipeline import export
+
+    manifest = RunDir(finished).stage(BY_NAME["select"], 0)
+    monkeypatch.setattr(
+        export, "table_files", lambda folder, table, round_: [finished / f.path for f in manifest.table_files(table)]
+    )
+    result = CliRunner().invoke(app, ["export", str(finished), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    rows = load_dataset(
+        "parquet", data_files=str(tmp_path / "out/data/*.parquet"), split="train", cache_dir=str(tmp_path / "c")
+    )
+    assert rows.num_rows == 2 and rows[0]["chosen"][0]["role"] == "assistant"
+    card = (tmp_path / "out/README.md").read_text()
+    assert card.startswith("---\n") and "| de | 1 |" in card
+    assert pl.read_parquet(tmp_path / "out/data/*.parquet").height == 2
+
+
+def test_init_writes_a_valid_config_and_never_overwrites(tmp_path):
+    path = tmp_path / "mine.yaml"
+    assert CliRunner().invoke(app, ["init", str(path)]).exit_code == 0
+    assert load_config(path).name == "my-run"
+    again = CliRunner().invoke(app, ["init", str(path)])
+    assert again.exit_code == 1 and "exists already" in again.output
+
+
+@pytest.mark.parametrize("name", ["demo", "starter", "gemma-2-2b", "llama-3-8b", "curate"])
+def test_shipped_configs_are_valid(name):
+    from importlib.resources import files
+
+    load_config(Path(str(files("data").joinpath(f"configs/{name}.yaml"))))
