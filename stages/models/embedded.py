@@ -14,6 +14,7 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from schemas.errors import UserError
 from stages.models.process import one_at_a_time, run_module, say
@@ -131,8 +132,9 @@ def convert(gguf: Path, folder: Path) -> None:
     )
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    head = getattr(model.get_output_embeddings(), "weight", None)
-    if head is not None and torch.equal(head, model.get_input_embeddings().weight):
+    head: Any = model.get_output_embeddings()
+    embeddings: Any = model.get_input_embeddings()
+    if head is not None and torch.equal(head.weight, embeddings.weight):
         model.config.tie_word_embeddings = True
         model.tie_weights()
     model.save_pretrained(folder)

@@ -1,0 +1,188 @@
+"""The transformers engine: for platforms without vLLM, for fast tests, and for bit-for-bit reproducible runs.
+
+Batches are filled in order of arrival and never mix groups (shards) or generating with scoring, so a shard's result is
+a function of that shard. Suffixes: B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from itertools import groupby, islice
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LogitsProcessor, StoppingCriteria
+
+from schemas.config import RunConfig
+from schemas.errors import UserError
+from stages.contract import ModelRef
+from stages.engines.base import JUDGE_ROOM, Completion, Request
+from stages.engines.sampling import RowSampler
+from stages.text.render import Renderer
+
+
+class TransformersEngine:
+    """`generate` of transformers with our own seeded sampling; see `stages.engines.base.Engine`."""
+
+    def __init__(self, model: ModelRef, config: RunConfig, renderer: Renderer) -> None:
+        self.renderer = renderer
+        self._batch_size = config.engine.batch_size
+        self._device = _device(config)
+        if config.execution.deterministic:
+            # The number of threads changes the order of float sums, and with it the last bits.
+            torch.set_num_threads(1)
+            torch.use_deterministic_algorithms(True)
+        elif config.execution.threads:
+            torch.set_num_threads(config.execution.threads)
+        self._model = _load(model, config).to(self._device).eval()
+        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        wanted = config.text.max_length + JUDGE_ROOM
+        self.context_length = min(wanted, limit) if limit else wanted
+        ends = self._model.generation_config.eos_token_id
+        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        self._stop_ids = sorted({*renderer.stop_ids, *ends})
+        pad = renderer.tokenizer.pad_token_id
+        self._pad_id = self._stop_ids[0] if pad is None else pad
+
+    def stream(self, requests: Iterator[Request]) -> Iterator[Completion]:
+        """See `Engine.stream`. A batch ends early where the group or the kind of request changes."""
+        for _, alike in groupby(requests, key=lambda request: (request.group, bool(request.score_tokens))):
+            while batch := list(islice(alike, self._batch_size)):
+                fitting = []
+                for request in batch:
+                    problem = too_long(request, self.context_length)
+                    if problem is None:
+                        fitting.append(request)
+                    else:
+                        yield problem
+                if fitting:
+                    yield from self._run(fitting)
+
+    def close(self) -> None:
+        """Drop the model."""
+        del self._model
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def _run(self, batch: list[Request]) -> Iterator[Completion]:
+        width = max(len(request.prompt_ids) for request in batch)
+        ids_BT = torch.tensor([[self._pad_id] * (width - len(r.prompt_ids)) + r.prompt_ids for r in batch])
+        mask_BT = torch.tensor([[0] * (width - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in batch])
+        scoring = bool(batch[0].score_tokens)
+        watcher = _Watcher(self, batch, width)
+        output: Any = self._model.generate(
+            input_ids=ids_BT.to(self._device),
+            attention_mask=mask_BT.to(self._device),
+            max_new_tokens=1 if scoring else max(request.sampling.max_tokens for request in batch),
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            eos_token_id=self._stop_ids,
+            pad_token_id=self._pad_id,
+            logits_processor=[] if scoring else [_Draw(batch)],
+            stopping_criteria=[watcher],
+            return_dict_in_generate=True,
+            output_logits=scoring,
+        )
+        if scoring:
+            logprobs_BV = torch.log_softmax(output.logits[0].float(), dim=-1)
+            for row, request in enumerate(batch):
+                found = {token: float(logprobs_BV[row, token]) for token in request.score_tokens}
+                yield Completion(request.id, "", [], 0, "length", found)
+            return
+        for request, new_T in zip(batch, output.sequences[:, width:].tolist(), strict=True):
+            yield self._finish(request, new_T)
+
+    def _finish(self, request: Request, new_T: list[int]) -> Completion:
+        """Cut a row's padding, find why it ended."""
+        limit = request.sampling.max_tokens
+        reason, length = "length", min(limit, len(new_T))
+        for position, token in enumerate(new_T[:limit]):
+            if token in self._stop_ids:
+                reason, length = "stop", position + 1
+                break
+            if self.stop_string_at(request, new_T[: position + 1]):
+                reason, length = "stop", position + 1
+                break
+        text = self.renderer.decode(new_T[:length])
+        cuts = [at for stop in request.sampling.stop if (at := text.find(stop)) >= 0]
+        return Completion(request.id, text[: min(cuts)] if cuts else text, new_T[:length], length, reason)
+
+    def stop_string_at(self, request: Request, new_T: list[int]) -> bool:
+        """Whether a stop string is complete with the last of these tokens."""
+        if not request.sampling.stop:
+            return False
+        longest = max(len(stop.encode()) for stop in request.sampling.stop)
+        tail = self.renderer.decode(new_T[-(longest + 4) :])
+        return any(stop in tail for stop in request.sampling.stop)
+
+    def ended(self, request: Request, new_T: list[int]) -> bool:
+        """Whether a row needs no further token, its end-of-turn token aside."""
+        return len(new_T) >= request.sampling.max_tokens or self.stop_string_at(request, new_T)
+
+
+class _Draw(LogitsProcessor):
+    """Makes each row's seeded draw the only possible token, so that greedy decoding takes it."""
+
+    def __init__(self, batch: list[Request]) -> None:
+        self._sampler = RowSampler([request.sampling for request in batch], [request.seed for request in batch])
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        picks_B = self._sampler(scores)
+        return torch.full_like(scores, float("-inf")).scatter_(1, picks_B[:, None], 0.0)
+
+
+class _Watcher(StoppingCriteria):
+    """Ends rows at their own max_tokens and stop strings."""
+
+    def __init__(self, engine: TransformersEngine, batch: list[Request], width: int) -> None:
+        self._engine, self._batch, self._width = engine, batch, width
+        self._done = [False] * len(batch)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
+        for row, new_T in enumerate(input_ids[:, self._width :].tolist()):
+            self._done[row] = self._done[row] or self._engine.ended(self._batch[row], new_T)
+        return torch.tensor(self._done, device=input_ids.device)
+
+
+def too_long(request: Request, context_length: int) -> Completion | None:
+    """The error completion of a request that does not fit the context; None if it fits."""
+    room = 1 if request.score_tokens else request.sampling.max_tokens
+    if len(request.prompt_ids) + room <= context_length:
+        return None
+    error = f"{len(request.prompt_ids)} prompt tokens and {room} to generate exceed the context of {context_length}"
+    return Completion(request.id, "", [], 0, "error", error=error)
+
+
+def _device(config: RunConfig) -> torch.device:
+    wanted = config.execution.device
+    if config.execution.deterministic or wanted == "cpu":
+        return torch.device("cpu")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "There is no CUDA device", where="execution.device", fix="Set execution.device: cpu, or check the driver."
+        )
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _load(model: ModelRef, config: RunConfig) -> Any:
+    dtype = torch.bfloat16 if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            str(model.path),
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"The model {model.name} cannot be loaded: {first}",
+            where=str(model.path),
+            fix="Check that transformers knows this architecture; code shipped with a model needs "
+            "model.trust_remote_code: true.",
+        ) from error
