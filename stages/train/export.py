@@ -50,7 +50,7 @@ def export_model(
 
 
 def _save_adapter(model: PeftModel, target: Path, base_name: str) -> None:
-    model.save_pretrained(target, save_embedding_layers=False)
+    model.save_pretrained(str(target), save_embedding_layers=False)
     config = json.loads((target / "adapter_config.json").read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base_name
     (target / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")

@@ -41,16 +41,17 @@ class LengthPenalisedDPOTrainer(DPOTrainer):
             return outputs
 
         result = super()._compute_loss(recording, {**inputs, "ref_chosen_logps": reference_B - shift_B}, return_outputs)
-        self._restore_rewards(logprobs[0], reference_B, inputs["ref_rejected_logps"])
+        mode = "train" if model.training else "eval"
+        self._restore_rewards(mode, logprobs[0], reference_B, inputs["ref_rejected_logps"])
         return result
 
     def _restore_rewards(
-        self, logprob_2B: torch.Tensor, ref_chosen_B: torch.Tensor, ref_rejected_B: torch.Tensor
+        self, mode: str, logprob_2B: torch.Tensor, ref_chosen_B: torch.Tensor, ref_rejected_B: torch.Tensor
     ) -> None:
         """Overwrite the last logged rewards, which contain the length term, by beta * (s - s_ref)."""
         chosen_B, rejected_B = logprob_2B.chunk(2)
         reward_B = self.beta * (chosen_B - ref_chosen_B)
         margin_B = reward_B - self.beta * (rejected_B - ref_rejected_B)
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics = self._metrics[mode]
         for name, value_B in (("chosen", reward_B), ("margins", margin_B), ("accuracies", (margin_B > 0).float())):
             metrics[f"rewards/{name}"][-1] = self.accelerator.gather(value_B).mean().item()

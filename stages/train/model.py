@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -86,7 +87,7 @@ def load_causal_lm(ref: ModelRef, dtype: torch.dtype, device: str, trust_remote_
             f"model {ref.name} has no folder on this machine", where="model", fix="Give a hub id or folder."
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             ref.path, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:

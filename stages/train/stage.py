@@ -32,7 +32,7 @@ from stages.train.references import checked_references
 from stages.train.trainer import PairTrainer
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-_TIMINGS = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
+_OF_THE_CALL = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss")
 
 
 class Train:
@@ -59,9 +59,9 @@ class Train:
 
         model = load_causal_lm(policy, numbers.load, numbers.device, config.model.trust_remote_code)
         pairs = _with_references(ctx, pairs, model, numbers)
-        trainer, steps = _trainer(ctx, folder, model, renderer, pairs, plan, numbers)
         started = time.monotonic()
         with logs_in(folder / "logs"):
+            trainer, steps = _trainer(ctx, folder, model, renderer, pairs, plan, numbers)
             checkpoint = resumable(folder / "checkpoints", trainer.identity, ctx.progress.note)
             if checkpoint is not None:
                 ctx.progress.note(f"resuming from {checkpoint.name}")
@@ -71,7 +71,7 @@ class Train:
         if steps.stopped:
             raise Stopped
         history = trainer.state.log_history
-        trained = trainer.model
+        trained: Any = trainer.model
         del trainer, model
         files = export_model(trained, renderer.tokenizer, folder, policy.name, numbers.compute)
         card = folder / "model" / "README.md"
@@ -82,7 +82,7 @@ class Train:
         yield Rows("metrics", metrics_table(history))
         yield Account(
             tallies=tally("pair", pairs.languages, []),
-            stats={"steps": float(plan.steps), "seconds": time.monotonic() - started, **_timings(history)},
+            stats={"steps": float(plan.steps), "seconds": time.monotonic() - started, **_summary(history)},
             artifacts=sorted({*files, card}),
         )
         del trained
@@ -92,19 +92,23 @@ class Train:
 
 
 def metrics_table(history: list[dict[str, Any]]) -> pa.Table:
-    """Every finite or non-finite number TRL logged, in order: step, name, value. Timings are left to the stats."""
+    """Every number TRL logged, by step and name, the same for a run that was resumed.
+
+    The summary TRL logs at its end covers only the steps since the last resume: it goes to the account's stats.
+    """
     rows = [
         {"step": entry["step"], "name": name, "value": float(value)}
         for entry in history
-        for name, value in entry.items()
-        if name != "step" and name not in _TIMINGS and isinstance(value, (int, float))
+        if "train_runtime" not in entry
+        for name, value in sorted(entry.items())
+        if name != "step" and isinstance(value, (int, float))
     ]
     return pa.Table.from_pylist(rows, schema=TABLES["metrics"].schema)
 
 
-def _timings(history: list[dict[str, Any]]) -> dict[str, float]:
+def _summary(history: list[dict[str, Any]]) -> dict[str, float]:
     last = history[-1] if history else {}
-    return {name: float(last[name]) for name in _TIMINGS if name in last and math.isfinite(last[name])}
+    return {name: float(last[name]) for name in _OF_THE_CALL if name in last and math.isfinite(last[name])}
 
 
 def _devices() -> int:
@@ -155,9 +159,10 @@ def _trainer(
         alpha=config.loss.alpha,
     )
     trainer.remove_callback(PrinterCallback)
-    if len(trainer.train_dataset) != len(pairs):
+    kept = trainer.num_examples(trainer.get_train_dataloader())
+    if kept != len(pairs):
         raise UserError(
-            f"TRL kept {len(trainer.train_dataset)} of {len(pairs)} curated pairs",
+            f"TRL kept {kept} of {len(pairs)} curated pairs",
             where="train",
             fix="This is a change in TRL: use the pinned version.",
         )

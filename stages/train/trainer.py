@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from schemas.config.training import TrainConfig
 from stages.train.checkpoints import mark_complete
@@ -33,12 +34,20 @@ class PairTrainer(LengthPenalisedDPOTrainer):
     identity: what the run depends on; only checkpoints with the same identity are resumed from.
     """
 
-    loss_is_scaled_for_ga = True
+    loss_is_scaled_for_ga: bool | None = True  # type: ignore[assignment]
 
     def __init__(self, *args: Any, train_config: TrainConfig, identity: str, **kwargs: Any) -> None:
         self.train_config = train_config
         self.identity = identity
         super().__init__(*args, **kwargs)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train or resume; TRL's running token count, which its checkpoints lack, continues from the last log."""
+        if isinstance(resume_from_checkpoint, str):
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
+            counts = [entry["num_tokens"] for entry in state.log_history if "num_tokens" in entry]
+            self._total_train_tokens = counts[-1] if counts else 0
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         missing = [name for name in ROW_COLUMNS if name not in dataset.column_names]
@@ -61,7 +70,7 @@ class PairTrainer(LengthPenalisedDPOTrainer):
         model: Any,
         inputs: dict[str, torch.Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: int | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """TRL's mean over the micro-batch, rescaled so that micro-batches sum to the mean over the step's pairs."""
         result = super().compute_loss(model, inputs, return_outputs)
@@ -74,17 +83,18 @@ class PairTrainer(LengthPenalisedDPOTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimizer of `stages/train/optimizers.py` over the model as it is wrapped now."""
         if self.optimizer is None:
-            self.optimizer = build_optimizer(self.model if model is None else model, self.train_config)
+            wrapped: Any = self.model if model is None else model
+            self.optimizer = build_optimizer(wrapped, self.train_config)
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        Path(str(output_dir or self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             mark_complete(folder, self.identity, self.state.global_step)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,47 @@
+"""How pairs become steps."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.config.training import TrainConfig
+from schemas.errors import UserError
+from stages.train.batches import plan_batches
+
+
+def test_the_global_batch_is_micro_times_accumulation_times_devices() -> None:
+    plan = plan_batches(100, TrainConfig(batch_size=16, micro_batch_size=2, epochs=2), devices=4)
+    assert (plan.micro_batch, plan.accumulation, plan.steps_per_epoch, plan.steps) == (2, 2, 7, 14)
+
+
+def test_a_batch_that_does_not_divide_is_refused_naming_both_keys() -> None:
+    with pytest.raises(UserError, match=r"train\.batch_size.*train\.micro_batch_size"):
+        plan_batches(100, TrainConfig(batch_size=10, micro_batch_size=4))
+
+
+def test_a_micro_batch_above_the_batch_is_reduced_aloud() -> None:
+    plan = plan_batches(100, TrainConfig(batch_size=1, micro_batch_size=2))
+    assert plan.micro_batch == 1 and any("micro_batch_size" in note for note in plan.notes)
+
+
+def test_a_batch_larger_than_the_data_is_said_aloud() -> None:
+    plan = plan_batches(5, TrainConfig(batch_size=32, micro_batch_size=2))
+    assert plan.steps_per_epoch == 1 and any("5 curated pairs" in note for note in plan.notes)
+
+
+def test_max_steps_is_an_upper_bound() -> None:
+    assert plan_batches(100, TrainConfig(batch_size=10, micro_batch_size=2, max_steps=3)).steps == 3
+    assert plan_batches(100, TrainConfig(batch_size=10, micro_batch_size=2, max_steps=30)).steps == 10
+    with pytest.raises(UserError, match="max_steps"):
+        plan_batches(100, TrainConfig(max_steps=0))
+
+
+@given(st.integers(1, 500), st.integers(1, 8), st.integers(1, 8), st.floats(0.01, 5))
+def test_steps_cover_the_epochs(pairs: int, micro: int, accumulation: int, epochs: float) -> None:
+    batch = micro * accumulation
+    plan = plan_batches(pairs, TrainConfig(batch_size=batch, micro_batch_size=micro, epochs=epochs))
+    assert plan.steps * batch >= epochs * pairs
+    assert (plan.steps_per_epoch - 1) * batch < pairs <= plan.steps_per_epoch * batch
+    assert 0 <= plan.warmup_steps <= plan.steps
