@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from schemas.config.sources import PairFields, PromptFields, Source
+from schemas.errors import UserError
+from stages.sources import BATCH_ROWS, columns_of, is_hub, local_files, read_rows
+
+ROWS = [{"prompt": f"question {i}", "language": "en", "n": i} for i in range(2500)]
+
+
+def rows_of(source: Source, languages: tuple[str, ...] = ("en",), **columns: Any) -> list[dict[str, Any]]:
+    columns = columns or {"required": ["prompt"]}
+    return [row for batch in read_rows(source, languages, **columns) for row in batch.rows]
+
+
+def write_jsonl(path: Path, rows: list[Any], start: bytes = b"") -> Path:
+    path.write_bytes(start + "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    return path
+
+
+def test_parquet_jsonl_and_csv_give_the_same_rows(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet", row_group_size=700)
+    (tmp_path / "a.csv").write_text("prompt,language,n\n" + "".join(f"{r['prompt']},en,{r['n']}\n" for r in ROWS))
+    expected = [{"prompt": row["prompt"], "language": "en"} for row in ROWS]
+    for ending in ("jsonl", "parquet", "csv"):
+        found = rows_of(Source(path=str(tmp_path / f"a.{ending}")), required=["prompt"], optional=["language"])
+        assert found == expected
+
+
+def test_batches_carry_the_source_and_consecutive_row_numbers(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    batches = list(read_rows(Source(path=str(path), language="en"), ["en"], ["prompt"]))
+    assert [batch.start for batch in batches] == [0, BATCH_ROWS, 2 * BATCH_ROWS]
+    assert {(batch.source, batch.language) for batch in batches} == {(str(path), "en")}
+
+
+def test_limit_counts_per_file(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.jsonl"):
+        write_jsonl(tmp_path / name, [{"prompt": f"{name} {i}"} for i in range(5)])
+    found = rows_of(Source(path=str(tmp_path / "*.jsonl"), limit=2))
+    assert [row["prompt"] for row in found] == ["a.jsonl 0", "a.jsonl 1", "b.jsonl 0", "b.jsonl 1"]
+
+
+def test_a_placeholder_reads_a_file_per_language(tmp_path: Path) -> None:
+    for code in ("en", "sw"):
+        write_jsonl(tmp_path / f"{code}.jsonl", [{"prompt": code}])
+    source = Source(path=str(tmp_path / "{language}.jsonl"))
+    assert [(batch.language, batch.rows) for batch in read_rows(source, ["sw", "en"], ["prompt"])] == [
+        ("sw", [{"prompt": "sw"}]),
+        ("en", [{"prompt": "en"}]),
+    ]
+    with pytest.raises(UserError, match=r"no file .*de\.jsonl for language de"):
+        read_rows(source, ["en", "de"], ["prompt"])
+
+
+def test_package_files_fall_back_to_the_base_language_and_skip_what_is_not_shipped() -> None:
+    files = local_files(Source(path="package:authored_pairs/{language}.jsonl"), ["zh-Hans", "fi", "de"])
+    assert [(file.name, file.language) for file in files] == [
+        ("package:authored_pairs/zh.jsonl", "zh-Hans"),
+        ("package:authored_pairs/de.jsonl", "de"),
+    ]
+
+
+def test_byte_order_marks_blank_lines_quotes_and_newlines_are_handled(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "é"}], start=b"\xef\xbb\xbf")
+    path.write_bytes(path.read_bytes() + b"\r\n\n" + b'{"prompt": "two"}')
+    assert rows_of(Source(path=str(path))) == [{"prompt": "é"}, {"prompt": "two"}]
+    table = tmp_path / "a.csv"
+    table.write_bytes(b'\xef\xbb\xbfprompt,n\n"a, ""b""\nc",007\nNA,\n')
+    assert rows_of(Source(path=str(table)), required=["prompt", "n"]) == [
+        {"prompt": 'a, "b"\nc', "n": "007"},
+        {"prompt": "NA", "n": ""},
+    ]
+
+
+def test_a_wrong_column_name_lists_the_columns_and_suggests_one(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"promt": "x", "lang": "en"}])
+    pq.write_table(pa.table({"promt": ["x"], "lang": ["en"]}), tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text("promt,lang\nx,en\n")
+    for ending in ("jsonl", "parquet", "csv"):
+        with pytest.raises(UserError) as error:
+            rows_of(Source(path=str(tmp_path / f"a.{ending}")))
+        for part in ("'prompt'", "'promt', 'lang'", "Did you mean 'promt'", f"a.{ending}"):
+            assert part in str(error.value)
+
+
+def test_a_column_may_be_missing_from_some_rows_of_a_jsonl_file(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"language": "en"}, {"prompt": "x"}])
+    assert rows_of(Source(path=str(path)), required=["prompt"]) == [{"prompt": None}, {"prompt": "x"}]
+
+
+def _truncated_parquet() -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(ROWS), sink)
+    return sink.getvalue().to_pybytes()[:-200]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", b"", "has no rows"),
+        ("a.jsonl", b"\n\n", "has no rows"),
+        ("a.csv", b"", "has no rows"),
+        ("a.csv", b"prompt,language\n", "has no rows"),
+        ("a.parquet", b"", "has no rows"),
+        ("a.jsonl", b'{"prompt": "x"}\n{"prompt": \n', r"broken JSON.*a\.jsonl:2"),
+        ("a.jsonl", b'[\n{"prompt": "x"}]', r"broken JSON.*a\.jsonl:1.*array"),
+        ("a.jsonl", b'"text"\n', r"a str, not a JSON object.*a\.jsonl:1"),
+        ("a.jsonl", b"[" * 100_000, r"broken JSON: nested too deep.*a\.jsonl:1"),
+        ("a.jsonl", b'{"prompt": "x"}\n{"prompt": "\xff"}\n', r"not UTF-8: byte 13 of the line.*a\.jsonl:2"),
+        ("a.jsonl", '{"prompt": "x"}'.encode("utf-16"), "looks like UTF-16"),
+        ("a.csv", "prompt\nx\n".encode("utf-16"), "looks like UTF-16"),
+        ("a.csv", b"prompt\n\xff\xfe\n", "not UTF-8"),
+        ("a.csv", b"prompt,n\nx,1\ny\n", "broken CSV"),
+        ("a.parquet", _truncated_parquet(), "cannot be read as Parquet"),
+        ("a.parquet", b'{"prompt": "x"}', "cannot be read as Parquet"),
+        ("a.txt", b"x", "format of .* is not known"),
+    ],
+)
+def test_damaged_files_are_named_before_a_row_is_given(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=says) as error:
+        read_rows(Source(path=str(path)), ["en"], ["prompt"])
+    assert name in str(error.value)
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no file .*none.jsonl"):
+        read_rows(Source(path=str(tmp_path / "none.jsonl")), ["en"])
+    with pytest.raises(UserError, match=r"no file matches .*none.*parquet"):
+        read_rows(Source(path=str(tmp_path / "none*.parquet")), ["en"])
+    with pytest.raises(UserError, match="is a folder"):
+        read_rows(Source(path=str(tmp_path)), ["en"])
+    with pytest.raises(UserError, match="package has no file"):
+        read_rows(Source(path="package:prompts/none.jsonl"), ["en"])
+
+
+def test_hub_ids_are_told_from_files(tmp_path: Path) -> None:
+    for path in ("squad", "owner/name", "owner/name-{language}"):
+        assert is_hub(Source(path=path))
+    for path in (
+        "owner/name.jsonl",
+        "/abs/path",
+        "./name",
+        "a/b/c",
+        "package:prompts/en.jsonl",
+        "owner/*",
+        str(tmp_path),
+    ):
+        assert not is_hub(Source(path=path))
+    assert is_hub(Source(path="owner/name.jsonl", format="hub"))
+
+
+def test_a_hub_dataset_is_streamed_through_datasets(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    messages = [[{"role": "user", "content": row["prompt"]}] for row in ROWS]
+    pq.write_table(pa.table({"prompt": messages, "n": list(range(len(ROWS)))}), tmp_path / "train-0.parquet")
+    batches = list(read_rows(Source(path=str(tmp_path), format="hub", limit=1500), ["en"], ["prompt"]))
+    assert [batch.start for batch in batches] == [0, 1024]
+    assert [row["prompt"] for batch in batches for row in batch.rows] == messages[:1500]
+    with pytest.raises(UserError, match="no column 'question'"):
+        list(read_rows(Source(path=str(tmp_path), format="hub"), ["en"], ["question"]))
+    with pytest.raises(UserError, match=r"cannot be read.*validation"):
+        list(read_rows(Source(path=str(tmp_path), format="hub", split="validation"), ["en"], ["prompt"]))
+
+
+def test_a_dataset_with_a_script_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(UserError, match="script"):
+        list(read_rows(Source(path=str(tmp_path / "evil.py"), format="hub"), ["en"], ["prompt"]))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_hub_id_without_the_datasets_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"owner/name needs the `datasets` package.*pip install"):
+        list(read_rows(Source(path="owner/name"), ["en"], ["prompt"]))
+
+
+def test_default_column_names_may_be_absent_but_chosen_ones_may_not() -> None:
+    assert columns_of(PromptFields(), ["language", "group_id"]) == (["prompt"], ["language", "group_id"])
+    chosen = PromptFields(language="lang", group_id=None, split="split")
+    assert columns_of(chosen, ["language", "group_id"]) == (["prompt", "lang", "split"], [])
+    assert columns_of(PairFields(), ["prompt", "language", "group_id"])[0] == ["chosen", "rejected"]
