@@ -29,7 +29,7 @@ def ingredients(
     inputs: table -> content hash; models: role -> digest; files: name -> SHA-256 of files the config points to.
     """
     values: dict[str, Any] = {"code": spec.version, "schema": SCHEMA_VERSION, "round": round_, "seed": config.seed}
-    for section in ("languages", *spec.sections):
+    for section in spec.sections:
         values.update(_flatten(section, _values_at(config, section)))
     values.update({f"input {name}": content for name, content in inputs.items()})
     values.update({f"model {role}": digest for role, digest in models.items()})

@@ -13,7 +13,7 @@ class StageSpec:
     reads: tables; `table:0` is round 0's; a trailing `?` marks one that may be absent.
         The first one is what a ShardStage's shards are cut from.
     writes: tables; dropped rows go to _dropped/<first of them>.
-    sections: config sections whose semantic fields its result depends on (`seed` and `languages` always count).
+    sections: config sections whose semantic fields its result depends on (`seed` always counts).
     models: roles its result depends on.
     version: bumped when the code's output changes.
     engine: uses the inference engine; neighbours with the same models share a worker process.
@@ -32,14 +32,16 @@ class StageSpec:
 
 
 STAGES: tuple[StageSpec, ...] = (
-    StageSpec("prompts", "table", "stages.prompts.stage:Prompts", (), ("prompts",), ("prompts",), per_round=False),
+    StageSpec(
+        "prompts", "table", "stages.prompts.stage:Prompts", (), ("prompts",), ("languages", "prompts"), per_round=False
+    ),
     StageSpec(
         "generate",
         "shard",
         "stages.generate.stage:Generate",
         ("prompts",),
         ("candidates",),
-        ("model", "text", "engine", "generate", "execution"),
+        ("languages", "model", "text", "engine", "generate", "execution"),
         ("policy",),
         engine=True,
     ),
@@ -59,7 +61,7 @@ STAGES: tuple[StageSpec, ...] = (
         "stages.pairs.stage:Pairs",
         ("prompts?", "candidates?", "judgements?"),
         ("pairs",),
-        ("pairs", "text"),
+        ("languages", "pairs", "text"),
         ("policy",),
     ),
     StageSpec(
@@ -102,7 +104,7 @@ STAGES: tuple[StageSpec, ...] = (
         "stages.evaluate.stage:Evaluate",
         ("pairs:0", "prompts?", "curated"),
         ("evaluation", "answers"),
-        ("model", "text", "engine", "judge.rubric", "evaluate", "execution"),
+        ("languages", "model", "text", "engine", "judge.rubric", "evaluate", "execution"),
         ("initial", "trained", "evaluation_judge"),
         engine=True,
     ),

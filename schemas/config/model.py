@@ -10,12 +10,16 @@ from schemas.config.base import Section, execution, semantic
 
 
 class ModelConfig(Section):
-    """Which models take part. A model is a hub id, a folder, or `embedded:<name>` (see docs/config.md)."""
+    """Which models take part: hub ids, folders, or `embedded:<name>`.
 
-    policy: str = semantic(description="the model to align: hub id, folder (PEFT adapters are merged), embedded:NAME")
-    judge: str | None = semantic(None, "another model as judge; default: the round's policy judges itself")
-    evaluation_judge: str | None = semantic(None, "judge of the evaluation; default: the round-0 policy")
-    revision: str | None = semantic(None, "hub revision of the policy")
+    Names are execution fields because what counts is the hash of the model's content, which every stage that uses
+    a model has in its fingerprint: a moved folder is the same model, a changed one is not.
+    """
+
+    policy: str = execution(description="the model to align: hub id, folder (PEFT adapters are merged), embedded:NAME")
+    judge: str | None = execution(None, "another model as judge; default: the round's policy judges itself")
+    evaluation_judge: str | None = execution(None, "judge of the evaluation; default: the round-0 policy")
+    revision: str | None = execution(None, "hub revision of the policy")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = semantic("auto", "auto: bfloat16")
     trust_remote_code: bool = semantic(False, "run code shipped with the model; off unless you ask")
 
