@@ -1,0 +1,187 @@
+"""Prompts stage: read, clean, identify, deduplicate, split."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from schemas.config.sources import PromptFields, PromptSource
+from schemas.errors import UserError
+from schemas.ids import content_id
+from schemas.manifests import Tally
+from schemas.tables import TABLES
+from stages.contract import Account, Context, Drop, Rows, Stopped, tally
+from stages.prompts.duplicates import Deduplicator
+from stages.sources import Batch, columns_of, read_rows
+from stages.text.assign import RunLanguages, Splitter
+from stages.text.language import UNKNOWN
+from stages.text.messages import BadRow, Messages, clean, read_prompt, spoken
+
+_SCHEMA = TABLES["prompts"].schema
+
+
+@dataclass
+class _Row:
+    """A row on its way through the rules."""
+
+    row_id: str
+    number: int
+    cells: dict[str, Any]
+    language: str | None = None
+    messages: Messages | None = None
+    confidence: float = 0.0
+
+
+class Prompts:
+    """TableStage: sources -> prompts. Units: rows of the sources, in their order.
+
+    Drop reasons: empty, not_text, tool_calls, unknown_role, no_user_turn; invalid_language, language_not_in_run,
+    no_language, low_confidence, wrong_language; too_short, too_long; duplicate, near_duplicate.
+    Raises UserError for unusable sources, a split that is none, or a seen language without a training prompt.
+    """
+
+    def run(self, ctx: Context) -> Iterator[Rows | Account]:
+        """Yield the prompts table in batches, then the account."""
+        return _Run(ctx).run()
+
+
+class _Run:
+    def __init__(self, ctx: Context) -> None:
+        self.ctx, self.config = ctx, ctx.config.prompts
+        run_languages = ctx.config.languages
+        self.languages = RunLanguages(run_languages)
+        self.splitter = Splitter(
+            ctx.config.seed,
+            run_languages.unseen,
+            self.config.dev_fraction,
+            self.config.test_fraction,
+            remember=any(source.fields.split for source in self.config.sources),
+        )
+        threshold = self.config.near_duplicate_threshold
+        self.deduplicators = {code: Deduplicator(threshold) for code in self.languages.codes}
+        self.rows_in: Counter[str] = Counter()
+        self.kept: Counter[tuple[str, str]] = Counter()
+        self.drops: list[Drop] = []
+
+    def run(self) -> Iterator[Rows | Account]:
+        readers = [(source, self._open(source)) for source in self.config.sources]
+        for note in self.languages.notes:
+            self.ctx.progress.note(note)
+        yield Rows("prompts", _SCHEMA.empty_table())
+        for source, batches in readers:
+            for batch in batches:
+                if self.ctx.stop():
+                    raise Stopped
+                if rows := self._batch(batch, source.fields):
+                    yield Rows("prompts", pa.Table.from_pylist(rows, schema=_SCHEMA))
+                self.ctx.progress.advance(len(batch.rows))
+        tallies = tally("row", self.rows_in.elements(), self.drops)
+        self._check_train(tallies)
+        if self.splitter.moved:
+            self.ctx.progress.note(
+                f"{self.splitter.moved} rows took the split of their translation group instead of their own"
+            )
+        yield Account(tallies, self.drops)
+
+    def _open(self, source: PromptSource) -> Iterator[Batch]:
+        required, optional = columns_of(source.fields, ("language", "group_id"))
+        return read_rows(source, self.languages.codes, required, optional)
+
+    def _batch(self, batch: Batch, fields: PromptFields) -> list[dict[str, Any]]:
+        rows = [_Row(f"{batch.source}:{batch.start + i}", batch.start + i, cells) for i, cells in enumerate(batch.rows)]
+        rows = [row for row in rows if self._parse(row, fields, batch.language)]
+        found = self.languages.identify([spoken(row.messages or []) for row in rows])
+        rows = [row for row, (code, confidence) in zip(rows, found, strict=True) if self._settle(row, code, confidence)]
+        return [self._finish(row, fields, batch.source) for row in self._without_duplicates(rows)]
+
+    def _parse(self, row: _Row, fields: PromptFields, source_language: str | None) -> bool:
+        try:
+            label = row.cells.get(fields.language) if fields.language else None
+            label = str(label).strip() if label is not None else ""
+            label = source_language if label in ("", UNKNOWN) else label
+            if label is not None:
+                row.language = self.languages.match(label)
+            system = row.cells.get(fields.system) if fields.system else None
+            row.messages = read_prompt(row.cells.get(fields.prompt), system)
+            characters = len(spoken(row.messages))
+            if characters < self.config.min_chars:
+                raise BadRow("too_short", f"{characters} characters")
+            if characters > self.config.max_chars:
+                raise BadRow("too_long", f"{characters} characters")
+        except BadRow as bad:
+            return self._drop(row, bad)
+        return True
+
+    def _settle(self, row: _Row, detected: str, confidence: float) -> bool:
+        row.confidence = confidence
+        try:
+            row.language = self.languages.settle(row.language, detected, confidence)
+        except BadRow as bad:
+            return self._drop(row, bad)
+        return True
+
+    def _without_duplicates(self, rows: list[_Row]) -> list[_Row]:
+        stay: list[_Row] = []
+        for language, deduplicator in self.deduplicators.items():
+            mine = [row for row in rows if row.language == language]
+            texts = [spoken(row.messages or []) for row in mine]
+            full = ["\n".join(message["content"] for message in row.messages or []) for row in mine]
+            for row, verdict in zip(mine, deduplicator.check([r.row_id for r in mine], texts, full), strict=True):
+                if verdict is None:
+                    stay.append(row)
+                else:
+                    self._drop(row, BadRow(verdict[0], f"of {verdict[1]}"))
+        return sorted(stay, key=lambda row: row.number)
+
+    def _finish(self, row: _Row, fields: PromptFields, source: str) -> dict[str, Any]:
+        language, messages = str(row.language), row.messages
+        prompt_id = content_id(language, messages)
+        group = row.cells.get(fields.group_id) if fields.group_id else None
+        group_id = clean(str(group)) if group is not None else ""
+        group_id = group_id or prompt_id
+        override = (row.cells.get(fields.split) or None) if fields.split else None
+        split = self.splitter.split(language, group_id, override, row.row_id)
+        self.rows_in[language] += 1
+        self.kept[language, split] += 1
+        return {
+            "prompt_id": prompt_id,
+            "group_id": group_id,
+            "language": language,
+            "split": split,
+            "messages": messages,
+            "language_confidence": row.confidence,
+            "source": source,
+            "source_row": row.number,
+        }
+
+    def _drop(self, row: _Row, bad: BadRow) -> bool:
+        language = row.language or UNKNOWN
+        self.rows_in[language] += 1
+        self.drops.append(Drop("row", row.row_id, language, bad.reason, bad.detail))
+        return False
+
+    def _check_train(self, tallies: list[Tally]) -> None:
+        by_language = {entry.language: entry for entry in tallies}
+        for language in self.ctx.config.languages.seen:
+            if self.kept[language, "train"]:
+                continue
+            entry = by_language.get(language)
+            held_out = sum(count for (code, _), count in self.kept.items() if code == language)
+            dropped = ", ".join(
+                f"{reason} {count}" for reason, count in sorted((entry.dropped if entry else {}).items())
+            )
+            raise UserError(
+                f"no training prompt is left in {language}: {entry.rows_in if entry else 0} rows in, "
+                f"dropped: {dropped or 'none'}, held out: {held_out}" + (self._other_drops() if entry is None else ""),
+                where="prompts.sources",
+                fix="Add prompts in this language, relax the rule that dropped them, or take it out of languages.seen.",
+            )
+
+    def _other_drops(self) -> str:
+        """Reasons of rows whose language could not be told or is not in the run: they may be the ones missed."""
+        reasons = Counter(drop.reason for drop in self.drops if drop.language == UNKNOWN)
+        return "".join(f"; of unknown language: {reason} {count}" for reason, count in sorted(reasons.items()))

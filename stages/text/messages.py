@@ -1,0 +1,76 @@
+"""Conversations out of untrusted data: one clean list of text messages, or the reason why there is none."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any
+
+Messages = list[dict[str, str]]
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_SPACE = re.compile(r"\s+")
+
+
+class BadRow(Exception):
+    """A row that cannot be used: a reason code and the figures behind it."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+def clean(text: str) -> str:
+    """NFC, newlines as \\n, no control characters but newline and tab, no byte order mark, lone surrogates as U+FFFD, no outer space."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = _SURROGATE.sub("\ufffd", _CONTROL.sub("", text))
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def comparable(text: str) -> str:
+    """What two texts are compared by: NFC, casefolded, runs of white space as one space."""
+    return _SPACE.sub(" ", unicodedata.normalize("NFC", text.casefold())).strip()
+
+
+def read_messages(value: Any, role: str = "user") -> Messages:
+    """Clean messages from a text (one message of `role`) or a list of {role, content}.
+
+    Raises BadRow: empty, not_text (something else, or multimodal content), tool_calls, unknown_role.
+    """
+    if value is None:
+        raise BadRow("empty")
+    if isinstance(value, str):
+        value = [{"role": role, "content": value}]
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise BadRow("not_text", f"a {type(value).__name__} instead of a text or a list of messages")
+    messages = [_message(message) for message in value]
+    if not messages or not messages[-1]["content"]:
+        raise BadRow("empty")
+    return messages
+
+
+def read_prompt(value: Any, system: str | None = None) -> Messages:
+    """Clean messages that end in a user turn. Raises BadRow as `read_messages` does, and no_user_turn."""
+    messages = read_messages(value)
+    if messages[-1]["role"] != "user":
+        raise BadRow("no_user_turn", f"the last message is the {messages[-1]['role']}'s")
+    if system and messages[0]["role"] != "system" and (content := clean(system)):
+        messages.insert(0, {"role": "system", "content": content})
+    return messages
+
+
+def spoken(messages: Messages) -> str:
+    """The conversation's text without system messages, which many rows may share."""
+    return "\n".join(message["content"] for message in messages if message["role"] != "system")
+
+
+def _message(message: dict[Any, Any]) -> dict[str, str]:
+    role, content = message.get("role"), message.get("content")
+    if message.get("tool_calls") or role in ("tool", "function"):
+        raise BadRow("tool_calls")
+    if role not in ("system", "user", "assistant"):
+        raise BadRow("unknown_role", f"role {str(role)[:40]!r}; known are system, user, assistant")
+    if not isinstance(content, str):
+        raise BadRow("not_text", f"content is a {type(content).__name__}")
+    return {"role": role, "content": clean(content)}

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.errors import UserError
+from schemas.ids import unit_interval
+from stages.data import data_path
+from stages.prompts.stage import Prompts
+
+ENGLISH = [
+    "Why does the moon look larger near the horizon than high in the sky?",
+    "Write a short polite note asking a neighbour to water my plants.",
+    "How many minutes are there between half past two and five o'clock?",
+    "Summarise the plot of Little Red Riding Hood in two sentences.",
+]
+GERMAN = ["Warum fallen die Blätter im Herbst von den Bäumen, und wozu dient das?"]
+
+
+def config(
+    sources: list[dict[str, Any]], seen: list[str], unseen: tuple[str, ...] = (), **prompts: Any
+) -> dict[str, Any]:
+    identify = prompts.pop("identify", True)
+    return {
+        "name": "t",
+        "seed": prompts.pop("seed", 0),
+        "languages": {"seen": seen, "unseen": list(unseen), "identify": identify},
+        "model": {"policy": "none"},
+        "prompts": {"sources": sources, "dev_fraction": 0.0, "test_fraction": 0.0, **prompts},
+    }
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {"path": str(path)}
+
+
+def rows(texts: list[Any], language: str = "en", **columns: Any) -> list[dict[str, Any]]:
+    return [{"prompt": text, "language": language, **columns} for text in texts]
+
+
+def reasons(outcome: Any) -> dict[str, str]:
+    return {drop.row_id.rsplit(":", 1)[1]: drop.reason for drop in outcome.drops}
+
+
+def test_shipped_prompts_are_all_kept_in_source_order(run_stage: Callable[..., Any]) -> None:
+    seen, unseen = ["en", "de", "es", "fr", "ru", "zh", "ja", "ar", "hi", "sw"], ("it", "ko", "th")
+    source = {"path": "package:prompts/{language}.jsonl"}
+    outcome = run_stage(Prompts(), config([source], seen, unseen, dev_fraction=0.1, test_fraction=0.2))
+    shipped = [
+        json.loads(line)
+        for code in (*seen, *unseen)
+        for line in data_path(f"prompts/{code}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    found = outcome.rows("prompts")
+    assert outcome.drops == []
+    assert [row["messages"] for row in found] == [[{"role": "user", "content": row["prompt"]}] for row in shipped]
+    assert [(row["group_id"], row["language"]) for row in found] == [(r["group_id"], r["language"]) for r in shipped]
+    assert len({row["prompt_id"] for row in found}) == len(found)
+    by_group: dict[str, set[str]] = {}
+    for row in found:
+        if row["language"] in unseen:
+            assert row["split"] == "unseen"
+        else:
+            by_group.setdefault(row["group_id"], set()).add(row["split"])
+    assert all(len(splits) == 1 for splits in by_group.values())
+    assert {split for splits in by_group.values() for split in splits} == {"train", "dev", "test"}
+
+
+def test_every_row_is_kept_or_dropped_with_its_reason(run_stage: Callable[..., Any], tmp_path: Path) -> None:
+    user = {"role": "user", "content": ENGLISH[1]}
+    assistant = {"role": "assistant", "content": "Dear neighbour, ..."}
+    data = [
+        *rows([ENGLISH[0], "", None, 7, "a", "word " * 5000, GERMAN[0], "1 + 1 = ?"]),
+        *rows(
+            [[user, assistant], [assistant, user], [{**user, "tool_calls": [{}]}], [{"role": "tool", "content": "x"}]]
+        ),
+        *rows([[{"role": "human", "content": "x"}], [{"role": "user", "content": [{"type": "image"}]}], []]),
+        *rows([ENGLISH[2]], "xx"),
+        *rows([ENGLISH[2]], "pt"),
+        *rows(["  " + ENGLISH[0].upper().replace(" ", "  ")]),
+        *rows([ENGLISH[0].replace("larger", "larger ")[:-1] + " ?"]),
+        *rows(GERMAN, "de-AT"),
+    ]
+    outcome = run_stage(Prompts(), config([jsonl(tmp_path / "a.jsonl", data)], ["en", "de"]))
+    assert reasons(outcome) == {
+        "1": "empty",
+        "2": "empty",
+        "3": "not_text",
+        "4": "too_short",
+        "5": "too_long",
+        "6": "wrong_language",
+        "7": "low_confidence",
+        "8": "no_user_turn",
+        "10": "tool_calls",
+        "11": "tool_calls",
+        "12": "unknown_role",
+        "13": "not_text",
+        "14": "empty",
+        "15": "invalid_language",
+        "16": "language_not_in_run",
+        "17": "duplicate",
+        "18": "near_duplicate",
+    }
+    kept = outcome.rows("prompts")
+    assert [(row["source_row"], row["language"]) for row in kept] == [(0, "en"), (9, "en"), (19, "de")]
+    assert all(drop.detail == f"of {tmp_path}/a.jsonl:0" for drop in outcome.drops if "duplicate" in drop.reason)
+    assert sum(tally.rows_in for tally in outcome.account.tallies) == len(data)
+    assert sum(tally.kept for tally in outcome.account.tallies) == len(kept)
+
+
+def test_hostile_text_is_stored_as_clean_text(run_stage: Callable[..., Any], tmp_path: Path) -> None:
+    text = "\ufeff\x00 Why\x07 is the cafe\u0301 closed\r\non Mondays\ud800, and who decided that?\x1b[31m \n"
+    outcome = run_stage(Prompts(), config([jsonl(tmp_path / "a.jsonl", rows([text]))], ["en"]))
+    content = outcome.rows("prompts")[0]["messages"][0]["content"]
+    assert content == "Why is the café closed\non Mondays\ufffd, and who decided that?[31m"
+
+
+def test_system_messages_are_taken_over_but_do_not_make_prompts_near_duplicates(
+    run_stage: Callable[..., Any], tmp_path: Path
+) -> None:
+    source = jsonl(tmp_path / "a.jsonl", rows(ENGLISH, sys="You are a careful assistant. " * 40))
+    source["fields"] = {"system": "sys"}
+    outcome = run_stage(Prompts(), config([source], ["en"]))
+    assert [row["messages"][0]["role"] for row in outcome.rows("prompts")] == ["system"] * len(ENGLISH)
+
+
+def test_the_same_text_in_two_languages_is_no_duplicate(run_stage: Callable[..., Any], tmp_path: Path) -> None:
+    data = rows(ENGLISH[:1]) + rows(ENGLISH[:1], "de")
+    outcome = run_stage(Prompts(), config([jsonl(tmp_path / "a.jsonl", data)], ["en", "de"], identify=False))
+    assert [row["language"] for row in outcome.rows("prompts")] == ["en", "de"]
+
+
+def test_threshold_one_drops_exact_duplicates_only(run_stage: Callable[..., Any], tmp_path: Path) -> None:
+    data = rows([ENGLISH[0], ENGLISH[0] + " ", ENGLISH[0] + "?"])
+    cfg = config([jsonl(tmp_path / "a.jsonl", data)], ["en"], near_duplicate_threshold=1)
+    assert reasons(run_stage(Prompts(), cfg)) == {"1": "duplicate"}
+
+
+def test_rows_without_a_language_take_the_sources_or_are_identified(
+    run_stage: Callable[..., Any], tmp_path: Path
+) -> None:
+    source = jsonl(
+        tmp_path / "a.jsonl", [{"prompt": ENGLISH[0]}, {"prompt": GERMAN[0]}, {"prompt": "привет, как твои дела?"}]
+    )
+    outcome = run_stage(Prompts(), config([source], ["en", "de"]))
+    assert [row["language"] for row in outcome.rows("prompts")] == ["en", "de"]
+    assert reasons(outcome) == {"2": "language_not_in_run"}
+    outcome = run_stage(Prompts(), config([{**source, "language": "en"}], ["en"]))
+    assert reasons(outcome) == {"1": "wrong_language", "2": "wrong_language"}
+
+
+def test_a_language_the_identifier_does_not_know_is_taken_as_labelled(
+    run_stage: Callable[..., Any], tmp_path: Path
+) -> None:
+    source = jsonl(tmp_path / "a.jsonl", rows(["ሰላም፣ ከመይ ኣለኻ? ሎሚ እንታይ ትገብር ኣለኻ?"], "ti"))
+    outcome = run_stage(Prompts(), config([source], ["ti"]))
+    assert len(outcome.rows("prompts")) == 1
+    assert any("does not know ti" in note for note in outcome.notes)
+
+
+def test_splits_follow_the_hash_of_seed_and_group(run_stage: Callable[..., Any], tmp_path: Path) -> None:
+    data = [
+        {"prompt": f"{i} {text}", "language": "en", "group_id": f"g{i}"} for i in range(100) for text in ENGLISH[:1]
+    ]
+    cfg = config(
+        [jsonl(tmp_path / "a.jsonl", data)],
+        ["en"],
+        seed=5,
+        dev_fraction=0.2,
+        test_fraction=0.3,
+        near_duplicate_threshold=1,
+    )
+    for row in run_stage(Prompts(), cfg).rows("prompts"):
+        position = unit_interval(5, "split", row["group_id"])
+        assert row["split"] == ("dev" if position < 0.2 else "test" if position < 0.5 else "train")
+
+
+def test_a_split_column_overrides_the_hash_but_never_tears_a_group(
+    run_stage: Callable[..., Any], tmp_path: Path
+) -> None:
+    data = [
+        {**row, "group_id": group, "part": part}
+        for row, group, part in zip(
+            rows([*ENGLISH, *GERMAN], "en")[:4] + rows(GERMAN, "de"),
+            ["a", "b", "c", None, "a"],
+            ["test", None, "dev", "train", "train"],
+            strict=True,
+        )
+    ]
+    source = jsonl(tmp_path / "a.jsonl", data) | {"fields": {"split": "part"}}
+    with pytest.raises(UserError, match=r"no training prompt is left in de: 1 rows in.*held out: 1"):
+        run_stage(Prompts(), config([source], ["en", "de"]))
+    outcome = run_stage(Prompts(), config([source], ["en"], ("de",)))
+    assert [row["split"] for row in outcome.rows("prompts")] == ["test", "train", "dev", "train", "unseen"]
+    data[0]["part"] = "training"
+    source = jsonl(tmp_path / "a.jsonl", data) | {"fields": {"split": "part"}}
+    with pytest.raises(UserError, match=r"'training' is not a split \(row .*a\.jsonl:0\)"):
+        run_stage(Prompts(), config([source], ["en"], ("de",)))
+
+
+def test_a_seen_language_without_prompts_stops_the_run_with_the_reasons(
+    run_stage: Callable[..., Any], tmp_path: Path
+) -> None:
+    source = jsonl(tmp_path / "a.jsonl", rows(ENGLISH) + rows(ENGLISH[:2], "de") + rows(ENGLISH[:1], "sw-x"))
+    with pytest.raises(UserError, match="no training prompt is left in de: 2 rows in, dropped: wrong_language 2"):
+        run_stage(Prompts(), config([source], ["en", "de"]))
+    with pytest.raises(UserError, match=r"left in sw: 0 rows in.*of unknown language: invalid_language 1"):
+        run_stage(Prompts(), config([source], ["en", "sw"]))
+
+
+def test_the_result_does_not_depend_on_batches(run_stage: Callable[..., Any], tmp_path: Path, monkeypatch: Any) -> None:
+    rng = random.Random(0)
+    words = " ".join(ENGLISH).split()
+    data = rows([" ".join(rng.choices(words, k=rng.choice([3, 12]))) for _ in range(300)])
+    data += [dict(row, prompt=row["prompt"] + "!") for row in data[::3]]
+    cfg = config([jsonl(tmp_path / "a.jsonl", data)], ["en"], identify=False)
+    one = run_stage(Prompts(), cfg)
+    monkeypatch.setattr("stages.sources.BATCH_ROWS", 7)
+    other = run_stage(Prompts(), cfg)
+    assert one.tables["prompts"] == other.tables["prompts"] and one.drops == other.drops
+    assert Counter(drop.reason for drop in one.drops)["near_duplicate"] > 50
