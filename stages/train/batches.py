@@ -59,6 +59,6 @@ def plan_batches(n_pairs: int, config: TrainConfig, devices: int = 1) -> BatchPl
         accumulation=config.batch_size // (micro * devices),
         steps_per_epoch=steps_per_epoch,
         steps=steps,
-        warmup_steps=math.ceil(config.warmup_ratio * steps),
+        warmup_steps=int(config.warmup_ratio * steps),
         notes=tuple(notes),
     )

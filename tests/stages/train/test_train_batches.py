@@ -45,3 +45,11 @@ def test_steps_cover_the_epochs(pairs: int, micro: int, accumulation: int, epoch
     assert plan.steps * batch >= epochs * pairs
     assert (plan.steps_per_epoch - 1) * batch < pairs <= plan.steps_per_epoch * batch
     assert 0 <= plan.warmup_steps <= plan.steps
+
+
+def test_a_short_run_is_not_all_warm_up() -> None:
+    """The warm-up starts at learning rate 0: with one or two steps it would train nothing."""
+    for steps in (1, 2, 9):
+        plan = plan_batches(100, TrainConfig(batch_size=2, micro_batch_size=2, max_steps=steps, warmup_ratio=0.1))
+        assert plan.warmup_steps == 0
+    assert plan_batches(100, TrainConfig(batch_size=2, max_steps=40, warmup_ratio=0.1)).warmup_steps == 4
