@@ -39,7 +39,7 @@ def _source(source: Source, config: RunConfig) -> dict[str, str]:
     from stages.sources import local_files
 
     languages = [*config.languages.seen, *config.languages.unseen]
-    return {str(file.path.name): sha256(file.path) for file in local_files(source, languages)}
+    return {file.name: sha256(file.path) for file in local_files(source, languages)}
 
 
 def _rubrics(config: RunConfig) -> dict[str, str]:

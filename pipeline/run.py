@@ -22,6 +22,7 @@ from pipeline.fingerprint import content_of
 from pipeline.lease import Lease
 from pipeline.models import Models
 from pipeline.plan import EXPENSIVE, Planner, State, Step
+from pipeline.preflight import preflight
 from pipeline.rundir import RunDir
 from pipeline.worker import Order
 from schemas.config import RunConfig
@@ -109,6 +110,7 @@ class _Loop:
         if all(state.kind == "done" for state in states):
             outcome.skipped = list(self.steps)
             return outcome
+        preflight(self.config, [s.step.spec for s in states if s.kind != "done"])
         self._clean()
         files.write_text(self.rundir.config, config_file.dump(self.config))
         self.events.add("run_started", stages=[s.title for s in self.steps])

@@ -33,6 +33,7 @@ def fake(monkeypatch, tmp_path, write_config):
     monkeypatch.setattr(pipeline.plan, "STAGES", SPECS)
     monkeypatch.setattr(pipeline.plan, "BY_NAME", by_name)
     monkeypatch.setattr(pipeline.run, "config_files", lambda spec, config: {})
+    monkeypatch.setattr(pipeline.run, "preflight", lambda config, specs: None)
     monkeypatch.setenv("FAKE_DIR", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{Path(__file__).parents[2]}")
     path = write_config(prompts={"sources": [{"path": "x"}], "max_chars": 20}, generate={"shard_size": 3})

@@ -1,0 +1,42 @@
+"""Checks before hours are spent: the files the config points to, and the packages the stages need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+
+from pipeline.config_digests import config_files
+from schemas.config import RunConfig
+from schemas.errors import UserError
+from stages.catalog import StageSpec
+
+_INSTALL = 'Install them: pip install -e ".[cpu]" or ".[cuda]".'
+
+
+def preflight(config: RunConfig, specs: Iterable[StageSpec]) -> None:
+    """Raise UserError for a missing file or package of any of the stages."""
+    for spec in specs:
+        config_files(spec, config)
+        missing = [package for package in _packages(spec, config) if find_spec(package) is None]
+        if "vllm" in missing:
+            raise UserError(
+                "vLLM is not installed",
+                where="engine.kind: vllm",
+                fix='Install it (pip install -e ".[cuda]", or make with PLATFORM=cpu), or set engine.kind: transformers.',
+            )
+        if missing:
+            raise UserError(f"Stage {spec.name} needs the packages {', '.join(missing)}", fix=_INSTALL)
+
+
+def _packages(spec: StageSpec, config: RunConfig) -> list[str]:
+    engine = {"vllm": ["vllm"], "transformers": ["torch", "transformers"], "openai": ["openai", "transformers"]}
+    needs = list(engine[config.engine.kind]) if spec.engine else []
+    match spec.name:
+        case "pairs":
+            needs += ["transformers"]
+        case "gradients" | "conflict" | "evaluate":
+            needs += ["torch", "transformers"]
+        case "train":
+            needs += ["torch", "transformers", "trl", *(["peft"] if config.train.method == "lora" else [])]
+            needs += [name for name in config.train.report_to if name in ("tensorboard", "trackio", "wandb")]
+    return needs
