@@ -68,8 +68,8 @@ def print_states(states: list[State], console: Console | None = None) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("stage", "state", "parts"):
         table.add_column(name)
-    for name in ("in", "kept", "dropped", "failed", "time"):
-        table.add_column(name, justify="right")
+    for name in ("rows in", "kept", "dropped", "failed", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("reasons")
     for state in states:
         rows: list[dict[str, Any]] = totals(state.manifest.tallies) if state.manifest else []
@@ -97,7 +97,9 @@ def _time(state: State) -> str:
 
 
 def _reasons(state: State, row: dict[str, Any]) -> Text:
-    return _reasons_of(row) if row else Text(printable("; ".join(state.why)))
+    if row or state.kind in ("waiting", "new"):
+        return _reasons_of(row) if row else Text()
+    return Text(printable("; ".join(state.why)))
 
 
 def _reasons_of(row: dict[str, Any]) -> Text:
