@@ -87,7 +87,12 @@ def make_pairs() -> Callable[..., list[Pair]]:
         def ids(low: int) -> tuple[int, ...]:
             return tuple(rng.randrange(3, VOCABULARY) for _ in range(rng.randint(low, longest)))
 
-        return [Pair(ids(2), ids(1), ids(1)) for _ in range(n)]
+        pairs: list[Pair] = []
+        while len(pairs) < n:
+            pair = Pair(ids(2), ids(1), ids(1))
+            if pair.chosen != pair.rejected:
+                pairs.append(pair)
+        return pairs
 
     return make
 

@@ -56,9 +56,6 @@ def test_sketch_equals_projected_autograd_gradient(
         ):
             want = expected_sketch(layout, 5, autograd_gradients(model, pair, names, oracle_values, sides))
             assert torch.linalg.vector_norm(sketch_D - want) <= 1e-5 * torch.linalg.vector_norm(want)
-        assert got.logp_chosen_N[n] == pytest.approx(
-            float(oracle_values(model, pair.prompt, pair.chosen).sum()), rel=1e-5
-        )
         for value, completion in ((got.logp_chosen_N[n], pair.chosen), (got.logp_rejected_N[n], pair.rejected)):
             want_value = oracle_values(model, pair.prompt, completion).sum().detach()
             torch.testing.assert_close(value, want_value, rtol=1e-5, atol=1e-5)
