@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from schemas.errors import UserError
 from schemas.ids import content_id, seed_for
 from schemas.tables import TABLES
 from stages.contract import Account, Context, Rows, Stopped, tally
+from stages.models.load import free_memory, load_causal_lm, settle_threads
 from stages.text.render import Renderer, load_renderer
 from stages.train.batches import BatchPlan, plan_batches
 from stages.train.callbacks import StepCallback
@@ -27,7 +27,7 @@ from stages.train.checkpoints import resumable
 from stages.train.dataset import TrainingPairs, load_pairs
 from stages.train.export import export_model
 from stages.train.loggers import check_loggers, logs_in
-from stages.train.model import Precision, adapter_config, disable_dropout, load_causal_lm, precision
+from stages.train.model import Precision, adapter_config, disable_dropout, precision
 from stages.train.references import checked_references
 from stages.train.trainer import PairTrainer
 
@@ -51,6 +51,7 @@ class Train:
         config, policy = ctx.config, ctx.models["policy"]
         check_loggers(config.train.report_to)
         numbers = precision(config)
+        settle_threads(config)
         renderer = load_renderer(policy, config.text, config.model.trust_remote_code)
         pairs = load_pairs(ctx, renderer)
         plan = plan_batches(len(pairs), config.train, _devices())
@@ -86,9 +87,7 @@ class Train:
             artifacts=sorted({*files, card}),
         )
         del trained
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 def metrics_table(history: list[dict[str, Any]]) -> pa.Table:
@@ -179,7 +178,7 @@ def _identity(ctx: Context, pairs: TrainingPairs) -> str:
 
 def _arguments(ctx: Context, folder: Path, plan: BatchPlan, numbers: Precision, seed: int) -> DPOConfig:
     train = ctx.config.train
-    return DPOConfig(
+    arguments = DPOConfig(
         output_dir=str(folder / "checkpoints"),
         run_name=f"{ctx.config.name}-round-{ctx.round}",
         project=ctx.config.name,
@@ -199,8 +198,8 @@ def _arguments(ctx: Context, folder: Path, plan: BatchPlan, numbers: Precision, 
         gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
         bf16=numbers.bf16,
         fp16=numbers.fp16,
-        use_cpu=numbers.device == "cpu",
-        dataloader_pin_memory=numbers.device == "cuda",
+        use_cpu=numbers.device.type == "cpu",
+        dataloader_pin_memory=numbers.device.type == "cuda",
         seed=seed,
         data_seed=seed,
         logging_steps=1,
@@ -211,3 +210,6 @@ def _arguments(ctx: Context, folder: Path, plan: BatchPlan, numbers: Precision, 
         save_steps=train.save_steps,
         save_total_limit=2,
     )
+    # One device trains, whatever else is visible (tensor-parallel inference): no nn.DataParallel.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

@@ -1,0 +1,68 @@
+"""A causal language model in memory: device, dtype, threads and weights as the config says."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from schemas.config import RunConfig
+from schemas.errors import UserError
+from stages.contract import ModelRef
+
+
+def settle_threads(config: RunConfig) -> None:
+    """execution.threads for this process; one thread and deterministic kernels in reference mode, where the order of
+    float sums, and with it the last bits, must not depend on the machine."""
+    if config.execution.deterministic:
+        torch.set_num_threads(1)
+        torch.use_deterministic_algorithms(True)
+    elif config.execution.threads:
+        torch.set_num_threads(config.execution.threads)
+
+
+def device_of(config: RunConfig) -> torch.device:
+    """Where the run computes. Raises UserError when CUDA is asked for and not there."""
+    wanted = config.execution.device
+    if config.execution.deterministic or wanted == "cpu":
+        return torch.device("cpu")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "There is no CUDA device", where="execution.device", fix="Set execution.device: cpu, or check the driver."
+        )
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def dtype_of(config: RunConfig) -> torch.dtype:
+    """model.dtype; auto is bfloat16."""
+    return torch.bfloat16 if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
+
+
+def load_causal_lm(model: ModelRef, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> Any:
+    """The model in evaluation mode on `device`, from safetensors only. Raises UserError when it cannot be loaded."""
+    if model.path is None:
+        raise UserError(
+            f"There is no folder of {model.name} on this machine", where="model", fix="Give a hub id or a folder."
+        )
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model.path, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"The model {model.name} cannot be loaded: {first}",
+            where=str(model.path),
+            fix="Check that transformers knows this architecture; code shipped with a model needs "
+            "model.trust_remote_code: true.",
+        ) from error
+    return loaded.to(device).eval()
+
+
+def free_memory() -> None:
+    """Give memory of models no longer referenced back, before the next one is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
