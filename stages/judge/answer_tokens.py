@@ -37,6 +37,22 @@ def answer_tokens(tokenizer: Any, answers: Sequence[str]) -> AnswerTokens:
     return {answer: tuple(sorted(ids)) for answer, ids in found.items()}
 
 
+def lead_in_ids(tokenizer: Any, lead_in: str, tokens: AnswerTokens) -> list[int]:
+    """Ids of the answer's beginning, cut so that the next token is the answer itself.
+
+    Tokenizers differ in whether the space before an answer is a token of its own or part of the answer's: both
+    spellings, with and without a space, are tokenised, and the one is taken whose last token is the answer for all of them.
+    """
+    for space in (" ", ""):
+        spelled = {
+            answer: tokenizer(lead_in + space + answer, add_special_tokens=False)["input_ids"] for answer in tokens
+        }
+        beginnings = {tuple(ids[:-1]) for ids in spelled.values()}
+        if len(beginnings) == 1 and all(ids[-1] in tokens[answer] for answer, ids in spelled.items()):
+            return list(beginnings.pop())
+    return list(tokenizer(lead_in, add_special_tokens=False)["input_ids"])
+
+
 def all_ids(tokens: AnswerTokens) -> tuple[int, ...]:
     """Every id, for Request.score_tokens."""
     return tuple(sorted({token_id for ids in tokens.values() for token_id in ids}))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stages.judge.answer_tokens import AnswerTokens, answer_masses, answer_tokens
+from stages.judge.answer_tokens import AnswerTokens, answer_masses, answer_tokens, lead_in_ids
 from stages.judge.fence import fenced, task_text
 from stages.judge.rubric import ScoreTexts
+from stages.text.render import Renderer
 
 SCORES = range(6)
+_SENTENCE_END = re.compile(r"[.!?。．！？।؟]\s*")
 
 
 def score_prompt(texts: ScoreTexts, messages: Sequence[Mapping[str, str]], answer: str) -> list[dict[str, str]]:
@@ -28,6 +31,25 @@ def score_prompt(texts: ScoreTexts, messages: Sequence[Mapping[str, str]], answe
 def score_tokens(tokenizer: Any) -> AnswerTokens:
     """Score -> its token ids. Raises UserError when a score is several tokens."""
     return answer_tokens(tokenizer, [str(score) for score in SCORES])
+
+
+def score_ids(
+    renderer: Renderer,
+    texts: ScoreTexts,
+    messages: Sequence[Mapping[str, str]],
+    answer: str,
+    tokens: AnswerTokens,
+    system_prompt: str | None = None,
+) -> list[int]:
+    """Ids after which the next token is the score: the rendered prompt and the last words of `ask` ("Score (0-5):").
+
+    Without these words in the judge's mouth a small model put 3% (Swahili) to 99.9% (English) of its probability on
+    the score tokens; with them 98% or more in all thirteen languages of data/rubrics (Qwen2.5-Coder-0.5B-Instruct).
+    Raises RenderError like `Renderer.prompt_ids`.
+    """
+    lead_in = [part for part in _SENTENCE_END.split(texts.ask.strip()) if part.strip()][-1].strip()
+    prompt = renderer.prompt_ids(score_prompt(texts, messages, answer), system_prompt)
+    return prompt + lead_in_ids(renderer.tokenizer, lead_in, tokens)
 
 
 def expected_score(logprobs: Mapping[int, float], tokens: AnswerTokens) -> tuple[float | None, float]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
-from stages.judge.answer_tokens import AnswerTokens, answer_masses, answer_tokens
+from stages.judge.answer_tokens import AnswerTokens, answer_masses, answer_tokens, lead_in_ids
 from stages.judge.fence import fenced, task_text
 from stages.judge.rubric import Rubric
+from stages.text.render import Renderer
 
 
 def pairwise_prompt(
@@ -25,6 +27,24 @@ def pairwise_prompt(
         ]
     )
     return [{"role": "user", "content": content}]
+
+
+def pairwise_ids(
+    renderer: Renderer,
+    rubric: Rubric,
+    messages: Sequence[Mapping[str, str]],
+    answer_a: str,
+    answer_b: str,
+    tokens: AnswerTokens,
+) -> list[int]:
+    """Ids after which the next token is A or B: the rendered prompt and what both labels begin with ("Answer").
+
+    Raises RenderError like `Renderer.prompt_ids`.
+    """
+    labels = zip(rubric.pairwise.answer_a_label, rubric.pairwise.answer_b_label, strict=False)
+    lead_in = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], labels)).rstrip()
+    prompt = renderer.prompt_ids(pairwise_prompt(rubric, messages, answer_a, answer_b))
+    return prompt + lead_in_ids(renderer.tokenizer, lead_in, tokens)
 
 
 def choice_tokens(tokenizer: Any) -> AnswerTokens:

@@ -16,7 +16,7 @@ from stages.engines.base import Completion, Request
 from stages.engines.sharded import OpenShard, Results, run_shards
 from stages.judge.additive import parse_vote
 from stages.judge.answer_tokens import all_ids
-from stages.judge.expected_score import expected_score, score_prompt, score_tokens
+from stages.judge.expected_score import expected_score, score_ids, score_prompt, score_tokens
 from stages.judge.rubric import Rubric, load_rubric
 from stages.text.language import same_language
 from stages.text.render import RenderError
@@ -67,8 +67,12 @@ class _Judging:
         config, renderer = self._config, self.engine.renderer
         rubric = self._rubric(row["language"])
         texts = rubric.expected_score if self._scoring else rubric.additive
+        system = config.sampling.system_prompt
         try:
-            ids = renderer.prompt_ids(score_prompt(texts, messages, row["text"]), config.sampling.system_prompt)
+            if self._scoring:
+                ids = score_ids(renderer, texts, messages, row["text"], self._tokens, system)
+            else:
+                ids = renderer.prompt_ids(score_prompt(texts, messages, row["text"]), system)
         except RenderError as error:
             return _drop(row, "cannot_render", str(error), failed=True)
         room = 1 if self._scoring else config.sampling.max_tokens

@@ -126,21 +126,12 @@ class Renderer:
                 prepared.insert(0, {"role": "user", "content": system})
         return prepared
 
-    def prompt_ids(
-        self,
-        messages: Iterable[Mapping[str, str]],
-        system_prompt: str | None = None,
-        assistant_prefix: str = "",
-    ) -> list[int]:
-        """Ids of a conversation ending in a user turn, with the generation prompt (and the answer's beginning)."""
+    def prompt_ids(self, messages: Iterable[Mapping[str, str]], system_prompt: str | None = None) -> list[int]:
+        """Ids of a conversation ending in a user turn, with the generation prompt."""
         prepared = self.prepare(messages, system_prompt)
         if not prepared or prepared[-1]["role"] != "user":
             raise RenderError("A prompt must end in a user turn", fix="Remove the last assistant message.")
-        ids = self._apply(prepared, add_generation_prompt=True)
-        if assistant_prefix:
-            prefix = self.neutralise(assistant_prefix)[0]
-            ids = ids + self.tokenizer(prefix, add_special_tokens=False)["input_ids"]
-        return ids
+        return self._apply(prepared, add_generation_prompt=True)
 
     def pair_ids(
         self,
