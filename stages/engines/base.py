@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from schemas.config import RunConfig
 from schemas.config.model import Sampling
 
 if TYPE_CHECKING:
@@ -67,3 +68,24 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give memory back; the engine is not used afterwards."""
         ...
+
+
+def context_length(hf_config: Any, config: RunConfig) -> int:
+    """Tokens an engine is set up for: what the run needs, at most what the model was made for."""
+    wanted = config.text.max_length + JUDGE_ROOM
+    limit = getattr(hf_config.get_text_config(), "max_position_embeddings", None)
+    return min(wanted, limit) if limit else wanted
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def too_long(request: Request, context_length: int) -> Completion | None:
+    """The error completion of a request that does not fit the context; None if it fits."""
+    room = 1 if request.score_tokens else request.sampling.max_tokens
+    if len(request.prompt_ids) + room <= context_length:
+        return None
+    error = f"{len(request.prompt_ids)} prompt tokens and {room} to generate exceed the context of {context_length}"
+    return Completion(request.id, "", [], 0, "error", error=error)

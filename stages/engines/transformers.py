@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LogitsProcessor, StoppingCriteria
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import ModelRef
-from stages.engines.base import JUDGE_ROOM, Completion, Request
+from stages.engines.base import Completion, Request, context_length, first_line, too_long
 from stages.engines.sampling import RowSampler
 from stages.text.render import Renderer
 
@@ -36,9 +36,7 @@ class TransformersEngine:
         elif config.execution.threads:
             torch.set_num_threads(config.execution.threads)
         self._model = _load(model, config).to(self._device).eval()
-        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        wanted = config.text.max_length + JUDGE_ROOM
-        self.context_length = min(wanted, limit) if limit else wanted
+        self.context_length = context_length(self._model.config, config)
         ends = self._model.generation_config.eos_token_id
         ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
         self._stop_ids = sorted({*renderer.stop_ids, *ends})
@@ -148,15 +146,6 @@ class _Watcher(StoppingCriteria):
         return torch.tensor(self._done, device=input_ids.device)
 
 
-def too_long(request: Request, context_length: int) -> Completion | None:
-    """The error completion of a request that does not fit the context; None if it fits."""
-    room = 1 if request.score_tokens else request.sampling.max_tokens
-    if len(request.prompt_ids) + room <= context_length:
-        return None
-    error = f"{len(request.prompt_ids)} prompt tokens and {room} to generate exceed the context of {context_length}"
-    return Completion(request.id, "", [], 0, "error", error=error)
-
-
 def _device(config: RunConfig) -> torch.device:
     wanted = config.execution.device
     if config.execution.deterministic or wanted == "cpu":
@@ -179,9 +168,8 @@ def _load(model: ModelRef, config: RunConfig) -> Any:
             trust_remote_code=config.model.trust_remote_code,
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"The model {model.name} cannot be loaded: {first}",
+            f"The model {model.name} cannot be loaded: {first_line(error)}",
             where=str(model.path),
             fix="Check that transformers knows this architecture; code shipped with a model needs "
             "model.trust_remote_code: true.",

@@ -1,0 +1,173 @@
+"""An OpenAI-compatible server as engine (vllm serve, llama.cpp server, ...): prompts go as token ids to /completions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import openai
+
+from schemas.config import RunConfig
+from schemas.errors import UserError
+from stages.contract import ModelRef
+from stages.engines.base import JUDGE_ROOM, Completion, Request, first_line, too_long
+from stages.text.render import Renderer
+
+_RETRIES = 6
+_TIMEOUT_SECONDS = 600.0
+_TOP_LOGPROBS = 20
+
+
+class OpenAIEngine:
+    """`engine.concurrency` requests in flight, retried with growing pauses; see `stages.engines.base.Engine`.
+
+    On vLLM servers scores are the log-probabilities of exactly the score tokens; on others those among the 20
+    likeliest, so the mass is what was seen. Raises UserError when the server is down, does not know the model, refuses
+    the key, or refuses the first request.
+    """
+
+    def __init__(self, model: ModelRef, config: RunConfig, renderer: Renderer) -> None:
+        engine = config.engine
+        self.renderer = renderer
+        self._concurrency = engine.concurrency
+        self._base_url = engine.base_url or ""
+        if engine.served_model and model.name != config.model.policy:
+            raise UserError(
+                f"engine.served_model says how the server calls {config.model.policy}, but {model.name} is needed now",
+                where="engine.served_model",
+                fix="A server holds one model: judge with the policy itself and run one round, or set engine.kind: vllm.",
+            )
+        self._model = engine.served_model or model.name
+        self._key_name = engine.api_key_env
+        self._client = openai.OpenAI(
+            base_url=self._base_url,
+            api_key=os.environ.get(engine.api_key_env) or "none",
+            max_retries=_RETRIES,
+            timeout=_TIMEOUT_SECONDS,
+        )
+        served = self._find_model()
+        self._is_vllm = getattr(served, "owned_by", "") == "vllm"
+        self.context_length: int = getattr(served, "max_model_len", None) or config.text.max_length + JUDGE_ROOM
+        self._answered = False
+
+    def stream(self, requests: Iterator[Request]) -> Iterator[Completion]:
+        """See `Engine.stream`."""
+        running: set[Future[Completion]] = set()
+        exhausted = False
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            try:
+                while not exhausted or running:
+                    while not exhausted and len(running) < self._concurrency:
+                        request = next(requests, None)
+                        if request is None:
+                            exhausted = True
+                        elif (problem := too_long(request, self.context_length)) is not None:
+                            yield problem
+                        else:
+                            running.add(pool.submit(self._complete, request))
+                    done, running = wait(running, return_when=FIRST_COMPLETED) if running else (set(), running)
+                    for future in done:
+                        yield future.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _find_model(self) -> Any:
+        try:
+            models = list(self._client.with_options(max_retries=2).models.list())
+        except openai.OpenAIError as error:
+            raise self._unusable(error) from error
+        for served in models:
+            if served.id == self._model:
+                return served
+        raise UserError(
+            f"The server does not serve {self._model}",
+            where=f"engine.base_url: {self._base_url}",
+            fix=f"It serves {', '.join(served.id for served in models) or 'nothing'}: set engine.served_model.",
+        )
+
+    def _complete(self, request: Request) -> Completion:
+        """One request; an error that concerns it alone becomes an error completion."""
+        try:
+            response = self._client.completions.create(
+                model=self._model, prompt=request.prompt_ids, **self._body(request)
+            )
+        except (openai.APITimeoutError, openai.RateLimitError, openai.InternalServerError) as error:
+            return Completion(request.id, "", None, 0, "error", error=first_line(error))
+        except openai.BadRequestError as error:
+            if not self._answered:
+                raise self._unusable(error) from error
+            return Completion(request.id, "", None, 0, "error", error=first_line(error))
+        except openai.OpenAIError as error:
+            raise self._unusable(error) from error
+        self._answered = True
+        choice = response.choices[0]
+        if request.score_tokens:
+            return Completion(request.id, "", [], 0, "length", self._scores(request, choice))
+        counted = response.usage.completion_tokens if response.usage else None
+        if counted is None:
+            counted = len(self.renderer.tokenizer(choice.text, add_special_tokens=False)["input_ids"])
+        token_ids = getattr(choice, "token_ids", None)
+        reason = choice.finish_reason or "none"
+        problem = "" if reason in ("stop", "length") else f"the server ended the request: {reason}"
+        return Completion(request.id, choice.text, token_ids, counted, reason, error=problem)
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        extra: dict[str, Any] = {}
+        if request.score_tokens:
+            if self._is_vllm:
+                extra = {"logprob_token_ids": list(request.score_tokens), "return_tokens_as_token_ids": True}
+            return {
+                "max_tokens": 1,
+                "temperature": 0.0,
+                "logprobs": 1 if self._is_vllm else _TOP_LOGPROBS,
+                "extra_body": extra,
+            }
+        sampling = request.sampling
+        if sampling.min_p > 0:
+            extra["min_p"] = sampling.min_p
+        if sampling.top_k > 0:
+            extra["top_k"] = sampling.top_k
+        if self._is_vllm:
+            # Said in full: a vLLM server otherwise takes missing values from the model's generation_config.
+            extra |= {"min_p": sampling.min_p, "top_k": sampling.top_k, "return_token_ids": True}
+            extra |= {"stop_token_ids": list(self.renderer.stop_ids), "repetition_penalty": 1.0}
+        return {
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": request.seed,
+            "stop": sampling.stop or None,
+            "extra_body": extra,
+        }
+
+    def _scores(self, request: Request, choice: Any) -> dict[int, float]:
+        """Token id -> log-probability, from keys `token_id:N` (vLLM) or from the tokens' text."""
+        top = choice.logprobs.top_logprobs[0] if choice.logprobs and choice.logprobs.top_logprobs else {}
+        if self._is_vllm:
+            keys = {token: f"token_id:{token}" for token in request.score_tokens}
+        else:
+            keys = {token: self.renderer.tokenizer.decode([token]) for token in request.score_tokens}
+        return {token: top[key] for token, key in keys.items() if key in top}
+
+    def _unusable(self, error: openai.OpenAIError) -> UserError:
+        where = f"engine.base_url: {self._base_url}"
+        match error:
+            case openai.APIConnectionError():
+                fix = "Start the server, for example `vllm serve MODEL --port 8000`, or correct engine.base_url."
+                return UserError("The inference server does not answer", where=where, fix=fix)
+            case openai.AuthenticationError() | openai.PermissionDeniedError():
+                fix = f"Put a valid key into the environment variable {self._key_name}."
+                return UserError("The inference server refuses the key", where=where, fix=fix)
+            case openai.NotFoundError():
+                fix = "engine.base_url should end in /v1, and the server must offer /completions and /models."
+                return UserError(
+                    f"The inference server does not know the address: {first_line(error)}", where=where, fix=fix
+                )
+        fix = "It must take prompts as lists of token ids, seeds and log-probabilities, as vllm serve does."
+        return UserError(f"The inference server refuses the request: {first_line(error)}", where=where, fix=fix)

@@ -1,0 +1,153 @@
+"""The vLLM engine, in this process: killing the worker kills it. CPU or CUDA, whichever the installed vllm is for."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+from schemas.config import RunConfig
+from schemas.errors import UserError
+from stages.contract import ModelRef
+from stages.engines.base import Completion, Request, context_length, first_line, too_long
+from stages.text.render import Renderer
+
+
+class VllmEngine:
+    """vLLM's engine core driven request by request; see `stages.engines.base.Engine`.
+
+    About 2 * engine.max_num_seqs requests are in flight, over shard borders, so the engine never drains in between.
+    A request's answer depends on its seed, and in its last bits on the batches vLLM makes: equal in distribution, not
+    bit for bit.
+    """
+
+    def __init__(self, model: ModelRef, config: RunConfig, renderer: Renderer) -> None:
+        if find_spec("vllm") is None:
+            raise UserError(
+                "engine.kind is vllm, but the vllm package is not installed",
+                where="engine.kind",
+                fix='Install it (`pip install "congrad-pipeline[cuda]"`, or the CPU lock of the README), or set '
+                "engine.kind: transformers.",
+            )
+        self.renderer = renderer
+        self._set_environment(config)
+        import vllm
+        from transformers import AutoConfig
+        from vllm.platforms import current_platform
+
+        self._vllm: Any = vllm
+        on_cpu = current_platform.is_cpu()
+        if config.execution.device == ("cuda" if on_cpu else "cpu"):
+            raise UserError(
+                f"execution.device is {config.execution.device}, but the installed vllm is built for "
+                f"{'the CPU' if on_cpu else current_platform.device_name}",
+                where="execution.device",
+                fix="Set execution.device: auto, or install the other build of vllm.",
+            )
+        engine = config.engine
+        try:
+            hf_config = AutoConfig.from_pretrained(str(model.path), trust_remote_code=config.model.trust_remote_code)
+            self._llm: Any = vllm.LLM(
+                model=str(model.path),
+                dtype="bfloat16" if config.model.dtype == "auto" else config.model.dtype,
+                max_model_len=context_length(hf_config, config),
+                max_num_seqs=engine.max_num_seqs,
+                tensor_parallel_size=engine.tensor_parallel,
+                gpu_memory_utilization=engine.gpu_memory_utilization,
+                enforce_eager=engine.enforce_eager,
+                enable_prefix_caching=config.generate.prefix_caching,
+                trust_remote_code=config.model.trust_remote_code,
+                seed=0,
+                disable_log_stats=True,
+            )
+        except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+            raise UserError(
+                f"vLLM cannot load {model.name}: {first_line(error)}",
+                where=str(model.path),
+                fix="Check that vLLM knows this architecture and that memory suffices (text.max_length, "
+                "engine.max_num_seqs, engine.gpu_memory_utilization, engine.cpu_kv_cache_gib), or set "
+                "engine.kind: transformers.",
+            ) from error
+        self.context_length: int = self._llm.model_config.max_model_len
+        self._in_flight = 2 * engine.max_num_seqs
+
+    def stream(self, requests: Iterator[Request]) -> Iterator[Completion]:
+        """See `Engine.stream`."""
+        core = self._llm.llm_engine
+        open_requests: dict[str, Request] = {}
+        exhausted = False
+        try:
+            while not exhausted or open_requests:
+                while not exhausted and len(open_requests) < self._in_flight:
+                    request = next(requests, None)
+                    if request is None:
+                        exhausted = True
+                    elif (problem := too_long(request, self.context_length)) is not None:
+                        yield problem
+                    else:
+                        prompt = {"type": "token", "prompt_token_ids": request.prompt_ids}
+                        core.add_request(request.id, prompt, self._parameters(request))
+                        open_requests[request.id] = request
+                for output in core.step() if open_requests else ():
+                    if output.finished:
+                        yield _completion(open_requests.pop(output.request_id), output.outputs[0])
+        finally:
+            if open_requests:
+                core.abort_request(list(open_requests))
+
+    def close(self) -> None:
+        """Shut the engine down. GPU memory may stay taken until the process ends."""
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        gc.collect()
+
+    def _parameters(self, request: Request) -> Any:
+        kind = self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY
+        if request.score_tokens:
+            return self._vllm.SamplingParams(
+                max_tokens=1,
+                temperature=0.0,
+                logprob_token_ids=list(request.score_tokens),
+                detokenize=False,
+                output_kind=kind,
+            )
+        sampling = request.sampling
+        return self._vllm.SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            seed=request.seed,
+            stop=sampling.stop,
+            stop_token_ids=list(self.renderer.stop_ids),
+            output_kind=kind,
+        )
+
+    @staticmethod
+    def _set_environment(config: RunConfig) -> None:
+        """vLLM reads these when it is imported. All cores of this worker: by default it leaves one idle."""
+        cores = sorted(os.sched_getaffinity(0))
+        threads = config.execution.threads or int(os.environ.get("OMP_NUM_THREADS", len(cores)))
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.engine.cpu_kv_cache_gib)
+        if threads >= len(cores):
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+        else:
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # other workers share the cores
+            os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+
+def _completion(request: Request, output: Any) -> Completion:
+    if request.score_tokens:
+        found = output.logprobs[0]
+        scores = {token: found[token].logprob for token in request.score_tokens if token in found}
+        return Completion(request.id, "", [], 0, "length", scores)
+    token_ids = list(output.token_ids)
+    reason = output.finish_reason
+    error = "" if reason in ("stop", "length") else f"vLLM ended the request: {reason}"
+    return Completion(request.id, output.text, token_ids, len(token_ids), reason, error=error)
