@@ -1,0 +1,123 @@
+"""The run in a few figures: what it was, how much was kept, whether held-out accuracy moved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from schemas.config import RunConfig
+from schemas.manifests import StageManifest
+from stages.catalog import STAGES
+from stages.report.conflicts import Conflicts
+from stages.report.data import Tables
+from stages.report.results import ALL, Results
+from stages.report.text import count, number, percent
+
+
+@dataclass(frozen=True)
+class Card:
+    """A headline figure with what it means."""
+
+    title: str
+    value: str
+    detail: str
+
+
+def cards(tables: Tables, conflicts: Sequence[Conflicts], results: Sequence[Results]) -> list[Card]:
+    """Pairs, kept pairs, accuracy before and after, conflicting languages; only of what is there. Latest round."""
+    found = []
+    made = [r for r in tables.rounds() if tables.has("pairs", r)]
+    if made:
+        pairs = tables.read("pairs", made[-1], ["split"])
+        train = pairs.filter(split="train").height
+        found.append(Card("Preference pairs", count(len(pairs)), f"{count(train)} to train on, the rest held out"))
+    chosen = [r for r in tables.rounds() if tables.has("curated", r)]
+    if chosen:
+        kept = tables.read("curated", chosen[-1], ["pair_id"]).height
+        total = kept + tables.read("rejected", chosen[-1], ["pair_id"]).height
+        share = percent(kept / total) if total else "–"
+        found.append(Card("Kept for training", count(kept), f"{share} of {count(total)} scored pairs"))
+    found += _accuracy(results)
+    if conflicts and conflicts[-1].scopes and conflicts[-1].scopes[0].compared:
+        model = conflicts[-1].scopes[0]
+        detail = "whole model; the expected number under chance is not known"
+        if model.expected is not None:
+            detail = f"whole model; random signs alone would give about {number(model.expected)}"
+        found.append(Card("Language pairs in conflict", f"{model.negative} of {model.compared}", detail))
+    return found
+
+
+def _accuracy(results: Sequence[Results]) -> list[Card]:
+    """Preference accuracy over all languages on the first split that has it, of the last evaluated round."""
+    for result in reversed(results):
+        for split, _, measured in result.splits:
+            for one in measured:
+                row = next((r for r in one.rows if r.language == ALL), None)
+                if one.name != "accuracy" or row is None or row.after is None:
+                    continue
+                value = f"{percent(row.before, 1)} → {percent(row.after, 1)}"
+                detail = f"before → after training, {count(row.n)} {split} pairs"
+                if row.after_interval:
+                    low, high = row.after_interval
+                    detail += f"; after: 95% interval {percent(low, 1)} to {percent(high, 1)}"
+                return [Card("Held-out accuracy", value, detail)]
+    return []
+
+
+def facts(config: RunConfig, manifests: Sequence[StageManifest]) -> list[tuple[str, str]]:
+    """(name, value) lines that say what was run."""
+    names = {role: name for manifest in manifests for role, name in manifest.models.items()}
+    languages = ", ".join(config.languages.seen)
+    unseen = ", ".join(config.languages.unseen)
+    scored = "other languages' direction" if config.conflict.score == "others" else "merged direction"
+    train = config.train
+    steps = f"{train.max_steps} steps at most" if train.max_steps > 0 else f"{train.epochs:g} epochs"
+    lines = [
+        ("Policy", config.model.policy + (f" @ {config.model.revision}" if config.model.revision else "")),
+        ("Judge", config.model.judge or "the policy of the round, judging itself"),
+        ("Evaluation judge", config.model.evaluation_judge or names.get("evaluation_judge", "the round-0 policy")),
+        ("Languages", languages + (f"; only evaluated: {unseen}" if unseen else "")),
+        ("Rounds", str(config.rounds)),
+        ("Seed", str(config.seed)),
+        ("Loss", f"DPO, β = {config.loss.beta:g}" + (f", α = {config.loss.alpha:g}" if config.loss.alpha else "")),
+        ("Sketch", f"{count(config.gradients.sketch.dim)} numbers per pair, seed {config.gradients.sketch.seed}"),
+        (
+            "Conflict score",
+            f"cosine with the {scored} ({config.conflict.surgery}, {config.conflict.direction}, "
+            f"metric {config.conflict.metric}, weighting {config.conflict.weighting}, "
+            f"leave out the {config.conflict.leave_out})",
+        ),
+        ("Selection", f"top {percent(config.select.keep)} by {config.select.by}, per {config.select.quota} quota"),
+        (
+            "Training",
+            f"{'LoRA, rank ' + str(train.lora.r) if train.method == 'lora' else 'all weights'}, {train.optimizer}, "
+            f"learning rate {train.learning_rate:g}, {train.batch_size} pairs a step, {steps}",
+        ),
+    ]
+    if config.imported:
+        lines.insert(0, ("Pairs from", ", ".join(source.path for source in config.pairs.sources)))
+    else:
+        lines.insert(3, ("Engine", f"{config.engine.kind}, {config.generate.candidates} candidates a prompt"))
+    return lines
+
+
+def config_json(config: RunConfig) -> str:
+    """The whole config, readable."""
+    return json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False)
+
+
+def unfinished(config: RunConfig, manifests: Sequence[StageManifest]) -> list[str]:
+    """Stages without a finished result, in order; empty when the run is complete."""
+    done = {(manifest.stage, manifest.round) for manifest in manifests}
+    skipped = {"report"} | ({"generate", "judge"} if config.imported else set())
+    if config.imported and not config.prompts.sources:
+        skipped.add("prompts")
+    missing = []
+    for round_ in range(config.rounds):
+        for spec in STAGES:
+            if spec.name in skipped or (not spec.per_round and round_ > 0):
+                continue
+            if (spec.name, round_) not in done:
+                missing.append(f"{spec.name} (round {round_})" if config.rounds > 1 and spec.per_round else spec.name)
+    return missing

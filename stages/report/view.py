@@ -1,0 +1,97 @@
+"""Everything the template shows, worked out: tables and manifests in, plain values and finished charts out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from markupsafe import Markup
+
+from schemas.config import RunConfig
+from schemas.manifests import StageManifest
+from stages.report import browser as _browser
+from stages.report import conflicts as _conflicts
+from stages.report import curves as _curves
+from stages.report import distributions as _distributions
+from stages.report import flow as _flow
+from stages.report import headline as _headline
+from stages.report import results as _results
+from stages.report.charts import value_bar
+from stages.report.data import Tables
+from stages.report.text import seconds
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A finished stage: seconds of work and what it counted."""
+
+    stage: str
+    round: int
+    time: str
+    bar: Markup
+    stats: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class View:
+    """The view model of the whole report; a list holds one entry per round that has the thing."""
+
+    config: RunConfig
+    config_json: str
+    facts: list[tuple[str, str]]
+    unfinished: list[str]
+    cards: list[_headline.Card]
+    flows: list[_flow.RoundFlow]
+    conflicts: list[_conflicts.Conflicts]
+    scores: list[_distributions.Scores]
+    sides: list[tuple[int, list[_distributions.Sides]]]
+    curves: list[_curves.Curves]
+    results: list[_results.Results]
+    browsers: list[_browser.Browser]
+    timings: list[Timing]
+
+
+def build(config: RunConfig, tables: Tables, manifests: Sequence[StageManifest]) -> View:
+    """Read what there is and prepare it for the template."""
+    rounds = tables.rounds()
+    languages = [*config.languages.seen, *config.languages.unseen]
+
+    def each(make: Callable[[int], T | None]) -> list[T]:
+        return [made for round_ in rounds if (made := make(round_)) is not None]
+
+    conflicts = each(lambda r: _conflicts.conflicts(tables, r, languages))
+    results = each(lambda r: _results.results(tables, r, languages))
+    by_conflict = config.select.by == "conflict" and config.select.quota == "language"
+    return View(
+        config=config,
+        config_json=_headline.config_json(config),
+        facts=_headline.facts(config, manifests),
+        unfinished=_headline.unfinished(config, manifests),
+        cards=_headline.cards(tables, conflicts, results),
+        flows=_flow.flows(manifests, languages),
+        conflicts=conflicts,
+        scores=each(lambda r: _distributions.scores(tables, r, languages, by_conflict)),
+        sides=[(r, found) for r in rounds if (found := _distributions.sides(tables, r, languages))],
+        curves=each(lambda r: _curves.curves(tables, r)),
+        results=results,
+        browsers=each(lambda r: _browser.browser(tables, r, languages, config.report.browse_pairs)),
+        timings=_timings(manifests),
+    )
+
+
+def _timings(manifests: Sequence[StageManifest]) -> list[Timing]:
+    ordered = sorted(manifests, key=lambda m: (m.round, _flow.ORDER.index(m.stage) if m.stage in _flow.ORDER else 99))
+    longest = max((m.seconds for m in ordered), default=0.0)
+    return [
+        Timing(
+            stage=m.stage,
+            round=m.round,
+            time=seconds(m.seconds),
+            bar=value_bar(m.seconds, 0, longest, f"{m.stage}: {seconds(m.seconds)}", "plain"),
+            stats=sorted(m.stats.items()),
+        )
+        for m in ordered
+    ]

@@ -1,0 +1,287 @@
+"""The page as a whole: complete, well formed, harmless, self-contained, whatever is missing or hostile."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from schemas.manifests import StageManifest, Tally
+from stages.contract import Account, Context
+from stages.report.stage import Report
+
+SECTIONS = ["facts", "flow", "conflict", "weights", "scores", "sides", "training", "results", "pairs", "timings"]
+VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
+HOSTILE = (
+    "</script><script>alert(1)</script><img src=x onerror=alert(2)>\" onmouseover=\"alert(3)' autofocus x='"
+    "]]></style><!-- \u202etxt.exe\u202c \u2066a\u2069 \u200b\ufeff\x07\x1b[31m\u2028{{ 7*7 }}{% raw %} javascript:alert(4)"
+)
+
+
+class Silent:
+    """A progress that nobody watches."""
+
+    def total(self, amount: int, unit: str) -> None: ...
+
+    def advance(self, amount: int = 1, **rates: float) -> None: ...
+
+    def note(self, message: str) -> None: ...
+
+
+class Page(HTMLParser):
+    """Elements, attributes and text of a page; fails on tags that do not balance or ids that repeat."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.scripts: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+        ids = [attributes["id"] for _, attributes in self.elements if "id" in attributes]
+        assert len(ids) == len(set(ids))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"an attribute of <{tag}> repeats: {names}"
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes <{self.open[-1:]}> at {self.getpos()}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif "style" not in self.open:
+            self.text.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+def write(builder, folder: Path) -> str:
+    """Run the stage; the page it wrote."""
+    ctx = Context(
+        config=builder.run.config,
+        round=0,
+        inputs=builder.run.inputs,
+        models={},
+        progress=Silent(),
+        folder=folder,
+        manifests=builder.run.manifests,
+    )
+    (account,) = list(Report().run(ctx))
+    assert isinstance(account, Account)
+    assert account.artifacts == [folder / "report.html"]
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_every_section_is_there_in_order_with_a_chart_or_table(build_run, tmp_path):
+    builder = build_run(banner="Only a demo.")
+    html = write(builder, tmp_path)
+    page = Page(html)
+    sections = [attributes["id"] for attributes in page.all("section")]
+    assert sections == SECTIONS
+    parts = re.split(r'<section id="(\w+)"', html)
+    for name, body in zip(parts[1::2], parts[2::2], strict=True):
+        assert any(mark in body for mark in ("<table", "<svg", "<dl", 'class="pair"')), name
+        assert 'class="note"' in body or "<figcaption" in body or name == "timings", f"{name} is not explained"
+    assert "Only a demo." in page.words
+    assert "never released" in page.words
+    assert "not finished" not in page.words
+
+
+def test_charts_have_text_alternatives_and_tables_captions(build_run, tmp_path):
+    html = write(build_run(), tmp_path)
+    page = Page(html)
+    assert page.all("svg")
+    assert all(svg.get("role") == "img" and svg.get("aria-label") for svg in page.all("svg"))
+    assert html.count("<table") == html.count("<caption>") > 8
+    headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
+    assert headings[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(headings)), headings
+
+
+def test_nothing_is_loaded_and_only_the_one_script_may_run(build_run, tmp_path):
+    html = write(build_run(), tmp_path)
+    page = Page(html)
+    assert not page.all("link") and not page.all("img") and not page.all("iframe")
+    assert all(not ({"src", "srcset", "xlink:href", "action", "data"} & set(a)) for _, a in page.elements)
+    assert all((a.get("href") or "#").startswith("#") for _, a in page.elements)
+    style = re.search(r"<style>(.*?)</style>", html, re.S).group(1)
+    assert "url(" not in style and "@import" not in style and "http" not in style
+    (script,) = page.scripts
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; ")
+    assert f"script-src 'sha256-{digest}';" in policy
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["pairs", "scores", "gram", "curated", "rejected", "metrics", "evaluation", "directions", "gradients"],
+)
+def test_any_table_may_be_missing(build_run, tmp_path, missing):
+    builder = build_run(languages=["en", "ar"], per_language=12)
+    del builder.run.inputs[f"{missing}:0"]
+    page = Page(write(builder, tmp_path))
+    assert len(page.all("section")) == len(SECTIONS)
+
+
+def test_any_table_may_be_without_rows(build_run, tmp_path):
+    builder = build_run(languages=["en", "ar"], per_language=12)
+    for files in builder.run.inputs.values():
+        pl.read_parquet(files[0]).clear().write_parquet(files[0])
+    assert len(Page(write(builder, tmp_path)).all("section")) == len(SECTIONS)
+
+
+def test_an_unfinished_run_says_what_is_missing(build_run, tmp_path):
+    builder = build_run(languages=["en"], per_language=6)
+    builder.run.inputs.clear()
+    builder.run.manifests[:] = [m for m in builder.run.manifests if m.stage == "prompts"]
+    page = Page(write(builder, tmp_path))
+    assert "No result yet from: generate, judge, pairs, gradients, conflict, select, train, evaluate" in page.words
+    assert not page.scripts
+
+
+def test_nulls_in_scores_and_cosines_are_shown_as_missing(build_run, tmp_path):
+    builder = build_run(languages=["en", "sw"], per_language=12)
+    for key, columns in {
+        "scores:0": ["score", "cosine_own"],
+        "gram:0": ["cosine", "null_negative_rate"],
+        "curated:0": ["conflict_score", "chosen_score", "rejected_score"],
+        "pairs:0": ["chosen_score", "rejected_score"],
+        "evaluation:0": ["value", "low", "high"],
+    }.items():
+        path = builder.run.inputs[key][0]
+        frame = pl.read_parquet(path)
+        frame.with_columns(pl.lit(None, pl.Float64).alias(c) for c in columns).write_parquet(path)
+    page = Page(write(builder, tmp_path))
+    assert "None" not in page.words.replace("null", "").split("Whole configuration")[1].split("Kept and dropped")[1]
+    assert "nan" not in re.findall(r"\bnan\b", page.words)
+
+
+def _poison(builder) -> None:
+    """Put hostile text wherever a model, a data set or a file name could."""
+    for key, files in builder.run.inputs.items():
+        frame = pl.read_parquet(files[0])
+        texts = [c for c in ("reason", "scope", "metric", "name", "split") if c in frame.columns]
+        if key.startswith("pairs"):
+            texts.remove("split")
+        frame = frame.with_columns(pl.lit(HOSTILE).alias(c) for c in texts)
+        if "chosen" in frame.columns:
+            message = pl.lit([{"role": HOSTILE, "content": HOSTILE * 40}])
+            frame = frame.with_columns(prompt=message, chosen=message, rejected=message)
+        if "language" in frame.columns:
+            frame = frame.with_columns(language=pl.lit(HOSTILE))
+        if "pair_id" in frame.columns:
+            frame = frame.with_columns(pair_id=pl.lit(HOSTILE) + pl.col("pair_id"))
+        frame.write_parquet(files[0])
+    tally = Tally(unit=HOSTILE, language=HOSTILE, rows_in=3, kept=1, dropped={HOSTILE: 2})
+    builder.run.manifests[:] = [
+        StageManifest(
+            stage=HOSTILE,
+            round=0,
+            fingerprint="",
+            content="",
+            files=[],
+            tallies=[tally],
+            stats={HOSTILE: 1.0},
+            models={"evaluation_judge": HOSTILE},
+        )
+    ]
+
+
+def test_hostile_text_is_text(build_run, tmp_path):
+    clean = Page(write(build_run(languages=["en"], per_language=12), tmp_path))
+    builder = build_run(languages=["en"], per_language=12, banner=HOSTILE, model={"policy": HOSTILE, "judge": HOSTILE})
+    _poison(builder)
+    html = write(builder, tmp_path)
+    page = Page(html)
+    assert len(page.scripts) == html.count("<script") == html.count("</script") == 1
+    assert page.scripts == clean.scripts
+    assert not page.all("img")
+    assert {tag for tag, _ in page.elements} <= {tag for tag, _ in clean.elements}
+    known = {name for _, attributes in clean.elements for name in attributes}
+    assert {name for _, attributes in page.elements for name in attributes} <= known
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert not re.search("[\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029\ufeff\x00-\x08\x0b-\x1f\x7f]", html)
+    assert "[U+202E]txt.exe" in page.words and "[U+001B]" in page.words and "[U+200B]" in page.words
+    assert "{{ 7*7 }}" in page.words
+    assert html.count("alert(1)") > 20
+
+
+def test_right_to_left_and_unknown_text_finds_its_own_direction(build_run, tmp_path):
+    page = Page(write(build_run(languages=["ar", "hi", "ja", "zh"], per_language=12), tmp_path))
+    texts = [a for tag, a in page.elements if tag == "p" and a.get("class") == "text"]
+    assert texts and all(a.get("dir") == "auto" for a in texts)
+    assert {a["lang"] for a in texts} == {"ar", "hi", "ja", "zh"}
+
+
+def test_very_long_answers_are_clipped_and_say_so(build_run, tmp_path):
+    builder = build_run(languages=["en"], per_language=12)
+    for table in ("curated:0", "rejected:0"):
+        path = builder.run.inputs[table][0]
+        long = pl.lit([{"role": "assistant", "content": "long " * 40_000}])
+        pl.read_parquet(path).with_columns(chosen=long).write_parquet(path)
+    html = write(builder, tmp_path)
+    assert "194,000 more characters are in the table." in Page(html).words
+    assert len(html) < 700_000
+
+
+def test_the_browser_shows_at_most_the_wanted_pairs_of_every_language(build_run, tmp_path):
+    page = Page(write(build_run(per_language=40, report={"browse_pairs": 60}), tmp_path))
+    cards = [a for tag, a in page.elements if tag == "article"]
+    assert len(cards) == 60
+    shown = [a["data-language"] for a in cards]
+    assert {shown.count(language) for language in set(shown)} == {6}
+    none = Page(write(build_run(per_language=12, report={"browse_pairs": 0}), tmp_path))
+    assert not none.all("article")
+
+
+def test_rounds_are_told_apart(build_run, tmp_path):
+    page = Page(write(build_run(languages=["en", "de"], per_language=12, rounds=2), tmp_path))
+    assert page.words.count("Round 1") > page.words.count("Round 2") == 0
+    assert len(page.all("section")) == len(SECTIONS)
+
+
+def test_the_page_stays_small(build_run, tmp_path):
+    html = write(build_run(per_language=400), tmp_path)
+    assert len(html.encode()) < 1_000_000
+
+
+def test_a_failed_report_leaves_the_old_one(build_run, tmp_path):
+    builder = build_run(languages=["en"], per_language=6)
+    old = write(builder, tmp_path)
+    builder.run.inputs["gram:0"][0].write_bytes(b"PAR1 not a table")
+    with pytest.raises(pl.exceptions.PolarsError):
+        write(builder, tmp_path)
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == old
+    assert not list(tmp_path.glob(".report*"))
+
+
+def test_equal_inputs_give_an_equal_page(build_run, tmp_path):
+    builder = build_run(languages=["en", "ar"], per_language=12)
+    assert write(builder, tmp_path) == write(builder, tmp_path)
+
+
+def test_it_needs_no_torch():
+    code = "import sys, stages.report.stage as s; assert not {'torch', 'transformers', 'vllm'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

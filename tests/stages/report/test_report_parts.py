@@ -1,0 +1,211 @@
+"""The figures behind the page: counts against NumPy, totals against the manifests, samples that are balanced."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.report.browser import browser, evenly, shares
+from stages.report.charts import Series, bin_counts, bin_edges, histogram, share_bar
+from stages.report.conflicts import conflicts
+from stages.report.data import Tables
+from stages.report.distributions import scores, sides
+from stages.report.flow import flows
+from stages.report.results import results
+from stages.report.svg import element, ticks
+from stages.report.text import clip, fixed, number, percent, seconds, visible
+
+
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=60), st.integers(2, 30))
+def test_bins_count_like_numpy(values, bins):
+    edges = bin_edges(-3, 3, bins)
+    expected, _ = np.histogram(values, bins=np.array(edges))
+    counted = bin_counts(values, edges)
+    assert sum(counted) == len(values)
+    if not any(abs(v - e) < 1e-9 for v in values for e in edges):
+        assert counted == expected.tolist()
+
+
+def test_values_outside_are_counted_at_the_ends():
+    assert bin_counts([-9, 0.1, 9], bin_edges(0, 1, 4)) == [2, 0, 0, 1]
+
+
+@given(st.dictionaries(st.text(max_size=3), st.integers(0, 30), max_size=8), st.integers(0, 100))
+def test_shares_use_the_limit_and_differ_only_where_a_group_is_short(available, limit):
+    given_ = shares(available, limit)
+    assert sum(given_.values()) == min(limit, sum(available.values()))
+    assert all(given_[key] <= available[key] for key in available)
+    free = [given_[key] for key in available if given_[key] < available[key]]
+    assert not free or max(given_.values()) <= min(free) + 1
+
+
+@given(st.integers(0, 50), st.integers(1, 60))
+def test_evenly_keeps_order_and_both_ends(size, n):
+    items = list(range(size))
+    picked = evenly(items, n)
+    assert picked == sorted(set(picked)) and len(picked) == min(n, size)
+    if size > 1 and n > 1:
+        assert picked[0] == 0 and picked[-1] == size - 1
+
+
+@given(st.floats(-1e4, 1e4), st.floats(1e-3, 1e4))
+def test_ticks_are_inside_and_evenly_spaced(low, span):
+    found = ticks(low, low + span)
+    slack = span * 1e-6 + 1e-9
+    assert 2 <= len(found) <= 8
+    assert low - slack <= found[0] and found[-1] <= low + span + slack
+    assert np.allclose(np.diff(found), found[1] - found[0], rtol=1e-6, atol=1e-9)
+
+
+def test_bars_are_as_high_as_their_counts():
+    svg = histogram([0, 1, 2], [Series("kept", "kept", [4, 1]), Series("dropped", "dropped0", [0, 3])], "x", cut=1.0)
+    heights = [float(h) for h in re.findall(r'height="([\d.]+)" class="fill-', svg)]
+    assert len(heights) == 3
+    assert heights[0] == pytest.approx(4 * heights[1], abs=0.05)
+    assert heights[2] == pytest.approx(3 * heights[1], abs=0.05)
+    assert 'class="cut"' in svg
+
+
+def test_a_share_bar_fills_its_width():
+    svg = share_bar(
+        [Series("kept", "kept", [30]), Series("dropped", "dropped0", [9]), Series("failed", "failed", [1])], ""
+    )
+    assert sum(float(w) for w in re.findall(r' width="([\d.]+)" height="10"', svg)) == pytest.approx(100)
+    assert "<rect" not in share_bar([Series("kept", "kept", [0])], "nothing came in")
+
+
+def test_svg_escapes_text_and_attributes():
+    assert element("text", "<b>\u202e", title='"><script>') == (
+        '<text title="&#34;&gt;&lt;script&gt;">&lt;b&gt;[U+202E]</text>'
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain\ttext\n", "plain\ttext\n"),
+        ("a\x00b\x1b", "a[U+0000]b[U+001B]"),
+        ("a\u202eb\u2069\u200f", "a[U+202E]b[U+2069][U+200F]"),
+        ("pass\u200bword\ufeff\u00ad", "pass[U+200B]word[U+FEFF][U+00AD]"),
+        ("a\u2028b", "a[U+2028]\nb"),
+        ("line\r\nline\r", "line\nline[U+000D]"),
+        ("x\u200dy \u200d", "x[U+200D]y [U+200D]"),
+        ("क्\u200dष می\u200cخواهم 👩\u200d🚀", "क्\u200dष می\u200cخواهم 👩\u200d🚀"),
+        ("\U000e0041\ufffe", "[U+E0041][U+FFFE]"),
+    ],
+)
+def test_invisible_characters_become_visible_and_scripts_keep_their_joiners(text, shown):
+    assert visible(text) == shown
+
+
+def test_numbers_are_shown_with_sensible_precision():
+    assert [number(v) for v in (None, 0.0, 0.123456, -12.345, 1234567.0, 5e-6)] == [
+        "–", "0", "0.123", "−12.3", "1,234,567", "5.0e-06",
+    ]  # fmt: skip
+    assert [fixed(v, 2, True) for v in (0.5, -0.001, 0.0, float("nan"))] == ["+0.50", "−0.00", "0.00", "–"]
+    assert [percent(v) for v in (0.0, 0.001, 0.5, 0.999, 1.0)] == ["0%", "<1%", "50%", ">99%", "100%"]
+    assert [seconds(v) for v in (8.26, 245, 7800)] == ["8.3 s", "4 min 05 s", "2 h 10 min"]
+
+
+@given(st.text(max_size=9000))
+def test_clipping_loses_nothing_silently(text):
+    clipped = clip(text)
+    assert text.startswith(clipped.head + clipped.tail)
+    assert len(clipped.head) + len(clipped.tail) + clipped.missing == len(text)
+
+
+def test_flow_totals_are_the_sums_of_the_manifests(build_run):
+    builder = build_run(languages=["en", "ar", "hi"], per_language=30)
+    (flow,) = flows(builder.run.manifests, ["hi", "en"])
+    assert flow.languages == ["hi", "en", "ar"]
+    for total in flow.totals:
+        tallies = [
+            t for m in builder.run.manifests if m.stage == total.stage for t in m.tallies if t.unit == total.unit
+        ]
+        assert total.rows_in == sum(t.rows_in for t in tallies)
+        assert total.kept + total.dropped + total.failed == total.rows_in
+        assert sum(flow.cell(language, total).kept for language in flow.languages) == total.kept
+    assert [t.stage for t in flow.totals][:4] == ["prompts", "generate", "judge", "pairs"]
+
+
+def test_histograms_hold_every_score_and_the_cut_is_the_lowest_kept(build_run):
+    builder = build_run(languages=["en", "ar"], per_language=40)
+    tables = Tables(builder.run.inputs)
+    shown = scores(tables, 0, ["en", "ar"], by_conflict=True)
+    kept = pl.read_parquet(builder.run.inputs["curated:0"])
+    dropped = pl.read_parquet(builder.run.inputs["rejected:0"])
+    for panel in shown.histograms:
+        assert panel.kept == kept.filter(language=panel.language).height
+        assert panel.dropped == dropped.filter(language=panel.language).height
+        assert panel.cut == kept.filter(language=panel.language)["conflict_score"].min()
+        drawn = sum(int(n) for n in re.findall(r"<title>(?:kept|dropped): (\d+) between", panel.chart))
+        assert drawn == panel.kept + panel.dropped
+    assert scores(tables, 0, ["en"], by_conflict=False).histograms[0].cut is None
+
+
+def test_before_selection_scores_are_neither_kept_nor_dropped(build_run):
+    builder = build_run(languages=["en"], per_language=40)
+    del builder.run.inputs["curated:0"], builder.run.inputs["rejected:0"]
+    (panel,) = scores(Tables(builder.run.inputs), 0, ["en"], by_conflict=True).histograms
+    assert "not yet selected" in panel.chart and "dropped:" not in panel.chart
+
+
+def test_lengths_are_tokens_where_known_and_characters_otherwise(build_run):
+    builder = build_run(languages=["en", "ja"], per_language=12)
+    tables = Tables(builder.run.inputs)
+    assert [(s.title, s.unit) for s in sides(tables, 0, [])] == [("Answer length", "tokens"), ("Judge score", "0 to 5")]
+    del builder.run.inputs["gradients:0"]
+    length = sides(tables, 0, [])[0]
+    pairs = pl.read_parquet(builder.run.inputs["pairs:0"]).filter(language="ja")
+    expected = np.median([len(row[0]["content"]) for row in pairs["chosen"]])
+    assert length.unit == "characters"
+    assert next(row[2] for row in length.rows if row[0] == "ja") == expected
+
+
+def test_conflicts_count_each_language_pair_once(build_run):
+    builder = build_run(languages=["en", "ar", "hi", "sw"], per_language=30)
+    shown = conflicts(Tables(builder.run.inputs), 0, ["en", "ar", "hi", "sw"])
+    gram = pl.read_parquet(builder.run.inputs["gram:0"])
+    assert [s.name for s in shown.scopes] == ["model", *(f"layers.{i}" for i in range(0, 24, 4))]
+    assert shown.few == ["sw"]
+    for scope in shown.scopes:
+        mine = gram.filter((pl.col("scope") == scope.name) & (pl.col("language") < pl.col("other")))
+        assert scope.compared == len(mine) == 6
+        assert scope.negative == mine.filter(pl.col("cosine") < 0).height
+        assert scope.mean_cosine == pytest.approx(mine["cosine"].mean())
+        for row in scope.cells:
+            for cell in row:
+                assert cell.diagonal or (cell.css[0] == "n") == (cell.cosine < 0)
+
+
+def test_a_change_is_clear_only_when_intervals_leave_no_doubt(build_run):
+    builder = build_run(languages=["en", "de"], per_language=12)
+    row = {"split": "test", "metric": "accuracy", "n": 10}
+    rows = [
+        row | {"model": "before", "language": "en", "value": 0.5, "low": 0.4, "high": 0.6},
+        row | {"model": "after", "language": "en", "value": 0.8, "low": 0.7, "high": 0.9},
+        row | {"model": "before", "language": "de", "value": 0.5, "low": 0.4, "high": 0.6},
+        row | {"model": "after", "language": "de", "value": 0.6, "low": 0.5, "high": 0.7},
+        row | {"model": "before", "language": "fr", "value": None, "low": None, "high": None, "n": 0},
+    ]
+    builder.write("evaluation:0", rows)
+    ((_, _, (measured,)),) = results(Tables(builder.run.inputs), 0, ["en", "de"]).splits
+    assert [(r.language, r.clear) for r in measured.rows] == [("en", True), ("de", False), ("fr", False)]
+    assert measured.rows[0].change == pytest.approx(0.3)
+    assert measured.rows[2].change is None
+
+
+def test_the_browser_reads_both_sides_best_first(build_run):
+    builder = build_run(languages=["en", "ar"], per_language=40)
+    shown = browser(Tables(builder.run.inputs), 0, ["ar", "en"], 20)
+    assert shown.languages == ["ar", "en"]
+    for pairs, reasons in ((shown.kept, {None}), (shown.dropped, {"below cut"})):
+        found = [pair.score for pair in pairs]
+        assert found == sorted(found, reverse=True) and len(found) == 10
+        assert {pair.reason for pair in pairs} == reasons
+    assert shown.kept_total + shown.dropped_total == len(pl.read_parquet(builder.run.inputs["scores:0"]))
