@@ -147,7 +147,12 @@ TABLES: dict[str, Table] = {
                     _column("other", pa.string(), "column"),
                     _column("dot", pa.float64(), "<G_l, G_k>"),
                     _column("cosine", pa.float64(), "dot over the norms; null if one is zero", True),
-                    _column("null_negative_rate", pa.float64(), "share of sign flips with a negative cosine", True),
+                    _column(
+                        "null_negative_rate",
+                        pa.float64(),
+                        "share of negative cosines between random halves of one language (mean of the two): what noise alone does",
+                        True,
+                    ),
                 ]
             ),
         ),

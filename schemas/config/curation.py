@@ -79,7 +79,11 @@ class ConflictConfig(Section):
     surgery: str = semantic("pcgrad", "weights from the Gram matrix: pcgrad, mean, unit_mean, ...")
     orders: int = semantic(64, "random orders PCGrad is averaged over", ge=1)
     scope: Literal["model", "layer"] = semantic("model", "surgery on the whole model or per layer group")
-    metric: Literal["raw", "unit"] = semantic("unit", "unit: pairs to unit norm before they are averaged")
+    metric: Literal["raw", "unit", "coordinate", "layer"] = semantic(
+        "unit",
+        "raw: sketches as they are; unit: to unit norm; coordinate, layer: then balanced by RMS over pairs",
+    )
+    metric_power: float = semantic(0.5, "coordinate: exponent of the RMS that is divided by", ge=0)
     score: Literal["all", "others"] = semantic(
         "all", "score against the merged direction, or the other languages' only"
     )

@@ -13,7 +13,7 @@ over 2N rows gives N pair sketches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any
@@ -142,14 +142,18 @@ class Sketcher:
         sides = (chosen_ND, rejected_ND) if self.both_sides else (None, None)
         return PairSketches(chosen_ND - rejected_ND, value_R[:n], value_R[n:], *sides)
 
-    def run(self, pairs: Sequence[Pair], budget: TokenBudget) -> PairSketches:
+    def run(
+        self, pairs: Sequence[Pair], budget: TokenBudget, report: Callable[[list[Pair]], None] = lambda batch: None
+    ) -> PairSketches:
         """Sketch any number of pairs in length-sorted batches under a token budget; results in the
-        order given."""
+        order given. `report` is told of every finished batch."""
         if not pairs:
             raise ValueError("no pairs to sketch")
 
         def compute(indices: list[int]) -> list[PairSketches]:
-            got = self.sketch([pairs[i] for i in indices])
+            batch = [pairs[i] for i in indices]
+            got = self.sketch(batch)
+            report(batch)
             return [got.rows(slice(k, k + 1)) for k in range(len(indices))]
 
         return PairSketches.cat(budget.run([pair.longest for pair in pairs], compute, rows_per_item=2))

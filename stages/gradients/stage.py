@@ -1,0 +1,182 @@
+"""Gradients: one compressed DPO gradient per training pair (METHODS.md sections 2 and 3)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from schemas.config import RunConfig
+from schemas.errors import UserError
+from schemas.tables import gradients_schema
+from stages.contract import Context, Drop, Part, Shard, tally
+from stages.gradients.batching import TokenBudget
+from stages.gradients.layers import select_layers
+from stages.gradients.logprobs import check_head, score_rows
+from stages.gradients.projections import SketchLayout
+from stages.gradients.rows import Pair
+from stages.gradients.sketcher import PairSketches, Sketcher
+from stages.gradients.store import pack_sketches
+from stages.models.load import device_of, dtype_of, load_causal_lm, settle_threads
+from stages.text.render import PairIds, Renderer, RenderError, load_renderer
+
+LAYOUT_KEY = b"sketch_layout"
+SEED_KEY = b"sketch_seed"
+
+
+class Gradients:
+    """pairs -> gradients.
+
+    Unit `pair`: the train split's pairs; others are held out and not input. Dropped: too_long. Failed: cannot_render,
+    non_finite_gradient. In reference mode every pair is a batch of its own, so that no bit depends on the batching.
+    """
+
+    def run(self, ctx: Context, shards: Iterator[Shard]) -> Iterator[Part]:
+        """See ShardStage.run. Raises UserError for models that cannot be sketched."""
+        config = ctx.config
+        settle_threads(config)
+        renderer = load_renderer(ctx.models["policy"], config.text, config.model.trust_remote_code)
+        policy = _load(ctx, "policy")
+        reference = None if _is_same(ctx) else _load(ctx, "reference")
+        sketch = config.gradients.sketch
+        try:
+            check_head(policy)
+            coverage = select_layers(policy, sketch.include, sketch.exclude)
+            layout = SketchLayout.plan(coverage.layers, sketch.dim)
+            sketcher = Sketcher(policy, layout, sketch.seed)
+            with sketcher:
+                ctx.progress.note(coverage.summary())
+                worker = _Worker(ctx, renderer, sketcher, reference)
+                for shard in shards:
+                    yield worker.part(shard)
+        except ValueError as error:
+            raise UserError(
+                f"The gradients of {ctx.models['policy'].name} cannot be sketched: {error}",
+                where="gradients.sketch",
+                fix="Exclude the named layers with gradients.sketch.exclude, or use another model.",
+            ) from error
+
+
+def _load(ctx: Context, role: str) -> Any:
+    config = ctx.config
+    if config.model.dtype == "float16":
+        raise UserError(
+            "Gradients in float16 underflow", where="model.dtype: float16", fix="Use bfloat16 (auto) or float32."
+        )
+    return load_causal_lm(ctx.models[role], dtype_of(config), device_of(config), config.model.trust_remote_code)
+
+
+def _is_same(ctx: Context) -> bool:
+    """Whether the reference is the policy: then Delta = 0 and no reference pass is needed."""
+    return ctx.models["reference"].digest == ctx.models["policy"].digest
+
+
+def batch_tokens(config: RunConfig) -> int:
+    """Token budget of a batch; 1 in reference mode, where each pair goes alone."""
+    return 1 if config.execution.deterministic else config.gradients.token_budget
+
+
+@dataclass
+class _Worker:
+    ctx: Context
+    renderer: Renderer
+    sketcher: Sketcher
+    reference: Any | None
+
+    def __post_init__(self) -> None:
+        self.budget = TokenBudget(batch_tokens(self.ctx.config))
+        self.begun = time.monotonic()
+        self.tokens = 0
+
+    def part(self, shard: Shard) -> Part:
+        """Sketch a shard's training pairs."""
+        rows = [row for row in shard.rows.to_pylist() if row["split"] == "train"]
+        self.ctx.progress.advance(shard.rows.num_rows - len(rows))
+        drops: list[Drop] = []
+        kept: list[tuple[dict[str, Any], PairIds]] = []
+        for row in rows:
+            ids = self._ids(row)
+            if isinstance(ids, Drop):
+                drops.append(ids)
+            else:
+                kept.append((row, ids))
+        self.ctx.progress.advance(len(drops))
+        before = self.tokens
+        table = self._sketch(kept, drops) if kept else None
+        return Part(
+            index=shard.index,
+            tables={"gradients": self._empty() if table is None else table},
+            tallies=tally("pair", [row["language"] for row in rows], drops),
+            drops=drops,
+            stats={"tokens": float(self.tokens - before), "memory_backoffs": float(self.budget.backoffs)},
+        )
+
+    def _ids(self, row: dict[str, Any]) -> PairIds | Drop:
+        limit = self.ctx.config.text.max_length
+        try:
+            ids = self.renderer.pair_ids(row["prompt"], row["chosen"], row["rejected"])
+        except RenderError as error:
+            return Drop("pair", row["pair_id"], row["language"], "cannot_render", str(error), failed=True)
+        length = len(ids.prompt) + max(len(ids.chosen), len(ids.rejected))
+        if length > limit:
+            return Drop("pair", row["pair_id"], row["language"], "too_long", f"{length} tokens > {limit}")
+        return ids
+
+    def _sketch(self, kept: list[tuple[dict[str, Any], PairIds]], drops: list[Drop]) -> pa.Table:
+        pairs = [Pair(tuple(i.prompt), tuple(i.chosen), tuple(i.rejected)) for _, i in kept]
+        got = self.sketcher.run(pairs, self.budget, self._report)
+        ref_chosen, ref_rejected = self._reference(pairs, got)
+        scalars = torch.stack([got.logp_chosen_N, got.logp_rejected_N, ref_chosen, ref_rejected], dim=1)
+        finite = torch.isfinite(got.sketch_ND).all(dim=1) & torch.isfinite(scalars).all(dim=1)
+        for (row, _), good in zip(kept, finite.tolist(), strict=True):
+            if not good:
+                detail = "the backward pass gave values that are not finite"
+                drops.append(Drop("pair", row["pair_id"], row["language"], "non_finite_gradient", detail, failed=True))
+        good_rows = [pair for pair, good in zip(kept, finite.tolist(), strict=True) if good]
+        if not good_rows:
+            return self._empty()
+        stored, norm = pack_sketches(got.sketch_ND[finite])
+        scalars = scalars[finite]
+        columns: dict[str, Any] = {
+            "pair_id": [row["pair_id"] for row, _ in good_rows],
+            "group_id": [row["group_id"] for row, _ in good_rows],
+            "language": [row["language"] for row, _ in good_rows],
+            "sketch": pa.FixedSizeListArray.from_arrays(pa.array(stored.flatten().numpy()), stored.shape[1]),
+            "norm": norm.numpy(),
+            "logp_chosen": scalars[:, 0].float().numpy(),
+            "logp_rejected": scalars[:, 1].float().numpy(),
+            "ref_logp_chosen": scalars[:, 2].float().numpy(),
+            "ref_logp_rejected": scalars[:, 3].float().numpy(),
+            "n_prompt": [len(ids.prompt) for _, ids in good_rows],
+            "n_chosen": [len(ids.chosen) for _, ids in good_rows],
+            "n_rejected": [len(ids.rejected) for _, ids in good_rows],
+            "ids_hash": [ids.hash() for _, ids in good_rows],
+        }
+        return pa.table(columns, schema=self._schema())
+
+    def _reference(self, pairs: list[Pair], got: PairSketches) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.reference is None:
+            return got.logp_chosen_N, got.logp_rejected_N
+        rows = [side for pair in pairs for side in pair.rows]
+        values = torch.stack([v.double().sum() for v in score_rows(self.reference, rows, self.budget)])
+        values = values.to(got.logp_chosen_N.dtype)
+        return values[0::2], values[1::2]
+
+    def _report(self, batch: list[Pair]) -> None:
+        self.tokens += sum(2 * len(p.prompt) + len(p.chosen) + len(p.rejected) for p in batch)
+        rate = self.tokens / max(time.monotonic() - self.begun, 1e-9)
+        self.ctx.progress.advance(len(batch), tokens_per_s=rate)
+
+    def _schema(self) -> pa.Schema:
+        """The gradients schema with what is needed to read a sketch: layer offsets and the projections' seed."""
+        layout = self.sketcher.layout
+        return gradients_schema(layout.dim).with_metadata(
+            {LAYOUT_KEY: layout.to_json().encode(), SEED_KEY: str(self.sketcher.seed).encode()}
+        )
+
+    def _empty(self) -> pa.Table:
+        return self._schema().empty_table()
