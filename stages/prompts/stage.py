@@ -17,9 +17,9 @@ from schemas.tables import TABLES
 from stages.contract import Account, Context, Drop, Rows, Stopped, tally
 from stages.prompts.duplicates import Deduplicator
 from stages.sources import Batch, columns_of, read_rows
-from stages.text.assign import RunLanguages, Splitter
+from stages.text.assign import RunLanguages, Splitter, group_of
 from stages.text.language import UNKNOWN
-from stages.text.messages import BadRow, Messages, clean, read_prompt, spoken
+from stages.text.messages import BadRow, Messages, read_prompt, spoken
 
 _SCHEMA = TABLES["prompts"].schema
 
@@ -101,10 +101,7 @@ class _Run:
     def _parse(self, row: _Row, fields: PromptFields, source_language: str | None) -> bool:
         try:
             label = row.cells.get(fields.language) if fields.language else None
-            label = str(label).strip() if label is not None else ""
-            label = source_language if label in ("", UNKNOWN) else label
-            if label is not None:
-                row.language = self.languages.match(label)
+            row.language = self.languages.label(label, source_language)
             system = row.cells.get(fields.system) if fields.system else None
             row.messages = read_prompt(row.cells.get(fields.prompt), system)
             characters = len(spoken(row.messages))
@@ -140,9 +137,7 @@ class _Run:
     def _finish(self, row: _Row, fields: PromptFields, source: str) -> dict[str, Any]:
         language, messages = str(row.language), row.messages
         prompt_id = content_id(language, messages)
-        group = row.cells.get(fields.group_id) if fields.group_id else None
-        group_id = clean(str(group)) if group is not None else ""
-        group_id = group_id or prompt_id
+        group_id = group_of(row.cells.get(fields.group_id) if fields.group_id else None, prompt_id)
         override = (row.cells.get(fields.split) or None) if fields.split else None
         split = self.splitter.split(language, group_id, override, row.row_id)
         self.rows_in[language] += 1

@@ -12,7 +12,7 @@ from schemas.config.sources import LanguageConfig
 from schemas.errors import UserError
 from schemas.ids import unit_interval
 from stages.text.language import UNKNOWN, identify, same_language, unidentifiable
-from stages.text.messages import BadRow
+from stages.text.messages import BadRow, clean
 
 _SPLITS = ("train", "dev", "test")
 
@@ -32,6 +32,15 @@ class RunLanguages:
             for code in self.codes
             if config.identify and code in self._unidentifiable
         ]
+
+    def label(self, cell: Any, default: str | None) -> str | None:
+        """The run's language of a row's cell or, where the cell says nothing, of its source; None: to be identified.
+
+        Raises BadRow as `match` does.
+        """
+        code = "" if cell is None else str(cell).strip()
+        wanted = default if code in ("", UNKNOWN) else code
+        return None if wanted is None else self.match(wanted)
 
     def match(self, code: str) -> str:
         """The run's language that a row's code stands for: the same tag, else the only one it is a variety of.
@@ -114,6 +123,11 @@ class Splitter:
         if position < self._dev:
             return "dev"
         return "test" if position < self._dev + self._test else "train"
+
+
+def group_of(cell: Any, default: str) -> str:
+    """The translation group a row names, or `default`."""
+    return (clean(str(cell)) if cell is not None else "") or default
 
 
 def _script_fits(code: str, language: str) -> bool:

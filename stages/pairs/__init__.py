@@ -1,0 +1,1 @@
+"""Preference pairs: best against worst answer, or imported."""

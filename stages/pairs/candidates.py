@@ -1,0 +1,98 @@
+"""Candidates with their mean scores, and which of them may not be paired."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import polars as pl
+
+from stages.contract import Context, Drop
+from stages.text.language import UNKNOWN, same_language, unidentifiable
+from stages.text.messages import comparable
+
+_COLUMNS = [
+    "candidate_id",
+    "prompt_id",
+    "index",
+    "n_tokens",
+    "finish_reason",
+    "language",
+    "detected_language",
+    "language_confidence",
+]
+
+
+def load_candidates(ctx: Context) -> pl.DataFrame:
+    """A row a candidate, in table order, without its text.
+
+    row: position in the table. key: digest of the text as it is compared (null: empty). score: mean over the votes that
+    could be read. reason, detail: why it may not be paired (null: it may).
+    """
+    frames = []
+    for path in ctx.inputs["candidates"]:
+        frame = pl.read_parquet(path, columns=[*_COLUMNS, "text"], glob=False)
+        keys = pl.Series("key", [_key(text) for text in frame["text"]], dtype=pl.Binary)
+        frames.append(frame.drop("text").with_columns(keys))
+    light = pl.concat(frames).with_row_index("row")
+    scores = ctx.scan("judgements").group_by("candidate_id", maintain_order=True).agg(pl.col("score").mean()).collect()
+    light = light.join(scores, on="candidate_id", how="left", maintain_order="left")
+    return light.join(_wrong_languages(ctx, light), on=["language", "detected_language"], how="left").pipe(
+        _with_reasons, ctx
+    )
+
+
+def candidate_drops(light: pl.DataFrame) -> list[Drop]:
+    """The candidates that may not be paired."""
+    return [
+        Drop("candidate", row["candidate_id"], row["language"], row["reason"], row["detail"])
+        for row in light.filter(pl.col("reason").is_not_null()).iter_rows(named=True)
+    ]
+
+
+def collapse(usable: pl.DataFrame) -> pl.DataFrame:
+    """Candidates of a prompt with the same text as one: the first of them, with their mean score."""
+    return (
+        usable.sort("prompt_id", "index", "row")
+        .group_by("prompt_id", "key", maintain_order=True)
+        .agg(pl.col("score").mean(), pl.col("candidate_id", "index", "n_tokens", "row").first())
+    )
+
+
+def _key(text: str) -> bytes | None:
+    same = comparable(text)
+    return blake2b(same.encode(), digest_size=16).digest() if same else None
+
+
+def _wrong_languages(ctx: Context, light: pl.DataFrame) -> pl.DataFrame:
+    """Which (language, detected_language) are different languages, as far as the identifier can tell."""
+    unknown = set(unidentifiable(light["language"].unique().to_list()))
+    combinations = light.select("language", "detected_language").unique()
+    wrong = [
+        language not in unknown and detected != UNKNOWN and not same_language(detected, language)
+        for language, detected in combinations.iter_rows()
+    ]
+    return combinations.with_columns(wrong=pl.Series(wrong, dtype=pl.Boolean))
+
+
+def _with_reasons(light: pl.DataFrame, ctx: Context) -> pl.DataFrame:
+    config = ctx.config
+    truncated = pl.lit(config.pairs.drop_truncated) & (pl.col("finish_reason") == "length")
+    sure = pl.col("language_confidence") >= config.languages.min_confidence
+    reason = (
+        pl.when(truncated)
+        .then(pl.lit("truncated"))
+        .when(pl.col("key").is_null())
+        .then(pl.lit("empty"))
+        .when(pl.col("wrong") & sure)
+        .then(pl.lit("wrong_language"))
+        .when(pl.col("score").is_null() | pl.col("score").is_nan())
+        .then(pl.lit("unjudged"))
+    )
+    detail = (
+        pl.when(truncated)
+        .then(pl.format("{} tokens", "n_tokens"))
+        .when(pl.col("wrong") & sure)
+        .then(pl.format("{} {}", "detected_language", pl.col("language_confidence").round(2)))
+        .otherwise(pl.lit(""))
+    )
+    return light.sort("row").with_columns(reason=reason, detail=detail)

@@ -1,0 +1,73 @@
+"""Best against worst answer of each prompt, and the per-token cost that takes length out of the choice.
+
+Matrices have a row a prompt and a column a candidate; NaN scores are candidates that are not there. Suffixes: P prompts,
+C candidates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_STEPS = 60
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Columns of the best and the worst candidate and the gap between their (adjusted) scores, per prompt."""
+
+    best_P: NDArray[np.int64]
+    worst_P: NDArray[np.int64]
+    gap_P: NDArray[np.float64]
+
+    def pairs(self, min_margin: float) -> NDArray[np.bool_]:
+        """Which prompts give a pair: the gap is positive and at least min_margin."""
+        return (self.gap_P > 0) & (self.gap_P >= min_margin)
+
+
+def choose(
+    score_PC: NDArray[np.float64], tokens_PC: NDArray[np.float64], cost: float | NDArray[np.float64] = 0.0
+) -> Choice:
+    """Best and worst by score - cost * tokens; cost: one number or one a prompt. Ties: the first column."""
+    adjusted_PC = score_PC - np.reshape(cost, (-1, 1)) * tokens_PC
+    there_PC = ~np.isnan(score_PC)
+    best_P = np.where(there_PC, adjusted_PC, -np.inf).argmax(axis=1)
+    worst_P = np.where(there_PC, adjusted_PC, np.inf).argmin(axis=1)
+    rows = np.arange(len(score_PC))
+    return Choice(best_P, worst_P, adjusted_PC[rows, best_P] - adjusted_PC[rows, worst_P])
+
+
+def fit_cost(score_PC: NDArray[np.float64], tokens_PC: NDArray[np.float64], min_margin: float) -> tuple[float, float]:
+    """(cost per token, mean length difference with it) such that mean(len chosen - len rejected) is closest to 0.
+
+    A larger cost never makes a chosen answer longer nor a rejected one shorter, so over a fixed set of prompts the mean
+    falls with the cost, in steps; bisection finds where it changes sign (ties, which come and go with the cost, can make
+    several such places). Costs beyond the steepest score per token change nothing and bound the search. Without any
+    pair, or when every pair's answers are equally long, the cost is 0.
+    """
+    excess = _excess(score_PC, tokens_PC, 0.0, min_margin)
+    if excess == 0:
+        return 0.0, 0.0
+    bound = 1.0 + float(np.nanmax(score_PC) - np.nanmin(score_PC))  # token counts are whole numbers
+    low, high = (0.0, bound) if excess > 0 else (-bound, 0.0)
+    best = (abs(excess), 0.0, excess)
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        excess = _excess(score_PC, tokens_PC, middle, min_margin)
+        best = min(best, (abs(excess), middle, excess))
+        if excess == 0:
+            break
+        low, high = (middle, high) if excess > 0 else (low, middle)
+    return best[1], best[2]
+
+
+def _excess(score_PC: NDArray[np.float64], tokens_PC: NDArray[np.float64], cost: float, min_margin: float) -> float:
+    """Mean of len(chosen) - len(rejected) over the pairs that this cost gives; 0 without pairs."""
+    choice = choose(score_PC, tokens_PC, cost)
+    pairs_P = choice.pairs(min_margin)
+    if not pairs_P.any():
+        return 0.0
+    rows = np.flatnonzero(pairs_P)
+    return float(np.mean(tokens_PC[rows, choice.best_P[rows]] - tokens_PC[rows, choice.worst_P[rows]]))

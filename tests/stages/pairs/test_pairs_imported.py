@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from schemas.errors import UserError
+from schemas.ids import content_id, unit_interval
+from stages.data import data_path
+from stages.pairs.imported import read_pair
+from stages.pairs.stage import Pairs
+from stages.text.messages import BadRow
+
+CODES = ["en", "de", "es", "fr", "ru", "zh", "ja", "ar", "hi", "sw", "it", "ko", "th"]
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+ASK = "Which planet of our solar system is the largest?"
+GOOD, BAD = "The largest planet is Jupiter.", "The largest planet is Mercury."
+
+
+def config(
+    sources: list[dict[str, Any]], seen: list[str], unseen: tuple[str, ...] = (), **pairs: Any
+) -> dict[str, Any]:
+    languages = {"seen": seen, "unseen": list(unseen), "identify": pairs.pop("identify", True)}
+    text = {"max_length": pairs.pop("max_length", 1024)}
+    pairs = {"sources": sources, "dev_fraction": 0.0, "test_fraction": 0.0, **pairs}
+    return {"name": "t", "seed": 3, "languages": languages, "model": {"policy": "tiny"}, "text": text, "pairs": pairs}
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]], **source: Any) -> dict[str, Any]:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {"path": str(path), "language": "en", **source}
+
+
+def test_shipped_pairs_in_thirteen_languages_are_all_taken(run_stage: Callable[..., Any], tiny_model: Path) -> None:
+    source = {"path": "package:authored_pairs/{language}.jsonl"}
+    cfg = config([source], CODES[:10], tuple(CODES[10:]), dev_fraction=0.2, test_fraction=0.2)
+    outcome = run_stage(Pairs(), cfg, model=tiny_model)
+    found = outcome.rows("pairs")
+    shipped = [
+        json.loads(line)
+        for code in CODES
+        for line in data_path(f"authored_pairs/{code}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    assert outcome.drops == [] and len(found) == len(shipped) == len({pair["pair_id"] for pair in found})
+    for pair, row in zip(found, shipped, strict=True):
+        assert pair["prompt"] == [user(row["prompt"])]
+        assert (pair["chosen"], pair["rejected"]) == ([assistant(row["chosen"])], [assistant(row["rejected"])])
+        assert (pair["group_id"], pair["language"]) == (row["group_id"], row["language"])
+        position = unit_interval(3, "split", row["group_id"])
+        hashed = "dev" if position < 0.2 else "test" if position < 0.4 else "train"
+        assert pair["split"] == ("unseen" if row["language"] in CODES[10:] else hashed)
+    assert sum(tally.kept for tally in outcome.account.tallies) == len(shipped)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": ASK, "chosen": GOOD, "rejected": BAD},
+        {"prompt": [user(ASK)], "chosen": [assistant(GOOD)], "rejected": [assistant(BAD)]},
+        {"prompt": ASK, "chosen": [user(ASK), assistant(GOOD)], "rejected": [user(ASK), assistant(BAD)]},
+        {"chosen": [user(ASK), assistant(GOOD)], "rejected": [user(ASK), assistant(BAD)]},
+    ],
+)
+def test_flat_and_conversational_data_give_the_same_pair(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path, row: dict[str, Any]
+) -> None:
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    source = {"path": str(tmp_path / "a.parquet"), "language": "en"}
+    (pair,) = run_stage(Pairs(), config([source], ["en"]), model=tiny_model).rows("pairs")
+    prompt_id = content_id("en", [user(ASK)])
+    assert pair["prompt_id"] == pair["group_id"] == prompt_id
+    assert pair["pair_id"] == content_id(prompt_id, [assistant(GOOD)], [assistant(BAD)])
+    assert pair["prompt"] == [user(ASK)] and pair["source"] == str(tmp_path / "a.parquet")
+    assert pair["chosen_candidate_id"] is None and pair["chosen_score"] is None and pair["round"] == 0
+
+
+@pytest.mark.parametrize(
+    "history",
+    [[user("a")], [{"role": "system", "content": "s"}, user("a"), assistant("b"), user("c")]],
+)
+def test_whole_conversations_are_split_as_trl_splits_them(history: list[dict[str, str]]) -> None:
+    trl = pytest.importorskip("trl")
+    row = {"chosen": [*history, assistant("yes")], "rejected": [*history, assistant("no")]}
+    oracle = trl.extract_prompt(dict(row))
+    pair = read_pair(None, row["chosen"], row["rejected"])
+    assert pair.prompt == oracle["prompt"]
+    assert ([assistant(pair.chosen)], [assistant(pair.rejected)]) == (oracle["chosen"], oracle["rejected"])
+
+
+def test_every_row_is_kept_or_dropped_with_its_reason(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    base = {"prompt": ASK, "chosen": GOOD, "rejected": BAD, "language": "en"}
+    rows = [
+        base,
+        {**base, "rejected": GOOD.upper() + "  "},
+        {**base, "chosen": ""},
+        {**base, "rejected": None},
+        {**base, "prompt": None},
+        {**base, "prompt": 3},
+        {**base, "prompt": [user(ASK), assistant("Hm.")]},
+        {**base, "chosen": [assistant(GOOD), user("And?"), assistant("Saturn.")]},
+        {**base, "chosen": [{"role": "tool", "content": GOOD}]},
+        {**base, "language": "klingon"},
+        {**base, "language": "pt"},
+        {**base, "language": "de"},
+        {**base, "prompt": f" {ASK.upper()}"},
+        {**base, "chosen": "Jupiter is. " * 400},
+        {**base, "rejected": "It is Venus.", "s": "high"},
+        {**base, "rejected": "It is Mars.", "s": 3},
+    ]
+    source = jsonl(tmp_path / "a.jsonl", rows, fields={"chosen_score": "s"})
+    outcome = run_stage(Pairs(), config([source], ["en", "de"]), model=tiny_model)
+    assert {drop.row_id.rsplit(":", 1)[1]: drop.reason for drop in outcome.drops} == {
+        "1": "identical",
+        "2": "empty",
+        "3": "empty",
+        "4": "no_prompt",
+        "5": "not_text",
+        "6": "no_user_turn",
+        "7": "several_answers",
+        "8": "tool_calls",
+        "9": "invalid_language",
+        "10": "language_not_in_run",
+        "11": "wrong_language",
+        "12": "duplicate",
+        "13": "too_long",
+        "14": "bad_score",
+    }
+    kept = outcome.rows("pairs")
+    assert [pair["rejected"][0]["content"] for pair in kept] == [BAD, "It is Mars."]
+    assert [pair["chosen_score"] for pair in kept] == [None, 3.0]
+    assert sum(tally.rows_in for tally in outcome.account.tallies) == len(rows)
+    assert Counter(drop.unit for drop in outcome.drops) == {"row": len(rows) - 2}
+
+
+def test_control_marks_in_imported_text_are_neutralised(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    row = {"prompt": f"{ASK} <|im_end|>", "chosen": f"{GOOD}<|im_end|>\n<|im_start|>user\nhi", "rejected": BAD}
+    outcome = run_stage(Pairs(), config([jsonl(tmp_path / "a.jsonl", [row])], ["en"]), model=tiny_model)
+    (pair,) = outcome.rows("pairs")
+    assert "<|im_" not in json.dumps([pair["prompt"], pair["chosen"]])
+    assert outcome.account.stats["neutralised_marks"] == 3
+
+
+def test_languages_come_from_the_text_when_nothing_names_them(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    german = {
+        "prompt": "Welcher Planet ist der größte?",
+        "chosen": "Der größte ist Jupiter.",
+        "rejected": "Es ist Mars.",
+    }
+    rows = [{"prompt": ASK, "chosen": GOOD, "rejected": BAD}, german]
+    source = jsonl(tmp_path / "a.jsonl", rows, language=None)
+    outcome = run_stage(Pairs(), config([source], ["en", "de"]), model=tiny_model)
+    assert [pair["language"] for pair in outcome.rows("pairs")] == ["en", "de"]
+    outcome_off = config([source], ["en", "de"], identify=False)
+    with pytest.raises(UserError, match="no training pair in any language: row no_language 2"):
+        run_stage(Pairs(), outcome_off, model=tiny_model)
+
+
+def test_a_missing_column_is_named(run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path) -> None:
+    source = jsonl(tmp_path / "a.jsonl", [{"prompt": ASK, "choosen": GOOD, "rejected": BAD}])
+    with pytest.raises(UserError, match=r"no column 'chosen'.*Did you mean 'choosen'"):
+        run_stage(Pairs(), config([source], ["en"]), model=tiny_model)
+
+
+def test_read_pair_refuses_what_it_would_have_to_guess() -> None:
+    for prompt, chosen, rejected, reason in (
+        ("x", "a", [user("y"), assistant("b")], "several_answers"),
+        (None, [user("a"), assistant("b")], [user("c"), assistant("d")], "no_prompt"),
+        (None, [user("a"), assistant("b")], [user("a"), assistant("b")], "identical"),
+        (None, [assistant("a")], [assistant("b")], "no_prompt"),
+        (None, [user("a"), assistant("b")], [user("a")], "several_answers"),
+    ):
+        with pytest.raises(BadRow) as bad:
+            read_pair(prompt, chosen, rejected)
+        assert bad.value.reason == reason
