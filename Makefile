@@ -1,0 +1,70 @@
+# Everything runs in .venv, made from locks/$(PLATFORM).txt the first time and again whenever that lock changes.
+#   PLATFORM=cpu|cuda    default: cuda where nvidia-smi sees a GPU, else cpu
+#   PYTHON=python3.12    default: the first of python3.11, python3.12, python3.13, python3 in that range
+#   ARGS="..."           more arguments for what `make demo` or `make test` runs
+# Refused, with a reason: other Pythons than 3.11 to 3.13, other machines than Linux x86_64.
+
+PYTHON   ?=
+PLATFORM ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+VENV     ?= .venv
+ARGS     ?=
+UV       ?= uv
+UPGRADE  ?=
+
+platform := $(PLATFORM)
+run      := $(VENV)/bin/python -m
+digest    = $(shell { echo "$(platform) $(PYTHON)"; cat $(1) 2>/dev/null; } | cksum | cut -d ' ' -f 1)
+locked   := $(VENV)/.locked-$(call digest,locks/$(platform).txt)
+ready    := $(VENV)/.ready-$(call digest,locks/$(platform).txt pyproject.toml)
+resolve   = $(UV) pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+            --custom-compile-command "make locks" $(UPGRADE)
+
+.PHONY: help install demo test lint docs benchmarks locks clean distclean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@echo "make demo runs the pipeline on a small real model, make test checks everything. All targets:"
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
+	    printf '%-18s %s\n' "$$target" "$$text"; done
+	@echo "Platform: $(platform) (PLATFORM=cpu or PLATFORM=cuda overrides)"
+
+install: $(ready) ## make .venv from the platform's lock
+
+$(locked):
+	@sh locks/install.sh "$(VENV)" "$(platform)" "$(PYTHON)"
+	@touch "$@"
+
+$(ready): $(locked)
+	@$(run) pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch "$@"
+
+demo: $(ready) ## the whole pipeline on a small real model, into runs/demo
+	@$(run) pipeline run data/configs/demo.yaml $(ARGS)
+
+test: lint ## lint, types, import directions, then every test
+	$(run) pytest $(ARGS)
+
+lint: $(ready) ## ruff, mypy, import-linter
+	$(run) ruff check .
+	$(run) ruff format --check .
+	$(run) mypy
+	"$(VENV)/bin/lint-imports"
+
+docs: $(ready) ## rewrite the parts of docs/ that are generated from the code
+	$(run) docs.generate
+
+benchmarks: ## how the figures in docs/benchmarks.md were measured
+	@ls benchmarks/*.py | while read -r file; do echo "$(run) $$(echo "$$file" | sed 's/\.py$$//; s|/|.|g') --help"; done
+
+
+locks: ## resolve locks/*.in with uv, keeping versions that still fit (UPGRADE=--upgrade: take the newest)
+	$(resolve) --extra torch --extra dev pyproject.toml locks/cpu.in -o locks/cpu.txt \
+	    --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec --no-emit-package triton
+	$(resolve) --extra cuda --extra dev pyproject.toml locks/cuda.in -o locks/cuda.txt
+
+clean: ## remove caches and build output; keeps .venv and runs
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and .venv
+	rm -rf "$(VENV)"
