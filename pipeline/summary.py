@@ -24,16 +24,19 @@ def print_summary(config: RunConfig) -> None:
     folder = config.folder
     console = Console(highlight=False)
     manifests = [state.manifest for state in states_of(folder) if state.manifest]
-    console.print()
+    console.print("\nRows kept / in, by stage and language", style="italic")
     console.print(_rows(manifests))
     for manifest in manifests:
         for line in _reasons(manifest):
             console.print(Text(printable(line), style="dim"))
     last = max((m.round for m in manifests), default=0)
-    for make in (_conflict, _accuracy):
+    for title, make in (
+        ("Cosine between the languages' gradient directions (negative: they conflict)", _conflict),
+        ("Preference accuracy (higher mean log-probability on chosen), 95% interval", _accuracy),
+    ):
         table = make(folder, last)
         if table is not None:
-            console.print()
+            console.print(f"\n{title}", style="italic")
             console.print(table)
     console.print()
     if config.banner:
@@ -44,7 +47,7 @@ def print_summary(config: RunConfig) -> None:
 def _rows(manifests: list[StageManifest]) -> Table:
     """kept/in per stage and language."""
     languages = sorted({t.language for m in manifests for t in m.tallies})
-    table = Table(title="Rows kept / in, by stage and language", title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     table.add_column("stage")
     for name in ("all", *languages):
         table.add_column(name, justify="right")
@@ -75,12 +78,7 @@ def _conflict(folder: Path, round_: int) -> Table | None:
     frame = frame.filter(pl.col("scope") == "model")
     languages = sorted(frame["language"].unique())
     cosines = {(row["language"], row["other"]): row["cosine"] for row in frame.iter_rows(named=True)}
-    table = Table(
-        title="Cosine between the languages' gradient directions (negative: they conflict)",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
+    table = Table(box=None, pad_edge=False)
     table.add_column("")
     for name in languages:
         table.add_column(name, justify="right")
@@ -101,12 +99,7 @@ def _accuracy(folder: Path, round_: int) -> Table | None:
     frame = frame.filter((pl.col("metric") == "accuracy") & (pl.col("language") == "all") & (pl.col("n") > 0))
     if frame.is_empty():
         return None
-    table = Table(
-        title="Preference accuracy (share of pairs with higher mean log-probability on chosen), 95% interval",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
+    table = Table(box=None, pad_edge=False)
     for name in ("pairs", "before", "after", "n"):
         table.add_column(name)
     for split in frame["split"].unique(maintain_order=True):
