@@ -145,9 +145,9 @@ def changes(rows: Sequence[Change], label: str, *, x_format: Format, reference: 
     room = (high - low or 1.0) * 0.04
     left = 16 + 7.5 * max([2, *(min(len(r.name), 12) for r in rows)])
     frame = Frame(
-        low - room, high + room, 0, max(len(rows), 1), width=460, height=34 + 24 * len(rows), left=left, top=6
+        low - room, high + room, 0, max(len(rows), 1), width=400, height=34 + 24 * len(rows), left=left, top=6
     )
-    parts = frame.axes(x_format, lambda _: "", y_about=1)
+    parts = frame.axes(x_format, count, y_about=0)
     if reference is not None:
         x = frame.x(reference)
         parts.append(element("path", d=f"M{x:.1f} {frame.top:g}V{frame.height - frame.bottom:g}", class_="cut"))

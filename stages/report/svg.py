@@ -71,10 +71,10 @@ class Frame:
         return self.height - self.bottom - share * (self.height - self.bottom - self.top)
 
     def axes(self, x_format: Format, y_format: Format, y_about: int = 3, x_about: int = 4) -> list[Markup]:
-        """Horizontal grid lines with their values, and values along the bottom."""
+        """Horizontal grid lines with their values (none for y_about 0), and values along the bottom."""
         floor = self.height - self.bottom
         parts = []
-        for tick in ticks(self.y_low, self.y_high, y_about):
+        for tick in ticks(self.y_low, self.y_high, y_about) if y_about else []:
             y = self.y(tick)
             parts.append(element("path", d=f"M{self.left:g} {y:.1f}H{self.width - self.right:g}", class_="grid"))
             parts.append(element("text", y_format(tick), x=self.left - 6, y=y + 3.5, class_="tick end"))

@@ -1,0 +1,93 @@
+"""The generated documentation is complete and is what is committed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from schemas.config import RunConfig
+from schemas.docs import documents
+from schemas.tables import TABLES, gradients_schema
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", sorted(documents()))
+def test_the_committed_file_is_what_the_schemas_say(name):
+    assert (ROOT / name).read_text(encoding="utf-8") == documents()[name], "run: python -m schemas.docs"
+
+
+def _lines_of(page: str, heading: str) -> list[list[str]]:
+    body = re.split(r"^## ", page, flags=re.M)
+    section = next(part for part in body if part.split("\n", 1)[0] == heading)
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+
+
+def test_every_column_is_documented_with_type_and_meaning():
+    page = documents()["docs/tables.md"]
+    schemas = {name: table.schema for name, table in TABLES.items()} | {"gradients": gradients_schema(8192)}
+    for name, schema in schemas.items():
+        rows = _lines_of(page, name)
+        assert [row[0].strip("`") for row in rows] == schema.names
+        assert all(len(row) == 3 and all(row) for row in rows), name
+
+
+def _paths(schema: dict, node: dict, prefix: str = "") -> set[str]:
+    """Leaf keys according to the JSON schema: an independent way to walk the models."""
+    node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
+    if "properties" in node:
+        return {path for key, value in node["properties"].items() for path in _paths(schema, value, f"{prefix}.{key}")}
+    if node.get("type") == "array" and "$ref" in node["items"]:
+        return {prefix} | _paths(schema, node["items"], prefix + "[]")
+    return {prefix}
+
+
+def test_every_key_is_documented_with_type_default_role_and_meaning():
+    page = documents()["docs/config.md"]
+    rows = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in page.splitlines() if "| `" in line
+    ]
+    rows = [row for row in rows if row[0].startswith("`")]
+    schema = RunConfig.model_json_schema()
+    assert {row[0].strip("`") for row in rows} == {path.lstrip(".") for path in _paths(schema, schema)}
+    assert all(len(row) == 5 and all(row) for row in rows)
+    assert {row[3] for row in rows} == {"semantic", "execution"}
+
+
+def test_documented_defaults_are_those_a_minimal_config_gets():
+    minimal = {
+        "name": "x",
+        "languages": {"seen": ["en"]},
+        "model": {"policy": "p"},
+        "prompts": {"sources": [{"path": "p.jsonl"}]},
+    }
+    values = RunConfig.model_validate(minimal).model_dump(mode="json")
+    checked = 0
+    for line in documents()["docs/config.md"].splitlines():
+        match = re.match(r"\| `([\w.]+)` \| .*? \| `((?:[^`])*)` \| (?:semantic|execution) \|", line)
+        if not match or match[1] == "prompts.sources" or match[1] == "evaluate.authored":
+            continue
+        value = values
+        for part in match[1].split("."):
+            value = value[part]
+        default = match[2].replace("\\|", "|")
+        if isinstance(value, str):
+            assert default == value, line
+        elif isinstance(value, float):
+            assert float(default) == value, line
+        else:
+            assert yaml.safe_load(default) == value, line
+        checked += 1
+    assert checked > 60
+
+
+def test_the_json_schema_refuses_unknown_keys_everywhere():
+    schema = json.loads(documents()["data/configs/schema.json"])
+    objects = [schema, *schema["$defs"].values()]
+    assert len(objects) > 15
+    assert all(one["additionalProperties"] is False for one in objects if "properties" in one)
