@@ -1,0 +1,174 @@
+"""The conflict stage against recomputation from scratch, and what it says when there is little to go on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from schemas.config import RunConfig
+from schemas.errors import UserError
+from schemas.tables import TABLES, gradients_schema
+from stages.conflict.stage import Conflict
+from stages.gradients.projections import LayerShape, SketchLayout
+from stages.gradients.stage import LAYOUT_KEY, SEED_KEY
+from stages.gradients.store import pack_sketches
+from tests.stages.stage_context import collect, context
+
+LAYOUT = SketchLayout.plan([LayerShape(f"model.layers.{n}.proj", 16, 16) for n in range(4)], 4 * 16)
+
+
+def config(**conflict) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": "t",
+            "languages": {"seen": ["en", "de", "zh"], "unseen": ["it"]},
+            "model": {"policy": "m"},
+            "prompts": {"sources": [{"path": "x"}]},
+            "conflict": conflict,
+        }
+    )
+
+
+def tables(g_ND: torch.Tensor, languages: list[str], groups=None, texts=None, seed=b"0", margin=None):
+    n = len(languages)
+    stored, norm = pack_sketches(g_ND)
+    zeros = [0.0] * n
+    gradients = pa.table(
+        {
+            "pair_id": [f"p{i}" for i in range(n)],
+            "group_id": groups or [f"g{i}" for i in range(n)],
+            "language": languages,
+            "sketch": pa.FixedSizeListArray.from_arrays(pa.array(stored.flatten().numpy()), stored.shape[1]),
+            "norm": norm.numpy(),
+            "logp_chosen": margin or zeros, "logp_rejected": zeros, "ref_logp_chosen": zeros, "ref_logp_rejected": zeros,
+            "n_prompt": [3] * n, "n_chosen": list(range(2, n + 2)), "n_rejected": [4] * n, "ids_hash": ["h"] * n,
+        },
+        schema=gradients_schema(stored.shape[1]).with_metadata({LAYOUT_KEY: LAYOUT.to_json().encode(), SEED_KEY: seed}),
+    )  # fmt: skip
+    texts = texts or [(f"c{i}", f"r{i}") for i in range(n)]
+    rows = [
+        {
+            "pair_id": f"p{i}", "round": 0, "prompt_id": f"q{i}", "group_id": "g", "language": languages[i],
+            "split": "train", "prompt": [{"role": "user", "content": "q"}], "source": "x",
+            "chosen": [{"role": "assistant", "content": c}], "rejected": [{"role": "assistant", "content": r}],
+        }
+        for i, (c, r) in enumerate(texts)
+    ]  # fmt: skip
+    return gradients, pa.Table.from_pylist(rows, schema=TABLES["pairs"].schema)
+
+
+def run(tmp_path, config_, gradients, pairs):
+    ctx = context(tmp_path, config_, {}, gradients=gradients, pairs=pairs)
+    got, account = collect(Conflict(), ctx)
+    for name, table in got.items():
+        assert table.schema.equals(TABLES[name].schema)
+    return got, account, ctx.progress.notes
+
+
+def draw(n: int, seed: int) -> tuple[torch.Tensor, list[str]]:
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(64, generator=generator)
+    return torch.randn(n, 64, generator=generator) + 0.5 * common, [["en", "de", "zh"][i % 3] for i in range(n)]
+
+
+def literal_score(g_ND: np.ndarray, languages: list[str], i: int, leave: set[int], weights: np.ndarray, codes) -> float:
+    """The definition, from scratch: means without the left-out pairs, merged with the full-data weights."""
+    kept = [j for j in range(len(languages)) if j not in leave]
+    means = np.stack([np.mean([g_ND[j] for j in kept if languages[j] == code], axis=0) for code in codes])
+    merged = weights @ means
+    return float(g_ND[i] @ merged / (np.linalg.norm(g_ND[i]) * np.linalg.norm(merged)))
+
+
+@pytest.mark.parametrize("metric", ["raw", "unit"])
+def test_scores_are_the_definition_recomputed_from_scratch(tmp_path, metric):
+    """Pairs 0, 4 and 8 share a translation group; 1 and 2 share an answer as chosen of one and rejected of the other."""
+    g_ND, languages = draw(15, np.random.SeedSequence().entropy % 10**6)
+    groups = [f"g{i}" for i in range(15)]
+    groups[4] = groups[8] = groups[0]
+    texts = [(f"c{i}", f"r{i}") for i in range(15)]
+    texts[2] = ("c2", "c1")
+    got, _, _ = run(tmp_path, config(metric=metric), *tables(g_ND, languages, groups, texts))
+    wide = g_ND.double().numpy() * 0.5  # c = sigmoid(0)
+    if metric == "unit":
+        wide = 0.5 * wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    weights = np.array(got["directions"].column("weight").to_pylist())
+    assert got["directions"].column("scope").to_pylist() == ["model"] * 3
+    together = {0: {0, 4, 8}, 4: {0, 4, 8}, 8: {0, 4, 8}, 1: {1, 2}, 2: {1, 2}}
+    for i, score in enumerate(got["scores"].column("score_all").to_pylist()):
+        leave = together.get(i, {i})
+        assert score == pytest.approx(literal_score(wide, languages, i, leave, weights, ["en", "de", "zh"]), abs=2e-3)
+
+
+def test_a_language_against_the_others_is_found(tmp_path):
+    generator = torch.Generator().manual_seed(3)
+    common = torch.randn(64, generator=generator)
+    languages = ["en", "de", "zh"] * 20
+    sign = torch.tensor([-1.0 if code == "zh" else 1.0 for code in languages])
+    g_ND = sign[:, None] * common + 0.7 * torch.randn(60, 64, generator=generator)
+    got, account, _ = run(tmp_path, config(), *tables(g_ND, languages))
+    rows = got["scores"].to_pylist()
+    assert all(set(r["conflicting_languages"]) >= {"en", "de"} for r in rows if r["language"] == "zh")
+    assert np.mean([r["score_others"] < 0 for r in rows if r["language"] == "zh"]) > 0.95
+    assert account.stats["conflicting_language_pairs"] == 2
+    cosine = {(r["language"], r["other"]): r["cosine"] for r in got["gram"].to_pylist() if r["scope"] == "model"}
+    assert cosine["en", "zh"] < -0.5 < 0.5 < cosine["en", "de"]
+    assert {r["scope"] for r in got["gram"].to_pylist()} == {"model", "block.0", "block.1", "block.2", "block.3"}
+
+
+def test_per_layer_surgery_has_weights_per_layer(tmp_path):
+    g_ND, languages = draw(30, 5)
+    got, _, _ = run(tmp_path, config(scope="layer"), *tables(g_ND, languages))
+    assert set(got["directions"].column("scope").to_pylist()) == {f"block.{n}" for n in range(4)}
+
+
+def test_equal_input_gives_equal_tables(tmp_path):
+    first = run(tmp_path, config(), *tables(*draw(30, 6)))[0]
+    second = run(tmp_path, config(), *tables(*draw(30, 6)))[0]
+    assert first == second
+
+
+def test_the_loss_weight_follows_the_margin(tmp_path):
+    g_ND, languages = draw(12, 7)
+    margin = [float(i) for i in range(12)]
+    got, _, _ = run(tmp_path, config(), *tables(g_ND, languages, margin=margin))
+    expected = 1 / (1 + np.exp(0.1 * np.array(margin)))
+    assert np.allclose(got["scores"].column("weight").to_pylist(), expected, atol=1e-6)
+
+
+def test_a_zero_gradient_has_no_score_and_never_a_nan(tmp_path):
+    g_ND, languages = draw(12, 8)
+    g_ND[4] = 0
+    got, _, notes = run(tmp_path, config(), *tables(g_ND, languages))
+    row = got["scores"].to_pylist()[4]
+    assert row["score"] is None and "zero_gradient" in row["flags"]
+    for name in ("score", "score_all", "score_others", "cosine_own"):
+        assert not any(v is not None and np.isnan(v) for v in got["scores"].column(name).to_pylist())
+    assert any("fewer than 20 pairs" in note for note in notes)
+
+
+def test_one_language_is_scored_against_itself_and_says_so(tmp_path):
+    g_ND, _ = draw(10, 9)
+    got, _, notes = run(tmp_path, config(score="others"), *tables(g_ND, ["de"] * 10))
+    rows = got["scores"].to_pylist()
+    assert all(r["score_others"] is None and r["score"] == r["score_all"] is not None for r in rows)
+    assert any("one language only (de)" in note for note in notes)
+
+
+def test_sketches_of_different_projections_are_never_mixed(tmp_path):
+    import pyarrow.parquet as pq
+
+    g_ND, languages = draw(12, 10)
+    one, pairs = tables(g_ND, languages)
+    two, _ = tables(g_ND, languages, seed=b"1")
+    pq.write_table(one, tmp_path / "a.parquet")
+    pq.write_table(two, tmp_path / "b.parquet")
+    ctx = context(tmp_path, config(), {}, gradients=[tmp_path / "a.parquet", tmp_path / "b.parquet"], pairs=pairs)
+    with pytest.raises(UserError, match="different layers or projections"):
+        collect(Conflict(), ctx)
+
+
+def test_an_unknown_surgery_lists_the_known_ones(tmp_path):
+    with pytest.raises(UserError, match=r"'pcgrda'.*pcgrad"):
+        run(tmp_path, config(surgery="pcgrda"), *tables(*draw(12, 11)))

@@ -1,0 +1,166 @@
+"""The gradients stage stores what autograd says, whatever the shards, batches and workers."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from schemas.config import RunConfig
+from schemas.errors import UserError
+from schemas.tables import TABLES
+from stages.contract import ModelRef
+from stages.gradients.exact import exact_pair_gradient
+from stages.gradients.layers import select_layers
+from stages.gradients.projections import SketchLayout, project_gradients
+from stages.gradients.rows import Pair
+from stages.gradients.stage import LAYOUT_KEY, Gradients
+from stages.gradients.store import unpack_sketches
+from stages.text.render import load_renderer
+from tests.stages.stage_context import context, shards
+
+WORDS = ["rain", "sun", "moon", "river", "stone", "light", "winter", "apple", "number", "seven", "letter", "never", "always", "green", "house"]
+
+
+def config(**changes) -> RunConfig:
+    gradients = {"sketch": {"dim": 512, "seed": 5}, "token_budget": changes.pop("token_budget", 512)}
+    return RunConfig.model_validate(
+        {
+            "name": "t",
+            "languages": {"seen": ["en", "de"]},
+            "model": {"policy": "m", "dtype": changes.pop("dtype", "float32")},
+            "text": {"max_length": changes.pop("max_length", 200)},
+            "prompts": {"sources": [{"path": "x"}]},
+            "gradients": gradients,
+            **changes,
+        }
+    )
+
+
+def pairs(n: int, seed: int) -> pa.Table:
+    rng = random.Random(seed)
+
+    def text(k: int) -> str:
+        return " ".join(rng.choices(WORDS, k=k))
+
+    rows = [
+        {
+            "pair_id": f"p{i}", "round": 0, "prompt_id": f"q{i}", "group_id": f"g{i % 3}",
+            "language": ["en", "de"][i % 2], "split": "test" if i % 5 == 4 else "train",
+            "prompt": [{"role": "user", "content": text(rng.randint(2, 9))}],
+            "chosen": [{"role": "assistant", "content": text(rng.randint(1, 12))}],
+            "rejected": [{"role": "assistant", "content": text(rng.randint(1, 12))}],
+            "source": "x",
+        }
+        for i in range(n)
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=TABLES["pairs"].schema)
+
+
+@pytest.fixture
+def models(tiny_model):
+    same = ModelRef("tiny", tiny_model, "d")
+    return {"policy": same, "reference": same}
+
+
+def run(tmp_path, models, table, config_, size=4):
+    ctx = context(tmp_path, config_, models, pairs=table)
+    parts = sorted(Gradients().run(ctx, shards(table, size)), key=lambda p: p.index)
+    return pa.concat_tables([p.tables["gradients"] for p in parts]), parts, ctx
+
+
+def sketches(table: pa.Table) -> torch.Tensor:
+    stored = torch.from_numpy(np.stack(table.column("sketch").to_numpy()).astype(np.float32))
+    return unpack_sketches(stored, torch.from_numpy(table.column("norm").to_numpy().copy()))
+
+
+def test_stored_sketches_are_projected_autograd_gradients(tmp_path, models, tiny_model):
+    """Tolerance: float16 storage, 2^-11 of the norm per entry."""
+    table, config_ = pairs(7, random.SystemRandom().randrange(10**6)), config()
+    got, _, _ = run(tmp_path, models, table, config_)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    layout = SketchLayout.from_json(got.schema.metadata[LAYOUT_KEY].decode())
+    layers = select_layers(model).layers
+    renderer = load_renderer(models["policy"], config_.text)
+    train = [row for row in table.to_pylist() if row["split"] == "train"]
+    assert got.column("pair_id").to_pylist() == [row["pair_id"] for row in train]
+    for row, sketch_D, logp in zip(train, sketches(got), got.column("logp_chosen").to_pylist(), strict=True):
+        ids = renderer.pair_ids(row["prompt"], row["chosen"], row["rejected"])
+        pair = Pair(tuple(ids.prompt), tuple(ids.chosen), tuple(ids.rejected))
+        exact = project_gradients(layout, 5, exact_pair_gradient(model, pair, layers).items())
+        assert torch.linalg.vector_norm(sketch_D - exact) <= 1e-3 * torch.linalg.vector_norm(exact)
+        inputs = torch.tensor([ids.prompt + ids.chosen])
+        logits = model(inputs).logits[0].log_softmax(-1)
+        places = range(len(ids.prompt), inputs.shape[1])
+        assert logp == pytest.approx(sum(float(logits[t - 1, inputs[0, t]]) for t in places), abs=1e-3)
+
+
+def test_batches_shards_and_other_pairs_do_not_change_a_sketch(tmp_path, models):
+    table = pairs(12, 1)
+    one, _, _ = run(tmp_path, models, table, config(token_budget=64), size=3)
+    other, _, _ = run(tmp_path, models, table, config(token_budget=4096), size=12)
+    cosine = torch.nn.functional.cosine_similarity(sketches(one), sketches(other))
+    assert float(cosine.min()) >= 0.9999
+    assert one.drop_columns(["sketch", "norm"]).column_names == other.drop_columns(["sketch", "norm"]).column_names
+    assert one.column("ids_hash") == other.column("ids_hash")
+
+
+def test_reference_mode_is_bit_for_bit_whatever_the_token_budget(tmp_path, models):
+    table = pairs(8, 2)
+    mode = {"execution": {"deterministic": True}, "engine": {"kind": "transformers"}}
+    one, _, _ = run(tmp_path, models, table, config(token_budget=64, **mode), size=4)
+    other, _, _ = run(tmp_path, models, table, config(token_budget=4096, **mode), size=4)
+    torch.use_deterministic_algorithms(False)
+    assert one.equals(other)
+
+
+def test_a_reference_that_is_not_the_policy_gives_its_own_log_probabilities(tmp_path, models, tiny_model):
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    other = tmp_path / "other"
+    model.save_pretrained(other)
+    table = pairs(5, 3)
+    own, _, _ = run(tmp_path, models, table, config())
+    got, _, _ = run(tmp_path, models | {"reference": ModelRef("other", other, "e")}, table, config())
+    assert own.column("ref_logp_chosen") == own.column("logp_chosen")
+    swapped = {"policy": ModelRef("other", other, "e"), "reference": ModelRef("other", other, "e")}
+    for file in tiny_model.glob("*token*"):
+        (other / file.name).write_bytes(file.read_bytes())
+    (other / "chat_template.jinja").write_text((tiny_model / "chat_template.jinja").read_text())
+    theirs, _, _ = run(tmp_path, swapped, table, config())
+    for side in ("chosen", "rejected"):
+        got_side = torch.tensor(got.column(f"ref_logp_{side}").to_pylist())
+        assert torch.allclose(got_side, torch.tensor(theirs.column(f"logp_{side}").to_pylist()), atol=1e-3)
+
+
+def test_held_out_pairs_are_not_input_and_long_ones_are_dropped_with_their_length(tmp_path, models):
+    table = pairs(10, 4)
+    got, parts, _ = run(tmp_path, models, table, config(max_length=40))
+    tallies = [t for p in parts for t in p.tallies]
+    drops = [d for p in parts for d in p.drops]
+    assert sum(t.rows_in for t in tallies) == 8
+    assert got.num_rows + len(drops) == 8 and drops
+    assert {d.reason for d in drops} == {"too_long"} and all("tokens > 40" in d.detail for d in drops)
+
+
+def test_an_empty_shard_has_the_same_schema(tmp_path, models):
+    table = pairs(10, 5)
+    held_out = table.filter(pa.compute.equal(table.column("split"), "test"))
+    _, parts, _ = run(tmp_path, models, pa.concat_tables([table.slice(0, 4), held_out]), config(), size=4)
+    schemas = {str(p.tables["gradients"].schema) for p in parts}
+    assert len(schemas) == 1
+
+
+def test_float16_and_layers_that_are_not_there_are_refused(tmp_path, models):
+    with pytest.raises(UserError, match="float16"):
+        run(tmp_path, models, pairs(4, 6), config(dtype="float16"))
+    bad = config()
+    bad.gradients.sketch.include = ["nothing.*"]
+    with pytest.raises(UserError, match=r"cannot be sketched.*gradients\.sketch"):
+        run(tmp_path, models, pairs(4, 6), bad)
