@@ -1,0 +1,1 @@
+"""Selection of the training pairs that are kept."""

@@ -1,0 +1,133 @@
+"""Select stage: the share of training pairs that is kept, by conflict score or by a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.config.curation import SelectConfig
+from schemas.errors import UserError
+from schemas.ids import unit_interval
+from schemas.tables import TABLES
+from stages.contract import Account, Context, Drop, Rows, Stopped, tally
+
+_BATCH = 4096
+BELOW_CUT, NO_SCORE = "below_cut", "no_score"
+
+
+class Select:
+    """TableStage: pairs, scores -> curated, rejected. Unit pair: the pairs of the train split.
+
+    Reasons in rejected: no_score (no gradient, so no conflict score; with by: margin also no judge scores), below_cut.
+    Pairs without a conflict score leave whatever the pairs are ranked by, so that rankings are compared on one pool.
+    Raises UserError if no pair can be ranked.
+    """
+
+    def run(self, ctx: Context) -> Iterator[Rows | Account]:
+        """Yield both tables in batches, in the order of the pairs table, then the account."""
+        ranked = rank(_scored(ctx), ctx.config.select)
+        for note in _notes(ranked, ctx.config.select):
+            ctx.progress.note(note)
+        decisions = {
+            pair_id: (score, reason)
+            for pair_id, score, reason in ranked.select("pair_id", "used", "reason").iter_rows()
+        }
+        for table in ("curated", "rejected"):
+            yield Rows(table, TABLES[table].schema.empty_table())
+        for path in ctx.inputs["pairs"]:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(_BATCH):
+                    if ctx.stop():
+                        raise Stopped
+                    yield from _split(pa.table(batch), decisions)
+                    ctx.progress.advance(batch.num_rows)
+        drops = [
+            Drop("pair", row["pair_id"], row["language"], row["reason"], row["detail"])
+            for row in ranked.filter(pl.col("reason").is_not_null()).iter_rows(named=True)
+        ]
+        yield Account(tally("pair", ranked["language"], drops), drops)
+
+
+def rank(pairs: pl.DataFrame, config: SelectConfig) -> pl.DataFrame:
+    """Decide for every pair. pairs: pair_id, language, used (what it is ranked by, null: nothing), in any order.
+
+    Adds reason (null: kept) and detail. Of the n ranked pairs of a language, or of all with quota: global, the
+    max(1, keep * n rounded half up) with the largest `used` stay; ties go by pair_id.
+    """
+    over = ["language"] if config.quota == "language" else [pl.lit(0)]
+    scored = (
+        pairs.filter(pl.col("used").is_not_null())
+        .sort("used", "pair_id", descending=[True, False])
+        .with_columns(place=pl.int_range(1, pl.len() + 1).over(over), n=pl.len().over(over))
+        .with_columns(cut=(pl.col("n") * config.keep + 0.5).floor().cast(pl.Int64).clip(lower_bound=1))
+        .select("pair_id", "place", "n", "cut")
+    )
+    joined = pairs.join(scored, on="pair_id", how="left", maintain_order="left")
+    below = pl.col("place") > pl.col("cut")
+    return joined.with_columns(
+        reason=pl.when(pl.col("place").is_null()).then(pl.lit(NO_SCORE)).when(below).then(pl.lit(BELOW_CUT)),
+        detail=pl.when(below).then(pl.format("place {} of {}, {} kept", "place", "n", "cut")).otherwise(pl.lit("")),
+    ).drop("place", "n", "cut")
+
+
+def _scored(ctx: Context) -> pl.DataFrame:
+    """pair_id, language and `used` of every training pair, in table order."""
+    by = ctx.config.select.by
+    columns = ["pair_id", "language", "chosen_score", "rejected_score"]
+    pairs = ctx.scan("pairs").filter(pl.col("split") == "train").select(columns)
+    scores = ctx.scan("scores").select("pair_id", "score")
+    frame = pairs.join(scores, on="pair_id", how="left", maintain_order="left").collect()
+    if by == "random":
+        keys = [unit_interval(ctx.config.seed, "select", ctx.round, pair_id) for pair_id in frame["pair_id"]]
+        frame = frame.with_columns(used=pl.Series(keys, dtype=pl.Float64))
+    else:
+        margin = pl.col("chosen_score") - pl.col("rejected_score")
+        frame = frame.with_columns(used=margin if by == "margin" else pl.col("score"))
+    has_score = pl.col("score").is_not_null() & pl.col("used").is_not_nan()
+    frame = frame.with_columns(used=pl.when(has_score).then(pl.col("used")))
+    if frame["used"].null_count() == frame.height:
+        why = "the pairs have no judge scores" if by == "margin" else "no training pair has a conflict score"
+        raise UserError(
+            f"no pair can be ranked: {why}",
+            where=f"select.by: {by}",
+            fix="Imported pairs need pairs.sources.fields.chosen_score and rejected_score to be ranked by margin."
+            if by == "margin"
+            else "See the dropped rows of the gradients stage.",
+        )
+    return frame.select("pair_id", "language", "used")
+
+
+def _notes(ranked: pl.DataFrame, config: SelectConfig) -> list[str]:
+    """With a global quota, the languages that keep less than half of the share they would have kept of their own."""
+    if config.quota != "global":
+        return []
+    counts = (
+        ranked.filter(pl.col("used").is_not_null())
+        .group_by("language")
+        .agg(n=pl.len(), kept=pl.col("reason").is_null().sum())
+        .filter(pl.col("kept") < pl.col("n") * config.keep / 2)
+        .sort("language")
+    )
+    return [
+        f"the global quota starves {language}: {kept} of {n} pairs kept, {config.keep:.0%} would be {n * config.keep:.0f}"
+        for language, n, kept in counts.select("language", "n", "kept").iter_rows()
+    ]
+
+
+def _split(pairs: pa.Table, decisions: dict[str, tuple[float | None, str | None]]) -> Iterator[Rows]:
+    """The kept and the rejected rows of a batch of pairs; other splits are left out."""
+    found = [decisions.get(pair_id) for pair_id in pairs["pair_id"].to_pylist()]
+    for table, wanted in (("curated", False), ("rejected", True)):
+        schema = TABLES[table].schema
+        rows = [i for i, decision in enumerate(found) if decision and (decision[1] is not None) == wanted]
+        if not rows:
+            continue
+        part = pairs.take(rows)
+        added = {"conflict_score": [found[i][0] for i in rows], "reason": [found[i][1] for i in rows]}  # type: ignore[index]
+        columns = [
+            pa.array(added[name], schema.field(name).type) if name in added else part[name] for name in schema.names
+        ]
+        yield Rows(table, pa.table(columns, schema=schema))

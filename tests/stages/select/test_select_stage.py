@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.config.curation import SelectConfig
+from schemas.errors import UserError
+from schemas.tables import TABLES
+from stages.select.stage import Select, rank
+
+
+def config(seen: tuple[str, ...] = ("en", "de"), seed: int = 0, **select: Any) -> dict[str, Any]:
+    return {
+        "name": "t",
+        "seed": seed,
+        "languages": {"seen": list(seen)},
+        "model": {"policy": "none"},
+        "prompts": {"sources": [{"path": "package:prompts/{language}.jsonl"}]},
+        "select": select,
+    }
+
+
+def pair(name: str, language: str = "en", split: str = "train", margin: float | None = 1.0) -> dict[str, Any]:
+    return {
+        "pair_id": name,
+        "round": 0,
+        "prompt_id": f"prompt {name}",
+        "group_id": f"group {name}",
+        "language": language,
+        "split": split,
+        "prompt": [{"role": "user", "content": f"question {name}"}],
+        "chosen": [{"role": "assistant", "content": f"good {name}"}],
+        "rejected": [{"role": "assistant", "content": f"bad {name}"}],
+        "chosen_score": None if margin is None else 2.0 + margin,
+        "rejected_score": None if margin is None else 2.0,
+        "source": "s",
+    }
+
+
+def tables(pairs: list[dict[str, Any]], scores: dict[str, float | None]) -> dict[str, pa.Table]:
+    languages = {row["pair_id"]: row["language"] for row in pairs}
+    empty = {"cosines": [], "conflicting_languages": [], "norm": 1.0, "weight": 0.5, "flags": []}
+    rows = [{"pair_id": name, "language": languages[name], "score": score, **empty} for name, score in scores.items()]
+    return {
+        "pairs": pa.Table.from_pylist(pairs, schema=TABLES["pairs"].schema),
+        "scores": pa.Table.from_pylist(rows, schema=TABLES["scores"].schema),
+    }
+
+
+def kept(outcome: Any) -> list[str]:
+    return [row["pair_id"] for row in outcome.rows("curated")]
+
+
+def many(n: int = 30) -> tuple[list[dict[str, Any]], dict[str, float | None]]:
+    rng = random.Random(0)
+    pairs = [pair(f"{language}{i:02}", language, margin=rng.random()) for i in range(n) for language in ("en", "de")]
+    return pairs, {row["pair_id"]: rng.uniform(-1, 1) for row in pairs}
+
+
+def test_the_top_share_of_each_language_is_kept_and_the_rest_has_reasons(run_stage: Callable[..., Any]) -> None:
+    pairs, scores = many()
+    scores["en00"] = None
+    del scores["de00"]
+    pairs += [pair("dev", split="dev"), pair("unseen", "th", "unseen")]
+    outcome = run_stage(Select(), config(keep=0.3), **tables(pairs, scores))
+    for language in ("en", "de"):
+        scored = {name: s for name, s in scores.items() if name.startswith(language) and s is not None}
+        best = sorted(scored, key=lambda name: -scored[name])[:9]
+        assert [name for name in kept(outcome) if name.startswith(language)] == sorted(best)
+        tally = outcome.tally("pair", language)
+        assert (tally.rows_in, tally.kept, tally.dropped) == (30, 9, {"below_cut": 20, "no_score": 1})
+    rejected = {row["pair_id"]: row for row in outcome.rows("rejected")}
+    assert rejected["en00"]["reason"] == rejected["de00"]["reason"] == "no_score"
+    assert {row["pair_id"]: row["conflict_score"] for row in outcome.rows("curated")}.items() <= scores.items()
+    assert len(kept(outcome)) + len(rejected) == 60 == len({*kept(outcome), *rejected})
+    assert {drop.row_id: drop.reason for drop in outcome.drops} == {n: row["reason"] for n, row in rejected.items()}
+
+
+def test_ties_go_by_pair_id_and_a_language_keeps_at_least_one(run_stage: Callable[..., Any]) -> None:
+    pairs = [pair(name) for name in ("c", "a", "b")] + [pair("x", "de")]
+    outcome = run_stage(Select(), config(keep=0.1), **tables(pairs, dict.fromkeys("abcx", 0.5)))
+    assert kept(outcome) == ["a", "x"]
+
+
+def test_a_global_quota_warns_about_starvation(run_stage: Callable[..., Any]) -> None:
+    pairs, _ = many(10)
+    scores = {row["pair_id"]: float(row["language"] == "en") + i / 100 for i, row in enumerate(pairs)}
+    outcome = run_stage(Select(), config(keep=0.5, quota="global"), **tables(pairs, scores))
+    assert sorted(kept(outcome)) == [f"en{i:02}" for i in range(10)]
+    assert any("starves de: 0 of 10 pairs kept, 50% would be 5" in note for note in outcome.notes)
+
+
+def test_margin_ranks_by_judge_scores_on_the_same_pool(run_stage: Callable[..., Any]) -> None:
+    pairs = [pair("a", margin=3.0), pair("b", margin=2.0), pair("c", margin=1.0), pair("d", margin=None)]
+    scores = {"a": None, "b": -1.0, "c": 1.0, "d": 1.0}
+    outcome = run_stage(Select(), config(by="margin", keep=0.5), **tables(pairs, scores))
+    assert kept(outcome) == ["b"] and outcome.rows("curated")[0]["conflict_score"] == 2.0
+    assert {row["pair_id"]: row["reason"] for row in outcome.rows("rejected")} == {
+        "a": "no_score",
+        "c": "below_cut",
+        "d": "no_score",
+    }
+
+
+def test_random_depends_on_the_seed_alone(run_stage: Callable[..., Any]) -> None:
+    pairs, scores = many()
+    one = run_stage(Select(), config(by="random"), **tables(pairs, scores))
+    turned = tables(pairs[::-1], {name: -(score or 0) for name, score in scores.items()})
+    assert sorted(kept(one)) == sorted(kept(run_stage(Select(), config(by="random"), **turned)))
+    other = run_stage(Select(), config(by="random", seed=1), **tables(pairs, scores))
+    assert len(kept(other)) == len(kept(one)) == 30 and kept(other) != kept(one)
+
+
+def test_no_ranking_at_all_is_an_error_that_says_what_is_missing(run_stage: Callable[..., Any]) -> None:
+    pairs = [pair("a", margin=None)]
+    with pytest.raises(UserError, match="no training pair has a conflict score"):
+        run_stage(Select(), config(), **tables(pairs, {"a": None}))
+    with pytest.raises(UserError, match=r"no judge scores.*fields\.chosen_score"):
+        run_stage(Select(), config(by="margin"), **tables(pairs, {"a": 1.0}))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["en", "de", "sw"]), st.one_of(st.none(), st.integers(-3, 3))),
+        min_size=1,
+        max_size=30,
+    ),
+    st.floats(0.01, 1.0),
+    st.sampled_from(["language", "global"]),
+)
+def test_rank_agrees_with_plain_sorting(rows: list[tuple[str, int | None]], keep: float, quota: Any) -> None:
+    names = [f"{i:02}" for i in range(len(rows))]
+    frame = pl.DataFrame(
+        {"pair_id": names, "language": [row[0] for row in rows], "used": [row[1] for row in rows]},
+        schema={"pair_id": pl.String, "language": pl.String, "used": pl.Float64},
+    )
+    ranked = rank(frame, SelectConfig(keep=keep, quota=quota))
+    expected = set()
+    for group in (["en"], ["de"], ["sw"]) if quota == "language" else (["en", "de", "sw"],):
+        members = [
+            (-row[1], name) for name, row in zip(names, rows, strict=True) if row[0] in group and row[1] is not None
+        ]
+        if members:
+            expected |= {name for _, name in sorted(members)[: max(1, math.floor(keep * len(members) + 0.5))]}
+    assert set(ranked.filter(pl.col("reason").is_null())["pair_id"]) == expected
+    assert ranked["pair_id"].to_list() == names
+    assert [reason == "no_score" for reason in ranked["reason"]] == [row[1] is None for row in rows]
+
+
+def test_curated_loads_into_datasets_and_trl_trains_on_it_as_it_is(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path, tiny_tokenizer: Any
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    trl = pytest.importorskip("trl")
+    outcome = run_stage(Select(), config(), **tables(*many(4)))
+    pq.write_table(outcome.tables["curated"], tmp_path / "curated.parquet")
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "curated.parquet"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert loaded.to_list() == outcome.rows("curated") and len(loaded) == 4
+    args = trl.DPOConfig(
+        output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=4, report_to=[], use_cpu=True
+    )
+    trainer = trl.DPOTrainer(str(tiny_model), args=args, train_dataset=loaded, processing_class=tiny_tokenizer)
+    assert len(trainer.train_dataset) == 4
+    assert trainer.train().training_loss == pytest.approx(math.log(2), abs=1e-3)
+
+
+def test_both_tables_are_readable_with_every_row_accounted_for(run_stage: Callable[..., Any], tmp_path: Path) -> None:
+    outcome = run_stage(Select(), config(keep=1.0), **tables(*many(4)))
+    assert outcome.tables["rejected"].num_rows == 0 and outcome.tables["curated"].num_rows == 8
+    pq.write_table(outcome.tables["rejected"], tmp_path / "rejected.parquet")
+    assert pl.read_parquet(tmp_path / "rejected.parquet").columns == TABLES["rejected"].schema.names
