@@ -14,9 +14,9 @@ PINNED_DATE = date(2024, 7, 26)
 """What templates that ask for today's date get (Llama 3's own fallback): equal ids on every day of a run."""
 
 _CHATML = """\
-{%- if %(bos)s %}{{ bos_token }}{% endif -%}
+{{- BOS -}}
 {%- for message in messages -%}
-{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}{{ %(end)s + '\\n' }}
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}{{ END + '\\n' }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
 """
@@ -71,4 +71,4 @@ def _default_template(tokenizer: Any) -> str:
             fix="Give a template in text.chat_template and a model whose tokenizer has an eos_token.",
         )
     starts_with_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return _CHATML % {"bos": "true" if starts_with_bos else "false", "end": end}
+    return _CHATML.replace("BOS", "bos_token" if starts_with_bos else "''").replace("END", end)
