@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from schemas.config.sources import LanguageConfig
+from schemas.errors import UserError
+from stages.text.assign import RunLanguages, Splitter, group_of
+from stages.text.messages import BadRow
+
+
+def languages(*seen: str, **config: object) -> RunLanguages:
+    return RunLanguages(LanguageConfig.model_validate({"seen": list(seen), **config}))
+
+
+@pytest.mark.parametrize(
+    ("seen", "code", "language"),
+    [
+        (["en", "zh"], "en-US", "en"),
+        (["en", "zh"], "zho", "zh"),
+        (["en", "zh"], "zh_TW", "zh"),
+        (["en", "zh"], "cmn", "zh"),
+        (["zh-Hans", "zh-Hant"], "zh-CN", "zh-Hans"),
+        (["zh-Hans", "zh-Hant"], "zh-TW", "zh-Hant"),
+        (["pt-BR", "pt-PT"], "pt-PT", "pt-PT"),
+        (["nb"], "no", "nb"),
+        (["he"], "iw", "he"),
+    ],
+)
+def test_codes_stand_for_the_runs_language_they_are_a_variety_of(seen: list[str], code: str, language: str) -> None:
+    assert languages(*seen).match(code) == language
+
+
+@pytest.mark.parametrize(
+    ("seen", "code", "reason"),
+    [
+        (["en"], "English", "invalid_language"),
+        (["en"], "xx", "invalid_language"),
+        (["en"], "de", "language_not_in_run"),
+        (["zh-Hans"], "zh-TW", "language_not_in_run"),
+        (["pt-BR", "pt-PT"], "pt", "language_not_in_run"),
+    ],
+)
+def test_other_codes_are_bad_rows(seen: list[str], code: str, reason: str) -> None:
+    with pytest.raises(BadRow) as bad:
+        languages(*seen).match(code)
+    assert bad.value.reason == reason
+
+
+def test_labels_come_from_the_cell_then_from_the_source() -> None:
+    run = languages("en", "de")
+    assert [run.label(cell, "de") for cell in ("en", " ", None, "und")] == ["en", "de", "de", "de"]
+    assert run.label(None, None) is None
+
+
+def test_minimum_confidence_zero_never_drops_for_confidence() -> None:
+    run = languages("en", "de", min_confidence=0)
+    assert run.settle("en", "und", 0.0) == "en"
+    with pytest.raises(BadRow, match="wrong_language"):
+        run.settle("en", "de", 0.1)
+    with pytest.raises(BadRow, match="low_confidence"):
+        run.settle(None, "und", 0.0)
+
+
+def test_split_shares_follow_the_fractions_and_ignore_the_language() -> None:
+    splitter = Splitter(7, ["th"], 0.1, 0.2, remember=False)
+    groups = [f"g{i}" for i in range(5000)]
+    english = [splitter.split("en", group, None, "r") for group in groups]
+    assert english == [splitter.split("sw", group, None, "r") for group in groups]
+    shares = {split: count / 5000 for split, count in Counter(english).items()}
+    assert shares == pytest.approx({"dev": 0.1, "test": 0.2, "train": 0.7}, abs=0.02)
+    assert {splitter.split("th", group, None, "r") for group in groups} == {"unseen"}
+
+
+def test_a_group_keeps_its_first_split_and_other_words_are_refused() -> None:
+    splitter = Splitter(0, [], 0.0, 0.0, remember=True)
+    assert [splitter.split("en", "g", own, "r") for own in ("test", "train", None)] == ["test"] * 3
+    assert splitter.moved == 1
+    with pytest.raises(UserError, match="'valid' is not a split"):
+        splitter.split("en", "g", "valid", "file:3")
+
+
+def test_groups_default_to_the_row_itself() -> None:
+    assert [group_of(cell, "own") for cell in (" g ", 7, "", None)] == ["g", "7", "own", "own"]

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.text.messages import BadRow, clean, comparable, read_prompt
+
+ANY = st.text(st.characters(exclude_categories=()), max_size=60)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ANY)
+def test_clean_text_is_storable_stable_and_without_control_characters(text: str) -> None:
+    cleaned = clean(text)
+    assert cleaned.encode("utf-8").decode() == cleaned
+    assert clean(cleaned) == cleaned == cleaned.strip()
+    assert unicodedata.is_normalized("NFC", cleaned)
+    assert not any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in cleaned)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ANY)
+def test_comparable_is_blind_to_case_and_spacing(text: str) -> None:
+    assert comparable(f"  {text}\n\t") == comparable(text)
+
+
+def test_joiners_and_direction_marks_of_real_scripts_survive() -> None:
+    text = "می‌خواهم \u200fשלום क्‍ष"
+    assert clean(text) == text
+
+
+def test_a_system_column_does_not_replace_a_system_message() -> None:
+    assert read_prompt("hi", " be kind ")[0] == {"role": "system", "content": "be kind"}
+    own = [{"role": "system", "content": "mine"}, {"role": "user", "content": "hi"}]
+    assert read_prompt(own, "be kind") == own
+    assert read_prompt("hi", "  ") == [{"role": "user", "content": "hi"}]
+
+
+@pytest.mark.parametrize("value", [{"role": "user"}, [["user", "hi"]], b"hi", 3.5])
+def test_what_is_no_conversation_is_not_text(value: object) -> None:
+    with pytest.raises(BadRow, match="not_text"):
+        read_prompt(value)
