@@ -1,0 +1,183 @@
+"""The prompts and pairs that are evaluated: held out in round 0, or authored; none of them in training."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import polars as pl
+
+from schemas.config.sources import PairSource
+from schemas.ids import content_id, seed_for
+from schemas.manifests import Tally
+from stages.contract import Context, Drop, tally
+from stages.evaluate.leak import TrainingRows, training_rows
+from stages.pairs.imported import read_pair
+from stages.sources import columns_of, read_rows
+from stages.text.assign import RunLanguages, group_of
+from stages.text.language import UNKNOWN
+from stages.text.messages import BadRow, Messages
+from stages.text.render import PairIds, Renderer, RenderError
+
+AUTHORED = "authored"
+
+
+@dataclass(frozen=True)
+class HeldOutPrompt:
+    """A prompt to answer."""
+
+    row_id: str
+    group_id: str
+    language: str
+    split: str
+    prompt: Messages
+
+
+@dataclass(frozen=True)
+class HeldOutPair(HeldOutPrompt):
+    """A pair to score; ids: its tokens."""
+
+    ids: PairIds
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A row before the rules."""
+
+    unit: str
+    row_id: str
+    prompt_id: str
+    group_id: str
+    language: str
+    split: str
+    prompt: Messages
+    chosen: Messages
+    rejected: Messages
+
+
+Kept = TypeVar("Kept")
+
+
+class HeldOut:
+    """What is evaluated, and the account of what is not.
+
+    Units: pair (held-out and authored ones), prompt; row for authored rows that cannot be read. Drop reasons:
+    in_training, translation_of_training, not_sampled (over the configured number per language), too_long, those of
+    stages.pairs.imported.read_pair; failed: cannot_render.
+    """
+
+    def __init__(self, ctx: Context, renderer: Renderer) -> None:
+        self._ctx, self._config, self._renderer = ctx, ctx.config.evaluate, renderer
+        self._languages = RunLanguages(ctx.config.languages)
+        self._rows_in: dict[str, Counter[str]] = defaultdict(Counter)
+        self.drops: list[Drop] = []
+        training = training_rows(ctx)
+        limit = self._config.pairs_per_language
+        held_out = self._sample(self._disjoint(self._pairs(), training), limit)
+        authored = list(self._disjoint(self._authored(), training))
+        self.pairs = [pair for row in [*held_out, *authored] if (pair := self._tokenised(row))]
+        prompts = self._sample(self._disjoint(self._prompts(), training), self._config.prompts_per_language, False)
+        self.prompts = [HeldOutPrompt(r.row_id, r.group_id, r.language, r.split, r.prompt) for r in prompts]
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits pairs come from."""
+        return [*self._config.splits, *([AUTHORED] if self._config.authored else [])]
+
+    def tallies(self, later: list[Drop]) -> list[Tally]:
+        """The account, with what was dropped `later`, while measuring."""
+        drops = [*self.drops, *later]
+        return [
+            entry for unit, languages in self._rows_in.items() for entry in tally(unit, languages.elements(), drops)
+        ]
+
+    def _pairs(self) -> Iterator[_Candidate]:
+        frame = self._ctx.scan("pairs:0").filter(pl.col("split").is_in(self._config.splits))
+        columns = ["pair_id", "prompt_id", "group_id", "language", "split", "prompt", "chosen", "rejected"]
+        for row in frame.select(columns).collect().iter_rows(named=True):
+            yield _Candidate("pair", row.pop("pair_id"), **row)
+
+    def _prompts(self) -> Iterator[_Candidate]:
+        """From the prompts table; imported pairs have none, then their prompts, each once."""
+        table, messages = ("prompts", "messages") if self._ctx.inputs.get("prompts") else ("pairs:0", "prompt")
+        frame = self._ctx.scan(table).filter(pl.col("split").is_in(self._config.splits))
+        frame = frame.select("prompt_id", "group_id", "language", "split", pl.col(messages).alias("prompt"))
+        frame = frame.unique("prompt_id", keep="first", maintain_order=True)
+        for row in frame.collect().iter_rows(named=True):
+            yield _Candidate("prompt", row["prompt_id"], **row, chosen=[], rejected=[])
+
+    def _authored(self) -> Iterator[_Candidate]:
+        for source in self._config.authored:
+            required, optional = columns_of(source.fields, ("prompt", "language", "group_id"))
+            for batch in read_rows(source, self._languages.codes, required, optional):
+                for number, cells in enumerate(batch.rows, start=batch.start):
+                    row_id = f"{batch.source}:{number}"
+                    try:
+                        yield self._authored_row(row_id, cells, source, batch.language)
+                    except BadRow as bad:
+                        self._rows_in["row"][UNKNOWN] += 1
+                        self.drops.append(Drop("row", row_id, UNKNOWN, bad.reason, bad.detail))
+
+    def _authored_row(
+        self, row_id: str, cells: dict[str, Any], source: PairSource, source_language: str | None
+    ) -> _Candidate:
+        fields = source.fields
+        language = self._languages.label(_cell(cells, fields.language), source_language)
+        if language is None:
+            raise BadRow("no_language", "authored pairs need a language column or the source's language")
+        pair = read_pair(_cell(cells, fields.prompt), cells[fields.chosen], cells[fields.rejected])
+        prompt_id = content_id(language, pair.prompt)
+        return _Candidate(
+            "pair",
+            row_id,
+            prompt_id,
+            group_of(_cell(cells, fields.group_id), prompt_id),
+            language,
+            AUTHORED,
+            pair.prompt,
+            [{"role": "assistant", "content": pair.chosen}],
+            [{"role": "assistant", "content": pair.rejected}],
+        )
+
+    def _disjoint(self, rows: Iterator[_Candidate], training: TrainingRows) -> Iterator[_Candidate]:
+        for row in rows:
+            self._rows_in[row.unit][row.language] += 1
+            reason = training.overlap(row.prompt_id, row.group_id, row.prompt)
+            if reason is None:
+                yield row
+            else:
+                self._drop(row, reason, f"split {row.split}, group {row.group_id}")
+
+    def _sample(self, rows: Iterator[_Candidate], limit: int, per_split: bool = True) -> list[_Candidate]:
+        """The same rows in every round: in the order of a hash of run seed and row id, the first `limit`."""
+        cells: dict[tuple[str, str], list[_Candidate]] = defaultdict(list)
+        for row in rows:
+            cells[row.language, row.split if per_split else ""].append(row)
+        kept = []
+        for _, found in sorted(cells.items()):
+            found.sort(key=lambda row: seed_for(self._ctx.config.seed, "evaluate", row.row_id))
+            kept += found[:limit]
+            for row in found[limit:]:
+                self._drop(row, "not_sampled", f"more than {limit}")
+        return kept
+
+    def _tokenised(self, row: _Candidate) -> HeldOutPair | None:
+        try:
+            ids = self._renderer.pair_ids(row.prompt, row.chosen, row.rejected)
+        except RenderError as error:
+            self._drop(row, "cannot_render", str(error), failed=True)
+            return None
+        tokens, longest = len(ids.prompt) + max(len(ids.chosen), len(ids.rejected)), self._ctx.config.text.max_length
+        if tokens > longest:
+            self._drop(row, "too_long", f"{tokens} tokens > text.max_length {longest}")
+            return None
+        return HeldOutPair(row.row_id, row.group_id, row.language, row.split, row.prompt, ids)
+
+    def _drop(self, row: _Candidate, reason: str, detail: str, failed: bool = False) -> None:
+        self.drops.append(Drop(row.unit, row.row_id, row.language, reason, detail, failed))
+
+
+def _cell(cells: dict[str, Any], column: str | None) -> Any:
+    return cells.get(column) if column else None

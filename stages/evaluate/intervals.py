@@ -1,0 +1,55 @@
+"""95% intervals for shares, means and half-valued rates.
+
+Translations of one task are not independent: items that share a group are resampled together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+Z = 1.959963984540054
+RESAMPLES = 2000
+_CELLS = 4_000_000
+
+
+def interval(values: Sequence[float], groups: Sequence[str], seed: int) -> tuple[float, float] | None:
+    """The 95% interval of the mean of `values` (one group per value); None for fewer than two groups.
+
+    Wilson's for shares (values 0 or 1, no group twice), else a percentile bootstrap over groups, seeded. A share whose
+    values are all alike has no spread to resample: Wilson's with the number of groups as n, the cautious choice.
+    """
+    count = len(set(groups))
+    if count < 2:
+        return None
+    share = set(values) <= {0.0, 1.0}
+    if share and (count == len(values) or len(set(values)) == 1):
+        return wilson(sum(values) / len(values), count)
+    return bootstrap(values, groups, seed)
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's score interval of a share out of n (Wilson 1927)."""
+    centre = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap(values: Sequence[float], groups: Sequence[str], seed: int) -> tuple[float, float]:
+    """Percentile interval of the mean over `RESAMPLES` resamples of whole groups; equal seeds give equal intervals."""
+    members: dict[str, list[float]] = defaultdict(list)
+    for value, group in zip(values, groups, strict=True):
+        members[group].append(value)
+    sum_G = np.array([sum(members[group]) for group in sorted(members)])
+    size_G = np.array([len(members[group]) for group in sorted(members)])
+    generator = np.random.default_rng(seed)
+    means = []
+    step = max(1, _CELLS // len(sum_G))
+    for start in range(0, RESAMPLES, step):
+        draw_RG = generator.integers(len(sum_G), size=(min(step, RESAMPLES - start), len(sum_G)))
+        means.append(sum_G[draw_RG].sum(axis=1) / size_G[draw_RG].sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,72 @@
+"""From measured items to rows of the evaluation table.
+
+Metrics (METHODS.md section 9), each per split and language, and for all languages of a split together:
+- accuracy: share of pairs with the higher mean-token log-probability on chosen, a tie one half (before, after).
+- implicit_reward_accuracy: share with the higher log pi / pi_0 (sums over the answer) on chosen, pi_0 the round-0
+  policy, a tie one half (after only: before, all are ties).
+- logp_chosen, logp_rejected: mean-token log-probability in nats (before, after); logp_chosen_change,
+  logp_rejected_change, accuracy_change: per pair, after minus before.
+- answer_language: share of answers in the language of the prompt; truncated: share cut by max_tokens (before, after).
+- win_rate, or win_rate_self_judged when the judge is the round-0 policy itself: after against before, in both orders;
+  inconsistent verdicts and equal answers are ties, one half. judge_consistency: share of differing answers on which
+  both orders agree. judge_mass: mean probability the judge puts on its two possible replies.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from schemas.ids import seed_for
+from schemas.tables import TABLES
+from stages.evaluate.intervals import interval
+
+BEFORE, AFTER, CHANGE = "before", "after", "after vs before"
+ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One measured value. group_id: items of one translation group are not independent."""
+
+    model: str
+    split: str
+    language: str
+    metric: str
+    group_id: str
+    value: float
+
+
+def evaluation_table(items: Iterable[Item], expected: Iterable[tuple[str, str, str]], seed: int) -> pa.Table:
+    """Mean, count and 95% interval of every (model, split, language, metric), and of all languages together.
+
+    expected: (model, split, metric) that have a row for all languages even when nothing was measured (n = 0, no value).
+    """
+    cells: dict[tuple[str, str, str, str], list[Item]] = defaultdict(list)
+    for model, split, metric in expected:
+        cells[model, split, ALL, metric] = []
+    for item in items:
+        for language in (item.language, ALL):
+            cells[item.model, item.split, language, item.metric].append(item)
+    rows = [_row(key, found, seed) for key, found in sorted(cells.items())]
+    return pa.Table.from_pylist(rows, schema=TABLES["evaluation"].schema)
+
+
+def _row(key: tuple[str, str, str, str], items: list[Item], seed: int) -> dict[str, Any]:
+    model, split, language, metric = key
+    values = [item.value for item in items]
+    bounds = interval(values, [item.group_id for item in items], seed_for(seed, "interval", *key))
+    return {
+        "model": model,
+        "split": split,
+        "language": language,
+        "metric": metric,
+        "value": sum(values) / len(values) if values else None,
+        "n": len(values),
+        "low": bounds[0] if bounds else None,
+        "high": bounds[1] if bounds else None,
+    }

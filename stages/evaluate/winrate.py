@@ -1,0 +1,128 @@
+"""Answers after training against answers before, judged in both orders by the fixed evaluation judge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from schemas.ids import seed_for
+from stages.contract import Context
+from stages.engines.base import Request
+from stages.evaluate.answers import complete
+from stages.evaluate.heldout import HeldOutPrompt
+from stages.evaluate.metrics import CHANGE, Item
+from stages.judge.answer_tokens import AnswerTokens, all_ids
+from stages.judge.pairwise import choice_tokens, pairwise_prompt, probability_of_a
+from stages.judge.rubric import Rubric, load_rubric
+from stages.text.language import same_language
+from stages.text.messages import comparable
+from stages.text.render import Renderer
+
+MIN_MASS = 0.1
+"""Least probability on the replies A and B for a verdict to count; below it the judge did not answer the question."""
+
+_SCHEMA = pa.schema([("request_id", pa.string()), ("after", pa.float64()), ("mass", pa.float64())])
+_ORDERS = ("after_first", "before_first")
+
+
+@dataclass(frozen=True)
+class Match:
+    """A prompt and its two answers. same: equal after normalisation, a tie that needs no judge."""
+
+    prompt: HeldOutPrompt
+    before: str
+    after: str
+
+    @property
+    def same(self) -> bool:
+        return comparable(self.before) == comparable(self.after)
+
+
+def matches(prompts: Sequence[HeldOutPrompt], rows: Sequence[dict[str, Any]]) -> list[Match]:
+    """Prompts both models answered, in the order of `prompts`; rows: of the answers table."""
+    texts = {(row["model"], row["prompt_id"]): row["text"] for row in rows}
+    return [
+        Match(prompt, texts["before", prompt.row_id], texts["after", prompt.row_id])
+        for prompt in prompts
+        if ("before", prompt.row_id) in texts and ("after", prompt.row_id) in texts
+    ]
+
+
+def win_rate_name(ctx: Context) -> str:
+    """The metric's name: it says when the round-0 policy judges its own answers."""
+    same = ctx.models["evaluation_judge"].digest == ctx.models["initial"].digest
+    return "win_rate_self_judged" if same else "win_rate"
+
+
+class Comparison:
+    """The questions to the judge, and what its replies mean. renderer: the judge's."""
+
+    def __init__(self, ctx: Context, renderer: Renderer, found: Sequence[Match]) -> None:
+        self._ctx, self._renderer, self._matches = ctx, renderer, found
+        self._tokens: AnswerTokens = choice_tokens(renderer.tokenizer)
+        self._rubrics: dict[str, Rubric] = {}
+        self.requests = [request for match in found if not match.same for request in self._ask(match)]
+        self.metric = win_rate_name(ctx)
+
+    def judge(self) -> pa.Table:
+        """Every reply: probability that the answer after training is the better one (null: no mass), and the mass."""
+        rows = {}
+        for completion in complete(self._ctx, "evaluation_judge", self.requests):
+            first, mass = probability_of_a(completion.score_logprobs, self._tokens)
+            if first is not None and completion.id.endswith(_ORDERS[1]):
+                first = 1.0 - first
+            rows[completion.id] = {"request_id": completion.id, "after": first, "mass": mass}
+        return pa.Table.from_pylist([rows[request.id] for request in self.requests], schema=_SCHEMA)
+
+    def measure(self, replies: pa.Table) -> Iterator[Item]:
+        """The items of the win rate, judge_consistency and judge_mass. A match without two valid replies is left out."""
+        by_id = {row["request_id"]: row for row in replies.to_pylist()}
+        for match in self._matches:
+            if match.same:
+                yield self._item(match, self.metric, 0.5)
+                continue
+            found = [by_id[_request_id(match, order)] for order in _ORDERS]
+            yield self._item(match, "judge_mass", sum(row["mass"] for row in found) / 2)
+            if any(row["after"] is None or row["mass"] < MIN_MASS for row in found):
+                continue
+            verdicts = [_sign(row["after"]) for row in found]
+            agree = verdicts[0] == verdicts[1] != 0
+            yield self._item(match, "judge_consistency", float(verdicts[0] == verdicts[1]))
+            yield self._item(match, self.metric, float(verdicts[0] > 0) if agree else 0.5)
+
+    def _ask(self, match: Match) -> Iterator[Request]:
+        rubric = self._rubric(match.prompt.language)
+        for order in _ORDERS:
+            first, second = (match.after, match.before) if order == _ORDERS[0] else (match.before, match.after)
+            ids = self._renderer.prompt_ids(pairwise_prompt(rubric, match.prompt.prompt, first, second))
+            yield Request(
+                _request_id(match, order),
+                ids,
+                self._ctx.config.evaluate.sampling,
+                seed_for(self._ctx.config.seed, "evaluate", "win rate", match.prompt.row_id, order),
+                score_tokens=all_ids(self._tokens),
+            )
+
+    def _rubric(self, language: str) -> Rubric:
+        if language not in self._rubrics:
+            rubric = load_rubric(self._ctx.config.judge.rubric, language)
+            if not same_language(rubric.language, language):
+                self._ctx.progress.note(f"no judge rubric for {language}: using the one in {rubric.language}")
+            self._rubrics[language] = rubric
+        return self._rubrics[language]
+
+    def _item(self, match: Match, metric: str, value: float) -> Item:
+        prompt = match.prompt
+        return Item(CHANGE, prompt.split, prompt.language, metric, prompt.group_id, value)
+
+
+def _request_id(match: Match, order: str) -> str:
+    return f"{match.prompt.row_id}/{order}"
+
+
+def _sign(probability: float) -> int:
+    """1: the answer after training is better; -1: the one before; 0: neither."""
+    return (probability > 0.5) - (probability < 0.5)
