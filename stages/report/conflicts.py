@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from schemas.manifests import StageManifest
 from stages.report.charts import value_bar
 from stages.report.data import Tables, in_order
 from stages.report.text import fixed
@@ -45,7 +46,7 @@ class Scope:
     """The whole model, or a layer group.
 
     limit: the cosine at which colours are strongest; negative: language pairs below 0 of `compared`; expected: how
-    many would be under the null.
+    many noise alone would put there (split halves of one language).
     """
 
     name: str
@@ -63,14 +64,20 @@ class Scope:
 
 @dataclass(frozen=True)
 class Conflicts:
-    """One round's scopes, whole model first; few: languages with too few pairs."""
+    """One round's scopes, whole model first; few: languages with too few pairs.
+
+    p_value: probability of at least as many conflicts in the whole model when every pair's sign is random.
+    """
 
     round: int
     scopes: list[Scope]
     few: list[str]
+    p_value: float | None
 
 
-def conflicts(tables: Tables, round_: int, languages: Sequence[str]) -> Conflicts | None:
+def conflicts(
+    tables: Tables, round_: int, languages: Sequence[str], manifests: Iterable[StageManifest] = ()
+) -> Conflicts | None:
     """None when neither table was written. Layer groups may lack directions (weights are then the model's)."""
     gram = tables.read("gram", round_, ["scope", "language", "other", "cosine", "null_negative_rate"]).rows(named=True)
     columns = ["scope", "language", "n_pairs", "norm", "weight", "conflicts"]
@@ -88,7 +95,8 @@ def conflicts(tables: Tables, round_: int, languages: Sequence[str]) -> Conflict
         )
         for name in names
     ]
-    return Conflicts(round_, scopes, in_order(languages, list(few)))
+    stats = next((m.stats for m in manifests if m.stage == "conflict" and m.round == round_), {})
+    return Conflicts(round_, scopes, in_order(languages, list(few)), stats.get("conflicts_p_value"))
 
 
 def _scope(name: str, gram: list[dict], directions: list[dict], languages: Sequence[str]) -> Scope:

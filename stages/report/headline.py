@@ -41,9 +41,9 @@ def cards(tables: Tables, conflicts: Sequence[Conflicts], results: Sequence[Resu
     found += _accuracy(results)
     if conflicts and conflicts[-1].scopes and conflicts[-1].scopes[0].compared:
         model = conflicts[-1].scopes[0]
-        detail = "whole model; the expected number under chance is not known"
+        detail = "whole model, cosine below zero"
         if model.expected is not None:
-            detail = f"whole model; random signs alone would give about {number(model.expected)}"
+            detail += f"; noise alone would give about {number(model.expected)}"
         found.append(Card("Language pairs in conflict", f"{model.negative} of {model.compared}", detail))
     return found
 

@@ -49,12 +49,56 @@ METRICS = {
         share=True,
         reference=0.5,
     ),
+    "win_rate": Metric(
+        "Win rate",
+        "How often the evaluation judge prefers the answer after training to the one before, asked in both orders; "
+        "equal answers and verdicts that change with the order count one half",
+        share=True,
+        reference=0.5,
+    ),
+    "win_rate_self_judged": Metric(
+        "Win rate, self-judged",
+        "How often the untrained model itself, as the judge, prefers the answer after training to its own, asked in "
+        "both orders; equal answers and verdicts that change with the order count one half",
+        share=True,
+        reference=0.5,
+    ),
+    "implicit_reward_accuracy": Metric(
+        "Implicit-reward accuracy",
+        "Share of pairs on which training raised the chosen answer's log-probability more than the rejected one's, "
+        "against the round-0 model; before training every pair is a tie",
+        share=True,
+        reference=0.5,
+    ),
+    "answer_language": Metric(
+        "Answers in the prompt's language", "Share of answers identified as the language of their prompt", share=True
+    ),
+    "truncated": Metric("Truncated answers", "Share of answers cut off by the token limit", share=True),
+    "logp_chosen": Metric(
+        "Log-probability of chosen answers",
+        "Mean log-probability per token, in nats; a fall on chosen answers is common after DPO and worth watching",
+    ),
+    "logp_rejected": Metric("Log-probability of rejected answers", "Mean log-probability per token, in nats"),
+    "judge_consistency": Metric(
+        "Judge consistency",
+        "Share of differing answers on which the judge says the same in both orders; near one half or below, the win "
+        "rate says little",
+        share=True,
+    ),
+    "judge_mass": Metric(
+        "Judge's attention to the question", "Mean probability the judge puts on its two possible replies", share=True
+    ),
 }
+CHANGE_OF = "_change"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One language. change: after minus before, or the comparison itself minus its reference; clear: beyond noise."""
+    """One language.
+
+    change: after minus before, or the comparison minus its reference, with its own interval where it was measured pair
+    by pair; clear: that interval leaves out 0 (without one: the intervals before and after do not overlap).
+    """
 
     language: str
     before: float | None
@@ -65,6 +109,7 @@ class Row:
     versus_interval: tuple[float, float] | None
     n: int
     change: float | None
+    change_interval: tuple[float, float] | None
     clear: bool
 
 
@@ -96,18 +141,21 @@ def results(tables: Tables, round_: int, languages: Sequence[str]) -> Results | 
     splits = []
     for split in in_order(list(SPLITS), [row["split"] for row in rows]):
         mine = [row for row in rows if row["split"] == split]
-        names = in_order(list(METRICS), [row["metric"] for row in mine])
-        measured = [_measured(name, [row for row in mine if row["metric"] == name], languages) for name in names]
+        found = {row["metric"] for row in mine}
+        names = in_order(list(METRICS), [name for name in found if name.removesuffix(CHANGE_OF) not in found - {name}])
+        measured = [_measured(name, mine, languages) for name in names]
         splits.append((split, SPLITS.get(split, split), measured))
     return Results(round_, splits)
 
 
 def _measured(name: str, rows: list[dict], languages: Sequence[str]) -> Measured:
     metric = METRICS.get(name) or Metric(words(name).capitalize(), "")
+    changed = {row["language"]: row for row in rows if row["metric"] == name + CHANGE_OF}
+    rows = [row for row in rows if row["metric"] == name]
     by_key = {(row["language"], row["model"]): row for row in rows}
     order = in_order([ALL, *languages], [row["language"] for row in rows])
     paired = any(row["model"] in ("before", "after") for row in rows)
-    built = [_row(language, by_key, metric, paired) for language in order]
+    built = [_row(language, by_key, changed.get(language, {}), metric) for language in order]
     shown = [
         Change(r.language, r.before, r.after, r.before_interval, r.after_interval)
         if paired
@@ -115,36 +163,34 @@ def _measured(name: str, rows: list[dict], languages: Sequence[str]) -> Measured
         for r in built
         if r.before is not None or r.after is not None or r.versus is not None
     ]
-    chart = (
-        changes(shown, f"{metric.title} per language", x_format=metric.axis, reference=metric.reference)
-        if shown
-        else Markup("")
-    )
+    label = f"{metric.title} per language"
+    chart = changes(shown, label, x_format=metric.axis, reference=metric.reference) if shown else Markup("")
     return Measured(name, metric, paired, built, chart)
 
 
-def _row(language: str, by_key: dict[tuple[str, str], dict], metric: Metric, paired: bool) -> Row:
+def _row(language: str, by_key: dict[tuple[str, str], dict], changed: dict, metric: Metric) -> Row:
     before, after, versus = (by_key.get((language, model), {}) for model in ("before", "after", "after vs before"))
-    spans = [_interval(row) for row in (before, after, versus)]
-    change, clear = None, False
-    if paired:
-        if before.get("value") is not None and after.get("value") is not None:
-            change = after["value"] - before["value"]
-            clear = bool(spans[0] and spans[1] and (spans[0][1] < spans[1][0] or spans[1][1] < spans[0][0]))
-    elif versus.get("value") is not None:
-        reference = metric.reference or 0.0
-        change = versus["value"] - reference
-        clear = bool(spans[2] and not spans[2][0] <= reference <= spans[2][1])
+    first, last, compared = (_interval(row) for row in (before, after, versus))
+    change, span, clear = changed.get("value"), _interval(changed), False
+    if change is None and before.get("value") is not None and after.get("value") is not None:
+        change = after["value"] - before["value"]
+        clear = bool(first and last and (first[1] < last[0] or last[1] < first[0]))
+    elif change is None and versus.get("value") is not None and metric.reference is not None:
+        change = versus["value"] - metric.reference
+        clear = bool(compared and not compared[0] <= metric.reference <= compared[1])
+    elif change is not None:
+        clear = bool(span and not span[0] <= 0 <= span[1])
     return Row(
         language=language,
         before=before.get("value"),
         after=after.get("value"),
         versus=versus.get("value"),
-        before_interval=spans[0],
-        after_interval=spans[1],
-        versus_interval=spans[2],
+        before_interval=first,
+        after_interval=last,
+        versus_interval=compared,
         n=max(row.get("n", 0) for row in (before, after, versus)),
         change=change,
+        change_interval=span,
         clear=clear,
     )
 

@@ -62,7 +62,7 @@ def build(config: RunConfig, tables: Tables, manifests: Sequence[StageManifest])
     def each(make: Callable[[int], T | None]) -> list[T]:
         return [made for round_ in rounds if (made := make(round_)) is not None]
 
-    conflicts = each(lambda r: _conflicts.conflicts(tables, r, languages))
+    conflicts = each(lambda r: _conflicts.conflicts(tables, r, languages, manifests))
     results = each(lambda r: _results.results(tables, r, languages))
     by_conflict = config.select.by == "conflict" and config.select.quota == "language"
     return View(

@@ -175,10 +175,11 @@ class Builder:
                 for a in self.languages
                 for b in self.languages
             }
+            noise = {a: self.random.uniform(0.0, 0.3) for a in self.languages}
             for a in self.languages:
                 for b in self.languages:
                     value = 1.0 if a == b else cosine[frozenset((a, b))]
-                    null = None if a == b else min(1.0, max(0.0, self.random.gauss(0.5, 0.09)))
+                    null = (noise[a] + noise[b]) / 2
                     gram.append(
                         {"scope": scope, "language": a, "other": b, "dot": value * 0.3, "cosine": value}
                         | {"null_negative_rate": null}
@@ -221,8 +222,13 @@ class Builder:
                 for model, value in (("before", start), ("after", start + self.random.gauss(0.06, 0.05))):
                     half = 1.96 * math.sqrt(value * (1 - value) / n)
                     rows.append(_measure(model, split, language, "accuracy", value, n, half))
+                gain = value - start
+                rows.append(_measure("after vs before", split, language, "accuracy_change", gain, n, half / 2, -1.0))
                 if split != "authored":
-                    rows.append(_measure("after vs before", split, language, "win_rate", value - 0.05, n, half))
+                    win = ("after vs before", split, language, "win_rate_self_judged", value - 0.05, n, half)
+                    rows.append(_measure(*win))
+                    rows.append(_measure("after", split, language, "answer_language", 0.97, n, 0.02))
+                    rows.append(_measure("before", split, language, "answer_language", 0.98, n, 0.02))
         self.write(f"evaluation:{round_}", rows)
 
     def _manifests(self, round_: int) -> None:
@@ -233,7 +239,7 @@ class Builder:
             ("pairs", "candidate", 3 * n - 5, {"truncated": 11, "wrong_language": 7, "empty": 1}, 0.8, {}),
             ("pairs", "prompt", n, {"tie": 9, "too_few_candidates": 3}, 0.0, {}),
             ("gradients", "pair", n - 12, {}, 402.0, {"pairs_per_s": 0.9}),
-            ("conflict", "pair", n - 12, {}, 4.1, {"conflicts": 10.0}),
+            ("conflict", "pair", n - 12, {}, 4.1, {"conflicts_p_value": 1.0}),
             ("select", "pair", n - 12, {"below_cut": (n - 12) // 2}, 0.3, {}),
             ("train", "pair", n - 12 - (n - 12) // 2, {}, 655.0, {"steps": 60.0}),
             ("evaluate", "prompt", 6, {}, 240.0, {}),
@@ -269,9 +275,11 @@ class Builder:
             )
 
 
-def _measure(model: str, split: str, language: str, metric: str, value: float, n: int, half: float) -> dict[str, Any]:
+def _measure(
+    model: str, split: str, language: str, metric: str, value: float, n: int, half: float, floor: float = 0.0
+) -> dict[str, Any]:
     row = {"model": model, "split": split, "language": language, "metric": metric}
-    return row | {"value": value, "n": n, "low": max(0.0, value - half), "high": min(1.0, value + half)}
+    return row | {"value": value, "n": n, "low": max(floor, value - half), "high": min(1.0, value + half)}
 
 
 @pytest.fixture

@@ -200,6 +200,21 @@ def test_a_change_is_clear_only_when_intervals_leave_no_doubt(build_run):
     assert measured.rows[2].change is None
 
 
+def test_a_change_measured_pair_by_pair_replaces_the_difference(build_run):
+    builder = build_run(languages=["en", "de"], per_language=12)
+    row = {"split": "test", "language": "en", "n": 10}
+    before = row | {"model": "before", "metric": "accuracy", "value": 0.5, "low": 0.4, "high": 0.6}
+    after = row | {"model": "after", "metric": "accuracy", "value": 0.6, "low": 0.5, "high": 0.7}
+    change = row | {"model": "after vs before", "metric": "accuracy_change", "value": 0.1, "low": 0.05, "high": 0.15}
+    alone = row | {"model": "after vs before", "metric": "odd_change", "value": 0.1, "low": 0.05, "high": 0.15}
+    builder.write("evaluation:0", [before, after, change, alone])
+    ((_, _, measures),) = results(Tables(builder.run.inputs), 0, ["en"]).splits
+    assert [m.name for m in measures] == ["accuracy", "odd_change"]
+    (shown,) = measures[0].rows
+    assert (shown.change, shown.change_interval, shown.clear) == (0.1, (0.05, 0.15), True)
+    assert measures[1].rows[0].change is None
+
+
 def test_the_browser_reads_both_sides_best_first(build_run):
     builder = build_run(languages=["en", "ar"], per_language=40)
     shown = browser(Tables(builder.run.inputs), 0, ["ar", "en"], 20)
