@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from schemas.config.model import Sampling
@@ -18,7 +19,8 @@ class RowSampler:
 
     def __init__(self, samplings: Sequence[Sampling], seeds: Sequence[int]) -> None:
         self._samplings = list(samplings)
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        # NumPy's, because torch's CPU generator only uses the low 32 bits of a seed.
+        self._generators = [np.random.default_rng(seed) for seed in seeds]
 
     def __call__(self, logits_BV: torch.Tensor) -> torch.Tensor:
         """Next token ids [B] for logits [B, V]."""
@@ -29,7 +31,7 @@ class RowSampler:
         return torch.tensor(picks, dtype=torch.long, device=logits_BV.device)
 
 
-def _pick(logits_V: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+def _pick(logits_V: torch.Tensor, sampling: Sampling, generator: np.random.Generator) -> int:
     if sampling.temperature == 0:
         return int(logits_V.argmax())
     p_V = torch.softmax(logits_V / sampling.temperature, dim=-1)
@@ -43,6 +45,6 @@ def _pick(logits_V: torch.Tensor, sampling: Sampling, generator: torch.Generator
         outside_V = sorted_V.cumsum(-1) - sorted_V >= sampling.top_p
         p_V[order_V[outside_V]] = 0.0
     cdf_V = p_V.cumsum(-1)
-    u = torch.rand((), generator=generator, dtype=torch.float64) * cdf_V[-1]
+    u = generator.random() * cdf_V[-1]
     index = int(torch.searchsorted(cdf_V, u, right=True))
     return min(index, int(p_V.nonzero()[-1]))

@@ -1,0 +1,100 @@
+"""vLLM in this process, on the tiny model, against the transformers engine in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from schemas.config import RunConfig
+from schemas.errors import UserError
+from stages.contract import ModelRef
+from stages.engines.base import Completion, Engine, Request
+from stages.engines.transformers import TransformersEngine
+from stages.engines.vllm import VllmEngine
+from stages.text.render import Renderer, load_renderer
+
+
+@pytest.fixture(scope="module")
+def vllm_engine(tiny_model: Path) -> Iterator[Engine]:
+    config = RunConfig.model_validate(
+        {
+            "name": "t",
+            "languages": {"seen": ["en"]},
+            "model": {"policy": "tiny", "dtype": "float32"},
+            "text": {"max_length": 256},
+            "prompts": {"sources": [{"path": "unused.jsonl"}]},
+            "engine": {"max_num_seqs": 4, "enforce_eager": True, "cpu_kv_cache_gib": 1, "gpu_memory_utilization": 0.2},
+        }
+    )
+    model = ModelRef("tiny", tiny_model, "digest")
+    engine = VllmEngine(model, config, load_renderer(model, config.text))
+    yield engine
+    engine.close()
+
+
+def run(engine: Engine, *requests: Request) -> dict[str, Completion]:
+    found = list(engine.stream(iter(requests)))
+    assert len(found) == len(requests)
+    return {completion.id: completion for completion in found}
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="the vllm package is not installed")
+class TestVllm:
+    def test_greedy_and_scores_equal_transformers(
+        self, vllm_engine: Engine, model: ModelRef, make_config: Callable[..., RunConfig], renderer: Renderer, ask
+    ) -> None:
+        rows = [ask(f"g{i}", "word " * (i + 1), temperature=0) for i in range(10)]
+        rows += [ask("score", "rate this", score=(5, 17, 900))]
+        other = TransformersEngine(model, make_config(), renderer)
+        ours, theirs = run(vllm_engine, *rows), run(other, *rows)
+        for row in rows[:-1]:
+            assert ours[row.id] == theirs[row.id]
+        assert ours["score"].score_logprobs == pytest.approx(theirs["score"].score_logprobs, abs=1e-4)
+        assert set(ours["score"].score_logprobs) == {5, 17, 900}
+        assert ours["score"].n_tokens == 0
+
+    def test_a_seed_decides_its_row_whatever_else_is_running(self, vllm_engine: Engine, ask) -> None:
+        rows = [ask(f"s{i}", "hi", seed=2**62 + i, temperature=1.5) for i in range(6)]
+        together = run(vllm_engine, *rows)
+        assert len({completion.text for completion in together.values()}) == 6
+        assert run(vllm_engine, rows[3])["s3"] == together["s3"]
+
+    def test_stop_strings_are_cut(self, vllm_engine: Engine, ask) -> None:
+        free = run(vllm_engine, ask("f", "hi there", temperature=0, max_tokens=20))["f"]
+        stop = free.text[4:7]
+        found = run(vllm_engine, ask("f", "hi there", temperature=0, max_tokens=20, stop=[stop]))["f"]
+        assert (found.text, found.finish_reason) == (free.text[: free.text.index(stop)], "stop")
+
+    def test_a_request_beyond_the_context_is_an_error_and_not_cut(self, vllm_engine: Engine, ask) -> None:
+        huge = Request("huge", [5] * vllm_engine.context_length, ask("x", "x").sampling, 0)
+        found = run(vllm_engine, huge, ask("ok", "hi"))
+        assert found["huge"].finish_reason == "error"
+        assert found["ok"].finish_reason in ("stop", "length")
+
+    def test_requests_are_pulled_lazily_and_an_abandoned_stream_leaves_nothing_behind(
+        self, vllm_engine: Engine, ask
+    ) -> None:
+        pulled = []
+
+        def requests() -> Iterator[Request]:
+            for i in range(100):
+                pulled.append(i)
+                yield ask(str(i), "x", max_tokens=2)
+
+        stream = vllm_engine.stream(requests())
+        next(stream)
+        assert len(pulled) <= 12
+        stream.close()
+        assert run(vllm_engine, ask("after", "y"))["after"].finish_reason in ("stop", "length")
+
+
+def test_without_the_package_the_error_says_what_to_do(
+    model: ModelRef, make_config: Callable[..., RunConfig], renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.engines.vllm.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"engine\.kind: transformers"):
+        VllmEngine(model, make_config(kind="vllm"), renderer)
