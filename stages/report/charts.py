@@ -42,7 +42,7 @@ def histogram(
     """Stacked counts per bin; `cut` is a dashed vertical line. `stack` is drawn from the axis upwards."""
     totals = [sum(values) for values in zip(*(s.values for s in stack), strict=True)]
     frame = Frame(edges[0], edges[-1], 0, max(max(totals, default=0), 1))
-    parts = frame.axes(x_format, count, x_about=5)
+    parts = frame.axes(x_format, count, y_about=round(min(3, frame.y_high)), x_about=5)
     base = [0.0] * len(totals)
     for series in stack:
         for i, value in enumerate(series.values):
@@ -69,7 +69,7 @@ def histogram(
 def distributions(edges: Sequence[float], series: Sequence[Series], label: str, *, x_format: Format = short) -> Markup:
     """Counts per bin of several groups as outlines over one another; the first is filled lightly."""
     frame = Frame(edges[0], edges[-1], 0, max([1.0, *(max(s.values, default=0) for s in series)]))
-    parts = frame.axes(x_format, count, x_about=5)
+    parts = frame.axes(x_format, count, y_about=round(min(3, frame.y_high)), x_about=5)
     for index, group in enumerate(series):
         points = [(frame.x(edges[0]), frame.y(0))]
         for i, value in enumerate(group.values):

@@ -49,20 +49,23 @@ def cards(tables: Tables, conflicts: Sequence[Conflicts], results: Sequence[Resu
 
 
 def _accuracy(results: Sequence[Results]) -> list[Card]:
-    """Preference accuracy over all languages on the first split that has it, of the last evaluated round."""
-    for result in reversed(results):
-        for split, _, measured in result.splits:
-            for one in measured:
-                row = next((r for r in one.rows if r.language == ALL), None)
-                if one.name != "accuracy" or row is None or row.after is None:
-                    continue
-                value = f"{percent(row.before, 1)} → {percent(row.after, 1)}"
-                detail = f"before → after training, {count(row.n)} {split} pairs"
-                if row.after_interval:
-                    low, high = row.after_interval
-                    detail += f"; after: 95% interval {percent(low, 1)} to {percent(high, 1)}"
-                return [Card("Held-out accuracy", value, detail)]
-    return []
+    """Preference accuracy over all languages on test or authored pairs, whichever are more, of the last round."""
+    rows = [
+        (row.n, split == "test", split, row)
+        for result in results[-1:]
+        for split, _, measured in result.splits
+        for one in measured
+        for row in one.rows
+        if split in ("test", "authored") and one.name == "accuracy" and row.language == ALL and row.after is not None
+    ]
+    if not rows:
+        return []
+    n, _, split, row = max(rows, key=lambda found: found[:2])
+    detail = f"before → after training, {count(n)} {split} pairs"
+    if row.after_interval:
+        low, high = row.after_interval
+        detail += f"; after: 95% interval {percent(low, 1)} to {percent(high, 1)}"
+    return [Card("Held-out accuracy", f"{percent(row.before, 1)} → {percent(row.after, 1)}", detail)]
 
 
 def facts(config: RunConfig, manifests: Sequence[StageManifest]) -> list[tuple[str, str]]:

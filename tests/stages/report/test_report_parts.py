@@ -16,6 +16,7 @@ from stages.report.conflicts import conflicts
 from stages.report.data import Tables
 from stages.report.distributions import scores, sides
 from stages.report.flow import flows
+from stages.report.headline import cards
 from stages.report.results import results
 from stages.report.svg import element, ticks
 from stages.report.text import clip, fixed, number, percent, seconds, visible
@@ -224,3 +225,19 @@ def test_the_browser_reads_both_sides_best_first(build_run):
         assert found == sorted(found, reverse=True) and len(found) == 10
         assert {pair.reason for pair in pairs} == reasons
     assert shown.kept_total + shown.dropped_total == len(pl.read_parquet(builder.run.inputs["scores:0"]))
+
+
+def test_the_headline_takes_the_larger_of_test_and_authored_pairs_and_never_unseen(build_run):
+    builder = build_run(languages=["en", "de"], per_language=12)
+    rows = [
+        {"model": model, "split": split, "language": "all", "metric": "accuracy", "value": value, "n": n}
+        for split, n, before, after in (("test", 3, 1.0, 1.0), ("authored", 12, 0.25, 0.5), ("unseen", 90, 0.9, 0.9))
+        for model, value in (("before", before), ("after", after))
+    ]
+    builder.write("evaluation:0", [row | {"low": None, "high": None} for row in rows])
+    tables = Tables(builder.run.inputs)
+    shown = {card.title: card for card in cards(tables, [], [results(tables, 0, [])])}
+    assert shown["Held-out accuracy"].value == "25.0% → 50.0%"
+    assert "12 authored pairs" in shown["Held-out accuracy"].detail
+    total = len(pl.read_parquet(builder.run.inputs["pairs:0"]))
+    assert shown["Preference pairs"].value == str(total)
