@@ -19,7 +19,7 @@ ready    := $(VENV)/.ready-$(call digest,locks/$(platform).txt pyproject.toml)
 resolve   = $(UV) pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
             --custom-compile-command "make locks" $(UPGRADE)
 
-.PHONY: help install demo test lint docs benchmarks locks clean distclean
+.PHONY: help environment install demo test lint docs locks clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -28,7 +28,9 @@ help: ## this list
 	    printf '%-18s %s\n' "$$target" "$$text"; done
 	@echo "Platform: $(platform) (PLATFORM=cpu or PLATFORM=cuda overrides)"
 
-install: $(ready) ## make .venv from the platform's lock
+install: $(ready) ## make .venv from the platform's lock, with this project in it
+
+environment: $(locked) ## the same without this project (a container's cached layer)
 
 $(locked):
 	@sh locks/install.sh "$(VENV)" "$(platform)" "$(PYTHON)"
@@ -51,11 +53,7 @@ lint: $(ready) ## ruff, mypy, import-linter
 	"$(VENV)/bin/lint-imports"
 
 docs: $(ready) ## rewrite the parts of docs/ that are generated from the code
-	$(run) docs.generate
-
-benchmarks: ## how the figures in docs/benchmarks.md were measured
-	@ls benchmarks/*.py | while read -r file; do echo "$(run) $$(echo "$$file" | sed 's/\.py$$//; s|/|.|g') --help"; done
-
+	$(run) schemas.docs
 
 locks: ## resolve locks/*.in with uv, keeping versions that still fit (UPGRADE=--upgrade: take the newest)
 	$(resolve) --extra torch --extra dev pyproject.toml locks/cpu.in -o locks/cpu.txt \

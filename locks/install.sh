@@ -11,7 +11,7 @@ platform=$2
 python=${3:-}
 lock=$(dirname "$0")/$platform.txt
 log=$venv/install.log
-export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PYTHONUNBUFFERED=1
 
 refuse() {
     printf 'error: %s\n' "$@" >&2
@@ -32,6 +32,9 @@ if [ -z "$python" ]; then
     [ -n "$python" ] || refuse "no Python 3.11, 3.12 or 3.13 found; name one: make PYTHON=/path/to/python3.11"
 fi
 supported "$python" || refuse "PYTHON=$python: the locks are for Python 3.11, 3.12 and 3.13."
+[ "$platform" != cpu ] || "$python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || refuse \
+    "vLLM on a CPU needs the system library libnuma.so.1, which this machine lacks." \
+    "Install it (Debian, Ubuntu: apt-get install libnuma1; Fedora: dnf install numactl-libs) and run the command again."
 
 packages=$(grep -c '==' "$lock")
 started=$(date +%s)
