@@ -79,7 +79,7 @@ def load_rubric(template: str, language: str) -> Rubric:
             fix="data/rubrics/README.md lists the keys.",
         ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"A judge rubric cannot be read: {error}", where=str(path)) from error
+        raise UserError(f"A judge rubric cannot be read: {' '.join(str(error).split())}", where=str(path)) from error
 
 
 def _path(name: str) -> Path:

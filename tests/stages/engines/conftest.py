@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from engine_support import Recorder
 
 from schemas.config import RunConfig
 from schemas.config.model import Sampling
@@ -65,23 +66,6 @@ def ask(renderer: Renderer) -> Callable[..., Request]:
     return make
 
 
-class Silent:
-    """A Progress that keeps notes and the amount done."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.done = 0
-
-    def total(self, amount: int, unit: str) -> None:
-        pass
-
-    def advance(self, amount: int = 1, **rates: float) -> None:
-        self.done += amount
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-
 @pytest.fixture
-def progress() -> Silent:
-    return Silent()
+def progress() -> Recorder:
+    return Recorder()
