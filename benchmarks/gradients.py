@@ -1,12 +1,10 @@
-"""Time per pair of the sketch pass against a plain DPO loss.backward(), same batch, model and
-machine.
+"""Time per pair of the sketch pass against a plain DPO loss.backward(), same batch, model and machine.
 
-    python benchmarks/gradients.py [--model FOLDER] [--dtype bfloat16] [--pairs 2] [--tokens 320]
-    [--device cpu]
+    python benchmarks/gradients.py [--model FOLDER] [--dtype bfloat16] [--pairs 2] [--tokens 320] [--device cpu]
 
-The DPO side: all weights trainable, no optimizer step, no reference pass, logits at completion
-positions only. Without --model, a Qwen2-like model of about 0.36B parameters with random weights.
-Each side runs --repeats times after one warm-up, alternating; the best run counts, since other work on the machine only adds time.
+The DPO side: all weights trainable, no optimizer step, no reference pass, logits at completion positions only. Without
+--model: a Qwen2-like model of 0.36B parameters, random weights. Each side runs --repeats times after one warm-up,
+alternating; the best run counts, since other work on the machine only adds time.
 """
 
 from __future__ import annotations
@@ -38,13 +36,8 @@ def load(folder: str | None, dtype: torch.dtype, device: str) -> nn.Module:
     if folder is not None:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
     config = Qwen2Config(
-        vocab_size=65_536,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=20,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
+        **{"vocab_size": 65_536, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 20},
+        **{"num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True},
     )
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config, dtype=dtype).to(device)
