@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.config.training import TrainConfig
@@ -38,6 +38,7 @@ def test_max_steps_is_an_upper_bound() -> None:
         plan_batches(100, TrainConfig(max_steps=0))
 
 
+@settings(deadline=None, print_blob=True)  # the promise is arithmetic, not speed
 @given(st.integers(1, 500), st.integers(1, 8), st.integers(1, 8), st.floats(0.01, 5))
 def test_steps_cover_the_epochs(pairs: int, micro: int, accumulation: int, epochs: float) -> None:
     batch = micro * accumulation
