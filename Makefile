@@ -58,7 +58,7 @@ docs: $(ready) ## rewrite the parts of docs/ that are generated from the code
 locks: ## resolve locks/*.in with uv, keeping versions that still fit (UPGRADE=--upgrade: take the newest)
 	$(resolve) --extra torch --extra dev pyproject.toml locks/cpu.in -o locks/cpu.txt \
 	    --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec --no-emit-package triton
-	$(resolve) --extra cuda --extra dev pyproject.toml locks/cuda.in -o locks/cuda.txt
+	unset UV_INDEX UV_EXTRA_INDEX_URL UV_FIND_LINKS; $(resolve) --extra cuda --extra dev pyproject.toml locks/cuda.in -o locks/cuda.txt
 
 clean: ## remove caches and build output; keeps .venv and runs
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
