@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from rich.console import Console
@@ -104,12 +105,18 @@ def _accuracy(folder: Path, round_: int) -> Table | None:
         table.add_column(name)
     for split in frame["split"].unique(maintain_order=True):
         rows = {row["model"]: row for row in frame.filter(pl.col("split") == split).iter_rows(named=True)}
-        cells = [
-            f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})" if (row := rows.get(model)) else ""
-            for model in ("before", "after")
-        ]
+        cells = [_measured(rows.get(model)) for model in ("before", "after")]
         table.add_row(split, *cells, str(next(iter(rows.values()))["n"]))
     return table
+
+
+def _measured(row: dict[str, Any] | None) -> str:
+    """`0.625 (0.410 to 0.800)`; few items have no interval."""
+    if row is None or row["value"] is None:
+        return ""
+    if row["low"] is None or row["high"] is None:
+        return f"{row['value']:.3f}"
+    return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
 
 
 def _read(folder: Path, table: str, round_: int) -> pl.DataFrame | None:

@@ -61,7 +61,7 @@ STAGES: tuple[StageSpec, ...] = (
         "stages.pairs.stage:Pairs",
         ("prompts?", "candidates?", "judgements?"),
         ("pairs",),
-        ("languages", "pairs", "text"),
+        ("languages", "pairs", "text", "generate.sampling"),
         ("policy",),
     ),
     StageSpec(
@@ -85,7 +85,7 @@ STAGES: tuple[StageSpec, ...] = (
         "select",
         "table",
         "stages.select.stage:Select",
-        ("pairs", "scores", "gradients"),
+        ("pairs", "scores"),
         ("curated", "rejected"),
         ("select",),
     ),

@@ -17,9 +17,20 @@ import pytest
 from schemas.manifests import StageManifest
 from schemas.tables import TABLES, gradients_schema
 
-ROUND_TABLES = (
-    ["candidates", "judgements", "pairs", "gradients", "scores", "gram", "directions", "curated", "rejected", "metrics", "evaluation", "answers"]
-)
+ROUND_TABLES = [
+    "candidates",
+    "judgements",
+    "pairs",
+    "gradients",
+    "scores",
+    "gram",
+    "directions",
+    "curated",
+    "rejected",
+    "metrics",
+    "evaluation",
+    "answers",
+]
 
 
 def table_bytes(root: Path) -> dict[str, bytes]:
@@ -144,7 +155,8 @@ def test_tables_are_equal_for_any_number_of_workers(whole_run, write_tiny, pipel
     path = write_tiny(execution__workers=workers)
     pipeline_command("run", str(path), "--until", "conflict")
     alone = table_bytes(whole_run[1])
-    assert (got := table_bytes(tmp_path / "runs/t"))
+    got = table_bytes(tmp_path / "runs/t")
+    assert got
     for name, content in got.items():
         assert content == alone[name], name
 

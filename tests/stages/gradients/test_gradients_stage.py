@@ -23,7 +23,23 @@ from stages.gradients.store import unpack_sketches
 from stages.text.render import load_renderer
 from tests.stages.stage_context import context, shards
 
-WORDS = ["rain", "sun", "moon", "river", "stone", "light", "winter", "apple", "number", "seven", "letter", "never", "always", "green", "house"]
+WORDS = [
+    "rain",
+    "sun",
+    "moon",
+    "river",
+    "stone",
+    "light",
+    "winter",
+    "apple",
+    "number",
+    "seven",
+    "letter",
+    "never",
+    "always",
+    "green",
+    "house",
+]
 
 
 def config(**changes) -> RunConfig:
