@@ -17,7 +17,7 @@ LANGUAGES = ("en", "de", "zh")
 
 def tiny_config(tmp_path: Path, model: Path, **changes: object) -> dict:
     """The config of a run that takes seconds; `a__b=1` sets a.b."""
-    prompts = tmp_path / "prompts"
+    prompts = model.parent / "prompts"  # one place for all runs of a session: the source column names it
     prompts.mkdir(exist_ok=True)
     for language in (*LANGUAGES, "it"):
         source = files("data").joinpath(f"prompts/{language}.jsonl").read_text(encoding="utf-8").splitlines()
