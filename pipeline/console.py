@@ -20,6 +20,8 @@ from rich.progress import (
 from rich.text import Text
 
 _PLAIN_SECONDS = 10.0
+_FORESEEABLE = 0.05
+"""Least share of the work left at the start that must be done before the time left is guessed."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
 
@@ -37,7 +39,7 @@ class Display:
 
     def say(self, message: str, style: str = "") -> None:
         """One line for people."""
-        self.console.print(Text(printable(message), style=style))
+        self.console.print(Text(printable(message), style=style), soft_wrap=not self.console.is_terminal)
 
     def stage(self, title: str) -> StageBar:
         """Progress of one stage; a context manager."""
@@ -49,7 +51,7 @@ class StageBar:
 
     def __init__(self, console: Console, title: str) -> None:
         self._console, self._title = console, title
-        self._done, self._total, self._unit = 0, 0, ""
+        self._before, self._done, self._total, self._unit = 0, 0, 0, ""
         self._begun = self._said = time.monotonic()
         self._live = Progress(
             SpinnerColumn(),
@@ -78,7 +80,7 @@ class StageBar:
 
     def total(self, amount: int, unit: str, done: int = 0) -> None:
         """The work there is, `done` of it before this run."""
-        self._total, self._unit, self._done = amount, unit, done
+        self._total, self._unit, self._done, self._before = amount, unit, done, done
         self._begun = time.monotonic()
         if self._task is not None:
             self._live.reset(self._task, total=amount or None, completed=done, unit=unit, rates="")
@@ -93,16 +95,17 @@ class StageBar:
             self._live.update(self._task, advance=amount, rates=shown)
         elif time.monotonic() - self._said >= _PLAIN_SECONDS:
             self._said = time.monotonic()
-            self._console.print(Text(f"  {self._title}: {self._plain()}  {shown}".rstrip()))
+            self._console.print(Text(f"  {self._title}: {self._plain()}  {shown}".rstrip()), soft_wrap=True)
 
     def say(self, message: str) -> None:
         """A line above the bar."""
-        self._console.print(Text(f"  {printable(message)}", style="yellow"))
+        self._console.print(Text(f"  {printable(message)}", style="yellow"), soft_wrap=not self._console.is_terminal)
 
     def _plain(self) -> str:
         spent = time.monotonic() - self._begun
         if not self._total:
-            return f"{self._done:,} {self._unit} in {spent:.0f} s"
-        left = spent / self._done * (self._total - self._done) if self._done else None
-        eta = f", about {left:.0f} s left" if left is not None else ""
+            return f"{self._done:,} {self._unit}".rstrip() + f" in {spent:.0f} s"
+        now, left = self._done - self._before, self._total - self._done
+        known = now >= _FORESEEABLE * (now + left)
+        eta = f", about {spent / now * left:.0f} s left" if now and known else ""
         return f"{self._done:,} of {self._total:,} {self._unit}{eta}"

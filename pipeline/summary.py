@@ -17,7 +17,7 @@ from pipeline.inspect import table_files
 from pipeline.status import states_of
 from schemas.config import RunConfig
 from schemas.errors import UserError
-from schemas.manifests import StageManifest
+from schemas.manifests import StageManifest, Tally
 
 
 def print_summary(config: RunConfig) -> None:
@@ -25,8 +25,9 @@ def print_summary(config: RunConfig) -> None:
     folder = config.folder
     console = Console(highlight=False)
     manifests = [state.manifest for state in states_of(folder) if state.manifest]
-    console.print("\nRows kept / in, by stage and language", style="italic")
-    console.print(_rows(manifests))
+    console.print("\nRows kept, of how many, by stage and language", style="italic")
+    for part in _rows(manifests, console.width):
+        console.print(part, end="\n\n")
     for manifest in manifests:
         for line in _reasons(manifest):
             console.print(Text(printable(line), style="dim"))
@@ -45,20 +46,44 @@ def print_summary(config: RunConfig) -> None:
     console.print(Text(printable(_next(folder, manifests))))
 
 
-def _rows(manifests: list[StageManifest]) -> Table:
-    """kept/in per stage and language."""
+def _rows(manifests: list[StageManifest], width: int) -> list[Table]:
+    """Rows kept, of how many: a line per language, a column per stage and unit; as many tables as `width` asks for."""
     languages = sorted({t.language for m in manifests for t in m.tallies})
-    table = Table(box=None, pad_edge=False)
-    table.add_column("stage")
-    for name in ("all", *languages):
-        table.add_column(name, justify="right")
+    first = ["", *languages, "all"]
+    tables, used = [], width
     for manifest in manifests:
         for row in totals(manifest.tallies):
-            by_language = {t.language: t for t in manifest.tallies if t.unit == row["unit"]}
-            cells = [f"{t.kept}/{t.rows_in}" if (t := by_language.get(name)) else "" for name in languages]
-            title = manifest.stage if manifest.round == 0 else f"{manifest.stage} {manifest.round}"
-            table.add_row(f"{title} ({row['unit']}s)", f"{row['kept']:,}/{row['in']:,}", *cells)
+            title = f"{manifest.stage} {manifest.round}" if manifest.round else manifest.stage
+            found = [_tally(manifest, row["unit"], language) for language in languages]
+            cells = [_kept_of(t.kept, t.rows_in) if t else "" for t in found]
+            column = [f"{title}\n{row['unit']}s", *cells, _kept_of(row["kept"], row["in"])]
+            needed = 2 + max(len(line) for cell in column for line in cell.split("\n"))
+            if used + needed > width:
+                tables.append([first])
+                used = max(len(name) for name in first)
+            tables[-1].append(column)
+            used += needed
+    return [_table(columns) for columns in tables]
+
+
+def _table(columns: list[list[str]]) -> Table:
+    """Columns of a header and its cells; the last row is their sum."""
+    table = Table(box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column[0], justify="right" if number else "left", no_wrap=True)
+    *rows, last = zip(*(column[1:] for column in columns), strict=True)
+    for cells in rows:
+        table.add_row(*cells)
+    table.add_row(*last, style="bold")
     return table
+
+
+def _tally(manifest: StageManifest, unit: str, language: str) -> Tally | None:
+    return next((t for t in manifest.tallies if (t.unit, t.language) == (unit, language)), None)
+
+
+def _kept_of(kept: int, rows_in: int) -> str:
+    return f"{kept:,}" if kept == rows_in else f"{kept:,}/{rows_in:,}"
 
 
 def _reasons(manifest: StageManifest) -> list[str]:

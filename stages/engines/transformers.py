@@ -6,19 +6,18 @@ a function of that shard. Suffixes: B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from itertools import groupby, islice
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LogitsProcessor, StoppingCriteria
+from transformers import LogitsProcessor, StoppingCriteria
 
 from schemas.config import RunConfig
-from schemas.errors import UserError
 from stages.contract import ModelRef
-from stages.engines.base import Completion, Request, context_length, first_line, too_long
+from stages.engines.base import Completion, Request, context_length, too_long
 from stages.engines.sampling import RowSampler
+from stages.models.load import device_of, dtype_of, free_memory, load_causal_lm, settle_threads
 from stages.text.render import Renderer
 
 
@@ -28,14 +27,9 @@ class TransformersEngine:
     def __init__(self, model: ModelRef, config: RunConfig, renderer: Renderer) -> None:
         self.renderer = renderer
         self._batch_size = config.engine.batch_size
-        self._device = _device(config)
-        if config.execution.deterministic:
-            # The number of threads changes the order of float sums, and with it the last bits.
-            torch.set_num_threads(1)
-            torch.use_deterministic_algorithms(True)
-        elif config.execution.threads:
-            torch.set_num_threads(config.execution.threads)
-        self._model = _load(model, config).to(self._device).eval()
+        self._device = device_of(config)
+        settle_threads(config)
+        self._model = load_causal_lm(model, dtype_of(config), self._device, config.model.trust_remote_code)
         self.context_length = context_length(self._model.config, config)
         ends = self._model.generation_config.eos_token_id
         ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
@@ -60,9 +54,7 @@ class TransformersEngine:
     def close(self) -> None:
         """Drop the model."""
         del self._model
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory()
 
     @torch.inference_mode()
     def _run(self, batch: list[Request]) -> Iterator[Completion]:
@@ -144,33 +136,3 @@ class _Watcher(StoppingCriteria):
         for row, new_T in enumerate(input_ids[:, self._width :].tolist()):
             self._done[row] = self._done[row] or self._engine.ended(self._batch[row], new_T)
         return torch.tensor(self._done, device=input_ids.device)
-
-
-def _device(config: RunConfig) -> torch.device:
-    wanted = config.execution.device
-    if config.execution.deterministic or wanted == "cpu":
-        return torch.device("cpu")
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "There is no CUDA device", where="execution.device", fix="Set execution.device: cpu, or check the driver."
-        )
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _load(model: ModelRef, config: RunConfig) -> Any:
-    dtype = torch.bfloat16 if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            str(model.path),
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=config.model.trust_remote_code,
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise UserError(
-            f"The model {model.name} cannot be loaded: {first_line(error)}",
-            where=str(model.path),
-            fix="Check that transformers knows this architecture; code shipped with a model needs "
-            "model.trust_remote_code: true.",
-        ) from error

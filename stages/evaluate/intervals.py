@@ -13,22 +13,25 @@ import numpy as np
 
 Z = 1.959963984540054
 RESAMPLES = 2000
+FEW = 8
+"""Below this many groups their resamples are too alike: a bootstrap interval would be far too narrow."""
 _CELLS = 4_000_000
 
 
-def interval(values: Sequence[float], groups: Sequence[str], seed: int) -> tuple[float, float] | None:
-    """The 95% interval of the mean of `values` (one group per value); None for fewer than two groups.
+def interval(values: Sequence[float], groups: Sequence[str], seed: int, share: bool) -> tuple[float, float] | None:
+    """The 95% interval of the mean of `values` (one group per value); None where there are too few groups for one.
 
-    Wilson's for shares (values 0 or 1, no group twice), else a percentile bootstrap over groups, seeded. A share whose
-    values are all alike has no spread to resample: Wilson's with the number of groups as n, the cautious choice.
+    share: the values say what happened (1), did not (0) or was a tie (one half). Wilson's interval with the number of
+    groups as n is exact for shares without ties and without a group twice, and the cautious choice where resampling
+    sees too little: fewer than `FEW` groups, or values that are all alike. Anything else is a percentile bootstrap over
+    whole groups, seeded.
     """
     count = len(set(groups))
-    if count < 2:
-        return None
-    share = set(values) <= {0.0, 1.0}
-    if share and (count == len(values) or len(set(values)) == 1):
-        return wilson(sum(values) / len(values), count)
-    return bootstrap(values, groups, seed)
+    if share and count > 1:
+        simple = count == len(values) and set(values) <= {0.0, 1.0}
+        if simple or count < FEW or len(set(values)) == 1:
+            return wilson(sum(values) / len(values), count)
+    return bootstrap(values, groups, seed) if count >= FEW else None
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

@@ -27,6 +27,15 @@ from stages.evaluate.intervals import interval
 
 BEFORE, AFTER, CHANGE = "before", "after", "after vs before"
 ALL = "all"
+_SHARES = {
+    "accuracy",
+    "implicit_reward_accuracy",
+    "answer_language",
+    "truncated",
+    "win_rate",
+    "win_rate_self_judged",
+    "judge_consistency",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +68,8 @@ def evaluation_table(items: Iterable[Item], expected: Iterable[tuple[str, str, s
 def _row(key: tuple[str, str, str, str], items: list[Item], seed: int) -> dict[str, Any]:
     model, split, language, metric = key
     values = [item.value for item in items]
-    bounds = interval(values, [item.group_id for item in items], seed_for(seed, "interval", *key))
+    groups = [item.group_id for item in items]
+    bounds = interval(values, groups, seed_for(seed, "interval", *key), metric in _SHARES)
     return {
         "model": model,
         "split": split,

@@ -15,7 +15,7 @@ from stages.evaluate.answers import complete
 from stages.evaluate.heldout import HeldOutPrompt
 from stages.evaluate.metrics import CHANGE, Item
 from stages.judge.answer_tokens import AnswerTokens, all_ids
-from stages.judge.pairwise import choice_tokens, pairwise_prompt, probability_of_a
+from stages.judge.pairwise import choice_tokens, pairwise_ids, probability_of_a
 from stages.judge.rubric import Rubric, load_rubric
 from stages.text.language import same_language
 from stages.text.messages import comparable
@@ -97,7 +97,7 @@ class Comparison:
         rubric = self._rubric(match.prompt.language)
         for order in _ORDERS:
             first, second = (match.after, match.before) if order == _ORDERS[0] else (match.before, match.after)
-            ids = self._renderer.prompt_ids(pairwise_prompt(rubric, match.prompt.prompt, first, second))
+            ids = pairwise_ids(self._renderer, rubric, match.prompt.prompt, first, second, self._tokens)
             yield Request(
                 _request_id(match, order),
                 ids,

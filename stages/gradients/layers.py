@@ -14,6 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from stages.gradients.projections import LayerShape
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_WORTH_NAMING = 0.001
+"""Least share of the model's parameters for a kind of parameter to be named in a summary."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,11 @@ class Coverage:
         for name, count in self.left_out.items():
             kind = ".".join(part for part in name.split(".") if not part.isdigit())
             by_kind[kind] = by_kind.get(kind, 0) + count
-        parts = [
-            f"{kind} {count / self.total_parameters:.2%}"
-            for kind, count in sorted(by_kind.items(), key=lambda item: (-item[1], item[0]))
-        ]
+        ranked = sorted(by_kind.items(), key=lambda item: (-item[1], item[0]))
+        large = [(kind, count) for kind, count in ranked if count >= _WORTH_NAMING * self.total_parameters]
+        parts = [f"{kind} {count / self.total_parameters:.1%}" for kind, count in large]
+        if small := sum(count for _, count in ranked[len(large) :]):
+            parts.append(f"biases, norms and the like {small / self.total_parameters:.2%}")
         left = "; left out: " + ", ".join(parts) if parts else ""
         return f"{len(self.layers)} layers, {self.share:.1%} of {self.total_parameters:,} parameters{left}"
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from schemas.config.sources import PromptFields, PromptSource
 from schemas.errors import UserError
@@ -17,7 +18,7 @@ from schemas.tables import TABLES
 from stages.contract import Account, Context, Drop, Rows, Stopped, tally
 from stages.prompts.duplicates import Deduplicator
 from stages.sources import Batch, columns_of, read_rows
-from stages.text.assign import RunLanguages, Splitter, group_of
+from stages.text.assign import UNSEEN, RunLanguages, Splitter, group_of
 from stages.text.language import UNKNOWN
 from stages.text.messages import BadRow, Messages, read_prompt, spoken
 
@@ -40,7 +41,9 @@ class Prompts:
     """TableStage: sources -> prompts. Units: rows of the sources, in their order.
 
     Drop reasons: empty, not_text, tool_calls, unknown_role, no_user_turn; invalid_language, language_not_in_run,
-    no_language, low_confidence, wrong_language; too_short, too_long; duplicate, near_duplicate.
+    no_language, low_confidence, wrong_language; too_short, too_long; duplicate, near_duplicate;
+    translation_of_training (a row of an unseen language whose translation group is trained on in another language:
+    answering it would show what was trained on). Rows of unseen languages come last.
     Raises UserError for unusable sources, a split that is none, or a seen language without a training prompt.
     """
 
@@ -65,6 +68,8 @@ class _Run:
         self.deduplicators = {code: Deduplicator(threshold) for code in self.languages.codes}
         self.rows_in: Counter[str] = Counter()
         self.kept: Counter[tuple[str, str]] = Counter()
+        self.trained_groups: set[str] = set()
+        self.unseen: list[pa.Table] = []
         self.drops: list[Drop] = []
 
     def run(self) -> Iterator[Rows | Account]:
@@ -76,9 +81,15 @@ class _Run:
             for batch in batches:
                 if self.ctx.stop():
                     raise Stopped
-                if rows := self._batch(batch, source.fields):
-                    yield Rows("prompts", pa.Table.from_pylist(rows, schema=_SCHEMA))
+                table = pa.Table.from_pylist(self._batch(batch, source.fields), schema=_SCHEMA)
+                is_unseen = pc.equal(table["split"], UNSEEN)
+                self.unseen.append(table.filter(is_unseen))
+                if len(seen := table.filter(pc.invert(is_unseen))):
+                    yield Rows("prompts", seen)
                 self.ctx.progress.advance(len(batch.rows))
+        for table in self.unseen:
+            if len(clean := self._without_translations(table)):
+                yield Rows("prompts", clean)
         tallies = tally("row", self.rows_in.elements(), self.drops)
         self._check_train(tallies)
         if self.splitter.moved:
@@ -142,6 +153,8 @@ class _Run:
         split = self.splitter.split(language, group_id, override, row.row_id)
         self.rows_in[language] += 1
         self.kept[language, split] += 1
+        if split == "train":
+            self.trained_groups.add(group_id)
         return {
             "prompt_id": prompt_id,
             "group_id": group_id,
@@ -152,6 +165,15 @@ class _Run:
             "source": source,
             "source_row": row.number,
         }
+
+    def _without_translations(self, table: pa.Table) -> pa.Table:
+        """Rows of unseen languages whose group is not trained on; the others are dropped."""
+        trained = pc.is_in(table["group_id"], value_set=pa.array(self.trained_groups, pa.string()))
+        for row in table.filter(trained).select(["source", "source_row", "language", "group_id"]).to_pylist():
+            row_id, language = f"{row['source']}:{row['source_row']}", row["language"]
+            self.kept[language, UNSEEN] -= 1
+            self.drops.append(Drop("row", row_id, language, "translation_of_training", f"group {row['group_id']}"))
+        return table.filter(pc.invert(trained))
 
     def _drop(self, row: _Row, bad: BadRow) -> bool:
         language = row.language or UNKNOWN

@@ -14,6 +14,7 @@ from schemas.ids import unit_interval
 from stages.text.language import UNKNOWN, identify, same_language, unidentifiable
 from stages.text.messages import BadRow, clean
 
+UNSEEN = "unseen"
 _SPLITS = ("train", "dev", "test")
 
 
@@ -110,7 +111,7 @@ class Splitter:
                 fix="The column named in fields.split holds train, dev or test, or nothing for the hash split.",
             )
         if language in self._unseen:
-            return "unseen"
+            return UNSEEN
         hashed = self._hashed(group_id)
         if self._groups is None:
             return hashed

@@ -132,7 +132,13 @@ def test_curated_loads_into_datasets_and_the_model_into_transformers(whole_run, 
 
 def test_the_summary_shows_rows_conflict_and_accuracy(whole_run):
     _, _, done = whole_run
-    for text in ("Rows kept / in", "Cosine between the languages", "Preference accuracy", "authored", "report.html"):
+    for text in (
+        "Rows kept, of how many",
+        "Cosine between the languages",
+        "Preference accuracy",
+        "authored",
+        "report.html",
+    ):
         assert text in done.stdout
 
 

@@ -21,9 +21,9 @@ def test_wilson_matches_the_roots_of_its_defining_equation() -> None:
 
 def test_shares_get_wilson_and_half_values_the_bootstrap() -> None:
     groups = [f"g{i}" for i in range(10)]
-    assert interval([1.0] * 8 + [0.0] * 2, groups, 0) == wilson(0.8, 10)
+    assert interval([1.0] * 8 + [0.0] * 2, groups, 0, share=True) == wilson(0.8, 10)
     halves = [1.0] * 7 + [0.5] + [0.0] * 2
-    assert interval(halves, groups, 3) == bootstrap(halves, groups, 3)
+    assert interval(halves, groups, 3, share=True) == bootstrap(halves, groups, 3)
 
 
 def test_the_bootstrap_of_a_large_sample_is_the_normal_interval() -> None:
@@ -39,12 +39,23 @@ def test_translations_of_a_task_do_not_narrow_the_interval() -> None:
     assert bootstrap(values * 3, groups * 3, 5) == pytest.approx(bootstrap(values, groups, 5))
 
 
-def test_equal_seeds_give_equal_intervals_and_too_little_gives_none() -> None:
-    values, groups = [0.5, 1.0, 0.0], ["a", "b", "c"]
-    assert interval(values, groups, 1) == interval(values, groups, 1)
-    assert interval([1.0], ["a"], 0) is None and interval([1.0, 0.0], ["a", "a"], 0) is None
+def test_equal_seeds_give_equal_intervals() -> None:
+    values, groups = [0.5, 1.0, 0.0] * 4, [f"g{i}" for i in range(12)]
+    assert interval(values, groups, 1, True) == interval(values, groups, 1, True) == bootstrap(values, groups, 1)
 
 
-def test_a_unanimous_share_over_translations_is_not_certain() -> None:
-    low, high = interval([1.0] * 12, ["a", "b", "c"] * 4, 0) or (0.0, 0.0)
-    assert high == 1.0 and low == pytest.approx(wilson(1.0, 3)[0])
+def test_few_groups_get_the_cautious_interval_or_none() -> None:
+    values, groups = [0.75, 0.8, 0.7], ["a", "b", "c"]
+    assert interval(values, groups, 0, share=False) is None
+    assert interval([1.0], ["a"], 0, True) is None and interval([1.0, 0.0], ["a", "a"], 0, True) is None
+    assert interval([1.0, 1.0, 0.0, 0.5], ["a", "a", "b", "b"], 0, share=True) == wilson(0.625, 2)
+
+
+def test_unanimous_shares_are_not_certain() -> None:
+    groups = [f"g{i}" for i in range(10)] * 2
+    assert interval([1.0] * 20, groups, 0, share=True) == wilson(1.0, 10)
+    assert interval([0.5] * 20, groups, 0, share=True) == wilson(0.5, 10)
+
+
+def test_a_change_that_is_nowhere_has_no_width_and_is_not_a_share() -> None:
+    assert interval([0.0] * 10, [f"g{i}" for i in range(10)], 0, share=False) == (0.0, 0.0)

@@ -46,7 +46,7 @@ def test_figures_equal_an_independent_computation(bench: Any, run_evaluate: Any)
     change = result.value("after vs before", "test", "en", "logp_chosen_change")
     expected = [a[0] - b[0] for a, b in zip(sides["after"], sides["before"], strict=True)]
     assert change["value"] == pytest.approx(sum(expected) / 3, abs=1e-5)
-    assert change["low"] <= change["value"] <= change["high"]
+    assert change["low"] is None, "three groups are too few for a bootstrap"
 
 
 def test_every_split_and_language_and_all_are_reported_and_counts_balance(bench: Any, run_evaluate: Any) -> None:

@@ -20,7 +20,11 @@ ENGLISH = [
     "How many minutes are there between half past two and five o'clock?",
     "Summarise the plot of Little Red Riding Hood in two sentences.",
 ]
-GERMAN = ["Warum fallen die Blätter im Herbst von den Bäumen, und wozu dient das?"]
+GERMAN = [
+    "Warum fallen die Blätter im Herbst von den Bäumen, und wozu dient das?",
+    "Erkläre bitte in einem Satz, was ein Thermometer eigentlich misst.",
+    "Welche Zutaten braucht man für einen einfachen Apfelkuchen?",
+]
 
 
 def config(
@@ -49,7 +53,9 @@ def reasons(outcome: Any) -> dict[str, str]:
     return {drop.row_id.rsplit(":", 1)[1]: drop.reason for drop in outcome.drops}
 
 
-def test_shipped_prompts_are_all_kept_in_source_order(run_stage: Callable[..., Any]) -> None:
+def test_shipped_prompts_are_kept_in_source_order_but_for_translations_of_training(
+    run_stage: Callable[..., Any],
+) -> None:
     seen, unseen = ["en", "de", "es", "fr", "ru", "zh", "ja", "ar", "hi", "sw"], ("it", "ko", "th")
     source = {"path": "package:prompts/{language}.jsonl"}
     outcome = run_stage(Prompts(), config([source], seen, unseen, dev_fraction=0.1, test_fraction=0.2))
@@ -59,7 +65,10 @@ def test_shipped_prompts_are_all_kept_in_source_order(run_stage: Callable[..., A
         for line in data_path(f"prompts/{code}.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     found = outcome.rows("prompts")
-    assert outcome.drops == []
+    trained = {row["group_id"] for row in found if row["split"] == "train"}
+    assert {drop.reason for drop in outcome.drops} == {"translation_of_training"}
+    assert len(found) + len(outcome.drops) == len(shipped)
+    shipped = [row for row in shipped if row["language"] in seen or row["group_id"] not in trained]
     assert [row["messages"] for row in found] == [[{"role": "user", "content": row["prompt"]}] for row in shipped]
     assert [(row["group_id"], row["language"]) for row in found] == [(r["group_id"], r["language"]) for r in shipped]
     assert len({row["prompt_id"] for row in found}) == len(found)
@@ -86,7 +95,7 @@ def test_every_row_is_kept_or_dropped_with_its_reason(run_stage: Callable[..., A
         *rows([ENGLISH[2]], "pt"),
         *rows(["  " + ENGLISH[0].upper().replace(" ", "  ")]),
         *rows([ENGLISH[0].replace("larger", "larger ")[:-1] + " ?"]),
-        *rows(GERMAN, "de-AT"),
+        *rows(GERMAN[:1], "de-AT"),
     ]
     outcome = run_stage(Prompts(), config([jsonl(tmp_path / "a.jsonl", data)], ["en", "de"]))
     assert reasons(outcome) == {
@@ -188,7 +197,7 @@ def test_a_split_column_overrides_the_hash_but_never_tears_a_group(
     data = [
         {**row, "group_id": group, "part": part}
         for row, group, part in zip(
-            rows([*ENGLISH, *GERMAN], "en")[:4] + rows(GERMAN, "de"),
+            rows([*ENGLISH, *GERMAN], "en")[:4] + rows(GERMAN[:1], "de"),
             ["a", "b", "c", None, "a"],
             ["test", None, "dev", "train", "train"],
             strict=True,
@@ -226,3 +235,31 @@ def test_the_result_does_not_depend_on_batches(run_stage: Callable[..., Any], tm
     other = run_stage(Prompts(), cfg)
     assert one.tables["prompts"] == other.tables["prompts"] and one.drops == other.drops
     assert Counter(drop.reason for drop in one.drops)["near_duplicate"] > 50
+
+
+def test_an_unseen_row_leaves_when_its_group_is_trained_on_wherever_it_stands(
+    run_stage: Callable[..., Any], tmp_path: Path
+) -> None:
+    data = [
+        {"prompt": text, "language": language, "group_id": group, "part": part}
+        for text, language, group, part in [
+            (GERMAN[0], "de", "a", None),
+            (GERMAN[1], "de", "b", None),
+            (GERMAN[2], "de", None, None),
+            (ENGLISH[0], "en", "a", "train"),
+            (ENGLISH[1], "en", "b", "test"),
+            (ENGLISH[2], "en", "c", "train"),
+        ]
+    ]
+    source = jsonl(tmp_path / "a.jsonl", data) | {"fields": {"split": "part"}}
+    outcome = run_stage(Prompts(), config([source], ["en"], ("de",)))
+    assert [(row["source_row"], row["split"]) for row in outcome.rows("prompts")] == [
+        (3, "train"),
+        (4, "test"),
+        (5, "train"),
+        (1, "unseen"),
+        (2, "unseen"),
+    ]
+    assert reasons(outcome) == {"0": "translation_of_training"}
+    de = next(entry for entry in outcome.account.tallies if entry.language == "de")
+    assert (de.rows_in, de.kept, de.dropped) == (3, 2, {"translation_of_training": 1})
