@@ -19,7 +19,7 @@ ready    := $(VENV)/.ready-$(call digest,locks/$(platform).txt pyproject.toml)
 resolve   = $(UV) pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
             --custom-compile-command "make locks" $(UPGRADE)
 
-.PHONY: help environment install demo test lint docs locks clean distclean
+.PHONY: help environment install demo test lint benchmarks docs locks clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -51,6 +51,11 @@ lint: $(ready) ## ruff, mypy, import-linter
 	$(run) ruff format --check .
 	$(run) mypy
 	"$(VENV)/bin/lint-imports"
+
+benchmarks: $(ready) ## the figures of docs/benchmarks.md, on this machine (about ten minutes on two cores)
+	$(run) benchmarks.prompts
+	$(run) benchmarks.gradients
+	$(run) benchmarks.generate
 
 docs: $(ready) ## rewrite the parts of docs/ that are generated from the code
 	$(run) schemas.docs
