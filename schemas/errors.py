@@ -16,7 +16,8 @@ class UserError(Exception):
     def __str__(self) -> str:
         where = f" ({self.where})" if self.where else ""
         fix = f" {self.fix}" if self.fix else ""
-        return f"{self.what.rstrip('.')}{where}.{fix}"
+        end = "" if not where and self.what.endswith("?") else "."
+        return f"{self.what.rstrip('.')}{where}{end}{fix}"
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (self.what, self.where, self.fix)

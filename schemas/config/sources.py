@@ -75,7 +75,7 @@ class LanguageConfig(Section):
         codes = [*self.seen, *self.unseen]
         for code in codes:
             if not langcodes.tag_is_valid(code) or not langcodes.Language.get(code).is_valid():
-                raise ValueError(f"languages: {code!r} is not a BCP 47 language code (for example en, de, zh)")
+                raise ValueError(f"{code!r} is not a BCP 47 language code (for example en, de, zh)")
         if len(set(codes)) != len(codes):
             raise ValueError("languages: a language is listed twice in seen and unseen")
         return self
