@@ -91,7 +91,15 @@ def cases(every: int, places: Sequence[str]) -> Iterator[Case]:
         mediocre, text = pair["rejected"], attack["text"]
         answers = {"clean": mediocre, "appended": f"{mediocre}\n{text}", "replaced": text}
         for placed in ("clean", *(places if attack["kind"] != "control" else ["appended"])):
-            yield Case(attack["id"], attack["kind"], placed, attack["language"], pair["prompt"], answers[placed], pair["chosen"])
+            yield Case(
+                attack["id"],
+                attack["kind"],
+                placed,
+                attack["language"],
+                pair["prompt"],
+                answers[placed],
+                pair["chosen"],
+            )
 
 
 class Judge:
@@ -224,7 +232,9 @@ def clean_accuracy(judge: Judge, defence: str, per_language: int) -> None:
     values = [value or 0.0 for value in judge.measure("expected_score", defence, sides)]
     gaps = [chosen - rejected for chosen, rejected in zip(values[::2], values[1::2], strict=True)]
     right = statistics.fmean((gap > 0) + 0.5 * (gap == 0) for gap in gaps)
-    print(f"clean text, {defence}: chosen above rejected {right:.3f} of {len(gaps)}, mean gap {statistics.fmean(gaps):+.3f}")
+    print(
+        f"clean text, {defence}: chosen above rejected {right:.3f} of {len(gaps)}, mean gap {statistics.fmean(gaps):+.3f}"
+    )
 
 
 def main() -> None:

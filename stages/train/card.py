@@ -9,6 +9,7 @@ from schemas.config import RunConfig
 from stages.text.markdown import escape
 from stages.train.batches import BatchPlan
 
+
 def model_card(
     config: RunConfig,
     round_: int,
