@@ -175,10 +175,11 @@ def _config_of(folder: Path) -> RunConfig:
 @contextmanager
 def _errors(debug: bool) -> Iterator[None]:
     """One paragraph for every error; tracebacks only when asked for."""
+    from pipeline.console import printable
     from pipeline.executor_errors import Interrupted, StageFailed
 
     def fail(message: str, code: int) -> NoReturn:
-        typer.secho(message, err=True, fg=typer.colors.RED)
+        typer.secho(printable(message), err=True, fg=typer.colors.RED)
         if debug:
             traceback.print_exc()
         raise typer.Exit(code)

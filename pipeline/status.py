@@ -122,7 +122,7 @@ def print_json(states: list[State]) -> None:
         }
         for s in states
     ]
-    Console(highlight=False, soft_wrap=True).print_json(json.dumps(value))
+    Console(highlight=False, soft_wrap=True).print_json(json.dumps(value), ensure_ascii=True)
 
 
 def last_error(folder: Path) -> str | None:

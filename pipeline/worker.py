@@ -30,6 +30,7 @@ from schemas.errors import UserError
 from schemas.manifests import FileRecord, PartManifest, ShardRange, StageManifest
 from stages.catalog import StageSpec
 from stages.contract import Account, Context, Drop, ModelRef, Part, Rows, Shard, Stopped
+from stages.text.visible import visible
 
 _PR_SET_PDEATHSIG = 1
 _PROGRESS_SECONDS = 0.2
@@ -272,4 +273,13 @@ def _log_to(log: Path) -> None:
     os.dup2(descriptor, 2)
     os.close(descriptor)
     faulthandler.enable()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Harmless("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+class _Harmless(logging.Formatter):
+    """Messages may quote generated text, and logs are read in terminals."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))

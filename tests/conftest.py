@@ -74,3 +74,11 @@ def tiny_model(tmp_path_factory, tiny_tokenizer) -> Path:
     model.save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the fuzz tests of this session ran."""
+    from fuzzing import OUTCOMES
+
+    for outcome, count in sorted(OUTCOMES.items()):
+        terminalreporter.write_line(f"fuzz, {outcome}: {count:,}")

@@ -51,6 +51,7 @@ class VllmEngine:
             hf_config = AutoConfig.from_pretrained(str(model.path), trust_remote_code=config.model.trust_remote_code)
             self._llm: Any = vllm.LLM(
                 model=str(model.path),
+                load_format="safetensors",
                 dtype="bfloat16" if config.model.dtype == "auto" else config.model.dtype,
                 max_model_len=context_length(hf_config, config),
                 max_num_seqs=engine.max_num_seqs,

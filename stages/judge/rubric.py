@@ -78,7 +78,7 @@ def load_rubric(template: str, language: str) -> Rubric:
             where=str(path),
             fix="data/rubrics/README.md lists the keys.",
         ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"A judge rubric cannot be read: {' '.join(str(error).split())}", where=str(path)) from error
 
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping
 
 from schemas.config import RunConfig
+from stages.text.markdown import escape
 from stages.train.batches import BatchPlan
-
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$&@:])")
-
-
-def escape(text: str) -> str:
-    """`text` as inert Markdown on one line: no markup, no HTML, no link."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
 def model_card(
@@ -48,7 +42,7 @@ def model_card(
         "pipeline_tag: text-generation",
         "tags: [dpo, trl, congrad]",
         "language:",
-        *(f'- "{code}"' for code in dict.fromkeys(language.partition("-")[0] for language in languages)),
+        *(f"- {json.dumps(code)}" for code in dict.fromkeys(language.partition("-")[0] for language in languages)),
         "---",
         "",
         f"# {escape(config.name)}, round {round_}",

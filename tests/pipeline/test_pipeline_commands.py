@@ -132,7 +132,7 @@ def test_unbalanced_accounts_cannot_be_made():
 
 
 def test_printable_removes_what_steers_a_terminal():
-    assert printable("a\x1b[31mb\u202ec\u200bd\r\n") == "a?[31mb?c?d?\n"
+    assert printable("a\x1b[31mb\u202ec\u200bd\r\n") == "a[U+001B][31mb[U+202E]c[U+200B]d\n"
 
 
 def test_export_loads_into_datasets(finished, tmp_path, monkeypatch):
