@@ -23,7 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from schemas.config.training import TrainConfig
 from stages.train.checkpoints import mark_complete
 from stages.train.loss import LengthPenalisedDPOTrainer
-from stages.train.optimizers import build_optimizer
+from stages.train.optimizers.build import build_optimizer
 
 ROW_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
 
@@ -81,7 +81,7 @@ class PairTrainer(LengthPenalisedDPOTrainer):
         return (result[0] * scale, result[1]) if return_outputs else result * scale
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The optimizer of `stages/train/optimizers.py` over the model as it is wrapped now."""
+        """The optimizer of `stages/train/optimizers` over the model as it is wrapped now."""
         if self.optimizer is None:
             wrapped: Any = self.model if model is None else model
             self.optimizer = build_optimizer(wrapped, self.train_config)
