@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from schemas.errors import UserError
 from schemas.ids import content_id
+from stages.train.optimizers.bucket import wide
 from stages.train.optimizers.build_vector import FINGERPRINT
 from stages.train.optimizers.stream import write_stream
 
@@ -76,7 +77,10 @@ class TaskVector:
         """The vector with `trim(name, tensor)` in place of each tensor: a file beside this one if this is one on disk (made
         once per `key`), in memory otherwise."""
         if self.keep != "disk" or self.path is None:
-            trimmed = {name: trim(name, tensor.float()).to(tensor.dtype) for name, tensor in self._tensors.items()}
+            trimmed = {
+                name: trim(name, tensor.to(wide(tensor.dtype))).to(tensor.dtype)
+                for name, tensor in self._tensors.items()
+            }
             return TaskVector(trimmed, self.fingerprint, self.keep)
         path = self.path.with_name(f"{self.path.stem}-{content_id(self.fingerprint, key)}.safetensors")
         if not path.is_file():
@@ -86,7 +90,7 @@ class TaskVector:
                 path,
                 shapes,
                 dtype,
-                lambda name: iter([trim(name, self._tensors[name].float())]),
+                lambda name: iter([trim(name, self._tensors[name].to(wide(dtype)))]),
                 {FINGERPRINT: self.fingerprint},
             )
         return TaskVector.open(path, "disk")
