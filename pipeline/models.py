@@ -34,7 +34,10 @@ class Models:
         return {role: model.digest for role, model in self.of(step).items()}
 
     def _known(self, role: str, round_: int) -> bool:
-        """A round's start model is not there before the round before it was trained."""
+        """A round's start model is not there before the round before it was trained; sft and base only when merging."""
+        if role in ("sft", "base"):
+            train = self._config.train
+            return train.optimizer != "adamw" and (role == "sft" or train.merge.base is not None)
         needs = {"policy": round_ - 1, "trained": round_}.get(role)
         if role in ("judge", "reference"):
             needs = round_ - 1
@@ -55,6 +58,11 @@ class Models:
                 return self._resolve(model.evaluation_judge, None) if model.evaluation_judge else self.initial()
             case "trained":
                 return self._trained(round_)
+            case "sft":
+                sft = self._config.train.merge.sft
+                return self._resolve(sft, None) if sft else self.initial()
+            case "base" if self._config.train.merge.base:
+                return self._resolve(self._config.train.merge.base, None)
         raise ValueError(f"no such role: {role}")
 
     def _trained(self, round_: int) -> ModelRef:

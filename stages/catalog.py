@@ -96,7 +96,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("curated", "gradients"),
         ("metrics",),
         ("model", "text", "loss", "train", "execution"),
-        ("policy", "reference"),
+        ("policy", "reference", "sft", "base"),
     ),
     StageSpec(
         "evaluate",

@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping
 
 from schemas.config import RunConfig
+from schemas.config.training import TrainConfig
 from stages.text.markdown import escape
 from stages.train.batches import BatchPlan
+from stages.train.optimizers.build import merge_settings
 
 
 def model_card(
@@ -25,7 +27,7 @@ def model_card(
         "method": f"LoRA, rank {train.lora.r}, alpha {train.lora.alpha}, dropout {train.lora.dropout}"
         if train.method == "lora"
         else "all weights (float32 masters)",
-        "optimizer": train.optimizer,
+        "optimizer": _optimizer(train),
         "learning rate": f"{train.learning_rate:g}, {train.schedule}, {plan.warmup_steps} warm-up steps",
         "weight decay": f"{train.weight_decay:g}",
         "gradient clipping": f"{train.max_grad_norm:g}",
@@ -78,6 +80,16 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _optimizer(train: TrainConfig) -> str:
+    merge = merge_settings(train)
+    if not merge.active:
+        return train.optimizer
+    parts = [f"alpha {merge.alpha:g} ({merge.alpha_schedule})"]
+    if merge.merge != "anchor":
+        parts += [f"preset {merge.preset}", f"reserve {merge.reserve:g}"]
+    return ", ".join([train.optimizer, *parts, *([f"every {merge.every} steps"] if merge.every > 1 else [])])
 
 
 def _selection_text(by: str) -> list[str]:
