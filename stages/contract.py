@@ -62,6 +62,7 @@ class Context:
     folder: the ArtifactStage's own folder.
     shared: lives as long as the worker process; loaded engines are kept in it by `shared_engine`.
     stop: true when the run was asked to stop; a stage then returns at its next safe point.
+    limits: config field -> the smaller value that memory allowed; what a stage writes there holds for the rest of the run.
     """
 
     config: RunConfig
@@ -73,6 +74,7 @@ class Context:
     shared: dict[str, Any] = field(default_factory=dict)
     stop: Callable[[], bool] = lambda: False
     manifests: list[StageManifest] = field(default_factory=list)
+    limits: dict[str, int] = field(default_factory=dict)
 
     def scan(self, table: str) -> pl.LazyFrame:
         """The table as a lazy frame."""
