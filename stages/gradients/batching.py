@@ -57,10 +57,9 @@ class TokenBudget:
         """The budget of config field `key`, or the smaller one that memory taught this run; halving is said aloud."""
 
         def halved(used: int, left: int) -> None:
-            ctx.limits[key] = left
-            ctx.progress.note(f"{used:,} padded tokens in a batch do not fit in memory: {key} is {left:,} from here on")
+            ctx.limit(key, left, f"{used:,} padded tokens in a batch do not fit in memory")
 
-        return cls(min(tokens, ctx.limits.get(key, tokens)), halved)
+        return cls(ctx.limited(key, tokens), halved)
 
     def run(
         self,
