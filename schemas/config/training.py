@@ -129,6 +129,13 @@ class ExecutionConfig(Section):
     workers: int = execution(0, "worker processes; 0: one per GPU, or one on the CPU", ge=0)
     device: Literal["auto", "cpu", "cuda"] = execution("auto", "auto: CUDA if present")
     threads: int = execution(0, "CPU threads per worker; 0: all cores shared between workers", ge=0)
+    max_tries: int = execution(3, "a request that fails, or brings the engine down, this often fails its row", ge=1)
+    max_failed_fraction: float = execution(
+        0.1, "a stage of which a larger share of rows fails (errors, not rules) ends the run", ge=0, le=1
+    )
+    watchdog_minutes: float = execution(
+        60.0, "a worker without any progress for so long is ended and replaced; 0: never", ge=0
+    )
     deterministic: bool = semantic(False, "reference mode: transformers engine, CPU, float32, bit for bit")
 
     @model_validator(mode="before")

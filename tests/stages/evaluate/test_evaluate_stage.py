@@ -216,6 +216,26 @@ def test_sub_steps_are_tied_to_the_models(bench: Any, run_evaluate: Any, monkeyp
     assert loads.models == ["digest-of-another-training"] and loads.engines[0] == "trained"
 
 
+def test_a_pair_that_does_not_fit_in_memory_fails_and_the_others_are_measured(
+    bench: Any, run_evaluate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages.evaluate import loglik
+
+    whole, score_rows = run_evaluate(bench.context("whole")), loglik.score_rows
+
+    def scored(model: Any, rows: Any, budget: Any, misfits: list[int]) -> Any:
+        misfits += [1]
+        return [values for n, values in enumerate(score_rows(model, rows, budget)) if n != 1]
+
+    monkeypatch.setattr(loglik, "score_rows", scored)
+    got = run_evaluate(bench.context("small"))
+    failed = [drop for drop in got.account.drops if drop.reason == "out_of_memory"]
+    assert len(failed) == 1 and failed[0].failed and failed[0].unit == "pair"
+    for one, other in zip(whole.account.tallies, got.account.tallies, strict=True):
+        assert one.rows_in == other.rows_in
+        assert one.kept - other.kept == ((one.unit, one.language) == ("pair", failed[0].language))
+
+
 def test_stopping_leaves_finished_sub_steps(bench: Any, run_evaluate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ctx = bench.context()
     ctx.stop = lambda: ctx.progress.done >= 14  # after the first model's pairs
