@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from pipeline import console as module
-from pipeline.console import StageBar, printable
+from pipeline.console import StageBar
 from pipeline.summary import _rows
 from schemas.manifests import StageManifest, Tally
 
@@ -46,10 +46,6 @@ def test_no_time_left_is_guessed_from_the_first_few_rows(clock: list[float]) -> 
 
 def test_without_a_total_there_is_still_a_count(clock: list[float]) -> None:
     assert lines_of(clock, total=0, done=0, steps=[(12.0, 7)]) == ["  generate: 7 prompt in 12 s  12.5 tokens/s"]
-
-
-def test_control_characters_do_not_reach_the_terminal() -> None:
-    assert printable("a\x1b[2Jb\u202ec\u200bd") == "a?[2Jb?c?d"
 
 
 def manifest(stage: str, unit: str, kept: dict[str, tuple[int, int]]) -> StageManifest:
