@@ -181,7 +181,7 @@ def test_a_dataset_script_is_refused_and_not_run(tmp_path: Path) -> None:
         f"open({str(marker)!r}, 'w').close()\nimport datasets\nclass Mine(datasets.GeneratorBasedBuilder):\n    pass\n"
     )
     for path in (script, script / "mine.py"):
-        with pytest.raises(UserError, match="script|cannot be read"):
+        with pytest.raises(UserError, match=r"script|cannot be read"):
             list(read_hub(Source(path=str(path), format="hub")))
     assert not marker.exists()
 
