@@ -105,7 +105,9 @@ def test_the_dataset_card_stays_a_card(name: str, write_config) -> None:
     assert not kinds & {"html_block", "html_inline", "link_open", "image", "fence", "hr", "em_open", "strong_open"}
 
 
-def test_export_deletes_only_what_an_export_wrote(tmp_path: Path, write_config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_deletes_only_what_an_export_wrote(
+    tmp_path: Path, write_config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     part = tmp_path / "part.parquet"
     pl.DataFrame({"language": ["en"]}).write_parquet(part)
     monkeypatch.setattr(export, "table_files", lambda *_: [part])
@@ -129,5 +131,7 @@ def test_nothing_is_written_as_a_spreadsheet() -> None:
     for package in ("schemas", "stages", "pipeline"):
         for path in (root / package).rglob("*.py"):
             code = path.read_text(encoding="utf-8")
-            found = [call for call in ("write_csv", "csv.writer", "DictWriter", "to_csv", "write_excel") if call in code]
+            found = [
+                call for call in ("write_csv", "csv.writer", "DictWriter", "to_csv", "write_excel") if call in code
+            ]
             assert not found, f"{path}: cells that begin with = + - @ must be quoted first"
