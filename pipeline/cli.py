@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -157,7 +158,7 @@ def init(
 def find_run(run: Path) -> Path:
     """The run directory of a path or a name under runs/. Raises UserError if there is none."""
     for folder in (run, Path("runs") / run):
-        if (folder / "run.yaml").is_file():
+        if os.path.isfile(folder / "run.yaml"):
             return folder
     raise UserError(
         "There is no run here", where=str(run), fix="Give a run directory (it holds run.yaml), or a name under runs/."

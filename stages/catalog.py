@@ -53,6 +53,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("judgements",),
         ("model", "text", "engine", "judge", "execution"),
         ("judge",),
+        version=2,
         engine=True,
     ),
     StageSpec(
@@ -106,6 +107,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("evaluation", "answers"),
         ("languages", "model", "text", "engine", "judge.rubric", "evaluate", "execution"),
         ("initial", "trained", "evaluation_judge"),
+        version=2,
         engine=True,
     ),
     StageSpec("report", "artifact", "stages.report.stage:Report", (), (), ("report",), per_round=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import yaml
@@ -56,7 +57,7 @@ def rubric_path(template: str, language: str) -> Path:
     codes = list(dict.fromkeys([language, base_language(language), FALLBACK]))
     tried = [_path(template.replace("{language}", code)) for code in codes]
     for path in tried:
-        if path.is_file():
+        if os.path.isfile(path):
             return path
     raise UserError(
         f"There is no judge rubric for {language}",

