@@ -59,7 +59,8 @@ def _rows(key: str, sources: list[Source], config: RunConfig) -> Iterator[tuple[
             yield key, source.path, None, False
             continue
         fields = source.fields  # type: ignore[attr-defined]
-        required, optional = columns_of(fields, ("prompt", "language", "group_id"))
+        absent_ok = ("language", "group_id") if key == "prompts.sources" else ("prompt", "language", "group_id")
+        required, optional = columns_of(fields, absent_ok)
         begun, count, more = time.monotonic(), 0, False
         for batch in read_rows(source, languages, required, optional):
             count += len(batch.rows)
