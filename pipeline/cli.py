@@ -141,6 +141,25 @@ def export(
 
 
 @app.command()
+def doctor(
+    config: Config,
+    quick: Annotated[bool, typer.Option("--quick", help="load no weights, measure no sample")] = False,
+    sets: Sets = None,
+    run_dir: RunDirOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
+    debug: Debug = False,
+) -> None:
+    """Checks before a long run: a line each, and what to do. Exit code 1 when something would go wrong."""
+    with _errors(debug):
+        from pipeline.config_file import load_config
+        from pipeline.doctor import print_doctor
+
+        overrides = [*(sets or []), *([f"run_dir={run_dir}"] if run_dir else [])]
+        if print_doctor(load_config(config, overrides), quick, as_json):
+            raise typer.Exit(1)
+
+
+@app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="file to write")] = Path("congrad.yaml"),
     debug: Debug = False,

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from pipeline import config_file, files
-from pipeline.account import account_line
+from pipeline.account import account_line, totals
 from pipeline.commit import write_manifest
 from pipeline.config_digests import config_files
 from pipeline.console import Display, StageBar
-from pipeline.events import Events
+from pipeline.events import Events, Meter
 from pipeline.executor import LocalExecutor, Reports
-from pipeline.executor_errors import Interrupted
+from pipeline.executor_errors import Interrupted, ending
+from pipeline.failures import Failures
 from pipeline.fingerprint import content_of
 from pipeline.lease import Lease
 from pipeline.models import Models
@@ -120,11 +121,11 @@ class _Loop:
                 for step in self.steps:
                     (outcome.ran if self._bring_up_to_date(step, executor) else outcome.skipped).append(step)
         except BaseException as error:
-            self.events.add("run_ended", ok=False, error=f"{type(error).__name__}: {error}")
+            self.events.add("run_ended", **ending(error))
             raise
         finally:
             executor.close()
-        self.events.add("run_ended", ok=True)
+        self.events.add("run_ended", ok=True, exit_code=0)
         return outcome
 
     def _refuse_lost_work(self) -> list[State]:
@@ -200,6 +201,10 @@ class _Loop:
     def _run_stage(self, step: Step, state: State, executor: LocalExecutor) -> None:
         plan, parts = state.plan, dict(state.parts)
         assert plan is not None
+        failures = Failures(self.rundir, step.spec, step.round, self.config.execution.max_failed_fraction)
+        for index in failures.worth_another_try(parts):
+            files.remove([self.rundir.state(step.spec, step.round) / f"part-{index:05d}.json"])
+            del parts[index]
         pending = {s.index: s for s in plan.shards if s.index not in parts}
         models = self.models.of(step)
         order = Order(
@@ -216,12 +221,16 @@ class _Loop:
         self.events.add(
             "stage_started", stage=step.spec.name, round=step.round, parts=len(plan.shards), done=len(parts)
         )
+        meter = Meter(self.events, step.spec.name, step.round)
         with self.display.stage(step.title) as bar:
             if step.spec.kind == "shard":
                 rows = plan.shards[-1].stop
-                bar.total(rows, "rows", rows - sum(s.stop - s.start for s in pending.values()))
+                done = rows - sum(s.stop - s.start for s in pending.values())
+                bar.total(rows, "rows", done)
+                meter.total(rows, "rows", done)
             if pending:
-                executor.run(order, self._key(step, models), self._reports(step, bar, parts))
+                executor.run(order, self._key(step, models), self._reports(step, bar, meter, parts, failures))
+        failures.check(parts, finished=True)
         missing = [s.index for s in plan.shards if s.index not in parts]
         if missing:
             raise UserError(
@@ -229,7 +238,12 @@ class _Loop:
             )
         manifest = self._finish(step, plan.fingerprint, parts, {role: m.name for role, m in models.items()})
         self.events.add(
-            "stage_done", stage=step.spec.name, round=step.round, seconds=manifest.seconds, stats=manifest.stats
+            "stage_done",
+            stage=step.spec.name,
+            round=step.round,
+            seconds=manifest.seconds,
+            rows=totals(manifest.tallies),
+            stats=manifest.stats,
         )
         self.display.say(f"✓ {step.title}: {account_line(manifest)}", "green")
 
@@ -239,7 +253,9 @@ class _Loop:
             return None
         return repr((self.config.engine, self.config.text.max_length, sorted({m.digest for m in models.values()})))  # type: ignore[attr-defined]
 
-    def _reports(self, step: Step, bar: StageBar, parts: dict[int, PartManifest]) -> Reports:
+    def _reports(
+        self, step: Step, bar: StageBar, meter: Meter, parts: dict[int, PartManifest], failures: Failures
+    ) -> Reports:
         def committed(part: PartManifest) -> None:
             parts[part.index] = part
             self.events.add(
@@ -248,8 +264,10 @@ class _Loop:
                 round=step.round,
                 part=part.index,
                 seconds=part.seconds,
+                rows=totals(part.tallies),
                 stats=part.stats,
             )
+            failures.check(parts, finished=False)
 
         def note(message: str) -> None:
             self.events.add("note", stage=step.spec.name, round=step.round, message=message)
@@ -258,8 +276,13 @@ class _Loop:
         def total(amount: int, unit: str) -> None:
             if step.spec.kind != "shard":
                 bar.total(amount, unit)
+                meter.total(amount, unit)
 
-        return Reports(total=total, advance=bar.advance, note=note, committed=committed)
+        def advance(amount: int, rates: Mapping[str, float]) -> None:
+            bar.advance(amount, rates)
+            meter.advance(amount, rates)
+
+        return Reports(total=total, advance=advance, note=note, committed=committed)
 
     def _finish(
         self, step: Step, fingerprint: str, parts: dict[int, PartManifest], models: dict[str, str]

@@ -35,6 +35,7 @@ from stages.text.visible import visible
 _PR_SET_PDEATHSIG = 1
 _PROGRESS_SECONDS = 0.2
 _MAX_ROWS_PER_FILE = 1_000_000
+_LIMITS = "limits"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Order:
     models: dict[str, ModelRef]
     shards: dict[int, ShardRange]
     manifests: list[StageManifest] = field(default_factory=list)
+    limits: dict[str, int] = field(default_factory=dict)
 
 
 class PipeProgress:
@@ -103,6 +105,7 @@ def _carry_out(order: Order, connection: Connection, stop: Event, shared: dict[s
         run = _run_shards if order.spec.kind == "shard" else _run_whole
         run(order, _context(order, progress, stop, shared), connection)
         progress.flush()
+        connection.send(("limits", shared[_LIMITS]))
         connection.send(("done", stop.is_set()))
     except Stopped:
         connection.send(("done", True))
@@ -119,6 +122,8 @@ def _context(order: Order, progress: PipeProgress, stop: Event, shared: dict[str
     if order.spec.kind == "artifact":
         folder = rundir.artifacts(order.spec, order.round)
         folder.mkdir(parents=True, exist_ok=True)
+    limits: dict[str, int] = shared.setdefault(_LIMITS, {})  # one for the worker's life, like the engine that holds it
+    limits.update(order.limits)
     return Context(
         config=order.config,
         round=order.round,
@@ -129,6 +134,7 @@ def _context(order: Order, progress: PipeProgress, stop: Event, shared: dict[str
         shared=shared,
         stop=stop.is_set,
         manifests=order.manifests,
+        limits=limits,
     )
 
 
@@ -153,6 +159,7 @@ def _run_shards(order: Order, ctx: Context, connection: Connection) -> None:
     for part in _stage(spec).run(ctx, shards()):
         manifest = _commit(rundir, order, part, time.monotonic() - begun)
         begun = time.monotonic()
+        connection.send(("limits", ctx.limits))
         connection.send(("committed", manifest))
 
 

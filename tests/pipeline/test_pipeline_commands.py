@@ -103,7 +103,7 @@ def test_unknown_run_is_one_paragraph(tmp_path):
 
 def test_status_json_is_machine_readable(finished):
     result = CliRunner().invoke(app, ["status", str(finished), "--json"])
-    states = {entry["stage"]: entry for entry in json.loads(result.output)}
+    states = {entry["stage"]: entry for entry in json.loads(result.output)["stages"]}
     assert states["prompts"]["state"] == "new"
     assert states["select"]["state"] == "waiting"
 
