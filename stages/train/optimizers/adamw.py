@@ -9,21 +9,22 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
-from torch.optim.adamw import adamw
 
 from schemas.errors import UserError
-from stages.train.optimizers.bucket import Bucket, cut, narrowest, wide
+from stages.train.optimizers.bucket import Bucket, cut
+from stages.train.optimizers.chain import OWN_STATE, Chain, torch_adamw
 from stages.train.optimizers.merging import Merging
 from stages.train.optimizers.settings import OFF, Merge
+from stages.train.optimizers.subspace import Protected
 from stages.train.optimizers.task_vector import TaskVector
 from stages.train.optimizers.telemetry import Telemetry
 
-_OWN = ("start", "displacement", "pending")
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 class OnlineMergingAdamW(AdamW):
-    """torch.optim.AdamW whose step is merged with a task vector before it is applied (arXiv 2405.17931).
+    """torch.optim.AdamW whose step is merged with a task vector (arXiv 2405.17931), kept out of protected subspaces and inside a
+    spectral trust region (2509.24610) before it is applied.
 
         optimizer = OnlineMergingAdamW(model.named_parameters(), lr=1e-6,
                                        merge=Merge("onties", alpha=1e-7, reserve=0.01),
@@ -33,6 +34,9 @@ class OnlineMergingAdamW(AdamW):
         every field of `Merge`, for example {"merge": "none"}.
     merge, task_vector: METHODS.md section 5; `anchor` may go without a vector and then pulls to the weights as they are when
         training starts, else task_vector is theta_SFT - those weights.
+    protected: METHODS.md section 6: subspaces of matrices, by name, that no update enters. The UPDATE is projected, after Adam and
+        after the merge: a projected gradient would leak, because Adam rescales coordinates. Biases and norms are not projected.
+    trust_radius: of a group; largest spectral norm of W - start per matrix (Euclidean norm of other shapes); 0: none.
     seed: of the random masks.  telemetry_every: steps between entries of `telemetry`; 0: never.
 
     A group with nothing switched on takes torch's own AdamW step, bit for bit. In any other group the weights are held as
@@ -42,8 +46,9 @@ class OnlineMergingAdamW(AdamW):
     weights then: writing to a parameter from outside is undone by the next step. The state_dict holds the task vector's fingerprint,
     never the vector; loading another one's state is refused.
 
-    Order of a step: decay (W *= 1 - lr * weight_decay; as released: after the merge), AdamW's moments, merge, apply. Raises UserError,
-    naming the parameter, when the task vector lacks it or has another shape, and for sharded or complex parameters.
+    Order of a step: decay (W *= 1 - lr * weight_decay; as released: after the merge; in a group with a protected subspace or a trust
+    region: towards the start instead of 0), AdamW's moments, merge, project, trust region, apply. Raises UserError, naming the
+    parameter, when the task vector lacks it or has another shape, and for sharded or complex parameters.
     """
 
     def __init__(
@@ -57,14 +62,16 @@ class OnlineMergingAdamW(AdamW):
         *,
         merge: Merge = OFF,
         task_vector: TaskVector | None = None,
+        protected: Protected | None = None,
+        trust_radius: float = 0.0,
         seed: int = 0,
         telemetry_every: int = 0,
         maximize: bool = False,
         foreach: bool | None = None,
     ) -> None:
-        self._defaults = merge.knobs()
+        self._defaults = merge.knobs() | {"trust_radius": trust_radius, "phase": 0}
+        self._chain = Chain(Merging(task_vector, seed), protected or Protected.none())
         self._vector = task_vector
-        self._merging = Merging(task_vector, seed)
         self._telemetry_every = telemetry_every
         self._loaded = False
         self.telemetry: dict[str, float] = {}
@@ -75,12 +82,13 @@ class OnlineMergingAdamW(AdamW):
         for name, value in self._defaults.items():
             param_group.setdefault(name, value)
         param_group.setdefault("task_vector", self._vector.fingerprint if self._vector else "")
+        param_group["protected"] = self._chain.protected.fingerprint
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group.setdefault("peak_lr", float(group["lr"]))
         group.setdefault("alpha_sum", 0.0)
         self._check(group)
-        self._merging.forget()
+        self._chain.merging.forget()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -89,11 +97,11 @@ class OnlineMergingAdamW(AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._merging.settle({n: Merge.of(g) for g in self.param_groups if Merge.of(g).active for n in _names(g)})
+        self._chain.merging.settle({n: Merge.of(g) for g in self.param_groups if Merge.of(g).active for n in _names(g)})
         telemetry = Telemetry()
         self.telemetry = {}
         for group in self.param_groups:
-            if Merge.of(group).active:
+            if Merge.of(group).active or self._constrained(group):
                 self._chained(group, telemetry)
             else:
                 self._plain(group)
@@ -102,8 +110,22 @@ class OnlineMergingAdamW(AdamW):
         self._loaded = False
         return loss
 
+    def start_phase(self, protected: Protected) -> None:
+        """Begin another objective from the weights as they are: displacement 0, AdamW's moments reset, another protected
+        subspace. Raises UserError for the anchor, whose anchor would move with the start."""
+        if any(Merge.of(group).active and group["merge"] == "anchor" for group in self.param_groups):
+            raise UserError("anchor cannot be followed over phases", where="merge", fix="Use ondare, onties or none.")
+        self._chain.protected = protected
+        for group in self.param_groups:
+            group["protected"] = protected.fingerprint
+            group["phase"] += 1
+            self._check(group)
+            for param in group["params"]:
+                self.state.pop(param, None)
+
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As torch's, with our tensors in their own dtypes. Raises UserError for the state of another task vector."""
+        """As torch's, with our tensors in their own dtypes. Raises UserError for the state of another task vector or of
+        other protected subspaces."""
         mine = self._vector.fingerprint if self._vector else ""
         if any(group.get("task_vector", "") != mine for group in state_dict["param_groups"]):
             raise UserError(
@@ -111,23 +133,27 @@ class OnlineMergingAdamW(AdamW):
                 where="task_vector",
                 fix="Resume with the base and SFT models the run started with, or start again.",
             )
+        if any(group.get("protected", "") != self._chain.protected.fingerprint for group in state_dict["param_groups"]):
+            raise UserError("This optimizer state was made with other protected subspaces", where="protected")
         super().load_state_dict(dict(state_dict))
         indices = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for index, param in zip(indices, params, strict=True):
             for key, value in state_dict["state"].get(index, {}).items():
-                if key in _OWN:
+                if key in OWN_STATE:
                     self.state[param][key] = value.to(param.device)
-        self._merging.forget()
+        self._chain.merging.forget()
         self._loaded = True
 
     def _check(self, group: dict[str, Any]) -> None:
         merge = Merge.of(group)
-        if not merge.active:
+        if group["trust_radius"] < 0:
+            raise UserError(f"trust_radius is {group['trust_radius']}", where="trust_radius", fix="0 switches it off.")
+        if not (merge.active or self._chain.protected or group["trust_radius"]):
             return
         if "param_names" not in group:
             raise UserError(
-                "Merging looks the task vector up by parameter name, and the parameters have none",
+                "Task vectors and subspaces are looked up by parameter name, and the parameters have none",
                 where="params",
                 fix="Pass model.named_parameters(), or groups of (name, parameter).",
             )
@@ -138,18 +164,25 @@ class OnlineMergingAdamW(AdamW):
                 raise UserError(
                     f"{name} is {'sharded' if isinstance(param, DTensor) else param.dtype}",
                     where="params",
-                    fix="Merging works on whole, real float parameters.",
+                    fix="Merging and projecting work on whole, real float parameters.",
                 )
-            if self._vector is not None:
+            self._chain.protected.check(name, param)
+            if merge.active and self._vector is not None:
                 self._vector.check(name, param)
+
+    def _constrained(self, group: Mapping[str, Any]) -> bool:
+        """Whether the group has a trust region or a parameter with protected directions."""
+        return bool(group["trust_radius"]) or (
+            bool(self._chain.protected) and any(map(self._chain.protected.covers, _names(group)))
+        )
 
     def _plain(self, group: dict[str, Any]) -> None:
         """torch's step."""
         lists = self._gradients(group)
         for param in lists[0]:
-            for key in _OWN:
+            for key in OWN_STATE:
                 self.state[param].pop(key, None)
-        _torch_adamw(lists, group, group["weight_decay"], group["eps"])
+        torch_adamw(lists, group, group["weight_decay"], group["eps"])
 
     def _gradients(self, group: dict[str, Any]) -> list[list[torch.Tensor]]:
         """Parameters with a gradient, gradients, both moments, largest second moments, steps."""
@@ -162,12 +195,13 @@ class OnlineMergingAdamW(AdamW):
         a = merge.alpha_at(float(group["lr"]), group["peak_lr"])
         names = [name for name, p in zip(_names(group), group["params"], strict=True) if p.grad is not None]
         lists = self._gradients(group)
+        constrained = self._constrained(group)
         steps = [int(step) + 1 for step in lists[5]]
         cuts = list(cut(names, lists[0], steps))
-        due = [steps[picked[0]] % merge.every == 0 for picked in cuts]
+        due = [merge.active and steps[picked[0]] % merge.every == 0 for picked in cuts]
         ahead = [[names[i] for i in picked] for picked in cuts]
         if cuts and due[0]:
-            self._merging.prefetch(ahead[0], lists[0][0].device)
+            self._chain.merging.prefetch(ahead[0], lists[0][0].device)
         for turn, picked in enumerate(cuts):
             mine = [[entries[i] for i in picked] for entries in lists[:4]]
             mine += [[entries[i] for i in picked] if entries else [] for entries in lists[4:]]
@@ -175,91 +209,13 @@ class OnlineMergingAdamW(AdamW):
             bucket = Bucket(group, ahead[turn], mine[0], states, steps[picked[0]])
             watched = bool(self._telemetry_every) and bucket.step % self._telemetry_every == 0
             following = (ahead[turn + 1], lists[0][cuts[turn + 1][0]].device) if turn + 1 < len(cuts) else None
-            self._step_bucket(bucket, mine, merge, a, due[turn], telemetry if watched else None, following)
+            self._chain.step(
+                bucket, mine, merge, a, due[turn], constrained, self._loaded, telemetry if watched else None, following
+            )
         if due and due[0]:
             group["alpha_sum"] += a
         if telemetry.sums and "alpha" not in self.telemetry:
             self.telemetry |= {"alpha": a, "alpha_sum": group["alpha_sum"]}
-
-    def _step_bucket(
-        self,
-        bucket: Bucket,
-        lists: list[list[torch.Tensor]],
-        merge: Merge,
-        a: float,
-        due: bool,
-        telemetry: Telemetry | None,
-        following: tuple[list[str], torch.device] | None,
-    ) -> None:
-        group, released = bucket.group, merge.preset == "released"
-        self._begin(bucket, merge)
-        _adamw_step(bucket, lists, released)
-        displacements = bucket.state("displacement")
-        decay = float(group["lr"]) * group["weight_decay"]
-        if decay and not released:
-            torch._foreach_add_(displacements, _position(bucket), alpha=-decay)
-        if due:
-            if merge.every > 1:
-                bucket.update.add_(bucket.gather(bucket.state("pending")))
-                torch._foreach_zero_(bucket.state("pending"))
-            self._merging(bucket, merge, a, telemetry)
-            if following is not None:
-                self._merging.prefetch(*following)
-        torch._foreach_add_(displacements if due else bucket.state("pending"), bucket.views(bucket.update))
-        if decay and released:
-            torch._foreach_add_(displacements, _position(bucket), alpha=-decay)
-        if telemetry is not None:
-            telemetry.drift(bucket.gather(displacements))
-        torch._foreach_copy_(bucket.params, _position(bucket))
-
-    def _begin(self, bucket: Bucket, merge: Merge) -> None:
-        """First step: remember where each parameter starts. First step after a load: check that it is where it should be."""
-        for name, param, state in zip(bucket.names, bucket.params, bucket.states, strict=True):
-            if "displacement" not in state:
-                state["start"] = narrowest(param)
-                state["displacement"] = torch.zeros_like(param, dtype=wide(param.dtype))
-            if merge.every > 1 and "pending" not in state:
-                state["pending"] = torch.zeros_like(state["displacement"])
-            if self._loaded:
-                expected = state["displacement"] + state["start"]
-                expected = expected + state["pending"] if "pending" in state else expected
-                if not torch.equal(expected.to(param.dtype), param):
-                    raise UserError(
-                        f"{name} is not where the optimizer's state left it",
-                        where="load_state_dict",
-                        fix="Load the weights and the optimizer's state of the same checkpoint.",
-                    )
-
-
-def _adamw_step(bucket: Bucket, lists: list[list[torch.Tensor]], released: bool) -> None:
-    """AdamW's step into `bucket.update`, by torch's own code on weights of 0 without decay.
-
-    released: eps is added before the bias correction of the second moment, as in the released code.
-    """
-    group, eps = bucket.group, bucket.group["eps"]
-    if released:
-        eps /= (1 - group["betas"][1] ** bucket.step) ** 0.5
-    direct = bucket.update.dtype == bucket.params[0].dtype
-    steps = bucket.views(bucket.update) if direct else [torch.zeros_like(p) for p in bucket.params]
-    _torch_adamw([steps, *lists[1:]], group, 0.0, eps)
-    if not direct:
-        bucket.update = bucket.gather(steps)
-
-
-def _position(bucket: Bucket) -> tuple[torch.Tensor, ...]:
-    """start + displacement + what is pending, in the displacement's dtype."""
-    where = torch._foreach_add(bucket.state("displacement"), bucket.state("start"))
-    if "pending" in bucket.states[0]:
-        torch._foreach_add_(where, bucket.state("pending"))
-    return tuple(where)
-
-
-def _torch_adamw(lists: list[Any], group: Mapping[str, Any], weight_decay: float, eps: float) -> None:
-    """torch's functional AdamW on parameters, gradients, moments, largest second moments and steps."""
-    beta1, beta2 = group["betas"]
-    names = ("foreach", "capturable", "differentiable", "fused", "amsgrad", "lr", "maximize")
-    same = {name: group[name] for name in names}
-    adamw(*lists, **same, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=eps)
 
 
 def _names(group: Mapping[str, Any]) -> list[str]:

@@ -88,7 +88,7 @@ class Merging:
 
     def _random(self, bucket: Bucket, merge: Merge, what: str) -> torch.Tensor:
         sizes = [(name, p.numel()) for name, p in zip(bucket.names, bucket.params, strict=True)]
-        keys = [((self.seed, bucket.step, what, name), size) for name, size in sizes]
+        keys = [((self.seed, bucket.group["phase"], bucket.step, what, name), size) for name, size in sizes]
         device = bucket.update.device
         return torch.cat([masks.random_mask(merge.reserve, key, 0, size, device) for key, size in keys])
 

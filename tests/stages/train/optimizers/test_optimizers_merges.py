@@ -85,9 +85,9 @@ def test_one_step_equals_the_closed_form(kind: str, preset: str) -> None:
         eps = 1e-8 / math.sqrt(1 - 0.999) if preset == "released" else 1e-8
         delta = adam_direction(gradients[0][name], lr, eps)
         if kind == "ondare":
-            of_delta = random_mask(reserve, (seed, 1, "step", name), 0, count).view(start.shape)
+            of_delta = random_mask(reserve, (seed, 0, 1, "step", name), 0, count).view(start.shape)
             if preset == "paper":
-                of_tau = random_mask(reserve, (seed, 1, "task", name), 0, count).view(start.shape)
+                of_tau = random_mask(reserve, (seed, 0, 1, "task", name), 0, count).view(start.shape)
                 update = (1 - alpha) * delta * of_delta + alpha * tau * of_tau
             else:
                 of_tau = random_mask(reserve, (seed, "task", name), 0, count).view(start.shape)
