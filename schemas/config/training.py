@@ -72,6 +72,9 @@ class ExecutionConfig(Section):
     workers: int = execution(0, "worker processes; 0: one per GPU, or one on the CPU", ge=0)
     device: Literal["auto", "cpu", "cuda"] = execution("auto", "auto: CUDA if present")
     threads: int = execution(0, "CPU threads per worker; 0: all cores shared between workers", ge=0)
+    grace_seconds: float = execution(
+        25.0, "after Ctrl-C or SIGTERM: how long running shards may take to finish before they are abandoned", ge=0
+    )
     deterministic: bool = semantic(False, "reference mode: transformers engine, CPU, float32, bit for bit")
 
     @model_validator(mode="before")
