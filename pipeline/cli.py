@@ -211,6 +211,8 @@ def _errors(debug: bool) -> Iterator[None]:
     except StageFailed as error:
         fail(str(error) + (f"\n{error.trace}" if debug else " Run again with --debug for the traceback."), 2)
     except Interrupted as stop:
-        fail("Stopped. The same command continues.", 128 + stop.signal)
+        fail(f"Stopped by {stop}. What is committed stays; the same command continues.", 128 + stop.signal)
+    except KeyboardInterrupt:
+        fail("Stopped.", 130)
     except BrokenPipeError:
         sys.stderr.close()

@@ -26,7 +26,7 @@ class TableWriter:
 
     def __init__(self, rundir: RunDir, final: Path, table: str) -> None:
         self._rundir, self._final, self._table = rundir, final, table
-        rundir.temporary.mkdir(parents=True, exist_ok=True)
+        files.make_folder(rundir.temporary)
         self._temporary = rundir.temporary / f"{uuid.uuid4().hex}.parquet"
         self._writer: pq.ParquetWriter | None = None
         self._pending: list[pa.Table] = []
@@ -80,6 +80,11 @@ def drops_table(drops: Sequence[Drop]) -> pa.Table:
 
 def part_name(index: int) -> str:
     return f"part-{index:05d}.parquet"
+
+
+def retract_part(rundir: RunDir, spec: StageSpec, round_: int, index: int) -> None:
+    """Take back the commit of a part that is made anew, before its files are replaced: its hashes are of the old ones."""
+    files.remove([rundir.state(spec, round_) / f"part-{index:05d}.json"])
 
 
 def commit_part(

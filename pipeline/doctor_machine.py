@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import uuid
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pipeline import files
+from pipeline.storage import ensure_usable
 from schemas.config import RunConfig
 from stages.checks.finding import Finding
 
@@ -37,29 +35,13 @@ def _version(package: str) -> str:
 
 
 def run_directory(folder: Path) -> Iterator[Finding]:
-    """Writable, with atomic rename. Leaves nothing behind. Raises UserError when it cannot be written."""
+    """Files can be written, replaced and renamed there. Leaves nothing behind. Raises UserError when they cannot."""
     existed = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    files.ensure_writable(folder)
-    old, new = (folder / f".probe-{uuid.uuid4().hex}" for _ in range(2))
     try:
-        old.write_bytes(b"old")
-        new.write_bytes(b"new")
-        files.fsync(new)
-        os.replace(new, old)
-        files.fsync(folder)
-        renamed = old.read_bytes() == b"new" and not new.exists()
+        ensure_usable(folder)
     finally:
-        files.remove([old, new])
         for made in (folder, *folder.parents):
-            if made == existed:
+            if made == existed or not made.exists():
                 break
             made.rmdir()
-    if renamed:
-        yield Finding("run_directory", "ok", f"{folder} can be written, and files renamed in one step")
-    else:
-        yield Finding(
-            "run_directory",
-            "problem",
-            f"{folder} does not rename files in one step",
-            "Use a local disk or NFS: --run-dir.",
-        )
+    yield Finding("run_directory", "ok", f"{folder} can be written, and files renamed in one step")

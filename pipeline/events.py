@@ -12,11 +12,17 @@ _METER_SECONDS = 30.0
 
 
 class Events:
-    """Appends events; each line is written in one call, so lines of a killed run are whole or absent."""
+    """Appends events; each line is written in one call, so lines of a killed run are whole or absent.
+
+    A line that a full disk or a power cut left without its end is ended first, so that it spoils no other.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            with path.open("a", encoding="utf-8") as handle:
+                handle.write("\n")
 
     def add(self, event: str, **values: Any) -> None:
         """Append one event with the time in seconds since the epoch."""

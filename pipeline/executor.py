@@ -21,24 +21,27 @@ from pathlib import Path
 
 from pipeline import worker
 from pipeline.executor_errors import Interrupted, StageFailed
+from pipeline.rundir import RunDir
+from pipeline.signals import StopSignals
 from pipeline.worker import Order
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.manifests import PartManifest
 
 _MAX_DEATHS = 3
-_GRACE_SECONDS = 60.0
 _CLOSE_SECONDS = 10.0
 
 
 @dataclass
 class Reports:
-    """What the executor tells the run loop."""
+    """What the executor tells the run loop. tick: called at least every second; may raise to end the run."""
 
     total: Callable[[int, str], None]
     advance: Callable[[int, Mapping[str, float]], None]
     note: Callable[[str], None]
+    started: Callable[[int], None]
     committed: Callable[[PartManifest], None]
+    tick: Callable[[], None]
 
 
 @dataclass
@@ -54,15 +57,15 @@ class _Worker:
 class LocalExecutor:
     """Runs orders on worker processes; keeps them between orders that share an engine."""
 
-    def __init__(self, config: RunConfig, logs: Path) -> None:
-        self._config, self._logs = config, logs
+    def __init__(self, config: RunConfig, logs: Path, signals: StopSignals) -> None:
+        self._config, self._logs, self._signals = config, logs, signals
         self._context = get_context("spawn")
-        self._stop = self._context.Event()
+        # One byte without a lock: a worker killed while it held an Event's lock would hang the driver and the others.
+        self._stop = self._context.RawValue("b", 0)
         self._workers: list[_Worker] = []
         self._key: str | None = None
         self._limits: dict[str, int] = {}
         self._started = 0
-        self._signal = int(signal.SIGINT)
         self._devices = visible_gpus() if config.execution.device != "cpu" else []
         if config.execution.device == "cuda" and not self._devices:
             raise UserError(
@@ -74,6 +77,11 @@ class LocalExecutor:
 
         Raises UserError, StageFailed or Interrupted.
         """
+        with self._signals.deferred():
+            self._run(order, key, reports)
+            self._signals.raise_if_asked()
+
+    def _run(self, order: Order, key: str | None, reports: Reports) -> None:
         if key is None or key != self._key:
             self.close()
         self._key = key
@@ -82,17 +90,8 @@ class LocalExecutor:
         while len(self._workers) < wanted:
             self._workers.append(self._start())
         for member in self._workers[:wanted]:
-            self._send(member, order)
+            self._give(member, order, reports)
         self._attend(order, queue, reports)
-
-    def stop(self, number: int) -> None:
-        """Ask the workers to stop at their next safe point, because of a signal."""
-        self._signal = number
-        self._stop.set()
-
-    @property
-    def stopping(self) -> bool:
-        return self._stop.is_set()
 
     def close(self) -> None:
         """End all workers."""
@@ -112,25 +111,30 @@ class LocalExecutor:
     def _attend(self, order: Order, queue: deque[int], reports: Reports) -> None:
         deaths, asked_to_stop = 0, 0.0
         while busy := [m for m in self._workers if m.busy]:
-            if self.stopping:
-                asked_to_stop = asked_to_stop or time.monotonic()
-                if time.monotonic() - asked_to_stop > _GRACE_SECONDS:
-                    raise Interrupted(self._signal)
+            reports.tick()
+            if self._signals.asked:
+                if not asked_to_stop:
+                    asked_to_stop = time.monotonic()
+                    self._stop.value = 1
+                    reports.note(
+                        f"{signal.Signals(self._signals.asked).name}: stopping at the next safe point, in "
+                        f"{self._config.execution.grace_seconds:.0f} s at the latest; once more to stop now"
+                    )
+                if time.monotonic() - asked_to_stop > self._config.execution.grace_seconds:
+                    raise Interrupted(self._signals.asked)
             ready = wait([*(m.connection for m in busy), *(m.process.sentinel for m in busy)], timeout=0.5)
             for member in busy:
                 if member.connection in ready:
                     try:
                         while member.busy and member.connection.poll():
                             deaths = self._hear(member, order, queue, reports, deaths)
-                    except (EOFError, ConnectionResetError):
+                    except (EOFError, OSError):  # its end of the pipe is closed, perhaps in the middle of a message
                         deaths = self._died(member, order, queue, reports, deaths)
                 elif member.process.sentinel in ready:
                     deaths = self._died(member, order, queue, reports, deaths)
                 elif cause := self._hangs(member):
                     self._kill(member)
                     deaths = self._died(member, order, queue, reports, deaths, cause)
-        if self.stopping:
-            raise Interrupted(self._signal)
 
     def _hear(self, member: _Worker, order: Order, queue: deque[int], reports: Reports, deaths: int) -> int:
         message = member.connection.recv()
@@ -138,9 +142,10 @@ class LocalExecutor:
             member.heard = time.monotonic()
         match message[0]:
             case "want":
-                index = queue.popleft() if queue and not self.stopping else None
+                index = queue.popleft() if queue and not self._signals.asked else None
                 if index is not None:
                     member.holds.add(index)
+                    reports.started(index)
                 self._send(member, index)
             case "committed":
                 member.holds.discard(message[1].index)
@@ -156,7 +161,7 @@ class LocalExecutor:
                 self._limits.update(message[1])
             case "done":
                 member.busy = False
-                if member.holds and not self.stopping:
+                if member.holds and not self._signals.asked:
                     raise StageFailed(
                         order.spec.name, f"shards {sorted(member.holds)} were taken but not returned", "", member.log
                     )
@@ -177,7 +182,10 @@ class LocalExecutor:
     def _died(
         self, member: _Worker, order: Order, queue: deque[int], reports: Reports, deaths: int, cause: str = ""
     ) -> int:
-        """Replace a dead worker; its unfinished shards go back to the queue."""
+        """Replace a dead worker; its unfinished shards go back to the queue.
+
+        What it committed before it could say so counts. cause: why it was killed, if it was killed on purpose.
+        """
         member.process.join()
         code = member.process.exitcode
         if not cause:
@@ -188,6 +196,13 @@ class LocalExecutor:
         self._kill(member)
         self._workers.remove(member)
         deaths += 1
+        committed = RunDir(order.root).parts(order.spec, order.round, order.fingerprint)
+        for index in sorted(member.holds & set(committed)):
+            member.holds.discard(index)
+            reports.committed(committed[index])
+            deaths = 0
+        if self._signals.asked or (order.spec.kind != "shard" and not member.holds):
+            return deaths
         if deaths >= _MAX_DEATHS:
             raise UserError(
                 f"{order.spec.name}: {deaths} worker processes died one after another without finishing a shard; "
@@ -197,11 +212,21 @@ class LocalExecutor:
                 "Nothing that was finished is lost: the same command continues.",
             )
         reports.note(f"a worker died ({cause}); starting another")
-        queue.extendleft(sorted(member.holds, reverse=True))
+        if order.spec.kind == "shard":
+            queue.extendleft(sorted(member.holds, reverse=True))
         replacement = self._start()
         self._workers.append(replacement)
-        self._send(replacement, order)
+        self._give(replacement, order, reports)
         return deaths
+
+    def _give(self, member: _Worker, order: Order, reports: Reports) -> None:
+        """Send an order. A stage that is not cut into shards holds its one part from the start."""
+        member.busy, member.holds, member.heard = True, set(), time.monotonic()
+        if order.spec.kind != "shard":
+            member.holds = set(order.shards)
+            for index in order.shards:
+                reports.started(index)
+        self._send(member, replace(order, limits=dict(self._limits)))
 
     def _count(self, order: Order) -> int:
         configured = self._config.execution.workers
@@ -211,9 +236,6 @@ class LocalExecutor:
         return configured or max(1, len(self._devices) // per_worker)
 
     def _send(self, member: _Worker, message: Order | int | None) -> None:
-        if isinstance(message, Order):
-            member.busy, member.holds, member.heard = True, set(), time.monotonic()
-            message = replace(message, limits=dict(self._limits))
         try:
             member.connection.send(message)
         except BrokenPipeError:

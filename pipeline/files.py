@@ -9,11 +9,10 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import UserError
 from schemas.manifests import FileRecord
 
 
@@ -26,17 +25,28 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder and the ones above it, durably: a new folder is lost with what is in it until its parent is
+    flushed.
+    """
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    fsync(folder.parent)
+
+
 def publish(temporary: Path, final: Path) -> None:
     """Make a finished temporary file appear under its final name, durably."""
     fsync(temporary)
-    final.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(final.parent)
     os.replace(temporary, final)
     fsync(final.parent)
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file atomically and durably."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     temporary.write_text(text, encoding="utf-8")
     publish(temporary, path)
@@ -75,25 +85,12 @@ def is_intact(root: Path, file: FileRecord, *, thorough: bool) -> bool:
     return not thorough or sha256(path) == file.sha256
 
 
-def remove(paths: Iterator[Path] | list[Path]) -> None:
-    """Delete files that may already be gone."""
+def remove(paths: Iterable[Path]) -> None:
+    """Delete files that may already be gone, durably."""
+    folders = set()
     for path in paths:
-        path.unlink(missing_ok=True)
-
-
-def ensure_writable(folder: Path) -> None:
-    """Create the folder and check that files can be written to it.
-
-    Raises UserError naming the folder.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{uuid.uuid4().hex}"
-        probe.write_bytes(b"x")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"The run directory cannot be written: {error.strerror}",
-            where=str(folder),
-            fix="Choose another with --run-dir, or free it.",
-        ) from error
+        if path.exists():
+            path.unlink(missing_ok=True)
+            folders.add(path.parent)
+    for folder in folders:
+        fsync(folder)

@@ -1,7 +1,9 @@
 """One writer per run directory: a lease file with a heartbeat, on plain files so that it works on NFS.
 
-A lease is taken by creating the file exclusively. A stale one (its process is gone on this host, or its heartbeat is
-old on another) is replaced by rename, and the taker reads it back: the last rename wins, so two takers cannot both win.
+A lease is taken by creating the file exclusively. Whether its holder lives is decided without any wall clock: on the
+same machine (same boot, same process namespace) by its process; elsewhere by watching whether the heartbeat changes. A
+stale lease is replaced by rename, and the taker reads it back: the last rename wins. A holder that finds another's
+lease in place of its own stops: the heartbeat looks every few seconds, the run loop before every manifest it writes.
 """
 
 from __future__ import annotations
@@ -12,53 +14,60 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from pipeline import files
 from schemas.errors import UserError
 
 HEARTBEAT_SECONDS = 10.0
-STALE_SECONDS = 120.0
+WATCH_SECONDS = 45.0
 _SETTLE_SECONDS = 0.2
+_POLL_SECONDS = 0.5
+_NAME = "_lease.json"
 
 
-class LeaseLost(Exception):
-    """Another process has taken the run directory over."""
+class LeaseLost(UserError):
+    """Another process has taken the run directory over, or the heartbeat cannot be written."""
 
 
 class Lease:
-    """Context manager that holds a run directory. Raises UserError if another live process holds it."""
+    """Context manager that holds a run directory. Raises UserError if another live process holds it.
 
-    def __init__(self, root: Path) -> None:
-        self._path = root / "_lease.json"
+    say: told when another machine's lease has to be watched first.
+    """
+
+    def __init__(self, root: Path, say: Callable[[str], None] = lambda message: None) -> None:
+        self._path, self._say = root / _NAME, say
+        pid = os.getpid()
         self._me = {
             "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": _started(os.getpid()),
+            "space": _space(),
+            "pid": pid,
+            "started": _started(pid),
             "nonce": uuid.uuid4().hex,
         }
+        self._beats = 0
+        self._lost = ""
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
     def __enter__(self) -> Lease:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self._me | {"heartbeat": time.time()})
+        files.make_folder(self._path.parent)
         try:
             descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
-            holder = self._read()
-            if holder and _alive(holder):
-                raise UserError(
-                    f"Another run is working in this directory (host {holder['host']}, process {holder['pid']})",
-                    where=str(self._path.parent),
-                    fix="Wait for it, stop it, or use another --run-dir.",
-                ) from None
-            files.write_text(self._path, text)
+            self._refuse_if_held()
+            try:
+                self._write()
+            except FileNotFoundError:  # a faster taker has cleaned up
+                raise _held(self._path, _read(self._path) or {}) from None
             time.sleep(_SETTLE_SECONDS)
         else:
-            with os.fdopen(descriptor, "w") as handle:
-                handle.write(text)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
+                handle.write(self._text())
         self.check()
         self._thread.start()
         return self
@@ -68,49 +77,128 @@ class Lease:
     ) -> None:
         self._done.set()
         self._thread.join()
-        holder = self._read()
-        if holder and holder.get("nonce") == self._me["nonce"]:
+        if _nonce(_read(self._path)) == self._me["nonce"]:
             self._path.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raise LeaseLost unless the lease is still ours."""
-        holder = self._read()
-        if not holder or holder.get("nonce") != self._me["nonce"]:
-            raise LeaseLost(f"{self._path} now belongs to {holder or 'nobody'}")
+        """Raise LeaseLost unless the lease on disk is ours."""
+        self.check_heartbeat()
+        holder = _read(self._path)
+        if _nonce(holder) != self._me["nonce"]:
+            self._lost = _who(holder)
+            self.check_heartbeat()
+
+    def check_heartbeat(self) -> None:
+        """Raise LeaseLost if the heartbeat found that the lease is no longer ours. Reads no file."""
+        if self._lost:
+            raise LeaseLost(
+                f"This run no longer holds its directory: {self._lost}",
+                where=str(self._path.parent),
+                fix="It stopped, so that two runs never write at once. See what `python -m pipeline status` says.",
+            )
+
+    def _refuse_if_held(self) -> None:
+        """Raises UserError while the holder lives; returns when it is known to be gone."""
+        holder = _read(self._path)
+        if holder is not None and holder.get("space") == self._me["space"] is not None:
+            if _process_lives(holder):
+                raise _held(self._path, holder)
+            return
+        if holder is not None:
+            self._say(
+                f"A run on {holder['host']} left its lease here; watching for {WATCH_SECONDS:.0f} s whether it lives"
+            )
+        before = _bytes(self._path)
+        deadline = time.monotonic() + (WATCH_SECONDS if holder is not None else 2 * _POLL_SECONDS)
+        while time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+            now = _bytes(self._path)
+            if now != before and now is not None:
+                raise _held(self._path, _read(self._path) or holder or {})
+
+    def _text(self) -> str:
+        self._beats += 1
+        return json.dumps(self._me | {"beat": self._beats, "heartbeat": time.time()})
+
+    def _write(self) -> None:
+        files.write_text(self._path, self._text())
 
     def _beat(self) -> None:
+        written = time.monotonic()
         while not self._done.wait(HEARTBEAT_SECONDS):
             try:
                 self.check()
+                self._write()
             except LeaseLost:
                 return
-            files.write_text(self._path, json.dumps(self._me | {"heartbeat": time.time()}))
-
-    def _read(self) -> dict | None:
-        try:
-            value = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return value if isinstance(value, dict) and {"host", "pid", "heartbeat"} <= set(value) else None
+            except OSError as error:
+                if time.monotonic() - written > WATCH_SECONDS / 2:
+                    self._lost = f"its heartbeat could not be written ({error.strerror})"
+                    return
+            else:
+                written = time.monotonic()
 
 
-def holder_of(root: Path) -> dict | None:
-    """The live holder of a run directory, for `status`."""
-    holder = Lease(root)._read()
-    return holder if holder and _alive(holder) else None
-
-
-def _alive(holder: dict) -> bool:
-    if holder["host"] == socket.gethostname():
-        return _started(int(holder["pid"])) == holder.get("started")
-    return time.time() - float(holder["heartbeat"]) < STALE_SECONDS
-
-
-def _started(pid: int) -> float | None:
-    """Start time of a process, so that a reused pid is not mistaken for it; None if there is none."""
-    import psutil
-
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
+def holder_of(root: Path) -> dict[str, Any] | None:
+    """The holder of a run directory as far as one look can tell, for `status`."""
+    holder = _read(root / _NAME)
+    if holder is None:
         return None
+    if holder.get("space") == _space() is not None:
+        return holder if _process_lives(holder) else None
+    return holder if abs(time.time() - float(holder["heartbeat"])) < WATCH_SECONDS else None
+
+
+def _held(path: Path, holder: dict[str, Any]) -> UserError:
+    return UserError(
+        f"Another run is working in this directory ({_who(holder)})",
+        where=str(path.parent),
+        fix="Wait for it, stop it, or use another --run-dir.",
+    )
+
+
+def _who(holder: dict[str, Any] | None) -> str:
+    if not holder:
+        return f"{_NAME} is gone: the directory was moved or cleaned"
+    return f"host {holder.get('host')}, process {holder.get('pid')} holds it"
+
+
+def _nonce(holder: dict[str, Any] | None) -> Any:
+    return holder.get("nonce") if holder else None
+
+
+def _bytes(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(_bytes(path) or b"")
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and {"host", "pid", "heartbeat"} <= set(value) else None
+
+
+def _process_lives(holder: dict[str, Any]) -> bool:
+    return holder.get("started") is not None and _started(int(holder["pid"])) == holder["started"]
+
+
+def _space() -> str | None:
+    """This boot of this machine and this process namespace: where a process id means one process."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _started(pid: int) -> int | None:
+    """Clock ticks from boot to the start of a process, which no change of the clock moves; None if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])

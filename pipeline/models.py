@@ -33,15 +33,27 @@ class Models:
         """role -> content hash."""
         return {role: model.digest for role, model in self.of(step).items()}
 
+    def files(self, step: Step) -> list[FileRecord]:
+        """Files of the trained models among the step's models."""
+        rounds = {self._trained_in(role, step.round) for role in step.spec.models} - {None}
+        found = [self._rundir.stage(BY_NAME["train"], k) for k in sorted(r for r in rounds if r is not None)]
+        return [file for manifest in found if manifest is not None for file in model_files(manifest)]
+
     def _known(self, role: str, round_: int) -> bool:
         """A round's start model is not there before the round before it was trained; sft and base only when merging."""
         if role in ("sft", "base"):
             train = self._config.train
             return train.optimizer != "adamw" and (role == "sft" or train.merge.base is not None)
-        needs = {"policy": round_ - 1, "trained": round_}.get(role)
-        if role in ("judge", "reference"):
-            needs = round_ - 1
-        return needs is None or needs < 0 or self._rundir.stage(BY_NAME["train"], needs) is not None
+        needs = self._trained_in(role, round_)
+        return needs is None or self._rundir.stage(BY_NAME["train"], needs) is not None
+
+    def _trained_in(self, role: str, round_: int) -> int | None:
+        """The round whose trained model plays the role; None: a model from outside the run."""
+        if role == "trained":
+            return round_
+        outside = {"judge": self._config.model.judge, "reference": self._config.train.reference == "initial"}
+        inside = role == "policy" or (role in outside and not outside[role])
+        return round_ - 1 if inside and round_ > 0 else None
 
     def _role(self, role: str, round_: int) -> ModelRef:
         model = self._config.model

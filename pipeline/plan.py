@@ -52,7 +52,7 @@ class Inputs:
 
 @dataclass
 class State:
-    """What is known of a step."""
+    """What is known of a step. parts: of a half-done one, those that are committed."""
 
     step: Step
     kind: Literal["done", "resume", "new", "changed", "waiting"]
@@ -61,6 +61,10 @@ class State:
     manifest: StageManifest | None = None
     parts: dict[int, PartManifest] = field(default_factory=dict)
     inputs: Inputs = field(default_factory=Inputs)
+
+    @property
+    def parts_done(self) -> int:
+        return len(self.plan.shards) if self.kind == "done" and self.plan else len(self.parts)
 
 
 class Planner:
@@ -138,10 +142,10 @@ class Planner:
                 step, "changed", differences(old.ingredients, values), self._cut(step, inputs, values), inputs=inputs
             )
         plan = old or self._cut(step, inputs, values)
-        parts = self.rundir.parts(step.spec, step.round, print_)
         manifest = self.manifest(step)
         if manifest and manifest.fingerprint == print_:
-            return State(step, "done", plan=plan, manifest=manifest, parts=parts, inputs=inputs)
+            return State(step, "done", plan=plan, manifest=manifest, inputs=inputs)
+        parts = self.rundir.parts(step.spec, step.round, print_)
         if old is None:
             return State(step, "new", ["not run yet"], plan, inputs=inputs)
         why = [f"{len(parts)} of {len(plan.shards)} parts are done"]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-import threading
+import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from types import FrameType
 
 from pipeline import config_file, files
 from pipeline.account import account_line, totals
@@ -17,14 +15,16 @@ from pipeline.config_digests import config_files
 from pipeline.console import Display, StageBar
 from pipeline.events import Events, Meter
 from pipeline.executor import LocalExecutor, Reports
-from pipeline.executor_errors import Interrupted, ending
+from pipeline.executor_errors import ending
 from pipeline.failures import Failures
 from pipeline.fingerprint import content_of
-from pipeline.lease import Lease
+from pipeline.lease import Lease, LeaseLost
 from pipeline.models import Models
 from pipeline.plan import EXPENSIVE, Planner, State, Step
 from pipeline.preflight import preflight
 from pipeline.rundir import RunDir
+from pipeline.signals import StopSignals
+from pipeline.storage import ensure_usable, storage_error
 from pipeline.worker import Order
 from schemas.config import RunConfig
 from schemas.errors import UserError
@@ -79,11 +79,16 @@ def run(config: RunConfig, selection: Selection, display: Display) -> Outcome:
     Raises UserError (something to fix), StageFailed (a defect), Interrupted (asked to stop).
     """
     rundir = RunDir(config.folder)
-    files.ensure_writable(rundir.root)
     begun = time.monotonic()
-    with Lease(rundir.root):
-        loop = _Loop(config, rundir, selection, display)
-        outcome = loop.run()
+    try:
+        with StopSignals() as signals:
+            ensure_usable(rundir.root)
+            with Lease(rundir.root, display.say) as lease:
+                outcome = _Loop(config, rundir, selection, display, lease, signals).run()
+    except OSError as error:
+        if (disk := storage_error(error, rundir.root)) is not None:
+            raise disk from error
+        raise
     outcome.seconds = time.monotonic() - begun
     return outcome
 
@@ -96,7 +101,16 @@ def preview(config: RunConfig, selection: Selection) -> list[State]:
 
 
 class _Loop:
-    def __init__(self, config: RunConfig, rundir: RunDir, selection: Selection, display: Display) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        rundir: RunDir,
+        selection: Selection,
+        display: Display,
+        lease: Lease,
+        signals: StopSignals,
+    ) -> None:
+        self.lease, self.signals = lease, signals
         self.config, self.rundir, self.selection, self.display = config, rundir, selection, display
         self.models = Models(config, rundir)
         self.planner = Planner(config, rundir, self.models.digests, lambda spec: config_files(spec, config))
@@ -108,23 +122,29 @@ class _Loop:
             self.models.initial()
         states = self._refuse_lost_work()
         outcome = Outcome()
-        if all(state.kind == "done" for state in states):
+        if all(s.kind == "done" and s.step.spec.name not in self.selection.force for s in states):
+            self.rundir.forget_forced()
             outcome.skipped = list(self.steps)
             return outcome
-        preflight(self.config, [s.step.spec for s in states if s.kind != "done"])
+        redone = self.selection.force
+        preflight(self.config, [s.step.spec for s in states if s.kind != "done" or s.step.spec.name in redone])
         self._clean()
         files.write_text(self.rundir.config, config_file.dump(self.config))
         self.events.add("run_started", stages=[s.title for s in self.steps])
-        executor = LocalExecutor(self.config, self.rundir.logs)
+        executor = LocalExecutor(self.config, self.rundir.logs, self.signals)
         try:
-            with _signals(executor, self.display):
-                for step in self.steps:
-                    (outcome.ran if self._bring_up_to_date(step, executor) else outcome.skipped).append(step)
+            for step in self.steps:
+                (outcome.ran if self._bring_up_to_date(step, executor) else outcome.skipped).append(step)
         except BaseException as error:
-            self.events.add("run_ended", **ending(error))
+            executor.close()
+            with suppress(OSError):  # of a full disk: the error itself is what must be heard
+                if not isinstance(error, LeaseLost):
+                    self._clean()
+                self.events.add("run_ended", **ending(error))
             raise
         finally:
             executor.close()
+        self.rundir.forget_forced()
         self.events.add("run_ended", ok=True, exit_code=0)
         return outcome
 
@@ -158,7 +178,8 @@ class _Loop:
                 f"Stage {step.title} cannot run: it {'; '.join(state.why)}",
                 fix="Run the earlier stages first (leave --stage and --from out).",
             )
-        if step.spec.name in self.selection.force and state.kind in ("done", "resume"):
+        forced = step.spec.name in self.selection.force and not self.rundir.was_forced(step.spec, step.round)
+        if forced and state.kind in ("done", "resume"):
             state = State(step, "changed", ["--force-stage"], state.plan, inputs=state.inputs)
         if state.kind == "done":
             return False
@@ -170,11 +191,18 @@ class _Loop:
                     where=str(self.rundir.root),
                     fix=f"Repeat with --force-stage {step.spec.name} to redo it and what follows.",
                 )
+            self._check_inputs(step, state)  # before anything is thrown away
             self.display.say(f"{step.title}: redone because {'; '.join(state.why)}", "yellow")
             self.rundir.clear(step.spec, step.round)
+            if forced:
+                self.rundir.mark_forced(step.spec, step.round)
+        else:
+            self._check_inputs(step, state)
         assert state.plan is not None
-        self._check_inputs(step, state)
-        write_manifest(self.rundir.state(step.spec, step.round) / "plan.json", state.plan.model_dump())
+        self.lease.check()
+        folder = self.rundir.state(step.spec, step.round)
+        files.remove([folder / "_stage.json"])  # its parts are about to change
+        write_manifest(folder / "plan.json", state.plan.model_dump())
         self._run_stage(step, state, executor)
         return True
 
@@ -191,6 +219,12 @@ class _Loop:
                     where=str(self.rundir.root / bad.path),
                     fix="Delete it and run again: the stage that made it makes that part anew.",
                 )
+        for bad in self.rundir.verify(self.models.files(step)):
+            raise UserError(
+                "This file of the trained model is no longer what was written",
+                where=str(self.rundir.root / bad.path),
+                fix="Delete it and run again: train continues from its last checkpoint.",
+            )
         first = step.spec.reads[0] if step.spec.kind == "shard" else ""
         if first and not state.plan.shards:  # type: ignore[union-attr]
             raise UserError(
@@ -269,6 +303,9 @@ class _Loop:
             )
             failures.check(parts, finished=False)
 
+        def started(index: int) -> None:
+            self.events.add("part_started", stage=step.spec.name, round=step.round, part=index)
+
         def note(message: str) -> None:
             self.events.add("note", stage=step.spec.name, round=step.round, message=message)
             bar.say(message)
@@ -282,7 +319,14 @@ class _Loop:
             bar.advance(amount, rates)
             meter.advance(amount, rates)
 
-        return Reports(total=total, advance=advance, note=note, committed=committed)
+        return Reports(
+            total=total,
+            advance=advance,
+            note=note,
+            started=started,
+            committed=committed,
+            tick=self.lease.check_heartbeat,
+        )
 
     def _finish(
         self, step: Step, fingerprint: str, parts: dict[int, PartManifest], models: dict[str, str]
@@ -305,31 +349,15 @@ class _Loop:
             seconds=round(sum(part.seconds for part in ordered), 3),
             models=models,
         )
+        self.lease.check()
+        self.rundir.sweep(step.spec, step.round, records)
         write_manifest(self.rundir.state(step.spec, step.round) / "_stage.json", manifest.model_dump())
         return manifest
 
     def _clean(self) -> None:
         """Remove what a killed run left unfinished. Safe: we hold the lease."""
-        if self.rundir.temporary.exists():
-            files.remove(list(self.rundir.temporary.iterdir()))
-
-
-@contextmanager
-def _signals(executor: LocalExecutor, display: Display) -> Iterator[None]:
-    """First Ctrl-C or SIGTERM: stop at the next safe point. Second: now."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if executor.stopping:
-            raise Interrupted(number)
-        executor.stop(number)
-        display.say("Stopping at the next safe point; once more to stop now. What is committed stays.", "yellow")
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for leftover in self.rundir.leftovers():
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +16,8 @@ from schemas.manifests import MANIFEST_VERSION, FileRecord, PartManifest, StageM
 from stages.catalog import StageSpec
 
 _Manifest = TypeVar("_Manifest", bound=BaseModel)
+_DELETE = "Delete the file: what it describes is then made again."
+_OTHER_VERSION = "It was written by another version of the pipeline: use that version, or another --run-dir."
 
 
 class RunDir:
@@ -61,13 +65,13 @@ class RunDir:
         return _load(self.state(spec, round_) / "plan.json", StagePlan)
 
     def stage(self, spec: StageSpec, round_: int) -> StageManifest | None:
-        return _load(self.state(spec, round_) / "_stage.json", StageManifest)
+        return _load(self.state(spec, round_) / "_stage.json", StageManifest, torn_is_none=True)
 
     def parts(self, spec: StageSpec, round_: int, fingerprint: str) -> dict[int, PartManifest]:
         """Committed parts whose files are there in full size, by index. Others are as if never made."""
         found = {}
         for path in sorted(self.state(spec, round_).glob("part-*.json")):
-            part = _load(path, PartManifest)
+            part = _load(path, PartManifest, torn_is_none=True)
             if part is None or part.fingerprint != fingerprint:
                 continue
             if all(files.is_intact(self.root, f, thorough=False) for f in part.files):
@@ -81,25 +85,59 @@ class RunDir:
     def clear(self, spec: StageSpec, round_: int) -> None:
         """Forget a stage's results: state first, so that nothing half-deleted counts as committed."""
         state = self.state(spec, round_)
-        files.remove([state / "_stage.json", *state.glob("part-*.json"), state / "plan.json"])
-        if state.exists():
-            files.fsync(state)
+        files.remove([state / "_stage.json", *state.glob("part-*.json")])
+        files.remove([state / "plan.json"])
         for table in (*spec.writes, "dropped"):
             shutil.rmtree(self.table(spec, round_, table), ignore_errors=True)
         if spec.kind == "artifact" and spec.per_round:
             shutil.rmtree(self.artifacts(spec, round_), ignore_errors=True)
 
+    def was_forced(self, spec: StageSpec, round_: int) -> bool:
+        """Whether an unfinished run with --force-stage has already begun this stage anew: the same command continues."""
+        return (self.root / f"_forced-{spec.name}-{round_}").exists()
 
-def _load(path: Path, model: type[_Manifest]) -> _Manifest | None:
+    def mark_forced(self, spec: StageSpec, round_: int) -> None:
+        files.write_text(self.root / f"_forced-{spec.name}-{round_}", "")
+
+    def forget_forced(self) -> None:
+        files.remove(self.root.glob("_forced-*"))
+
+    def leftovers(self) -> list[Path]:
+        """Unfinished files of killed runs: temporary tables, manifests and probes."""
+        names = [*self.root.glob(".*.tmp"), *self.root.glob(".probe-*"), *self.root.glob("**/_state/*/.*.tmp")]
+        return [*(self.temporary.iterdir() if self.temporary.is_dir() else []), *names]
+
+    def sweep(self, spec: StageSpec, round_: int, records: Iterable[FileRecord]) -> None:
+        """Remove parts that no manifest of the finished stage knows: left by a killed run, or by an earlier plan."""
+        known = {self.root / record.path for record in records}
+        for table in (*spec.writes, "dropped"):
+            files.remove(path for path in self.table(spec, round_, table).glob("part-*.parquet") if path not in known)
+
+
+def _load(path: Path, model: type[_Manifest], *, torn_is_none: bool = False) -> _Manifest | None:
+    """The manifest; None if there is none, or if it is torn (no JSON) and what it describes is simply made again.
+
+    Raises UserError on a manifest of another version or with other fields.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+        raw = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        return model.model_validate_json(text)
+        return _of_this_version(path, model.model_validate_json(raw))
     except ValidationError as error:
-        if f'"version": {MANIFEST_VERSION}' in text or '"version"' not in text:
-            fix = "Delete the file: what it describes is then made again."
-        else:
-            fix = "It was written by another version of the pipeline: use that version, or another --run-dir."
+        try:
+            value = json.loads(raw)
+        except ValueError:
+            if torn_is_none:
+                return None
+            value = {}
+        version = value.get("version", MANIFEST_VERSION) if isinstance(value, dict) else MANIFEST_VERSION
+        fix = _OTHER_VERSION if version != MANIFEST_VERSION else _DELETE
         raise UserError("This manifest cannot be read", where=str(path), fix=fix) from error
+
+
+def _of_this_version(path: Path, manifest: _Manifest) -> _Manifest:
+    if getattr(manifest, "version", MANIFEST_VERSION) != MANIFEST_VERSION:
+        raise UserError("This manifest cannot be read", where=str(path), fix=_OTHER_VERSION)
+    return manifest

@@ -84,7 +84,7 @@ def print_states(states: list[State], console: Console | None = None) -> None:
     table.add_column("reasons")
     for state in states:
         rows: list[dict[str, Any]] = totals(state.manifest.tallies) if state.manifest else []
-        parts = f"{len(state.parts)}/{len(state.plan.shards)}" if state.plan and state.kind != "waiting" else ""
+        parts = f"{state.parts_done}/{len(state.plan.shards)}" if state.plan and state.kind != "waiting" else ""
         first = rows[0] if rows else {}
         table.add_row(
             state.step.title,
@@ -140,7 +140,7 @@ def print_json(folder: Path, states: list[State], holder: dict[str, Any] | None)
             "round": s.step.round,
             "state": s.kind,
             "why": s.why,
-            "parts_done": len(s.parts),
+            "parts_done": s.parts_done,
             "parts": len(s.plan.shards) if s.plan else None,
             "seconds": s.manifest.seconds if s.manifest else None,
             "stats": s.manifest.stats if s.manifest else {},

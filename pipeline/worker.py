@@ -18,13 +18,13 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 from pipeline import files
-from pipeline.commit import TableWriter, commit_part, part_name
+from pipeline.commit import TableWriter, commit_part, part_name, retract_part
 from pipeline.rundir import RunDir
+from pipeline.storage import storage_error
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.manifests import FileRecord, PartManifest, ShardRange, StageManifest
@@ -82,8 +82,8 @@ class PipeProgress:
         self._amount, self._rates, self._sent = 0, {}, time.monotonic()
 
 
-def main(connection: Connection, driver: int, log: Path, environment: dict[str, str], stop: Event) -> None:
-    """Entry point of the worker process."""
+def main(connection: Connection, driver: int, log: Path, environment: dict[str, str], stop: Any) -> None:
+    """Entry point of the worker process. stop: a shared byte, not 0 when the run was asked to stop."""
     _die_with(driver)
     os.environ.update(environment)
     _log_to(log)
@@ -99,29 +99,32 @@ def main(connection: Connection, driver: int, log: Path, environment: dict[str, 
                 resource.close()
 
 
-def _carry_out(order: Order, connection: Connection, stop: Event, shared: dict[str, Any]) -> None:
+def _carry_out(order: Order, connection: Connection, stop: Any, shared: dict[str, Any]) -> None:
     progress = PipeProgress(connection)
     try:
         run = _run_shards if order.spec.kind == "shard" else _run_whole
         run(order, _context(order, progress, stop, shared), connection)
         progress.flush()
         connection.send(("limits", shared[_LIMITS]))
-        connection.send(("done", stop.is_set()))
+        connection.send(("done", bool(stop.value)))
     except Stopped:
         connection.send(("done", True))
     except UserError as error:
         connection.send(("error", "user", error, ""))
     except Exception as error:
         logging.getLogger(__name__).exception("%s failed", order.spec.name)
+        if (disk := storage_error(error, order.root)) is not None:
+            connection.send(("error", "user", disk, ""))
+            return
         connection.send(("error", "bug", f"{type(error).__name__}: {error}", traceback.format_exc()))
 
 
-def _context(order: Order, progress: PipeProgress, stop: Event, shared: dict[str, Any]) -> Context:
+def _context(order: Order, progress: PipeProgress, stop: Any, shared: dict[str, Any]) -> Context:
     rundir = RunDir(order.root)
     folder = None
     if order.spec.kind == "artifact":
         folder = rundir.artifacts(order.spec, order.round)
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
     limits: dict[str, int] = shared.setdefault(_LIMITS, {})  # one for the worker's life, like the engine that holds it
     limits.update(order.limits)
     return Context(
@@ -132,7 +135,7 @@ def _context(order: Order, progress: PipeProgress, stop: Event, shared: dict[str
         progress=progress,
         folder=folder,
         shared=shared,
-        stop=stop.is_set,
+        stop=lambda: bool(stop.value),
         manifests=order.manifests,
         limits=limits,
     )
@@ -167,6 +170,7 @@ def _commit(rundir: RunDir, order: Order, part: Part, seconds: float) -> PartMan
     spec, records = order.spec, []
     if missing := set(spec.writes) - set(part.tables):
         raise ValueError(f"{spec.name}: part {part.index} lacks the tables {sorted(missing)}")
+    retract_part(rundir, spec, order.round, part.index)
     for table, data in part.tables.items():
         writer = TableWriter(rundir, rundir.table(spec, order.round, table) / part_name(part.index), table)
         writer.write(data)
@@ -189,6 +193,7 @@ def _run_whole(order: Order, ctx: Context, connection: Connection) -> None:
     """TableStage or ArtifactStage: everything it writes is one commit."""
     rundir, spec = RunDir(order.root), order.spec
     begun = time.monotonic()
+    retract_part(rundir, spec, order.round, 0)
     writers: dict[str, TableWriter] = {}
     rows: dict[str, int] = {}
     parts: dict[str, int] = {}
@@ -207,6 +212,9 @@ def _run_whole(order: Order, ctx: Context, connection: Connection) -> None:
     for artifact in account.artifacts:
         files.fsync(artifact)
         records.append(files.record(order.root, artifact))
+    if ctx.folder is not None:
+        for folder in {parent for a in account.artifacts for parent in a.parents if parent.is_relative_to(ctx.folder)}:
+            files.fsync(folder)
     drops: list[Drop] = account.drops
     manifest = commit_part(
         rundir,
@@ -266,7 +274,10 @@ def read_range(root: Path, records: list[FileRecord], wanted: ShardRange) -> Any
 
 def _die_with(driver: int) -> None:
     os.setsid()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Schedulers signal every process of a job: the driver decides. A handler, since SIG_IGN would be inherited by what
+    # the stage starts.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != driver:

@@ -16,6 +16,17 @@ CHATML = (
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
+    """See `make_tokenizer`."""
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory, tiny_tokenizer) -> Path:
+    """See `make_model`."""
+    return make_model(tmp_path_factory.mktemp("models") / "tiny-llama", tiny_tokenizer)
+
+
+def make_tokenizer():
     """A byte-level BPE tokenizer of 1,024 tokens with a ChatML template, trained on our own prompts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -48,13 +59,11 @@ def tiny_tokenizer():
     return fast
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory, tiny_tokenizer) -> Path:
+def make_model(folder: Path, tokenizer) -> Path:
     """A folder with a random two-layer Llama (float32) and its tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=1024,
@@ -72,7 +81,7 @@ def tiny_model(tmp_path_factory, tiny_tokenizer) -> Path:
     model.generation_config.eos_token_id = 2
     model.generation_config.pad_token_id = 0
     model.save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -136,6 +136,9 @@ class ExecutionConfig(Section):
     watchdog_minutes: float = execution(
         60.0, "a worker without any progress for so long is ended and replaced; 0: never", ge=0
     )
+    grace_seconds: float = execution(
+        25.0, "after Ctrl-C or SIGTERM: how long running shards may take to finish before they are abandoned", ge=0
+    )
     deterministic: bool = semantic(False, "reference mode: transformers engine, CPU, float32, bit for bit")
 
     @model_validator(mode="before")

@@ -54,6 +54,7 @@ class Squares:
         for shard in shards:
             numbers = shard.rows.column("source_row").to_pylist()
             _maybe_die(f"die-{shard.index}")
+            time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
             if ctx.config.generate.candidates == 13:
                 raise UserError("thirteen is not a number of candidates", where="generate.candidates")
             if ctx.config.generate.candidates == 14:

@@ -179,13 +179,7 @@ def test_two_runs_on_one_directory_are_refused(fake):
 
 def test_a_dead_holder_does_not_block(fake):
     fake.root.mkdir(parents=True)
-    holder = {
-        "host": __import__("socket").gethostname(),
-        "pid": 2**22 - 1,
-        "started": 1.0,
-        "nonce": "x",
-        "heartbeat": 9e9,
-    }
+    holder = Lease(fake.root)._me | {"pid": 2**22 - 1, "started": 1, "nonce": "x", "heartbeat": 9e9}
     (fake.root / "_lease.json").write_text(json.dumps(holder))
     assert fake(last="prompts").ran
 

@@ -1,0 +1,96 @@
+"""Every key of the config, with another valid value for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from schemas.config import RunConfig
+from schemas.config.base import is_execution
+
+_SPECIAL: dict[str, Any] = {
+    "name": "renamed",
+    "run_dir": "elsewhere",
+    "rounds": 1,
+    "languages.seen": ["en", "fr"],
+    "languages.unseen": ["sw"],
+    "pairs.sources": None,  # ends generation: see test_imported_pairs_replace_generation
+    "engine.base_url": "http://localhost:9/v1",
+    "evaluate.splits": ["test"],
+    "train.report_to": ["tensorboard"],
+    "train.lora.target_modules": ["q_proj"],
+    "text.chat_template_kwargs": {"enable_thinking": True},
+}
+
+
+def base_config() -> dict[str, Any]:
+    """A config in which every key can be changed alone."""
+    return {
+        "name": "t",
+        "run_dir": "runs",
+        "rounds": 2,
+        "languages": {"seen": ["en", "de"], "unseen": ["it"]},
+        "model": {"policy": "some/model", "dtype": "float32"},
+        "engine": {"kind": "transformers", "base_url": "http://localhost:8000/v1"},
+        "prompts": {"sources": [{"path": "prompts.jsonl"}]},
+        "evaluate": {"authored": [{"path": "pairs.jsonl"}]},
+    }
+
+
+def every_key() -> Iterator[tuple[str, bool, dict[str, Any]]]:
+    """(dotted key, whether it is semantic, the base config with this key changed)."""
+    config = RunConfig.model_validate(base_config())
+    for key, field, value in _leaves(config, "", False):
+        other = _SPECIAL[key] if key in _SPECIAL else _other(field.annotation, value, key)
+        if other is None:  # only one value is valid
+            continue
+        changed = config.model_dump(mode="json")
+        target: Any = changed
+        *sections, last = key.split(".")
+        for section in sections:
+            target = target[int(section)] if section.isdigit() else target[section]
+        target[last] = other
+        yield key, not _execution[key], changed
+
+
+_execution: dict[str, bool] = {}
+
+
+def _leaves(section: BaseModel, prefix: str, execution: bool) -> Iterator[tuple[str, FieldInfo, Any]]:
+    for name, field in type(section).model_fields.items():
+        key, value = f"{prefix}{name}", getattr(section, name)
+        above = execution or is_execution(field)
+        if isinstance(value, BaseModel):
+            yield from _leaves(value, f"{key}.", above)
+        elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
+            for index, item in enumerate(value):
+                yield from _leaves(item, f"{key}.{index}.", above)
+        else:
+            _execution[key] = above
+            yield key, field, value
+
+
+def _other(annotation: Any, value: Any, key: str) -> Any:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return _other(next(a for a in arguments if a is not NoneType), value, key)
+    if origin is Literal:
+        return next((a for a in arguments if a != value), None)
+    if annotation is bool:
+        return not value
+    if annotation is int:
+        return (value or 0) + 1
+    if annotation is float:
+        return value / 2 if value else 0.25
+    if annotation is str:
+        return f"{value or ''}x"
+    if annotation is Path:
+        return "elsewhere"
+    if origin is list:
+        return [*(value or []), "x"]
+    raise AssertionError(f"tests/faults/every_key.py knows no other value for {key}: {annotation}")

@@ -1,0 +1,22 @@
+"""`python fake_main.py run CONFIG`: the command line on the fake stages, with real worker processes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "pipeline")]
+
+if __name__ == "__main__":
+    import pipeline.plan
+    import pipeline.run
+    import pipeline.summary
+    from pipeline.cli import app
+    from tests.faults.inline import SPECS
+
+    pipeline.plan.STAGES = SPECS
+    pipeline.plan.BY_NAME = {spec.name: spec for spec in SPECS}
+    pipeline.run.config_files = lambda spec, config: {}
+    pipeline.run.preflight = lambda config, specs: None
+    pipeline.summary.print_summary = lambda config: None
+    app()

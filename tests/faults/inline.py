@@ -1,0 +1,109 @@
+"""The run loop with fake stages, all in this process: milliseconds a run, so that it can be broken at every operation."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import pipeline.lease
+import pipeline.plan
+import pipeline.run
+from pipeline import worker
+from pipeline.config_file import load_config
+from pipeline.console import Display
+from pipeline.executor import Reports
+from pipeline.run import Outcome, Selection
+from pipeline.worker import Order, PipeProgress
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
+import fake_stages
+
+SPECS = (fake_stages.PROMPTS, fake_stages.GENERATE, fake_stages.SELECT, fake_stages.TRAIN, fake_stages.REPORT)
+
+
+class InlineExecutor:
+    """What LocalExecutor does, with the worker's own code but no worker process."""
+
+    computed: list[tuple[str, int]]
+    """Parts that were committed, over all executors of a `fake_run`."""
+
+    def __init__(self, *ignored: object) -> None:
+        self._stop = type("Stop", (), {"value": 0})()
+
+    def run(self, order: Order, key: str | None, reports: Reports) -> None:
+        pipe = _Pipe(order, reports, self.computed)
+        ctx = worker._context(order, PipeProgress(pipe), self._stop, {})  # type: ignore[arg-type]
+        carry_out = worker._run_shards if order.spec.kind == "shard" else worker._run_whole
+        carry_out(order, ctx, pipe)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class _Pipe:
+    def __init__(self, order: Order, reports: Reports, computed: list[tuple[str, int]]) -> None:
+        self._order, self._reports, self._computed = order, reports, computed
+        self._queue = deque(sorted(order.shards))
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        if message[0] == "committed":
+            self._computed.append((self._order.spec.name, message[1].index))
+            self._reports.committed(message[1])
+
+    def recv(self) -> int | None:
+        return self._queue.popleft() if self._queue else None
+
+
+class FakeRun:
+    """Runs the fake pipeline in `folder`. Settings are `a.b=c` overrides."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder, self.root = folder, folder / "runs" / "t"
+        self.computed: list[tuple[str, int]] = []
+        self.path = folder / "config.yaml"
+        base = {
+            "name": "t",
+            "run_dir": str(folder / "runs"),
+            "languages": {"seen": ["en", "de"]},
+            "model": {"policy": str(folder)},
+            "prompts": {"sources": [{"path": "x"}], "max_chars": 10},
+            "generate": {"shard_size": 4},
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(yaml.safe_dump(base | dict(settings)), encoding="utf-8")
+
+    def __call__(self, *overrides: str, **selection: Any) -> Outcome:
+        InlineExecutor.computed = self.computed
+        config = load_config(self.path, overrides)
+        return pipeline.run.run(config, Selection(**selection), Display(quiet=True))
+
+    def tables(self) -> dict[str, bytes]:
+        """Every table file in the run directory, recorded or not, and the trained artifact."""
+        paths = [*self.root.rglob("*.parquet"), *self.root.glob("round-0/train/result.txt")]
+        return {str(p.relative_to(self.root)): p.read_bytes() for p in sorted(paths)}
+
+
+@contextmanager
+def fake_pipeline() -> Iterator[None]:
+    """Replace the stages by the fake ones and the executor by the inline one; a dead process's lease is stale."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.plan, "STAGES", SPECS)
+        patch.setattr(pipeline.plan, "BY_NAME", {spec.name: spec for spec in SPECS})
+        patch.setattr(pipeline.run, "config_files", lambda spec, config: {})
+        patch.setattr(pipeline.run, "preflight", lambda config, specs: None)
+        patch.setattr(pipeline.run, "LocalExecutor", InlineExecutor)
+        patch.setattr(pipeline.lease, "_process_lives", lambda holder: False)
+        patch.setattr(pipeline.lease, "_SETTLE_SECONDS", 0.0)
+        patch.setattr(
+            os, "fsync", lambda descriptor: None
+        )  # crashing.py models what it does; the disk is not waited for
+        patch.setenv("FAKE_DIR", "/nonexistent")
+        yield

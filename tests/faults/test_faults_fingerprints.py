@@ -1,0 +1,178 @@
+"""Every config key, changed between a crash and its resume: a semantic one never mixes rows, another one resumes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import fake_stages
+import polars as pl
+import pytest
+import yaml
+
+import pipeline.plan
+from pipeline.commit import write_manifest
+from pipeline.fingerprint import content_of
+from pipeline.plan import Planner, State
+from pipeline.rundir import RunDir
+from schemas.config import RunConfig
+from schemas.errors import UserError
+from schemas.manifests import FileRecord, PartManifest, StageManifest
+from stages.catalog import StageSpec
+from stages.contract import Part, tally
+from tests.faults.every_key import base_config, every_key
+from tests.faults.inline import SPECS, FakeRun, fake_pipeline
+
+KEYS = list(every_key())
+SEMANTIC = [key for key, semantic, _ in KEYS if semantic]
+
+
+def planner(config: RunConfig, root: Path) -> Planner:
+    return Planner(config, RunDir(root), lambda step: dict.fromkeys(step.spec.models, "digest"), lambda spec: {})
+
+
+def finish(planner: Planner, half: str | None = None) -> None:
+    """Write the state of a finished run (two parts a stage); of `half`, only the first part."""
+    rundir = planner.rundir
+    for step in planner.steps:
+        state = planner.state(step)
+        if state.kind == "waiting" or state.plan is None:
+            return
+        folder, records = rundir.state(step.spec, step.round), []
+        for table in step.spec.writes:
+            path = rundir.table(step.spec, step.round, table) / "part-00000.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
+            relative = path.relative_to(rundir.root).as_posix()
+            records.append(FileRecord(path=relative, table=table, rows=10, bytes=1, sha256=table))
+        common = {"stage": step.spec.name, "round": step.round, "fingerprint": state.plan.fingerprint}
+        write_manifest(folder / "plan.json", state.plan.model_dump())
+        part = PartManifest(index=0, files=records, tallies=[], **common)
+        write_manifest(folder / "part-00000.json", part.model_dump())
+        if step.spec.name == half:
+            return
+        whole = StageManifest(content=content_of(records), files=records, tallies=[], **common)
+        write_manifest(folder / "_stage.json", whole.model_dump())
+
+
+def depends(spec: StageSpec, key: str) -> bool:
+    return key == "seed" or any(key == s or key.startswith(f"{s}.") or s.startswith(f"{key}.") for s in spec.sections)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("finished")
+    finish(planner(RunConfig.model_validate(base_config()), root))
+    return root
+
+
+def states(changed: dict, root: Path) -> list[State]:
+    found = planner(RunConfig.model_validate(changed), root)
+    return [found.state(step) for step in found.steps]
+
+
+def test_the_finished_run_is_done_and_the_keys_are_all_there(finished):
+    assert {s.kind for s in states(base_config(), finished)} == {"done"}
+    assert len(KEYS) > 130 and {"seed", "generate.sampling.top_p", "prompts.sources.0.fields.prompt"} <= set(SEMANTIC)
+
+
+@pytest.mark.parametrize(("key", "semantic", "changed"), KEYS, ids=[k for k, _, _ in KEYS])
+def test_every_key_is_in_the_fingerprint_of_the_stages_that_depend_on_it_and_of_no_other(
+    finished, key, semantic, changed
+):
+    for state in states(changed, finished):
+        named = [line for line in state.why if line.startswith(key.split(".0.")[0])]
+        if semantic and depends(state.step.spec, key):
+            assert state.kind == "changed" and named, (state.step.title, state.why)
+        elif state.step.spec.name != "report":
+            assert state.kind == "done", (state.step.title, state.why)
+    if semantic:
+        assert any(depends(step.spec, key) for step in planner(RunConfig.model_validate(changed), finished).steps), (
+            f"{key} is semantic, but no stage has it in its fingerprint: mark it execution, or name its section"
+        )
+
+
+def test_imported_pairs_replace_generation(finished):
+    changed = base_config() | {"pairs": {"sources": [{"path": "mine.jsonl"}]}, "rounds": 1}
+    kinds = {s.step.spec.name: s.kind for s in states(changed, finished)}
+    assert kinds["pairs"] == "changed" and "generate" not in kinds
+
+
+@pytest.mark.parametrize("what", ["model", "file", "input"])
+def test_a_changed_model_or_file_changes_the_stages_that_read_it(finished, what):
+    config = RunConfig.model_validate(base_config())
+    found = planner(config, finished)
+    if what == "model":
+        found._models = lambda step: dict.fromkeys(step.spec.models, "other digest")
+    elif what == "file":
+        found._config_files = lambda spec: {"prompts.jsonl": "hash"} if spec.name == "prompts" else {}
+    else:
+        path = finished / "_state/prompts/_stage.json"
+        before = path.read_text()
+        path.write_text(before.replace('"sha256": "prompts"', '"sha256": "other"'))
+    kinds = {(s.step.spec.name, s.step.round): (s.kind, s.why) for s in map(found.state, found.steps)}
+    if what == "input":
+        path.write_text(before)
+    changed = {name for (name, _), (kind, why) in kinds.items() if kind == "changed" and f"{what} " in "".join(why)}
+    readers = {
+        "model": {s.name for s in pipeline.plan.STAGES if s.models},
+        "file": {"prompts"},
+        "input": {"generate", "judge", "pairs", "evaluate", "report"},
+    }
+    assert changed == readers[what]
+
+
+class Stamp:
+    """Writes the whole semantic config into every row, so that rows of two configs could be told apart."""
+
+    stop_after = -1
+
+    def run(self, ctx, shards):
+        from schemas.config.base import semantic_values
+        from schemas.ids import canonical_json
+
+        stamp = canonical_json(semantic_values(ctx.config))
+        for count, shard in enumerate(shards):
+            if count == self.stop_after:
+                raise KeyboardInterrupt
+            n = shard.rows.num_rows
+            rows = fake_stages.rows("candidates", text=[stamp] * n)
+            yield Part(shard.index, {"candidates": rows}, tally("prompt", ["en"] * n, []))
+
+
+@pytest.mark.parametrize(
+    "key",
+    sorted({k.split(".")[0]: k for k, _, _ in KEYS if "sources" not in k and k != "rounds"}.values()),
+)
+def test_rows_of_two_configs_never_mix_after_a_crash(tmp_path, monkeypatch, key):
+    """One key of every section, through the run loop: redone when asked for, refused else, resumed if execution."""
+    sections = tuple(name for name in RunConfig.model_fields if name not in ("name", "run_dir", "banner", "rounds"))
+    generate = replace(SPECS[1], entry="fake_stages:Stamp", sections=sections)
+    semantic, changed = next((s, c) for k, s, c in KEYS if k == key)
+    changed = changed | {"run_dir": str(tmp_path / "runs"), "name": "t", "rounds": 1}
+    monkeypatch.setattr(fake_stages, "Stamp", Stamp, raising=False)
+    with fake_pipeline():
+        specs = (SPECS[0], generate, SPECS[4])
+        monkeypatch.setattr(pipeline.plan, "STAGES", specs)
+        monkeypatch.setattr(pipeline.plan, "BY_NAME", {s.name: s for s in specs})
+        small = {"prompts": {**base_config()["prompts"], "max_chars": 12}, "generate": {"shard_size": 4}, "rounds": 1}
+        run = FakeRun(tmp_path, base_config() | small | {"run_dir": str(tmp_path / "runs")})
+        monkeypatch.setattr(Stamp, "stop_after", 2)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+        monkeypatch.setattr(Stamp, "stop_after", -1)
+        for name, value in {"prompts.max_chars": 12, "generate.shard_size": 4}.items():
+            section, _, field = name.partition(".")
+            changed[section] = changed[section] | ({} if key == name else {field: value})
+        run.path.write_text(yaml.safe_dump(changed))
+        run.computed.clear()
+        if semantic:
+            with pytest.raises(UserError, match=r"made with other settings|made from other inputs"):
+                run()
+            run(force=("prompts", "generate"))
+        else:
+            run()
+    texts = pl.read_parquet(run.root / "round-0/candidates/*.parquet")["text"]
+    assert texts.n_unique() == 1, "rows of two configs lie in one table"
+    made = [part for stage, part in run.computed if stage == "generate"]
+    assert made == ([2] if not semantic else list(range(len(made)))) and len(texts) >= 12

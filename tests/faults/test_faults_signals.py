@@ -1,0 +1,153 @@
+"""Preemption, Ctrl-C, the out-of-memory killer: on a real driver with real workers and fake stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.config_file import load_config
+from pipeline.executor import LocalExecutor, Reports, _Worker
+from pipeline.rundir import RunDir
+from pipeline.signals import StopSignals
+from pipeline.worker import Order
+from tests.faults.inline import SPECS
+
+
+def wait_for(run, event: str, stage: str = "generate", count: int = 1) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if len([e for e in seen(run) if e["event"] == event and e.get("stage") == stage]) >= count:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no {event} of {stage}: {seen(run)}")
+
+
+def seen(run) -> list[dict]:
+    path = run.root / "events.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def done_parts(run) -> int:
+    return len(list((run.root / "round-0/_state/generate").glob("part-*.json")))
+
+
+def finish(fake_process) -> None:
+    process, run = fake_process()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    squares = sorted(json.dumps(r) for r in _column(run))
+    assert squares == sorted(json.dumps(n * n) for n in range(0, 12, 2))
+
+
+def _column(run) -> list[int]:
+    import polars as pl
+
+    return pl.read_parquet(run.root / "round-0/candidates/*.parquet")["n_tokens"].to_list()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop_the_shard_is_finished_and_the_exit_code_is_the_signals(fake_process, number, code):
+    process, run = fake_process(FAKE_SECONDS="2")
+    wait_for(run, "part_started", count=2)
+    for victim in (process, *psutil.Process(process.pid).children(recursive=True)):
+        os.kill(victim.pid, number)  # a scheduler signals every process of the job
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "stopping at the next safe point" in errors and "same command continues" in errors
+    assert "a worker died" not in errors and "Traceback" not in errors
+    assert done_parts(run) == 2, "the shard that was running when the signal came is finished"
+    assert seen(run)[-1]["event"] == "run_ended" and signal.Signals(number).name in seen(run)[-1]["error"]
+    assert not (run.root / "_lease.json").exists()
+    finish(fake_process)
+
+
+def test_a_shard_longer_than_the_grace_time_is_abandoned(fake_process):
+    process, run = fake_process("--set", "execution.grace_seconds=1", FAKE_SECONDS="600")
+    wait_for(run, "part_started")
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    begun = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode == 143 and time.monotonic() - begun < 30 and done_parts(run) == 0
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+    finish(fake_process)
+
+
+def test_ctrl_c_twice_stops_now(fake_process):
+    process, run = fake_process("--set", "execution.grace_seconds=300", FAKE_SECONDS="600")
+    wait_for(run, "part_started")
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.0)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+    finish(fake_process)
+
+
+def test_a_signal_before_any_stage_runs_stops_at_once():
+    from pipeline.executor_errors import Interrupted
+
+    with StopSignals() as signals, pytest.raises(Interrupted):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1.0)
+    assert signals.asked == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_worker_killed_alone_is_replaced(fake_process):
+    process, run = fake_process(FAKE_SECONDS="1")
+    wait_for(run, "part_done")
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if os.getpgid(child.pid) == child.pid:
+            child.kill()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "a worker died (signal 9 (SIGKILL), most often the system was out of memory)" in errors
+    assert sorted(_column(run)) == [n * n for n in range(0, 12, 2)]
+    finished = [e["part"] for e in seen(run) if e["event"] == "part_done" and e["stage"] == "generate"]
+    assert sorted(finished) == [0, 1, 2, 3], "what was committed is not made again"
+
+
+def test_a_part_committed_by_a_worker_that_died_before_it_could_say_so_counts(fake):
+    fake(last="generate")
+    rundir, spec = RunDir(fake.root), SPECS[1]
+    plan = rundir.plan(spec, 0)
+    assert plan is not None
+    config = load_config(fake.path)
+    order = Order(spec, 0, config, fake.root, plan.fingerprint, {}, {}, {s.index: s for s in plan.shards})
+    heard: list[int] = []
+    reports = Reports(
+        total=lambda amount, unit: None,
+        advance=lambda amount, rates: None,
+        note=lambda message: None,
+        started=lambda index: None,
+        committed=lambda part: heard.append(part.index),
+        tick=lambda: None,
+    )
+    signals = StopSignals()
+    signals.asked = signal.SIGTERM  # so that no replacement is started
+    executor = LocalExecutor(config, rundir.logs, signals)
+
+    class Ended:
+        exitcode, pid = -9, None
+
+        def join(self) -> None:
+            pass
+
+    from collections import deque
+    from multiprocessing import Pipe
+
+    member = _Worker(Ended(), Pipe()[0], Path("log"), holds={1, 99})  # type: ignore[arg-type]
+    executor._workers.append(member)
+    assert executor._died(member, order, deque(), reports, deaths=1) == 0
+    assert heard == [1]
