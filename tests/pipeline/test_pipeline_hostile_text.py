@@ -20,7 +20,8 @@ from pipeline.cli import app
 from pipeline.config_file import load_config
 from pipeline.console import Display
 from pipeline.events import Events
-from pipeline.status import last_error, print_json
+from pipeline.history import last_error
+from pipeline.status import print_json
 from pipeline.worker import _Harmless
 from schemas.errors import UserError
 
@@ -81,12 +82,14 @@ def test_events_and_their_last_error_survive_any_text(name: str, tmp_path: Path)
     data = (tmp_path / "events.jsonl").read_bytes()
     assert data.isascii() and data.count(b"\n") == 2
     assert [json.loads(line)["event"] for line in data.splitlines()] == ["run_started", "run_ended"]
-    assert last_error(tmp_path) == NASTY[name]
+    found = last_error(tmp_path, running=False)
+    assert found is not None and found["error"] == NASTY[name]
 
 
-def test_status_json_is_ascii(capsys) -> None:
-    print_json([])
-    assert json.loads(capsys.readouterr().out) == []
+def test_status_json_is_ascii(capsys, tmp_path) -> None:
+    print_json(tmp_path / "r\u202eun\u00e9", [], None)
+    shown = capsys.readouterr().out
+    assert shown.isascii() and json.loads(shown)["run"] == "r\u202eun\u00e9"
 
 
 @pytest.mark.parametrize("name", NASTY)
