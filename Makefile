@@ -1,7 +1,7 @@
 # Everything runs in .venv, made from locks/$(PLATFORM).txt the first time and again whenever that lock changes.
 #   PLATFORM=cpu|cuda    default: cuda where nvidia-smi sees a GPU, else cpu
 #   PYTHON=python3.12    default: the first of python3.11, python3.12, python3.13, python3 in that range
-#   ARGS="..."           more arguments for what `make demo` or `make test` runs
+#   ARGS="..."           more arguments for what `make demo`, `make test` or `make faults` runs
 # Refused, with a reason: other Pythons than 3.11 to 3.13, other machines than Linux x86_64.
 
 PYTHON   ?=
@@ -19,7 +19,7 @@ ready    := $(VENV)/.ready-$(call digest,locks/$(platform).txt pyproject.toml)
 resolve   = $(UV) pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
             --custom-compile-command "make locks" $(UPGRADE)
 
-.PHONY: help environment install demo test lint benchmarks docs locks clean distclean
+.PHONY: help environment install demo test faults fuzz audit lint benchmarks docs locks clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -45,6 +45,9 @@ demo: $(ready) ## the whole pipeline on a small real model, into runs/demo
 
 test: lint ## lint, types, import directions, then every test
 	$(run) pytest $(ARGS)
+
+faults: $(ready) ## kill and break runs in every way we know (ARGS="--kills 200 --seed 0")
+	$(run) tests.faults.kills $(ARGS)
 
 lint: $(ready) ## ruff, mypy, import-linter
 	$(run) ruff check .

@@ -76,13 +76,12 @@ def record(root: Path, path: Path, table: str | None = None, rows: int | None = 
 
 def is_intact(root: Path, file: FileRecord, *, thorough: bool) -> bool:
     """Whether a recorded file is there with the recorded size and, if thorough, the recorded hash."""
-    path = root / file.path
     try:
-        if path.stat().st_size != file.bytes:
+        if os.stat(f"{root}/{file.path}").st_size != file.bytes:  # Path costs more than the call, 10,000 times
             return False
     except OSError:
         return False
-    return not thorough or sha256(path) == file.sha256
+    return not thorough or sha256(root / file.path) == file.sha256
 
 
 def remove(paths: Iterable[Path]) -> None:

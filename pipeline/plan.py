@@ -72,6 +72,7 @@ class Planner:
 
     models: (step) -> role -> digest, and files: (spec) -> name -> hash, are given by the caller, since
     finding them may need the models; `status` answers with what was recorded instead.
+    frozen: nothing is written meanwhile, so that every manifest is read and its files are looked at only once.
     """
 
     def __init__(
@@ -80,7 +81,10 @@ class Planner:
         rundir: RunDir,
         models: Callable[[Step], dict[str, str]],
         config_files: Callable[[StageSpec], dict[str, str]],
+        *,
+        frozen: bool = False,
     ) -> None:
+        self._read: dict[Step, StageManifest | None] | None = {} if frozen else None
         self.config, self.rundir = config, rundir
         self.steps = schedule(config)
         self._models, self._config_files = models, config_files
@@ -88,6 +92,13 @@ class Planner:
 
     def manifest(self, step: Step) -> StageManifest | None:
         """The step's manifest, if all its files are there in full size."""
+        if self._read is None:
+            return self._manifest(step)
+        if step not in self._read:
+            self._read[step] = self._manifest(step)
+        return self._read[step]
+
+    def _manifest(self, step: Step) -> StageManifest | None:
         found = self.rundir.stage(step.spec, step.round)
         if found and all(files.is_intact(self.rundir.root, f, thorough=False) for f in found.files):
             return found

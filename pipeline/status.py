@@ -41,7 +41,7 @@ def recorded_planner(config: RunConfig, folder: Path) -> tuple[Planner, list[Sta
     def models(step: Step) -> dict[str, str]:
         return recorded_digests(planner, step)
 
-    planner = Planner(config, rundir, models, files)
+    planner = Planner(config, rundir, models, files, frozen=True)
     return planner, [planner.state(step) for step in planner.steps]
 
 

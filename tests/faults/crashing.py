@@ -29,7 +29,13 @@ from schemas.errors import UserError
 from tests.faults.inline import SPECS, FakeRun, fake_pipeline
 
 Ending = Literal["crash", "lost", "empty", "some"]
-ENDINGS: tuple[Ending, ...] = ("crash", "lost", "empty", "some")
+NAMES: dict[Ending, str] = {
+    "crash": "crash",
+    "lost": "power cut that undoes every change of a folder not fsynced",
+    "empty": "power cut that empties every file not fsynced",
+    "some": "power cut that undoes some changes of folders not fsynced",
+}
+ENDINGS = tuple(NAMES)
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 

@@ -180,7 +180,7 @@ class Harness:
         stage = _running(events(root)[before:])
         _strike(driver, victim)
         if victim == "workers":  # the driver goes on with new workers; it is stopped later, at the next kill
-            time.sleep(self._random.uniform(0, 1.0))
+            time.sleep(self._random.uniform(0, 4.0))
             _strike(driver, "group")
         return Kill(target, stage, aim, victim)
 

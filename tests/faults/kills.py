@@ -1,6 +1,10 @@
-"""`make faults`: kill runs of all ten stages on a tiny model, and say what was lost. Prints a table; fails on any loss.
+"""`make faults`: break runs in every way we know, and say what was lost. Prints tables; fails on any loss.
 
-python -m tests.faults.kills --kills 200 --seed 0
+python -m tests.faults.kills --kills 200 --seed 0 --every 1 --parts 10000
+
+- kills: SIGKILL at random instants in all ten stages on a tiny model (see killing.py);
+- file faults: a crash or power cut at every `--every`-th file operation of a run of fake stages (see crashing.py);
+- status: how long it takes on a finished run of `--parts` parts.
 """
 
 from __future__ import annotations
@@ -19,15 +23,38 @@ from rich.table import Table
 
 from tests.conftest import make_model, make_tokenizer
 from tests.end_to_end.conftest import tiny_config
+from tests.faults.crashing import ENDINGS, NAMES, break_everywhere
 from tests.faults.killing import TARGETS, Harness, Reference, Report, refer
+from tests.faults.many_parts import measure
 
-_EACH = 5
+_EACH = 2  # kills aimed at each stage in one run directory
 
 
 def main() -> int:
     """Run the harness; 1 if anything was lost."""
     arguments = _arguments()
-    console = Console(width=110, highlight=False)
+    console = Console(width=120, highlight=False)
+    lost = _file_faults(console, arguments.every) if arguments.every else 0
+    if arguments.parts:
+        console.print(measure(arguments.parts))
+    return max(lost, _kills(console, arguments.kills, arguments.seed, arguments.minutes) if arguments.kills else 0)
+
+
+def _file_faults(console: Console, every: int) -> int:
+    total = wrong = 0
+    for ending in ENDINGS:
+        with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+            tried = break_everywhere(Path(folder), (ending,), every)
+        for line in tried.wrong:
+            console.print(f"  {line}", style="red", markup=False)
+        failed = len({line.partition(":")[0] for line in tried.wrong})
+        console.print(f"file faults, {NAMES[ending]}: {tried.count} tried, {tried.count - failed} survived")
+        total, wrong = total + tried.count, wrong + failed
+    console.print(f"file faults: {total} tried, {total - wrong} survived", style="bold")
+    return int(wrong > 0)
+
+
+def _kills(console: Console, kills: int, seed: int, minutes: float) -> int:
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         folder = Path(name)
         config = folder / "config.yaml"
@@ -35,11 +62,11 @@ def main() -> int:
         config.write_text(yaml.safe_dump(tiny_config(folder, model)), encoding="utf-8")
         subprocess.run([sys.executable, "-m", "pipeline", "run", str(config), "--quiet"], check=True, stdout=-3)
         reference = refer(folder / "runs" / "t")
-        harness = Harness(config, reference, arguments.seed)
+        harness = Harness(config, reference, seed)
         reports: list[Report] = []
         begun = time.monotonic()
-        while (tried := sum(len(r.kills) for r in reports)) < arguments.kills:
-            targets = [t for t in TARGETS for _ in range(min(_EACH, -(-(arguments.kills - tried) // len(TARGETS))))]
+        while (tried := sum(len(r.kills) for r in reports)) < kills and time.monotonic() - begun < 60 * minutes:
+            targets = [t for t in TARGETS for _ in range(min(_EACH, -(-(kills - tried) // len(TARGETS))))]
             report = harness.disturb(folder / f"run-{len(reports)}", targets)
             reports.append(report)
             console.print(
@@ -54,8 +81,11 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=200, help="least number of kills (default 200)")
+    parser.add_argument("--kills", type=int, default=200, help="least number of kills (default 200; 0: none)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the instants (default 0)")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no further run directory after so long")
+    parser.add_argument("--every", type=int, default=1, help="file faults: at every so many operations (0: none)")
+    parser.add_argument("--parts", type=int, default=10_000, help="status: parts of the finished run (0: not measured)")
     return parser.parse_args()
 
 
