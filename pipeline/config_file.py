@@ -178,4 +178,8 @@ def _section(annotation: Any) -> Any:
 
 def dump(config: RunConfig) -> str:
     """The resolved config as YAML: a run repeated from it alone is the same run."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    values = config.model_dump(mode="json")
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+    if yaml.safe_load(text) != values:  # PyYAML writes U+0085 as it is and reads it as a line end
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=False, width=120)
+    return text

@@ -129,14 +129,16 @@ class _Evaluation:
         verdicts, prompts = self._path("verdicts"), self.held_out.prompts
         asked = 0 if is_done(verdicts, identity) else len(comparison.requests)
         self._ctx.progress.advance(2 * len(prompts) - asked)
-        items = list(comparison.measure(once(verdicts, identity, comparison.judge)))
-        judged = sum(item.metric == comparison.metric for item in items)
-        if judged < len(found):
+        replies = once(verdicts, identity, comparison.judge)
+        drops = comparison.drops(replies)
+        self.held_out.came_in("comparison", [match.prompt.language for match in found])
+        self.drops += drops
+        if drops:
             self._ctx.progress.note(
-                f"win rate: on {len(found) - judged} of {len(found)} prompts the judge did not answer A or B"
+                f"win rate: no verdict on {len(drops)} of {len(found)} prompts (dropped/evaluation)"
             )
-        self.stats["compared"] = float(judged)
-        yield from items
+        self.stats["compared"] = float(len(found) - len(drops))
+        yield from comparison.measure(replies)
 
     def _announce(self) -> None:
         """The work left: pairs scored and prompts answered by each model, prompts compared in both orders."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from fuzzing import SHORT_NASTY, VALUE, cases, outcome_of
+from hostile import NASTY
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,7 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     _FOLDER[:] = [str(tmp_path_factory.mktemp("configs"))]
 
 
-@cases(150, 6000)
+@cases(150, 3000)
 @given(mutated())
 def test_a_mutated_config_is_valid_or_refused(config: dict[str, Any]) -> None:
     path = Path(_FOLDER[0]) / "config.yaml"
@@ -99,7 +100,7 @@ def test_a_mutated_config_is_valid_or_refused(config: dict[str, Any]) -> None:
     check(outcome_of("config values", lambda: load_config(path)))
 
 
-@cases(60, 3000)
+@cases(60, 1500)
 @given(scribbled())
 def test_a_scribbled_config_is_valid_or_refused(data: bytes) -> None:
     path = Path(_FOLDER[0]) / "config.yaml"
@@ -107,7 +108,7 @@ def test_a_scribbled_config_is_valid_or_refused(data: bytes) -> None:
     check(outcome_of("config text", lambda: load_config(path)))
 
 
-@cases(60, 2000)
+@cases(60, 1000)
 @given(
     st.sampled_from(PATHS).map(lambda path: ".".join(map(str, path))) | st.text(max_size=20),
     VALUE.map(lambda value: json.dumps(value)) | st.sampled_from(SHORT_NASTY),
@@ -116,6 +117,14 @@ def test_any_override_is_valid_or_refused(key: str, value: str) -> None:
     path = Path(_FOLDER[0]) / "config.yaml"
     path.write_text(TEXTS[0], encoding="utf-8")
     check(outcome_of("config overrides", lambda: load_config(path, [f"{key}={value}"])))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NASTY if "\ud800" not in NASTY[name] and "\udfff" not in NASTY[name]]
+)
+def test_any_text_in_a_config_is_stored_as_it_is(name: str) -> None:
+    config = RunConfig.model_validate({**WHOLE, "banner": NASTY[name], "run_dir": f"runs/{NASTY[name][:50]}"})
+    check(config)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def pair_files(draw: st.DrawFn) -> tuple[str, bytes, list[dict[str, Any]] | None
     return kind, data, written, draw(FIELDS), draw(st.booleans())
 
 
-@cases(120, 4000)
+@cases(120, 1200)
 @given(pair_files())
 def test_any_preference_file(
     tmp_path: Path, run_stage: Callable[..., Any], tiny_model: Path, tiny_tokenizer: Any, drawn: Any

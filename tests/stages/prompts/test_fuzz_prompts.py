@@ -50,7 +50,7 @@ def prompt_files(draw: st.DrawFn) -> tuple[str, bytes, list[dict[str, Any]] | No
     return kind, data, written, draw(FIELDS), draw(st.booleans())
 
 
-@cases(150, 6000)
+@cases(150, 2000)
 @given(prompt_files())
 def test_any_prompt_file(tmp_path: Path, run_stage: Callable[..., Any], drawn: Any) -> None:
     kind, data, written, fields, identify = drawn
