@@ -28,7 +28,7 @@ class MergeConfig(Section):
     )
     sft: str | None = execution(None, "the SFT model; default: the policy before any training")
     preset: Literal["paper", "released"] = semantic(
-        "paper", "what the paper says, or what its released code computes (docs/methods.md section 6)"
+        "paper", "what the paper says, or what its released code computes (docs/methods.md section 5)"
     )
     alpha: float | None = semantic(
         None, "weight of the task vector; default 1e-7 (the released script's); anchor has no default", ge=0, lt=1

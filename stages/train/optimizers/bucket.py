@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-BUCKET = 1 << 25
+BUCKET = 1 << 22
 """Elements of a bucket: what a step needs beside weights and state is a few buffers of this size."""
 
 

@@ -51,7 +51,7 @@ class Chain:
         displacements = bucket.state("displacement")
         decay = float(group["lr"]) * group["weight_decay"]
         if decay and (constrained or not released):
-            torch._foreach_add_(displacements, _drift(bucket) if constrained else _position(bucket), alpha=-decay)
+            _decay(bucket, decay, to_start=constrained)
         if due:
             if merge.every > 1:
                 bucket.update.add_(bucket.gather(bucket.state("pending")))
@@ -66,10 +66,10 @@ class Chain:
         if group["trust_radius"]:
             _trust(bucket, group["trust_radius"])
         if decay and released and not constrained:
-            torch._foreach_add_(displacements, _position(bucket), alpha=-decay)
+            _decay(bucket, decay, to_start=False)
         if telemetry is not None:
             telemetry.drift(bucket.gather(displacements))
-        torch._foreach_copy_(bucket.params, _position(bucket))
+        _place(bucket)
 
     def _project(self, bucket: Bucket, telemetry: Telemetry | None) -> None:
         """Take the protected directions out of the update."""
@@ -89,15 +89,12 @@ class Chain:
                 state["displacement"] = torch.zeros_like(param, dtype=wide(param.dtype))
             if merge.every > 1 and "pending" not in state:
                 state["pending"] = torch.zeros_like(state["displacement"])
-            if loaded:
-                expected = state["displacement"] + state["start"]
-                expected = expected + state["pending"] if "pending" in state else expected
-                if not torch.equal(expected.to(param.dtype), param):
-                    raise UserError(
-                        f"{name} is not where the optimizer's state left it",
-                        where="load_state_dict",
-                        fix="Load the weights and the optimizer's state of the same checkpoint.",
-                    )
+            if loaded and not torch.equal((_way(state) + state["start"]).to(param.dtype), param):
+                raise UserError(
+                    f"{name} is not where the optimizer's state left it",
+                    where="load_state_dict",
+                    fix="Load the weights and the optimizer's state of the same checkpoint.",
+                )
 
 
 def _adamw_step(bucket: Bucket, lists: list[list[torch.Tensor]], released: bool) -> None:
@@ -115,30 +112,39 @@ def _adamw_step(bucket: Bucket, lists: list[list[torch.Tensor]], released: bool)
         bucket.update = bucket.gather(steps)
 
 
-def _position(bucket: Bucket) -> tuple[torch.Tensor, ...]:
-    """Where the weights are: start + displacement + what is pending, in the displacement's dtype."""
-    where = torch._foreach_add(bucket.state("displacement"), bucket.state("start"))
+def _decay(bucket: Bucket, decay: float, to_start: bool) -> None:
+    """W *= 1 - decay, or W - start *= 1 - decay, as a change of the displacement."""
+    displacements = bucket.state("displacement")
+    torch._foreach_mul_(displacements, 1 - decay)
     if "pending" in bucket.states[0]:
-        torch._foreach_add_(where, bucket.state("pending"))
-    return tuple(where)
+        torch._foreach_add_(displacements, bucket.state("pending"), alpha=-decay)
+    if not to_start:
+        for displacement, start in zip(displacements, bucket.state("start"), strict=True):
+            displacement.add_(start, alpha=-decay)
 
 
-def _drift(bucket: Bucket) -> tuple[torch.Tensor, ...]:
-    """How far the weights are from their start: displacement + what is pending."""
-    if "pending" in bucket.states[0]:
-        return tuple(torch._foreach_add(bucket.state("displacement"), bucket.state("pending")))
-    return tuple(bucket.state("displacement"))
+def _place(bucket: Bucket) -> None:
+    """W = start + displacement + what is pending, added in the displacement's dtype."""
+    for param, state in zip(bucket.params, bucket.states, strict=True):
+        way = _way(state)
+        if param.dtype == way.dtype:
+            torch.add(way, state["start"], out=param)
+        else:
+            param.copy_(way + state["start"])
+
+
+def _way(state: Mapping[str, Any]) -> torch.Tensor:
+    """A parameter's way from its start: displacement + what is pending."""
+    return state["displacement"] + state["pending"] if "pending" in state else state["displacement"]
 
 
 def _trust(bucket: Bucket, radius: float) -> None:
     """Scale every parameter's way from its start into the trust region."""
-    for state, drift in zip(bucket.states, _drift(bucket), strict=True):
-        if "pending" not in state:
-            keep_within(state, drift, radius)
-            continue
-        factor = keep_within(state, drift, radius)  # of a copy: both parts shrink alike
-        state["displacement"].mul_(factor)
-        state["pending"].mul_(factor)
+    for state in bucket.states:
+        factor = keep_within(state, _way(state), radius)  # with something pending, of a copy: both parts shrink alike
+        if "pending" in state:
+            state["displacement"].mul_(factor)
+            state["pending"].mul_(factor)
 
 
 def torch_adamw(lists: list[Any], group: Mapping[str, Any], weight_decay: float, eps: float) -> None:

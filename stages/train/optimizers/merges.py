@@ -24,9 +24,11 @@ def onties_(delta: torch.Tensor, tau: torch.Tensor, a: float) -> torch.Tensor:
     """
     x, y = delta.mul_(1 - a), tau * a
     total = x + y
-    conflict = (x < 0) != (y < 0)  # where one of them is 0 the larger magnitude is the sum: no harm
-    larger = torch.where(x.abs() > y.abs(), x, y).mul_(total != 0)
-    return torch.where(conflict, larger, total)
+    # total has the sign of the larger one: with it, x and y are what agrees (where they do not cancel).
+    won = total.sign()
+    x.mul_(won).clamp_(min=0)
+    y.mul_(won).clamp_(min=0)
+    return x.add_(y).mul_(won)
 
 
 def onties_released_(delta: torch.Tensor, tau: torch.Tensor, a: float) -> torch.Tensor:
