@@ -19,7 +19,7 @@ ready    := $(VENV)/.ready-$(call digest,locks/$(platform).txt pyproject.toml)
 resolve   = $(UV) pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
             --custom-compile-command "make locks" $(UPGRADE)
 
-.PHONY: help environment install demo test faults lint docs locks clean distclean
+.PHONY: help environment install demo test faults fuzz audit lint benchmarks docs locks clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -49,11 +49,28 @@ test: lint ## lint, types, import directions, then every test
 faults: $(ready) ## kill and break runs in every way we know (ARGS="--kills 200 --seed 0")
 	$(run) tests.faults.kills $(ARGS)
 
+fuzz: $(ready) ## many configs, prompt and preference files, broken in every way (minutes)
+	HYPOTHESIS_PROFILE=long $(run) pytest --timeout 7200 tests/pipeline/test_fuzz_config.py \
+	    tests/stages/prompts/test_fuzz_prompts.py tests/stages/pairs/test_fuzz_pairs.py $(ARGS)
+
+audit: ## known vulnerabilities in the locked packages (asks PyPI; pip-audit gets an environment of its own)
+	@test -x "$(VENV)-audit/bin/pip-audit" || { $(or $(PYTHON),python3) -m venv "$(VENV)-audit" && \
+	    "$(VENV)-audit/bin/pip" install --quiet --disable-pip-version-check pip-audit; }
+	@status=0; for lock in cpu cuda; do echo "locks/$$lock.txt"; \
+	    sed 's/+[a-z0-9]*$$//' locks/$$lock.txt > "$(VENV)-audit/$$lock.txt"; \
+	    "$(VENV)-audit/bin/pip-audit" --strict --no-deps --disable-pip --progress-spinner off \
+	        -r "$(VENV)-audit/$$lock.txt" $(ARGS) || status=1; done; exit $$status
+
 lint: $(ready) ## ruff, mypy, import-linter
 	$(run) ruff check .
 	$(run) ruff format --check .
 	$(run) mypy
 	"$(VENV)/bin/lint-imports"
+
+benchmarks: $(ready) ## the figures of docs/benchmarks.md, on this machine (about ten minutes on two cores)
+	$(run) benchmarks.prompts
+	$(run) benchmarks.gradients
+	$(run) benchmarks.generate
 
 docs: $(ready) ## rewrite the parts of docs/ that are generated from the code
 	$(run) schemas.docs
@@ -68,4 +85,4 @@ clean: ## remove caches and build output; keeps .venv and runs
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and .venv
-	rm -rf "$(VENV)"
+	rm -rf "$(VENV)" "$(VENV)-audit"

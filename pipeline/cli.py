@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -140,6 +141,25 @@ def export(
 
 
 @app.command()
+def doctor(
+    config: Config,
+    quick: Annotated[bool, typer.Option("--quick", help="load no weights, measure no sample")] = False,
+    sets: Sets = None,
+    run_dir: RunDirOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
+    debug: Debug = False,
+) -> None:
+    """Checks before a long run: a line each, and what to do. Exit code 1 when something would go wrong."""
+    with _errors(debug):
+        from pipeline.config_file import load_config
+        from pipeline.doctor import print_doctor
+
+        overrides = [*(sets or []), *([f"run_dir={run_dir}"] if run_dir else [])]
+        if print_doctor(load_config(config, overrides), quick, as_json):
+            raise typer.Exit(1)
+
+
+@app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="file to write")] = Path("congrad.yaml"),
     debug: Debug = False,
@@ -157,7 +177,7 @@ def init(
 def find_run(run: Path) -> Path:
     """The run directory of a path or a name under runs/. Raises UserError if there is none."""
     for folder in (run, Path("runs") / run):
-        if (folder / "run.yaml").is_file():
+        if os.path.isfile(folder / "run.yaml"):
             return folder
     raise UserError(
         "There is no run here", where=str(run), fix="Give a run directory (it holds run.yaml), or a name under runs/."
@@ -175,10 +195,11 @@ def _config_of(folder: Path) -> RunConfig:
 @contextmanager
 def _errors(debug: bool) -> Iterator[None]:
     """One paragraph for every error; tracebacks only when asked for."""
+    from pipeline.console import printable
     from pipeline.executor_errors import Interrupted, StageFailed
 
     def fail(message: str, code: int) -> NoReturn:
-        typer.secho(message, err=True, fg=typer.colors.RED)
+        typer.secho(printable(message), err=True, fg=typer.colors.RED)
         if debug:
             traceback.print_exc()
         raise typer.Exit(code)

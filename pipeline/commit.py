@@ -107,6 +107,7 @@ def commit_part(
         raise ValueError(
             f"{spec.name}: the account says {dropped} dropped or failed, but {len(drops)} rows name a reason"
         )
+    _check_kept(spec, records, tallies)
     if drops:
         writer = TableWriter(rundir, rundir.table(spec, round_, "dropped") / part_name(index), "dropped")
         writer.write(drops_table(drops))
@@ -123,6 +124,17 @@ def commit_part(
     )
     write_manifest(rundir.state(spec, round_) / f"part-{index:05d}.json", part.model_dump())
     return part
+
+
+def _check_kept(spec: StageSpec, records: Sequence[FileRecord], tallies: Sequence[Tally]) -> None:
+    """Kept rows are counted in the files, not taken from the account: it follows from what was dropped."""
+    if spec.kept_rows is None:
+        return
+    units, table = spec.kept_rows
+    said = sum(tally.kept for tally in tallies if tally.unit in units)
+    written = sum(record.rows or 0 for record in records if record.table == table)
+    if said != written:
+        raise ValueError(f"{spec.name}: the account says {said} {units[0]}s kept, but {table} has {written} rows")
 
 
 def write_manifest(path: Path, value: dict[str, Any]) -> None:

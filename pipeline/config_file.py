@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +16,10 @@ from schemas.config import RunConfig
 from schemas.errors import UserError
 
 _Loc = tuple[str | int, ...]
+_MAX_DEPTH = 32
+_MAX_DIGITS = 100
+_MAX_VALUES = 10_000
+"""With aliases written out: a config that is larger is a mistake or an attack (billion laughs)."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -45,30 +51,57 @@ def validate(values: dict[str, Any], lines: dict[_Loc, int], path: Path) -> RunC
 
 
 def parse(text: str, path: Path) -> tuple[dict[str, Any], dict[_Loc, int]]:
-    """YAML text to values and the line of every key. Raises UserError on broken YAML or a repeated key."""
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        lines: dict[_Loc, int] = {}
-        if node is not None:
-            _walk(node, (), lines, path)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"This is not valid YAML: {getattr(error, 'problem', error)}", where=where) from error
+    """YAML text to values and the line of every key.
+
+    Raises UserError on broken YAML, a tag (!!...), a repeated key, or nesting and aliases without bound.
+    """
+    values, lines = _read(text, path)
     if not isinstance(values, dict):
         raise UserError("The config must be a mapping of keys to values", where=str(path))
     return values, lines
 
 
+def _read(text: str, path: Path) -> tuple[Any, dict[_Loc, int]]:
+    """Any YAML value, as `parse`."""
+    try:
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            if isinstance(token, yaml.TagToken):
+                where = f"{path}:{token.start_mark.line + 1}"
+                raise UserError("There is a YAML tag (!...) here", where=where, fix="Write the plain value.")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines: dict[_Loc, int] = {}
+        if node is not None:
+            _walk(node, (), lines, path)
+        return yaml.safe_load(text), lines
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UserError(f"This is not valid YAML: {problem}", where=where) from error
+    except RecursionError:
+        raise UserError("This YAML is nested too deep", where=str(path)) from None
+    except ValueError as error:  # a date that is none, a number of thousands of digits
+        raise UserError(f"A value cannot be read: {error}", where=str(path)) from error
+
+
 def _walk(node: yaml.Node, loc: _Loc, lines: dict[_Loc, int], path: Path) -> None:
+    if len(loc) > _MAX_DEPTH or len(lines) > _MAX_VALUES:
+        raise UserError(
+            f"The config is nested deeper than {_MAX_DEPTH} or has more than {_MAX_VALUES:,} values",
+            where=f"{path}:{node.start_mark.line + 1}",
+        )
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise UserError("A key of the config is no name", where=f"{path}:{key.start_mark.line + 1}")
             where = (*loc, key.value)
             if where in lines:
                 raise UserError(f"The key {key.value!r} is given twice", where=f"{path}:{key.start_mark.line + 1}")
             lines[where] = key.start_mark.line + 1
             _walk(value, where, lines, path)
+    elif isinstance(node, yaml.ScalarNode):
+        if node.tag.endswith(":int") and len(node.value) > _MAX_DIGITS:
+            raise UserError(f"A number has {len(node.value):,} digits", where=f"{path}:{node.start_mark.line + 1}")
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             lines[(*loc, index)] = value.start_mark.line + 1
@@ -79,22 +112,25 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, sep, text = override.partition("=")
     if not sep or not key:
         raise UserError(f"--set {override!r} is not of the form a.b=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override!r}: the value is not valid YAML") from error
+    value, _ = _read(text, Path(f"--set {key}"))
     target: Any = values
     *parents, last = key.split(".")
     for parent in parents:
-        target = (
-            target[int(parent)] if isinstance(target, list) and parent.isdigit() else _child(target, parent, override)
-        )
-    if isinstance(target, list) and last.isdigit() and int(last) < len(target):
-        target[int(last)] = value
+        place = _place(target, parent)
+        target = _child(target, parent, override) if place is None else target[place]
+    if (place := _place(target, last)) is not None:
+        target[place] = value
     elif isinstance(target, dict):
         target[last] = value
     else:
         raise UserError(f"--set {override!r}: {'.'.join(parents)} is not a section")
+
+
+def _place(target: Any, key: str) -> int | None:
+    """The list element that a part of a --set key names; None for what is no list, or has no such element."""
+    if not isinstance(target, list) or not re.fullmatch("[0-9]{1,4}", key) or int(key) >= len(target):
+        return None
+    return int(key)
 
 
 def _child(target: Any, key: str, override: str) -> Any:
@@ -118,7 +154,8 @@ def _explain(problem: dict[str, Any], lines: dict[_Loc, int], path: Path) -> str
     if problem["type"] == "missing":
         return f"The config key {key!r} is missing ({where})."
     message = problem["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(problem.get("input"), (dict, list, BaseModel)) else f" (got {problem.get('input')!r})"
+    given = problem.get("input")
+    shown = "" if isinstance(given, (dict, list, BaseModel)) else f" (got {reprlib.repr(given)})"
     return f"{key}: {message}{shown} ({where})." if key else f"{message} ({where})."
 
 
@@ -141,4 +178,8 @@ def _section(annotation: Any) -> Any:
 
 def dump(config: RunConfig) -> str:
     """The resolved config as YAML: a run repeated from it alone is the same run."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    values = config.model_dump(mode="json")
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+    if yaml.safe_load(text) != values:  # PyYAML writes U+0085 as it is and reads it as a line end
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=False, width=120)
+    return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 
@@ -19,15 +18,16 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from stages.text.visible import visible
+
 _PLAIN_SECONDS = 10.0
 _FORESEEABLE = 0.05
 """Least share of the work left at the start that must be done before the time left is guessed."""
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
 
 def printable(text: str) -> str:
-    """Text that cannot steer a terminal: control, zero-width and bidirectional characters become `?`."""
-    return _CONTROL.sub("?", text)
+    """Text that cannot steer a terminal: control, zero-width and bidirectional characters become [U+XXXX]."""
+    return visible(text)
 
 
 class Display:
@@ -99,7 +99,8 @@ class StageBar:
 
     def say(self, message: str) -> None:
         """A line above the bar."""
-        self._console.print(Text(f"  {printable(message)}", style="yellow"), soft_wrap=not self._console.is_terminal)
+        line = printable(message).replace("\n", " ⏎ ")  # a note is one line: it cannot pass for another
+        self._console.print(Text(f"  {line}", style="yellow"), soft_wrap=not self._console.is_terminal)
 
     def _plain(self) -> str:
         spent = time.monotonic() - self._begun

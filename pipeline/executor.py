@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -51,6 +51,7 @@ class _Worker:
     log: Path
     holds: set[int] = field(default_factory=set)
     busy: bool = False
+    heard: float = 0.0
 
 
 class LocalExecutor:
@@ -63,6 +64,7 @@ class LocalExecutor:
         self._stop = self._context.RawValue("b", 0)
         self._workers: list[_Worker] = []
         self._key: str | None = None
+        self._limits: dict[str, int] = {}
         self._started = 0
         self._devices = visible_gpus() if config.execution.device != "cpu" else []
         if config.execution.device == "cuda" and not self._devices:
@@ -130,9 +132,14 @@ class LocalExecutor:
                         deaths = self._died(member, order, queue, reports, deaths)
                 elif member.process.sentinel in ready:
                     deaths = self._died(member, order, queue, reports, deaths)
+                elif cause := self._hangs(member):
+                    self._kill(member)
+                    deaths = self._died(member, order, queue, reports, deaths, cause)
 
     def _hear(self, member: _Worker, order: Order, queue: deque[int], reports: Reports, deaths: int) -> int:
         message = member.connection.recv()
+        if message[0] in ("want", "committed", "total") or (message[0] == "progress" and message[1]):
+            member.heard = time.monotonic()
         match message[0]:
             case "want":
                 index = queue.popleft() if queue and not self._signals.asked else None
@@ -150,6 +157,8 @@ class LocalExecutor:
                 reports.total(message[1], message[2])
             case "note":
                 reports.note(message[1])
+            case "limits":
+                self._limits.update(message[1])
             case "done":
                 member.busy = False
                 if member.holds and not self._signals.asked:
@@ -163,16 +172,26 @@ class LocalExecutor:
                 raise StageFailed(order.spec.name, message[2], message[3], member.log)
         return deaths
 
-    def _died(self, member: _Worker, order: Order, queue: deque[int], reports: Reports, deaths: int) -> int:
+    def _hangs(self, member: _Worker) -> str:
+        """Why the worker is taken to hang; empty if it is not."""
+        minutes = self._config.execution.watchdog_minutes
+        if not minutes or time.monotonic() - member.heard <= 60 * minutes:
+            return ""
+        return f"the watchdog after {minutes:g} minutes without any progress (execution.watchdog_minutes)"
+
+    def _died(
+        self, member: _Worker, order: Order, queue: deque[int], reports: Reports, deaths: int, cause: str = ""
+    ) -> int:
         """Replace a dead worker; its unfinished shards go back to the queue.
 
-        What it committed before it could say so counts.
+        What it committed before it could say so counts. cause: why it was killed, if it was killed on purpose.
         """
         member.process.join()
         code = member.process.exitcode
-        cause = f"signal {-code} ({signal.Signals(-code).name})" if code and code < 0 else f"exit code {code}"
-        if code == -signal.SIGKILL:
-            cause += ", most often the system was out of memory"
+        if not cause:
+            cause = f"signal {-code} ({signal.Signals(-code).name})" if code and code < 0 else f"exit code {code}"
+            if code == -signal.SIGKILL:
+                cause += ", most often the system was out of memory"
         member.busy = False
         self._kill(member)
         self._workers.remove(member)
@@ -202,12 +221,12 @@ class LocalExecutor:
 
     def _give(self, member: _Worker, order: Order, reports: Reports) -> None:
         """Send an order. A stage that is not cut into shards holds its one part from the start."""
-        member.busy, member.holds = True, set()
+        member.busy, member.holds, member.heard = True, set(), time.monotonic()
         if order.spec.kind != "shard":
             member.holds = set(order.shards)
             for index in order.shards:
                 reports.started(index)
-        self._send(member, order)
+        self._send(member, replace(order, limits=dict(self._limits)))
 
     def _count(self, order: Order) -> int:
         configured = self._config.execution.workers

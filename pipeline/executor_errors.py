@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
+
+from schemas.errors import UserError
 
 
 class StageFailed(Exception):
@@ -22,3 +25,16 @@ class Interrupted(Exception):
     def __init__(self, number: int = signal.SIGINT) -> None:
         self.signal = int(number)
         super().__init__(signal.Signals(number).name)
+
+
+def ending(error: BaseException) -> dict[str, Any]:
+    """How a run ended, for its last event: error, kind (user | defect | stopped), the command's exit code."""
+    kind, code = "defect", 2
+    if isinstance(error, UserError):
+        kind, code = "user", 1
+    elif isinstance(error, Interrupted):
+        kind, code = "stopped", 128 + error.signal
+    elif not isinstance(error, StageFailed):
+        code = 1
+    text = str(error) if kind == "user" else f"{type(error).__name__}: {error}"
+    return {"ok": False, "error": text, "kind": kind, "exit_code": code}

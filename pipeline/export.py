@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 from pipeline.inspect import table_files
 from schemas.config import RunConfig
 from schemas.errors import UserError
+from stages.text.markdown import escape
 
 
 def export_dataset(config: RunConfig, out: Path, round_: int | None, push: str | None, private: bool) -> Path:
@@ -27,11 +29,12 @@ def export_dataset(config: RunConfig, out: Path, round_: int | None, push: str |
         except UserError:
             if candidate == wanted[-1]:
                 raise
-    if out.exists() and not (out / "data").is_dir() and any(out.iterdir()):
-        raise UserError("This folder holds something else", where=str(out), fix="Name an empty one with --out.")
     data = out / "data"
-    shutil.rmtree(data, ignore_errors=True)
-    data.mkdir(parents=True)
+    if out.is_symlink() or data.is_symlink() or (out.exists() and _foreign(out)):
+        raise UserError("This folder holds something else", where=str(out), fix="Name an empty one with --out.")
+    data.mkdir(parents=True, exist_ok=True)
+    for old in data.iterdir():
+        old.unlink()
     for index, part in enumerate(parts):
         shutil.copyfile(part, data / f"train-{index:05d}-of-{len(parts):05d}.parquet")
     counts = pl.scan_parquet(parts, glob=False).group_by("language").len().sort("language").collect().rows()
@@ -39,6 +42,16 @@ def export_dataset(config: RunConfig, out: Path, round_: int | None, push: str |
     if push:
         _push(out, push, private)
     return out
+
+
+def _foreign(out: Path) -> bool:
+    """Whether there is anything in the folder that an earlier export did not write."""
+    if not out.is_dir():
+        return True
+    entries = [entry for entry in out.iterdir() if entry.name not in ("data", "README.md")]
+    parts = list((out / "data").iterdir()) if (out / "data").is_dir() else []
+    known = all(re.fullmatch(r"train-\d{5}-of-\d{5}\.parquet", part.name) and part.is_file() for part in parts)
+    return bool(entries) or not known or ((out / "README.md").exists() and not parts)
 
 
 def dataset_card(config: RunConfig, round_: int, counts: dict[str, int]) -> str:
@@ -52,12 +65,12 @@ def dataset_card(config: RunConfig, round_: int, counts: dict[str, int]) -> str:
         sort_keys=False,
         allow_unicode=True,
     )
-    rows = "\n".join(f"| {language} | {count:,} |" for language, count in sorted(counts.items()))
-    answers = f"answers of `{_code(config.model.policy)}`, judged by a model"
+    rows = "\n".join(f"| {escape(language)} | {count:,} |" for language, count in sorted(counts.items()))
+    answers = f"answers of {escape(config.model.policy)}, judged by a model"
     origin = "an existing preference data set" if config.imported else answers
     return f"""---
 {meta}---
-# {config.name}: curated preference pairs
+# {escape(config.name)}: curated preference pairs
 
 {sum(counts.values()):,} preference pairs (columns `prompt`, `chosen`, `rejected` as messages) made from {origin}
 and kept by gradient conflict (round {round_}): pairs were ranked by `select.by: {config.select.by}` and a share of
@@ -69,10 +82,6 @@ The texts were not checked by people and may be wrong or harmful.
 |---|---|
 {rows}
 """
-
-
-def _code(text: str) -> str:
-    return text.replace("`", "'").replace("\n", " ")
 
 
 def _push(folder: Path, repo: str, private: bool) -> None:

@@ -67,5 +67,5 @@ def _shown(value: object) -> str:
         text = f"[{', '.join(str(v) for v in value[:8])}, ... {len(value):,} values]"
     else:
         text = str(value)
-    text = printable(text.replace("\n", " ⏎ "))
-    return text if len(text) <= 600 else text[:600] + " …"
+    shown = printable(text[:600]).replace("\n", " ⏎ ")
+    return shown if len(text) <= 600 else shown + " …"

@@ -40,7 +40,10 @@ class Models:
         return [file for manifest in found if manifest is not None for file in model_files(manifest)]
 
     def _known(self, role: str, round_: int) -> bool:
-        """A round's start model is not there before the round before it was trained."""
+        """A round's start model is not there before the round before it was trained; sft and base only when merging."""
+        if role in ("sft", "base"):
+            train = self._config.train
+            return train.optimizer != "adamw" and (role == "sft" or train.merge.base is not None)
         needs = self._trained_in(role, round_)
         return needs is None or self._rundir.stage(BY_NAME["train"], needs) is not None
 
@@ -67,6 +70,11 @@ class Models:
                 return self._resolve(model.evaluation_judge, None) if model.evaluation_judge else self.initial()
             case "trained":
                 return self._trained(round_)
+            case "sft":
+                sft = self._config.train.merge.sft
+                return self._resolve(sft, None) if sft else self.initial()
+            case "base" if self._config.train.merge.base:
+                return self._resolve(self._config.train.merge.base, None)
         raise ValueError(f"no such role: {role}")
 
     def _trained(self, round_: int) -> ModelRef:

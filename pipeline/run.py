@@ -9,12 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pipeline import config_file, files
-from pipeline.account import account_line
+from pipeline.account import account_line, totals
 from pipeline.commit import write_manifest
 from pipeline.config_digests import config_files
 from pipeline.console import Display, StageBar
-from pipeline.events import Events
+from pipeline.events import Events, Meter
 from pipeline.executor import LocalExecutor, Reports
+from pipeline.executor_errors import ending
+from pipeline.failures import Failures
 from pipeline.fingerprint import content_of
 from pipeline.lease import Lease, LeaseLost
 from pipeline.models import Models
@@ -138,12 +140,12 @@ class _Loop:
             with suppress(OSError):  # of a full disk: the error itself is what must be heard
                 if not isinstance(error, LeaseLost):
                     self._clean()
-                self.events.add("run_ended", ok=False, error=f"{type(error).__name__}: {error}")
+                self.events.add("run_ended", **ending(error))
             raise
         finally:
             executor.close()
         self.rundir.forget_forced()
-        self.events.add("run_ended", ok=True)
+        self.events.add("run_ended", ok=True, exit_code=0)
         return outcome
 
     def _refuse_lost_work(self) -> list[State]:
@@ -233,6 +235,10 @@ class _Loop:
     def _run_stage(self, step: Step, state: State, executor: LocalExecutor) -> None:
         plan, parts = state.plan, dict(state.parts)
         assert plan is not None
+        failures = Failures(self.rundir, step.spec, step.round, self.config.execution.max_failed_fraction)
+        for index in failures.worth_another_try(parts):
+            files.remove([self.rundir.state(step.spec, step.round) / f"part-{index:05d}.json"])
+            del parts[index]
         pending = {s.index: s for s in plan.shards if s.index not in parts}
         models = self.models.of(step)
         order = Order(
@@ -249,12 +255,16 @@ class _Loop:
         self.events.add(
             "stage_started", stage=step.spec.name, round=step.round, parts=len(plan.shards), done=len(parts)
         )
+        meter = Meter(self.events, step.spec.name, step.round)
         with self.display.stage(step.title) as bar:
             if step.spec.kind == "shard":
                 rows = plan.shards[-1].stop
-                bar.total(rows, "rows", rows - sum(s.stop - s.start for s in pending.values()))
+                done = rows - sum(s.stop - s.start for s in pending.values())
+                bar.total(rows, "rows", done)
+                meter.total(rows, "rows", done)
             if pending:
-                executor.run(order, self._key(step, models), self._reports(step, bar, parts))
+                executor.run(order, self._key(step, models), self._reports(step, bar, meter, parts, failures))
+        failures.check(parts, finished=True)
         missing = [s.index for s in plan.shards if s.index not in parts]
         if missing:
             raise UserError(
@@ -262,7 +272,12 @@ class _Loop:
             )
         manifest = self._finish(step, plan.fingerprint, parts, {role: m.name for role, m in models.items()})
         self.events.add(
-            "stage_done", stage=step.spec.name, round=step.round, seconds=manifest.seconds, stats=manifest.stats
+            "stage_done",
+            stage=step.spec.name,
+            round=step.round,
+            seconds=manifest.seconds,
+            rows=totals(manifest.tallies),
+            stats=manifest.stats,
         )
         self.display.say(f"✓ {step.title}: {account_line(manifest)}", "green")
 
@@ -272,7 +287,9 @@ class _Loop:
             return None
         return repr((self.config.engine, self.config.text.max_length, sorted({m.digest for m in models.values()})))  # type: ignore[attr-defined]
 
-    def _reports(self, step: Step, bar: StageBar, parts: dict[int, PartManifest]) -> Reports:
+    def _reports(
+        self, step: Step, bar: StageBar, meter: Meter, parts: dict[int, PartManifest], failures: Failures
+    ) -> Reports:
         def committed(part: PartManifest) -> None:
             parts[part.index] = part
             self.events.add(
@@ -281,8 +298,10 @@ class _Loop:
                 round=step.round,
                 part=part.index,
                 seconds=part.seconds,
+                rows=totals(part.tallies),
                 stats=part.stats,
             )
+            failures.check(parts, finished=False)
 
         def started(index: int) -> None:
             self.events.add("part_started", stage=step.spec.name, round=step.round, part=index)
@@ -294,10 +313,15 @@ class _Loop:
         def total(amount: int, unit: str) -> None:
             if step.spec.kind != "shard":
                 bar.total(amount, unit)
+                meter.total(amount, unit)
+
+        def advance(amount: int, rates: Mapping[str, float]) -> None:
+            bar.advance(amount, rates)
+            meter.advance(amount, rates)
 
         return Reports(
             total=total,
-            advance=bar.advance,
+            advance=advance,
             note=note,
             started=started,
             committed=committed,

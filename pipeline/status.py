@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.text import Text
 from pipeline.account import totals
 from pipeline.config_file import load_config
 from pipeline.console import printable
+from pipeline.history import last_error, progress
 from pipeline.lease import holder_of
 from pipeline.models import recorded_digests
 from pipeline.plan import Planner, State, Step
@@ -45,22 +47,31 @@ def recorded_planner(config: RunConfig, folder: Path) -> tuple[Planner, list[Sta
 
 def print_status(folder: Path, as_json: bool) -> None:
     """Print the state of a run."""
-    states = states_of(folder)
+    states, holder = states_of(folder), holder_of(folder)
     if as_json:
-        print_json(states)
+        print_json(folder, states, holder)
         return
     console = Console(highlight=False)
     print_states(states, console)
-    holder = holder_of(folder)
     if holder:
         console.print(f"Running now: process {holder['pid']} on {holder['host']}.")
+    if holder and (now := progress(folder)):
+        console.print(Text(printable(_progress_line(now))))
     upcoming = next((s for s in states if s.kind != "done"), None)
     if upcoming is None:
         console.print("Everything is up to date.")
     else:
         console.print(Text(printable(f"Next: {upcoming.step.title} ({'; '.join(upcoming.why)}).")))
-    if (error := last_error(folder)) and upcoming is not None:
-        console.print(Text(printable(f"Last error: {error}"), style="red"))
+    if (error := last_error(folder, bool(holder))) and upcoming is not None:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(error["time"]))
+        console.print(Text(printable(f"Last error ({when}): {error['error']}"), style="red"))
+
+
+def _progress_line(event: dict[str, Any]) -> str:
+    total = f" of {event['total']:,}" if event.get("total") else ""
+    left = f", about {event['seconds_left']:,} s left" if event.get("seconds_left") is not None else ""
+    rates = "".join(f", {value:,.4g} {name.replace('_per_s', '/s')}" for name, value in event["rates"].items())
+    return f"{event['stage']}: {event['done']:,}{total} {event['unit']}, {event['per_s']:,.4g}/s{rates}{left}"
 
 
 def print_states(states: list[State], console: Console | None = None) -> None:
@@ -68,16 +79,24 @@ def print_states(states: list[State], console: Console | None = None) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("stage", "state", "parts"):
         table.add_column(name)
-    for name in ("rows in", "kept", "dropped", "failed", "time"):
+    for name in ("rows in", "kept", "dropped", "failed", "time", "rows/s"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("reasons")
     for state in states:
         rows: list[dict[str, Any]] = totals(state.manifest.tallies) if state.manifest else []
         parts = f"{state.parts_done}/{len(state.plan.shards)}" if state.plan and state.kind != "waiting" else ""
         first = rows[0] if rows else {}
-        table.add_row(state.step.title, state.kind, parts, *_cells(first), _time(state), _reasons(state, first))
+        table.add_row(
+            state.step.title,
+            state.kind,
+            parts,
+            *_cells(first),
+            _time(state),
+            _rate(first, state),
+            _reasons(state, first),
+        )
         for row in rows[1:]:
-            table.add_row("", "", "", *_cells(row), "", _reasons_of(row))
+            table.add_row("", "", "", *_cells(row), "", "", _reasons_of(row))
     (console or Console(highlight=False)).print(table)
 
 
@@ -96,6 +115,11 @@ def _time(state: State) -> str:
     return f"{state.manifest.seconds:,.0f} s" if state.manifest else ""
 
 
+def _rate(row: dict[str, Any], state: State) -> str:
+    seconds = state.manifest.seconds if state.manifest else 0.0
+    return f"{row['in'] / seconds:,.3g}" if row and seconds else ""
+
+
 def _reasons(state: State, row: dict[str, Any]) -> Text:
     if row or state.kind in ("waiting", "new"):
         return _reasons_of(row) if row else Text()
@@ -106,9 +130,11 @@ def _reasons_of(row: dict[str, Any]) -> Text:
     return Text(", ".join(f"{reason} {count:,}" for reason, count in row["dropped"].items()))
 
 
-def print_json(states: list[State]) -> None:
-    """The same as JSON on standard output."""
-    value = [
+def print_json(folder: Path, states: list[State], holder: dict[str, Any] | None) -> None:
+    """The same as JSON on standard output; docs/events.md names the keys."""
+    upcoming = next((s for s in states if s.kind != "done"), None)
+    following = upcoming and {"stage": upcoming.step.spec.name, "round": upcoming.step.round, "why": upcoming.why}
+    stages = [
         {
             "stage": s.step.spec.name,
             "round": s.step.round,
@@ -118,26 +144,18 @@ def print_json(states: list[State]) -> None:
             "parts": len(s.plan.shards) if s.plan else None,
             "seconds": s.manifest.seconds if s.manifest else None,
             "stats": s.manifest.stats if s.manifest else {},
+            "rows": totals(s.manifest.tallies) if s.manifest else [],
             "tallies": [t.model_dump() for t in s.manifest.tallies] if s.manifest else [],
         }
         for s in states
     ]
-    Console(highlight=False, soft_wrap=True).print_json(json.dumps(value))
-
-
-def last_error(folder: Path) -> str | None:
-    """The error the last run ended with, if it did."""
-    try:
-        lines = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    for line in reversed(lines):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if event.get("event") == "run_ended":
-            return event.get("error")
-        if event.get("event") == "run_started":
-            return None
-    return None
+    value = {
+        "run": folder.resolve().name,
+        "done": upcoming is None,
+        "running": holder,
+        "progress": progress(folder) if holder else None,
+        "next": following,
+        "last_error": last_error(folder, bool(holder)),
+        "stages": stages,
+    }
+    Console(highlight=False, soft_wrap=True).print_json(json.dumps(value), ensure_ascii=True)

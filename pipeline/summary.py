@@ -30,7 +30,7 @@ def print_summary(config: RunConfig) -> None:
         console.print(part, end="\n\n")
     for manifest in manifests:
         for line in _reasons(manifest):
-            console.print(Text(printable(line), style="dim"))
+            console.print(Text(printable(line), style="dim"), soft_wrap=not console.is_terminal)
     last = max((m.round for m in manifests), default=0)
     for title, make in (
         ("Cosine between the languages' gradient directions (negative: they conflict)", _conflict),

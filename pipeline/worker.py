@@ -30,10 +30,12 @@ from schemas.errors import UserError
 from schemas.manifests import FileRecord, PartManifest, ShardRange, StageManifest
 from stages.catalog import StageSpec
 from stages.contract import Account, Context, Drop, ModelRef, Part, Rows, Shard, Stopped
+from stages.text.visible import visible
 
 _PR_SET_PDEATHSIG = 1
 _PROGRESS_SECONDS = 0.2
 _MAX_ROWS_PER_FILE = 1_000_000
+_LIMITS = "limits"
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Order:
     models: dict[str, ModelRef]
     shards: dict[int, ShardRange]
     manifests: list[StageManifest] = field(default_factory=list)
+    limits: dict[str, int] = field(default_factory=dict)
 
 
 class PipeProgress:
@@ -102,6 +105,7 @@ def _carry_out(order: Order, connection: Connection, stop: Any, shared: dict[str
         run = _run_shards if order.spec.kind == "shard" else _run_whole
         run(order, _context(order, progress, stop, shared), connection)
         progress.flush()
+        connection.send(("limits", shared[_LIMITS]))
         connection.send(("done", bool(stop.value)))
     except Stopped:
         connection.send(("done", True))
@@ -121,6 +125,8 @@ def _context(order: Order, progress: PipeProgress, stop: Any, shared: dict[str, 
     if order.spec.kind == "artifact":
         folder = rundir.artifacts(order.spec, order.round)
         files.make_folder(folder)
+    limits: dict[str, int] = shared.setdefault(_LIMITS, {})  # one for the worker's life, like the engine that holds it
+    limits.update(order.limits)
     return Context(
         config=order.config,
         round=order.round,
@@ -131,6 +137,7 @@ def _context(order: Order, progress: PipeProgress, stop: Any, shared: dict[str, 
         shared=shared,
         stop=lambda: bool(stop.value),
         manifests=order.manifests,
+        limits=limits,
     )
 
 
@@ -155,6 +162,7 @@ def _run_shards(order: Order, ctx: Context, connection: Connection) -> None:
     for part in _stage(spec).run(ctx, shards()):
         manifest = _commit(rundir, order, part, time.monotonic() - begun)
         begun = time.monotonic()
+        connection.send(("limits", ctx.limits))
         connection.send(("committed", manifest))
 
 
@@ -283,4 +291,13 @@ def _log_to(log: Path) -> None:
     os.dup2(descriptor, 2)
     os.close(descriptor)
     faulthandler.enable()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Harmless("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+class _Harmless(logging.Formatter):
+    """Messages may quote generated text, and logs are read in terminals."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_LONGEST = 1500  # characters of each part
+
 
 class UserError(Exception):
     """A problem the user can fix. Printed as one paragraph, without a traceback.
@@ -10,16 +12,22 @@ class UserError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
-        self.what, self.where, self.fix = what, where, fix
+        self.what, self.where, self.fix = _cut(what), _cut(where), _cut(fix)
         super().__init__(str(self))
 
     def __str__(self) -> str:
         where = f" ({self.where})" if self.where else ""
         fix = f" {self.fix}" if self.fix else ""
-        return f"{self.what.rstrip('.')}{where}.{fix}"
+        end = "" if not where and self.what.endswith("?") else "."
+        return f"{self.what.rstrip('.')}{where}{end}{fix}"
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (self.what, self.where, self.fix)
+
+
+def _cut(text: str) -> str:
+    """Errors quote what users and models wrote, which may be a megabyte."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _rebuild(what: str, where: str, fix: str) -> UserError:

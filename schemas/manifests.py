@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, model_validator
 
 MANIFEST_VERSION = 1
 SCHEMA_VERSION = 1  # of the tables: bumped when a column changes, so that old rows are never mixed with new ones
@@ -31,10 +31,10 @@ class Tally(_Frozen):
 
     unit: str
     language: str
-    rows_in: int
-    kept: int
-    dropped: dict[str, int] = {}
-    failed: int = 0
+    rows_in: NonNegativeInt
+    kept: NonNegativeInt
+    dropped: dict[str, NonNegativeInt] = {}
+    failed: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _balanced(self) -> Tally:

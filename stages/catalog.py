@@ -15,6 +15,7 @@ class StageSpec:
     writes: tables; dropped rows go to _dropped/<first of them>.
     sections: config sections whose semantic fields its result depends on (`seed` always counts).
     models: roles its result depends on.
+    kept_rows: (units, table): what the account says was kept of these units are the rows of that table.
     version: bumped when the code's output changes.
     engine: uses the inference engine; neighbours with the same models share a worker process.
     """
@@ -26,6 +27,7 @@ class StageSpec:
     writes: tuple[str, ...]
     sections: tuple[str, ...]
     models: tuple[str, ...] = ()
+    kept_rows: tuple[tuple[str, ...], str] | None = None
     version: int = 1
     engine: bool = False
     per_round: bool = True
@@ -33,7 +35,14 @@ class StageSpec:
 
 STAGES: tuple[StageSpec, ...] = (
     StageSpec(
-        "prompts", "table", "stages.prompts.stage:Prompts", (), ("prompts",), ("languages", "prompts"), per_round=False
+        "prompts",
+        "table",
+        "stages.prompts.stage:Prompts",
+        (),
+        ("prompts",),
+        ("languages", "prompts"),
+        kept_rows=(("row",), "prompts"),
+        per_round=False,
     ),
     StageSpec(
         "generate",
@@ -53,6 +62,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("judgements",),
         ("model", "text", "engine", "judge", "execution"),
         ("judge",),
+        version=2,
         engine=True,
     ),
     StageSpec(
@@ -63,6 +73,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("pairs",),
         ("languages", "pairs", "text", "generate.sampling"),
         ("policy",),
+        kept_rows=(("prompt", "row"), "pairs"),
     ),
     StageSpec(
         "gradients",
@@ -72,6 +83,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("gradients",),
         ("model", "text", "gradients", "loss", "train.reference", "execution"),
         ("policy", "reference"),
+        kept_rows=(("pair",), "gradients"),
     ),
     StageSpec(
         "conflict",
@@ -80,6 +92,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("gradients", "pairs"),
         ("scores", "gram", "directions"),
         ("conflict", "loss"),
+        kept_rows=(("pair",), "scores"),
     ),
     StageSpec(
         "select",
@@ -88,6 +101,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("pairs", "scores"),
         ("curated", "rejected"),
         ("select",),
+        kept_rows=(("pair",), "curated"),
     ),
     StageSpec(
         "train",
@@ -96,7 +110,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("curated", "gradients"),
         ("metrics",),
         ("model", "text", "loss", "train", "execution"),
-        ("policy", "reference"),
+        ("policy", "reference", "sft", "base"),
     ),
     StageSpec(
         "evaluate",
@@ -106,6 +120,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("evaluation", "answers"),
         ("languages", "model", "text", "engine", "judge.rubric", "evaluate", "execution"),
         ("initial", "trained", "evaluation_judge"),
+        version=2,
         engine=True,
     ),
     StageSpec("report", "artifact", "stages.report.stage:Report", (), (), ("report",), per_round=False),

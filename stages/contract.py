@@ -58,10 +58,11 @@ class Context:
 
     inputs: table name -> its Parquet files in order; `pairs:0` is round 0's when this is a later round.
     models: role -> model; roles: policy (start of this round), reference, initial, judge,
-        evaluation_judge, trained (after train).
+        evaluation_judge, trained (after train); sft, base when `train.optimizer` merges.
     folder: the ArtifactStage's own folder.
     shared: lives as long as the worker process; loaded engines are kept in it by `shared_engine`.
     stop: true when the run was asked to stop; a stage then returns at its next safe point.
+    limits: config field -> the smaller value that memory allowed; see `limit`.
     """
 
     config: RunConfig
@@ -73,12 +74,22 @@ class Context:
     shared: dict[str, Any] = field(default_factory=dict)
     stop: Callable[[], bool] = lambda: False
     manifests: list[StageManifest] = field(default_factory=list)
+    limits: dict[str, int] = field(default_factory=dict)
 
     def scan(self, table: str) -> pl.LazyFrame:
         """The table as a lazy frame."""
         import polars as pl
 
         return pl.scan_parquet(self.inputs[table], glob=False)
+
+    def limited(self, field: str, value: int) -> int:
+        """The value of a config field, or the smaller one that memory allowed earlier in this run."""
+        return min(value, self.limits.get(field, value))
+
+    def limit(self, field: str, value: int, why: str) -> None:
+        """Hold a config field to a smaller value for the rest of the run, and say so."""
+        self.limits[field] = value
+        self.progress.note(f"{why}: {field} is {value:,} from here on")
 
 
 @dataclass(frozen=True)

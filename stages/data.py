@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from schemas.errors import UserError
 
 PREFIX = "package:"
+_LONGEST_NAME = 255  # bytes, on every file system we know
 
 
 def data_path(name: str) -> Traversable:
@@ -17,7 +18,8 @@ def data_path(name: str) -> Traversable:
     It need not exist: ask `is_file()`. Raises UserError for a name that leaves data/.
     """
     relative = PurePosixPath(name.removeprefix(PREFIX))
-    if relative.is_absolute() or ".." in relative.parts:
+    impossible = "\0" in name or any(len(part.encode("utf-8", "replace")) > _LONGEST_NAME for part in relative.parts)
+    if relative.is_absolute() or ".." in relative.parts or impossible:
         raise UserError(
             f"{name!r} is not a file of the package",
             fix=f"After `{PREFIX}` give a path inside data/, for example {PREFIX}prompts/en.jsonl.",

@@ -36,7 +36,9 @@ def _object(line: bytes, path: Path, number: int) -> dict[str, Any]:
         raise _not_utf8(where, line, f"byte {error.start + 1} of the line") from error
     except (json.JSONDecodeError, RecursionError) as error:
         reason = (
-            f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
+            f"{error.msg.removesuffix(' at')} at column {error.colno}"
+            if isinstance(error, json.JSONDecodeError)
+            else "nested too deep"
         )
         raise UserError(
             f"broken JSON: {reason}",

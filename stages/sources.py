@@ -6,6 +6,7 @@ Everything wrong with a source is a UserError that names the file, and the line 
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -64,7 +65,7 @@ def is_hub(source: Source) -> bool:
         return source.format == "hub"
     path = source.path
     looks_local = path.startswith((PREFIX, "/", "./", "../", "~")) or _ending(path) or _is_glob(path)
-    return not looks_local and path.count("/") <= 1 and not Path(path).exists()
+    return not looks_local and path.count("/") <= 1 and not os.path.exists(path)
 
 
 def local_files(source: Source, languages: Sequence[str]) -> list[SourceFile]:
@@ -152,17 +153,17 @@ def _paths(source: Source, language: str | None) -> list[tuple[Path, str]]:
     name = source.path.replace(_PLACEHOLDER, language) if language else source.path
     if name.startswith(PREFIX):
         return _packaged(source.path, name, language)
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(name))  # os.path: a name that cannot be a path is a file that is not there
+    if os.path.isfile(path):
         return [(path, name)]
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(
             f"{name} is a folder",
             where="sources",
             fix=f"Name the files in it, for example {name.rstrip('/')}/*.parquet.",
         )
     if _is_glob(name):
-        matches = sorted(match for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+        matches = sorted(match for match in glob.glob(str(path), recursive=True) if os.path.isfile(match))
         if not matches:
             raise UserError(
                 f"no file matches {name}", where="sources", fix=f"Look in {Path.cwd()} or give a full path."

@@ -83,3 +83,11 @@ def make_model(folder: Path, tokenizer) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the fuzz tests of this session ran."""
+    from fuzzing import OUTCOMES
+
+    for outcome, count in sorted(OUTCOMES.items()):
+        terminalreporter.write_line(f"fuzz, {outcome}: {count:,}")

@@ -10,9 +10,9 @@ _ROLE = "x-role"
 
 
 class Section(BaseModel):
-    """A config section: unknown keys are errors, every field is semantic unless made by `execution`."""
+    """A config section: unknown keys and infinite numbers are errors, every field is semantic unless made by `execution`."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 def semantic(default: Any = ..., description: str = "", **kwargs: Any) -> Any:

@@ -60,6 +60,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> RunConfig:
+        if "\0" in str(self.run_dir):
+            raise ValueError("run_dir is no path: it holds a NUL character")
         if not self.prompts.sources and not self.imported:
             raise ValueError("nothing to start from: give prompts.sources, or pairs.sources to curate existing pairs")
         if self.imported and self.rounds > 1:

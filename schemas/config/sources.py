@@ -19,7 +19,7 @@ class Source(Section):
     path: str = semantic(description="file, glob, package:FILE or hub dataset id")
     name: str | None = semantic(None, "hub: configuration name")
     split: str = semantic("train", "hub: split")
-    revision: str | None = semantic(None, "hub: revision")
+    revision: str | None = semantic(None, "hub: revision; without one, a later change on the hub is not noticed")
     format: Literal["auto", "parquet", "jsonl", "csv", "hub"] = semantic("auto", "auto: by the file's ending")
     language: str | None = semantic(None, "language of every row, when there is no such column")
     limit: int | None = semantic(None, "first rows of each file only", ge=1)
@@ -75,7 +75,7 @@ class LanguageConfig(Section):
         codes = [*self.seen, *self.unseen]
         for code in codes:
             if not langcodes.tag_is_valid(code) or not langcodes.Language.get(code).is_valid():
-                raise ValueError(f"languages: {code!r} is not a BCP 47 language code (for example en, de, zh)")
+                raise ValueError(f"{code!r} is not a BCP 47 language code (for example en, de, zh)")
         if len(set(codes)) != len(codes):
             raise ValueError("languages: a language is listed twice in seen and unseen")
         return self

@@ -20,12 +20,42 @@ class LoraConfig(Section):
     target_modules: str | list[str] = semantic("all-linear", "module names, or all-linear")
 
 
+class MergeConfig(Section):
+    """Online merging (arXiv 2405.17931): the update of every step is merged with the task vector SFT - base."""
+
+    base: str | None = execution(
+        None, "ondare, onties: the pretrained model the SFT model was made from: hub id, folder, embedded:NAME"
+    )
+    sft: str | None = execution(None, "the SFT model; default: the policy before any training")
+    preset: Literal["paper", "released"] = semantic(
+        "paper", "what the paper says, or what its released code computes (docs/methods.md section 6)"
+    )
+    alpha: float | None = semantic(
+        None, "weight of the task vector; default 1e-7 (the released script's); anchor has no default", ge=0, lt=1
+    )
+    reserve: float | None = semantic(
+        None, "share of entries kept; default 0.01 (the released script's); not for anchor", gt=0, le=1
+    )
+    every: int = semantic(1, "merge after so many optimizer steps", ge=1)
+    alpha_schedule: Literal["lr", "constant"] = semantic(
+        "lr", "lr: alpha shrinks with the learning rate; constant: paper and released code"
+    )
+    rescale: bool = semantic(False, "released: scale what was kept back to the L1 norm before")
+    keep: Literal["device", "cpu", "disk"] = execution(
+        "device", "where the task vector lies: the training device, main memory, or a memory-mapped file"
+    )
+    log_every: int = semantic(10, "optimizer steps between logged numbers of the merge; 0: never", ge=0)
+
+
 class TrainConfig(Section):
     """Train stage (TRL DPOTrainer)."""
 
     method: Literal["lora", "full"] = semantic("lora", "adapters or all weights")
     lora: LoraConfig = semantic(LoraConfig(), "adapter settings")
-    optimizer: Literal["adamw"] = semantic("adamw", "optimizer")
+    optimizer: Literal["adamw", "ondare", "onties", "anchor"] = semantic(
+        "adamw", "AdamW, or AdamW merged online with the task vector (method: full)"
+    )
+    merge: MergeConfig = semantic(MergeConfig(), "settings of the online merge")
     learning_rate: float = semantic(5e-6, "peak learning rate", gt=0)
     schedule: Literal["linear", "cosine", "constant"] = semantic("cosine", "learning-rate schedule")
     warmup_ratio: float = semantic(0.1, "share of steps that warm up", ge=0, lt=1)
@@ -41,6 +71,33 @@ class TrainConfig(Section):
         "start", "rounds after the first: reference is the round's start or the initial policy"
     )
     report_to: list[str] = execution([], "TRL loggers: tensorboard, trackio, wandb")
+
+    @model_validator(mode="after")
+    def _merge(self) -> TrainConfig:
+        merge = self.merge
+        if self.optimizer == "adamw":
+            if merge != MergeConfig():
+                raise ValueError("train.merge is set and train.optimizer is adamw: use ondare, onties or anchor")
+            return self
+        if self.method == "lora":
+            raise ValueError(
+                f"train.optimizer: {self.optimizer} merges weights entry by entry, and an entry of a LoRA factor is not a"
+                " weight: use train.method: full, or train.optimizer: adamw"
+            )
+        if self.optimizer == "anchor":
+            if merge.alpha is None:
+                raise ValueError("train.merge.alpha has no default for train.optimizer: anchor (try 0.001 to 0.1)")
+            given = [n for n in ("base", "reserve") if getattr(merge, n) is not None]
+            given += [n for n in ("rescale",) if merge.rescale] + (["preset"] if merge.preset != "paper" else [])
+            if given:
+                raise ValueError(f"train.optimizer: anchor has no use for train.merge.{given[0]}: leave it out")
+        elif merge.base is None:
+            raise ValueError(
+                f"train.optimizer: {self.optimizer} needs train.merge.base, the pretrained model before SFT"
+            )
+        elif merge.rescale and merge.preset != "released":
+            raise ValueError("train.merge.rescale belongs to train.merge.preset: released")
+        return self
 
 
 class EvaluateConfig(Section):
@@ -72,6 +129,13 @@ class ExecutionConfig(Section):
     workers: int = execution(0, "worker processes; 0: one per GPU, or one on the CPU", ge=0)
     device: Literal["auto", "cpu", "cuda"] = execution("auto", "auto: CUDA if present")
     threads: int = execution(0, "CPU threads per worker; 0: all cores shared between workers", ge=0)
+    max_tries: int = execution(3, "a request that fails, or brings the engine down, this often fails its row", ge=1)
+    max_failed_fraction: float = execution(
+        0.1, "a stage of which a larger share of rows fails (errors, not rules) ends the run", ge=0, le=1
+    )
+    watchdog_minutes: float = execution(
+        60.0, "a worker without any progress for so long is ended and replaced; 0: never", ge=0
+    )
     grace_seconds: float = execution(
         25.0, "after Ctrl-C or SIGTERM: how long running shards may take to finish before they are abandoned", ge=0
     )

@@ -28,13 +28,14 @@ def shared_engine(ctx: Context, role: str) -> Engine:
         ctx.progress.note(f"{model.name}: {note}")
     match config.engine.kind:
         case "vllm":
-            from stages.engines.vllm import VllmEngine
+            from stages.engines.process import ProcessEngine
+            from stages.engines.vllm import load
 
-            engine = VllmEngine(model, config, renderer)
+            engine = ProcessEngine(load, ctx, model, renderer)
         case "transformers":
             from stages.engines.transformers import TransformersEngine
 
-            engine = TransformersEngine(model, config, renderer)
+            engine = TransformersEngine(model, config, renderer, ctx)
         case "openai":
             from stages.engines.openai import OpenAIEngine
 

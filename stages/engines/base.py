@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from schemas.config import RunConfig
 from schemas.config.model import Sampling
+from stages.text.messages import storable
 
 if TYPE_CHECKING:
     from stages.text.render import Renderer
@@ -79,7 +80,7 @@ def context_length(hf_config: Any, config: RunConfig) -> int:
 
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return storable((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def too_long(request: Request, context_length: int) -> Completion | None:

@@ -13,6 +13,7 @@ from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import ModelRef
 from stages.engines.base import JUDGE_ROOM, Completion, Request, first_line, too_long
+from stages.text.messages import storable
 from stages.text.render import Renderer
 
 _RETRIES = 6
@@ -107,15 +108,16 @@ class OpenAIEngine:
             raise self._unusable(error) from error
         self._answered = True
         choice = response.choices[0]
+        text = storable(choice.text or "")
         if request.score_tokens:
             return Completion(request.id, "", [], 0, "length", self._scores(request, choice))
         counted = response.usage.completion_tokens if response.usage else None
         if counted is None:
-            counted = len(self.renderer.tokenizer(choice.text, add_special_tokens=False)["input_ids"])
+            counted = len(self.renderer.tokenizer(text, add_special_tokens=False)["input_ids"])
         token_ids = getattr(choice, "token_ids", None)
         reason = choice.finish_reason or "none"
         problem = "" if reason in ("stop", "length") else f"the server ended the request: {reason}"
-        return Completion(request.id, choice.text, token_ids, counted, reason, error=problem)
+        return Completion(request.id, text, token_ids, counted, reason, error=problem)
 
     def _body(self, request: Request) -> dict[str, Any]:
         extra: dict[str, Any] = {}

@@ -14,19 +14,29 @@ import torch
 from transformers import LogitsProcessor, StoppingCriteria
 
 from schemas.config import RunConfig
-from stages.contract import ModelRef
+from schemas.errors import UserError
+from stages.contract import Context, ModelRef
 from stages.engines.base import Completion, Request, context_length, too_long
 from stages.engines.sampling import RowSampler
+from stages.gradients.batching import is_out_of_memory
 from stages.models.load import device_of, dtype_of, free_memory, load_causal_lm, settle_threads
 from stages.text.render import Renderer
 
+_BATCH = "engine.batch_size"
+
 
 class TransformersEngine:
-    """`generate` of transformers with our own seeded sampling; see `stages.engines.base.Engine`."""
+    """`generate` of transformers with our own seeded sampling; see `stages.engines.base.Engine`.
 
-    def __init__(self, model: ModelRef, config: RunConfig, renderer: Renderer) -> None:
+    A batch that does not fit in memory is halved, and the smaller size kept (ctx: for the rest of the run); in
+    reference mode, where the batch decides the last bits, UserError is raised instead. A request that does not fit
+    alone gives a completion with finish_reason error.
+    """
+
+    def __init__(self, model: ModelRef, config: RunConfig, renderer: Renderer, ctx: Context | None = None) -> None:
         self.renderer = renderer
-        self._batch_size = config.engine.batch_size
+        self._ctx, self._fixed = ctx, config.execution.deterministic
+        self._batch_size = ctx.limited(_BATCH, config.engine.batch_size) if ctx else config.engine.batch_size
         self._device = device_of(config)
         settle_threads(config)
         self._model = load_causal_lm(model, dtype_of(config), self._device, config.model.trust_remote_code)
@@ -49,12 +59,36 @@ class TransformersEngine:
                     else:
                         yield problem
                 if fitting:
-                    yield from self._run(fitting)
+                    yield from self._fit(fitting)
 
     def close(self) -> None:
         """Drop the model."""
         del self._model
         free_memory()
+
+    def _fit(self, batch: list[Request]) -> list[Completion]:
+        """Completions of a batch, in halves if it does not fit in memory."""
+        try:
+            return list(self._run(batch))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        free_memory()
+        if len(batch) == 1:
+            detail = f"{len(batch[0].prompt_ids)} prompt tokens and their answer do not fit in memory, even alone"
+            return [Completion(batch[0].id, "", [], 0, "error", error=detail)]
+        if self._fixed:
+            raise UserError(
+                f"A batch of {len(batch)} requests does not fit in memory",
+                where=_BATCH,
+                fix="Set a smaller one: in reference mode the batches decide the last bits, so they are never changed.",
+            )
+        half = (len(batch) + 1) // 2
+        if half < self._batch_size:
+            self._batch_size = half
+            if self._ctx:
+                self._ctx.limit(_BATCH, half, f"{len(batch)} requests in a batch do not fit in memory")
+        return [*self._fit(batch[:half]), *self._fit(batch[half:])]
 
     @torch.inference_mode()
     def _run(self, batch: list[Request]) -> Iterator[Completion]:

@@ -1,4 +1,8 @@
-"""The vLLM engine, in this process: killing the worker kills it. CPU or CUDA, whichever the installed vllm is for."""
+"""The vLLM engine. CPU or CUDA, whichever the installed vllm is for.
+
+Its core runs in the process that makes it: stages run it in a process of its own (stages.engines.process), which can be
+killed, restarted, and gives all its memory back.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import ModelRef
 from stages.engines.base import Completion, Request, context_length, first_line, too_long
-from stages.text.render import Renderer
+from stages.text.render import Renderer, load_renderer
 
 
 class VllmEngine:
@@ -51,6 +55,7 @@ class VllmEngine:
             hf_config = AutoConfig.from_pretrained(str(model.path), trust_remote_code=config.model.trust_remote_code)
             self._llm: Any = vllm.LLM(
                 model=str(model.path),
+                load_format="safetensors",
                 dtype="bfloat16" if config.model.dtype == "auto" else config.model.dtype,
                 max_model_len=context_length(hf_config, config),
                 max_num_seqs=engine.max_num_seqs,
@@ -73,22 +78,24 @@ class VllmEngine:
         self.context_length: int = self._llm.model_config.max_model_len
         self._in_flight = 2 * engine.max_num_seqs
 
-    def stream(self, requests: Iterator[Request]) -> Iterator[Completion]:
-        """See `Engine.stream`."""
+    def stream(self, requests: Iterator[Request | None]) -> Iterator[Completion]:
+        """See `Engine.stream`. A None among the requests: there is none at hand just now."""
         core = self._llm.llm_engine
         open_requests: dict[str, Request] = {}
         exhausted = False
         try:
             while not exhausted or open_requests:
                 while not exhausted and len(open_requests) < self._in_flight:
-                    request = next(requests, None)
-                    if request is None:
+                    try:
+                        request = next(requests)
+                    except StopIteration:
                         exhausted = True
-                    elif (problem := too_long(request, self.context_length)) is not None:
+                        break
+                    if request is None:
+                        break
+                    if (problem := self._add(request)) is not None:
                         yield problem
                     else:
-                        prompt = {"type": "token", "prompt_token_ids": request.prompt_ids}
-                        core.add_request(request.id, prompt, self._parameters(request))
                         open_requests[request.id] = request
                 for output in core.step() if open_requests else ():
                     if output.finished:
@@ -102,6 +109,18 @@ class VllmEngine:
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         gc.collect()
+
+    def _add(self, request: Request) -> Completion | None:
+        """Hand a request to vLLM; the error completion of one that it refuses."""
+        problem = too_long(request, self.context_length)
+        if problem is not None:
+            return problem
+        prompt = {"type": "token", "prompt_token_ids": request.prompt_ids}
+        try:
+            self._llm.llm_engine.add_request(request.id, prompt, self._parameters(request))
+        except ValueError as error:
+            return Completion(request.id, "", [], 0, "error", error=f"vLLM refuses the request: {first_line(error)}")
+        return None
 
     def _parameters(self, request: Request) -> Any:
         kind = self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY
@@ -140,6 +159,11 @@ class VllmEngine:
             os.environ["OMP_NUM_THREADS"] = str(threads)
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+
+def load(model: ModelRef, config: RunConfig) -> VllmEngine:
+    """The engine with its own renderer: what `ProcessEngine` calls in the engine's process."""
+    return VllmEngine(model, config, load_renderer(model, config.text, config.model.trust_remote_code))
 
 
 def _completion(request: Request, output: Any) -> Completion:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -63,7 +63,7 @@ Kept = TypeVar("Kept")
 class HeldOut:
     """What is evaluated, and the account of what is not.
 
-    Units: pair (held-out and authored ones), prompt; row for authored rows that cannot be read. Drop reasons:
+    Units: pair (held-out and authored ones), prompt, comparison (of two answers by the judge); row for authored rows that cannot be read. Drop reasons:
     in_training, translation_of_training, not_sampled (over the configured number per language), too_long, those of
     stages.pairs.imported.read_pair; failed: cannot_render.
     """
@@ -85,6 +85,10 @@ class HeldOut:
     def splits(self) -> list[str]:
         """The splits pairs come from."""
         return [*self._config.splits, *([AUTHORED] if self._config.authored else [])]
+
+    def came_in(self, unit: str, languages: Iterable[str]) -> None:
+        """Count rows of another unit, one language a row."""
+        self._rows_in[unit].update(languages)
 
     def tallies(self, later: list[Drop]) -> list[Tally]:
         """The account, with what was dropped `later`, while measuring."""

@@ -30,7 +30,10 @@ def identity(ctx: Context, model: ModelRef, pairs: Sequence[HeldOutPair]) -> str
 
 
 def score_pairs(ctx: Context, model: ModelRef, pairs: Sequence[HeldOutPair]) -> pa.Table:
-    """Load the model, score every pair (progress: one a pair), free the model. Raises Stopped when asked to stop."""
+    """Load the model, score every pair (progress: one a pair), free the model; pairs too long for the memory have no row.
+
+    Raises Stopped when asked to stop.
+    """
     if not pairs:
         return _SCHEMA.empty_table()
     config = ctx.config
@@ -39,7 +42,7 @@ def score_pairs(ctx: Context, model: ModelRef, pairs: Sequence[HeldOutPair]) -> 
         check_head(loaded)
     except ValueError as error:
         raise UserError(f"{model.name} cannot be scored: {error}", where="model") from error
-    budget = TokenBudget(config.evaluate.token_budget)
+    budget = TokenBudget.remembered(ctx, "evaluate.token_budget", config.evaluate.token_budget)
     out: list[dict[str, object]] = []
     for start in range(0, len(pairs), _CHUNK):
         if ctx.stop():
@@ -50,9 +53,12 @@ def score_pairs(ctx: Context, model: ModelRef, pairs: Sequence[HeldOutPair]) -> 
             for pair in chunk
             for answer in (pair.ids.chosen, pair.ids.rejected)
         ]
-        sums = [float(values.double().sum()) for values in score_rows(loaded, rows, budget)]
+        misfits: list[int] = []
+        found = iter(score_rows(loaded, rows, budget, misfits=misfits))
+        sums = [None if n in misfits else float(next(found).double().sum()) for n in range(len(rows))]
         for pair, chosen, rejected in zip(chunk, sums[0::2], sums[1::2], strict=True):
-            out.append({"row_id": pair.row_id, "chosen": chosen, "rejected": rejected})
+            if chosen is not None and rejected is not None:
+                out.append({"row_id": pair.row_id, "chosen": chosen, "rejected": rejected})
         ctx.progress.advance(len(chunk))
     del loaded
     free_memory()

@@ -29,7 +29,8 @@ class Evaluate:
     loaded as seldom as possible: log-probabilities of both, answers after, answers before, judging (with the engine
     that is loaded when the judge is the round-0 policy). Every sub-step leaves a file in ctx.folder, tied to the
     models' content, so that a crash repeats only the unfinished one. Units: see stages.evaluate.heldout.HeldOut;
-    further drop reasons of prompts: prompt_too_long; failed: cannot_render, engine_error. Raises Stopped.
+    further drop reasons of prompts: prompt_too_long; failed: cannot_render, engine_error, and of pairs out_of_memory.
+    Raises Stopped.
     """
 
     def run(self, ctx: Context) -> Iterator[Rows | Account]:
@@ -85,7 +86,15 @@ class _Evaluation:
             ref = ctx.models[role]
             path, identity = self._path(f"loglik-{model}"), loglik.identity(ctx, ref, pairs)
             scores[model] = loglik.scores_of(once(path, identity, partial(loglik.score_pairs, ctx, ref, pairs)))
-        yield from loglik.measure(pairs, scores[BEFORE], scores[AFTER])
+        scored = [pair for pair in pairs if all(pair.row_id in found for found in scores.values())]
+        kept = {pair.row_id for pair in scored}
+        detail = "the pair does not fit in memory, even alone"
+        self.drops += [
+            Drop("pair", pair.row_id, pair.language, "out_of_memory", detail, failed=True)
+            for pair in pairs
+            if pair.row_id not in kept
+        ]
+        yield from loglik.measure(scored, scores[BEFORE], scores[AFTER])
 
     def answers(self) -> Iterator[Item]:
         """Answers of both models, the trained one's first, then the win rate."""
@@ -120,14 +129,16 @@ class _Evaluation:
         verdicts, prompts = self._path("verdicts"), self.held_out.prompts
         asked = 0 if is_done(verdicts, identity) else len(comparison.requests)
         self._ctx.progress.advance(2 * len(prompts) - asked)
-        items = list(comparison.measure(once(verdicts, identity, comparison.judge)))
-        judged = sum(item.metric == comparison.metric for item in items)
-        if judged < len(found):
+        replies = once(verdicts, identity, comparison.judge)
+        drops = comparison.drops(replies)
+        self.held_out.came_in("comparison", [match.prompt.language for match in found])
+        self.drops += drops
+        if drops:
             self._ctx.progress.note(
-                f"win rate: on {len(found) - judged} of {len(found)} prompts the judge did not answer A or B"
+                f"win rate: no verdict on {len(drops)} of {len(found)} prompts (dropped/evaluation)"
             )
-        self.stats["compared"] = float(judged)
-        yield from items
+        self.stats["compared"] = float(len(found) - len(drops))
+        yield from comparison.measure(replies)
 
     def _announce(self) -> None:
         """The work left: pairs scored and prompts answered by each model, prompts compared in both orders."""

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from schemas.ids import seed_for
-from stages.contract import Context
+from stages.contract import Context, Drop
 from stages.engines.base import Request
 from stages.evaluate.answers import complete
 from stages.evaluate.heldout import HeldOutPrompt
@@ -24,7 +24,9 @@ from stages.text.render import Renderer
 MIN_MASS = 0.1
 """Least probability on the replies A and B for a verdict to count; below it the judge did not answer the question."""
 
-_SCHEMA = pa.schema([("request_id", pa.string()), ("after", pa.float64()), ("mass", pa.float64())])
+_SCHEMA = pa.schema(
+    [("request_id", pa.string()), ("after", pa.float64()), ("mass", pa.float64()), ("error", pa.string())]
+)
 _ORDERS = ("after_first", "before_first")
 
 
@@ -68,13 +70,14 @@ class Comparison:
         self.metric = win_rate_name(ctx)
 
     def judge(self) -> pa.Table:
-        """Every reply: probability that the answer after training is the better one (null: no mass), and the mass."""
+        """Every reply: probability that the answer after training is the better one (null: no mass), the mass, and why there is none."""
         rows = {}
         for completion in complete(self._ctx, "evaluation_judge", self.requests):
             first, mass = probability_of_a(completion.score_logprobs, self._tokens)
             if first is not None and completion.id.endswith(_ORDERS[1]):
                 first = 1.0 - first
-            rows[completion.id] = {"request_id": completion.id, "after": first, "mass": mass}
+            error = completion.error if completion.finish_reason == "error" else None
+            rows[completion.id] = {"request_id": completion.id, "after": first, "mass": mass, "error": error}
         return pa.Table.from_pylist([rows[request.id] for request in self.requests], schema=_SCHEMA)
 
     def measure(self, replies: pa.Table) -> Iterator[Item]:
@@ -85,13 +88,30 @@ class Comparison:
                 yield self._item(match, self.metric, 0.5)
                 continue
             found = [by_id[_request_id(match, order)] for order in _ORDERS]
+            if any(row["error"] is not None for row in found):
+                continue
             yield self._item(match, "judge_mass", sum(row["mass"] for row in found) / 2)
-            if any(row["after"] is None or row["mass"] < MIN_MASS for row in found):
+            if not _answered(found):
                 continue
             verdicts = [_sign(row["after"]) for row in found]
             agree = verdicts[0] == verdicts[1] != 0
             yield self._item(match, "judge_consistency", float(verdicts[0] == verdicts[1]))
             yield self._item(match, self.metric, float(verdicts[0] > 0) if agree else 0.5)
+
+    def drops(self, replies: pa.Table) -> list[Drop]:
+        """Comparisons without a verdict. Unit `comparison`; reason no_verdict; failed: engine_error."""
+        by_id = {row["request_id"]: row for row in replies.to_pylist()}
+        found = []
+        for match in self._matches:
+            rows = [] if match.same else [by_id[_request_id(match, order)] for order in _ORDERS]
+            where = "comparison", match.prompt.row_id, match.prompt.language
+            errors = [row["error"] for row in rows if row["error"] is not None]
+            if errors:
+                found.append(Drop(*where, "engine_error", errors[0], failed=True))
+            elif rows and not _answered(rows):
+                least = min(row["mass"] for row in rows)
+                found.append(Drop(*where, "no_verdict", f"probability {least:.3g} on A and B < {MIN_MASS}"))
+        return found
 
     def _ask(self, match: Match) -> Iterator[Request]:
         rubric = self._rubric(match.prompt.language)
@@ -121,6 +141,10 @@ class Comparison:
 
 def _request_id(match: Match, order: str) -> str:
     return f"{match.prompt.row_id}/{order}"
+
+
+def _answered(replies: Sequence[dict[str, Any]]) -> bool:
+    return all(row["after"] is not None and row["mass"] >= MIN_MASS for row in replies)
 
 
 def _sign(probability: float) -> int:

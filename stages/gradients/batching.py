@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from stages.contract import Context
+
 Result = TypeVar("Result")
 
 _MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory")
@@ -42,24 +44,36 @@ def pack(lengths: Sequence[int], token_budget: int, rows_per_item: int = 1) -> l
 class TokenBudget:
     """Runs batches under a token budget that is halved, and stays halved, when memory runs out."""
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int, halved: Callable[[int, int], None] = lambda used, left: None) -> None:
+        """halved: told the padded tokens that did not fit, and the budget from then on."""
         if tokens < 1:
             raise ValueError(f"token budget must be at least 1, got {tokens}")
         self.tokens = tokens
         self.backoffs = 0
+        self._halved = halved
+
+    @classmethod
+    def remembered(cls, ctx: Context, key: str, tokens: int) -> TokenBudget:
+        """The budget of config field `key`, or the smaller one that memory taught this run; halving is said aloud."""
+
+        def halved(used: int, left: int) -> None:
+            ctx.limit(key, left, f"{used:,} padded tokens in a batch do not fit in memory")
+
+        return cls(ctx.limited(key, tokens), halved)
 
     def run(
         self,
         lengths: Sequence[int],
         compute: Callable[[list[int]], Sequence[Result]],
         rows_per_item: int = 1,
+        misfits: list[int] | None = None,
     ) -> list[Result]:
         """One result per item, in item order. `compute` gets item indices and returns one result
         per index.
 
         A batch that runs out of memory is packed again, with everything not yet done, under half
-        the padded tokens that batch had. Raises the original error, with the item's length named,
-        when a single item does not fit.
+        the padded tokens that batch had. An item that does not fit alone is appended to `misfits`
+        and has no result; without `misfits` the original error is raised, the item's length named.
         """
         results: dict[int, Result] = {}
         todo = pack(lengths, self.tokens, rows_per_item)
@@ -71,7 +85,7 @@ class TokenBudget:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if len(batch) == 1:
+                if len(batch) == 1 and misfits is None:
                     size = f"{rows_per_item} x {lengths[batch[0]]} tokens"
                     error.add_note(f"one item of {size} does not fit in memory")
                     raise
@@ -80,9 +94,14 @@ class TokenBudget:
             if failure is not None:
                 del failure
                 release_memory()
+                if len(batch) == 1 and misfits is not None:
+                    misfits += batch
+                    todo.pop(0)
+                    continue
                 self.backoffs += 1
                 used = len(batch) * rows_per_item * max(lengths[i] for i in batch)
                 self.tokens = max(1, min(self.tokens, used) // 2)
+                self._halved(used, self.tokens)
                 rest = sorted(i for waiting in todo for i in waiting)
                 repacked = pack([lengths[i] for i in rest], self.tokens, rows_per_item)
                 todo = [[rest[i] for i in positions] for positions in repacked]
@@ -91,7 +110,7 @@ class TokenBudget:
                 raise ValueError(f"{len(outputs)} results for a batch of {len(batch)}")
             results.update(zip(batch, outputs, strict=True))
             todo.pop(0)
-        return [results[i] for i in range(len(lengths))]
+        return [results[i] for i in sorted(results)]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -136,9 +136,10 @@ def score_rows(
     rows: Sequence[Row],
     budget: TokenBudget,
     chunk_elements: int = CHUNK_ELEMENTS,
+    misfits: list[int] | None = None,
 ) -> list[Tensor]:
     """Per-token log-probabilities of each row's completion, in row order, on the CPU in float32; no
-    gradient.
+    gradient. `misfits` as in `TokenBudget.run`.
 
     The sequence value s(y) is the tensor's `.double().sum()`, the mean-token value its mean. The
     model is used in evaluation mode and its mode restored; batches follow `budget` and back off
@@ -155,7 +156,7 @@ def score_rows(
         return [values_BC[b, : len(rows[i].completion)].clone() for b, i in enumerate(indices)]
 
     try:
-        return budget.run([len(row) for row in rows], compute)
+        return budget.run([len(row) for row in rows], compute, misfits=misfits)
     finally:
         model.train(training)
 

@@ -44,7 +44,7 @@ class PairSketches:
     chosen_ND: Tensor | None = None
     rejected_ND: Tensor | None = None
 
-    def rows(self, which: slice) -> PairSketches:
+    def rows(self, which: slice | list[int]) -> PairSketches:
         """Some of the pairs, copied so that a batch's memory is not kept alive."""
         parts = [getattr(self, field.name) for field in fields(self)]
         kept: list[Any] = [None if part is None else part[which].clone() for part in parts]
@@ -143,10 +143,14 @@ class Sketcher:
         return PairSketches(chosen_ND - rejected_ND, value_R[:n], value_R[n:], *sides)
 
     def run(
-        self, pairs: Sequence[Pair], budget: TokenBudget, report: Callable[[list[Pair]], None] = lambda batch: None
+        self,
+        pairs: Sequence[Pair],
+        budget: TokenBudget,
+        report: Callable[[list[Pair]], None] = lambda batch: None,
+        misfits: list[int] | None = None,
     ) -> PairSketches:
         """Sketch any number of pairs in length-sorted batches under a token budget; results in the
-        order given. `report` is told of every finished batch."""
+        order given. `report` is told of every finished batch; `misfits` as in `TokenBudget.run`."""
         if not pairs:
             raise ValueError("no pairs to sketch")
 
@@ -156,7 +160,11 @@ class Sketcher:
             report(batch)
             return [got.rows(slice(k, k + 1)) for k in range(len(indices))]
 
-        return PairSketches.cat(budget.run([pair.longest for pair in pairs], compute, rows_per_item=2))
+        parts = budget.run([pair.longest for pair in pairs], compute, rows_per_item=2, misfits=misfits)
+        if not parts:
+            none_ND, none_N = torch.zeros(0, self.layout.dim), torch.zeros(0)
+            return PairSketches(none_ND, none_N, none_N, *((none_ND, none_ND) if self.both_sides else ()))
+        return PairSketches.cat(parts)
 
     def _leaf(self) -> Tensor:
         if self._embeds is None:

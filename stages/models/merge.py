@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from schemas.errors import UserError
 from schemas.ids import content_id
@@ -24,7 +25,7 @@ def merged(adapter: ModelRef, cache: Path) -> ModelRef:
     assert adapter.path is not None
     config = read_json(adapter.path / "adapter_config.json", adapter.name)
     base_name = config.get("base_model_name_or_path")
-    if not base_name:
+    if not isinstance(base_name, str) or not base_name:
         raise UserError(
             f"The adapter {adapter.name} does not name its base model",
             where=f"{adapter.path / 'adapter_config.json'}, base_model_name_or_path",
@@ -61,11 +62,12 @@ def build(adapter: Path, base: Path, target: Path) -> None:
         say(f"merging adapter {adapter} into {base}")
         work = target.parent / f"{target.name}.work"
         shutil.rmtree(work, ignore_errors=True)
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
+        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True, **local)
         tokenizer_source = adapter if (adapter / "tokenizer_config.json").is_file() else base
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, **local)
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
-        dtype = AutoConfig.from_pretrained(base).dtype
+        dtype = AutoConfig.from_pretrained(base, **local).dtype
         model.to(dtype if isinstance(dtype, torch.dtype) else torch.float32).save_pretrained(work)
         tokenizer.save_pretrained(work)
         os.replace(work, target)

@@ -31,8 +31,8 @@ def resolve(name: str, revision: str | None = None, cache: Path | None = None) -
         folder = embedded.fetch(name.removeprefix(embedded.PREFIX), cache)
         check_folder(folder, name)
         return ModelRef(name, folder, folder_digest(folder, cache))
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(name))
+    if os.path.isdir(folder):
         check_folder(folder, name)
         found = ModelRef(name, folder.resolve(), folder_digest(folder, cache))
     elif name.startswith((".", "~", os.sep)) or not _HUB_ID.fullmatch(name):

@@ -37,6 +37,11 @@ class FromCandidates:
         """unit -> the language of every candidate or prompt that came in."""
         return {unit: iter(languages) for unit, languages in self._units.items()}
 
+    @property
+    def amount(self) -> int:
+        """How many drafts there are."""
+        return self._picked.height
+
     def drafts(self) -> Iterator[list[Draft]]:
         """Batches of drafts, in the order of the candidates table."""
         prompts = self._ctx.scan("prompts").select("prompt_id", "group_id", "split", "messages")

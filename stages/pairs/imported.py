@@ -84,6 +84,11 @@ class Imported:
         for note in self._languages.notes:
             ctx.progress.note(note)
 
+    @property
+    def amount(self) -> int:
+        """0: how many rows the sources have is known when they are read."""
+        return 0
+
     def units(self) -> dict[str, Iterator[str]]:
         """unit -> the language of every row that came in."""
         return {"row": self._rows.elements()}

@@ -34,6 +34,7 @@ class Pairs:
         train: Counter[str] = Counter()
         drops: list[Drop] = []
         yield Rows("pairs", _SCHEMA.empty_table())
+        ctx.progress.total(origin.amount, "pairs" if origin.amount else "rows")
         for drafts in origin.drafts():
             rows, unfinished = finisher.finish(drafts)
             drops += unfinished

@@ -77,6 +77,7 @@ class _Run:
         for note in self.languages.notes:
             self.ctx.progress.note(note)
         yield Rows("prompts", _SCHEMA.empty_table())
+        self.ctx.progress.total(0, "rows")
         for source, batches in readers:
             for batch in batches:
                 if self.ctx.stop():

@@ -17,6 +17,7 @@ from stages.report import text
 from stages.report.conflicts import FEW_PAIRS, scale
 from stages.report.data import Tables
 from stages.report.view import View, build
+from stages.text.visible import visible
 
 FILE_NAME = "report.html"
 
@@ -42,7 +43,7 @@ class Report:
 
 
 def render(view: View) -> str:
-    """The page. Every value is made visible (`text.visible`) and then escaped; only our own SVG, CSS and script are not."""
+    """The page. Every value is made visible (`stages.text.visible`) and then escaped; only our own SVG, CSS and script are not."""
     own = files("stages.report")
     script = own.joinpath("browse.js").read_text(encoding="utf-8").strip()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -70,4 +71,4 @@ def render(view: View) -> str:
 
 
 def _harmless(value: Any) -> Any:
-    return text.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from stages.report.text import visible
+from stages.text.visible import visible
 
 Format = Callable[[float], str]
 

@@ -1,48 +1,12 @@
-"""Text for people: numbers with sensible precision, and generated text made harmless to look at.
-
-Everything a model or a data set wrote is hostile until escaped. HTML escaping is Jinja's work; this module takes
-care of what escaping leaves: characters that are invisible, that reorder the text around them, or that no browser
-shows.
-"""
+"""Text for people: numbers with sensible precision, long texts clipped."""
 
 from __future__ import annotations
 
 import math
-import unicodedata
 from dataclasses import dataclass
 
-_JOINERS = "\u200c\u200d"
-_KEEP = "\n\t"
 _SHOWN = 600
 _STORED = 6000
-
-
-def visible(text: str) -> str:
-    """`text` with control, zero-width, bidi-control and unassigned characters shown as [U+XXXX].
-
-    Line feeds and tabs stay. Zero-width joiners and non-joiners stay where a script or an emoji needs them (between
-    two non-ASCII letters, marks or symbols): Hindi and Persian are misspelt without. Line and paragraph separators
-    also break the line.
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    text = text.replace("\r\n", "\n")
-    return "".join(_shown(text, i) for i in range(len(text)))
-
-
-def _shown(text: str, i: int) -> str:
-    char = text[i]
-    if char in _KEEP or (char.isascii() and char.isprintable()):
-        return char
-    if char in _JOINERS and 0 < i < len(text) - 1 and _shaped(text[i - 1]) and _shaped(text[i + 1]):
-        return char
-    if unicodedata.category(char) in ("Cc", "Cf", "Cn", "Cs", "Zl", "Zp"):
-        return f"[U+{ord(char):04X}]" + ("\n" if char in "\u2028\u2029" else "")
-    return char
-
-
-def _shaped(char: str) -> bool:
-    return not char.isascii() and unicodedata.category(char)[0] in "LMS"
 
 
 @dataclass(frozen=True)

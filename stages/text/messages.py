@@ -24,8 +24,12 @@ class BadRow(Exception):
 def clean(text: str) -> str:
     """NFC, newlines as \\n, no control characters but newline and tab, no byte order mark, lone surrogates as U+FFFD, no outer space."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = _SURROGATE.sub("\ufffd", _CONTROL.sub("", text))
-    return unicodedata.normalize("NFC", text).strip()
+    return unicodedata.normalize("NFC", storable(_CONTROL.sub("", text))).strip()
+
+
+def storable(text: str) -> str:
+    """Lone surrogates, which JSON can carry and UTF-8 cannot, as U+FFFD."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def comparable(text: str) -> str:

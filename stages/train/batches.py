@@ -26,7 +26,8 @@ def plan_batches(n_pairs: int, config: TrainConfig, devices: int = 1) -> BatchPl
 
     An epoch has ceil(n_pairs / batch_size) steps; the last one takes what is left, every pair weighing the same inside
     its step. `max_steps` is an upper bound on `epochs`, never an extension. A batch larger than the data is said aloud:
-    each step then uses all pairs. Raises UserError when batch_size is not a multiple of micro_batch_size * devices.
+    each step then uses all pairs. Raises UserError when batch_size is not a multiple of micro_batch_size * devices, and when
+    the run is shorter than `merge.every`.
     """
     if config.max_steps == 0:
         raise UserError(
@@ -54,6 +55,15 @@ def plan_batches(n_pairs: int, config: TrainConfig, devices: int = 1) -> BatchPl
     steps = math.ceil(config.epochs * steps_per_epoch)
     if 0 < config.max_steps < steps:
         steps = config.max_steps
+    every = config.merge.every
+    if every > steps:
+        raise UserError(
+            f"train.merge.every is {every} and the run has {steps} steps: nothing would be merged",
+            where="train.merge.every",
+            fix="Lower it, or train longer.",
+        )
+    if steps % every:
+        notes.append(f"the last {steps % every} of {steps} steps end inside a window of train.merge.every: not merged")
     return BatchPlan(
         micro_batch=micro,
         accumulation=config.batch_size // (micro * devices),

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping
 
 from schemas.config import RunConfig
+from schemas.config.training import TrainConfig
+from stages.text.markdown import escape
 from stages.train.batches import BatchPlan
-
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$&@:])")
-
-
-def escape(text: str) -> str:
-    """`text` as inert Markdown on one line: no markup, no HTML, no link."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+from stages.train.optimizers.build import merge_settings
 
 
 def model_card(
@@ -31,7 +27,7 @@ def model_card(
         "method": f"LoRA, rank {train.lora.r}, alpha {train.lora.alpha}, dropout {train.lora.dropout}"
         if train.method == "lora"
         else "all weights (float32 masters)",
-        "optimizer": train.optimizer,
+        "optimizer": _optimizer(train),
         "learning rate": f"{train.learning_rate:g}, {train.schedule}, {plan.warmup_steps} warm-up steps",
         "weight decay": f"{train.weight_decay:g}",
         "gradient clipping": f"{train.max_grad_norm:g}",
@@ -48,7 +44,7 @@ def model_card(
         "pipeline_tag: text-generation",
         "tags: [dpo, trl, congrad]",
         "language:",
-        *(f'- "{code}"' for code in dict.fromkeys(language.partition("-")[0] for language in languages)),
+        *(f"- {json.dumps(code)}" for code in dict.fromkeys(language.partition("-")[0] for language in languages)),
         "---",
         "",
         f"# {escape(config.name)}, round {round_}",
@@ -84,6 +80,16 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _optimizer(train: TrainConfig) -> str:
+    merge = merge_settings(train)
+    if not merge.active:
+        return train.optimizer
+    parts = [f"alpha {merge.alpha:g} ({merge.alpha_schedule})"]
+    if merge.merge != "anchor":
+        parts += [f"preset {merge.preset}", f"reserve {merge.reserve:g}"]
+    return ", ".join([train.optimizer, *parts, *([f"every {merge.every} steps"] if merge.every > 1 else [])])
 
 
 def _selection_text(by: str) -> list[str]:

@@ -30,6 +30,7 @@ from stages.train.loggers import check_loggers, logs_in
 from stages.train.model import Precision, adapter_config, disable_dropout, precision
 from stages.train.references import checked_references
 from stages.train.trainer import PairTrainer
+from stages.train.vector import task_vector_for
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 _OF_THE_CALL = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss")
@@ -155,6 +156,7 @@ def _trainer(
         callbacks=[callback],
         train_config=config.train,
         identity=_identity(ctx, pairs),
+        task_vector=task_vector_for(ctx, model),
         alpha=config.loss.alpha,
     )
     trainer.remove_callback(PrinterCallback)
@@ -172,7 +174,7 @@ def _identity(ctx: Context, pairs: TrainingPairs) -> str:
     """What the weights depend on: a checkpoint of another identity is never resumed from."""
     config = ctx.config
     sections = [semantic_values(s) for s in (config.train, config.loss, config.text, config.model, config.execution)]
-    models = [ctx.models[role].digest for role in ("policy", "reference")]
+    models = [ctx.models[role].digest for role in ("policy", "reference", "sft", "base") if role in ctx.models]
     return content_id(sections, config.seed, ctx.round, models, pairs.digest)
 
 

@@ -5,7 +5,7 @@ Overrides of TRL 1.16 (pinned; tests/stages/train check that the methods are sti
   they are: nothing is tokenised again, truncated or dropped.
 - `_get_num_items_in_batch`, `compute_loss`: every pair of a step weighs the same, so that the micro-batch size does not
   change the result, not even in the last, smaller batch of an epoch.
-- `create_optimizer`: `build_optimizer`, also under FSDP.
+- `create_optimizer`: `build_optimizer`, also under FSDP; `log`: what the merge did.
 - `_save`, `_save_checkpoint`: no pickled training arguments; a checkpoint is marked complete last.
 - `create_model_card`, `_send_telemetry`: the stage writes its own card; a run reports to nobody unasked.
 """
@@ -23,7 +23,8 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from schemas.config.training import TrainConfig
 from stages.train.checkpoints import mark_complete
 from stages.train.loss import LengthPenalisedDPOTrainer
-from stages.train.optimizers import build_optimizer
+from stages.train.optimizers import OnlineMergingAdamW, TaskVector
+from stages.train.optimizers.build import build_optimizer
 
 ROW_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
 
@@ -32,13 +33,22 @@ class PairTrainer(LengthPenalisedDPOTrainer):
     """DPOTrainer on rows of token ids and reference log-probabilities (`ROW_COLUMNS`).
 
     identity: what the run depends on; only checkpoints with the same identity are resumed from.
+    task_vector: what `train.optimizer` merges with.
     """
 
     loss_is_scaled_for_ga: bool | None = True  # type: ignore[assignment]
 
-    def __init__(self, *args: Any, train_config: TrainConfig, identity: str, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        train_config: TrainConfig,
+        identity: str,
+        task_vector: TaskVector | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.train_config = train_config
         self.identity = identity
+        self.task_vector = task_vector
         super().__init__(*args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -81,11 +91,18 @@ class PairTrainer(LengthPenalisedDPOTrainer):
         return (result[0] * scale, result[1]) if return_outputs else result * scale
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The optimizer of `stages/train/optimizers.py` over the model as it is wrapped now."""
+        """The optimizer of `stages/train/optimizers` over the model as it is wrapped now."""
         if self.optimizer is None:
             wrapped: Any = self.model if model is None else model
-            self.optimizer = build_optimizer(wrapped, self.train_config)
+            self.optimizer = build_optimizer(wrapped, self.train_config, self.task_vector, self.args.seed)
         return self.optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's log with the numbers of this step's merge, when it was one of its turns."""
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
+        if "loss" in logs and isinstance(optimizer, OnlineMergingAdamW):
+            logs = logs | {f"merge/{name}": value for name, value in sorted(optimizer.telemetry.items())}
+        super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -131,7 +131,8 @@ def test_status_and_inspect_answer(whole_run, pipeline_command):
     _, root, _ = whole_run
     assert "Everything is up to date" in pipeline_command("status", str(root)).stdout
     assert "rows of scores" in pipeline_command("inspect", str(root), "scores", "--lang", "de", "--limit", "2").stdout
-    assert all(s["state"] == "done" for s in json.loads(pipeline_command("status", str(root), "--json").stdout))
+    status = json.loads(pipeline_command("status", str(root), "--json").stdout)
+    assert status["done"] and all(s["state"] == "done" for s in status["stages"])
 
 
 @pytest.mark.parametrize("workers", [2, 5])

@@ -23,6 +23,8 @@ _SPECIAL: dict[str, Any] = {
     "engine.base_url": "http://localhost:9/v1",
     "evaluate.splits": ["test"],
     "train.report_to": ["tensorboard"],
+    "train.method": None,  # full: the merging optimizers of the base config refuse LoRA
+    "train.optimizer": "onties",
     "train.lora.target_modules": ["q_proj"],
     "text.chat_template_kwargs": {"enable_thinking": True},
 }
@@ -38,6 +40,7 @@ def base_config() -> dict[str, Any]:
         "model": {"policy": "some/model", "dtype": "float32"},
         "engine": {"kind": "transformers", "base_url": "http://localhost:8000/v1"},
         "prompts": {"sources": [{"path": "prompts.jsonl"}]},
+        "train": {"method": "full", "optimizer": "ondare", "merge": {"base": "some/base", "preset": "released"}},
         "evaluate": {"authored": [{"path": "pairs.jsonl"}]},
     }
 

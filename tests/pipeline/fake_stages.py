@@ -30,9 +30,13 @@ def rows(table: str, **columns: list) -> pa.Table:
     return pa.table({f.name: columns.get(f.name, [empty.get(f.type, [])] * n) for f in schema}, schema=schema)
 
 
+def _flag(name: str) -> Path:
+    return Path(os.environ.get("FAKE_DIR", "/nonexistent")) / name
+
+
 def _maybe_die(name: str) -> None:
     """Kill this worker once, if the test left a file that says so."""
-    flag = Path(os.environ.get("FAKE_DIR", "/nonexistent")) / name
+    flag = _flag(name)
     if flag.exists():
         flag.unlink()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -55,7 +59,13 @@ class Squares:
                 raise UserError("thirteen is not a number of candidates", where="generate.candidates")
             if ctx.config.generate.candidates == 14:
                 raise RuntimeError("a defect")
+            if _flag(f"hang-{shard.index}").exists():
+                _flag(f"hang-{shard.index}").unlink()
+                time.sleep(600)
+            ctx.limit("generate.size", 7, "no room") if _flag("no-room").exists() else None
             drops = [Drop("prompt", str(n), "en", "odd") for n in numbers if n % 2]
+            if _flag("fail").exists():
+                drops = [Drop("prompt", str(n), "en", "engine_error", f"no answer {n}", True) for n in numbers if n % 2]
             kept = [n * n for n in numbers if n % 2 == 0]
             ctx.progress.advance(len(numbers))
             yield Part(
@@ -70,6 +80,7 @@ class Squares:
 class Sum:
     def run(self, ctx: Context) -> Iterator[Rows | Account]:
         frame = ctx.scan("candidates").collect()
+        ctx.progress.note(f"limits {ctx.limits}")
         yield Rows("curated", rows("curated", chosen_score=[float(frame["n_tokens"].sum())]))
         yield Account(tally("candidate", ["en"] * frame.height, []))
 

@@ -103,7 +103,7 @@ def test_unknown_run_is_one_paragraph(tmp_path):
 
 def test_status_json_is_machine_readable(finished):
     result = CliRunner().invoke(app, ["status", str(finished), "--json"])
-    states = {entry["stage"]: entry for entry in json.loads(result.output)}
+    states = {entry["stage"]: entry for entry in json.loads(result.output)["stages"]}
     assert states["prompts"]["state"] == "new"
     assert states["select"]["state"] == "waiting"
 
@@ -131,8 +131,27 @@ def test_unbalanced_accounts_cannot_be_made():
         Tally(unit="pair", language="en", rows_in=3, kept=1, dropped={"tie": 1})
 
 
+def test_an_account_below_zero_cannot_be_made():
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        Tally(unit="pair", language="en", rows_in=1, kept=-1, dropped={"tie": 2})
+
+
+@pytest.mark.parametrize(
+    ("stage", "unit"), [("prompts", "row"), ("pairs", "prompt"), ("pairs", "row"), ("select", "pair")]
+)
+def test_rows_that_the_account_does_not_know_are_refused(finished, stage, unit):
+    spec, rundir = BY_NAME[stage], RunDir(finished)
+    table = spec.kept_rows[1]
+    writer = TableWriter(rundir, rundir.table(spec, 0, table) / part_name(7), table)
+    writer.write(TABLES[table].schema.empty_table())
+    kept = Tally(unit=unit, language="en", rows_in=1, kept=1)
+    with pytest.raises(ValueError, match=rf"1 {spec.kept_rows[0][0]}s kept, but {table} has 0 rows"):
+        commit_part(rundir, spec, 0, 7, "f", records=[writer.close()], drops=[], stats={}, seconds=0.0, tallies=[kept])
+    assert not (rundir.state(spec, 0) / "part-00007.json").exists()
+
+
 def test_printable_removes_what_steers_a_terminal():
-    assert printable("a\x1b[31mb\u202ec\u200bd\r\n") == "a?[31mb?c?d?\n"
+    assert printable("a\x1b[31mb\u202ec\u200bd\r\n") == "a[U+001B][31mb[U+202E]c[U+200B]d\n"
 
 
 def test_export_loads_into_datasets(finished, tmp_path, monkeypatch):

@@ -106,6 +106,17 @@ def run(engine: Engine, *requests: Request) -> dict[str, Completion]:
     return {completion.id: completion for completion in found}
 
 
+def test_text_that_cannot_be_stored_is_made_so(server: Server, connect, ask) -> None:
+    def broken(body: dict[str, Any]) -> tuple[int, Any]:
+        status, reply = Server.echo(body)
+        reply["choices"][0]["text"] = "a\ud800b\x00"
+        return status, reply
+
+    server.respond = broken
+    found = run(connect(server.url), ask("r", "hi"))
+    assert found["r"].text == "a\ufffdb\x00"
+
+
 def test_requests_carry_ids_seed_and_sampling_and_are_answered_together(server: Server, connect, ask) -> None:
     rows = [ask(f"r{i}", "hi", seed=i, temperature=0.3, top_p=0.9, stop=["\n"]) for i in range(12)]
     found = run(connect(server.url), *rows)

@@ -159,3 +159,45 @@ def test_one_engine_is_kept_until_another_model_is_needed(
     second = shared_engine(ctx, "evaluation_judge")
     assert second is not first
     assert not hasattr(first, "_model"), "the first engine was closed"
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_remembered_and_answers_stay_the_same(
+    model: ModelRef, make_config: Callable[..., RunConfig], renderer: Renderer, progress, ask, monkeypatch
+) -> None:
+    rows = [ask(f"r{i}", "word " * (1 + 3 * i), seed=100 + i, temperature=1.0) for i in range(9)]
+    whole = run(TransformersEngine(model, make_config(), renderer), *rows)
+    ctx = Context(make_config(), 0, {}, {}, progress)
+    engine = TransformersEngine(model, ctx.config, renderer, ctx)
+    generate, sizes = engine._model.generate, []
+
+    def small(**arguments):
+        sizes.append(len(arguments["input_ids"]))
+        if sizes[-1] > 2 or arguments["input_ids"].shape[1] > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+        return generate(**arguments)
+
+    monkeypatch.setattr(engine._model, "generate", small)
+    found = run(engine, *rows)
+    lengths = {row.id: len(row.prompt_ids) for row in rows}
+    assert any(length > 40 for length in lengths.values())
+    for name, completion in found.items():
+        if lengths[name] <= 40:
+            assert completion == whole[name]
+        else:
+            assert completion.finish_reason == "error" and "do not fit in memory" in completion.error
+    assert ctx.limits == {"engine.batch_size": 1} or ctx.limits == {"engine.batch_size": 2}
+    assert any("engine.batch_size is 2 from here on" in note for note in progress.notes)
+    assert sizes[0] == 4 and sizes.count(4) == 1, "what was learnt is kept"
+
+
+def test_reference_mode_refuses_to_change_its_batches(
+    model: ModelRef, make_config: Callable[..., RunConfig], renderer: Renderer, ask, monkeypatch
+) -> None:
+    engine = TransformersEngine(model, make_config(execution={"deterministic": True}), renderer)
+
+    def full(**arguments):
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr(engine._model, "generate", full)
+    with pytest.raises(UserError, match=r"batch of 2 requests.*engine\.batch_size"):
+        run(engine, ask("a", "x"), ask("b", "y"))

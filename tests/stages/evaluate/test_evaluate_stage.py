@@ -60,8 +60,9 @@ def test_every_split_and_language_and_all_are_reported_and_counts_balance(bench:
         ("unseen", "all"): 0,
     }
     assert result.value("before", "unseen", "all", "accuracy")["value"] is None
-    tallies = {(t.unit, t.language): (t.rows_in, t.kept) for t in result.account.tallies}
+    tallies = {(t.unit, t.language): (t.rows_in, t.kept) for t in result.account.tallies if t.unit != "comparison"}
     assert tallies == {(unit, x): (n, n) for unit, n in (("pair", 7), ("prompt", 5)) for x in ("en", "de")}
+    assert [t.rows_in for t in result.account.tallies if t.unit == "comparison"] == [5, 5]
     assert len(result.answers) == 2 * 10
     assert {row["model"] for row in result.answers} == {"before", "after"}
     assert not any(r["metric"] == "implicit_reward_accuracy" and r["model"] == "before" for r in result.evaluation)
@@ -105,7 +106,7 @@ def test_no_training_row_is_evaluated(bench: Any, run_evaluate: Any) -> None:
         {"group_id": train["group_id"], "language": "de", "prompt": "Etwas anderes?", "chosen": "a", "rejected": "b"}
     )
     result = run_evaluate(bench.context())
-    reasons = sorted((d.unit, d.reason) for d in result.account.drops)
+    reasons = sorted((d.unit, d.reason) for d in result.account.drops if d.unit != "comparison")
     assert reasons == sorted(
         [("pair", "in_training")] * 3
         + [("pair", "translation_of_training")] * 2
@@ -116,7 +117,7 @@ def test_no_training_row_is_evaluated(bench: Any, run_evaluate: Any) -> None:
     assert result.value("before", "authored", "all", "accuracy")["n"] == 4
     trained_on = {row["prompt_id"] for row in bench.pairs if row["split"] == "train"}
     assert trained_on.isdisjoint(row["prompt_id"] for row in result.answers)
-    assert sum(t.rows_in - t.kept for t in result.account.tallies) == 8
+    assert sum(t.rows_in - t.kept for t in result.account.tallies if t.unit != "comparison") == 8
 
 
 def test_imported_pairs_bring_the_prompts(bench: Any, run_evaluate: Any) -> None:
@@ -216,6 +217,26 @@ def test_sub_steps_are_tied_to_the_models(bench: Any, run_evaluate: Any, monkeyp
     assert loads.models == ["digest-of-another-training"] and loads.engines[0] == "trained"
 
 
+def test_a_pair_that_does_not_fit_in_memory_fails_and_the_others_are_measured(
+    bench: Any, run_evaluate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages.evaluate import loglik
+
+    whole, score_rows = run_evaluate(bench.context("whole")), loglik.score_rows
+
+    def scored(model: Any, rows: Any, budget: Any, misfits: list[int]) -> Any:
+        misfits += [1]
+        return [values for n, values in enumerate(score_rows(model, rows, budget)) if n != 1]
+
+    monkeypatch.setattr(loglik, "score_rows", scored)
+    got = run_evaluate(bench.context("small"))
+    failed = [drop for drop in got.account.drops if drop.reason == "out_of_memory"]
+    assert len(failed) == 1 and failed[0].failed and failed[0].unit == "pair"
+    for one, other in zip(whole.account.tallies, got.account.tallies, strict=True):
+        assert one.rows_in == other.rows_in
+        assert one.kept - other.kept == ((one.unit, one.language) == ("pair", failed[0].language))
+
+
 def test_stopping_leaves_finished_sub_steps(bench: Any, run_evaluate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ctx = bench.context()
     ctx.stop = lambda: ctx.progress.done >= 14  # after the first model's pairs
@@ -296,7 +317,32 @@ def test_a_judge_that_does_not_answer_the_question_is_left_out_aloud(
         ("test", 0, None),
         ("unseen", 0, None),
     }
-    assert any("10 of 10 prompts the judge did not answer" in note for note in ctx.progress.notes)
+    assert any("no verdict on 10 of 10 prompts" in note for note in ctx.progress.notes)
+    found = {(drop.unit, drop.reason, drop.failed) for drop in result.account.drops}
+    assert found == {("comparison", "no_verdict", False)} and len(result.account.drops) == 10
+
+
+def test_a_comparison_that_the_engine_failed_on_is_a_failure_and_no_verdict(
+    bench: Any, run_evaluate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(ScriptedEngine):
+        def stream(self, requests: Iterator[Request]) -> Iterator[Completion]:
+            for completion in super().stream(requests):
+                if completion.id.endswith("/before_first"):
+                    completion = replace(completion, score_logprobs={}, finish_reason="error", error="no memory")
+                yield completion
+
+    def scripted(ctx: Any, role: str) -> Any:
+        return Failing(load_renderer(ctx.models[role], ctx.config.text), role, lambda text: 0.8)
+
+    monkeypatch.setattr(answers_module, "shared_engine", scripted)
+    result = run_evaluate(bench.context())
+    assert {(d.unit, d.reason, d.detail, d.failed) for d in result.account.drops} == {
+        ("comparison", "engine_error", "no memory", True)
+    }
+    compared = [t for t in result.account.tallies if t.unit == "comparison"]
+    assert [(t.rows_in, t.kept, t.failed) for t in compared] == [(5, 0, 5), (5, 0, 5)]
+    assert not [row for row in result.evaluation if row["metric"] == "judge_mass"]
 
 
 def test_the_label_says_when_the_policy_judges_itself(bench: Any, run_evaluate: Any) -> None:

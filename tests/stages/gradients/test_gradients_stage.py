@@ -17,7 +17,7 @@ from stages.contract import ModelRef
 from stages.gradients.exact import exact_pair_gradient
 from stages.gradients.layers import select_layers
 from stages.gradients.projections import SketchLayout, project_gradients
-from stages.gradients.rows import Pair
+from stages.gradients.rows import Pair, RowBatch
 from stages.gradients.stage import LAYOUT_KEY, Gradients
 from stages.gradients.store import unpack_sketches
 from stages.text.render import load_renderer
@@ -180,3 +180,66 @@ def test_float16_and_layers_that_are_not_there_are_refused(tmp_path, models):
     bad.gradients.sketch.include = ["nothing.*"]
     with pytest.raises(UserError, match=r"cannot be sketched.*gradients\.sketch"):
         run(tmp_path, models, pairs(4, 6), bad)
+
+
+@pytest.fixture
+def small_memory(monkeypatch):
+    """Room for `limit` padded tokens a batch, as if the device were that small."""
+    build = RowBatch.build.__func__
+
+    def limit(tokens: int) -> None:
+        def checked(cls, rows, *rest):
+            if len(rows) * max(map(len, rows)) > tokens:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return build(cls, rows, *rest)
+
+        monkeypatch.setattr(RowBatch, "build", classmethod(checked))
+
+    return limit
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_a_pair_that_does_not_fit_is_dropped(tmp_path, models, small_memory):
+    table, config_ = pairs(14, 7), config(token_budget=4096)
+    whole, _, _ = run(tmp_path, models, table, config_)
+    lengths = {r["pair_id"]: r["n_prompt"] + max(r["n_chosen"], r["n_rejected"]) for r in whole.to_pylist()}
+    longest = max(lengths.values())
+    misfits = {pair for pair, length in lengths.items() if length == longest}
+    small_memory(2 * longest - 1)
+    got, parts, ctx = run(tmp_path, models, table, config_, size=7)
+    drops = [d for p in parts for d in p.drops]
+    assert {d.row_id for d in drops} == misfits
+    assert {(d.reason, d.failed) for d in drops} == {("out_of_memory", True)}
+    assert f"2 x {longest} tokens" in drops[0].detail
+    assert set(got.column("pair_id").to_pylist()) == set(lengths) - misfits
+    assert sum(t.rows_in for p in parts for t in p.tallies) == len(lengths)
+    assert ctx.limits["gradients.token_budget"] < 4096 and any(
+        "gradients.token_budget" in n for n in ctx.progress.notes
+    )
+    assert sum(p.stats["memory_backoffs"] for p in parts) == len(ctx.progress.notes) - 1  # one is the layers' summary
+    assert ctx.progress.done == table.num_rows
+    again = context(tmp_path, config_, models, pairs=table)
+    again.limits = dict(ctx.limits)
+    list(Gradients().run(again, shards(table, 14)))
+    assert again.limits == ctx.limits, "what was learnt holds for the next worker"
+
+
+def test_a_pair_that_only_the_reference_has_no_memory_for_is_dropped_too(tmp_path, models, tiny_model, monkeypatch):
+    import stages.gradients.stage as stage
+
+    def scored(model, rows, budget, misfits):
+        misfits += [3]
+        return [torch.zeros(len(row.completion)) for n, row in enumerate(rows) if n != 3]
+
+    monkeypatch.setattr(stage, "score_rows", scored)
+    two = models | {"reference": ModelRef("other", tiny_model, "e")}
+    got, parts, _ = run(tmp_path, two, pairs(5, 3), config(), size=5)
+    assert [d.row_id for d in parts[0].drops] == ["p1"]
+    assert got.column("pair_id").to_pylist() == ["p0", "p2", "p3"]
+    assert got.column("ref_logp_chosen").to_pylist() == [0.0] * 3
+
+
+def test_when_nothing_fits_every_pair_is_accounted_for(tmp_path, models, small_memory, monkeypatch):
+    monkeypatch.setattr("stages.gradients.stage.check_head", lambda model: None)
+    small_memory(1)
+    got, parts, _ = run(tmp_path, models, pairs(5, 3), config(), size=5)
+    assert got.num_rows == 0 and [d.reason for d in parts[0].drops] == ["out_of_memory"] * 4

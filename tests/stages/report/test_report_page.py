@@ -13,6 +13,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from hostile import NASTY, STEERING
 
 from schemas.manifests import StageManifest, Tally
 from stages.contract import Account, Context
@@ -24,6 +25,8 @@ HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)>\" onmouseover=\"alert(3)' autofocus x='"
     "]]></style><!-- \u202etxt.exe\u202c \u2066a\u2069 \u200b\ufeff\x07\x1b[31m\u2028{{ 7*7 }}{% raw %} javascript:alert(4)"
 )
+
+STORABLE = {name: text.encode("utf-8", "replace").decode() for name, text in NASTY.items() if 0 < len(text) < 2**16}
 
 
 class Silent:
@@ -178,7 +181,7 @@ def test_nulls_in_scores_and_cosines_are_shown_as_missing(build_run, tmp_path):
     assert "nan" not in re.findall(r"\bnan\b", page.words)
 
 
-def _poison(builder) -> None:
+def _poison(builder, HOSTILE: str = HOSTILE) -> None:
     """Put hostile text wherever a model, a data set or a file name could."""
     for key, files in builder.run.inputs.items():
         frame = pl.read_parquet(files[0])
@@ -226,6 +229,22 @@ def test_hostile_text_is_text(build_run, tmp_path):
     assert "[U+202E]txt.exe" in page.words and "[U+001B]" in page.words and "[U+200B]" in page.words
     assert "{{ 7*7 }}" in page.words
     assert html.count("alert(1)") > 20
+
+
+@pytest.mark.parametrize("name", STORABLE)
+def test_any_nasty_string_is_text(build_run, tmp_path, name):
+    text = STORABLE[name]
+    clean = Page(write(build_run(languages=["en"], per_language=3), tmp_path))
+    builder = build_run(languages=["en"], per_language=3, banner=text, model={"policy": text, "judge": text})
+    builder.run.config = builder.run.config.model_copy(update={"name": text})  # the folder a run was moved to
+    _poison(builder, text)
+    html = write(builder, tmp_path)
+    page = Page(html)
+    assert page.scripts == clean.scripts and not page.all("img")
+    assert {tag for tag, _ in page.elements} <= {tag for tag, _ in clean.elements}
+    assert {n for _, a in page.elements for n in a} <= {n for _, a in clean.elements for n in a}
+    assert all((a.get("href") or "#").startswith("#") for _, a in page.elements)
+    assert not STEERING & set(html)
 
 
 def test_right_to_left_and_unknown_text_finds_its_own_direction(build_run, tmp_path):

@@ -19,7 +19,8 @@ from stages.report.flow import flows
 from stages.report.headline import cards
 from stages.report.results import results
 from stages.report.svg import element, ticks
-from stages.report.text import clip, fixed, number, percent, seconds, visible
+from stages.report.text import clip, fixed, number, percent, seconds
+from stages.text.visible import visible
 
 
 @given(st.lists(st.floats(-3, 3), min_size=1, max_size=60), st.integers(2, 30))

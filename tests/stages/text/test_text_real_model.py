@@ -7,11 +7,14 @@ from importlib.resources import files
 from types import SimpleNamespace
 
 import pytest
+from hostile import NASTY
 
 from schemas.config.model import TextConfig
-from stages.judge.expected_score import score_tokens
+from stages.judge.expected_score import score_ids, score_tokens
 from stages.judge.pairwise import choice_tokens
+from stages.judge.rubric import load_rubric
 from stages.models.resolve import resolve
+from stages.text.messages import clean
 from stages.text.render import Renderer, load_renderer
 
 pytestmark = pytest.mark.slow
@@ -51,3 +54,37 @@ def test_authored_pairs_are_tokenised_as_trl_tokenises_them(renderer: Renderer, 
 def test_scores_and_choices_are_single_tokens(renderer: Renderer) -> None:
     assert all(score_tokens(renderer.tokenizer).values())
     assert all(choice_tokens(renderer.tokenizer).values())
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_no_text_is_a_control_token_of_a_real_template(renderer: Renderer, name: str) -> None:
+    text = clean(NASTY[name]) or "."
+    controls = {i for i, token in renderer.tokenizer.added_tokens_decoder.items() if token.special}
+    calm, ids = (
+        renderer.prompt_ids(
+            [{"role": "user", "content": content}, {"role": "assistant", "content": content}, {"role": "user", "content": content}],
+            content,
+        )
+        for content in ("calm", text)
+    )  # fmt: skip
+    assert [i for i in ids if i in controls] == [i for i in calm if i in controls]
+    pair = renderer.pair_ids(
+        [{"role": "user", "content": text}],
+        [{"role": "assistant", "content": text}],
+        [{"role": "assistant", "content": "calm"}],
+    )
+    assert [i for i in pair.chosen if i in controls] == [pair.chosen[-1]]
+
+
+@pytest.mark.parametrize("language", ["en", "de", "ja"])
+def test_no_attack_on_the_judge_is_a_control_token_of_a_real_template(renderer: Renderer, language: str) -> None:
+    texts, tokens = (
+        load_rubric("package:rubrics/{language}.yaml", language).expected_score,
+        score_tokens(renderer.tokenizer),
+    )
+    task = [{"role": "user", "content": "What is water?"}]
+    controls = {i for i, token in renderer.tokenizer.added_tokens_decoder.items() if token.special}
+    calm = [i for i in score_ids(renderer, texts, task, "calm", tokens) if i in controls]
+    for line in files("data").joinpath("attacks/judge_injection.jsonl").read_text("utf-8").splitlines():
+        ids = score_ids(renderer, texts, task, json.loads(line)["text"], tokens)
+        assert [i for i in ids if i in controls] == calm

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hostile import NASTY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
@@ -18,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from schemas.config.model import TextConfig
 from schemas.errors import UserError
 from stages.contract import ModelRef
+from stages.text.messages import clean
 from stages.text.render import Renderer, RenderError, load_renderer
 
 LLAMA3 = (
@@ -43,6 +46,9 @@ QWEN3 = (
 )
 TEMPLATES = {"llama3": LLAMA3, "gemma": GEMMA, "qwen3": QWEN3}
 USER = [{"role": "user", "content": "Wie geht's?"}]
+
+
+STRINGS = {name: text for name, text in NASTY.items() if len(text) < 2**17}
 
 
 @pytest.fixture(scope="module")
@@ -235,3 +241,34 @@ def test_loading_names_what_is_missing(tmp_path: Path, tiny_model: Path) -> None
         load_renderer(ModelRef("broken", tmp_path, ""), TextConfig())
     with pytest.raises(UserError, match=r"text\.chat_template"):
         load_renderer(ModelRef("tiny", tiny_model, ""), TextConfig(chat_template=str(tmp_path / "none.jinja")))
+
+
+@pytest.mark.parametrize("name", STRINGS)
+def test_no_text_in_any_role_is_a_control_token(renderer: Renderer, name: str) -> None:
+    text = clean(STRINGS[name]) or "."
+    for role in ("system", "user", "assistant"):
+
+        def talk(content: str, role: str = role) -> list[int]:
+            rest = [{"role": "user", "content": "hello"}, answer("yes")[0], {"role": "user", "content": "go on"}]
+            turn = {"system": [{"role": "system", "content": content}, *rest],
+                    "user": [*rest[:2], {"role": "user", "content": content}],
+                    "assistant": [rest[0], answer(content)[0], rest[2]]}[role]  # fmt: skip
+            return renderer.prompt_ids(turn)
+
+        calm, ids = talk("calm"), talk(text)
+        assert Counter(i for i in ids if i in renderer._control_ids) == Counter(
+            i for i in calm if i in renderer._control_ids
+        )
+    calm = renderer.prompt_ids(USER, "calm")
+    ids = renderer.prompt_ids(USER, text)
+    controls = renderer._control_ids
+    assert Counter(i for i in ids if i in controls) == Counter(i for i in calm if i in controls)
+    pair = renderer.pair_ids(USER, answer(text), answer("calm"))
+    assert [i for i in pair.chosen if i in controls] == [i for i in pair.rejected if i in controls]
+
+
+def test_a_megabyte_is_rendered_and_not_a_hang(renderer: Renderer) -> None:
+    mark = renderer.tokenizer.convert_ids_to_tokens(renderer.end_of_turn)
+    for text in ("x" * 2**20, mark * 2000, "<|im_" * 2000 + "end|>" * 2000):
+        ids = renderer.prompt_ids([{"role": "user", "content": text}])
+        assert ids.count(renderer.end_of_turn) <= 2 and len(ids) > 1000

@@ -1,0 +1,173 @@
+"""How much of everything a run will need: rows, disk, memory, time. Estimates, and said to be."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from schemas.config import RunConfig
+from schemas.config.sources import Source
+from stages.checks.finding import Finding
+
+GB, GIB = 1e9, 2**30
+_COUNT_SECONDS = 20.0
+_BYTES_PER_TOKEN = 4
+_ROW_BYTES = 300
+"""Ids, scores and counts of a row, compressed; measured on the demo's tables."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Row counts (upper bounds) and model size in bytes. memory: free bytes of the device."""
+
+    prompts: int
+    candidates: int
+    pairs: int
+    curated: int
+    weights: float
+    memory: float
+
+    @classmethod
+    def of(cls, config: RunConfig, rows: int, weights: float, memory: float) -> Sizes:
+        """From the rows of the sources: every prompt is answered, every training prompt gives a pair."""
+        candidates = 0 if config.imported else rows * config.generate.candidates
+        source = config.pairs if config.imported else config.prompts
+        pairs = round(rows * (1 - source.dev_fraction - source.test_fraction))
+        return cls(rows, candidates, pairs, round(pairs * config.select.keep), weights, memory)
+
+
+def rows_of_sources(config: RunConfig) -> Iterator[tuple[str, str, int | None, bool]]:
+    """(config key, source, rows, whether there are more) of every source; rows is None for a hub dataset.
+
+    Raises UserError as reading the source in the run would.
+    """
+    yield from _rows("pairs.sources", list(config.pairs.sources), config)
+    if not config.imported:
+        yield from _rows("prompts.sources", list(config.prompts.sources), config)
+    yield from _rows("evaluate.authored", list(config.evaluate.authored), config)
+
+
+def _rows(key: str, sources: list[Source], config: RunConfig) -> Iterator[tuple[str, str, int | None, bool]]:
+    from stages.sources import columns_of, is_hub, read_rows
+
+    languages = [*config.languages.seen, *config.languages.unseen]
+    for source in sources:
+        if is_hub(source):
+            yield key, source.path, None, False
+            continue
+        fields = source.fields  # type: ignore[attr-defined]
+        absent_ok = ("language", "group_id") if key == "prompts.sources" else ("prompt", "language", "group_id")
+        required, optional = columns_of(fields, absent_ok)
+        begun, count, more = time.monotonic(), 0, False
+        for batch in read_rows(source, languages, required, optional):
+            count += len(batch.rows)
+            if time.monotonic() - begun > _COUNT_SECONDS:
+                more = True
+                break
+        yield key, source.path, count, more
+
+
+def needs(config: RunConfig, sizes: Sizes) -> Iterator[Finding]:
+    """Disk per table against the free space, and memory per stage against the device's."""
+    million = 1e6 * _gradient_bytes(config) / GB
+    disk = _disk(config, sizes)
+    total = sum(disk.values()) * config.rounds
+    free = shutil.disk_usage(_existing(config.folder)).free
+    shown = ", ".join(f"{name} {_gb(size)}" for name, size in disk.items() if size)
+    what = (
+        f"about {_gb(total)} for {config.rounds} round(s) ({shown}), {_gb(free)} free; sketches of {config.gradients.sketch.dim} "
+        f"numbers take {million:.1f} GB per million pairs"
+    )
+    fix = "Free some space, choose another --run-dir, or lower gradients.sketch.dim."
+    values: dict[str, float | str] = {"needed_bytes": total, "free_bytes": free, "gb_per_million_pairs": million}
+    state = "problem" if total > free else "warning" if total > 0.8 * free else "ok"
+    yield Finding("disk", state, what, fix if state != "ok" else "", values)  # type: ignore[arg-type]
+    if not sizes.memory or not sizes.weights:
+        return
+    memory = _memory(config, sizes)
+    for stage, (needed, fix) in memory.items():
+        if needed > sizes.memory:
+            what = f"{stage} needs about {needed / GIB:.1f} GiB, {sizes.memory / GIB:.1f} GiB are free"
+            yield Finding("memory", "problem" if sizes.weights > sizes.memory else "warning", what, fix)
+    shown = ", ".join(f"{stage} {needed / GIB:.1f}" for stage, (needed, _) in memory.items())
+    yield Finding("memory", "ok", f"GiB needed, about: {shown}; free: {sizes.memory / GIB:.1f}")
+
+
+def _gradient_bytes(config: RunConfig) -> int:
+    return 2 * config.gradients.sketch.dim + _ROW_BYTES
+
+
+def _disk(config: RunConfig, sizes: Sizes) -> dict[str, float]:
+    """Bytes by table; text is counted as if every answer had full length."""
+    answer = _BYTES_PER_TOKEN * config.generate.sampling.max_tokens
+    texts = 2 * answer + _BYTES_PER_TOKEN * 200
+    checkpoints = 2 * 5 * sizes.weights if config.train.method == "full" else 0.2 * sizes.weights
+    return {
+        "candidates": sizes.candidates * (answer + _ROW_BYTES),
+        "judgements": sizes.candidates * _ROW_BYTES,
+        "pairs, curated and rejected": 2 * sizes.pairs * texts,
+        "gradients": sizes.pairs * _gradient_bytes(config),
+        "model and checkpoints": sizes.weights + checkpoints,
+    }
+
+
+def _memory(config: RunConfig, sizes: Sizes) -> dict[str, tuple[float, str]]:
+    """Stage -> (bytes, what to do when that is too much). Activations are a rough share of the weights."""
+    weights = sizes.weights
+    full = config.train.method == "full"
+    train = weights * (8 if full else 2) + GIB
+    found = {
+        "gradients": (1.5 * weights + GIB, "Lower gradients.token_budget; the model must fit one worker."),
+        "train": (
+            train,
+            "Set train.method: lora and train.gradient_checkpointing: true, lower train.micro_batch_size.",
+        ),
+    }
+    if config.engine.kind != "openai" and not config.imported:
+        cache = config.engine.cpu_kv_cache_gib * GIB if config.engine.kind == "vllm" else GIB
+        per_gpu = config.engine.tensor_parallel if config.engine.kind == "vllm" else 1
+        fix = "Raise engine.tensor_parallel (vllm), lower text.max_length, or take a smaller model."
+        found = {"generate": (weights / per_gpu + cache, fix), **found}
+    return found
+
+
+def times(config: RunConfig, sizes: Sizes, measured: Callable[[str, str], float | None]) -> Iterator[Finding]:
+    """Seconds per stage, from what the sample took here; nothing without a sample."""
+    answer, judged = measured("generate", "seconds_per_answer"), measured("judge", "seconds_per_answer")
+    pair = measured("batch_invariance", "seconds_per_pair")
+    seconds: dict[str, float] = {}
+    if answer is not None:
+        seconds["generate"] = answer * sizes.candidates
+    if judged is not None:
+        seconds["judge"] = judged * sizes.candidates
+    if pair is not None:
+        steps = config.train.max_steps * config.train.batch_size
+        trained = steps if steps > 0 else sizes.curated * config.train.epochs
+        seconds["gradients"] = pair * sizes.pairs
+        seconds["train"] = pair * trained
+    if not seconds:
+        yield Finding("time", "ok", "no estimate without a measured sample (leave out --quick)")
+        return
+    shown = ", ".join(f"{stage} {_duration(value)}" for stage, value in seconds.items())
+    what = (
+        f"{shown} a round on one worker, for {sizes.prompts:,} {'pairs' if config.imported else 'prompts'} at full answer "
+        "length; a small sample: large batches are faster"
+    )
+    yield Finding("time", "ok", what, values={**seconds})
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _gb(size: float) -> str:
+    return f"{size / GB:.1f} GB" if size >= 0.1 * GB else f"{size / 1e6:.1f} MB"
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())

@@ -1,0 +1,54 @@
+"""The accelerator as torch sees it, against what the config asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psutil
+import torch
+
+from schemas.config import RunConfig
+from stages.checks.finding import Finding
+
+GIB = 2**30
+
+
+def device_findings(config: RunConfig) -> Iterator[Finding]:
+    """GPUs with capability and free memory, or the CPU; whether dtype and device fit them."""
+    wanted = config.execution.device
+    cuda = torch.cuda.is_available() and wanted != "cpu" and not config.execution.deterministic
+    if wanted == "cuda" and not torch.cuda.is_available():
+        yield Finding(
+            "device",
+            "problem",
+            "execution.device is cuda and torch sees no GPU",
+            "Check the driver, or set device: cpu.",
+        )
+        return
+    if not cuda:
+        memory, cores = psutil.virtual_memory(), psutil.cpu_count(logical=False)
+        what = f"CPU, {cores} cores, {memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB memory free"
+        yield Finding("device", "ok", what, values={"memory_bytes": memory.available})
+        return
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        name = f"GPU {index}: {found.name}, capability {found.major}.{found.minor}"
+        what = f"{name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+        values: dict[str, float | str] = {"memory_bytes": free}
+        if config.model.dtype in ("auto", "bfloat16") and found.major < 8:
+            fix = "bfloat16 needs capability 8.0: set model.dtype: float32."
+            yield Finding("device", "problem", what, fix, values)
+        elif config.engine.kind == "vllm" and free < config.engine.gpu_memory_utilization * total:
+            fix = "Free the GPU or lower engine.gpu_memory_utilization: vLLM takes that share of the whole memory."
+            yield Finding("device", "problem", what, fix, values)
+        else:
+            yield Finding("device", "ok", what, values=values)
+
+
+def free_memory_bytes(config: RunConfig) -> int:
+    """Free memory of the first device that the run would use."""
+    for finding in device_findings(config):
+        if "memory_bytes" in finding.values:
+            return int(finding.values["memory_bytes"])
+    return 0

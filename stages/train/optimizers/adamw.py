@@ -1,0 +1,224 @@
+"""AdamW with an ordered chain behind it: moments -> merge -> project -> trust region -> apply. METHODS.md sections 5, 6, 8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from torch.optim import AdamW
+
+from schemas.errors import UserError
+from stages.train.optimizers.bucket import Bucket, cut
+from stages.train.optimizers.chain import OWN_STATE, Chain, torch_adamw
+from stages.train.optimizers.merging import Merging
+from stages.train.optimizers.settings import OFF, Merge
+from stages.train.optimizers.subspace import Protected
+from stages.train.optimizers.task_vector import TaskVector
+from stages.train.optimizers.telemetry import Telemetry
+
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+class OnlineMergingAdamW(AdamW):
+    """torch.optim.AdamW whose step is merged with a task vector (arXiv 2405.17931), kept out of protected subspaces and inside a
+    spectral trust region (2509.24610) before it is applied.
+
+        optimizer = OnlineMergingAdamW(model.named_parameters(), lr=1e-6,
+                                       merge=Merge("onties", alpha=1e-7, reserve=0.01),
+                                       task_vector=TaskVector.open("task_vector.safetensors"))
+
+    params: named parameters, or groups of them ({"params": [(name, parameter), ...]}); a group may set its own value of
+        every field of `Merge`, for example {"merge": "none"}.
+    merge, task_vector: METHODS.md section 5; `anchor` may go without a vector and then pulls to the weights as they are when
+        training starts, else task_vector is theta_SFT - those weights.
+    protected: METHODS.md section 6: subspaces of matrices, by name, that no update enters. The UPDATE is projected, after Adam and
+        after the merge: a projected gradient would leak, because Adam rescales coordinates. Biases and norms are not projected.
+    trust_radius: of a group; largest spectral norm of W - start per matrix (Euclidean norm of other shapes); 0: none.
+    seed: of the random masks.  telemetry_every: steps between entries of `telemetry`; 0: never.
+
+    A group with nothing switched on takes torch's own AdamW step, bit for bit. In any other group the weights are held as
+    W = start + displacement, the displacement in float32: a*tau is far below the resolution of the weights and would be
+    lost if it were added to them. State per parameter beside AdamW's: `displacement` (float32), `start` (the narrowest dtype that
+    holds it exactly, bfloat16 for most models), with every > 1 `pending` (AdamW's steps since the last merge). The optimizer owns the
+    weights then: writing to a parameter from outside is undone by the next step. The state_dict holds the task vector's fingerprint,
+    never the vector; loading another one's state is refused.
+
+    Order of a step: decay (W *= 1 - lr * weight_decay; as released: after the merge; in a group with a protected subspace or a trust
+    region: towards the start instead of 0), AdamW's moments, merge, project, trust region, apply. Raises UserError, naming the
+    parameter, when the task vector lacks it or has another shape, and for sharded or complex parameters.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        merge: Merge = OFF,
+        task_vector: TaskVector | None = None,
+        protected: Protected | None = None,
+        trust_radius: float = 0.0,
+        seed: int = 0,
+        telemetry_every: int = 0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+    ) -> None:
+        self._defaults = merge.knobs() | {"trust_radius": trust_radius, "phase": 0}
+        self._chain = Chain(Merging(task_vector, seed), protected or Protected.none())
+        self._vector = task_vector
+        self._telemetry_every = telemetry_every
+        self._loaded = False
+        self.telemetry: dict[str, float] = {}
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, foreach=foreach)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; the group's merge settings are checked against the task vector."""
+        for name, value in self._defaults.items():
+            param_group.setdefault(name, value)
+        param_group.setdefault("task_vector", self._vector.fingerprint if self._vector else "")
+        param_group["protected"] = self._chain.protected.fingerprint
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        group.setdefault("peak_lr", float(group["lr"]))
+        group.setdefault("alpha_sum", 0.0)
+        self._check(group)
+        self._chain.merging.forget()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step. After it `telemetry` holds this step's numbers, or nothing if it was none of its turns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._chain.merging.settle({n: Merge.of(g) for g in self.param_groups if Merge.of(g).active for n in _names(g)})
+        telemetry = Telemetry()
+        self.telemetry = {}
+        for group in self.param_groups:
+            if Merge.of(group).active or self._constrained(group):
+                self._chained(group, telemetry)
+            else:
+                self._plain(group)
+        if telemetry.sums:
+            self.telemetry |= telemetry.values()
+        self._loaded = False
+        return loss
+
+    def start_phase(self, protected: Protected) -> None:
+        """Begin another objective from the weights as they are: displacement 0, AdamW's moments reset, another protected
+        subspace. Raises UserError for the anchor, whose anchor would move with the start."""
+        if any(Merge.of(group).active and group["merge"] == "anchor" for group in self.param_groups):
+            raise UserError("anchor cannot be followed over phases", where="merge", fix="Use ondare, onties or none.")
+        self._chain.protected = protected
+        for group in self.param_groups:
+            group["protected"] = protected.fingerprint
+            group["phase"] += 1
+            self._check(group)
+            for param in group["params"]:
+                self.state.pop(param, None)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """As torch's, with our tensors in their own dtypes. Raises UserError for the state of another task vector or of
+        other protected subspaces."""
+        mine = self._vector.fingerprint if self._vector else ""
+        if any(group.get("task_vector", "") != mine for group in state_dict["param_groups"]):
+            raise UserError(
+                "This optimizer state was made with another task vector",
+                where="task_vector",
+                fix="Resume with the base and SFT models the run started with, or start again.",
+            )
+        if any(group.get("protected", "") != self._chain.protected.fingerprint for group in state_dict["param_groups"]):
+            raise UserError("This optimizer state was made with other protected subspaces", where="protected")
+        super().load_state_dict(dict(state_dict))
+        indices = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        for index, param in zip(indices, params, strict=True):
+            for key, value in state_dict["state"].get(index, {}).items():
+                if key in OWN_STATE:
+                    self.state[param][key] = value.to(param.device)
+        self._chain.merging.forget()
+        self._loaded = True
+
+    def _check(self, group: dict[str, Any]) -> None:
+        merge = Merge.of(group)
+        if group["trust_radius"] < 0:
+            raise UserError(f"trust_radius is {group['trust_radius']}", where="trust_radius", fix="0 switches it off.")
+        if not (merge.active or self._chain.protected or group["trust_radius"]):
+            return
+        if "param_names" not in group:
+            raise UserError(
+                "Task vectors and subspaces are looked up by parameter name, and the parameters have none",
+                where="params",
+                fix="Pass model.named_parameters(), or groups of (name, parameter).",
+            )
+        if merge.needs_task_vector and self._vector is None:
+            raise UserError(f"merge {merge.merge} needs a task vector", where="task_vector")
+        for name, param in zip(_names(group), group["params"], strict=True):
+            if isinstance(param, DTensor) or param.is_complex() or not param.is_floating_point():
+                raise UserError(
+                    f"{name} is {'sharded' if isinstance(param, DTensor) else param.dtype}",
+                    where="params",
+                    fix="Merging and projecting work on whole, real float parameters.",
+                )
+            self._chain.protected.check(name, param)
+            if merge.active and self._vector is not None:
+                self._vector.check(name, param)
+
+    def _constrained(self, group: Mapping[str, Any]) -> bool:
+        """Whether the group has a trust region or a parameter with protected directions."""
+        return bool(group["trust_radius"]) or (
+            bool(self._chain.protected) and any(map(self._chain.protected.covers, _names(group)))
+        )
+
+    def _plain(self, group: dict[str, Any]) -> None:
+        """torch's step."""
+        lists = self._gradients(group)
+        for param in lists[0]:
+            for key in OWN_STATE:
+                self.state[param].pop(key, None)
+        torch_adamw(lists, group, group["weight_decay"], group["eps"])
+
+    def _gradients(self, group: dict[str, Any]) -> list[list[torch.Tensor]]:
+        """Parameters with a gradient, gradients, both moments, largest second moments, steps."""
+        lists: list[list[torch.Tensor]] = [[] for _ in range(6)]
+        self._init_group(group, *lists)
+        return lists
+
+    def _chained(self, group: dict[str, Any], telemetry: Telemetry) -> None:
+        merge = Merge.of(group)
+        a = merge.alpha_at(float(group["lr"]), group["peak_lr"])
+        names = [name for name, p in zip(_names(group), group["params"], strict=True) if p.grad is not None]
+        lists = self._gradients(group)
+        constrained = self._constrained(group)
+        steps = [int(step) + 1 for step in lists[5]]
+        cuts = list(cut(names, lists[0], steps))
+        due = [merge.active and steps[picked[0]] % merge.every == 0 for picked in cuts]
+        ahead = [[names[i] for i in picked] for picked in cuts]
+        if cuts and due[0]:
+            self._chain.merging.prefetch(ahead[0], lists[0][0].device)
+        for turn, picked in enumerate(cuts):
+            mine = [[entries[i] for i in picked] for entries in lists[:4]]
+            mine += [[entries[i] for i in picked] if entries else [] for entries in lists[4:]]
+            states = [self.state[p] for p in mine[0]]
+            bucket = Bucket(group, ahead[turn], mine[0], states, steps[picked[0]])
+            watched = bool(self._telemetry_every) and bucket.step % self._telemetry_every == 0
+            following = (ahead[turn + 1], lists[0][cuts[turn + 1][0]].device) if turn + 1 < len(cuts) else None
+            self._chain.step(
+                bucket, mine, merge, a, due[turn], constrained, self._loaded, telemetry if watched else None, following
+            )
+        if due and due[0]:
+            group["alpha_sum"] += a
+        if telemetry.sums and "alpha" not in self.telemetry:
+            self.telemetry |= {"alpha": a, "alpha_sum": group["alpha_sum"]}
+
+
+def _names(group: Mapping[str, Any]) -> list[str]:
+    """The group's parameter names without what wrappers put in front."""
+    plain = (name.removeprefix("module.") for name in group["param_names"])
+    return [".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in plain]

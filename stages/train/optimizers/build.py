@@ -1,0 +1,62 @@
+"""The optimizer of a run: the one place where a new one plugs in.
+
+`PairTrainer.create_optimizer` calls `build_optimizer` with the model as the trainer holds it at that moment, so that a
+model wrapped by FSDP hands over its sharded parameters.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from schemas.config.training import TrainConfig
+from stages.train.optimizers.adamw import OnlineMergingAdamW
+from stages.train.optimizers.settings import OFF, Merge
+from stages.train.optimizers.task_vector import TaskVector
+
+ALPHA, RESERVE = 1e-7, 0.01
+"""The values of the released training script (QwenLM/online_merging_optimizers, LLaMA-Factory/run_dpo_om.sh)."""
+
+
+def build_optimizer(
+    model: nn.Module, config: TrainConfig, task_vector: TaskVector | None = None, seed: int = 0
+) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters, merged as `train.optimizer` says; weight decay only on matrices, not on
+    biases and norms.
+
+    The learning rate is the peak one: the trainer's schedule scales it. betas = (0.9, 0.999), eps = 1e-8 (torch's and
+    TRL's defaults). seed: of the random masks.
+    """
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [(n, p) for n, p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [(n, p) for n, p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.learning_rate)
+    return OnlineMergingAdamW(
+        groups,
+        lr=config.learning_rate,
+        merge=merge_settings(config),
+        task_vector=task_vector,
+        seed=seed,
+        telemetry_every=config.merge.log_every,
+    )
+
+
+def merge_settings(config: TrainConfig) -> Merge:
+    """`train.optimizer` and `train.merge` with the defaults filled in."""
+    if config.optimizer == "adamw":
+        return OFF
+    merge = config.merge
+    anchor = config.optimizer == "anchor"
+    return Merge(
+        config.optimizer,
+        alpha=ALPHA if merge.alpha is None else merge.alpha,
+        reserve=1.0 if anchor else (RESERVE if merge.reserve is None else merge.reserve),
+        preset=merge.preset,
+        every=merge.every,
+        alpha_schedule=merge.alpha_schedule,
+        rescale=merge.rescale,
+    )

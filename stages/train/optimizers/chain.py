@@ -1,0 +1,149 @@
+"""One step of the chain on one bucket: AdamW's moments -> merge -> project -> trust region -> apply. METHODS.md section 8."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.optim.adamw import adamw
+
+from schemas.errors import UserError
+from stages.train.optimizers.bucket import Bucket, narrowest, wide
+from stages.train.optimizers.merging import Merging
+from stages.train.optimizers.settings import Merge
+from stages.train.optimizers.subspace import Protected
+from stages.train.optimizers.telemetry import Telemetry
+from stages.train.optimizers.trust import keep_within
+
+OWN_STATE = ("start", "displacement", "pending", "directions")
+"""What a parameter's state holds beside AdamW's."""
+
+
+class Chain:
+    """The transforms in the order they must have: projecting before a mask or an election of signs would not hold, and a
+    displacement outside the trust region is scaled last, which leaves it in its subspace."""
+
+    def __init__(self, merging: Merging, protected: Protected) -> None:
+        self.merging, self.protected = merging, protected
+
+    def step(
+        self,
+        bucket: Bucket,
+        lists: list[list[torch.Tensor]],
+        merge: Merge,
+        a: float,
+        due: bool,
+        constrained: bool,
+        loaded: bool,
+        telemetry: Telemetry | None,
+        following: tuple[list[str], torch.device] | None,
+    ) -> None:
+        """Update the bucket's parameters.
+
+        lists: parameters, gradients, moments, largest second moments and steps, as torch's functional AdamW takes them.
+        a: weight of the task vector.  due: a merge is due at this step.  constrained: decay goes towards the start.
+        loaded: this is the first step after a load.  following: names and device of the next bucket whose merge is due.
+        """
+        group, released = bucket.group, merge.preset == "released"
+        self._begin(bucket, merge, loaded)
+        _adamw_step(bucket, lists, released)
+        displacements = bucket.state("displacement")
+        decay = float(group["lr"]) * group["weight_decay"]
+        if decay and (constrained or not released):
+            torch._foreach_add_(displacements, _drift(bucket) if constrained else _position(bucket), alpha=-decay)
+        if due:
+            if merge.every > 1:
+                bucket.update.add_(bucket.gather(bucket.state("pending")))
+                torch._foreach_zero_(bucket.state("pending"))
+            self.merging(bucket, merge, a, telemetry)
+            if following is not None:
+                self.merging.prefetch(*following)
+        if self.protected:
+            self._project(bucket, telemetry)
+        waits = merge.active and not due
+        torch._foreach_add_(bucket.state("pending") if waits else displacements, bucket.views(bucket.update))
+        if group["trust_radius"]:
+            _trust(bucket, group["trust_radius"])
+        if decay and released and not constrained:
+            torch._foreach_add_(displacements, _position(bucket), alpha=-decay)
+        if telemetry is not None:
+            telemetry.drift(bucket.gather(displacements))
+        torch._foreach_copy_(bucket.params, _position(bucket))
+
+    def _project(self, bucket: Bucket, telemetry: Telemetry | None) -> None:
+        """Take the protected directions out of the update."""
+        for name, view in zip(bucket.names, bucket.views(bucket.update), strict=True):
+            if not self.protected.covers(name):
+                continue
+            before = float(view.norm()) if telemetry is not None else 0.0
+            self.protected.project_(name, view)
+            if telemetry is not None:
+                telemetry.project(before**2, float(view.norm()) ** 2)
+
+    def _begin(self, bucket: Bucket, merge: Merge, loaded: bool) -> None:
+        """First step: remember where each parameter starts. First step after a load: check that it is where it should be."""
+        for name, param, state in zip(bucket.names, bucket.params, bucket.states, strict=True):
+            if "displacement" not in state:
+                state["start"] = narrowest(param)
+                state["displacement"] = torch.zeros_like(param, dtype=wide(param.dtype))
+            if merge.every > 1 and "pending" not in state:
+                state["pending"] = torch.zeros_like(state["displacement"])
+            if loaded:
+                expected = state["displacement"] + state["start"]
+                expected = expected + state["pending"] if "pending" in state else expected
+                if not torch.equal(expected.to(param.dtype), param):
+                    raise UserError(
+                        f"{name} is not where the optimizer's state left it",
+                        where="load_state_dict",
+                        fix="Load the weights and the optimizer's state of the same checkpoint.",
+                    )
+
+
+def _adamw_step(bucket: Bucket, lists: list[list[torch.Tensor]], released: bool) -> None:
+    """AdamW's step into `bucket.update`, by torch's own code on weights of 0 without decay.
+
+    released: eps is added before the bias correction of the second moment, as in the released code.
+    """
+    group, eps = bucket.group, bucket.group["eps"]
+    if released:
+        eps /= (1 - group["betas"][1] ** bucket.step) ** 0.5
+    direct = bucket.update.dtype == bucket.params[0].dtype
+    steps = bucket.views(bucket.update) if direct else [torch.zeros_like(p) for p in bucket.params]
+    torch_adamw([steps, *lists[1:]], group, 0.0, eps)
+    if not direct:
+        bucket.update = bucket.gather(steps)
+
+
+def _position(bucket: Bucket) -> tuple[torch.Tensor, ...]:
+    """Where the weights are: start + displacement + what is pending, in the displacement's dtype."""
+    where = torch._foreach_add(bucket.state("displacement"), bucket.state("start"))
+    if "pending" in bucket.states[0]:
+        torch._foreach_add_(where, bucket.state("pending"))
+    return tuple(where)
+
+
+def _drift(bucket: Bucket) -> tuple[torch.Tensor, ...]:
+    """How far the weights are from their start: displacement + what is pending."""
+    if "pending" in bucket.states[0]:
+        return tuple(torch._foreach_add(bucket.state("displacement"), bucket.state("pending")))
+    return tuple(bucket.state("displacement"))
+
+
+def _trust(bucket: Bucket, radius: float) -> None:
+    """Scale every parameter's way from its start into the trust region."""
+    for state, drift in zip(bucket.states, _drift(bucket), strict=True):
+        if "pending" not in state:
+            keep_within(state, drift, radius)
+            continue
+        factor = keep_within(state, drift, radius)  # of a copy: both parts shrink alike
+        state["displacement"].mul_(factor)
+        state["pending"].mul_(factor)
+
+
+def torch_adamw(lists: list[Any], group: Mapping[str, Any], weight_decay: float, eps: float) -> None:
+    """torch's functional AdamW on parameters, gradients, moments, largest second moments and steps."""
+    beta1, beta2 = group["betas"]
+    names = ("foreach", "capturable", "differentiable", "fused", "amsgrad", "lr", "maximize")
+    same = {name: group[name] for name in names}
+    adamw(*lists, **same, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=eps)

@@ -1,0 +1,114 @@
+"""The merge as a step of the chain: AdamW's step and the task vector in, the update out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from stages.train.optimizers import masks, merges
+from stages.train.optimizers.bucket import Bucket
+from stages.train.optimizers.settings import Merge
+from stages.train.optimizers.task_vector import TaskVector
+from stages.train.optimizers.telemetry import Telemetry
+
+CLAMP = 1.0
+"""The released OnDARE clamps the task vector, and a rescaled step, to [-1, 1]."""
+
+
+class Merging:
+    """Applies `Merge` settings to buckets. vector: raw; what is constant over a run is trimmed once (`settle`)."""
+
+    def __init__(self, vector: TaskVector | None, seed: int) -> None:
+        self.raw, self.seed = vector, seed
+        self._trimmed: TaskVector | None = None
+
+    def settle(self, settings: Mapping[str, Merge]) -> None:
+        """Trim the task vector where the trim is the same at every step; settings: of each merged parameter."""
+        if self._trimmed is not None or self.raw is None:
+            return
+        if not any(_trims(merge) for merge in settings.values()):
+            self._trimmed = self.raw
+            return
+        key = repr((self.seed, sorted((name, repr(merge)) for name, merge in settings.items())))
+        self._trimmed = self.raw.trimmed(lambda name, tau: self._trim(name, tau, settings.get(name)), key)
+
+    def forget(self) -> None:
+        """The settings changed: trim again."""
+        self._trimmed = None
+
+    def prefetch(self, bucket_names: list[str], device: torch.device) -> None:
+        """Have the task vector of the next bucket read ahead."""
+        if self._trimmed is not None:
+            self._trimmed.prefetch(bucket_names, device)
+
+    def __call__(self, bucket: Bucket, merge: Merge, a: float, telemetry: Telemetry | None) -> None:
+        """Replace the bucket's AdamW step by the merged update."""
+        delta = bucket.update
+        tau = self._task(bucket)
+        if merge.merge == "anchor":
+            displacement = bucket.gather(bucket.state("displacement"))
+            tau = displacement.neg_() if tau is None else tau.sub_(displacement)
+        assert tau is not None
+        if telemetry is not None:
+            telemetry.merge(delta, tau, a)
+        if merge.merge == "anchor":
+            bucket.update = merges.anchor_(delta, tau, a)
+            return
+        released = merge.preset == "released"
+        norms = [view.abs().sum() for view in bucket.views(delta)] if merge.rescale else []
+        self._mask(bucket, merge, delta, tau)
+        if merge.rescale:
+            self._rescale(bucket, merge, delta, norms)
+        if merge.merge == "ondare":
+            bucket.update = merges.ondare_(delta, tau, a)
+        elif released:
+            bucket.update = merges.onties_released_(delta, tau, a)
+        else:
+            bucket.update = merges.onties_(delta, tau, a)
+
+    def _task(self, bucket: Bucket) -> torch.Tensor | None:
+        if self._trimmed is None:
+            return None
+        return bucket.gather(self._trimmed.fetch(bucket.names, bucket.update.device))
+
+    def _mask(self, bucket: Bucket, merge: Merge, delta: torch.Tensor, tau: torch.Tensor) -> None:
+        """F: of AdamW's step always; of the task vector where it is drawn anew every step."""
+        if merge.reserve >= 1:
+            return
+        if merge.merge == "onties":
+            for view in bucket.views(delta):
+                masks.keep_top_(view, merge.reserve, released=merge.preset == "released")
+            return
+        delta.mul_(self._random(bucket, merge, "step"))
+        if merge.preset == "released":
+            delta.div_(merge.reserve)
+        else:
+            tau.mul_(self._random(bucket, merge, "task"))
+
+    def _random(self, bucket: Bucket, merge: Merge, what: str) -> torch.Tensor:
+        sizes = [(name, p.numel()) for name, p in zip(bucket.names, bucket.params, strict=True)]
+        keys = [((self.seed, bucket.group["phase"], bucket.step, what, name), size) for name, size in sizes]
+        device = bucket.update.device
+        return torch.cat([masks.random_mask(merge.reserve, key, 0, size, device) for key, size in keys])
+
+    def _rescale(self, bucket: Bucket, merge: Merge, delta: torch.Tensor, norms: list[torch.Tensor]) -> None:
+        ondare = merge.merge == "ondare"
+        for view, norm in zip(bucket.views(delta), norms, strict=True):
+            merges.rescale_(view, norm, bucket.group["eps"] if ondare else 0.0, CLAMP if ondare else None)
+
+    def _trim(self, name: str, tau: torch.Tensor, merge: Merge | None) -> torch.Tensor:
+        """F(tau) where it is constant: its largest entries (OnTIES), or one random draw (OnDARE as released)."""
+        if merge is None or not _trims(merge):
+            return tau
+        released = merge.preset == "released"
+        if merge.merge == "onties":
+            norm = tau.abs().sum()
+            kept = masks.keep_top_(tau.clone(), merge.reserve, released)
+            return merges.rescale_(kept, norm, 0.0, None) if merge.rescale else kept
+        mask = masks.random_mask(merge.reserve, (self.seed, "task", name), 0, tau.numel(), tau.device)
+        return (tau * mask.view(tau.shape)).div_(merge.reserve).clamp_(-CLAMP, CLAMP)
+
+
+def _trims(merge: Merge) -> bool:
+    return merge.merge == "onties" or (merge.merge == "ondare" and merge.preset == "released")

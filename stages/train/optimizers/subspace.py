@@ -1,0 +1,146 @@
+"""Protected subspaces: the directions in which earlier objectives changed a matrix. METHODS.md section 6, arXiv 2509.24610."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from schemas.errors import UserError
+from schemas.ids import canonical_json
+
+Side = Literal["left", "right", "both"]
+_SIDES: dict[Side, tuple[str, ...]] = {"left": ("left",), "right": ("right",), "both": ("left", "right")}
+
+
+@dataclass(frozen=True)
+class Protected:
+    """Orthonormal bases by parameter name: left Q [O, q] of output directions, right Q [I, q] of input directions."""
+
+    left: Mapping[str, torch.Tensor]
+    right: Mapping[str, torch.Tensor]
+
+    @classmethod
+    def none(cls) -> Protected:
+        """Nothing is protected yet."""
+        return cls({}, {})
+
+    def extended(
+        self, changes: Mapping[str, torch.Tensor], side: Side = "left", energy: float = 0.95, q_max: int = 64
+    ) -> Protected:
+        """With the leading singular vectors of an objective's weight changes appended.
+
+        changes: W_after - W_before, [O, I] each, from the master weights. Per matrix the fewest singular vectors that hold
+        `energy` of the squared norm are taken, at most `q_max` (ours: a change that looks like noise would otherwise claim most of
+        the space); what the basis already spans is not added again. Raises UserError, naming the parameter, for a change that
+        is not a finite matrix, and when all changes are zero.
+        """
+        if not 0 < energy <= 1 or q_max < 1:
+            raise UserError(f"energy is {energy}, q_max {q_max}", where="orthalign", fix="0 < energy <= 1, q_max >= 1.")
+        bases = {"left": dict(self.left), "right": dict(self.right)}
+        for name, change in changes.items():
+            if change.ndim != 2 or not bool(torch.isfinite(change).all()):
+                raise UserError(f"The change of {name} is not a finite matrix", where="orthalign")
+            found = {"left": change, "right": change.T}
+            for where in _SIDES[side]:
+                new = _leading(found[where], energy, q_max)
+                if new is not None:
+                    bases[where][name] = _append(bases[where].get(name), new)
+        if not any(bool(change.any()) for change in changes.values()):
+            raise UserError("The objective changed nothing: there is no subspace to protect", where="orthalign")
+        return Protected(bases["left"], bases["right"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the bases; "" when nothing is protected."""
+        if not self:
+            return ""
+        content = hashlib.blake2b(digest_size=16)
+        for where, bases in (("left", self.left), ("right", self.right)):
+            for name in sorted(bases):
+                content.update(canonical_json([where, name, list(bases[name].shape)]).encode())
+                content.update(bases[name].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        return content.hexdigest()
+
+    def __bool__(self) -> bool:
+        return bool(self.left or self.right)
+
+    def covers(self, name: str) -> bool:
+        """Whether the parameter has protected directions."""
+        return name in self.left or name in self.right
+
+    def save(self, path: Path) -> None:
+        """As one safetensors file."""
+        tensors = {f"left/{n}": q for n, q in self.left.items()}
+        save_file(tensors | {f"right/{n}": q for n, q in self.right.items()}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Protected:
+        """What `save` wrote."""
+        tensors = load_file(path)
+        sides = [{n.removeprefix(s): q for n, q in tensors.items() if n.startswith(s)} for s in ("left/", "right/")]
+        return cls(*sides)
+
+    def project_(self, name: str, update: torch.Tensor) -> bool:
+        """Remove the protected directions from an update [O, I], in place: u - Q (Q^T u), then u - (u Q) Q^T. Returns
+        whether there were any."""
+        left, right = (
+            None if q is None else q.to(update.device, update.dtype)
+            for q in (self.left.get(name), self.right.get(name))
+        )
+        if left is not None:
+            update.addmm_(left, left.T @ update, alpha=-1)
+        if right is not None:
+            update.addmm_(update @ right, right.T, alpha=-1)
+        return left is not None or right is not None
+
+    def leak(self, name: str, displacement: torch.Tensor) -> float:
+        """|what lies in the protected subspaces| / |displacement|, in float64; 0 for no displacement."""
+        inside = displacement.double().clone()
+        self.project_(name, inside)
+        norm = float(displacement.double().norm())
+        return float((displacement.double() - inside).norm()) / norm if norm else 0.0
+
+    def check(self, name: str, parameter: torch.Tensor) -> None:
+        """Raise UserError unless the parameter is a matrix that the bases fit."""
+        for axis, bases in enumerate((self.left, self.right)):
+            q = bases.get(name)
+            if q is not None and (parameter.ndim != 2 or parameter.shape[axis] != q.shape[0]):
+                raise UserError(
+                    f"The protected subspace of {name} is in {q.shape[0]} dimensions, the parameter is"
+                    f" {list(parameter.shape)}",
+                    where="protected",
+                )
+            if q is not None and q.shape[1] >= q.shape[0]:
+                raise UserError(
+                    f"The protected subspace of {name} is all {q.shape[0]} dimensions: nothing is left to train",
+                    where="protected",
+                    fix="Lower energy or q_max.",
+                )
+
+
+def _leading(change: torch.Tensor, energy: float, q_max: int) -> torch.Tensor | None:
+    """Left singular vectors [O, q] that hold `energy` of the squared norm; None for a change of zero."""
+    u, s, _ = torch.linalg.svd(change.double(), full_matrices=False)
+    total = float(s.square().sum())
+    if total == 0:
+        return None
+    share = s.square().cumsum(0) / total
+    q = min(int((share < energy * (1 - 1e-12)).sum()) + 1, q_max, len(s))
+    return u[:, :q]
+
+
+def _append(basis: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
+    """[basis, what of `new` is outside it], orthonormal to float64, stored as float32."""
+    if basis is None:
+        return new.float().contiguous()
+    old, _ = torch.linalg.qr(basis.double())
+    for _ in range(2):  # once leaves rounding of the size of what was removed
+        new = new - old @ (old.T @ new)
+    u, s, _ = torch.linalg.svd(new, full_matrices=False)
+    return torch.cat([basis.double(), u[:, s > 1e-6]], dim=1).float().contiguous()

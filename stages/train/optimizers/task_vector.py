@@ -1,0 +1,134 @@
+"""The task vector at training time: tensors by parameter name, kept where the user wants them, fetched ahead."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import safe_open
+
+from schemas.errors import UserError
+from schemas.ids import content_id
+from stages.train.optimizers.bucket import wide
+from stages.train.optimizers.build_vector import FINGERPRINT
+from stages.train.optimizers.stream import write_stream
+
+Keep = Literal["device", "cpu", "disk"]
+Trim = Callable[[str, torch.Tensor], torch.Tensor]
+
+
+class TaskVector:
+    """name -> tensor (bfloat16 or wider). Never part of a state_dict: only `fingerprint` is.
+
+    keep: device: copied to the parameter's device at first use and left there; cpu: in memory, copied to the device when
+    needed; disk: a memory-mapped file, read when needed. With cpu and disk the next tensors are fetched by a thread while
+    the current ones are used.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], fingerprint: str, keep: Keep = "device", path: Path | None = None
+    ) -> None:
+        self.fingerprint, self.keep, self.path = fingerprint, keep, path
+        self._tensors = dict(tensors)
+        self._thread: ThreadPoolExecutor | None = None
+        self._ahead: tuple[tuple[str, ...], Future[list[torch.Tensor]]] | None = None
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], keep: Keep = "device") -> TaskVector:
+        """From tensors in memory. Raises UserError when all are zero or one is not a finite float."""
+        _check(tensors)
+        content = hashlib.blake2b(digest_size=16)
+        for name in sorted(tensors):
+            content.update(tensors[name].detach().to("cpu", torch.float64).numpy().tobytes())
+        shapes = [[name, list(tensors[name].shape)] for name in sorted(tensors)]
+        return cls(tensors, content_id("task vector", shapes, content.hexdigest()), keep)
+
+    @classmethod
+    def open(cls, path: Path, keep: Keep = "disk") -> TaskVector:
+        """A file of `build_task_vector`; memory-mapped for keep: disk, read whole otherwise."""
+        file = safe_open(str(path), framework="pt", device="cpu")
+        fingerprint = (file.metadata() or {}).get(FINGERPRINT)
+        if fingerprint is None:
+            raise UserError("This is not a task vector", where=str(path), fix="Build it with build_task_vector.")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no Mapping)
+        if keep != "disk":
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        return cls(tensors, fingerprint, keep, path)
+
+    def check(self, name: str, parameter: torch.Tensor) -> None:
+        """Raise UserError, naming the parameter, unless there is a tensor of its shape."""
+        if name not in self._tensors:
+            raise UserError(
+                f"The task vector has no tensor {name}", where="merge", fix="Base, SFT and trained model must match."
+            )
+        if self._tensors[name].shape != parameter.shape:
+            raise UserError(
+                f"The task vector of {name} has shape {list(self._tensors[name].shape)}, the parameter"
+                f" {list(parameter.shape)}",
+                where="merge",
+                fix="Base, SFT and trained model must have the same architecture and vocabulary.",
+            )
+
+    def trimmed(self, trim: Trim, key: str) -> TaskVector:
+        """The vector with `trim(name, tensor)` in place of each tensor: a file beside this one if this is one on disk (made
+        once per `key`), in memory otherwise."""
+        if self.keep != "disk" or self.path is None:
+            trimmed = {
+                name: trim(name, tensor.to(wide(tensor.dtype))).to(tensor.dtype)
+                for name, tensor in self._tensors.items()
+            }
+            return TaskVector(trimmed, self.fingerprint, self.keep)
+        path = self.path.with_name(f"{self.path.stem}-{content_id(self.fingerprint, key)}.safetensors")
+        if not path.is_file():
+            shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+            dtype = next(iter(self._tensors.values())).dtype
+            write_stream(
+                path,
+                shapes,
+                dtype,
+                lambda name: iter([trim(name, self._tensors[name].to(wide(dtype)))]),
+                {FINGERPRINT: self.fingerprint},
+            )
+        return TaskVector.open(path, "disk")
+
+    def prefetch(self, names: Sequence[str], device: torch.device) -> None:
+        """Start fetching what the next `fetch` will ask for."""
+        if self.keep == "device":
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="task-vector")
+        self._ahead = (tuple(names), self._thread.submit(self._copy, tuple(names), device))
+
+    def fetch(self, names: Sequence[str], device: torch.device) -> list[torch.Tensor]:
+        """The tensors of these parameters on `device`."""
+        if self.keep == "device":
+            for name in names:
+                if self._tensors[name].device != device:
+                    self._tensors[name] = self._tensors[name].to(device)
+            return [self._tensors[name] for name in names]
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == tuple(names):
+            return ahead[1].result()
+        return self._copy(tuple(names), device)
+
+    def _copy(self, names: tuple[str, ...], device: torch.device) -> list[torch.Tensor]:
+        """Blocking; also faults the pages of a memory-mapped file in."""
+        return [self._tensors[name].to(device, copy=True) for name in names]
+
+
+def _check(tensors: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise UserError(f"The task vector of {name} is {tensor.dtype}", where="merge", fix="It must be a float.")
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"The task vector of {name} is not finite", where="merge")
+    if not any(bool(tensor.any()) for tensor in tensors.values()):
+        raise UserError(
+            "The task vector is zero: SFT and base have the same weights",
+            where="merge",
+            fix="Name the pretrained model that the SFT model was made from.",
+        )

@@ -1,0 +1,69 @@
+"""The task vector of a run: built from the run's models once, shared by its rounds and by runs of the same models."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from schemas.errors import UserError
+from schemas.ids import content_id
+from stages.contract import Context, ModelRef
+from stages.models.cache import cache_folder
+from stages.models.process import one_at_a_time
+from stages.train.optimizers.build_vector import Wanted, build_task_vector
+from stages.train.optimizers.task_vector import TaskVector
+
+
+def task_vector_for(ctx: Context, model: nn.Module) -> TaskVector | None:
+    """What `train.optimizer` merges with: theta_SFT - theta_base (ondare, onties) or theta_SFT - the weights training starts
+    from (anchor; None when they are the same, as in round 0).
+
+    Kept in the user's cache folder under the hashes of both models. Raises UserError, naming the tensor, when the models do
+    not fit `model`, the one that is trained.
+    """
+    train = ctx.config.train
+    if train.optimizer == "adamw":
+        return None
+    sft = ctx.models["sft"]
+    other = ctx.models["policy" if train.optimizer == "anchor" else "base"]
+    if sft.digest == other.digest:
+        if train.optimizer == "anchor":
+            return None
+        raise UserError(
+            f"The task vector is zero: {sft.name} and {other.name} are the same model",
+            where="train.merge.base",
+            fix="Name the pretrained model that the SFT model was made from.",
+        )
+    return TaskVector.open(_built(ctx, sft, other, wanted(model)), train.merge.keep)
+
+
+def wanted(model: nn.Module) -> dict[str, Wanted]:
+    """The trainable parameters by name; a tied one once, with its other names."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
+    return {
+        name: Wanted(tuple(parameter.shape), tuple(other for other in names[id(parameter)] if other != name))
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def _built(ctx: Context, sft: ModelRef, other: ModelRef, parameters: dict[str, Wanted]) -> Path:
+    if sft.path is None or other.path is None:
+        missing = sft if sft.path is None else other
+        raise UserError(f"There is no folder of {missing.name} on this machine", where="train.merge")
+    shapes = sorted((name, list(want.shape), list(want.aliases)) for name, want in parameters.items())
+    # Against a later round's weights the difference is small: bfloat16 would move the anchor by 2^-9 of it.
+    dtype = torch.float32 if ctx.config.train.optimizer == "anchor" else torch.bfloat16
+    target = cache_folder() / "task_vectors" / f"{content_id(sft.digest, other.digest, shapes, str(dtype))}.safetensors"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(target.with_suffix(".lock")):
+        if not target.is_file():
+            ctx.progress.note(f"building the task vector: {sft.name} minus {other.name}")
+            names = (sft.name, other.name)
+            build_task_vector(sft.path, other.path, target, names=names, parameters=parameters, dtype=dtype)
+    return target

@@ -1,0 +1,169 @@
+"""doctor on the tiny model: a line per check, problems said with what to do, exit code 1, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from pipeline import doctor_size
+from pipeline.cli import app
+from pipeline.config_file import load_config
+from pipeline.doctor import Doctor
+from pipeline.doctor_size import Sizes, needs
+from stages.checks.finding import Finding
+
+
+@pytest.fixture
+def write(tmp_path: Path, tiny_model: Path):
+    """Write a config for the tiny model; `a__b=1` sets a.b."""
+
+    def make(**changes: Any) -> Path:
+        config: dict[str, Any] = {
+            "name": "t",
+            "run_dir": str(tmp_path / "runs" / "deep"),
+            "languages": {"seen": ["en", "de"], "unseen": ["it"]},
+            "model": {"policy": str(tiny_model), "dtype": "float32"},
+            "text": {"max_length": 1024},
+            "engine": {"kind": "transformers"},
+            "prompts": {"sources": [{"path": "package:prompts/{language}.jsonl"}]},
+            "generate": {"candidates": 2, "sampling": {"max_tokens": 6}},
+            "judge": {"min_mass": 0.0},
+            "gradients": {"sketch": {"dim": 512}},
+            "evaluate": {"sampling": {"max_tokens": 8}},
+            "execution": {"device": "cpu", "threads": 1},
+        }
+        for key, value in changes.items():
+            *sections, last = key.split("__")
+            target = config
+            for section in sections:
+                target = target.setdefault(section, {})
+            target[last] = value
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    return make
+
+
+def examine(path: Path, quick: bool = True) -> dict[str, list[Finding]]:
+    found: dict[str, list[Finding]] = {}
+    for finding in Doctor(load_config(path), quick).run(lambda name: None):
+        found.setdefault(finding.check, []).append(finding)
+    return found
+
+
+def test_a_healthy_config_passes_every_check_measured_and_timed(write, tmp_path, capfd):
+    result = CliRunner().invoke(app, ["doctor", str(write()), "--json"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    report = json.loads(capfd.readouterr().out)
+    assert report["ok"] and report["problems"] == 0
+    checks = {check["check"]: check for check in report["checks"]}
+    order = list(checks)
+    assert order == [
+        "installation", "packages", "run_directory", "sources", "languages", "device", "model", "tokenizer",
+        "special_tokens", "end_of_turn", "context", "weights", "batch_invariance", "generate", "judge", "disk",
+        "memory", "time",
+    ]  # fmt: skip
+    assert checks["batch_invariance"]["values"]["cosine"] > 0.9999
+    assert checks["generate"]["what"].startswith("6 of 6 sample prompts kept")
+    assert checks["judge"]["what"].startswith("12 of 12 sample candidates kept")
+    assert set(checks["time"]["values"]) == {"generate", "judge", "gradients", "train"}
+    assert all(seconds > 0 for seconds in checks["time"]["values"].values())
+    assert not (tmp_path / "runs").exists(), "the doctor leaves no run behind"
+
+
+def test_a_line_per_check_and_exit_code_1_on_problems(write, capfd):
+    result = CliRunner().invoke(app, ["doctor", str(write(text__max_length=4000)), "--quick"])
+    assert result.exit_code == 1
+    lines = capfd.readouterr().out.splitlines()
+    wrong = next(line for line in lines if line.startswith("problem"))
+    assert "context" in wrong and "4000 exceeds the model's context of 2048" in wrong
+    assert lines[lines.index(wrong) + 1].strip().startswith("-> Lower it")
+    assert lines[-2] == "1 problems, 0 warnings."
+
+
+def test_quick_loads_no_weights(write, monkeypatch):
+    monkeypatch.setattr("stages.models.load.load_causal_lm", lambda *a, **k: pytest.fail("weights were loaded"))
+    found = examine(write())
+    assert "weights" not in found and found["time"][0].what.startswith("no estimate")
+
+
+def test_sources_that_cannot_be_read_name_file_and_remedy(write, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"promt": "x", "language": "en"}\n')
+    (found,) = examine(write(prompts__sources=[{"path": str(rows)}]))["sources"]
+    assert found.state == "problem" and "rows.jsonl" in found.what and "Did you mean 'promt'" in found.fix
+    missing = examine(write(prompts__sources=[{"path": str(tmp_path / "none.jsonl")}]))
+    assert missing["packages"][0].state == "problem" and "none.jsonl" in missing["sources"][0].what
+
+
+def test_without_torch_it_says_what_is_missing_and_still_checks_the_rest(write, monkeypatch):
+    import importlib.util
+
+    from pipeline import doctor, preflight
+
+    def find_spec(name: str) -> Any:
+        return None if name in ("torch", "transformers", "trl") else importlib.util.find_spec(name)
+
+    monkeypatch.setattr(doctor, "find_spec", find_spec)
+    monkeypatch.setattr(preflight, "find_spec", find_spec)
+    found = examine(write())
+    problems = {finding.what for finding in found["packages"]}
+    assert any("generate needs the packages torch, transformers" in what for what in problems)
+    assert all("pip install" in finding.fix for finding in found["packages"])
+    assert "model" not in found and found["run_directory"][0].state == "ok"
+
+
+def test_a_model_that_is_not_there_is_a_problem_and_later_checks_are_left_out(write, tmp_path):
+    found = examine(write(model__policy=str(tmp_path / "no-model")))
+    assert found["model"][0].state == "problem" and "tokenizer" not in found
+
+
+def test_a_run_directory_that_cannot_be_written_is_a_problem(write, tmp_path):
+    (tmp_path / "file").write_text("")
+    (found,) = examine(write(run_dir=str(tmp_path / "file" / "runs")))["run_directory"]
+    assert found.state == "problem" and "--run-dir" in found.fix
+
+
+def test_a_check_that_breaks_is_a_problem_of_its_own(write, monkeypatch):
+    def broken(config: object) -> None:
+        raise RuntimeError("cudaErrorUnknown")
+
+    monkeypatch.setattr("stages.checks.machine.device_findings", broken)
+    found = examine(write())
+    assert found["device"][0].what == "the check ended with RuntimeError: cudaErrorUnknown"
+    assert found["tokenizer"][0].state == "ok"
+
+
+def test_an_engine_without_memory_is_found_before_the_run(write, monkeypatch):
+    import torch
+
+    from stages.engines.transformers import TransformersEngine
+
+    def full(self: object, batch: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TransformersEngine, "_run", full)
+    found = examine(write(), quick=False)
+    assert found["generate"][0].state == "problem" and "do not fit in memory" in found["generate"][0].fix
+    assert found["engine"][0].state == "warning" and "engine.batch_size" in found["engine"][0].what
+
+
+def test_disk_and_memory_are_compared_with_what_there_is(write, monkeypatch):
+    config = load_config(write(gradients__sketch={"dim": 8192}))
+    sizes = Sizes.of(config, rows=1_000_000, weights=2e9, memory=1e9)
+    assert (sizes.candidates, sizes.pairs) == (2_000_000, 850_000)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(doctor_size.shutil, "disk_usage", lambda path: usage(0, 0, 10e9))
+    disk, *memory = needs(config, sizes)
+    assert disk.state == "problem" and disk.values["gb_per_million_pairs"] == pytest.approx(16.7, abs=0.05)
+    assert "10.0 GB free" in disk.what and "gradients.sketch.dim" in disk.fix
+    assert [finding.state for finding in memory] == ["problem"] * 3 + ["ok"]
+    monkeypatch.setattr(doctor_size.shutil, "disk_usage", lambda path: usage(0, 0, 1e15))
+    assert next(needs(config, sizes)).state == "ok"

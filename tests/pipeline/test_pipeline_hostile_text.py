@@ -1,0 +1,140 @@
+"""What data and models wrote cannot steer the terminal, forge lines, break the cards, or reach other files."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+from hostile import NASTY, STEERING
+from markdown_it import MarkdownIt
+from rich.console import Console
+from typer.testing import CliRunner
+
+from pipeline import export, inspect
+from pipeline.cli import app
+from pipeline.config_file import load_config
+from pipeline.console import Display
+from pipeline.events import Events
+from pipeline.history import last_error
+from pipeline.status import print_json
+from pipeline.worker import _Harmless
+from schemas.errors import UserError
+
+STORABLE = {name: text.encode("utf-8", "replace").decode() for name, text in NASTY.items()}
+ARGUMENTS = {name: text for name, text in STORABLE.items() if "\0" not in text} | {"not-utf-8": "\udcff"}
+"""What a shell can pass: no NUL; bytes that are no UTF-8 arrive as surrogates."""
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_notes_are_one_harmless_line(name: str) -> None:
+    display = Display()
+    display.console = Console(file=io.StringIO(), width=100, highlight=False)
+    with display.stage("judge") as bar:
+        bar.say(NASTY[name])
+    display.say("end")
+    shown = display.console.file.getvalue()  # type: ignore[attr-defined]
+    assert not STEERING & set(shown)
+    assert len(shown.splitlines()) == 2, "a note cannot pass for another line"
+    if name == "rich-markup":
+        assert "[bold red]x[/bold red]" in shown
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_log_lines_are_harmless(name: str) -> None:
+    record = logging.LogRecord("stages", logging.ERROR, "f.py", 1, "failed: %s", (NASTY[name],), None)
+    assert not STEERING & set(_Harmless("%(levelname)s %(message)s").format(record))
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_inspect_shows_any_cell(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    text = STORABLE[name]
+    path = tmp_path / "rows.parquet"
+    turn = [{"role": text, "content": text}]
+    pl.DataFrame({"language": [text], "reason": [text], "prompt": [turn], "many": [[text] * 20]}).write_parquet(path)
+    monkeypatch.setattr(inspect, "table_files", lambda *_: [path])
+    inspect.print_rows(tmp_path, "pairs", None, text, 5, 0)
+    shown = capsys.readouterr().out
+    assert not STEERING & set(shown) and len(shown) < 40_000
+    assert "1 of 1 rows" in shown
+    assert len(shown.splitlines()) == 6, "a cell is one line"
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize("command", [["status"], ["inspect"], ["report"], ["export"], ["run"]], ids=lambda c: c[0])
+def test_any_argument_gives_one_harmless_paragraph(command: list[str], name: str) -> None:
+    rest = ["pairs"] if command == ["inspect"] else []
+    result = CliRunner().invoke(app, [*command, "--", f"no/{ARGUMENTS[name]}", *rest])
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert not STEERING & set(result.output) and len(result.output) < 15_000
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_events_and_their_last_error_survive_any_text(name: str, tmp_path: Path) -> None:
+    events = Events(tmp_path / "events.jsonl")
+    events.add("run_started", note=NASTY[name])
+    events.add("run_ended", ok=False, error=NASTY[name])
+    data = (tmp_path / "events.jsonl").read_bytes()
+    assert data.isascii() and data.count(b"\n") == 2
+    assert [json.loads(line)["event"] for line in data.splitlines()] == ["run_started", "run_ended"]
+    found = last_error(tmp_path, running=False)
+    assert found is not None and found["error"] == NASTY[name]
+
+
+def test_status_json_is_ascii(capsys, tmp_path) -> None:
+    print_json(tmp_path / "r\u202eun\u00e9", [], None)
+    shown = capsys.readouterr().out
+    assert shown.isascii() and json.loads(shown)["run"] == "r\u202eun\u00e9"
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_the_dataset_card_stays_a_card(name: str, write_config) -> None:
+    text = STORABLE[name]
+    config = load_config(write_config())
+    model = config.model.model_copy(update={"policy": text})
+    card = export.dataset_card(config.model_copy(update={"name": text, "model": model}), 0, {"en": 3, text or "x": 1})
+    _, header, body = card.split("---\n", 2)
+    assert set(yaml.safe_load(header)) == {"language", "tags", "configs"}
+    assert not STEERING & set(body)
+    assert sum(line.startswith("# ") for line in body.splitlines()) == 1
+    assert sum(line.startswith("|") for line in body.splitlines()) == 4
+    tokens = MarkdownIt("commonmark", {"html": True}).parse(body)
+    kinds = {child.type for token in tokens for child in [token, *(token.children or [])]}
+    assert not kinds & {"html_block", "html_inline", "link_open", "image", "fence", "hr", "em_open", "strong_open"}
+
+
+def test_export_deletes_only_what_an_export_wrote(
+    tmp_path: Path, write_config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = tmp_path / "part.parquet"
+    pl.DataFrame({"language": ["en"]}).write_parquet(part)
+    monkeypatch.setattr(export, "table_files", lambda *_: [part])
+    config = load_config(write_config())
+    mine = tmp_path / "project"
+    (mine / "data").mkdir(parents=True)
+    (mine / "data/precious.csv").write_text("a")
+    link = tmp_path / "link"
+    link.symlink_to(mine)
+    for out in (mine, link, part):
+        with pytest.raises(UserError, match="holds something else"):
+            export.export_dataset(config, out, 0, None, False)
+    assert (mine / "data/precious.csv").read_text() == "a"
+    for _ in range(2):
+        export.export_dataset(config, tmp_path / "out", 0, None, False)
+    assert [path.name for path in (tmp_path / "out/data").iterdir()] == ["train-00000-of-00001.parquet"]
+
+
+def test_nothing_is_written_as_a_spreadsheet() -> None:
+    root = Path(export.__file__).parents[1]
+    for package in ("schemas", "stages", "pipeline"):
+        for path in (root / package).rglob("*.py"):
+            code = path.read_text(encoding="utf-8")
+            found = [
+                call for call in ("write_csv", "csv.writer", "DictWriter", "to_csv", "write_excel") if call in code
+            ]
+            assert not found, f"{path}: cells that begin with = + - @ must be quoted first"
