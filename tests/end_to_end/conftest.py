@@ -63,6 +63,23 @@ def tiny_config(tmp_path: Path, model: Path, **changes: object) -> dict:
     return config
 
 
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory, tiny_model):
+    """One undisturbed run, shared by the tests that only look: (config file, run directory, the finished process)."""
+    folder = tmp_path_factory.mktemp("whole")
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(tiny_config(folder, tiny_model)))
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "run", str(path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "250"},
+    )
+    logs = "\n".join(p.read_text()[-3000:] for p in sorted(folder.rglob("logs/*.log")))
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs}"
+    return path, folder / "runs" / "t", done
+
+
 @pytest.fixture
 def pipeline_command(tmp_path: Path):
     """Run `python -m pipeline ...`; returns the finished process."""

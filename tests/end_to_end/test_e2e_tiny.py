@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -44,27 +43,6 @@ def table_bytes(root: Path) -> dict[str, bytes]:
 
 def manifests(root: Path) -> list[StageManifest]:
     return [StageManifest.model_validate_json(p.read_text()) for p in sorted(root.rglob("_stage.json"))]
-
-
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory, tiny_model):
-    """One undisturbed run, shared by the tests that only look."""
-    import yaml
-
-    from tests.end_to_end.conftest import tiny_config
-
-    folder = tmp_path_factory.mktemp("whole")
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(tiny_config(folder, tiny_model)))
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", "run", str(path)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"COLUMNS": "250"},
-    )
-    logs = "\n".join(p.read_text()[-3000:] for p in sorted(folder.rglob("logs/*.log")))
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs}"
-    return path, folder / "runs" / "t", done
 
 
 def test_every_table_is_there_with_its_documented_schema(whole_run):
