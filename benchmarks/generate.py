@@ -2,9 +2,10 @@
 
     python benchmarks/generate.py [--model NAME] [--prompts 48] [--candidates 3] [--max-tokens 48] [--shard-size 8]
 
-Same process, same vLLM engine, same token ids, seeds and sampling; the prefix cache is emptied before each run. Our
-side is the whole stage: rendering, streaming, language identification, parts built as shards complete. The two
-alternate --repeats times after one warm-up; the best run of each counts, since other work only adds time.
+Two vLLM engines with the same settings: the stage's, in a process of its own as in a run, and one in this process; the
+same token ids, seeds and sampling. Our side is the whole stage: rendering, streaming to the engine's process and back, language
+identification, parts built as shards complete. The two alternate --repeats times after one warm-up, each time with
+other prompts, so that neither finds a prefix in its cache; the best run of each counts, since other work only adds time.
 """
 
 from __future__ import annotations
@@ -27,28 +28,11 @@ from schemas.ids import content_id, seed_for
 from schemas.tables import TABLES
 from stages.contract import Context, Shard
 from stages.engines import shared_engine
-from stages.engines.vllm import VllmEngine
+from stages.engines.vllm import VllmEngine, load
 from stages.generate.stage import Generate
 from stages.models.resolve import resolve
 
 LANGUAGES = ["en", "de", "es", "fr", "ru", "zh"]
-
-
-class StepCounter:
-    """Counts the engine's forward steps: equal counts mean that the engine never drained, whatever the clock says."""
-
-    def __init__(self, engine: VllmEngine) -> None:
-        self.steps, self._step = 0, engine._llm.llm_engine.step
-        engine._llm.llm_engine.step = self
-
-    def __call__(self) -> Any:
-        self.steps += 1
-        return self._step()
-
-    def take(self) -> int:
-        """Steps since the last call."""
-        steps, self.steps = self.steps, 0
-        return steps
 
 
 class Quiet:
@@ -64,13 +48,13 @@ class Quiet:
         print(message)
 
 
-def prompts(count: int) -> list[dict[str, Any]]:
-    """Rows of the prompts table, from the shipped prompts, languages in turn."""
+def prompts(first: int, count: int) -> list[dict[str, Any]]:
+    """Rows of the prompts table from the `first` on, from the shipped prompts, languages in turn."""
     lines = {
         code: files("data").joinpath(f"prompts/{code}.jsonl").read_text("utf-8").splitlines() for code in LANGUAGES
     }
     rows = []
-    for number in range(count):
+    for number in range(first, first + count):
         code = LANGUAGES[number % len(LANGUAGES)]
         entry = json.loads(lines[code][number // len(LANGUAGES) % len(lines[code])])
         rows.append(
@@ -145,23 +129,21 @@ def main() -> None:
         }
     )
     ctx = Context(config, 0, {}, {"policy": resolve(arguments.model)}, Quiet())
-    engine = shared_engine(ctx, "policy")
-    assert isinstance(engine, VllmEngine)
-    rows = prompts(arguments.prompts)
-    staged(ctx, rows[: arguments.shard_size], arguments.shard_size)
-    counter = StepCounter(engine)
+    engine = load(ctx.models["policy"], config)
+    warm = prompts(0, arguments.shard_size)
+    staged(ctx, warm, arguments.shard_size)
+    bare(ctx, engine, warm)
     ours, theirs = 0.0, 0.0
-    for _ in range(arguments.repeats):
-        engine._llm.reset_prefix_cache()
+    for repeat in range(arguments.repeats):
+        rows = prompts(arguments.shard_size + repeat * arguments.prompts, arguments.prompts)
         tokens, seconds, ready = staged(ctx, rows, arguments.shard_size)
         ours = max(ours, tokens / seconds)
         print(f"stage        {tokens} tokens in {seconds:.1f} s = {tokens / seconds:.1f} tokens/s; ", end="")
-        print(f"{counter.take()} steps, {len(ready)} parts, the first after {min(ready):.1f} s")
-        engine._llm.reset_prefix_cache()
+        print(f"{len(ready)} parts, the first after {min(ready):.1f} s")
         tokens, seconds = bare(ctx, engine, rows)
         theirs = max(theirs, tokens / seconds)
-        print(f"LLM.generate {tokens} tokens in {seconds:.1f} s = {tokens / seconds:.1f} tokens/s; ", end="")
-        print(f"{counter.take()} steps")
+        print(f"LLM.generate {tokens} tokens in {seconds:.1f} s = {tokens / seconds:.1f} tokens/s")
+    shared_engine(ctx, "policy").close()
     print(f"ratio {ours / theirs:.3f} (aim: at least 0.95)")
 
 
