@@ -71,7 +71,7 @@ STAGES: tuple[StageSpec, ...] = (
         "stages.pairs.stage:Pairs",
         ("prompts?", "candidates?", "judgements?"),
         ("pairs",),
-        ("languages", "pairs", "text", "generate.sampling"),
+        ("languages", "pairs", "text", "generate.sampling", "model.trust_remote_code"),
         ("policy",),
         kept_rows=(("prompt", "row"), "pairs"),
     ),
@@ -91,7 +91,7 @@ STAGES: tuple[StageSpec, ...] = (
         "stages.conflict.stage:Conflict",
         ("gradients", "pairs"),
         ("scores", "gram", "directions"),
-        ("conflict", "loss"),
+        ("languages.seen", "conflict", "loss"),
         kept_rows=(("pair",), "scores"),
     ),
     StageSpec(

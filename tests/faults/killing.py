@@ -174,7 +174,7 @@ class Harness:
             while driver.poll() is None and _listing(root) == state and time.monotonic() < limit:
                 time.sleep(_POLL_SECONDS)
             delay = self._random.uniform(0, 0.004)
-        time.sleep(delay)
+        _sleep(driver, root, target, delay, before)
         if driver.poll() is not None:
             return None
         stage = _running(events(root)[before:])
@@ -196,6 +196,15 @@ def _wait(driver: subprocess.Popen[str], root: Path, condition: Any, before: int
             return True
         time.sleep(0.02)
     return False
+
+
+def _sleep(driver: subprocess.Popen[str], root: Path, target: str, seconds: float, before: int) -> None:
+    """Wait for the instant, but not beyond the end of the stage that is aimed at."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and driver.poll() is None:
+        if any(_is(e, "stage_done", target) for e in events(root)[before:]):
+            return
+        time.sleep(min(left, 0.02))
 
 
 def _listing(root: Path) -> list[tuple[str, int]]:

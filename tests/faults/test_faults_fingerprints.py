@@ -144,14 +144,14 @@ class Stamp:
     "key",
     sorted({k.split(".")[0]: k for k, _, _ in KEYS if "sources" not in k and k != "rounds"}.values()),
 )
-def test_rows_of_two_configs_never_mix_after_a_crash(tmp_path, monkeypatch, key):
+def test_rows_of_two_configs_never_mix_after_a_crash(tmp_path, key):
     """One key of every section, through the run loop: redone when asked for, refused else, resumed if execution."""
     sections = tuple(name for name in RunConfig.model_fields if name not in ("name", "run_dir", "banner", "rounds"))
     generate = replace(SPECS[1], entry="fake_stages:Stamp", sections=sections)
     semantic, changed = next((s, c) for k, s, c in KEYS if k == key)
     changed = changed | {"run_dir": str(tmp_path / "runs"), "name": "t", "rounds": 1}
-    monkeypatch.setattr(fake_stages, "Stamp", Stamp, raising=False)
-    with fake_pipeline():
+    with fake_pipeline(), pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(fake_stages, "Stamp", Stamp, raising=False)
         specs = (SPECS[0], generate, SPECS[4])
         monkeypatch.setattr(pipeline.plan, "STAGES", specs)
         monkeypatch.setattr(pipeline.plan, "BY_NAME", {s.name: s for s in specs})
