@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from schemas.config import RunConfig
 from schemas.errors import UserError
+from stages.text.messages import storable
 
 _Loc = tuple[str | int, ...]
 _MAX_DEPTH = 32
@@ -94,25 +95,37 @@ def _walk(node: yaml.Node, loc: _Loc, lines: dict[_Loc, int], path: Path) -> Non
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise UserError("A key of the config is no name", where=f"{path}:{key.start_mark.line + 1}")
+            _check_scalar(key, path)
             where = (*loc, key.value)
             if where in lines:
                 raise UserError(f"The key {key.value!r} is given twice", where=f"{path}:{key.start_mark.line + 1}")
             lines[where] = key.start_mark.line + 1
             _walk(value, where, lines, path)
     elif isinstance(node, yaml.ScalarNode):
-        if node.tag.endswith(":int") and len(node.value) > _MAX_DIGITS:
-            raise UserError(f"A number has {len(node.value):,} digits", where=f"{path}:{node.start_mark.line + 1}")
+        _check_scalar(node, path)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             lines[(*loc, index)] = value.start_mark.line + 1
             _walk(value, (*loc, index), lines, path)
 
 
+def _check_scalar(node: yaml.ScalarNode, path: Path) -> None:
+    where = f"{path}:{node.start_mark.line + 1}"
+    if node.tag.endswith(":int") and len(node.value) > _MAX_DIGITS:
+        raise UserError(f"A number has {len(node.value):,} digits", where=where)
+    if storable(node.value) != node.value:
+        raise UserError(
+            "A text holds half of a character (a lone surrogate)",
+            where=where,
+            fix="YAML does not join JSON's escapes of two halves: write the character itself, or as \\U0001F600.",
+        )
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
     key, sep, text = override.partition("=")
     if not sep or not key:
         raise UserError(f"--set {override!r} is not of the form a.b=value")
-    value, _ = _read(text, Path(f"--set {key}"))
+    value, _ = _read(text, Path(f"--set {key!r}"))
     target: Any = values
     *parents, last = key.split(".")
     for parent in parents:
@@ -123,7 +136,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     elif isinstance(target, dict):
         target[last] = value
     else:
-        raise UserError(f"--set {override!r}: {'.'.join(parents)} is not a section")
+        raise UserError(f"--set {override!r}: {'.'.join(parents)!r} is not a section")
 
 
 def _place(target: Any, key: str) -> int | None:
@@ -135,7 +148,7 @@ def _place(target: Any, key: str) -> int | None:
 
 def _child(target: Any, key: str, override: str) -> Any:
     if not isinstance(target, dict):
-        raise UserError(f"--set {override!r}: {key} is not inside a section")
+        raise UserError(f"--set {override!r}: {key!r} is not inside a section")
     if target.get(key) is None:
         target[key] = {}
     return target[key]

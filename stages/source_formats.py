@@ -73,6 +73,8 @@ def read_csv(path: Path, required: Sequence[str], optional: Sequence[str]) -> It
         convert = csv.ConvertOptions(column_types={name: string() for name in names}, strings_can_be_null=False)
         for batch in csv.open_csv(path, read, parse, convert):
             yield from batch.to_pylist()
+    except UnicodeDecodeError as error:
+        raise _not_utf8(str(path), b"", "a column name") from error
     except ArrowInvalid as error:
         if "UTF8" in str(error) or "UTF-8" in str(error):
             raise _not_utf8(str(path), b"", str(error)) from error
@@ -99,7 +101,7 @@ def read_parquet(path: Path, required: Sequence[str], optional: Sequence[str]) -
             columns = wanted if wanted and set(required) <= set(present) else None
             for batch in file.iter_batches(batch_size=1024, columns=columns):
                 yield from batch.to_pylist()
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"cannot be read as Parquet: {_first_line(error)}",
             where=str(path),

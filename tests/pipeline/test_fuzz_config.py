@@ -137,12 +137,14 @@ def test_any_text_in_a_config_is_stored_as_it_is(name: str) -> None:
         ("a: &a [*a]\n", "nested deeper"),
         ("a: " + "[" * 5000, "nested too deep"),
         ("seed: " + "9" * 5000, "5,000 digits"),
+        ('text: {chat_template_kwargs: {"\\ud83d\\ude00": 1}}\n', "half of a character"),
+        ('banner: "\\ud800"\n', "half of a character"),
         ("x: !!binary '##'\n", "YAML tag"),
         ("x: !!python/object/apply:os.system ['true']\n", "YAML tag"),
         ("a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
             f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(9)), "values"),
     ],
-    ids=["date", "list key", "cycle", "depth", "digits", "binary tag", "python tag", "billion laughs"],
+    ids=["date", "list key", "cycle", "depth", "digits", "surrogate key", "surrogate", "binary tag", "python tag", "billion laughs"],
 )  # fmt: skip
 def test_yaml_that_is_no_config_is_refused_at_once(tmp_path: Path, text: str, what: str) -> None:
     (tmp_path / "c.yaml").write_text(text)

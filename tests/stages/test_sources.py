@@ -26,6 +26,12 @@ def write_jsonl(path: Path, rows: list[Any], start: bytes = b"") -> Path:
     return path
 
 
+def test_column_names_that_are_no_utf8_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"\x80prompt,language\r\nhello,en\r\n")
+    with pytest.raises(UserError, match=r"not UTF-8: a column name.*a\.csv"):
+        list(read_rows(Source(path=str(tmp_path / "a.csv")), ["en"]))
+
+
 def test_parquet_jsonl_and_csv_give_the_same_rows(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", ROWS)
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet", row_group_size=700)

@@ -232,7 +232,7 @@ class Builder:
         self.write(f"evaluation:{round_}", rows)
 
     def _manifests(self, round_: int) -> None:
-        n = self.per_language
+        n = max(self.per_language, 30)  # enough rows for every reason below
         steps: list[tuple[str, str, int, dict[str, int], float, dict[str, float]]] = [
             ("generate", "prompt", n + 2, {"prompt_too_long": 2}, 312.4, {"tokens": 91234.0, "tokens_per_s": 292.0}),
             ("judge", "candidate", 3 * n, {"low_mass": 5}, 181.0, {"mean_mass": 0.93}),
