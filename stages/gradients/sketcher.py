@@ -6,14 +6,15 @@ inputs [T, P] and projected output gradients [T, P]. No weight gradient (O x I) 
 weights are frozen and the graph hangs on the embeddings' output.
 
 The pair's vector is d = grad s(y_w) - grad s(y_l), of which the DPO gradient is a multiple (arXiv
-2305.18290, equation 7: -grad loss = beta * c * d). Chosen and rejected are rows of one batch, the
-sign of s is folded into the one scalar that is differentiated, and rows never mix, so one backward
-over 2N rows gives N pair sketches.
+2305.18290, equation 7: -grad loss = beta * c * d). The sign of s is folded into the one scalar that
+is differentiated, and rows never mix, so one backward gives the sketches of N pairs: over N rows that
+hold prompt, chosen and rejected (prefix sharing, `stages.gradients.sharing`) or over 2N rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any
@@ -23,10 +24,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stages.gradients.batching import TokenBudget
-from stages.gradients.layers import refuse_unsupported, weight_shape
+from stages.gradients.layers import Of, refuse_unsupported, weight_shape
 from stages.gradients.logprobs import CHUNK_ELEMENTS, Head, accumulation_dtype, completion_logprobs
 from stages.gradients.projections import LayerSlot, SketchLayout, layer_projections
 from stages.gradients.rows import Pair, RowBatch
+from stages.gradients.sharing import PROBE, SharingCost, probe_window, sharing_attention
+
+_LOGP_TOLERANCE = 2e-2
+"""Relative; as in `check_head`: what bfloat16 may change, and no wrong mask leaves."""
+_LEAST_COSINE = {torch.float64: 0.99999, torch.float32: 0.9999}
+_LEAST_COSINE_HALF = 0.95
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,12 @@ class Sketcher:
 
     Leaving it removes the hooks and restores mode and requires_grad flags. Gradient checkpointing
     is inert in eval mode, so every layer runs once. Raises ValueError on entering for layers that
-    are missing or changed shape, for adapters and mixtures of experts, and for float16 weights,
-    whose gradients underflow unnoticed.
+    are missing or changed shape, for what `select_layers` refuses, and for float16 weights, whose
+    gradients underflow unnoticed.
+
+    prefix_sharing: compute each prompt once where the loaded model gives the same result that way
+    (measured on entering) and it saves time. Afterwards `sharing` says whether it is done and
+    `sharing_note` why not. Sketches of both sides need a row for each side: never shared.
     """
 
     def __init__(
@@ -78,9 +89,12 @@ class Sketcher:
         seed: int,
         both_sides: bool = False,
         chunk_elements: int = CHUNK_ELEMENTS,
+        prefix_sharing: bool = False,
+        of: Of = "weights",
     ) -> None:
         self.model, self.layout, self.seed = model, layout, seed
-        self.both_sides, self.chunk_elements = both_sides, chunk_elements
+        self.prefix_sharing, self.sharing, self.sharing_note = prefix_sharing, False, ""
+        self.both_sides, self.chunk_elements, self.of = both_sides, chunk_elements, of
         self._projections: dict[tuple[str, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._handles: list[Any] = []
         self._restore: list[tuple[nn.Parameter, bool]] = []
@@ -100,6 +114,9 @@ class Sketcher:
         self._handles = [self.model.get_input_embeddings().register_forward_hook(self._open_graph)]
         for slot in self.layout.layers:
             self._handles.append(modules[slot.name].register_forward_hook(self._listener(slot)))
+        if self.prefix_sharing:
+            self.sharing_note = self._why_not_share()
+            self.sharing = not self.sharing_note
         return self
 
     def __exit__(
@@ -113,34 +130,49 @@ class Sketcher:
         self._handles, self._restore = [], []
         self._projections.clear()
 
-    def sketch(self, pairs: Sequence[Pair]) -> PairSketches:
-        """Sketch pairs as one batch of 2N rows. Use `run` for many pairs."""
+    def sketch(self, pairs: Sequence[Pair], shared: bool = False) -> PairSketches:
+        """Sketch pairs as one batch of 2N rows, or of N rows that share the prompt. Use `run` for many pairs."""
+        found = self._launch(pairs, shared)
+        self._settle()
+        return found
+
+    def _launch(self, pairs: Sequence[Pair], shared: bool) -> PairSketches:
+        """`sketch`, but on CUDA the copies to the CPU (pinned) are under way until `_settle`."""
         if not self._handles:
             raise RuntimeError("enter the Sketcher first: with Sketcher(...) as sketcher")
-        n = len(pairs)
-        rows = [pair.rows[0] for pair in pairs] + [pair.rows[1] for pair in pairs]
-        device = self._head.weight.device
-        batch = RowBatch.build(rows, device)
-        self._rows_tokens = (batch.ids_BT.shape[0], batch.ids_BT.shape[1])
+        if shared and self.both_sides:
+            raise ValueError("sketches of both sides need a row for each side")
+        n, device = len(pairs), self._head.weight.device
+        if shared:
+            batch = RowBatch.build_shared(pairs, device)
+        else:
+            batch = RowBatch.build([pair.rows[side] for side in (0, 1) for pair in pairs], device)
+        rows, tokens = batch.ids_BT.shape
+        self._rows_tokens = (rows, tokens)
         dtype = accumulation_dtype(self._head.weight.dtype)
-        self._sums_RD = torch.zeros(2 * n, self.layout.dim, dtype=dtype, device=device)
+        self._sums_RD = torch.zeros(rows, self.layout.dim, dtype=dtype, device=device)
         self._reached = set()
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), sharing_attention(self.model) if shared else nullcontext():
                 value_BC = completion_logprobs(self.model, batch, self._head, self.chunk_elements)
                 value_R = value_BC.sum(dim=1)
                 signed = value_R[:n].sum() - value_R[n:].sum()
                 torch.autograd.grad(signed, self._leaf())
-            sums_RD = self._sums_RD.to("cpu")
+            sums_RD = self._sums_RD
         finally:
             self._sums_RD = self._embeds = None
         silent = [slot.name for slot in self.layout.layers if slot.name not in self._reached]
         if silent:
             raise ValueError(f"no gradient reached {len(silent)} sketched layers (first: {silent[0]}): exclude them")
-        value_R = value_R.detach().to("cpu")
-        chosen_ND, rejected_ND = sums_RD[:n], -sums_RD[n:]
-        sides = (chosen_ND, rejected_ND) if self.both_sides else (None, None)
-        return PairSketches(chosen_ND - rejected_ND, value_R[:n], value_R[n:], *sides)
+        sides = (sums_RD[:n], -sums_RD[n:]) if self.both_sides else ()
+        sketch_ND = sums_RD if shared else sums_RD[:n] + sums_RD[n:]
+        value_R = value_R.detach()
+        return PairSketches(*(_to_cpu(part) for part in (sketch_ND, value_R[:n], value_R[n:], *sides)))
+
+    def _settle(self) -> None:
+        """Wait for the copies that `_launch` started."""
+        if self._head.weight.is_cuda:
+            torch.cuda.synchronize(self._head.weight.device)
 
     def run(
         self,
@@ -148,23 +180,78 @@ class Sketcher:
         budget: TokenBudget,
         report: Callable[[list[Pair]], None] = lambda batch: None,
         misfits: list[int] | None = None,
+        reduce: Callable[[list[int], PairSketches], PairSketches] | None = None,
     ) -> PairSketches:
         """Sketch any number of pairs in length-sorted batches under a token budget; results in the
-        order given. `report` is told of every finished batch; `misfits` as in `TokenBudget.run`."""
+        order given. `report` is told of every finished batch; `misfits` as in `TokenBudget.run`.
+        `reduce` makes what is kept of a batch (indices, sketches): large sketches never pile up."""
         if not pairs:
             raise ValueError("no pairs to sketch")
-
-        def compute(indices: list[int]) -> list[PairSketches]:
-            batch = [pairs[i] for i in indices]
-            got = self.sketch(batch)
-            report(batch)
-            return [got.rows(slice(k, k + 1)) for k in range(len(indices))]
-
-        parts = budget.run([pair.longest for pair in pairs], compute, rows_per_item=2, misfits=misfits)
-        if not parts:
+        cost = SharingCost(self.model)
+        shares = [self.sharing and cost.pays(pair) for pair in pairs]
+        found: dict[int, tuple[PairSketches, int]] = {}
+        for shared in (True, False):
+            members = [i for i, wanted in enumerate(shares) if wanted is shared]
+            found |= self._batches(pairs, members, shared, budget, report, misfits, reduce)
+        self._settle()
+        if misfits is not None:
+            misfits.sort()
+        if not found:
             none_ND, none_N = torch.zeros(0, self.layout.dim), torch.zeros(0)
             return PairSketches(none_ND, none_N, none_N, *((none_ND, none_ND) if self.both_sides else ()))
-        return PairSketches.cat(parts)
+        return PairSketches.cat([batch.rows([k]) for _, (batch, k) in sorted(found.items())])
+
+    def _batches(
+        self,
+        pairs: Sequence[Pair],
+        members: list[int],
+        shared: bool,
+        budget: TokenBudget,
+        report: Callable[[list[Pair]], None],
+        misfits: list[int] | None,
+        reduce: Callable[[list[int], PairSketches], PairSketches] | None,
+    ) -> dict[int, tuple[PairSketches, int]]:
+        """{pair: (its batch's sketches, its place in them)} of the members that fit in memory."""
+        unfit: list[int] | None = None if misfits is None else []
+
+        def compute(places: list[int]) -> list[tuple[PairSketches, int]]:
+            batch = [pairs[members[place]] for place in places]
+            got = self._launch(batch, shared)
+            if reduce is not None:
+                self._settle()
+                got = reduce([members[place] for place in places], got)
+            report(batch)
+            return [(got, k) for k in range(len(batch))]
+
+        lengths = [pairs[i].joined if shared else pairs[i].longest for i in members]
+        done = budget.run(lengths, compute, rows_per_item=1 if shared else 2, misfits=unfit)
+        if misfits is not None and unfit is not None:
+            misfits += [members[place] for place in unfit]
+        fitting = [i for place, i in enumerate(members) if place not in (unfit or ())]
+        return dict(zip(fitting, done, strict=True))
+
+    def _why_not_share(self) -> str:
+        """Why this model's prompts cannot be shared, from one short pair computed both ways; empty when they can."""
+        if self.both_sides:
+            return "prompts are computed twice: sketches of both sides need a row for each side"
+        tokens = self._head.weight.shape[0]
+        pair = Pair(*(tuple(i % tokens for i in ids) for ids in (PROBE.prompt, PROBE.chosen, PROBE.rejected)))
+        try:
+            with probe_window(self.model):
+                ours, theirs = self.sketch([pair], shared=True), self.sketch([pair])
+        except (AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            return f"prompts are computed twice: {type(self.model).__name__} cannot share them ({first})"
+        logp, logp_alone = (torch.cat([s.logp_chosen_N, s.logp_rejected_N]) for s in (ours, theirs))
+        gap = float((logp - logp_alone).abs().max() / logp_alone.abs().mean())
+        cosine = float(torch.cosine_similarity(ours.sketch_ND, theirs.sketch_ND))
+        least = _LEAST_COSINE.get(self._head.weight.dtype, _LEAST_COSINE_HALF)
+        if gap <= _LOGP_TOLERANCE and cosine >= least:  # False for values that are not finite
+            return ""
+        return (
+            f"prompts are computed twice: shared, {type(self.model).__name__} gives another result "
+            f"(log-probability off by {gap:.2%}, cosine of the sketches {cosine:.4f})"
+        )
 
     def _leaf(self) -> Tensor:
         if self._embeds is None:
@@ -172,7 +259,7 @@ class Sketcher:
         return self._embeds
 
     def _checked_modules(self) -> dict[str, nn.Module]:
-        refuse_unsupported(self.model)
+        refuse_unsupported(self.model, self.of)
         modules = dict(self.model.named_modules())
         for slot in self.layout.layers:
             if slot.name not in modules:
@@ -232,3 +319,8 @@ class Sketcher:
             f"{slot.name} gets input of shape {tuple(value.shape)} for {rows} rows of {tokens} "
             "tokens: its rows cannot be told apart; exclude it"
         )
+
+
+def _to_cpu(value: Tensor) -> Tensor:
+    """On the CPU; from CUDA into pinned memory while the GPU goes on (`Sketcher._settle` waits)."""
+    return value.to("cpu", non_blocking=True)
