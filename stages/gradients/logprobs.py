@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from stages.gradients.batching import TokenBudget
 from stages.gradients.layers import backbone
 from stages.gradients.rows import Row, RowBatch
-from stages.gradients.sharing import sharing_arguments
+from stages.gradients.sharing import shared_prefixes
 
 CHUNK_ELEMENTS = 32 * 1024 * 1024
 """Logits held at a time (float32: 128 MiB, half as much again for a bfloat16 copy)."""
@@ -124,10 +124,11 @@ def token_logprobs(hidden_MH: Tensor, target_M: Tensor, head: Head, chunk_elemen
 
 
 def hidden_states(model: PreTrainedModel, batch: RowBatch) -> Tensor:
-    """Final hidden states [B, T, H] (after the last norm), without cache; without a mask unless rows hold both sides
-    of a pair."""
-    shared = {} if batch.sharing is None else sharing_arguments(model, batch.sharing)
-    return backbone(model)(input_ids=batch.ids_BT, use_cache=False, return_dict=True, **shared).last_hidden_state
+    """Final hidden states [B, T, H] (after the last norm), without cache and without a mask."""
+    if batch.sharing is None:
+        return backbone(model)(input_ids=batch.ids_BT, use_cache=False, return_dict=True).last_hidden_state
+    with shared_prefixes(model, batch.sharing) as arguments:
+        return backbone(model)(input_ids=batch.ids_BT, use_cache=False, return_dict=True, **arguments).last_hidden_state
 
 
 def completion_logprobs(

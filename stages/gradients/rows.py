@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PROMPT, CHOSEN, REJECTED, PADDING = range(4)
-"""Sides of a shared row's tokens."""
+from stages.gradients.sharing import Sharing
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +51,6 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Sharing:
-    """What tells the sides of shared rows apart: a token's position [B, T] in its own sequence (restarting after the
-    prompt) and its side [B, T] (`PROMPT`, `CHOSEN`, `REJECTED` or `PADDING`)."""
-
-    position_BT: Tensor
-    side_BT: Tensor
-
-
-@dataclass(frozen=True, slots=True)
 class RowBatch:
     """Padded rows and where their completions are predicted.
 
@@ -92,8 +82,7 @@ class RowBatch:
     def build_shared(cls, pairs: Sequence[Pair], device: torch.device | str = "cpu", pad_id: int = 0) -> RowBatch:
         """One row [prompt | chosen | rejected] a pair; completions are every chosen side, then every rejected one.
 
-        The first rejected token, like the first chosen one, is predicted from the last prompt position. Such a batch
-        needs the mask and positions of `stages.gradients.sharing`.
+        The first rejected token, like the first chosen one, is predicted from the last prompt position.
         """
         if not pairs or not all(pair.prompt and pair.chosen and pair.rejected for pair in pairs):
             raise ValueError("a shared batch needs pairs with prompt, chosen and rejected tokens")
@@ -102,9 +91,7 @@ class RowBatch:
         chosen = [(b, _predicting(p, p, c)) for b, (p, c, _) in enumerate(lengths)]
         rejected = [(b, _predicting(p, p + c, r)) for b, (p, c, r) in enumerate(lengths)]
         completions = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-        positions = [(*range(p + c), *range(p, p + r)) for p, c, r in lengths]
-        sides = [(PROMPT,) * p + (CHOSEN,) * c + (REJECTED,) * r for p, c, r in lengths]
-        sharing = Sharing(_padded(positions, 0).to(device), _padded(sides, PADDING).to(device))
+        sharing = Sharing.build(lengths, device)
         return cls._of(ids_BT, chosen + rejected, completions, device, sharing)
 
     @classmethod
@@ -124,7 +111,8 @@ class RowBatch:
             [k for completion in completions for k in range(len(completion))],
         )
         shape = (len(completions), max(len(completion) for completion in completions))
-        return cls(ids_BT.to(device), *(torch.tensor(column).to(device) for column in columns), shape, sharing)
+        row_M, at_M, target_M, completion_M, place_M = (torch.tensor(column).to(device) for column in columns)
+        return cls(ids_BT.to(device), row_M, at_M, target_M, completion_M, place_M, shape, sharing)
 
     def spread(self, value_M: Tensor) -> Tensor:
         """[M] values per completion token as [completions, C] with zeros after each completion's end;

@@ -1,133 +1,155 @@
-"""Prefix sharing: a pair as one sequence [prompt | chosen | rejected], so that its prompt is computed once.
+"""Prefix sharing: a pair as one row [prompt | chosen | rejected], so that its prompt is computed once.
 
-A mask hides the chosen side from the rejected one, and the rejected side's positions restart after the prompt; the first
-token of either side is predicted from the last prompt position. Every token then sees what it sees in a sequence of its
-own, so log-probabilities and gradients are the same up to the order of float sums. The prompt's gradient is the sum over
-both sides, which is what the pair's gradient asks for.
+Layers that work token by token take the joined rows. Attention takes them apart: queries, keys and values are copied into a
+row for each side, [prompt | chosen] and [prompt | rejected], the model's own attention runs on those under the masks the
+model makes for them, and the results are joined again, the prompt's from the chosen row (both are equal). Positions of
+the rejected side restart after the prompt. Every token then sees what it sees in a row of its own, so log-probabilities and
+gradients are the same up to the order of float sums. Attention costs what it costs without sharing; everything else is
+saved for one of the two prompts.
 
-That holds for attention whose masks and positions are arguments. State-space and convolutional layers, attention over
-chunks and position biases made from padding masks read the sequence itself: `Sketcher` measures sharing against two
-separate rows on the loaded model and goes without where they differ.
+The usual way, one mask over the joined row, makes attention compute chosen x rejected products only to hide them, gives up the
+causal flash kernel (or needs FlexAttention), and has to know every kind of window. The copies here are a few rows of
+the hidden width a token and layer.
 
-On the CPU the mask is dense [B, 1, T, T]. On CUDA a dense mask loses the flash kernel, so attention runs as FlexAttention
-under a block mask. **The CUDA path was never run**: no GPU was at hand; tests hold only its mask function, on the CPU.
+State-space and convolutional layers, and position biases made from padding masks (ALiBi), read the sequence itself: `Sketcher`
+measures sharing against two rows on the loaded model and goes without where they differ. **On CUDA this was never run**, for
+want of a GPU; it uses no operation that is not used on the CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
-from stages.gradients.layers import linear_layers, weight_shape
-from stages.gradients.rows import PROMPT, Pair, Sharing
-
-_FULL, _SLIDING = "full_attention", "sliding_attention"
-_MASKED = ("eager", "sdpa", "flex_attention")
-"""Attention implementations that take any mask; flash kernels called by name take none."""
-PROBE_WINDOW = 4
-PROBE = Pair(prompt=(11, 5, 23, 8, 17, 6), chosen=(9, 31, 7, 12, 19, 14, 10), rejected=(21, 13, 27, 18, 15))
-"""A pair longer than PROBE_WINDOW on every side, to measure sharing with; ids are taken modulo the vocabulary."""
-_ATTENTION_COST = 3.5
-"""Forward and backward of a query-key product (4 + 10 flops per channel) against a weight's (4)."""
+_NAME = "shared_prefix"
 
 
-def sharing_arguments(model: PreTrainedModel, sharing: Sharing) -> dict[str, Any]:
-    """position_ids [B, T] and attention_mask (a mask, or one per attention type) of a shared batch.
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """Where the K = B * T tokens of joined rows lie among the N = 2B * L places of rows [prompt | side], and back.
 
-    Raises ValueError for attention that takes no such mask.
+    Rows [prompt | side] are every pair's chosen one, then every pair's rejected one. position_BT: position in such a row.
+    first_K: a token's place (a prompt's in the chosen row). second_K: a prompt token's place in the rejected row. own_N:
+    the token of a place. Masks: prompt_K, token_K (no padding), joined_N (places that `first_K` names). Indices of padding
+    are 0: it reads something finite and is read by nothing.
     """
-    config: Any = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if unknown := kinds - {_FULL, _SLIDING}:
-        raise ValueError(f"layers of type {', '.join(sorted(unknown))} read the sequence, not a mask")
-    window = getattr(config, "sliding_window", None)
-    if not kinds:
-        return {"position_ids": sharing.position_BT, "attention_mask": _mask(model, sharing, window)}
-    masks = {kind: _mask(model, sharing, window if kind == _SLIDING else None) for kind in (_FULL, *kinds)}
-    return {"position_ids": sharing.position_BT, "attention_mask": masks}
+
+    position_BT: Tensor
+    first_K: Tensor
+    second_K: Tensor
+    prompt_K: Tensor
+    token_K: Tensor
+    own_N: Tensor
+    joined_N: Tensor
+    shape: tuple[int, int]
+
+    @classmethod
+    def build(cls, lengths: Sequence[tuple[int, int, int]], device: torch.device | str) -> Sharing:
+        """From (prompt, chosen, rejected) token counts of every pair."""
+        rows, tokens = len(lengths), max(map(sum, lengths))
+        longest = max(p + max(c, r) for p, c, r in lengths)
+        position_BT, first_BT, second_BT = (torch.zeros(rows, tokens, dtype=torch.int64) for _ in range(3))
+        prompt_BT, token_BT = (torch.zeros(rows, tokens, dtype=torch.bool) for _ in range(2))
+        own_RL = torch.zeros(2 * rows, longest, dtype=torch.int64)
+        joined_RL = torch.zeros(2 * rows, longest, dtype=torch.bool)
+        for b, (p, c, r) in enumerate(lengths):
+            index = torch.arange(p + c + r) + b * tokens
+            chosen, rejected = torch.arange(p + c), torch.arange(p, p + r)
+            position_BT[b, : p + c + r] = torch.cat([chosen, rejected])
+            first_BT[b, : p + c + r] = torch.cat([chosen + b * longest, rejected + (rows + b) * longest])
+            second_BT[b, :p] = chosen[:p] + (rows + b) * longest
+            prompt_BT[b, :p] = token_BT[b, : p + c + r] = True
+            own_RL[b, : p + c] = index[: p + c]
+            own_RL[rows + b, : p + r] = torch.cat([index[:p], index[p + c :]])
+            joined_RL[b, : p + c] = joined_RL[rows + b, p : p + r] = True
+        flat = (x.flatten().to(device) for x in (first_BT, second_BT, prompt_BT, token_BT, own_RL, joined_RL))
+        return cls(position_BT.to(device), *flat, shape=(2 * rows, longest))  # type: ignore[misc]
+
+    def apart(self, value_BHTD: Tensor) -> Tensor:
+        """[B, heads, T, D] of joined rows as [2B, heads, L, D]; a prompt's gradient is the sum over both its rows."""
+        heads, width = value_BHTD.shape[1], value_BHTD.shape[3]
+        value_KC = value_BHTD.transpose(1, 2).reshape(-1, heads * width)
+        return _Apart.apply(value_KC, self).view(*self.shape, heads, width).transpose(1, 2)
+
+    def join(self, value_RLHD: Tensor) -> Tensor:
+        """[2B, L, heads, D] as [B, T, heads, D]."""
+        value_KC = _Join.apply(value_RLHD.reshape(-1, value_RLHD.shape[2] * value_RLHD.shape[3]), self)
+        return value_KC.view(*self.position_BT.shape, *value_RLHD.shape[2:])
 
 
-def visible(sharing: Sharing, window: int | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Mask function (row, head, query, key) -> bool: a token sees itself, earlier tokens of the prompt and of its own
-    side, no further back than the window. Of index tensors that broadcast, or of scalars (a block mask's `mask_mod`).
-    """
-    side_BT, position_BT = sharing.side_BT, sharing.position_BT
+class _Apart(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value_KC: Tensor, sharing: Sharing) -> Tensor:
+        ctx.sharing = sharing
+        return value_KC.index_select(0, sharing.own_N)
 
-    def mask(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        own = (side_BT[row, key] == PROMPT) | (side_BT[row, key] == side_BT[row, query])
-        seen = own & (key <= query)
-        return seen if window is None else seen & (position_BT[row, query] - position_BT[row, key] < window)
+    @staticmethod
+    def backward(ctx: Any, grad_NC: Tensor) -> tuple[Tensor, None]:
+        sharing: Sharing = ctx.sharing
+        first_KC = grad_NC.index_select(0, sharing.first_K).masked_fill_(~sharing.token_K[:, None], 0)
+        second_KC = grad_NC.index_select(0, sharing.second_K).masked_fill_(~sharing.prompt_K[:, None], 0)
+        return first_KC.add_(second_KC), None
 
-    return mask
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value_NC: Tensor, sharing: Sharing) -> Tensor:
+        ctx.sharing = sharing
+        return value_NC.index_select(0, sharing.first_K)
+
+    @staticmethod
+    def backward(ctx: Any, grad_KC: Tensor) -> tuple[Tensor, None]:
+        sharing: Sharing = ctx.sharing
+        return grad_KC.index_select(0, sharing.own_N).masked_fill_(~sharing.joined_N[:, None], 0), None
 
 
-def _mask(model: PreTrainedModel, sharing: Sharing, window: int | None) -> Any:
-    """The mask in the form the model's attention takes: bool, additive, or a block mask."""
-    kind = model.config.get_text_config()._attn_implementation
-    if kind not in _MASKED:
-        raise ValueError(f"attention implementation {kind} takes no mask of ours")
-    rows, tokens = sharing.side_BT.shape
-    return ALL_MASK_ATTENTION_FUNCTIONS[kind](
-        batch_size=rows,
-        q_length=tokens,
-        kv_length=tokens,
-        mask_function=visible(sharing, window),
-        allow_is_causal_skip=False,
-        device=sharing.side_BT.device,
-        dtype=model.dtype,
-    )
+_SHARING: ContextVar[Sharing] = ContextVar("sharing")
+"""Of the forward pass under way: transformers calls attention and mask functions by name, without our arguments."""
+
+
+def _attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """SDPA on rows [prompt | side]; transformers' attention interface."""
+    sharing = _SHARING.get()
+    parts = (sharing.apart(part) for part in (query, key, value))
+    out_RLHD, _ = sdpa_attention_forward(module, *parts, attention_mask, **kwargs)
+    return sharing.join(out_RLHD), None
+
+
+def _mask(batch_size: int, q_length: int, kv_length: int, attention_mask: Any = None, **kwargs: Any) -> Tensor | None:
+    """The mask that the model makes for rows [prompt | side], windows and all; transformers' mask interface."""
+    rows, longest = _SHARING.get().shape
+    return sdpa_mask(batch_size=rows, q_length=longest, kv_length=longest, attention_mask=None, **kwargs)
+
+
+AttentionInterface.register(_NAME, _attention)
+AttentionMaskInterface.register(_NAME, _mask)
 
 
 @contextmanager
-def sharing_attention(model: PreTrainedModel) -> Iterator[None]:
-    """FlexAttention in place of SDPA on CUDA while the context lasts (not run yet: see above); nothing on the CPU."""
+def shared_prefixes(model: PreTrainedModel, sharing: Sharing) -> Iterator[dict[str, Any]]:
+    """The model attends to rows [prompt | side] while the context lasts; gives the arguments its backbone then needs.
+
+    The mask of ones keeps transformers from taking restarting positions for packed sequences. Raises ValueError for
+    attention other than SDPA.
+    """
     before = model.config.get_text_config()._attn_implementation
-    switch = model.device.type == "cuda" and before == "sdpa"
-    if switch:
-        model.set_attn_implementation("flex_attention")
+    if before != "sdpa":
+        raise ValueError(f"its attention is {before}, not sdpa")
+    token = _SHARING.set(sharing)
+    model.set_attn_implementation(_NAME)
     try:
-        yield
+        yield {"position_ids": sharing.position_BT, "attention_mask": torch.ones_like(sharing.position_BT)}
     finally:
-        if switch:
-            model.set_attn_implementation(before)
-
-
-@contextmanager
-def probe_window(model: PreTrainedModel) -> Iterator[None]:
-    """A sliding window that PROBE reaches, while the context lasts: the real one would need a long row to be felt."""
-    config: Any = model.config.get_text_config()
-    before = getattr(config, "sliding_window", None)
-    if before is not None:
-        config.sliding_window = min(before, PROBE_WINDOW)
-    try:
-        yield
-    finally:
-        if before is not None:
-            config.sliding_window = before
-
-
-class SharingCost:
-    """Whether sharing saves a pair time: a dense mask computes chosen x rejected products only to hide them."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        config: Any = model.config.get_text_config()
-        shapes = [weight_shape(module) for _, module in linear_layers(model)]
-        self._weights = sum(out_width * in_width for out_width, in_width in shapes)
-        self._channels = config.num_hidden_layers * config.hidden_size
-        self._dense = model.device.type != "cuda"
-
-    def pays(self, pair: Pair) -> bool:
-        """True when the prompt's matrix products cost more than the attention the mask throws away.
-
-        Rows of their own use causal kernels: half of [T, T]. A block mask skips what it hides.
-        """
-        if not self._dense:
-            return True
-        prompt, sides = len(pair.prompt), (len(pair.chosen), len(pair.rejected))
-        hidden = pair.joined**2 - sum((prompt + side) ** 2 for side in sides) / 2
-        return prompt * self._weights > _ATTENTION_COST * hidden * self._channels
+        model.set_attn_implementation(before)
+        _SHARING.reset(token)

@@ -14,7 +14,6 @@ hold prompt, chosen and rejected (prefix sharing, `stages.gradients.sharing`) or
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any
@@ -28,8 +27,9 @@ from stages.gradients.layers import Of, refuse_unsupported, weight_shape
 from stages.gradients.logprobs import CHUNK_ELEMENTS, Head, accumulation_dtype, completion_logprobs
 from stages.gradients.projections import LayerSlot, SketchLayout, layer_projections
 from stages.gradients.rows import Pair, RowBatch
-from stages.gradients.sharing import PROBE, SharingCost, probe_window, sharing_attention
 
+PROBE = Pair(prompt=(11, 5, 23, 8, 17, 6), chosen=(9, 31, 7, 12, 19, 14, 10), rejected=(21, 13, 27, 18, 15))
+"""A short pair to measure prefix sharing with; ids are taken modulo the vocabulary."""
 _LOGP_TOLERANCE = 2e-2
 """Relative; as in `check_head`: what bfloat16 may change, and no wrong mask leaves."""
 _LEAST_COSINE = {torch.float64: 0.99999, torch.float32: 0.9999}
@@ -78,7 +78,7 @@ class Sketcher:
     gradients underflow unnoticed.
 
     prefix_sharing: compute each prompt once where the loaded model gives the same result that way
-    (measured on entering) and it saves time. Afterwards `sharing` says whether it is done and
+    (measured on entering). Afterwards `sharing` says whether it is done and
     `sharing_note` why not. Sketches of both sides need a row for each side: never shared.
     """
 
@@ -153,7 +153,7 @@ class Sketcher:
         self._sums_RD = torch.zeros(rows, self.layout.dim, dtype=dtype, device=device)
         self._reached = set()
         try:
-            with torch.enable_grad(), sharing_attention(self.model) if shared else nullcontext():
+            with torch.enable_grad():
                 value_BC = completion_logprobs(self.model, batch, self._head, self.chunk_elements)
                 value_R = value_BC.sum(dim=1)
                 signed = value_R[:n].sum() - value_R[n:].sum()
@@ -187,48 +187,23 @@ class Sketcher:
         `reduce` makes what is kept of a batch (indices, sketches): large sketches never pile up."""
         if not pairs:
             raise ValueError("no pairs to sketch")
-        cost = SharingCost(self.model)
-        shares = [self.sharing and cost.pays(pair) for pair in pairs]
-        found: dict[int, tuple[PairSketches, int]] = {}
-        for shared in (True, False):
-            members = [i for i, wanted in enumerate(shares) if wanted is shared]
-            found |= self._batches(pairs, members, shared, budget, report, misfits, reduce)
-        self._settle()
-        if misfits is not None:
-            misfits.sort()
-        if not found:
-            none_ND, none_N = torch.zeros(0, self.layout.dim), torch.zeros(0)
-            return PairSketches(none_ND, none_N, none_N, *((none_ND, none_ND) if self.both_sides else ()))
-        return PairSketches.cat([batch.rows([k]) for _, (batch, k) in sorted(found.items())])
 
-    def _batches(
-        self,
-        pairs: Sequence[Pair],
-        members: list[int],
-        shared: bool,
-        budget: TokenBudget,
-        report: Callable[[list[Pair]], None],
-        misfits: list[int] | None,
-        reduce: Callable[[list[int], PairSketches], PairSketches] | None,
-    ) -> dict[int, tuple[PairSketches, int]]:
-        """{pair: (its batch's sketches, its place in them)} of the members that fit in memory."""
-        unfit: list[int] | None = None if misfits is None else []
-
-        def compute(places: list[int]) -> list[tuple[PairSketches, int]]:
-            batch = [pairs[members[place]] for place in places]
-            got = self._launch(batch, shared)
+        def compute(indices: list[int]) -> list[tuple[PairSketches, int]]:
+            batch = [pairs[i] for i in indices]
+            got = self._launch(batch, self.sharing)
             if reduce is not None:
                 self._settle()
-                got = reduce([members[place] for place in places], got)
+                got = reduce(indices, got)
             report(batch)
             return [(got, k) for k in range(len(batch))]
 
-        lengths = [pairs[i].joined if shared else pairs[i].longest for i in members]
-        done = budget.run(lengths, compute, rows_per_item=1 if shared else 2, misfits=unfit)
-        if misfits is not None and unfit is not None:
-            misfits += [members[place] for place in unfit]
-        fitting = [i for place, i in enumerate(members) if place not in (unfit or ())]
-        return dict(zip(fitting, done, strict=True))
+        lengths = [pair.joined if self.sharing else pair.longest for pair in pairs]
+        parts = budget.run(lengths, compute, rows_per_item=1 if self.sharing else 2, misfits=misfits)
+        self._settle()
+        if not parts:
+            none_ND, none_N = torch.zeros(0, self.layout.dim), torch.zeros(0)
+            return PairSketches(none_ND, none_N, none_N, *((none_ND, none_ND) if self.both_sides else ()))
+        return PairSketches.cat([batch.rows([k]) for batch, k in parts])
 
     def _why_not_share(self) -> str:
         """Why this model's prompts cannot be shared, from one short pair computed both ways; empty when they can."""
@@ -237,8 +212,7 @@ class Sketcher:
         tokens = self._head.weight.shape[0]
         pair = Pair(*(tuple(i % tokens for i in ids) for ids in (PROBE.prompt, PROBE.chosen, PROBE.rejected)))
         try:
-            with probe_window(self.model):
-                ours, theirs = self.sketch([pair], shared=True), self.sketch([pair])
+            ours, theirs = self.sketch([pair], shared=True), self.sketch([pair])
         except (AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             return f"prompts are computed twice: {type(self.model).__name__} cannot share them ({first})"
