@@ -95,7 +95,7 @@ def test_pairs_that_do_not_fit_are_named_by_their_place(make_model, make_pairs, 
         monkeypatch.setattr(sketcher, "_launch", small)
         misfits: list[int] = []
         got = sketcher.run(pairs, TokenBudget(1000), misfits=misfits)
-    assert misfits == [1, 4]
+    assert sorted(misfits) == [1, 4]
     with entered(model) as sketcher:
         want = sketcher.sketch([pairs[i] for i in (0, 2, 3, 5)])
     torch.testing.assert_close(got.sketch_ND, want.sketch_ND, rtol=1e-4, atol=1e-4)
