@@ -121,8 +121,8 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """SDPA on rows [prompt | side]; transformers' attention interface."""
     sharing = _SHARING.get()
-    parts = (sharing.apart(part) for part in (query, key, value))
-    out_RLHD, _ = sdpa_attention_forward(module, *parts, attention_mask, **kwargs)
+    query, key, value = (sharing.apart(part) for part in (query, key, value))
+    out_RLHD, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return sharing.join(out_RLHD), None
 
 
