@@ -297,4 +297,4 @@ class Sketcher:
 
 def _to_cpu(value: Tensor) -> Tensor:
     """On the CPU; from CUDA into pinned memory while the GPU goes on (`Sketcher._settle` waits)."""
-    return value.to("cpu", non_blocking=True)
+    return value.to("cpu", non_blocking=value.is_cuda)

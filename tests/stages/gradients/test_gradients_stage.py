@@ -44,7 +44,7 @@ WORDS = [
 
 def config(**changes) -> RunConfig:
     gradients = {"sketch": {"dim": 512, "seed": 5}, "token_budget": changes.pop("token_budget", 512)}
-    gradients["prefix_sharing"] = changes.pop("prefix_sharing", "auto")
+    gradients |= {name: changes.pop(name) for name in ("prefix_sharing", "of") if name in changes}
     return RunConfig.model_validate(
         {
             "name": "t",
@@ -291,3 +291,19 @@ def test_when_nothing_fits_every_pair_is_accounted_for(tmp_path, models, small_m
     small_memory(1)
     got, parts, _ = run(tmp_path, models, pairs(5, 3), config(), size=5)
     assert got.num_rows == 0 and [d.reason for d in parts[0].drops] == ["out_of_memory"] * 4
+
+
+def test_gradients_of_an_adapter_are_stored_and_refused_without_one(tmp_path, models, tiny_model):
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), lora)
+    adapted.save_pretrained(tmp_path / "adapter")
+    policy = ModelRef("adapted", tiny_model, "d", (tmp_path / "adapter", tiny_model))
+    table = pairs(5, 4)
+    got, parts, _ = run(tmp_path, {"policy": policy, "reference": policy}, table, config(of="adapter"))
+    layout = SketchLayout.from_json(got.schema.metadata[LAYOUT_KEY].decode())
+    assert {slot.kind.split(".")[-2] for slot in layout.layers} == {"lora_A", "lora_B"}
+    assert got.num_rows == 4 and not [drop for part in parts for drop in part.drops]
+    assert float(np.min(got.column("norm"))) > 0
+    with pytest.raises(UserError, match="no LoRA adapter"):
+        run(tmp_path, models, table, config(of="adapter"))
