@@ -107,7 +107,7 @@ STAGES: tuple[StageSpec, ...] = (
         "train",
         "artifact",
         "stages.train.stage:Train",
-        ("curated", "gradients"),
+        ("curated", "gradients", "pairs"),
         ("metrics",),
         ("model", "text", "loss", "train", "execution"),
         ("policy", "reference", "sft", "base"),
