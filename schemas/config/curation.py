@@ -76,7 +76,21 @@ class ConflictConfig(Section):
     direction: Literal["mean", "ema"] = semantic("mean", "how pairs make a language direction")
     ema_gamma: float = semantic(0.9, "ema: decay per minibatch; order-biased", gt=0, lt=1)
     ema_batch: int = semantic(32, "ema: pairs per minibatch", ge=1)
-    surgery: str = semantic("pcgrad", "weights from the Gram matrix: pcgrad, mean, unit_mean, ...")
+    surgery: Literal[
+        "pcgrad",
+        "mean",
+        "unit_mean",
+        "mgda",
+        "cagrad",
+        "nash_mtl",
+        "imtl_g",
+        "gradvac",
+        "upgrad",
+        "aligned_mtl",
+        "dualproj",
+    ] = semantic(
+        "pcgrad", "weights from the Gram matrix; cagrad, nash_mtl, upgrad and dualproj need a solver installed"
+    )
     orders: int = semantic(64, "random orders PCGrad is averaged over", ge=1)
     scope: Literal["model", "layer"] = semantic("model", "surgery on the whole model or per layer group")
     metric: Literal["raw", "unit", "coordinate", "layer"] = semantic(

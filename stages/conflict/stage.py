@@ -3,44 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from schemas.errors import UserError
 from schemas.ids import seed_for
 from schemas.tables import TABLES
-from stages.conflict.directions import (
-    Chunks,
-    cosines,
-    directions,
-    ema_omegas,
-    grams,
-    loss_weights,
-    mean_omegas,
-    scaled,
-)
 from stages.conflict.directions import conflicts as count_conflicts
-from stages.conflict.groups import merge_groups, plan_passes
+from stages.conflict.directions import cosines, ema_omegas, grams, loss_weights, mean_omegas, signed_directions
+from stages.conflict.groups import merge_groups
 from stages.conflict.metric import Metric, fit_metric
-from stages.conflict.null import sign_flip_null, split_half_null
-from stages.conflict.scores import Scores, score_pairs
+from stages.conflict.null import flip_signs, half_masks, sign_flip_null, split_half_null
+from stages.conflict.scores import Scores, as_slice, score_pairs
+from stages.conflict.store import Store
+from stages.conflict.stream import Chunks, Columns, scaled
 from stages.conflict.surgery import Surgery, surgery
 from stages.conflict.table import margin, score_rows
 from stages.contract import Account, Context, Rows, tally
 from stages.gradients.projections import SketchLayout
-from stages.gradients.stage import LAYOUT_KEY, SEED_KEY
-from stages.gradients.store import unpack_sketches
 
 MIN_PAIRS = 20
 """A language with fewer pairs is flagged: its direction is mostly noise."""
-_CHUNK_ROWS = 1024
+_DRAWS = 20
 _COMMON_ANSWER = (20, 0.01)
 """An answer shared by more pairs than both (a number, a share of all) does not join them into one group: "Yes." would
 chain unrelated tasks together until nothing is left to compare with."""
@@ -52,28 +40,38 @@ class Conflict:
     def run(self, ctx: Context) -> Iterator[Rows | Account]:
         """See TableStage.run. Raises UserError for sketches that cannot be compared, or an unknown surgery."""
         config = ctx.config.conflict
-        store = _Store.open(ctx)
+        store = Store.open(ctx)
         languages = [code for code in ctx.config.languages.seen if code in set(store.frame["language"])]
         index = {code: n for n, code in enumerate(languages)}
         language_N = torch.tensor([index[code] for code in store.frame["language"]], dtype=torch.int64)
         weight_N = _loss_weights(ctx, store.frame)
         group_N = _groups(store.frame) if config.leave_out == "group" else None
-        blocks = store.layout.group_columns("block")
+        blocks: dict[str, Columns] = {
+            name: as_slice(columns) for name, columns in store.layout.group_columns("block").items()
+        }
+        scopes: dict[str, Columns] = {"model": slice(None), **blocks}
         surgery_columns = list(blocks.values()) if config.scope == "layer" else [slice(None)]
         method = _method(ctx, len(languages))
         for note in _notes(languages, language_N, group_N):
             ctx.progress.note(note)
 
-        passes = 4 + (config.metric in ("coordinate", "layer"))
-        passes += max(1, len(plan_passes([] if group_N is None else group_N.tolist(), 8192)))
-        ctx.progress.total(passes * store.frame.height, "sketches")
-        chunks = store.chunks(ctx)
+        ctx.progress.total((2 + (config.metric in ("coordinate", "layer"))) * store.frame.height, "sketches")
+        chunks = store.chunks(ctx.progress.advance)
         chunks = scaled(_metric(ctx, store.layout, chunks).stream(chunks), weight_N)
         if config.direction == "ema":
             omega_N = ema_omegas(language_N, len(languages), config.ema_gamma, config.ema_batch)
         else:
             omega_N = mean_omegas(language_N, len(languages))
-        directions_LD = directions(chunks, language_N, omega_N, len(languages))
+        seed = seed_for(ctx.config.seed, ctx.round, "null")
+        flips_RN = flip_signs(len(language_N), _DRAWS, seed)
+        halves_RN = half_masks(language_N, len(languages), _DRAWS, seed)
+        directions_LD, signed_RLD = signed_directions(
+            chunks, language_N, omega_N, len(languages), torch.cat([flips_RN, halves_RN])
+        )
+        assert signed_RLD is not None
+        flips = sign_flip_null(signed_RLD[:_DRAWS])
+        noise = split_half_null(signed_RLD[_DRAWS:], directions_LD, list(scopes.values()))
+        del signed_RLD
         scores = score_pairs(
             chunks,
             language_N,
@@ -87,13 +85,9 @@ class Conflict:
         for rows in score_rows(store.frame, languages, scores, weight_N, config.score == "others"):
             yield Rows("scores", rows)
 
-        scopes: dict[str, Tensor | slice] = {"model": slice(None), **blocks}
         grams_SLL = grams(directions_LD, list(scopes.values()))
-        seed = seed_for(ctx.config.seed, ctx.round, "null")
-        noise = split_half_null(chunks, language_N, omega_N, len(languages), columns=list(scopes.values()), seed=seed)
-        flips = sign_flip_null(chunks, language_N, omega_N, len(languages), seed=seed)
         yield Rows("gram", _gram_rows(list(scopes), languages, grams_SLL, noise.cosine_RSM, noise.valid_RSM))
-        used = blocks if config.scope == "layer" else {"model": slice(None)}
+        used: dict[str, Columns] = blocks if config.scope == "layer" else {"model": slice(None)}
         counts = torch.bincount(language_N, minlength=len(languages)).tolist()
         yield Rows("directions", _direction_rows(used, languages, directions_LD, method, counts))
 
@@ -106,55 +100,6 @@ class Conflict:
             **_correlations(store.frame, scores),
         }
         yield Account(tally("pair", store.frame["language"].to_list(), []), stats=stats)
-
-
-@dataclass(frozen=True)
-class _Store:
-    """The gradients table: scalars in memory, sketches as a stream."""
-
-    files: list[Any]
-    layout: SketchLayout
-    frame: pl.DataFrame
-
-    @classmethod
-    def open(cls, ctx: Context) -> _Store:
-        """Raises UserError if parts were sketched differently, or there is nothing."""
-        files = ctx.inputs["gradients"]
-        found = {
-            tuple((pq.read_schema(file).metadata or {}).get(key) for key in (LAYOUT_KEY, SEED_KEY)) for file in files
-        }
-        if len(found) != 1 or None in next(iter(found)):
-            raise UserError(
-                "These gradient sketches were made with different layers or projections and cannot be compared",
-                where=str(files[0].parent),
-                fix="Redo them: --force-stage gradients.",
-            )
-        ((layout, _),) = found
-        scalars = ctx.scan("gradients").drop("sketch")
-        answers = ctx.scan("pairs").select(
-            "pair_id",
-            *(pl.col(side).list.last().struct.field("content").hash().alias(side) for side in ("chosen", "rejected")),
-        )
-        frame = scalars.join(answers, on="pair_id", how="left", maintain_order="left").collect()
-        if frame.is_empty():
-            raise UserError(
-                "No pair has a gradient", fix="See what was dropped: python -m pipeline inspect RUN dropped/gradients."
-            )
-        return cls(files, SketchLayout.from_json((layout or b"").decode()), frame)
-
-    def chunks(self, ctx: Context) -> Chunks:
-        """A stream over all sketches [n, D] float32, in the frame's order."""
-
-        def generate() -> Iterator[Tensor]:
-            for file in self.files:
-                for batch in pq.ParquetFile(file).iter_batches(_CHUNK_ROWS, columns=["sketch", "norm"]):
-                    flat = batch.column("sketch").flatten().to_numpy(zero_copy_only=False)
-                    stored_ND = torch.from_numpy(flat.astype(np.float32)).view(batch.num_rows, -1)
-                    norm_N = torch.from_numpy(batch.column("norm").to_numpy(zero_copy_only=False).copy())
-                    ctx.progress.advance(batch.num_rows)
-                    yield unpack_sketches(stored_ND, norm_N)
-
-        return generate
 
 
 def _loss_weights(ctx: Context, frame: pl.DataFrame) -> Tensor:
@@ -170,13 +115,12 @@ def _loss_weights(ctx: Context, frame: pl.DataFrame) -> Tensor:
 def _groups(frame: pl.DataFrame) -> Tensor:
     """Pairs that share a translation group or an answer text (chosen of one, rejected of another) leave together."""
     n = frame.height
-    texts = [*frame["chosen"].to_list(), *frame["rejected"].to_list()]
     limit = max(_COMMON_ANSWER[0], int(_COMMON_ANSWER[1] * n))
-    values, counts = np.unique(np.array(texts, dtype=np.uint64), return_counts=True)
-    common = set(values[counts > limit].tolist())
-    answers = [None if text in common else text for text in texts]
-    translations = frame["group_id"].to_list() * 2
-    return merge_groups([*range(n)] * 2, answers, translations)[:n]
+    texts = np.concatenate([frame["chosen"].to_numpy(), frame["rejected"].to_numpy()])
+    _, answers, counts = np.unique(texts, return_inverse=True, return_counts=True)
+    answers = np.where(counts[answers] > limit, -1, answers)
+    translations = frame["group_id"].rank("dense").to_numpy().astype(np.int64)
+    return merge_groups(np.tile(np.arange(n), 2), answers, np.tile(translations, 2))[:n]
 
 
 def _method(ctx: Context, n_languages: int) -> Surgery:
@@ -231,7 +175,7 @@ def _gram_rows(
 
 
 def _direction_rows(
-    scopes: dict[str, Any], languages: Sequence[str], directions_LD: Tensor, method: Surgery, counts: Sequence[int]
+    scopes: dict[str, Columns], languages: Sequence[str], directions_LD: Tensor, method: Surgery, counts: Sequence[int]
 ) -> pa.Table:
     rows = []
     for scope, columns in scopes.items():
