@@ -99,7 +99,7 @@ STAGES: tuple[StageSpec, ...] = (
         "select",
         "table",
         "stages.select.stage:Select",
-        ("pairs", "scores"),
+        ("pairs", "scores", "gradients?"),
         ("curated", "rejected"),
         ("select",),
         kept_rows=(("pair",), "curated"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import model_validator
+
 from schemas.config.base import Section, execution, semantic
 from schemas.config.model import Sampling
 from schemas.config.sources import PairSource
@@ -106,6 +108,23 @@ class ConflictConfig(Section):
     )
 
 
+class DiversityConfig(Section):
+    """A cap on pairs whose gradients point alike."""
+
+    cells: int = semantic(0, "k-means cells of the gradient sketches; 0: no cap", ge=0)
+    share: float = semantic(
+        0.1, "largest share of what a language keeps (quota: global: of all) that one cell may give", gt=0, le=1
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> DiversityConfig:
+        if self.cells and self.cells * self.share < 1:
+            raise ValueError(
+                f"{self.cells} cells of at most {self.share:g} each cannot fill the selection: cells * share is below 1"
+            )
+        return self
+
+
 class SelectConfig(Section):
     """Select stage."""
 
@@ -125,3 +144,4 @@ class SelectConfig(Section):
         "bottom",
     ] = semantic("conflict", "what pairs are ranked by: the conflict score, or a baseline (docs/methods.md)")
     quota: Literal["language", "global"] = semantic("language", "keep the share per language, or overall")
+    diversity: DiversityConfig = semantic(DiversityConfig(), "cap on pairs whose gradients point alike")

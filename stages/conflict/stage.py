@@ -14,24 +14,18 @@ from schemas.errors import UserError
 from schemas.ids import seed_for
 from schemas.tables import TABLES
 from stages.conflict.directions import conflicts as count_conflicts
-from stages.conflict.directions import cosines, ema_omegas, grams, loss_weights, mean_omegas, signed_directions
-from stages.conflict.groups import merge_groups
-from stages.conflict.metric import Metric, fit_metric
+from stages.conflict.directions import cosines, grams, signed_directions
 from stages.conflict.null import flip_signs, half_masks, sign_flip_null, split_half_null
-from stages.conflict.scores import Scores, as_slice, score_pairs
-from stages.conflict.store import Store
-from stages.conflict.stream import Chunks, Columns, scaled
+from stages.conflict.prepare import Prepared
+from stages.conflict.scores import Scores, score_pairs
+from stages.conflict.stream import Columns
 from stages.conflict.surgery import Surgery, surgery
-from stages.conflict.table import margin, score_rows
+from stages.conflict.table import score_rows
 from stages.contract import Account, Context, Rows, tally
-from stages.gradients.projections import SketchLayout
 
 MIN_PAIRS = 20
 """A language with fewer pairs is flagged: its direction is mostly noise."""
 _DRAWS = 20
-_COMMON_ANSWER = (20, 0.01)
-"""An answer shared by more pairs than both (a number, a share of all) does not join them into one group: "Yes." would
-chain unrelated tasks together until nothing is left to compare with."""
 
 
 class Conflict:
@@ -39,34 +33,21 @@ class Conflict:
 
     def run(self, ctx: Context) -> Iterator[Rows | Account]:
         """See TableStage.run. Raises UserError for sketches that cannot be compared, or an unknown surgery."""
-        config = ctx.config.conflict
-        store = Store.open(ctx)
-        languages = [code for code in ctx.config.languages.seen if code in set(store.frame["language"])]
-        index = {code: n for n, code in enumerate(languages)}
-        language_N = torch.tensor([index[code] for code in store.frame["language"]], dtype=torch.int64)
-        weight_N = _loss_weights(ctx, store.frame)
-        group_N = _groups(store.frame) if config.leave_out == "group" else None
-        blocks: dict[str, Columns] = {
-            name: as_slice(columns) for name, columns in store.layout.group_columns("block").items()
-        }
-        scopes: dict[str, Columns] = {"model": slice(None), **blocks}
-        surgery_columns = list(blocks.values()) if config.scope == "layer" else [slice(None)]
+        config, ready = ctx.config.conflict, Prepared.of(ctx)
+        frame, languages, language_N, group_N = ready.store.frame, ready.languages, ready.language_N, ready.group_N
+        scopes: dict[str, Columns] = {"model": slice(None), **ready.blocks}
+        used: dict[str, Columns] = ready.blocks if config.scope == "layer" else {"model": slice(None)}
         method = _method(ctx, len(languages))
         for note in _notes(languages, language_N, group_N):
             ctx.progress.note(note)
 
-        ctx.progress.total((2 + (config.metric in ("coordinate", "layer"))) * store.frame.height, "sketches")
-        chunks = store.chunks(ctx.progress.advance)
-        chunks = scaled(_metric(ctx, store.layout, chunks).stream(chunks), weight_N)
-        if config.direction == "ema":
-            omega_N = ema_omegas(language_N, len(languages), config.ema_gamma, config.ema_batch)
-        else:
-            omega_N = mean_omegas(language_N, len(languages))
+        ctx.progress.total((2 + ready.passes_before) * frame.height, "sketches")
+        chunks = ready.chunks(ctx.progress.advance)
         seed = seed_for(ctx.config.seed, ctx.round, "null")
         flips_RN = flip_signs(len(language_N), _DRAWS, seed)
         halves_RN = half_masks(language_N, len(languages), _DRAWS, seed)
         directions_LD, signed_RLD = signed_directions(
-            chunks, language_N, omega_N, len(languages), torch.cat([flips_RN, halves_RN])
+            chunks, language_N, ready.omega_N, len(languages), torch.cat([flips_RN, halves_RN])
         )
         assert signed_RLD is not None
         flips = sign_flip_null(signed_RLD[:_DRAWS])
@@ -75,19 +56,18 @@ class Conflict:
         scores = score_pairs(
             chunks,
             language_N,
-            omega_N,
+            ready.omega_N,
             directions_LD,
             method,
-            columns=surgery_columns,
+            columns=list(used.values()),
             group_N=group_N,
             min_pairs=MIN_PAIRS,
         )
-        for rows in score_rows(store.frame, languages, scores, weight_N, config.score == "others"):
+        for rows in score_rows(frame, languages, scores, ready.weight_N, config.score == "others"):
             yield Rows("scores", rows)
 
         grams_SLL = grams(directions_LD, list(scopes.values()))
         yield Rows("gram", _gram_rows(list(scopes), languages, grams_SLL, noise.cosine_RSM, noise.valid_RSM))
-        used: dict[str, Columns] = blocks if config.scope == "layer" else {"model": slice(None)}
         counts = torch.bincount(language_N, minlength=len(languages)).tolist()
         yield Rows("directions", _direction_rows(used, languages, directions_LD, method, counts))
 
@@ -97,30 +77,9 @@ class Conflict:
             "language_pairs": float(len(languages) * (len(languages) - 1) // 2),
             "conflicts_p_value": flips.tail([found])[0],
             "largest_group": float(0 if group_N is None else torch.bincount(group_N).max()),
-            **_correlations(store.frame, scores),
+            **_correlations(frame, scores),
         }
-        yield Account(tally("pair", store.frame["language"].to_list(), []), stats=stats)
-
-
-def _loss_weights(ctx: Context, frame: pl.DataFrame) -> Tensor:
-    """c_i of the run's loss, or ones."""
-    if ctx.config.conflict.weighting == "none":
-        return torch.ones(frame.height, dtype=torch.float64)
-    delta = frame.select(margin()).to_series()
-    n_chosen, n_rejected = (torch.from_numpy(frame[name].to_numpy().copy()) for name in ("n_chosen", "n_rejected"))
-    loss = ctx.config.loss
-    return loss_weights(torch.from_numpy(delta.to_numpy().copy()), n_chosen, n_rejected, loss.beta, loss.alpha)
-
-
-def _groups(frame: pl.DataFrame) -> Tensor:
-    """Pairs that share a translation group or an answer text (chosen of one, rejected of another) leave together."""
-    n = frame.height
-    limit = max(_COMMON_ANSWER[0], int(_COMMON_ANSWER[1] * n))
-    texts = np.concatenate([frame["chosen"].to_numpy(), frame["rejected"].to_numpy()])
-    _, answers, counts = np.unique(texts, return_inverse=True, return_counts=True)
-    answers = np.where(counts[answers] > limit, -1, answers)
-    translations = frame["group_id"].rank("dense").to_numpy().astype(np.int64)
-    return merge_groups(np.tile(np.arange(n), 2), answers, np.tile(translations, 2))[:n]
+        yield Account(tally("pair", frame["language"].to_list(), []), stats=stats)
 
 
 def _method(ctx: Context, n_languages: int) -> Surgery:
@@ -129,12 +88,6 @@ def _method(ctx: Context, n_languages: int) -> Surgery:
         return surgery(config.surgery, n_languages, seed_for(ctx.config.seed, ctx.round, "surgery"), config.orders)
     except (ValueError, ImportError) as error:
         raise UserError(str(error), where="conflict.surgery") from error
-
-
-def _metric(ctx: Context, layout: SketchLayout, chunks: Chunks) -> Metric:
-    config = ctx.config.conflict
-    kind = "none" if config.metric == "raw" else config.metric
-    return fit_metric(chunks, kind, q=config.metric_power, layers=[slot.columns for slot in layout.layers])
 
 
 def _notes(languages: Sequence[str], language_N: Tensor, group_N: Tensor | None) -> list[str]:
