@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from schemas.errors import UserError
-from stages.conflict.stream import BLOCK, Chunks, Rows
+from stages.conflict.stream import Chunks, Rows
 from stages.contract import Context
 from stages.gradients.projections import SketchLayout
 from stages.gradients.stage import LAYOUT_KEY, SEED_KEY
@@ -58,33 +60,38 @@ class Store:
         """A stream over all sketches as stored, in the frame's order; `advance` is told of rows as they are used."""
 
         def generate() -> Iterator[Rows]:
-            for rows in ahead(lambda: read_sketches(self.files)):
+            for rows in read_sketches(self.files):
                 yield rows
                 advance(len(rows.x_ND))
 
         return generate
 
 
-def read_sketches(files: list[Path]) -> Iterator[Rows]:
-    """Stored sketches [n, D] float16 and the factors that give them their norms."""
-    for file in files:
-        with pq.ParquetFile(file) as parquet:
-            for batch in parquet.iter_batches(BLOCK, columns=["sketch", "norm"]):
-                flat = batch.column("sketch").flatten()
-                factor_N = torch.from_numpy(batch.column("norm").to_numpy(zero_copy_only=False).astype("float64"))
-                yield Rows(_as_tensor(flat).view(batch.num_rows, -1), factor_N / SCALE)
+def read_sketches(files: Sequence[Path], readers: int | None = None) -> Iterator[Rows]:
+    """Stored sketches [n, D] float16 and the factors that give them their norms, a row group (about 32 MB) at a time.
+
+    Row groups are decoded ahead by `readers` threads (None: a thread per core, at most 4), and come in order.
+    Decoding takes most of the stage's time.
+    """
+    readers = readers or min(4, os.cpu_count() or 1)
+    units = ((file, group) for file in files for group in range(pq.read_metadata(file).num_row_groups))
+    with ThreadPoolExecutor(readers, thread_name_prefix="sketches") as pool:
+        waiting = deque(pool.submit(_row_group, *unit) for unit in islice(units, readers + 1))
+        try:
+            while waiting:
+                yield from waiting.popleft().result()
+                waiting.extend(pool.submit(_row_group, *unit) for unit in islice(units, 1))
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
-def ahead(read: Callable[[], Iterator[Rows]], blocks: int = 2) -> Iterator[Rows]:
-    """The same rows, the next `blocks` chunks read by a thread while this one is used: Parquet is decoded meanwhile."""
-    source = read()
-    with ThreadPoolExecutor(1, thread_name_prefix="sketches") as pool:
-        waiting = [pool.submit(next, source, None) for _ in range(blocks)]
-        while (rows := waiting.pop(0).result()) is not None:
-            waiting.append(pool.submit(next, source, None))
-            yield rows
-
-
-def _as_tensor(values: pa.Array) -> torch.Tensor:
-    """A view of a float16 array without nulls."""
-    return torch.from_dlpack(values)
+def _row_group(file: Path, group: int) -> list[Rows]:
+    with pq.ParquetFile(file) as parquet:
+        table = parquet.read_row_group(group, columns=["sketch", "norm"])
+    found = []
+    for batch in table.to_batches():
+        norm_N = torch.from_numpy(batch.column("norm").to_numpy(zero_copy_only=False).astype("float64"))
+        x_ND = torch.from_dlpack(batch.column("sketch").flatten()).view(batch.num_rows, -1)
+        found.append(Rows(x_ND, norm_N / SCALE))
+    return found
