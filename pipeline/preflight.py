@@ -34,7 +34,7 @@ def _packages(spec: StageSpec, config: RunConfig) -> list[str]:
     match spec.name:
         case "pairs":
             needs += ["transformers"]
-        case "gradients" | "conflict" | "evaluate":
+        case "precondition" | "aggregate" | "gradients" | "conflict" | "evaluate":
             needs += ["torch", "transformers"]
         case "train":
             needs += ["torch", "transformers", "trl", *(["peft"] if config.train.method == "lora" else [])]

@@ -116,7 +116,9 @@ def score_pairs(
     members (a larger group is held alone); scattered groups cost further passes over the stream instead.
     """
     n_languages = directions_LD.shape[0]
-    scorer = _Scorer(language_N, omega_N, directions_LD, method, columns, refit, min_pairs)
+    count_L = torch.bincount(language_N, minlength=n_languages)
+    gram_SLL = grams(directions_LD, columns)
+    scorer = _Scorer(language_N, omega_N, gram_SLL, method, count_L, refit, min_pairs, directions_LD, columns)
     labels = list(range(language_N.shape[0])) if group_N is None else group_N.tolist()
     passes = plan_passes(labels, max_held_rows) or [{}]
     several = {group for chosen in passes for group in chosen}
@@ -144,6 +146,29 @@ def score_pairs(
     return scores
 
 
+def score_products(
+    a_NSL: Tensor,
+    square_NS: Tensor,
+    language_N: Tensor,
+    omega_N: Tensor,
+    gram_SLL: Tensor,
+    method: Surgery,
+    *,
+    count_L: Tensor,
+    refit: bool = False,
+    min_pairs: int = 20,
+) -> Scores:
+    """`score_pairs` with every pair leaving alone, from inner products instead of sketches.
+
+    a_NSL = <g_i, G_k> and square_NS = |g_i|^2 per segment, gram_SLL = <G_l, G_k>; count_L: pairs in each direction.
+    """
+    scorer = _Scorer(language_N, omega_N, gram_SLL, method, count_L, refit, min_pairs)
+    scores = Scores.empty(language_N.shape[0], gram_SLL.shape[-1])
+    for index_n in scorer.blocks(torch.arange(language_N.shape[0])):
+        scorer.write(scores, index_n, scorer.leave_one_of(index_n, a_NSL[index_n], square_NS[index_n]))
+    return scores
+
+
 class _Scorer:
     """What all pairs share: directions, K, w, and the formulas of the module's docstring."""
 
@@ -151,18 +176,20 @@ class _Scorer:
         self,
         language_N: Tensor,
         omega_N: Tensor,
-        directions_LD: Tensor,
+        gram_SLL: Tensor,
         method: Surgery,
-        columns: Sequence[Columns],
+        count_L: Tensor,
         refit: bool,
         min_pairs: int,
+        directions_LD: Tensor | None = None,
+        columns: Sequence[Columns] = (),
     ) -> None:
+        """directions_LD and columns: needed where pairs are given as sketches."""
         self.language_N, self.omega_N = language_N, omega_N.to(torch.float64)
         self.directions_LD, self.columns = directions_LD, columns
         self.method, self.refit, self.min_pairs = method, refit, min_pairs
-        self.gram_SLL = grams(directions_LD, columns)
+        self.gram_SLL, self.count_L = gram_SLL, count_L
         self.weight_SL = method(self.gram_SLL)
-        self.count_L = torch.bincount(language_N, minlength=directions_LD.shape[0])
 
     def blocks(self, index_n: Tensor) -> Iterator[Tensor]:
         """Cut row indices so that [block, S, L, L] stays small."""
@@ -170,13 +197,17 @@ class _Scorer:
 
     def products(self, g_nD: Tensor) -> tuple[Tensor, Tensor]:
         """(a [n, S, L], |g|^2 [n, S]) per segment."""
+        assert self.directions_LD is not None
         a_nSL = torch.stack([g_nD[:, c] @ self.directions_LD[:, c].T for c in self.columns], dim=1)
         square_nS = torch.stack([g_nD[:, c].square().sum(dim=1) for c in self.columns], dim=1)
         return a_nSL, square_nS
 
     def leave_one(self, index_n: Tensor, g_nD: Tensor) -> _LeftOut:
         """Each pair leaves alone."""
-        a_nSL, square_nS = self.products(g_nD)
+        return self.leave_one_of(index_n, *self.products(g_nD))
+
+    def leave_one_of(self, index_n: Tensor, a_nSL: Tensor, square_nS: Tensor) -> _LeftOut:
+        """The same from a = <g_i, G_k> and |g_i|^2 per segment."""
         own_nL = torch.nn.functional.one_hot(self.language_N[index_n], len(self.count_L)).to(torch.float64)
         omega_nL = own_nL * self.omega_N[index_n, None]
         return _LeftOut(

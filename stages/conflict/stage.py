@@ -30,16 +30,18 @@ from stages.conflict.directions import conflicts as count_conflicts
 from stages.conflict.groups import merge_groups, plan_passes
 from stages.conflict.metric import Metric, fit_metric
 from stages.conflict.null import sign_flip_null, split_half_null
-from stages.conflict.scores import Scores, score_pairs
+from stages.conflict.products import ProductStore
+from stages.conflict.scores import Scores, score_pairs, score_products
 from stages.conflict.surgery import Surgery, surgery
 from stages.contract import Account, Context, Rows, tally
 from stages.gradients.projections import SketchLayout
-from stages.gradients.stage import LAYOUT_KEY, SEED_KEY
-from stages.gradients.store import unpack_sketches
+from stages.gradients.store import LAYOUT_KEY, common_metadata, unpack_sketches
 
 MIN_PAIRS = 20
 """A language with fewer pairs is flagged: its direction is mostly noise."""
 _CHUNK_ROWS = 1024
+_CHUNK_NUMBERS = 8 * 2**20
+_HELD_NUMBERS = 64 * 2**20
 _COMMON_ANSWER = (20, 0.01)
 """An answer shared by more pairs than both (a number, a share of all) does not join them into one group: "Yes." would
 chain unrelated tasks together until nothing is left to compare with."""
@@ -51,6 +53,9 @@ class Conflict:
     def run(self, ctx: Context) -> Iterator[Rows | Account]:
         """See TableStage.run. Raises UserError for sketches that cannot be compared, or an unknown surgery."""
         config = ctx.config.conflict
+        if "sums" in ctx.inputs:
+            yield from _of_products(ctx)
+            return
         store = _Store.open(ctx)
         languages = [code for code in ctx.config.languages.seen if code in set(store.frame["language"])]
         index = {code: n for n, code in enumerate(languages)}
@@ -63,8 +68,9 @@ class Conflict:
         for note in _notes(languages, language_N, group_N):
             ctx.progress.note(note)
 
+        held = max(1, min(8192, _HELD_NUMBERS // store.layout.dim))
         passes = 4 + (config.metric in ("coordinate", "layer"))
-        passes += max(1, len(plan_passes([] if group_N is None else group_N.tolist(), 8192)))
+        passes += max(1, len(plan_passes([] if group_N is None else group_N.tolist(), held)))
         ctx.progress.total(passes * store.frame.height, "sketches")
         chunks = store.chunks(ctx)
         chunks = scaled(_metric(ctx, store.layout, chunks).stream(chunks), weight_N)
@@ -82,6 +88,7 @@ class Conflict:
             columns=surgery_columns,
             group_N=group_N,
             min_pairs=MIN_PAIRS,
+            max_held_rows=held,
         )
         yield Rows("scores", _score_rows(ctx, store.frame, languages, scores, weight_N))
 
@@ -106,6 +113,42 @@ class Conflict:
         yield Account(tally("pair", store.frame["language"].to_list(), []), stats=stats)
 
 
+def _of_products(ctx: Context) -> Iterator[Rows | Account]:
+    """The same for gradients that were never stored; nothing is known of what noise alone would do."""
+    config = ctx.config.conflict
+    ctx.progress.total(sum(pq.read_metadata(file).num_rows for file in ctx.inputs["gradients"]), "pairs")
+    store = ProductStore.open(ctx)
+    method = _method(ctx, len(store.languages))
+    for note in _notes(store.languages, store.language_N, None):
+        ctx.progress.note(note)
+    blocks = store.layout.group_columns("block")
+    scopes: dict[str, Tensor | slice] = {"model": slice(None), **blocks}
+    grams_SLL = grams(store.directions_LD, list(scopes.values()))
+    scores = score_products(
+        store.a_NSL,
+        store.square_NS,
+        store.language_N,
+        store.omega_N,
+        grams_SLL[1:] if config.scope == "layer" else grams_SLL[:1],
+        method,
+        count_L=store.count_L,
+        min_pairs=MIN_PAIRS,
+    )
+    yield Rows("scores", _score_rows(ctx, store.frame, store.languages, scores, store.weight_N))
+    unknown_RSL = torch.zeros(1, *grams_SLL.shape[:2])
+    yield Rows("gram", _gram_rows(list(scopes), store.languages, grams_SLL, unknown_RSL, unknown_RSL.bool()))
+    used = blocks if config.scope == "layer" else {"model": slice(None)}
+    counts = store.count_L.tolist()
+    yield Rows("directions", _direction_rows(used, store.languages, store.directions_LD, method, counts))
+    count = len(store.languages)
+    stats = {
+        "conflicting_language_pairs": float(count_conflicts(grams_SLL[0])),
+        "language_pairs": float(count * (count - 1) // 2),
+        **_correlations(store.frame, scores),
+    }
+    yield Account(tally("pair", store.frame["language"].to_list(), []), stats=stats)
+
+
 @dataclass(frozen=True)
 class _Store:
     """The gradients table: scalars in memory, sketches as a stream."""
@@ -118,17 +161,8 @@ class _Store:
     def open(cls, ctx: Context) -> _Store:
         """Raises UserError if parts were sketched differently, or there is nothing."""
         files = ctx.inputs["gradients"]
-        found = {
-            tuple((pq.read_schema(file).metadata or {}).get(key) for key in (LAYOUT_KEY, SEED_KEY)) for file in files
-        }
-        if len(found) != 1 or None in next(iter(found)):
-            raise UserError(
-                "These gradient sketches were made with different layers or projections and cannot be compared",
-                where=str(files[0].parent),
-                fix="Redo them: --force-stage gradients.",
-            )
-        ((layout, _),) = found
-        scalars = ctx.scan("gradients").drop("sketch")
+        layout = SketchLayout.from_json(common_metadata(files)[LAYOUT_KEY].decode())
+        scalars = ctx.scan("gradients").drop("sketch", "sketch_chosen", "sketch_rejected", strict=False)
         answers = ctx.scan("pairs").select(
             "pair_id",
             *(pl.col(side).list.last().struct.field("content").hash().alias(side) for side in ("chosen", "rejected")),
@@ -138,14 +172,16 @@ class _Store:
             raise UserError(
                 "No pair has a gradient", fix="See what was dropped: python -m pipeline inspect RUN dropped/gradients."
             )
-        return cls(files, SketchLayout.from_json((layout or b"").decode()), frame)
+        return cls(files, layout, frame)
 
     def chunks(self, ctx: Context) -> Chunks:
         """A stream over all sketches [n, D] float32, in the frame's order."""
 
+        rows = max(1, min(_CHUNK_ROWS, _CHUNK_NUMBERS // self.layout.dim))
+
         def generate() -> Iterator[Tensor]:
             for file in self.files:
-                for batch in pq.ParquetFile(file).iter_batches(_CHUNK_ROWS, columns=["sketch", "norm"]):
+                for batch in pq.ParquetFile(file).iter_batches(rows, columns=["sketch", "norm"]):
                     flat = batch.column("sketch").flatten().to_numpy(zero_copy_only=False)
                     stored_ND = torch.from_numpy(flat.astype(np.float32)).view(batch.num_rows, -1)
                     norm_N = torch.from_numpy(batch.column("norm").to_numpy(zero_copy_only=False).copy())
