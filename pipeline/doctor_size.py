@@ -170,8 +170,13 @@ def _memory(config: RunConfig, sizes: Sizes) -> dict[str, tuple[float, str]]:
     weights = sizes.weights
     full = config.train.method == "full"
     train = weights * (8 if full else 2) + GIB
+    sums = 0.0
+    if config.gradients.sketch.method == "one_sided":
+        sums = (
+            8.0 * len(config.languages.seen) * config.gradients.sketch.rank * sum(min(o, i) for _, o, i in sizes.layers)
+        )
     found = {
-        "gradients": (1.5 * weights + GIB, "Lower gradients.token_budget; the model must fit one worker."),
+        "gradients": (1.5 * weights + sums + GIB, "Lower gradients.token_budget; the model must fit one worker."),
         "train": (
             train,
             "Set train.method: lora and train.gradient_checkpointing: true, lower train.micro_batch_size.",

@@ -109,7 +109,8 @@ def _tables() -> Iterator[tuple[str, str, pa.Schema]]:
 
 def _arrow_type(type_: pa.DataType) -> str:
     if pa.types.is_fixed_size_list(type_):
-        return f"list of `dim` {_arrow_type(type_.value_type)}"
+        size = "`dim` " if type_.list_size > 1 else ""
+        return f"list of {size}{_arrow_type(type_.value_type)}"
     if pa.types.is_list(type_):
         return f"list of {_arrow_type(type_.value_type)}"
     if pa.types.is_struct(type_):

@@ -301,7 +301,9 @@ def products_schema(groups: int, languages: int) -> pa.Schema:
     """Schema of the gradients table when the gradients are never stored (`sketch.method: one_sided`)."""
     return _gradients(
         [
-            _column("products", pa.list_(pa.float64(), groups * languages), "<g, G_k>: layer groups x languages"),
+            _column(
+                "products", pa.list_(pa.float64(), max(1, groups * languages)), "<g, G_k>: layer groups x languages"
+            ),
             _column("squares", pa.list_(pa.float64(), groups), "|g|^2 in each layer group"),
             _column("norm", pa.float32(), "norm of the one-sided sketch"),
         ]

@@ -13,6 +13,7 @@ over 2N rows gives N pair sketches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from types import TracebackType
@@ -27,6 +28,9 @@ from stages.gradients.layers import refuse_unsupported, weight_shape
 from stages.gradients.logprobs import CHUNK_ELEMENTS, Head, accumulation_dtype, completion_logprobs
 from stages.gradients.projections import LayerSlot, Scales, SketchLayout, apply_side, side_maps
 from stages.gradients.rows import Pair, RowBatch
+
+_SUMS_BYTES = 2**30
+"""Sums of a batch's rows, float32."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,9 @@ class Sketcher:
             report(batch)
             return [got.rows(slice(k, k + 1)) for k in range(len(indices))]
 
-        parts = budget.run([pair.longest for pair in pairs], compute, rows_per_item=2, misfits=misfits)
+        # a pair counts for at least its share of the memory that sums take, which matters for one-sided sketches only
+        least = math.ceil(budget.tokens * 4 * self.layout.dim / _SUMS_BYTES)
+        parts = budget.run([max(pair.longest, least) for pair in pairs], compute, rows_per_item=2, misfits=misfits)
         if not parts:
             none_ND, none_N = torch.zeros(0, self.layout.dim), torch.zeros(0)
             return PairSketches(none_ND, none_N, none_N, *((none_ND, none_ND) if self.both_sides else ()))

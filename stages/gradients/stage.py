@@ -108,6 +108,7 @@ class Worker:
         self.metadata = store_metadata(layout, self.sketcher.seed, model, self.factors)
         self.products = self._products()
         self.stats: dict[str, float] = {}
+        self.first_row: int | None = None
         self.budget = TokenBudget.remembered(self.ctx, "gradients.token_budget", batch_tokens(self.ctx.config))
         self.begun = time.monotonic()
         self.tokens = 0
@@ -151,7 +152,9 @@ class Worker:
     ) -> dict[str, pa.Table]:
         """The part's tables; pairs that fail are added to `drops`."""
         if self.products is not None:
+            before = len(kept)
             kept = self.products.known(kept, drops)
+            self.ctx.progress.advance(before - len(kept))
         return {"gradients": self._sketch(shard, kept, drops) if kept else self._empty()}
 
     def _ids(self, row: dict[str, Any]) -> PairIds | Drop:
@@ -229,7 +232,9 @@ class Worker:
         size = config.gradients.shard_size if first_ND is not None else config.gradients.aggregate_size
         if count < 2 or config.gradients.sketch.method == "exact":
             return
-        if first_training_row(self.ctx) // size != shard.index:
+        if self.first_row is None:
+            self.first_row = first_training_row(self.ctx)
+        if self.first_row // size != shard.index:
             return
         order = sorted(range(len(pairs)), key=lambda n: (seed_for(config.seed, "sketch error", ids[n]), n))[:count]
         sample, misfits = [pairs[n] for n in order], list[int]()

@@ -8,11 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
+
+import pipeline.run
+from pipeline.config_file import load_config
+from pipeline.console import Display
+from pipeline.inspect import print_rows
+from pipeline.run import Selection
+from pipeline.status import states_of
+from tests.faults.inline import InlineExecutor
 
 ONE_SIDED = {
     "gradients__sketch__method": "one_sided",
@@ -25,6 +34,42 @@ IMPORTED = {
     "pairs": {"sources": [{"path": "package:authored_pairs/{language}.jsonl"}], "test_fraction": 0.2},
     "evaluate__authored": [],
 }
+
+
+class Killed(BaseException):
+    """The run ends here, as if its process had died."""
+
+
+class DiesAfter(list):
+    """A list of committed parts that ends the run after some of them."""
+
+    def __init__(self, parts: int) -> None:
+        super().__init__()
+        self.left = parts
+
+    def append(self, item: object) -> None:
+        super().append(item)
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+@pytest.fixture
+def inline(monkeypatch) -> Iterator:
+    """inline(config file, parts=0): the real run loop and stages in this process until select; it dies after `parts`."""
+    monkeypatch.setattr(pipeline.run, "LocalExecutor", InlineExecutor)
+    threads = torch.get_num_threads()
+
+    def run(path: Path, parts: int = 0) -> list[tuple[str, int]]:
+        monkeypatch.setattr(InlineExecutor, "computed", DiesAfter(parts), raising=False)
+        pipeline.run.run(load_config(path, ()), Selection(last="select"), Display(quiet=True))
+        return list(InlineExecutor.computed)
+
+    yield run
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
 TABLES = ("contributions", "sums", "gradients", "scores", "gram", "directions", "curated", "rejected")
 
 
@@ -40,50 +85,58 @@ def table_bytes(root: Path) -> dict[str, bytes]:
     }
 
 
-def killed_after(path: Path, root: Path, stage: str) -> None:
-    """Start the run and kill its driver when the stage's first part is committed."""
+def test_one_sided_in_two_passes_is_resumed_after_every_part(write_tiny, inline, tmp_path):
+    path, root = write_tiny(**IMPORTED, **ONE_SIDED), tmp_path / "runs/t"
+    whole = inline(path)
+    parts = {stage: sum(name == stage for name, _ in whole) for stage in ("aggregate", "gradients")}
+    assert parts["aggregate"] > 2 and parts["gradients"] > 2
+    rows = {state.step.spec.name: state.manifest for state in states_of(root) if state.manifest is not None}
+    train = read(root, "pairs").filter(pl.col("split") == "train").height
+    for stage in parts:
+        assert sum(t.rows_in for t in rows[stage].tallies) == sum(t.kept for t in rows[stage].tallies) == train
+    assert rows["aggregate"].stats["sketch_cosine_error"] > 0
+    assert read(root, "contributions").height == read(root, "scores").height == train
+    alone = table_bytes(root)
+
+    shutil.rmtree(root)
+    done: list[tuple[str, int]] = []
+    for _ in range(len(whole)):
+        with pytest.raises(Killed):
+            inline(path, parts=1)
+        done += InlineExecutor.computed
+    assert done == whole, "what was committed is never computed again"
+    assert inline(path) == []
+    got = table_bytes(root)
+    assert set(got) == set(alone) and [name for name in got if got[name] != alone[name]] == []
+
+
+@pytest.mark.timeout(1800)
+def test_two_workers_a_killed_driver_and_the_report(write_tiny, inline, pipeline_command, tmp_path):
+    path, root = write_tiny(**IMPORTED, **ONE_SIDED), tmp_path / "runs/t"
+    inline(path)
+    alone = table_bytes(root)
+    shutil.rmtree(root)
+    path = write_tiny(**IMPORTED, **ONE_SIDED, execution__workers=2)
     command = [sys.executable, "-m", "pipeline", "run", str(path), "--until", "select"]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while driver.poll() is None:
         events = (root / "events.jsonl").read_text().splitlines() if (root / "events.jsonl").exists() else []
-        if any(e["event"] == "part_done" and e.get("stage") == stage for e in map(json.loads, events)):
+        if any(e["event"] == "part_done" and e.get("stage") == "gradients" for e in map(json.loads, events)):
             break
         time.sleep(0.02)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-
-
-def test_one_sided_in_two_passes_is_resumed_from_any_kill_with_any_number_of_workers(
-    write_tiny, pipeline_command, tmp_path
-):
-    one = write_tiny(**IMPORTED, **ONE_SIDED)
-    pipeline_command("run", str(one), "--until", "select")
-    root = tmp_path / "runs/t"
-    status = json.loads(pipeline_command("status", str(root), "--json").stdout)
-    by_stage = {stage["stage"]: stage for stage in status["stages"]}
-    train = read(root, "pairs").filter(pl.col("split") == "train").height
-    for stage in ("aggregate", "gradients"):
-        (rows,) = by_stage[stage]["rows"]
-        assert (rows["unit"], rows["in"], rows["kept"]) == ("pair", train, train)
-    assert by_stage["aggregate"]["stats"]["sketch_cosine_error"] > 0
-    assert read(root, "contributions").height == read(root, "scores").height == train
-    alone = table_bytes(root)
-    shutil.move(root, tmp_path / "alone")
-
-    two = write_tiny(**IMPORTED, **ONE_SIDED, execution__workers=2)
-    for stage in ("aggregate", "gradients"):
-        killed_after(two, root, stage)
-    pipeline_command("run", str(two), "--until", "select")
+    pipeline_command(*command[3:])
     got = table_bytes(root)
-    assert set(got) == set(alone)
-    assert [name for name in got if got[name] != alone[name]] == []
-    assert "Up to date" in pipeline_command("run", str(two), "--until", "select").stderr
-    assert "report.html" in pipeline_command("report", str(root)).stdout + pipeline_command("status", str(root)).stdout
+    assert set(got) == set(alone) and [name for name in got if got[name] != alone[name]] == []
+    shown = pipeline_command("status", str(root)).stdout
+    assert "aggregate" in shown and "precondition" not in shown
+    pipeline_command("report", str(root))
     page = (root / "report.html").read_text()
     assert "one-sided (Flora), rank 3" in page and "standard error of a cosine" in page
 
 
-def test_preconditioned_sketches_of_both_sides_and_their_error(write_tiny, pipeline_command, tmp_path):
+def test_preconditioned_sketches_of_both_sides_and_their_error(write_tiny, inline, tmp_path, capsys):
     path = write_tiny(
         **IMPORTED,
         gradients__sketch={
@@ -94,7 +147,7 @@ def test_preconditioned_sketches_of_both_sides_and_their_error(write_tiny, pipel
             "error_pairs": 4,
         },
     )
-    pipeline_command("run", str(path), "--until", "select")
+    inline(path)
     root = tmp_path / "runs/t"
     rows = read(root, "gradients")
     assert {"sketch_chosen", "norm_chosen", "sketch_rejected", "norm_rejected"} <= set(rows.columns)
@@ -104,8 +157,8 @@ def test_preconditioned_sketches_of_both_sides_and_their_error(write_tiny, pipel
     assert float((parts[""] - difference).norm()) <= 4e-3 * float(parts["_chosen"].norm() + parts["_rejected"].norm())
     factors = read(root, "preconditioner")
     assert set(factors["side"]) == {"out", "in"} and factors["factor"].explode().is_finite().all()
-    shown = pipeline_command("inspect", str(root), "gradients", "--limit", "1").stdout
-    assert "standard error of a cosine between two pairs" in shown
+    print_rows(root, "gradients", None, None, 1, 0)
+    assert "standard error of a cosine between two pairs" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -126,7 +179,7 @@ def poisoned(tmp_path, tiny_model) -> tuple[Path, str]:
 @pytest.mark.parametrize("method", ["two_sided", "one_sided"])
 @pytest.mark.parametrize("languages", [("en", "de"), ("en",)], ids=["one pair in a language", "one language"])
 def test_bad_pairs_are_dropped_or_flagged_and_no_table_has_a_nan(
-    write_tiny, pipeline_command, tmp_path, poisoned, method, languages
+    write_tiny, inline, tmp_path, poisoned, method, languages
 ):
     model, mark = poisoned
     rows = [
@@ -158,7 +211,7 @@ def test_bad_pairs_are_dropped_or_flagged_and_no_table_has_a_nan(
             "execution__max_failed_fraction": 0.5,
         }
     )
-    pipeline_command("run", str(path), "--until", "select")
+    inline(path)
     root = tmp_path / "runs/t"
     reasons = {
         reason

@@ -348,3 +348,38 @@ def test_a_batch_that_ran_out_of_memory_half_way_is_not_added_twice(make_model, 
 def test_what_this_mode_cannot_do_is_refused_by_its_key(changes, named):
     with pytest.raises(ValueError, match=named):
         config(changes.get("conflict"), sketch={"both_sides": changes.get("both_sides", False)})
+
+
+def test_when_no_pair_is_left_both_passes_say_so_in_their_accounts(tmp_path, models):
+    config_ = config()
+    config_.text.max_length = 4
+    pairs = table(7, 8)
+    first, tables = first_pass(tmp_path, models, pairs, config_)
+    ctx = context(tmp_path, config_, models, pairs=pairs, **tables)
+    second = list(Gradients().run(ctx, shards(pairs, 4)))
+    for parts in (first, second):
+        assert {d.reason for part in parts for d in part.drops} == {"too_long"}
+        assert sum(len(part.drops) for part in parts) == sum(t.rows_in for p in parts for t in p.tallies) == 6
+    gradients = files(tmp_path, "gradients", [part.tables["gradients"] for part in second])
+    with pytest.raises(UserError, match="No pair has a gradient"):
+        collect(Conflict(), context(tmp_path, config_, {}, pairs=pairs, gradients=gradients, **tables))
+
+
+def test_the_error_of_the_sketch_is_measured_once_in_the_first_pass(tmp_path, models):
+    pairs = table(10, 9)
+    first, _ = first_pass(tmp_path, models, pairs, config(sketch={"error_pairs": 3}, aggregate_size=4))
+    measured = [part.stats for part in first if "sketch_cosine_error" in part.stats]
+    assert len(measured) == 1 and measured[0]["sketch_cosine_error_pairs"] == 3
+    assert 0 < measured[0]["sketch_cosine_error"] < 1
+
+
+def test_large_sketches_make_small_batches(make_model, make_pairs, monkeypatch):
+    import stages.gradients.sketcher as module
+    from stages.gradients.batching import TokenBudget
+
+    model, pairs, sizes = make_model("llama"), make_pairs(6, seed=3), []
+    layout = SketchLayout.plan(select_layers(model).layers, method="one_sided", rank=4)
+    monkeypatch.setattr(module, "_SUMS_BYTES", 2 * 2 * 4 * layout.dim)
+    with Sketcher(model, layout, seed=0) as sketcher:
+        got = sketcher.run(pairs, TokenBudget(4096), lambda batch: sizes.append(len(batch)))
+    assert sizes == [2, 2, 2] and got.sketch_ND.shape == (6, layout.dim)
