@@ -64,6 +64,13 @@ def print_rows(folder: Path, table: str, where: str | None, lang: str | None, li
             console.print(Text.assemble((f"{name:>24}  ", "bold"), _shown(value)), soft_wrap=True)
         console.print()
     console.print(f"{rows.height:,} of {total:,} rows of {table}")
+    if table == "gradients" and (off := _cosine_error(folder, round_)) is not None:
+        console.print(f"standard error of a cosine between two pairs, from a second sketch seed: {off:.3f}")
+
+
+def _cosine_error(folder: Path, round_: int) -> float | None:
+    found = [s.manifest.stats for s in states_of(folder) if s.manifest is not None and s.step.round == round_]
+    return next((stats["sketch_cosine_error"] for stats in found if "sketch_cosine_error" in stats), None)
 
 
 def _shown(value: object) -> str:

@@ -43,7 +43,7 @@ def _packages(spec: StageSpec, config: RunConfig) -> list[str]:
     match spec.name:
         case "pairs":
             needs += ["transformers"]
-        case "gradients" | "evaluate":
+        case "precondition" | "aggregate" | "gradients" | "evaluate":
             needs += ["torch", "transformers"]
         case "conflict":
             needs += ["torch", "transformers", *packages(config.conflict.surgery)]

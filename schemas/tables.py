@@ -177,6 +177,50 @@ TABLES: dict[str, Table] = {
                 ]
             ),
         ),
+        Table(
+            "preconditioner",
+            "a factor that multiplies one side of a layer's gradient; only with `sketch.precondition`",
+            pa.schema(
+                [
+                    _column("layer", pa.string(), "name of the layer"),
+                    _column("side", pa.string(), "out | in"),
+                    _column("factor", pa.list_(pa.float32()), "(row or column mean of the second moments)^(-1/4)"),
+                ]
+            ),
+        ),
+        Table(
+            "sums",
+            "the weighted sum of a part's gradients in one language and layer; only with `sketch.method: one_sided`",
+            pa.schema(
+                [
+                    _column("part", pa.int32(), "shard of the first pass"),
+                    _LANGUAGE,
+                    _column("layer", pa.string(), "name of the layer"),
+                    _column(
+                        "key", pa.string(), "hash of layers, projections, preconditioner and model: equal or refused"
+                    ),
+                    _column("n_pairs", pa.int64(), "pairs of the language in the part"),
+                    _column("n_batches", pa.int64(), "their minibatches; 1 unless conflict.direction is ema"),
+                    _column("values", pa.list_(pa.float32()), "sum of omega g, row-major"),
+                ]
+            ),
+        ),
+        Table(
+            "contributions",
+            "a pair's part in its language's sum; only with `sketch.method: one_sided`",
+            pa.schema(
+                [
+                    _PAIR_ID,
+                    _LANGUAGE,
+                    _column("part", pa.int32(), "shard of the first pass"),
+                    _column("omega", pa.float64(), "weight in the part's sum, before all parts are joined"),
+                    _column("weight", pa.float64(), "c = sigmoid(-margin), or 1"),
+                    _column("norm", pa.float64(), "norm of the one-sided sketch"),
+                    _column("ref_logp_chosen", pa.float32(), "sum log pi(chosen | prompt) under the reference"),
+                    _column("ref_logp_rejected", pa.float32(), "the same of rejected"),
+                ]
+            ),
+        ),
         Table("curated", "a pair that was kept", pa.schema(_CURATED)),
         Table(
             "rejected",
@@ -244,15 +288,41 @@ TABLES: dict[str, Table] = {
 }
 
 
-def gradients_schema(dim: int) -> pa.Schema:
-    """Schema of the gradients table for sketches of `dim` numbers."""
+def gradients_schema(dim: int, both_sides: bool = False) -> pa.Schema:
+    """Schema of the gradients table for sketches of `dim` numbers; both_sides: with those of chosen and rejected."""
+    sketch = pa.list_(pa.float16(), dim)
+    columns = [
+        _column("sketch", sketch, "grad s(chosen) - grad s(rejected), unit norm x 64"),
+        _column("norm", pa.float32(), "norm of the sketch before scaling"),
+    ]
+    for side in ("chosen", "rejected") if both_sides else ():
+        columns.append(
+            _column(f"sketch_{side}", sketch, f"only with sketch.both_sides: grad s({side}), unit norm x 64")
+        )
+        columns.append(_column(f"norm_{side}", pa.float32(), "only with sketch.both_sides: its norm before scaling"))
+    return _gradients(columns)
+
+
+def products_schema(groups: int, languages: int) -> pa.Schema:
+    """Schema of the gradients table when the gradients are never stored (`sketch.method: one_sided`)."""
+    return _gradients(
+        [
+            _column(
+                "products", pa.list_(pa.float64(), max(1, groups * languages)), "<g, G_k>: layer groups x languages"
+            ),
+            _column("squares", pa.list_(pa.float64(), groups), "|g|^2 in each layer group"),
+            _column("norm", pa.float32(), "norm of the one-sided sketch"),
+        ]
+    )
+
+
+def _gradients(vectors: list[pa.Field]) -> pa.Schema:
     return pa.schema(
         [
             _PAIR_ID,
             _column("group_id", pa.string(), "translation group"),
             _LANGUAGE,
-            _column("sketch", pa.list_(pa.float16(), dim), "grad s(chosen) - grad s(rejected), unit norm x 64"),
-            _column("norm", pa.float32(), "norm of the sketch before scaling"),
+            *vectors,
             _column("logp_chosen", pa.float32(), "sum log pi(chosen | prompt)"),
             _column("logp_rejected", pa.float32(), "sum log pi(rejected | prompt)"),
             _column("ref_logp_chosen", pa.float32(), "the same under the reference"),

@@ -50,8 +50,24 @@ class PairsConfig(Section):
 class SketchConfig(Section):
     """Gradient compression (METHODS.md section 3)."""
 
-    dim: int = semantic(8192, "numbers per pair, over all layers", ge=1)
+    method: Literal["two_sided", "one_sided", "exact"] = semantic(
+        "two_sided",
+        "two_sided: both sides of a layer's gradient are projected; one_sided: the wider side only, in two passes over "
+        "the pairs; exact: nothing is, for small models",
+    )
+    dim: int = semantic(8192, "two_sided: numbers per pair, over all layers", ge=1)
+    rank: int = semantic(16, "one_sided: width of the compressed side", ge=1)
     seed: int = semantic(0, "seed of the projections")
+    both_sides: bool = semantic(
+        False, "also store the sketches of chosen and rejected alone, for losses that weight the sides apart"
+    )
+    precondition: Literal["none", "adam_factored"] = semantic(
+        "none", "adam_factored: gradients in Adam's metric, its second moments factored, before projection"
+    )
+    precondition_pairs: int = semantic(64, "adam_factored: pairs the second moments are estimated on", ge=2)
+    error_pairs: int = execution(
+        8, "pairs sketched again with another seed, to say how far cosines are off; 0: not measured", ge=0
+    )
     include: list[str] = semantic(["*"], "glob patterns of layer names to sketch")
     exclude: list[str] = semantic([], "glob patterns of layer names to leave out")
 
@@ -68,6 +84,9 @@ class GradientsConfig(Section):
 
     sketch: SketchConfig = semantic(SketchConfig(), "compression")
     shard_size: int = semantic(512, "pairs per shard", ge=1)
+    aggregate_size: int = semantic(
+        2048, "one_sided: pairs per shard of the first pass; each stores one sum per language", ge=1
+    )
     token_budget: int = execution(8192, "padded tokens per batch; halved when memory runs out", ge=64)
 
 

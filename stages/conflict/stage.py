@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -17,7 +18,8 @@ from stages.conflict.directions import conflicts as count_conflicts
 from stages.conflict.directions import cosines, grams, signed_directions
 from stages.conflict.null import flip_signs, half_masks, sign_flip_null, split_half_null
 from stages.conflict.prepare import Prepared
-from stages.conflict.scores import Scores, score_pairs
+from stages.conflict.products import ProductStore
+from stages.conflict.scores import Scores, as_slice, score_pairs, score_products
 from stages.conflict.stream import Columns
 from stages.conflict.surgery import Surgery, surgery
 from stages.conflict.table import score_rows
@@ -33,6 +35,9 @@ class Conflict:
 
     def run(self, ctx: Context) -> Iterator[Rows | Account]:
         """See TableStage.run. Raises UserError for sketches that cannot be compared, or an unknown surgery."""
+        if "sums" in ctx.inputs:
+            yield from _of_products(ctx)
+            return
         config, ready = ctx.config.conflict, Prepared.of(ctx)
         frame, languages, language_N, group_N = ready.store.frame, ready.languages, ready.language_N, ready.group_N
         scopes: dict[str, Columns] = {"model": slice(None), **ready.blocks}
@@ -80,6 +85,43 @@ class Conflict:
             **_correlations(frame, scores),
         }
         yield Account(tally("pair", frame["language"].to_list(), []), stats=stats)
+
+
+def _of_products(ctx: Context) -> Iterator[Rows | Account]:
+    """The same for gradients that were never stored; nothing is known of what noise alone would do."""
+    config = ctx.config.conflict
+    ctx.progress.total(sum(pq.read_metadata(file).num_rows for file in ctx.inputs["gradients"]), "pairs")
+    store = ProductStore.open(ctx)
+    method = _method(ctx, len(store.languages))
+    for note in _notes(store.languages, store.language_N, None):
+        ctx.progress.note(note)
+    blocks: dict[str, Columns] = {n: as_slice(c) for n, c in store.layout.group_columns("block").items()}
+    scopes: dict[str, Columns] = {"model": slice(None), **blocks}
+    grams_SLL = grams(store.directions_LD, list(scopes.values()))
+    scores = score_products(
+        store.a_NSL,
+        store.square_NS,
+        store.language_N,
+        store.omega_N,
+        grams_SLL[1:] if config.scope == "layer" else grams_SLL[:1],
+        method,
+        count_L=store.count_L,
+        min_pairs=MIN_PAIRS,
+    )
+    for rows in score_rows(store.frame, store.languages, scores, store.weight_N, config.score == "others"):
+        yield Rows("scores", rows)
+    unknown_RSL = torch.zeros(1, *grams_SLL.shape[:2])
+    yield Rows("gram", _gram_rows(list(scopes), store.languages, grams_SLL, unknown_RSL, unknown_RSL.bool()))
+    used: dict[str, Columns] = blocks if config.scope == "layer" else {"model": slice(None)}
+    counts = store.count_L.tolist()
+    yield Rows("directions", _direction_rows(used, store.languages, store.directions_LD, method, counts))
+    count = len(store.languages)
+    stats = {
+        "conflicting_language_pairs": float(count_conflicts(grams_SLL[0])),
+        "language_pairs": float(count * (count - 1) // 2),
+        **_correlations(store.frame, scores),
+    }
+    yield Account(tally("pair", store.frame["language"].to_list(), []), stats=stats)
 
 
 def _method(ctx: Context, n_languages: int) -> Surgery:

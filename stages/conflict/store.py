@@ -18,8 +18,7 @@ from schemas.errors import UserError
 from stages.conflict.stream import Chunks, Rows
 from stages.contract import Context
 from stages.gradients.projections import SketchLayout
-from stages.gradients.stage import LAYOUT_KEY, SEED_KEY
-from stages.gradients.store import SCALE
+from stages.gradients.store import LAYOUT_KEY, SCALE, common_metadata
 
 
 @dataclass(frozen=True)
@@ -34,17 +33,8 @@ class Store:
     def open(cls, ctx: Context) -> Store:
         """Raises UserError if parts were sketched differently, or there is nothing."""
         files = ctx.inputs["gradients"]
-        found = {
-            tuple((pq.read_schema(file).metadata or {}).get(key) for key in (LAYOUT_KEY, SEED_KEY)) for file in files
-        }
-        if len(found) != 1 or None in next(iter(found)):
-            raise UserError(
-                "These gradient sketches were made with different layers or projections and cannot be compared",
-                where=str(files[0].parent),
-                fix="Redo them: --force-stage gradients.",
-            )
-        ((layout, _),) = found
-        scalars = ctx.scan("gradients").drop("sketch", "ids_hash")
+        layout = SketchLayout.from_json(common_metadata(files)[LAYOUT_KEY].decode())
+        scalars = ctx.scan("gradients").drop("sketch", "sketch_chosen", "sketch_rejected", "ids_hash", strict=False)
         answers = ctx.scan("pairs").select(
             "pair_id",
             *(pl.col(side).list.last().struct.field("content").hash().alias(side) for side in ("chosen", "rejected")),
@@ -54,7 +44,7 @@ class Store:
             raise UserError(
                 "No pair has a gradient", fix="See what was dropped: python -m pipeline inspect RUN dropped/gradients."
             )
-        return cls(files, SketchLayout.from_json((layout or b"").decode()), frame)
+        return cls(files, layout, frame)
 
     def chunks(self, advance: Callable[[int], None] = lambda rows: None) -> Chunks:
         """A stream over all sketches as stored, in the frame's order; `advance` is told of rows as they are used."""

@@ -13,6 +13,7 @@ over 2N rows gives N pair sketches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from types import TracebackType
@@ -25,8 +26,11 @@ from transformers import PreTrainedModel
 from stages.gradients.batching import TokenBudget
 from stages.gradients.layers import refuse_unsupported, weight_shape
 from stages.gradients.logprobs import CHUNK_ELEMENTS, Head, accumulation_dtype, completion_logprobs
-from stages.gradients.projections import LayerSlot, SketchLayout, layer_projections
+from stages.gradients.projections import LayerSlot, Scales, SketchLayout, apply_side, side_maps
 from stages.gradients.rows import Pair, RowBatch
+
+_SUMS_BYTES = 2**30
+"""Sums of a batch's rows, float32."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,12 @@ class Sketcher:
         seed: int,
         both_sides: bool = False,
         chunk_elements: int = CHUNK_ELEMENTS,
+        scales: Scales | None = None,
     ) -> None:
-        self.model, self.layout, self.seed = model, layout, seed
+        """scales: factors on delta_t and x_t before projection (see preconditioner.py)."""
+        self.model, self.layout, self.seed, self.scales = model, layout, seed, scales
         self.both_sides, self.chunk_elements = both_sides, chunk_elements
-        self._projections: dict[tuple[str, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._projections: dict[tuple[str, torch.device, torch.dtype], tuple[Tensor | None, Tensor | None]] = {}
         self._handles: list[Any] = []
         self._restore: list[tuple[nn.Parameter, bool]] = []
         self._sums_RD: Tensor | None = None  # rows x dim; None: hooks are idle
@@ -148,19 +154,25 @@ class Sketcher:
         budget: TokenBudget,
         report: Callable[[list[Pair]], None] = lambda batch: None,
         misfits: list[int] | None = None,
+        reduce: Callable[[list[int], PairSketches], PairSketches] | None = None,
     ) -> PairSketches:
         """Sketch any number of pairs in length-sorted batches under a token budget; results in the
-        order given. `report` is told of every finished batch; `misfits` as in `TokenBudget.run`."""
+        order given. `report` is told of every finished batch; `misfits` as in `TokenBudget.run`.
+        `reduce` makes what is kept of a batch (indices, sketches): large sketches never pile up."""
         if not pairs:
             raise ValueError("no pairs to sketch")
 
         def compute(indices: list[int]) -> list[PairSketches]:
             batch = [pairs[i] for i in indices]
             got = self.sketch(batch)
+            if reduce is not None:
+                got = reduce(indices, got)
             report(batch)
             return [got.rows(slice(k, k + 1)) for k in range(len(indices))]
 
-        parts = budget.run([pair.longest for pair in pairs], compute, rows_per_item=2, misfits=misfits)
+        # a pair counts for at least its share of the memory that sums take, which matters for one-sided sketches only
+        least = math.ceil(budget.tokens * 4 * self.layout.dim / _SUMS_BYTES)
+        parts = budget.run([max(pair.longest, least) for pair in pairs], compute, rows_per_item=2, misfits=misfits)
         if not parts:
             none_ND, none_N = torch.zeros(0, self.layout.dim), torch.zeros(0)
             return PairSketches(none_ND, none_N, none_N, *((none_ND, none_ND) if self.both_sides else ()))
@@ -195,15 +207,15 @@ class Sketcher:
         def forward_hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             if self._sums_RD is None or not output.requires_grad:
                 return
-            out_PO, in_PI = self._layer_projections(slot, output)
+            out, in_ = self._layer_projections(slot, output)
             with torch.no_grad():
-                x_BTP = self._by_row(slot, args[0]) @ in_PI.T  # all that is kept of the input
+                x_BTP = apply_side(self._by_row(slot, args[0]), in_)  # all that is kept of the input
 
             def backward_hook(delta: Tensor) -> None:
                 sums_RD = self._sums_RD
                 if sums_RD is None:
                     return
-                d_BTP = self._by_row(slot, delta) @ out_PO.T
+                d_BTP = apply_side(self._by_row(slot, delta), out)
                 s_BPP = torch.bmm(d_BTP.to(sums_RD.dtype).transpose(1, 2), x_BTP.to(sums_RD.dtype))
                 sums_RD[:, slot.columns] += s_BPP.reshape(s_BPP.shape[0], -1).to(sums_RD.device)
                 self._reached.add(slot.name)
@@ -212,13 +224,16 @@ class Sketcher:
 
         return forward_hook
 
-    def _layer_projections(self, slot: LayerSlot, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Projections in the activations' dtype and device; drawn once while the sketcher is
+    def _layer_projections(self, slot: LayerSlot, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Projections (`side_maps`) in the activations' dtype and device; drawn once while the sketcher is
         entered."""
         key = (slot.name, like.device, like.dtype)
         if key not in self._projections:
-            out_PO, in_PI = layer_projections(self.seed, slot)
-            self._projections[key] = (out_PO.to(like.device, like.dtype), in_PI.to(like.device, like.dtype))
+            out, in_ = side_maps(self.seed, slot, self.scales)
+            self._projections[key] = (
+                None if out is None else out.to(like.device, like.dtype),
+                None if in_ is None else in_.to(like.device, like.dtype),
+            )
         return self._projections[key]
 
     def _by_row(self, slot: LayerSlot, value: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def facts(config: RunConfig, manifests: Sequence[StageManifest]) -> list[tuple[s
         ("Rounds", str(config.rounds)),
         ("Seed", str(config.seed)),
         ("Loss", f"DPO, β = {config.loss.beta:g}" + (f", α = {config.loss.alpha:g}" if config.loss.alpha else "")),
-        ("Sketch", f"{count(config.gradients.sketch.dim)} numbers per pair, seed {config.gradients.sketch.seed}"),
+        ("Sketch", _sketch(config, manifests)),
         (
             "Conflict score",
             f"cosine with the {scored} ({config.conflict.surgery}, {config.conflict.direction}, "
@@ -105,6 +105,20 @@ def facts(config: RunConfig, manifests: Sequence[StageManifest]) -> list[tuple[s
     return lines
 
 
+def _sketch(config: RunConfig, manifests: Sequence[StageManifest]) -> str:
+    """How gradients were compressed, and how far that moves a cosine."""
+    sketch = config.gradients.sketch
+    size = {
+        "two_sided": f"{count(sketch.dim)} numbers per pair",
+        "one_sided": f"one-sided (Flora), rank {sketch.rank}",
+        "exact": "exact gradients",
+    }[sketch.method]
+    metric = ", in Adam's factored metric" if sketch.precondition == "adam_factored" else ""
+    errors = [m.stats["sketch_cosine_error"] for m in manifests if "sketch_cosine_error" in m.stats]
+    measured = f"; standard error of a cosine between two pairs {max(errors):.3f}, from a second seed" if errors else ""
+    return f"{size}, seed {sketch.seed}{metric}{measured}"
+
+
 def config_json(config: RunConfig) -> str:
     """The whole config, readable."""
     return json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False)
@@ -119,7 +133,7 @@ def unfinished(config: RunConfig, manifests: Sequence[StageManifest]) -> list[st
     missing = []
     for round_ in range(config.rounds):
         for spec in STAGES:
-            if spec.name in skipped or (not spec.per_round and round_ > 0):
+            if spec.name in skipped or not spec.is_part_of(config) or (not spec.per_round and round_ > 0):
                 continue
             if (spec.name, round_) not in done:
                 missing.append(f"{spec.name} (round {round_})" if config.rounds > 1 and spec.per_round else spec.name)

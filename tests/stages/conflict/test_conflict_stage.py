@@ -12,8 +12,7 @@ from schemas.errors import UserError
 from schemas.tables import TABLES, gradients_schema
 from stages.conflict.stage import Conflict
 from stages.gradients.projections import LayerShape, SketchLayout
-from stages.gradients.stage import LAYOUT_KEY, SEED_KEY
-from stages.gradients.store import pack_sketches
+from stages.gradients.store import LAYOUT_KEY, SEED_KEY, pack_sketches
 from tests.stages.stage_context import collect, context
 
 LAYOUT = SketchLayout.plan([LayerShape(f"model.layers.{n}.proj", 16, 16) for n in range(4)], 4 * 16)
