@@ -12,6 +12,7 @@ from stages.catalog import BY_NAME
 from stages.contract import ModelRef
 
 TRAINED = "model"
+ADAPTER = "adapter"
 
 
 class Models:
@@ -82,8 +83,11 @@ class Models:
         manifest = self._rundir.stage(train, round_)
         if manifest is None:
             raise UserError(f"Round {round_} has not been trained", fix="Run its train stage first.")
-        folder = self._rundir.artifacts(train, round_) / TRAINED
-        return ModelRef(f"{self._config.name} round {round_}", folder, content_of(model_files(manifest)))
+        artifacts = self._rundir.artifacts(train, round_)
+        base, adapter = self._role("policy", round_).path, artifacts / ADAPTER
+        merged = None if base is None or not adapter.is_dir() else (adapter, base)
+        name = f"{self._config.name} round {round_}"
+        return ModelRef(name, artifacts / TRAINED, content_of(model_files(manifest)), merged)
 
     def _resolve(self, name: str, revision: str | None) -> ModelRef:
         if (name, revision) not in self._resolved:

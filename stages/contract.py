@@ -31,12 +31,14 @@ class Stopped(Exception):
 class ModelRef:
     """A model that is on this machine: the name the user gave, its folder, the hash of its content.
 
-    For the `openai` engine there may be no folder: path is then None.
+    For the `openai` engine there may be no folder: path is then None. A merged adapter keeps (its folder, the folder of
+    its base) in `adapter`.
     """
 
     name: str
     path: Path | None
     digest: str
+    adapter: tuple[Path, Path] | None = None
 
 
 class Progress(Protocol):

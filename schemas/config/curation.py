@@ -83,11 +83,17 @@ class GradientsConfig(Section):
     """Gradients stage."""
 
     sketch: SketchConfig = semantic(SketchConfig(), "compression")
+    of: Literal["weights", "adapter"] = semantic(
+        "weights", "gradient of the weights (an adapter is merged first), or of the policy's LoRA adapter alone"
+    )
     shard_size: int = semantic(512, "pairs per shard", ge=1)
     aggregate_size: int = semantic(
         2048, "one_sided: pairs per shard of the first pass; each stores one sum per language", ge=1
     )
     token_budget: int = execution(8192, "padded tokens per batch; halved when memory runs out", ge=64)
+    prefix_sharing: Literal["auto", "off"] = execution(
+        "auto", "compute the prompt of a pair once where the model allows it; off in reference mode"
+    )
 
 
 class ConflictConfig(Section):

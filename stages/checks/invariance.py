@@ -22,7 +22,8 @@ from stages.gradients.logprobs import check_head
 from stages.gradients.projections import SketchLayout
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import Sketcher
-from stages.models.load import device_of, dtype_of, free_memory, load_causal_lm
+from stages.gradients.stage import shares_prefixes
+from stages.models.load import device_of, dtype_of, free_memory, load_causal_lm, load_with_adapter
 from stages.text.render import load_renderer
 
 FINE, USABLE = 0.99, 0.95
@@ -47,15 +48,17 @@ def sample_pairs(model: ModelRef, config: RunConfig, count: int) -> list[Pair]:
 
 def invariance_findings(model: ModelRef, config: RunConfig) -> Iterator[Finding]:
     """Load the model as the gradients stage does, sketch some pairs alone and together, compare; times both."""
-    policy = load_causal_lm(model, dtype_of(config), device_of(config), config.model.trust_remote_code)
+    of = config.gradients.of
+    load = load_causal_lm if of == "weights" else load_with_adapter
+    policy = load(model, dtype_of(config), device_of(config), config.model.trust_remote_code)
     size = sum(p.numel() * p.element_size() for p in policy.parameters())
     what = f"{model.name}: {sum(p.numel() for p in policy.parameters()) / 1e9:.2f} billion parameters, {policy.dtype}"
     yield Finding("weights", "ok", f"{what} on {policy.device}, {size / 2**30:.2f} GiB", values={"bytes": size})
     sketch, pairs = config.gradients.sketch, sample_pairs(model, config, _PAIRS)
     try:
         check_head(policy)
-        layout = SketchLayout.plan(select_layers(policy, sketch.include, sketch.exclude).layers, sketch.dim)
-        with Sketcher(policy, layout, sketch.seed) as sketcher:
+        layout = SketchLayout.plan(select_layers(policy, sketch.include, sketch.exclude, of).layers, sketch.dim)
+        with Sketcher(policy, layout, sketch.seed, prefix_sharing=shares_prefixes(config), of=of) as sketcher:
             alone = sketcher.run(pairs, TokenBudget(1))
             begun = time.monotonic()
             together = sketcher.run(pairs, TokenBudget(len(pairs) * 2 * max(pair.longest for pair in pairs)))

@@ -6,12 +6,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from stages.gradients.projections import LayerShape
+
+Of = Literal["weights", "adapter"]
+"""What the gradient is of: the model's own weights, or the matrices A and B of a LoRA adapter on it."""
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _WORTH_NAMING = 0.001
@@ -61,20 +65,22 @@ def backbone(model: PreTrainedModel) -> nn.Module:
     return base
 
 
-def select_layers(model: PreTrainedModel, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> Coverage:
+def select_layers(
+    model: PreTrainedModel, include: Sequence[str] = ("*",), exclude: Sequence[str] = (), of: Of = "weights"
+) -> Coverage:
     """Choose the linear layers to sketch by glob patterns over qualified names (`*.mlp.*`,
-    `model.layers.0.*`).
+    `model.layers.0.*`). Of an adapter: its A and B (`*.lora_A.*`), shares counted within the adapter.
 
     nn.Linear and transformers' Conv1D inside the backbone, in module order. Embeddings, norms and
     the language-model head are never taken: they are not backbone matrices and the head runs
     outside the hooks.
 
     Raises ValueError for mixture-of-experts models (routed tokens break the row bookkeeping), for
-    adapters that were not merged, for a pattern that matches nothing, and when nothing is left to
-    sketch.
+    adapters that were not merged (of the weights) or that are missing or no LoRA (of the adapter), for a
+    pattern that matches nothing, and when nothing is left to sketch.
     """
-    refuse_unsupported(model)
-    candidates = dict(linear_layers(model))
+    refuse_unsupported(model, of)
+    candidates = {name: m for name, m in linear_layers(model) if of == "weights" or _is_adapter(name)}
     if not candidates:
         raise ValueError(f"nothing can be sketched: the backbone of {type(model).__name__} has no linear layer")
     for pattern in [*include, *exclude]:
@@ -95,7 +101,8 @@ def select_layers(model: PreTrainedModel, include: Sequence[str] = ("*",), exclu
     taken = {id(module.weight) for module in chosen.values()}
     distinct: dict[int, tuple[str, Tensor]] = {}
     for name, parameter in model.named_parameters():
-        distinct.setdefault(id(parameter), (name, parameter))
+        if of == "weights" or _is_adapter(name):
+            distinct.setdefault(id(parameter), (name, parameter))
     total = sum(parameter.numel() for _, parameter in distinct.values())
     covered = sum(parameter.numel() for key, (_, parameter) in distinct.items() if key in taken)
     left_out = {name: p.numel() for key, (name, p) in distinct.items() if key not in taken}
@@ -126,15 +133,24 @@ def as_out_in(module: nn.Module, weight_like: Tensor) -> Tensor:
     return weight_like.T if isinstance(module, Conv1D) else weight_like
 
 
-def refuse_unsupported(model: nn.Module) -> None:
+def _is_adapter(name: str) -> bool:
+    """Whether a module or parameter belongs to an adapter (PEFT's names: lora_A, lora_embedding_B, modules_to_save)."""
+    return any(part.startswith("lora_") or part == "modules_to_save" for part in name.split("."))
+
+
+def refuse_unsupported(model: nn.Module, of: Of = "weights") -> None:
     """Raise ValueError for models whose per-pair gradient this version cannot sketch."""
+    if of == "adapter" and not any(_is_adapter(name) for name, _ in model.named_parameters()):
+        raise ValueError("the model has no LoRA adapter")
     for name, module in model.named_modules():
         kind = type(module)
-        if kind.__module__.split(".")[0] == "peft" or hasattr(module, "lora_A"):
+        if of == "weights" and (kind.__module__.split(".")[0] == "peft" or hasattr(module, "lora_A")):
             raise ValueError(
                 f"{name or 'the model'} is a PEFT adapter ({kind.__name__}): merge it into the "
-                "weights first (merge_and_unload); adapters cannot be sketched in this version"
+                "weights first (merge_and_unload), or take the gradient of the adapter"
             )
+        if len(getattr(module, "lora_magnitude_vector", ())):
+            raise ValueError(f"{name} is a DoRA layer: its magnitudes are no linear layer; use a plain LoRA adapter")
         three_d = [
             key
             for key, parameter in module.named_parameters(recurse=False)

@@ -20,10 +20,10 @@ from transformers import PreTrainedModel
 from stages.gradients.batching import TokenBudget
 from stages.gradients.layers import backbone
 from stages.gradients.rows import Row, RowBatch
+from stages.gradients.sharing import shared_prefixes
 
 CHUNK_ELEMENTS = 32 * 1024 * 1024
-"""Logits held at a time (float32: 128 MiB, and about three such tensors while a chunk is worked
-on)."""
+"""Logits held at a time (float32: 128 MiB, half as much again for a bfloat16 copy)."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,12 @@ class Head:
         """[M, V] in float32 (float64 for a float64 model); the product itself in the model's dtype,
         as models do it."""
         logits_MV = nn.functional.linear(hidden_MH.to(self.weight.dtype), self.weight, self.bias)
-        logits_MV = logits_MV.to(accumulation_dtype(logits_MV.dtype)) * self.scale
+        logits_MV = logits_MV.to(accumulation_dtype(logits_MV.dtype))
+        if self.scale != 1.0:
+            logits_MV *= self.scale
         if self.softcap is None:
             return logits_MV
-        return torch.tanh(logits_MV / self.softcap) * self.softcap
+        return logits_MV.div_(self.softcap).tanh_().mul_(self.softcap)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -86,13 +88,19 @@ class _TokenLogProbs(torch.autograd.Function):
             rows = slice(start, start + chunk)
             logits_MV = head.logits(hidden_MH[rows])
             index_M1 = target_M[rows, None]
-            norm_M1 = torch.logsumexp(logits_MV, dim=1, keepdim=True)
-            values.append((logits_MV.gather(1, index_M1) - norm_M1)[:, 0])
+            target_M1 = logits_MV.gather(1, index_M1)
+            slope_MV = None  # d cap(z)/dz = 1 - tanh^2
+            if grad_MH is not None and head.softcap is not None:
+                slope_MV = (logits_MV / head.softcap).square_().neg_().add_(1.0)
+            peak_M1 = logits_MV.amax(dim=1, keepdim=True)
+            delta_MV = logits_MV.sub_(peak_M1).exp_()  # in place: one such tensor at a time, not three
+            sum_M1 = delta_MV.sum(dim=1, keepdim=True)
+            values.append((target_M1 - peak_M1 - sum_M1.log())[:, 0])
             if grad_MH is not None:
-                delta_MV = (logits_MV - norm_M1).exp_().neg_()
-                delta_MV.scatter_add_(1, index_M1, torch.ones_like(norm_M1))
-                if head.softcap is not None:  # d cap(z)/dz = 1 - tanh^2
-                    delta_MV.mul_(logits_MV.div_(head.softcap).square_().neg_().add_(1.0))
+                delta_MV.div_(sum_M1.neg_())
+                delta_MV.scatter_add_(1, index_M1, torch.ones_like(sum_M1))
+                if slope_MV is not None:
+                    delta_MV.mul_(slope_MV)
                 if head.scale != 1.0:
                     delta_MV.mul_(head.scale)
                 grad_MH[rows] = (delta_MV.to(head.weight.dtype) @ head.weight).to(grad_MH.dtype)
@@ -115,18 +123,19 @@ def token_logprobs(hidden_MH: Tensor, target_M: Tensor, head: Head, chunk_elemen
     return _TokenLogProbs.apply(hidden_MH, target_M, head, chunk)
 
 
-def hidden_states(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
-    """Final hidden states [B, T, H] (after the last norm) of right-padded ids, without cache and
-    without a mask."""
-    return backbone(model)(input_ids=ids_BT, use_cache=False, return_dict=True).last_hidden_state
+def hidden_states(model: PreTrainedModel, batch: RowBatch) -> Tensor:
+    """Final hidden states [B, T, H] (after the last norm), without cache and without a mask."""
+    if batch.sharing is None:
+        return backbone(model)(input_ids=batch.ids_BT, use_cache=False, return_dict=True).last_hidden_state
+    with shared_prefixes(model, batch.sharing) as arguments:
+        return backbone(model)(input_ids=batch.ids_BT, use_cache=False, return_dict=True, **arguments).last_hidden_state
 
 
 def completion_logprobs(
     model: PreTrainedModel, batch: RowBatch, head: Head, chunk_elements: int = CHUNK_ELEMENTS
 ) -> Tensor:
-    """Token log-probabilities [B, C] of the completions, zeros after their ends; differentiable in
-    activations."""
-    hidden_MH = hidden_states(model, batch.ids_BT)[batch.row_M, batch.at_M]
+    """Token log-probabilities [completions, C], zeros after their ends; differentiable in activations."""
+    hidden_MH = hidden_states(model, batch)[batch.row_M, batch.at_M]
     return batch.spread(token_logprobs(hidden_MH, batch.target_M, head, chunk_elements))
 
 

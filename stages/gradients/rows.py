@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stages.gradients.sharing import Sharing
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -42,42 +44,88 @@ class Pair:
         """Tokens of the longer row: what batching sorts by."""
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
+    @property
+    def joined(self) -> int:
+        """Tokens of the row [prompt | chosen | rejected]."""
+        return len(self.prompt) + len(self.chosen) + len(self.rejected)
+
 
 @dataclass(frozen=True, slots=True)
 class RowBatch:
     """Padded rows and where their completions are predicted.
 
-    ids_BT int64. M = completion tokens of the whole batch in row order; for each, `row_M` and
-    `at_M` say which position predicts it (the one before it), `target_M` the token, `place_M` its
-    index inside its completion.
+    ids_BT int64. M = completion tokens of the whole batch, completion by completion; for each, `row_M` and `at_M` say
+    which position predicts it, `target_M` the token, `completion_M` and `place_M` its completion and its index inside
+    it. `shape` = (completions, tokens of the longest). `sharing` is set when a row holds both sides of a pair.
     """
 
     ids_BT: Tensor
     row_M: Tensor
     at_M: Tensor
     target_M: Tensor
+    completion_M: Tensor
     place_M: Tensor
-    completion_B: Tensor
+    shape: tuple[int, int]
+    sharing: Sharing | None = None
 
     @classmethod
     def build(cls, rows: Sequence[Row], device: torch.device | str = "cpu", pad_id: int = 0) -> RowBatch:
-        """Right-pad rows. Padding needs no attention mask: a causal model's real positions never
+        """Right-pad rows, one completion each. Padding needs no attention mask: a causal model's real positions never
         see what follows."""
         if not rows:
             raise ValueError("a batch needs at least one row")
-        ids_BT = torch.full((len(rows), max(len(r) for r in rows)), pad_id, dtype=torch.int64)
-        for b, row in enumerate(rows):
-            ids_BT[b, : len(row)] = torch.tensor(row.prompt + row.completion, dtype=torch.int64)
-        row_M = torch.tensor([b for b, r in enumerate(rows) for _ in r.completion])
-        place_M = torch.tensor([k for r in rows for k in range(len(r.completion))])
-        prompt_B = torch.tensor([len(r.prompt) for r in rows])
-        at_M = prompt_B[row_M] - 1 + place_M
-        target_M = ids_BT[row_M, at_M + 1]
-        completion_B = torch.tensor([len(r.completion) for r in rows])
-        return cls(*(t.to(device) for t in (ids_BT, row_M, at_M, target_M, place_M, completion_B)))
+        ids_BT = _padded([row.prompt + row.completion for row in rows], pad_id)
+        spans = [(b, _predicting(len(r.prompt), len(r.prompt), len(r.completion))) for b, r in enumerate(rows)]
+        return cls._of(ids_BT, spans, [row.completion for row in rows], device)
+
+    @classmethod
+    def build_shared(cls, pairs: Sequence[Pair], device: torch.device | str = "cpu", pad_id: int = 0) -> RowBatch:
+        """One row [prompt | chosen | rejected] a pair; completions are every chosen side, then every rejected one.
+
+        The first rejected token, like the first chosen one, is predicted from the last prompt position.
+        """
+        if not pairs or not all(pair.prompt and pair.chosen and pair.rejected for pair in pairs):
+            raise ValueError("a shared batch needs pairs with prompt, chosen and rejected tokens")
+        ids_BT = _padded([pair.prompt + pair.chosen + pair.rejected for pair in pairs], pad_id)
+        lengths = [(len(pair.prompt), len(pair.chosen), len(pair.rejected)) for pair in pairs]
+        chosen = [(b, _predicting(p, p, c)) for b, (p, c, _) in enumerate(lengths)]
+        rejected = [(b, _predicting(p, p + c, r)) for b, (p, c, r) in enumerate(lengths)]
+        completions = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+        sharing = Sharing.build(lengths, device)
+        return cls._of(ids_BT, chosen + rejected, completions, device, sharing)
+
+    @classmethod
+    def _of(
+        cls,
+        ids_BT: Tensor,
+        spans: Sequence[tuple[int, Sequence[int]]],
+        completions: Sequence[tuple[int, ...]],
+        device: torch.device | str,
+        sharing: Sharing | None = None,
+    ) -> RowBatch:
+        columns = (
+            [b for b, span in spans for _ in span],
+            [at for _, span in spans for at in span],
+            [token for completion in completions for token in completion],
+            [n for n, completion in enumerate(completions) for _ in completion],
+            [k for completion in completions for k in range(len(completion))],
+        )
+        shape = (len(completions), max(len(completion) for completion in completions))
+        row_M, at_M, target_M, completion_M, place_M = (torch.tensor(column).to(device) for column in columns)
+        return cls(ids_BT.to(device), row_M, at_M, target_M, completion_M, place_M, shape, sharing)
 
     def spread(self, value_M: Tensor) -> Tensor:
-        """[M] values per completion token as [B, C] with zeros after each completion's end;
+        """[M] values per completion token as [completions, C] with zeros after each completion's end;
         differentiable."""
-        shape = (self.ids_BT.shape[0], int(self.completion_B.max()))
-        return value_M.new_zeros(shape).index_put((self.row_M, self.place_M), value_M)
+        return value_M.new_zeros(self.shape).index_put((self.completion_M, self.place_M), value_M)
+
+
+def _padded(rows: Sequence[tuple[int, ...]], fill: int) -> Tensor:
+    """[B, T] int64, `fill` after each row's end."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([row + (fill,) * (longest - len(row)) for row in rows], dtype=torch.int64)
+
+
+def _predicting(prompt: int, start: int, length: int) -> list[int]:
+    """Positions that predict a completion at [start, start + length): the prompt's last, then its own but the last."""
+    return [prompt - 1, *range(start, start + length - 1)]

@@ -6,9 +6,9 @@ inputs [T, P] and projected output gradients [T, P]. No weight gradient (O x I) 
 weights are frozen and the graph hangs on the embeddings' output.
 
 The pair's vector is d = grad s(y_w) - grad s(y_l), of which the DPO gradient is a multiple (arXiv
-2305.18290, equation 7: -grad loss = beta * c * d). Chosen and rejected are rows of one batch, the
-sign of s is folded into the one scalar that is differentiated, and rows never mix, so one backward
-over 2N rows gives N pair sketches.
+2305.18290, equation 7: -grad loss = beta * c * d). The sign of s is folded into the one scalar that
+is differentiated, and rows never mix, so one backward gives the sketches of N pairs: over N rows that
+hold prompt, chosen and rejected (prefix sharing, `stages.gradients.sharing`) or over 2N rows.
 """
 
 from __future__ import annotations
@@ -24,13 +24,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stages.gradients.batching import TokenBudget
-from stages.gradients.layers import refuse_unsupported, weight_shape
+from stages.gradients.layers import Of, refuse_unsupported, weight_shape
 from stages.gradients.logprobs import CHUNK_ELEMENTS, Head, accumulation_dtype, completion_logprobs
 from stages.gradients.projections import LayerSlot, Scales, SketchLayout, apply_side, side_maps
 from stages.gradients.rows import Pair, RowBatch
 
 _SUMS_BYTES = 2**30
 """Sums of a batch's rows, float32."""
+PROBE = Pair(prompt=(11, 5, 23, 8, 17, 6), chosen=(9, 31, 7, 12, 19, 14, 10), rejected=(21, 13, 27, 18, 15))
+"""A short pair to measure prefix sharing with; ids are taken modulo the vocabulary."""
+_LOGP_TOLERANCE = 2e-2
+"""Relative; as in `check_head`: what bfloat16 may change, and no wrong mask leaves."""
+_LEAST_COSINE = {torch.float64: 0.99999, torch.float32: 0.9999}
+_LEAST_COSINE_HALF = 0.95
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,12 @@ class Sketcher:
 
     Leaving it removes the hooks and restores mode and requires_grad flags. Gradient checkpointing
     is inert in eval mode, so every layer runs once. Raises ValueError on entering for layers that
-    are missing or changed shape, for adapters and mixtures of experts, and for float16 weights,
-    whose gradients underflow unnoticed.
+    are missing or changed shape, for what `select_layers` refuses, and for float16 weights, whose
+    gradients underflow unnoticed.
+
+    prefix_sharing: compute each prompt once where the loaded model gives the same result that way
+    (measured on entering). Afterwards `sharing` says whether it is done and
+    `sharing_note` why not. Sketches of both sides need a row for each side: never shared.
     """
 
     def __init__(
@@ -83,10 +93,13 @@ class Sketcher:
         both_sides: bool = False,
         chunk_elements: int = CHUNK_ELEMENTS,
         scales: Scales | None = None,
+        prefix_sharing: bool = False,
+        of: Of = "weights",
     ) -> None:
         """scales: factors on delta_t and x_t before projection (see preconditioner.py)."""
         self.model, self.layout, self.seed, self.scales = model, layout, seed, scales
-        self.both_sides, self.chunk_elements = both_sides, chunk_elements
+        self.prefix_sharing, self.sharing, self.sharing_note = prefix_sharing, False, ""
+        self.both_sides, self.chunk_elements, self.of = both_sides, chunk_elements, of
         self._projections: dict[tuple[str, torch.device, torch.dtype], tuple[Tensor | None, Tensor | None]] = {}
         self._handles: list[Any] = []
         self._restore: list[tuple[nn.Parameter, bool]] = []
@@ -106,6 +119,9 @@ class Sketcher:
         self._handles = [self.model.get_input_embeddings().register_forward_hook(self._open_graph)]
         for slot in self.layout.layers:
             self._handles.append(modules[slot.name].register_forward_hook(self._listener(slot)))
+        if self.prefix_sharing:
+            self.sharing_note = self._why_not_share()
+            self.sharing = not self.sharing_note
         return self
 
     def __exit__(
@@ -119,17 +135,27 @@ class Sketcher:
         self._handles, self._restore = [], []
         self._projections.clear()
 
-    def sketch(self, pairs: Sequence[Pair]) -> PairSketches:
-        """Sketch pairs as one batch of 2N rows. Use `run` for many pairs."""
+    def sketch(self, pairs: Sequence[Pair], shared: bool = False) -> PairSketches:
+        """Sketch pairs as one batch of 2N rows, or of N rows that share the prompt. Use `run` for many pairs."""
+        found = self._launch(pairs, shared)
+        self._settle()
+        return found
+
+    def _launch(self, pairs: Sequence[Pair], shared: bool) -> PairSketches:
+        """`sketch`, but on CUDA the copies to the CPU (pinned) are under way until `_settle`."""
         if not self._handles:
             raise RuntimeError("enter the Sketcher first: with Sketcher(...) as sketcher")
-        n = len(pairs)
-        rows = [pair.rows[0] for pair in pairs] + [pair.rows[1] for pair in pairs]
-        device = self._head.weight.device
-        batch = RowBatch.build(rows, device)
-        self._rows_tokens = (batch.ids_BT.shape[0], batch.ids_BT.shape[1])
+        if shared and self.both_sides:
+            raise ValueError("sketches of both sides need a row for each side")
+        n, device = len(pairs), self._head.weight.device
+        if shared:
+            batch = RowBatch.build_shared(pairs, device)
+        else:
+            batch = RowBatch.build([pair.rows[side] for side in (0, 1) for pair in pairs], device)
+        rows, tokens = batch.ids_BT.shape
+        self._rows_tokens = (rows, tokens)
         dtype = accumulation_dtype(self._head.weight.dtype)
-        self._sums_RD = torch.zeros(2 * n, self.layout.dim, dtype=dtype, device=device)
+        self._sums_RD = torch.zeros(rows, self.layout.dim, dtype=dtype, device=device)
         self._reached = set()
         try:
             with torch.enable_grad():
@@ -137,16 +163,21 @@ class Sketcher:
                 value_R = value_BC.sum(dim=1)
                 signed = value_R[:n].sum() - value_R[n:].sum()
                 torch.autograd.grad(signed, self._leaf())
-            sums_RD = self._sums_RD.to("cpu")
+            sums_RD = self._sums_RD
         finally:
             self._sums_RD = self._embeds = None
         silent = [slot.name for slot in self.layout.layers if slot.name not in self._reached]
         if silent:
             raise ValueError(f"no gradient reached {len(silent)} sketched layers (first: {silent[0]}): exclude them")
-        value_R = value_R.detach().to("cpu")
-        chosen_ND, rejected_ND = sums_RD[:n], -sums_RD[n:]
-        sides = (chosen_ND, rejected_ND) if self.both_sides else (None, None)
-        return PairSketches(chosen_ND - rejected_ND, value_R[:n], value_R[n:], *sides)
+        sides = (sums_RD[:n], -sums_RD[n:]) if self.both_sides else ()
+        sketch_ND = sums_RD if shared else sums_RD[:n] + sums_RD[n:]
+        value_R = value_R.detach()
+        return PairSketches(*(_to_cpu(part) for part in (sketch_ND, value_R[:n], value_R[n:], *sides)))
+
+    def _settle(self) -> None:
+        """Wait for the copies that `_launch` started."""
+        if self._head.weight.is_cuda:
+            torch.cuda.synchronize(self._head.weight.device)
 
     def run(
         self,
@@ -162,21 +193,46 @@ class Sketcher:
         if not pairs:
             raise ValueError("no pairs to sketch")
 
-        def compute(indices: list[int]) -> list[PairSketches]:
+        def compute(indices: list[int]) -> list[tuple[PairSketches, int]]:
             batch = [pairs[i] for i in indices]
-            got = self.sketch(batch)
+            got = self._launch(batch, self.sharing)
             if reduce is not None:
+                self._settle()
                 got = reduce(indices, got)
             report(batch)
-            return [got.rows(slice(k, k + 1)) for k in range(len(indices))]
+            return [(got, k) for k in range(len(batch))]
 
         # a pair counts for at least its share of the memory that sums take, which matters for one-sided sketches only
         least = math.ceil(budget.tokens * 4 * self.layout.dim / _SUMS_BYTES)
-        parts = budget.run([max(pair.longest, least) for pair in pairs], compute, rows_per_item=2, misfits=misfits)
+        lengths = [max(pair.joined if self.sharing else pair.longest, least) for pair in pairs]
+        parts = budget.run(lengths, compute, rows_per_item=1 if self.sharing else 2, misfits=misfits)
+        self._settle()
         if not parts:
             none_ND, none_N = torch.zeros(0, self.layout.dim), torch.zeros(0)
             return PairSketches(none_ND, none_N, none_N, *((none_ND, none_ND) if self.both_sides else ()))
-        return PairSketches.cat(parts)
+        return PairSketches.cat([batch.rows([k]) for batch, k in parts])
+
+    def _why_not_share(self) -> str:
+        """Why this model's prompts cannot be shared, from one short pair computed both ways; empty when they can."""
+        if self.both_sides:
+            return "prompts are computed twice: sketches of both sides need a row for each side"
+        tokens = self._head.weight.shape[0]
+        pair = Pair(*(tuple(i % tokens for i in ids) for ids in (PROBE.prompt, PROBE.chosen, PROBE.rejected)))
+        try:
+            ours, theirs = self.sketch([pair], shared=True), self.sketch([pair])
+        except (AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            return f"prompts are computed twice: {type(self.model).__name__} cannot share them ({first})"
+        logp, logp_alone = (torch.cat([s.logp_chosen_N, s.logp_rejected_N]) for s in (ours, theirs))
+        gap = float((logp - logp_alone).abs().max() / logp_alone.abs().mean())
+        cosine = float(torch.cosine_similarity(ours.sketch_ND, theirs.sketch_ND))
+        least = _LEAST_COSINE.get(self._head.weight.dtype, _LEAST_COSINE_HALF)
+        if gap <= _LOGP_TOLERANCE and cosine >= least:  # False for values that are not finite
+            return ""
+        return (
+            f"prompts are computed twice: shared, {type(self.model).__name__} gives another result "
+            f"(log-probability off by {gap:.2%}, cosine of the sketches {cosine:.4f})"
+        )
 
     def _leaf(self) -> Tensor:
         if self._embeds is None:
@@ -184,7 +240,7 @@ class Sketcher:
         return self._embeds
 
     def _checked_modules(self) -> dict[str, nn.Module]:
-        refuse_unsupported(self.model)
+        refuse_unsupported(self.model, self.of)
         modules = dict(self.model.named_modules())
         for slot in self.layout.layers:
             if slot.name not in modules:
@@ -247,3 +303,8 @@ class Sketcher:
             f"{slot.name} gets input of shape {tuple(value.shape)} for {rows} rows of {tokens} "
             "tokens: its rows cannot be told apart; exclude it"
         )
+
+
+def _to_cpu(value: Tensor) -> Tensor:
+    """On the CPU; from CUDA into pinned memory while the GPU goes on (`Sketcher._settle` waits)."""
+    return value.to("cpu", non_blocking=True)

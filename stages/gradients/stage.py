@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from stages.gradients.projections import SketchLayout
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import PairSketches, Sketcher
 from stages.gradients.store import LAYOUT_KEY, SEED_KEY, sketch_columns, store_metadata
-from stages.models.load import device_of, dtype_of, load_causal_lm, settle_threads
+from stages.models.load import device_of, dtype_of, load_causal_lm, load_with_adapter, settle_threads
 from stages.text.render import PairIds, Renderer, RenderError, load_renderer
 
 __all__ = ["LAYOUT_KEY", "SEED_KEY", "Gradients", "Worker", "sketch_shards"]
@@ -51,17 +51,28 @@ def sketch_shards(ctx: Context, shards: Iterator[Shard], kind: type[Worker]) -> 
     config = ctx.config
     settle_threads(config)
     renderer = load_renderer(ctx.models["policy"], config.text, config.model.trust_remote_code)
-    policy = _load(ctx, "policy")
+    of = config.gradients.of
+    policy = _load(ctx, "policy", load_causal_lm if of == "weights" else load_with_adapter)
     reference = None if _is_same(ctx) else _load(ctx, "reference")
     sketch = config.gradients.sketch
     try:
         check_head(policy)
-        coverage = select_layers(policy, sketch.include, sketch.exclude)
+        coverage = select_layers(policy, sketch.include, sketch.exclude, of)
         layout = SketchLayout.plan(coverage.layers, sketch.dim, sketch.method, sketch.rank)
         factors, digest = factors_of(ctx)
-        sketcher = Sketcher(policy, layout, sketch.seed, both_sides=sketch.both_sides, scales=factors)
+        sketcher = Sketcher(
+            policy,
+            layout,
+            sketch.seed,
+            both_sides=sketch.both_sides,
+            scales=factors,
+            prefix_sharing=shares_prefixes(config),
+            of=of,
+        )
         with sketcher:
             ctx.progress.note(coverage.summary())
+            if sketcher.sharing_note:
+                ctx.progress.note(sketcher.sharing_note)
             worker = kind(ctx, renderer, sketcher, reference, digest)
             for shard in shards:
                 yield worker.part(shard)
@@ -73,13 +84,13 @@ def sketch_shards(ctx: Context, shards: Iterator[Shard], kind: type[Worker]) -> 
         ) from error
 
 
-def _load(ctx: Context, role: str) -> Any:
+def _load(ctx: Context, role: str, load: Callable[..., Any] = load_causal_lm) -> Any:
     config = ctx.config
     if config.model.dtype == "float16":
         raise UserError(
             "Gradients in float16 underflow", where="model.dtype: float16", fix="Use bfloat16 (auto) or float32."
         )
-    return load_causal_lm(ctx.models[role], dtype_of(config), device_of(config), config.model.trust_remote_code)
+    return load(ctx.models[role], dtype_of(config), device_of(config), config.model.trust_remote_code)
 
 
 def _is_same(ctx: Context) -> bool:
@@ -90,6 +101,11 @@ def _is_same(ctx: Context) -> bool:
 def batch_tokens(config: RunConfig) -> int:
     """Token budget of a batch; 1 in reference mode, where each pair goes alone."""
     return 1 if config.execution.deterministic else config.gradients.token_budget
+
+
+def shares_prefixes(config: RunConfig) -> bool:
+    """Whether prompts are computed once where the model allows it; never in reference mode."""
+    return config.gradients.prefix_sharing == "auto" and not config.execution.deterministic
 
 
 @dataclass
@@ -254,7 +270,7 @@ class Worker:
     ) -> tuple[list[tuple[dict[str, Any], PairIds]], list[Pair]]:
         """Rows and pairs without the misfits, which become drops."""
         for n in misfits:
-            row, detail = kept[n][0], f"2 x {pairs[n].longest} tokens do not fit in memory, even alone"
+            row, detail = kept[n][0], f"the pair ({pairs[n].joined} tokens) does not fit in memory, even alone"
             drops.append(Drop("pair", row["pair_id"], row["language"], "out_of_memory", detail, failed=True))
         left = [n for n in range(len(pairs)) if n not in misfits]
         return [kept[n] for n in left], [pairs[n] for n in left]

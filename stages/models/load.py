@@ -61,6 +61,24 @@ def load_causal_lm(model: ModelRef, dtype: torch.dtype, device: torch.device, tr
     return loaded.to(device).eval()
 
 
+def load_with_adapter(
+    model: ModelRef, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
+) -> Any:
+    """The base model with the adapter on it, not merged; the adapter's weights are float32 (PEFT). Raises UserError when
+    the model is no merged adapter."""
+    if model.adapter is None:
+        raise UserError(
+            f"{model.name} has no LoRA adapter to take the gradient of",
+            where="gradients.of: adapter",
+            fix="Set gradients.of: weights, or give a PEFT adapter as model.policy.",
+        )
+    from peft import PeftModel
+
+    folder, base = model.adapter
+    loaded = load_causal_lm(ModelRef(model.name, base, model.digest), dtype, device, trust_remote_code)
+    return PeftModel.from_pretrained(loaded, str(folder)).get_base_model().to(device).eval()
+
+
 def free_memory() -> None:
     """Give memory of models no longer referenced back, before the next one is loaded."""
     gc.collect()

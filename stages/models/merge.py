@@ -45,7 +45,8 @@ def merged(adapter: ModelRef, cache: Path) -> ModelRef:
         arguments = [str(adapter.path), str(base.path), str(target)]
         run_module("stages.models.merge", arguments, f"Merging the adapter {adapter.name}")
     check_folder(target, adapter.name)
-    return ModelRef(adapter.name, target, digest)
+    assert base.path is not None
+    return ModelRef(adapter.name, target, digest, (adapter.path, base.path))
 
 
 def build(adapter: Path, base: Path, target: Path) -> None:

@@ -44,6 +44,7 @@ WORDS = [
 
 def config(**changes) -> RunConfig:
     gradients = {"sketch": {"dim": 512, "seed": 5}, "token_budget": changes.pop("token_budget", 512)}
+    gradients["prefix_sharing"] = changes.pop("prefix_sharing", "auto")
     return RunConfig.model_validate(
         {
             "name": "t",
@@ -125,6 +126,30 @@ def test_batches_shards_and_other_pairs_do_not_change_a_sketch(tmp_path, models)
     assert one.column("ids_hash") == other.column("ids_hash")
 
 
+@pytest.mark.parametrize("sharing", ["auto", "off"])
+def test_workers_and_batch_sizes_do_not_change_what_is_stored(tmp_path, models, sharing):
+    """1, 2 and 5 workers, any batch size: cosine >= 0.9999, and every entry within float16 storage of the others."""
+    table = pairs(20, random.SystemRandom().randrange(10**6))
+    stores = []
+    for workers, budget in ((1, 64), (1, 8192), (2, 300), (5, 700)):
+        config_ = config(token_budget=budget, prefix_sharing=sharing)
+        parts = []
+        for worker in range(workers):  # each loads its own model and takes its own shards
+            ctx = context(tmp_path, config_, models, pairs=table)
+            mine = [shard for shard in shards(table, 3) if shard.index % workers == worker]
+            parts += list(Gradients().run(ctx, iter(mine)))
+        parts.sort(key=lambda part: part.index)
+        stores.append(pa.concat_tables([part.tables["gradients"] for part in parts]))
+    first, *others = (sketches(table) for table in stores)
+    for other, table in zip(others, stores[1:], strict=True):
+        assert table.column("ids_hash") == stores[0].column("ids_hash")
+        assert float(torch.nn.functional.cosine_similarity(first, other).min()) >= 0.9999
+        assert float(((first - other).norm(dim=1) / first.norm(dim=1)).max()) <= 2**-10
+        for name in ("logp_chosen", "logp_rejected"):
+            ours, theirs = (np.array(t.column(name)) for t in (stores[0], table))
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
 def test_reference_mode_is_bit_for_bit_whatever_the_token_budget(tmp_path, models):
     table = pairs(8, 2)
     mode = {"execution": {"deterministic": True}, "engine": {"kind": "transformers"}}
@@ -185,7 +210,7 @@ def test_float16_and_layers_that_are_not_there_are_refused(tmp_path, models):
 @pytest.fixture
 def small_memory(monkeypatch):
     """Room for `limit` padded tokens a batch, as if the device were that small."""
-    build = RowBatch.build.__func__
+    build, shared = RowBatch.build.__func__, RowBatch.build_shared.__func__
 
     def limit(tokens: int) -> None:
         def checked(cls, rows, *rest):
@@ -193,13 +218,19 @@ def small_memory(monkeypatch):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             return build(cls, rows, *rest)
 
+        def checked_shared(cls, pairs, *rest):
+            if len(pairs) * max(pair.joined for pair in pairs) > tokens:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return shared(cls, pairs, *rest)
+
         monkeypatch.setattr(RowBatch, "build", classmethod(checked))
+        monkeypatch.setattr(RowBatch, "build_shared", classmethod(checked_shared))
 
     return limit
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_a_pair_that_does_not_fit_is_dropped(tmp_path, models, small_memory):
-    table, config_ = pairs(14, 7), config(token_budget=4096)
+    table, config_ = pairs(14, 7), config(token_budget=4096, prefix_sharing="off")
     whole, _, _ = run(tmp_path, models, table, config_)
     lengths = {r["pair_id"]: r["n_prompt"] + max(r["n_chosen"], r["n_rejected"]) for r in whole.to_pylist()}
     longest = max(lengths.values())
@@ -209,7 +240,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_a_pair_that_does_not_fit_is_dro
     drops = [d for p in parts for d in p.drops]
     assert {d.row_id for d in drops} == misfits
     assert {(d.reason, d.failed) for d in drops} == {("out_of_memory", True)}
-    assert f"2 x {longest} tokens" in drops[0].detail
+    assert "does not fit in memory, even alone" in drops[0].detail
     assert set(got.column("pair_id").to_pylist()) == set(lengths) - misfits
     assert sum(t.rows_in for p in parts for t in p.tallies) == len(lengths)
     assert ctx.limits["gradients.token_budget"] < 4096 and any(
@@ -236,6 +267,23 @@ def test_a_pair_that_only_the_reference_has_no_memory_for_is_dropped_too(tmp_pat
     assert [d.row_id for d in parts[0].drops] == ["p1"]
     assert got.column("pair_id").to_pylist() == ["p0", "p2", "p3"]
     assert got.column("ref_logp_chosen").to_pylist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("mode", ["auto", "off"])
+def test_prompts_are_shared_by_default_and_the_store_is_the_same(tmp_path, models, monkeypatch, mode):
+    made = []
+    shared = RowBatch.build_shared.__func__
+    monkeypatch.setattr(RowBatch, "build_shared", classmethod(lambda cls, *rest: made.append(1) or shared(cls, *rest)))
+    table = pairs(9, 4)
+    got, _, _ = run(tmp_path, models, table, config(prefix_sharing=mode), size=9)
+    assert bool(made) == (mode == "auto")
+    made.clear()
+    slow = {"execution": {"deterministic": True}, "engine": {"kind": "transformers"}}
+    reference, _, _ = run(tmp_path, models, table, config(**slow), size=9)
+    torch.use_deterministic_algorithms(False)
+    assert not made, "reference mode never shares"
+    cosine = torch.nn.functional.cosine_similarity(sketches(got), sketches(reference))
+    assert float(cosine.min()) >= 0.9999
 
 
 def test_when_nothing_fits_every_pair_is_accounted_for(tmp_path, models, small_memory, monkeypatch):

@@ -39,18 +39,24 @@ def test_patterns(make_model) -> None:
         select_layers(model, exclude=["*"])
 
 
-def test_mixture_of_experts_is_refused() -> None:
-    config = transformers.MixtralConfig(
-        vocab_size=50,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        num_local_experts=2,
-    )
-    with pytest.raises(ValueError, match="mixture of experts"):
-        select_layers(transformers.MixtralForCausalLM(config))
+_TINY = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
+_EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "head_dim": 8}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.MixtralConfig(**_TINY, **_HEADS, num_local_experts=2),
+        transformers.Qwen3MoeConfig(**_TINY, **_HEADS, **_EXPERTS, decoder_sparse_step=1, mlp_only_layers=[]),
+        transformers.OlmoeConfig(**_TINY, **_HEADS, num_experts=2, num_experts_per_tok=1),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_mixtures_of_experts_are_refused(config) -> None:
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ValueError, match=r"mixture of experts.*use a dense model"):
+        select_layers(model)
 
 
 def test_adapters_are_refused(make_model) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable
 
@@ -108,11 +109,12 @@ def test_swapping_chosen_and_rejected_flips_the_sign(make_model, make_pairs) -> 
 
 
 class _Shapes(TorchDispatchMode):
-    """Records the shape of every tensor any operation returns."""
+    """Records the shape of every tensor any operation returns, and the operation."""
 
     def __init__(self) -> None:
         super().__init__()
         self.shapes: list[tuple[int, ...]] = []
+        self.kinds: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -120,24 +122,34 @@ class _Shapes(TorchDispatchMode):
         for value in out if isinstance(out, (tuple, list)) else [out]:
             if isinstance(value, torch.Tensor) and not is_view:
                 self.shapes.append(tuple(value.shape))
+                self.kinds.append(str(func))
         return out
 
 
-def test_no_weight_gradient_and_no_full_logits_are_ever_allocated(make_model, make_pairs) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_no_weight_gradient_per_row_matrix_prompt_logit_or_full_logits_is_ever_allocated(
+    shared, make_model, make_pairs
+) -> None:
     model = make_model("mistral")  # untied, so that nothing else has a weight's shape
     layout = SketchLayout.plan(select_layers(model).layers, dim=126)  # P = 3
-    pairs = make_pairs(5, seed=1)
+    widths = (16, 32, 48)  # rows of so many tokens have activations of a weight's shape
+    draws = (make_pairs(5, seed=seed) for seed in itertools.count())
+    pairs = next(d for d in draws if max(p.joined if shared else p.longest for p in d) not in widths)
     with Sketcher(model, layout, seed=0, chunk_elements=4 * 100) as sketcher:
-        sketcher.sketch(pairs)  # projections are drawn
+        sketcher.sketch(pairs, shared)  # projections are drawn
         with _Shapes() as record:
-            sketcher.sketch(pairs)
+            sketcher.sketch(pairs, shared)
     weights = {(s.out_width, s.in_width) for s in layout.layers} | {(s.in_width, s.out_width) for s in layout.layers}
-    weights.discard((32, 32))  # also the shape of small activations
     assert record.shapes
     assert not [shape for shape in record.shapes if shape[-2:] in weights]
     logits = [shape for shape in record.shapes if shape and shape[-1] == 100]
     assert logits
     assert max(torch.Size(shape).numel() for shape in logits) <= 4 * 100
+    completions = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
+    heads = [
+        shape for shape, kind in zip(record.shapes, record.kinds, strict=True) if "mm" in kind and shape[-1] == 100
+    ]
+    assert sum(torch.Size(shape[:-1]).numel() for shape in heads) == completions, "one row of logits a completion token"
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -180,14 +192,14 @@ def test_memory_failure_in_a_batch_changes_nothing(make_model, make_pairs, monke
     pairs = make_pairs(6, seed=3)
     with Sketcher(model, layout, seed=0) as sketcher:
         want = sketcher.run(pairs, TokenBudget(10_000))
-        whole: Callable = sketcher.sketch
+        whole: Callable = sketcher._launch
 
-        def fails_when_large(batch):
+        def fails_when_large(batch, shared):
             if len(batch) > 2:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return whole(batch)
+            return whole(batch, shared)
 
-        monkeypatch.setattr(sketcher, "sketch", fails_when_large)
+        monkeypatch.setattr(sketcher, "_launch", fails_when_large)
         budget = TokenBudget(10_000)
         got = sketcher.run(pairs, budget)
     assert budget.backoffs >= 1

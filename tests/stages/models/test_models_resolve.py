@@ -156,6 +156,7 @@ def test_an_adapter_is_merged_once_into_its_base(folder: Path, store: Path, tmp_
     model.save_pretrained(tmp_path / "adapter")
     found = resolve(str(tmp_path / "adapter"), cache=store)
     assert found.path is not None and found.name == str(tmp_path / "adapter")
+    assert found.adapter == (tmp_path / "adapter", folder)
     ids = torch.arange(20)[None]
     with torch.no_grad():
         want, got = model(ids).logits, AutoModelForCausalLM.from_pretrained(found.path)(ids).logits

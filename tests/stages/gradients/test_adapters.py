@@ -1,0 +1,94 @@
+"""The gradient of a LoRA adapter's own matrices, against autograd; adapters that cannot be sketched are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from schemas.errors import UserError
+from stages.contract import ModelRef
+from stages.gradients.batching import TokenBudget
+from stages.gradients.layers import select_layers
+from stages.gradients.projections import SketchLayout, layer_projections
+from stages.gradients.sketcher import Sketcher
+from stages.models.load import load_with_adapter
+
+peft = pytest.importorskip("peft")
+TARGETS = {"gpt2": ["c_attn", "c_fc"]}
+
+
+def adapted(model, architecture, **options):
+    """The model with a random adapter on it (B is not zero: both matrices have gradients)."""
+    settings = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=TARGETS.get(architecture, ["q_proj", "down_proj"]), **options
+    )
+    wrapped = peft.get_peft_model(model, settings)
+    torch.manual_seed(1)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return wrapped
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+def test_sketch_of_an_adapter_is_its_projected_autograd_gradient(
+    architecture, make_model, make_pairs, oracle_values
+) -> None:
+    model = adapted(make_model(architecture), architecture).get_base_model().eval()  # no dropout in the oracle
+    coverage = select_layers(model, of="adapter")
+    assert all("lora_A" in s.name or "lora_B" in s.name for s in coverage.layers)
+    assert len(coverage.layers) == 2 * 2 * 2
+    assert coverage.share == 1.0
+    layout = SketchLayout.plan(coverage.layers, dim=16 * len(coverage.layers))
+    pairs = make_pairs(3, seed=5)
+    with Sketcher(model, layout, seed=2, prefix_sharing=True, of="adapter") as sketcher:
+        assert sketcher.sharing, sketcher.sharing_note
+        got = sketcher.run(pairs, TokenBudget(500))
+        apart = sketcher.sketch(pairs)
+    torch.testing.assert_close(got.sketch_ND, apart.sketch_ND, rtol=1e-3, atol=1e-4)
+    weights = [model.get_submodule(slot.name).weight.requires_grad_(True) for slot in layout.layers]
+    for n, pair in enumerate(pairs):
+        value = oracle_values(model, pair.prompt, pair.chosen).sum()
+        value = value - oracle_values(model, pair.prompt, pair.rejected).sum()
+        parts = []
+        for slot, gradient in zip(layout.layers, torch.autograd.grad(value, weights), strict=True):
+            out_PO, in_PI = layer_projections(2, slot)
+            parts.append((out_PO @ gradient @ in_PI.T).flatten())
+        want = torch.cat(parts)
+        assert torch.linalg.vector_norm(apart.sketch_ND[n] - want) <= 1e-5 * torch.linalg.vector_norm(want)
+
+
+def test_what_is_no_plain_adapter_is_refused(make_model) -> None:
+    with pytest.raises(ValueError, match="no LoRA adapter"):
+        select_layers(make_model("llama"), of="adapter")
+    model = adapted(make_model("llama"), "llama", use_dora=True).get_base_model()
+    with pytest.raises(ValueError, match="DoRA"):
+        select_layers(model, of="adapter")
+
+
+def test_matrices_that_are_no_linear_layers_are_reported(make_model) -> None:
+    model = adapted(make_model("llama"), "llama", modules_to_save=["norm"]).get_base_model()
+    coverage = select_layers(model, of="adapter")
+    assert 0.8 < coverage.share < 1.0
+    assert coverage.left_out
+    assert all("modules_to_save" in name for name in coverage.left_out)
+    assert "left out" in coverage.summary()
+
+
+def test_an_adapter_is_loaded_on_its_base_unmerged(make_model, tmp_path: Path) -> None:
+    base, folder = tmp_path / "base", tmp_path / "adapter"
+    model = make_model("llama")
+    model.save_pretrained(base)
+    wrapped = adapted(model, "llama")
+    wrapped.save_pretrained(folder)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    want = wrapped.eval()(input_ids=ids).logits
+    loaded = load_with_adapter(ModelRef("a", None, "x", (folder, base)), torch.float32, torch.device("cpu"))
+    torch.testing.assert_close(loaded(input_ids=ids).logits, want)
+    assert select_layers(loaded, of="adapter").layers == select_layers(wrapped.get_base_model(), of="adapter").layers
+    with pytest.raises(UserError, match="no LoRA adapter") as refused:
+        load_with_adapter(ModelRef("m", base, "x"), torch.float32, torch.device("cpu"))
+    assert "gradients.of" in (refused.value.where or "")
