@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from schemas.config import RunConfig
+from schemas.config.curation import SelectConfig
 from schemas.manifests import StageManifest
 from stages.catalog import STAGES
 from stages.report.conflicts import Conflicts
@@ -87,11 +88,12 @@ def facts(config: RunConfig, manifests: Sequence[StageManifest]) -> list[tuple[s
         ("Sketch", _sketch(config, manifests)),
         (
             "Conflict score",
-            f"cosine with the {scored} ({config.conflict.surgery}, {config.conflict.direction}, "
+            f"cosine with the {scored} ({config.conflict.surgery} "
+            f"{'per layer group' if config.conflict.scope == 'layer' else 'on the whole model'}, {config.conflict.direction}, "
             f"metric {config.conflict.metric}, weighting {config.conflict.weighting}, "
             f"leave out the {config.conflict.leave_out})",
         ),
-        ("Selection", f"top {percent(config.select.keep)} by {config.select.by}, per {config.select.quota} quota"),
+        ("Selection", _selection(config.select)),
         (
             "Training",
             f"{'LoRA, rank ' + str(train.lora.r) if train.method == 'lora' else 'all weights'}, {train.optimizer}, "
@@ -138,3 +140,13 @@ def unfinished(config: RunConfig, manifests: Sequence[StageManifest]) -> list[st
             if (spec.name, round_) not in done:
                 missing.append(f"{spec.name} (round {round_})" if config.rounds > 1 and spec.per_round else spec.name)
     return missing
+
+
+def _selection(select: SelectConfig) -> str:
+    """What pairs were ranked by and how many stay."""
+    ranked = f"top {percent(select.keep)} by {select.by}{'' if select.by == 'conflict' else ' (a baseline)'}"
+    spread = select.diversity
+    cap = (
+        f", at most {percent(spread.share)} from one of {spread.cells} cells of alike gradients" if spread.cells else ""
+    )
+    return f"{ranked}, per {select.quota} quota{cap}"
