@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import model_validator
+
 from schemas.config.base import Section, execution, semantic
 from schemas.config.model import Sampling
 from schemas.config.sources import PairSource
@@ -95,7 +97,21 @@ class ConflictConfig(Section):
     direction: Literal["mean", "ema"] = semantic("mean", "how pairs make a language direction")
     ema_gamma: float = semantic(0.9, "ema: decay per minibatch; order-biased", gt=0, lt=1)
     ema_batch: int = semantic(32, "ema: pairs per minibatch", ge=1)
-    surgery: str = semantic("pcgrad", "weights from the Gram matrix: pcgrad, mean, unit_mean, ...")
+    surgery: Literal[
+        "pcgrad",
+        "mean",
+        "unit_mean",
+        "mgda",
+        "cagrad",
+        "nash_mtl",
+        "imtl_g",
+        "gradvac",
+        "upgrad",
+        "aligned_mtl",
+        "dualproj",
+    ] = semantic(
+        "pcgrad", "weights from the Gram matrix; cagrad, nash_mtl, upgrad and dualproj need a solver installed"
+    )
     orders: int = semantic(64, "random orders PCGrad is averaged over", ge=1)
     scope: Literal["model", "layer"] = semantic("model", "surgery on the whole model or per layer group")
     metric: Literal["raw", "unit", "coordinate", "layer"] = semantic(
@@ -111,9 +127,40 @@ class ConflictConfig(Section):
     )
 
 
+class DiversityConfig(Section):
+    """A cap on pairs whose gradients point alike."""
+
+    cells: int = semantic(0, "k-means cells of the gradient sketches; 0: no cap", ge=0)
+    share: float = semantic(
+        0.1, "largest share of what a language keeps (quota: global: of all) that one cell may give", gt=0, le=1
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> DiversityConfig:
+        if self.cells and self.cells * self.share < 1:
+            raise ValueError(
+                f"{self.cells} cells of at most {self.share:g} each cannot fill the selection: cells * share is below 1"
+            )
+        return self
+
+
 class SelectConfig(Section):
     """Select stage."""
 
     keep: float = semantic(0.5, "share kept per language", gt=0, le=1)
-    by: Literal["conflict", "random", "margin"] = semantic("conflict", "what pairs are ranked by")
+    by: Literal[
+        "conflict",
+        "random",
+        "margin",
+        "implicit",
+        "logp_margin",
+        "mean_direction",
+        "own_language",
+        "other_languages",
+        "mid_band",
+        "shortest",
+        "longest",
+        "bottom",
+    ] = semantic("conflict", "what pairs are ranked by: the conflict score, or a baseline (docs/methods.md)")
     quota: Literal["language", "global"] = semantic("language", "keep the share per language, or overall")
+    diversity: DiversityConfig = semantic(DiversityConfig(), "cap on pairs whose gradients point alike")

@@ -42,7 +42,12 @@ def base_config() -> dict[str, Any]:
         "model": {"policy": "some/model", "dtype": "float32"},
         "engine": {"kind": "transformers", "base_url": "http://localhost:8000/v1"},
         "prompts": {"sources": [{"path": "prompts.jsonl"}]},
-        "train": {"method": "full", "optimizer": "ondare", "merge": {"base": "some/base", "preset": "released"}},
+        "train": {
+            "method": "full",
+            "optimizer": "ondare",
+            "merge": {"base": "some/base", "preset": "released"},
+            "orthalign": {"objectives": [{"name": "a", "where": "true"}, {"name": "b", "where": "true"}]},
+        },
         "evaluate": {"authored": [{"path": "pairs.jsonl"}]},
     }
 

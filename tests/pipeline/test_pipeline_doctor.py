@@ -16,6 +16,7 @@ from pipeline.cli import app
 from pipeline.config_file import load_config
 from pipeline.doctor import Doctor
 from pipeline.doctor_size import Sizes, needs
+from schemas.errors import UserError
 from stages.checks.finding import Finding
 
 
@@ -118,6 +119,25 @@ def test_without_torch_it_says_what_is_missing_and_still_checks_the_rest(write, 
     assert any("generate needs the packages torch, transformers" in what for what in problems)
     assert all("pip install" in finding.fix for finding in found["packages"])
     assert "model" not in found and found["run_directory"][0].state == "ok"
+
+
+def test_a_surgery_method_without_its_solver_is_found_before_the_run(write, monkeypatch):
+    import importlib.util
+
+    from pipeline import preflight
+
+    monkeypatch.setattr(
+        preflight, "find_spec", lambda name: None if name == "ecos" else importlib.util.find_spec("json")
+    )
+    found = examine(write(conflict__surgery="nash_mtl"))["packages"]
+    (problem,) = [finding for finding in found if finding.state == "problem"]
+    assert "conflict: This surgery method needs the packages ecos (conflict.surgery: nash_mtl)" in problem.what
+    assert "[solvers]" in problem.fix and "pcgrad" in problem.fix
+
+
+def test_an_unknown_surgery_lists_the_known_ones(write):
+    with pytest.raises(UserError, match=r"surgery.*pcgrad.*unit_mean.*nash_mtl"):
+        examine(write(conflict__surgery="pcgrda"))
 
 
 def test_a_model_that_is_not_there_is_a_problem_and_later_checks_are_left_out(write, tmp_path):

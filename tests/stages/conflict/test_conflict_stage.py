@@ -167,8 +167,3 @@ def test_sketches_of_different_projections_are_never_mixed(tmp_path):
     ctx = context(tmp_path, config(), {}, gradients=[tmp_path / "a.parquet", tmp_path / "b.parquet"], pairs=pairs)
     with pytest.raises(UserError, match="different layers or projections"):
         collect(Conflict(), ctx)
-
-
-def test_an_unknown_surgery_lists_the_known_ones(tmp_path):
-    with pytest.raises(UserError, match=r"'pcgrda'.*pcgrad"):
-        run(tmp_path, config(surgery="pcgrda"), *tables(*draw(12, 11)))
