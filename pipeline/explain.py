@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +37,9 @@ class _Quiet:
         return
 
 
+_VECTORS = ("sketch", "sketch_chosen", "sketch_rejected", "products", "squares")
+
+
 def find_pair(files: dict[str, list[Path]], prefix: str, where: str) -> dict[str, Any]:
     """The row of the pairs table whose id begins with `prefix`. Raises UserError unless there is exactly one."""
     if "pairs" not in files:
@@ -60,7 +64,7 @@ def explanation(config: RunConfig, files: dict[str, list[Path]], pair: dict[str,
         **{name: pair[name] for name in ("pair_id", "round", "language", "split", "group_id", "prompt_id", "source")},
         "selection": _selection(config, files, pair_id),
         "scores": _row(files, "scores", pair_id),
-        "gradient": _row(files, "gradients", pair_id, without="sketch"),
+        "gradient": _row(files, "gradients", pair_id, without=_VECTORS),
         "conflict": None,
         "why_not": None,
         **{name: pair[name] for name in ("chosen_score", "rejected_score", "prompt", "chosen", "rejected")},
@@ -73,6 +77,10 @@ def explanation(config: RunConfig, files: dict[str, list[Path]], pair: dict[str,
         found["why_not"] = "the stage conflict has not finished"
     elif not (find_spec("torch") and find_spec("transformers")):
         found["why_not"] = "torch is not installed here: layer groups and neighbours need it"
+    elif "sums" in files:
+        found["why_not"] = (
+            "gradients.sketch.method: one_sided stores no gradients: layer groups and neighbours need them"
+        )
     elif not found["scores"]["norm"]:
         found["why_not"] = "its gradient is zero"
     else:
@@ -172,12 +180,12 @@ def _selection(config: RunConfig, files: dict[str, list[Path]], pair_id: str) ->
 
 
 def _row(
-    files: dict[str, list[Path]], table: str, pair_id: str, key: str = "pair_id", without: str = ""
+    files: dict[str, list[Path]], table: str, pair_id: str, key: str = "pair_id", without: Sequence[str] = ()
 ) -> dict[str, Any] | None:
     if table not in files:
         return None
     frame = pl.scan_parquet(files[table], glob=False).filter(pl.col(key) == pair_id)
-    rows = frame.drop(without, strict=False).head(1).collect()
+    rows = frame.drop(*without, strict=False).head(1).collect()
     return rows.row(0, named=True) if rows.height else None
 
 

@@ -85,6 +85,11 @@ class RunConfig(Section):
                 "conflict.leave_out: group needs inner products between pairs, which gradients.sketch.method: one_sided "
                 "does not have: set conflict.leave_out: pair, or method: two_sided"
             )
+        if self.select.diversity.cells:
+            raise ValueError(
+                "select.diversity.cells compares pairs by their sketches, which gradients.sketch.method: one_sided does not "
+                "store: set it to 0, or method: two_sided"
+            )
         if self.conflict.metric in ("coordinate", "layer"):
             raise ValueError(
                 f"conflict.metric: {self.conflict.metric} is fitted on stored sketches, which gradients.sketch.method: "

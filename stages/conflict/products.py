@@ -93,7 +93,7 @@ def _products(ctx: Context, n_languages: int) -> tuple[Tensor, Tensor]:
             if whole:
                 a_nSL, square_nS = a_nSL.sum(dim=1, keepdim=True), square_nS.sum(dim=1, keepdim=True)
             found.append((a_nSL, square_nS))
-            ctx.progress.advance(batch.num_rows)
+
     return torch.cat([a for a, _ in found]), torch.cat([square for _, square in found])
 
 

@@ -90,7 +90,6 @@ class Conflict:
 def _of_products(ctx: Context) -> Iterator[Rows | Account]:
     """The same for gradients that were never stored; nothing is known of what noise alone would do."""
     config = ctx.config.conflict
-    ctx.progress.total(sum(pq.read_metadata(file).num_rows for file in ctx.inputs["gradients"]), "pairs")
     store = ProductStore.open(ctx)
     method = _method(ctx, len(store.languages))
     for note in _notes(store.languages, store.language_N, None):

@@ -34,7 +34,7 @@ Side = Literal["out", "in"]
 Method = Literal["two_sided", "one_sided", "exact"]
 DEFAULT_SKETCH_DIM = 8192
 DEFAULT_RANK = 16
-MAX_EXACT_PARAMETERS = 1_000_000
+MAX_EXACT_PARAMETERS = 500_000
 """`exact` stores two bytes per parameter and pair, and conflict holds chunks of such rows: for small models only."""
 
 Scales = Mapping[str, tuple[Tensor, Tensor]]

@@ -383,3 +383,8 @@ def test_large_sketches_make_small_batches(make_model, make_pairs, monkeypatch):
     with Sketcher(model, layout, seed=0) as sketcher:
         got = sketcher.run(pairs, TokenBudget(4096), lambda batch: sizes.append(len(batch)))
     assert sizes == [2, 2, 2] and got.sketch_ND.shape == (6, layout.dim)
+
+
+def test_cells_of_sketches_are_refused_where_no_sketch_is_stored():
+    with pytest.raises(ValueError, match=r"select\.diversity\.cells"):
+        RunConfig.model_validate(config().model_dump() | {"select": {"diversity": {"cells": 100}}})
