@@ -24,6 +24,8 @@ from stages.gradients.store import unpack_sketches
 
 _ROOT = Path(__file__).resolve().parents[2]
 _RUN = "sketches"
+_SYSTEM = "Answer briefly."
+"""Instead of a template's own system message, which may be longer than the questions."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ def make(
     The same call continues a run that was stopped. Returns the exit code of the pipeline.
     """
     rows = [
-        {**row, "contrast": contrast} for contrast in contrasts for row in make_pairs(languages, count, contrast, seed)
+        {**row, "contrast": contrast, "messages": _messages(row["prompt"])}
+        for contrast in contrasts
+        for row in make_pairs(languages, count, contrast, seed)
     ]
     rows.sort(key=lambda row: row["group_id"])  # stable: contrasts and languages stay in order inside a question
     work.mkdir(parents=True, exist_ok=True)
@@ -67,15 +71,19 @@ def make(
         "model": {"policy": model, "dtype": dtype},
         "text": {"max_length": 512},
         "pairs": {
-            "sources": [{"path": str((work / "pairs.jsonl").resolve())}],
+            "sources": [{"path": str((work / "pairs.jsonl").resolve()), "fields": {"prompt": "messages"}}],
             "dev_fraction": 0.0,
             "test_fraction": 0.0,
         },
-        "gradients": {"shard_size": 2 * len(contrasts) * len(languages), "token_budget": 2048},
+        "gradients": {"shard_size": 2 * len(contrasts) * len(languages), "token_budget": 1024},
     }
     (work / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
     command = [sys.executable, "-m", "pipeline", "run", str((work / "config.yaml").resolve()), "--until", "gradients"]
     return subprocess.run(command, cwd=_ROOT, check=False).returncode
+
+
+def _messages(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
 
 
 def read(work: Path, contrasts: Sequence[str]) -> dict[str, Sketches]:

@@ -132,7 +132,7 @@ def make_pairs(codes: Sequence[str], count: int, contrast: str, seed: int = 0) -
         raise ValueError("the contrast between languages needs two of them")
     used: set[tuple[str, ...]] = set()
     questions = draw(count, seed, used)
-    off_topic = _off_topic(questions, draw(count, seed + 1, used, tables=False), random.Random(seed + 2))
+    off_topic = _off_topic(questions, draw(2 * count + 2, seed + 1, used, tables=False), random.Random(seed + 2))
     spoken = [Language(code) for code in codes]
     rows = []
     for number, question in enumerate(questions):
@@ -157,22 +157,10 @@ def make_pairs(codes: Sequence[str], count: int, contrast: str, seed: int = 0) -
     return rows
 
 
-def _off_topic(questions: Sequence[Question], pool: list[Question], rng: random.Random) -> list[Question]:
-    """For every question one of the pool, of another kind as long as there is one; each used once."""
-    rng.shuffle(pool)
-    chosen = []
-    for question in questions:
-        at = next((n for n, other in enumerate(pool) if other.kind != question.kind), None)
-        if at is None:  # only this kind is left: change places with an earlier question of another kind
-            last = pool.pop()
-            at = next(
-                n for n, (q, o) in enumerate(zip(questions, chosen)) if last.kind != q.kind and o.kind != question.kind
-            )
-            chosen.append(chosen[at])
-            chosen[at] = last
-        else:
-            chosen.append(pool.pop(at))
-    return chosen
+def _off_topic(questions: Sequence[Question], pool: Sequence[Question], rng: random.Random) -> list[Question]:
+    """For every question one of the pool, of another kind; each used once. The pool is twice as large: there is one."""
+    left = rng.sample(pool, len(pool))
+    return [left.pop(next(n for n, other in enumerate(left) if other.kind != question.kind)) for question in questions]
 
 
 def _sum(rng: random.Random) -> Question:
