@@ -128,11 +128,17 @@ TABLES: dict[str, Table] = {
                     _column("score", pa.float64(), "the score select uses; null: no gradient", True),
                     _column("score_all", pa.float64(), "cosine with the merged direction, pair left out", True),
                     _column("score_others", pa.float64(), "cosine with the other languages' direction", True),
+                    _column("score_mean", pa.float64(), "cosine with the mean of all directions, no surgery", True),
                     _column("cosine_own", pa.float64(), "cosine with its own language, pair left out", True),
                     _column("cosines", COSINES, "cosine with every language's direction, pair left out"),
                     _column("conflicting_languages", pa.list_(pa.string()), "languages with cosine < 0"),
                     _column("norm", pa.float32(), "norm of the sketched gradient difference"),
                     _column("weight", pa.float64(), "c = sigmoid(-margin) that weighted the gradient"),
+                    _column(
+                        "implicit_margin", pa.float64(), "log pi/pi_ref of chosen minus rejected, summed over tokens"
+                    ),
+                    _column("logp_margin", pa.float64(), "mean-token log pi of chosen minus rejected"),
+                    _column("n_tokens", pa.int64(), "completion tokens of both answers"),
                     _column("flags", pa.list_(pa.string()), "few_pairs | single_language | zero_gradient"),
                 ]
             ),

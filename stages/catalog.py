@@ -93,6 +93,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("scores", "gram", "directions"),
         ("languages.seen", "conflict", "loss"),
         kept_rows=(("pair",), "scores"),
+        version=2,
     ),
     StageSpec(
         "select",

@@ -96,5 +96,18 @@ class SelectConfig(Section):
     """Select stage."""
 
     keep: float = semantic(0.5, "share kept per language", gt=0, le=1)
-    by: Literal["conflict", "random", "margin"] = semantic("conflict", "what pairs are ranked by")
+    by: Literal[
+        "conflict",
+        "random",
+        "margin",
+        "implicit",
+        "logp_margin",
+        "mean_direction",
+        "own_language",
+        "other_languages",
+        "mid_band",
+        "shortest",
+        "longest",
+        "bottom",
+    ] = semantic("conflict", "what pairs are ranked by: the conflict score, or a baseline (docs/methods.md)")
     quota: Literal["language", "global"] = semantic("language", "keep the share per language, or overall")

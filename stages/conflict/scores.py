@@ -39,17 +39,19 @@ _BLOCK_ELEMENTS = 2_000_000
 class Scores:
     """Per pair, float64 on the CPU. A value is defined where its mask is true and exactly 0 elsewhere; never NaN.
 
-    score_all, score_others, cosine_own [N] with *_valid [N]; cosines [N, L] with cosines_valid; norm [N] = |g_i|;
+    score_all, score_others, score_mean (no surgery: equal weights), cosine_own [N] with *_valid [N]; cosines [N, L] with cosines_valid; norm [N] = |g_i|;
     flags {name: [N] bool}.
     """
 
     score_all: Tensor
     score_others: Tensor
+    score_mean: Tensor
     cosine_own: Tensor
     cosines: Tensor
     norm: Tensor
     score_all_valid: Tensor
     score_others_valid: Tensor
+    score_mean_valid: Tensor
     cosine_own_valid: Tensor
     cosines_valid: Tensor
     flags: dict[str, Tensor] = field(default_factory=dict)
@@ -67,18 +69,20 @@ class Scores:
         return cls(
             score_all=value(n),
             score_others=value(n),
+            score_mean=value(n),
             cosine_own=value(n),
             cosines=value(n, n_languages),
             norm=value(n),
             score_all_valid=mask(n),
             score_others_valid=mask(n),
+            score_mean_valid=mask(n),
             cosine_own_valid=mask(n),
             cosines_valid=mask(n, n_languages),
             flags={name: mask(n) for name in FLAGS},
         )
 
     def optional(self, name: str) -> list[float | None]:
-        """A [N] column as Python values, None where undefined: `score_all`, `score_others` or `cosine_own`."""
+        """A [N] column as Python values, None where undefined: `score_all`, `score_mean`, `cosine_own`, ..."""
         values, valid = getattr(self, name), getattr(self, f"{name}_valid")
         return [v if ok else None for v, ok in zip(values.tolist(), valid.tolist(), strict=True)]
 
@@ -231,7 +235,8 @@ class _Scorer:
         others_nSL = weight_nSL * other_nL[:, None]
 
         scores.norm[index_n] = norm_n
-        for name, weights in (("score_all", weight_nSL), ("score_others", others_nSL)):
+        merged = (("score_all", weight_nSL), ("score_others", others_nSL), ("score_mean", torch.ones_like(weight_nSL)))
+        for name, weights in merged:
             value_n, valid_n = merged_cosine(weights, a_nSL, gram_nSLL, norm_n)
             getattr(scores, name)[index_n], getattr(scores, f"{name}_valid")[index_n] = value_n, valid_n
 

@@ -32,6 +32,7 @@ from stages.conflict.metric import Metric, fit_metric
 from stages.conflict.null import sign_flip_null, split_half_null
 from stages.conflict.scores import Scores, score_pairs
 from stages.conflict.surgery import Surgery, surgery
+from stages.conflict.table import margin, score_rows
 from stages.contract import Account, Context, Rows, tally
 from stages.gradients.projections import SketchLayout
 from stages.gradients.stage import LAYOUT_KEY, SEED_KEY
@@ -83,7 +84,8 @@ class Conflict:
             group_N=group_N,
             min_pairs=MIN_PAIRS,
         )
-        yield Rows("scores", _score_rows(ctx, store.frame, languages, scores, weight_N))
+        for rows in score_rows(store.frame, languages, scores, weight_N, config.score == "others"):
+            yield Rows("scores", rows)
 
         scopes: dict[str, Tensor | slice] = {"model": slice(None), **blocks}
         grams_SLL = grams(directions_LD, list(scopes.values()))
@@ -159,13 +161,10 @@ def _loss_weights(ctx: Context, frame: pl.DataFrame) -> Tensor:
     """c_i of the run's loss, or ones."""
     if ctx.config.conflict.weighting == "none":
         return torch.ones(frame.height, dtype=torch.float64)
-    margin = (
-        frame["logp_chosen"].cast(pl.Float64) - frame["ref_logp_chosen"].cast(pl.Float64)
-        - frame["logp_rejected"].cast(pl.Float64) + frame["ref_logp_rejected"].cast(pl.Float64)
-    )  # fmt: skip
+    delta = frame.select(margin()).to_series()
     n_chosen, n_rejected = (torch.from_numpy(frame[name].to_numpy().copy()) for name in ("n_chosen", "n_rejected"))
     loss = ctx.config.loss
-    return loss_weights(torch.from_numpy(margin.to_numpy().copy()), n_chosen, n_rejected, loss.beta, loss.alpha)
+    return loss_weights(torch.from_numpy(delta.to_numpy().copy()), n_chosen, n_rejected, loss.beta, loss.alpha)
 
 
 def _groups(frame: pl.DataFrame) -> Tensor:
@@ -207,35 +206,6 @@ def _notes(languages: Sequence[str], language_N: Tensor, group_N: Tensor | None)
             f"{largest} of {len(group_N)} pairs hang together by translations and shared answers and leave together"
         )
     return notes
-
-
-def _score_rows(
-    ctx: Context, frame: pl.DataFrame, languages: Sequence[str], scores: Scores, weight_N: Tensor
-) -> pa.Table:
-    every, others = scores.optional("score_all"), scores.optional("score_others")
-    used = (
-        every
-        if ctx.config.conflict.score == "all"
-        else [o if o is not None else e for o, e in zip(others, every, strict=True)]
-    )
-    pairs = zip(scores.cosines.tolist(), scores.cosines_valid.tolist(), strict=True)
-    columns = {
-        "pair_id": frame["pair_id"].to_list(),
-        "language": frame["language"].to_list(),
-        "score": used,
-        "score_all": every,
-        "score_others": others,
-        "cosine_own": scores.optional("cosine_own"),
-        "cosines": [
-            [{"language": code, "cosine": c} for code, c, ok in zip(languages, row, valid, strict=True) if ok]
-            for row, valid in pairs
-        ],
-        "conflicting_languages": scores.conflicting(languages),
-        "norm": frame["norm"].to_list(),
-        "weight": weight_N.tolist(),
-        "flags": scores.flag_names(),
-    }
-    return pa.table(columns, schema=TABLES["scores"].schema)
 
 
 def _gram_rows(

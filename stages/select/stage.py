@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import polars as pl
 import pyarrow as pa
@@ -10,18 +10,24 @@ import pyarrow.parquet as pq
 
 from schemas.config.curation import SelectConfig
 from schemas.errors import UserError
-from schemas.ids import unit_interval
 from schemas.tables import TABLES
 from stages.contract import Account, Context, Drop, Rows, Stopped, tally
+from stages.select.filters import FILTERS, ranking, rankings
 
 _BATCH = 4096
 BELOW_CUT, NO_SCORE = "below_cut", "no_score"
+_UNRANKED = {
+    "margin": "the pairs have no judge scores",
+    "other_languages": "there is only one language",
+    "own_language": "no language has a second pair",
+}
 
 
 class Select:
     """TableStage: pairs, scores -> curated, rejected. Unit pair: the pairs of the train split.
 
-    Reasons in rejected: no_score (no gradient, so no conflict score; with by: margin also no judge scores), below_cut.
+    Reasons in rejected: no_score (no gradient, so no conflict score; or nothing that `select.by` could rank by, such
+    as judge scores), below_cut.
     Pairs without a conflict score leave whatever the pairs are ranked by, so that rankings are compared on one pool.
     Raises UserError if no pair can be ranked.
     """
@@ -73,25 +79,32 @@ def rank(pairs: pl.DataFrame, config: SelectConfig) -> pl.DataFrame:
     ).drop("place", "n", "cut")
 
 
+def compare(pairs: pl.DataFrame, names: Sequence[str], config: SelectConfig, seed: Sequence[object]) -> pl.DataFrame:
+    """pair_id, language and a boolean column per filter: kept or not, at equal counts on one pool of pairs.
+
+    pairs: as for `rankings`. Every filter keeps the same number of pairs, per language with `quota: language`.
+    """
+    used = rankings(pairs, names, seed)
+    kept = [
+        rank(used.select("pair_id", "language", used=pl.col(name)), config)["reason"].is_null().alias(name)
+        for name in names
+    ]
+    return used.select("pair_id", "language").with_columns(kept)
+
+
 def _scored(ctx: Context) -> pl.DataFrame:
     """pair_id, language and `used` of every training pair, in table order."""
     by = ctx.config.select.by
-    columns = ["pair_id", "language", "chosen_score", "rejected_score"]
+    columns = ("pair_id", "language", "chosen_score", "rejected_score")
     pairs = ctx.scan("pairs").filter(pl.col("split") == "train").select(columns)
-    scores = ctx.scan("scores").select("pair_id", "score")
+    scores = ctx.scan("scores").select("pair_id", *{"score", *FILTERS[by].columns} - set(columns))
     frame = pairs.join(scores, on="pair_id", how="left", maintain_order="left").collect()
-    if by == "random":
-        keys = [unit_interval(ctx.config.seed, "select", ctx.round, pair_id) for pair_id in frame["pair_id"]]
-        frame = frame.with_columns(used=pl.Series(keys, dtype=pl.Float64))
-    else:
-        margin = pl.col("chosen_score") - pl.col("rejected_score")
-        frame = frame.with_columns(used=margin if by == "margin" else pl.col("score"))
-    has_score = pl.col("score").is_not_null() & pl.col("used").is_not_nan()
-    frame = frame.with_columns(used=pl.when(has_score).then(pl.col("used")))
+    used = ranking(frame, by, (ctx.config.seed, ctx.round))
+    has_score = pl.col("score").is_not_null() & pl.col("score").is_not_nan()
+    frame = frame.with_columns(used=pl.when(has_score).then(used))
     if frame["used"].null_count() == frame.height:
-        why = "the pairs have no judge scores" if by == "margin" else "no training pair has a conflict score"
         raise UserError(
-            f"no pair can be ranked: {why}",
+            f"no pair can be ranked: {_UNRANKED.get(by, 'no training pair has a conflict score')}",
             where=f"select.by: {by}",
             fix="Imported pairs need pairs.sources.fields.chosen_score and rejected_score to be ranked by margin."
             if by == "margin"
