@@ -55,7 +55,7 @@ def make(
     The same call continues a run that was stopped. Returns the exit code of the pipeline.
     """
     rows = [
-        {**row, "contrast": contrast, "messages": _messages(row["prompt"])}
+        {**row, "contrast": contrast, "messages": messages(row["prompt"])}
         for contrast in contrasts
         for row in make_pairs(languages, count, contrast, seed)
     ]
@@ -82,7 +82,17 @@ def make(
     return subprocess.run(command, cwd=_ROOT, check=False).returncode
 
 
-def _messages(prompt: str) -> list[dict[str, str]]:
+def gradient_files(work: Path) -> list[Path]:
+    """The committed parts of the gradients table. Raises FileNotFoundError before the first commit."""
+    folder = work / _RUN / "round-0" / "gradients"
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"no sketches in {folder}: the run has committed nothing yet")
+    return files
+
+
+def messages(prompt: str) -> list[dict[str, str]]:
+    """The conversation a question is asked in."""
     return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
 
 
@@ -92,9 +102,7 @@ def read(work: Path, contrasts: Sequence[str]) -> dict[str, Sketches]:
     Raises FileNotFoundError before the first commit.
     """
     run = work / _RUN / "round-0"
-    files = sorted(run.glob("gradients/*.parquet"))
-    if not files:
-        raise FileNotFoundError(f"no sketches in {run}: the run has committed nothing yet")
+    files = gradient_files(work)
     pairs = pl.scan_parquet(run / "pairs" / "*.parquet").select(
         "pair_id",
         *(pl.col(side).list.last().struct.field("content").alias(side) for side in ("prompt", "chosen", "rejected")),
