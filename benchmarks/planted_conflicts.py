@@ -39,7 +39,13 @@ def configured() -> Setting:
     """The conflict section's defaults."""
     config = ConflictConfig()
     return Setting(
-        config.metric, config.metric_power, config.direction, config.surgery, config.scope, config.score, config.leave_out
+        config.metric,
+        config.metric_power,
+        config.direction,
+        config.surgery,
+        config.scope,
+        config.score,
+        config.leave_out,
     )
 
 
@@ -110,7 +116,11 @@ def main() -> int:
     languages, kinds = arguments.languages.split(","), arguments.damage.split(",")
     wanted = arguments.contrast.split(",") + (["language"] if "language" in kinds else [])
     contrasts = [contrast for contrast in texts.CONTRASTS if contrast in wanted]
-    unknown = [*(set(languages) - set(texts.languages())), *(set(kinds) - set(SOURCE)), *(set(wanted) - set(texts.CONTRASTS))]
+    unknown = [
+        *(set(languages) - set(texts.languages())),
+        *(set(kinds) - set(SOURCE)),
+        *(set(wanted) - set(texts.CONTRASTS)),
+    ]
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     models = {arguments.model: arguments.work}

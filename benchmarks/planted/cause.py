@@ -85,7 +85,7 @@ class Stepper:
         return value_2C[0].sum() - value_2C[1].sum()
 
     def _files(self) -> dict[str, str]:
-        found = {}
+        found = dict[str, str]()
         assert self._ref.path is not None
         for path in sorted(self._ref.path.glob("*.safetensors")):
             with safe_open(path, framework="pt") as file:
@@ -116,7 +116,9 @@ def measure(
     """
     even_N = damaged.question_N % 2 == 0
     n = len(damaged.languages)
-    picked = [q * n + place for q in range(1, 2 * questions, 2) for place in range(n) if q * n + place < intact.frame.height]
+    picked = [
+        q * n + place for q in range(1, 2 * questions, 2) for place in range(n) if q * n + place < intact.frame.height
+    ]
     held_out = intact.frame[picked]
     pairs = stepper.ids(held_out)
     say(f"cause: the losses of {len(pairs)} held-out pairs before")

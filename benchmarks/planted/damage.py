@@ -24,8 +24,7 @@ from benchmarks.planted.sketches import Sketches
 SOURCE = {"flip": None, "off_topic": "easy", "language": "language", "conflict": None, "null": None}
 """Damage -> the contrast whose flipped pairs take the damaged pairs' place (None: the set's own)."""
 SHARES = (0.1, 0.25)
-_SIDES = ("chosen", "rejected", "logp_chosen", "logp_rejected", "ref_logp_chosen", "ref_logp_rejected")
-_SIDES += ("n_chosen", "n_rejected")
+_SIDES = tuple(f"{name}{side}" for name in ("", "logp_", "ref_logp_", "n_") for side in ("chosen", "rejected"))
 
 
 @dataclass(frozen=True)

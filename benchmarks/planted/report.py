@@ -23,7 +23,13 @@ def overview(shown: pl.DataFrame) -> str:
         first = part.row(0, named=True)
         best = max(value.values())
         cells = [f"**{value[f]:.2f}**" if value[f] == best and damage != "null" else f"{value[f]:.2f}" for f in filters]
-        rows.append([f"{contrast}, {_named(str(damage), float(str(share)))}", *cells, f"{first['low']:.2f} to {first['high']:.2f}"])
+        rows.append(
+            [
+                f"{contrast}, {_named(str(damage), float(str(share)))}",
+                *cells,
+                f"{first['low']:.2f} to {first['high']:.2f}",
+            ]
+        )
     means = whole.filter(pl.col("damage") != "null").group_by("filter").agg(pl.col("auroc").mean())
     mean = dict(means.iter_rows())
     rows.append(["mean without null", *(f"{mean[f]:.2f}" for f in filters), ""])
@@ -47,7 +53,9 @@ def by_language(shown: pl.DataFrame, name: str) -> str:
     languages = list(dict.fromkeys(part["language"]))
     rows = []
     for (contrast, damage, share), few in part.group_by(["contrast", "damage", "share"], maintain_order=True):
-        cells = {r["language"]: f"{r['auroc']:.2f} ({r['low']:.2f} to {r['high']:.2f})" for r in few.iter_rows(named=True)}
+        cells = {
+            r["language"]: f"{r['auroc']:.2f} ({r['low']:.2f} to {r['high']:.2f})" for r in few.iter_rows(named=True)
+        }
         rows.append([f"{contrast}, {_named(str(damage), float(str(share)))}", *(cells[code] for code in languages)])
     return table(["damage", *languages], rows)
 
@@ -63,17 +71,21 @@ def settings(tried: pl.DataFrame) -> str:
 
 def correlations(found: pl.DataFrame) -> str:
     """Correlation of the score with what it should not be about."""
-    rows = [[r["contrast"], r["with"].replace("_", " "), f"{r['correlation']:+.2f}"] for r in found.iter_rows(named=True)]
+    rows = [
+        [r["contrast"], r["with"].replace("_", " "), f"{r['correlation']:+.2f}"] for r in found.iter_rows(named=True)
+    ]
     return table(["contrast", "with", "correlation"], rows)
 
 
 def cause(found: pl.DataFrame) -> str:
     """Loss change of the other languages after a step on either half."""
     rows = []
-    for (stepped, half), part in found.group_by(["stepped", "half"], maintain_order=True):
+    for stepped, half in dict.fromkeys(zip(found["stepped"], found["half"], strict=True)):
+        part = found.filter((pl.col("stepped") == stepped) & (pl.col("half") == half))
         others = part.filter(pl.col("language") != stepped)
         cells = [f"{r['language']} {r['change']:+.4f} ± {r['error']:.4f}" for r in part.iter_rows(named=True)]
-        rows.append([str(stepped), str(half), f"{part['damaged'][0]:.0%}", f"{others['change'].mean():+.4f}", ", ".join(cells)])
+        mean = others.select(pl.col("change").mean()).item()
+        rows.append([stepped, half, f"{part['damaged'][0]:.0%}", f"{mean:+.4f}", ", ".join(cells)])
     return table(["step on", "half", "damaged in it", "other languages, mean", "each"], rows)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import torch
 
 from benchmarks.planted.damage import DamagedSet
@@ -83,7 +84,7 @@ def score(damaged: DamagedSet, setting: Setting, layout: SketchLayout | None = N
         group_N=_groups(damaged, setting.leave_out),
     )
     tables = score_rows(damaged.frame, damaged.languages, found, weight_N, others=setting.score == "others")
-    return pl.concat([pl.from_arrow(table) for table in tables])  # type: ignore[type-var]
+    return pl.DataFrame(pa.concat_tables(tables))
 
 
 def rank_all(scores: pl.DataFrame, names: tuple[str, ...] = ("conflict", *BASELINES), seed: int = 0) -> pl.DataFrame:

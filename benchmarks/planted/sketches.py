@@ -59,7 +59,7 @@ def make(
         for contrast in contrasts
         for row in make_pairs(languages, count, contrast, seed)
     ]
-    rows.sort(key=lambda row: row["group_id"])  # stable: contrasts and languages stay in order inside a question
+    rows.sort(key=lambda row: str(row["group_id"]))  # stable: contrasts and languages stay in order inside a question
     work.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (work / "pairs.jsonl").write_text(lines, encoding="utf-8")

@@ -97,7 +97,9 @@ class Language:
 
 def languages() -> list[str]:
     """Codes of the languages with templates."""
-    return sorted(path.name.removesuffix(".yaml") for path in data_path("planted").iterdir() if path.suffix == ".yaml")
+    return sorted(
+        path.name.removesuffix(".yaml") for path in data_path("planted").iterdir() if path.name.endswith(".yaml")
+    )
 
 
 def draw(count: int, seed: int, used: set[tuple[str, ...]] | None = None, tables: bool = True) -> list[Question]:

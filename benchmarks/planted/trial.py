@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -35,7 +36,12 @@ CHOICES: tuple[tuple[dict[str, Any], ...], ...] = (
 
 
 def choose(
-    sketches: Mapping[str, Sketches], layout: SketchLayout, kinds: list[str], seeds: Sequence[int], start: Setting, say: Say
+    sketches: Mapping[str, Sketches],
+    layout: SketchLayout,
+    kinds: list[str],
+    seeds: Sequence[int],
+    start: Setting,
+    say: Say,
 ) -> tuple[Setting, pl.DataFrame]:
     """Greedy choice of a setting on development seeds: factor after factor, the others as they are.
 
@@ -60,7 +66,9 @@ def choose(
             left = (time.monotonic() - begun) / len(rows) * (steps - len(rows))
             say(f"choosing {len(rows)} of {steps}: {setting}: {known[setting]:.3f}; {left:.0f} s left")
         best = max(tried, key=lambda pair: pair[0])[1]
-    frame = pl.DataFrame(rows).with_columns(chosen=pl.col("setting") == str(best), default=pl.col("setting") == str(start))
+    frame = pl.DataFrame(rows).with_columns(
+        chosen=pl.col("setting") == str(best), default=pl.col("setting") == str(start)
+    )
     return best, frame
 
 
@@ -96,8 +104,8 @@ def show(
     and high: 95% bootstrap over questions of the mean over seeds. left: damaged share of the pairs kept when half is
     kept, per language (for `conflict` overall, with language "all").
     """
-    found: dict[tuple[str, str, float, str, str], list[torch.Tensor]] = {}
-    left: dict[tuple[str, str, float, str, str], list[float]] = {}
+    found: dict[tuple[str | float, ...], list[torch.Tensor]] = {}
+    left: dict[tuple[str | float, ...], list[float]] = {}
     damages = [d for seed in seeds for d in plan(list(sketches), kinds, seed)]
     begun = time.monotonic()
     for number, damage in enumerate(damages):
@@ -118,12 +126,14 @@ def show(
                 share = share_left(value_N[one], damaged.damaged_N[one], damaged.language_N[one])
                 left.setdefault((*key, code), []).append(share)
         seconds = (time.monotonic() - begun) / (number + 1) * (len(damages) - number - 1)
-        say(f"showing {number + 1} of {len(damages)}: {damage.contrast} {damage.kind} {damage.share:.0%}; {seconds:.0f} s left")
+        say(
+            f"showing {number + 1} of {len(damages)}: {damage.contrast} {damage.kind} {damage.share:.0%}; {seconds:.0f} s left"
+        )
     rows = []
-    for key, figures in found.items():
+    for row_key, figures in found.items():
         mean, low, high = interval(figures)
-        names = ("contrast", "damage", "share", "filter", "language")
-        rows.append({**dict(zip(names, key, strict=True)), "auroc": mean, "low": low, "high": high, "left": sum(left[key]) / len(left[key])})
+        named = dict(zip(("contrast", "damage", "share", "filter", "language"), row_key, strict=True))
+        rows.append({**named, "auroc": mean, "low": low, "high": high, "left": statistics.fmean(left[row_key])})
     return pl.DataFrame(rows)
 
 

@@ -116,7 +116,16 @@ def test_the_share_left_and_the_interval() -> None:
 
 
 def test_the_baselines_are_the_projects_own_filters() -> None:
-    assert {"random", "own_language", "mean_direction", "mid_band", "shortest", "longest", "bottom", "logp_margin"} <= set(BASELINES)
+    assert {
+        "random",
+        "own_language",
+        "mean_direction",
+        "mid_band",
+        "shortest",
+        "longest",
+        "bottom",
+        "logp_margin",
+    } <= set(BASELINES)
 
 
 def test_the_best_setting_is_chosen_by_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,10 +139,32 @@ def test_the_best_setting_is_chosen_by_its_figures(monkeypatch: pytest.MonkeyPat
     assert tried.filter(pl.col("chosen"))["auroc"].item() == tried["auroc"].max()
 
 
-def test_the_whole_benchmark_runs_on_a_tiny_model_and_continues_from_its_own_sketches(tmp_path: Path, tiny_model: Path) -> None:
+def test_the_whole_benchmark_runs_on_a_tiny_model_and_continues_from_its_own_sketches(
+    tmp_path: Path, tiny_model: Path
+) -> None:
     script = Path(__file__).resolve().parents[2] / "benchmarks" / "planted_conflicts.py"
-    command = [sys.executable, str(script), "--work", str(tmp_path / "w"), "--model", str(tiny_model), "--dtype", "float32"]
-    command += ["--languages", "en,de", "--pairs", "20", "--seeds", "1", "--draws", "20", "--damage", "flip,language,null"]
+    command = [
+        sys.executable,
+        str(script),
+        "--work",
+        str(tmp_path / "w"),
+        "--model",
+        str(tiny_model),
+        "--dtype",
+        "float32",
+    ]
+    command += [
+        "--languages",
+        "en,de",
+        "--pairs",
+        "20",
+        "--seeds",
+        "1",
+        "--draws",
+        "20",
+        "--damage",
+        "flip,language,null",
+    ]
     done = subprocess.run([*command, "--cause", "en"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     shown = pl.read_parquet(tmp_path / "w" / "shown.parquet")

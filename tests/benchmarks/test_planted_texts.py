@@ -38,7 +38,9 @@ def test_numbers_are_right_in_every_language_and_wrong_in_the_rejected_answer() 
             truth = asked[-2] + asked[-1] if row["language"] != "ja" or row["kind"] != "road" else None
             if row["kind"] == "road":
                 truth = sum(n for n in asked if n > 2)  # the first and the second road
-                right, wrong = ([int(n) for n in re.findall(r"\d+", row[side]) if int(n) > 2] for side in ("chosen", "rejected"))
+                right, wrong = (
+                    [int(n) for n in re.findall(r"\d+", row[side]) if int(n) > 2] for side in ("chosen", "rejected")
+                )
             assert right == [truth] and wrong != [truth], row
         if row["kind"] == "product":
             assert right == [asked[0] * asked[1]] and wrong != right, row
