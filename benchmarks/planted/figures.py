@@ -7,10 +7,15 @@ counts each question weight_BQ[b] times, in all languages at once, since transla
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
+
+from schemas.config.curation import SelectConfig
+from stages.select.stage import rank
 
 
 def question_weights(questions: int, draws: int, seed: int) -> Tensor:
@@ -41,14 +46,10 @@ def overall(value_N: Tensor, damaged_N: Tensor, languages: int, weight_BQ: Tenso
     return auroc(value_N, damaged_N, weight_BQ.repeat_interleave(languages, dim=1))
 
 
-def share_left(value_N: Tensor, damaged_N: Tensor, group_N: Tensor, keep: float = 0.5) -> float:
-    """Of the pairs kept, the share that is damaged. group_N: `keep` of each group is kept (the quota); ties by place."""
-    kept = torch.zeros_like(damaged_N)
-    for group in group_N.unique().tolist():
-        where = (group_N == group).nonzero()[:, 0]
-        order = torch.argsort(value_N[where], descending=True, stable=True)
-        kept[where[order[: max(1, int(keep * len(where) + 0.5))]]] = True
-    return float(damaged_N[kept].double().mean())
+def kept_half(frame: pl.DataFrame, value_N: Tensor, quota: Literal["language", "global"]) -> Tensor:
+    """Which pairs the select stage keeps [N] when it keeps half by these values. frame: pair_id, language."""
+    pairs = frame.select("pair_id", "language").with_columns(used=pl.Series(value_N.numpy()))
+    return torch.tensor(rank(pairs, SelectConfig(keep=0.5, quota=quota))["reason"].is_null().to_list())
 
 
 def interval(draws: Sequence[Tensor], level: float = 0.95) -> tuple[float, float, float]:

@@ -79,7 +79,7 @@ def score(damaged: DamagedSet, setting: Setting, layout: SketchLayout | None = N
         damaged.language_N,
         omega_N,
         merged_LD,
-        surgery(setting.surgery, n_languages, seed, repeats=16),
+        surgery(setting.surgery, n_languages, seed, repeats=64),
         columns=columns,
         group_N=_groups(damaged, setting.leave_out),
     )

@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from benchmarks.planted.damage import Damage, DamagedSet, plan, plant
-from benchmarks.planted.figures import by_language, interval, overall, question_weights, share_left
+from benchmarks.planted.figures import by_language, interval, kept_half, overall, question_weights
 from benchmarks.planted.scoring import Setting, rank_all, score
 from benchmarks.planted.sketches import Sketches
 from stages.gradients.projections import SketchLayout
@@ -102,7 +102,7 @@ def show(
 
     settings: name -> setting; the first is the one the baselines that need sketches take their directions from. low
     and high: 95% bootstrap over questions of the mean over seeds. left: damaged share of the pairs kept when half is
-    kept, per language (for `conflict` overall, with language "all").
+    kept, by the select stage's quota per language (for `conflict` by the global one, with language "all").
     """
     found: dict[tuple[str | float, ...], list[torch.Tensor]] = {}
     left: dict[tuple[str | float, ...], list[float]] = {}
@@ -115,16 +115,15 @@ def show(
         for name, value_N in _rankings(damaged, settings, layout, damage.seed):
             key = (damage.contrast, damage.kind, damage.share, name)
             found.setdefault((*key, "all"), []).append(_figure(damage, value_N, damaged, weight_BQ))
-            whole = torch.zeros_like(damaged.language_N) if damage.kind == "conflict" else damaged.language_N
-            left.setdefault((*key, "all"), []).append(share_left(value_N, damaged.damaged_N, whole))
+            kept_N = kept_half(damaged.frame, value_N, "global" if damage.kind == "conflict" else "language")
+            left.setdefault((*key, "all"), []).append(float(damaged.damaged_N[kept_N].double().mean()))
             if damage.kind == "conflict":
                 continue
             each_BL = by_language(value_N, damaged.damaged_N, n, weight_BQ)
             for place, code in enumerate(damaged.languages):
                 found.setdefault((*key, code), []).append(each_BL[:, place])
-                one = damaged.language_N == place
-                share = share_left(value_N[one], damaged.damaged_N[one], damaged.language_N[one])
-                left.setdefault((*key, code), []).append(share)
+                own_N = kept_N & (damaged.language_N == place)
+                left.setdefault((*key, code), []).append(float(damaged.damaged_N[own_N].double().mean()))
         seconds = (time.monotonic() - begun) / (number + 1) * (len(damages) - number - 1)
         say(
             f"showing {number + 1} of {len(damages)}: {damage.contrast} {damage.kind} {damage.share:.0%}; {seconds:.0f} s left"

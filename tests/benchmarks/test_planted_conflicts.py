@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.planted import sketches, trial
 from benchmarks.planted.damage import Damage, plan, plant
-from benchmarks.planted.figures import auroc, by_language, interval, question_weights, share_left
+from benchmarks.planted.figures import auroc, by_language, interval, kept_half, question_weights
 from benchmarks.planted.scoring import BASELINES, Setting, rank_all, score
 from benchmarks.planted.sketches import Sketches
 
@@ -107,10 +107,14 @@ def test_auroc_is_the_share_of_ordered_couples_and_a_draw_is_a_sample_with_repea
         assert float(got) == pytest.approx(sum(wins) / len(wins))
 
 
-def test_the_share_left_and_the_interval() -> None:
-    value, damaged = torch.tensor([4.0, 3.0, 2.0, 1.0]), torch.tensor([False, True, True, True])
-    assert share_left(value, damaged, torch.zeros(4, dtype=torch.int64)) == 0.5
-    assert share_left(value, damaged, torch.tensor([0, 0, 1, 1])) == 0.5
+def test_half_is_kept_by_the_quota_that_is_asked_for() -> None:
+    value = torch.tensor([4.0, 3.0, 2.0, 1.0])
+    frame = pl.DataFrame({"pair_id": ["a", "b", "c", "d"], "language": ["en", "en", "de", "de"]})
+    assert kept_half(frame, value, "global").tolist() == [True, True, False, False]
+    assert kept_half(frame, value, "language").tolist() == [True, False, True, False]
+
+
+def test_the_interval_is_of_the_mean_over_seeds() -> None:
     low_high = interval([torch.tensor([0.7, 0.6, 0.8]), torch.tensor([0.9, 0.8, 1.0])])
     assert low_high[0] == pytest.approx(0.8) and 0.7 <= low_high[1] < low_high[2] <= 0.9
 
