@@ -41,24 +41,24 @@ class Stepper:
         self._model.requires_grad_(False)
         modules = dict(self._model.named_modules())
         names = [layer.name for layer in select_layers(self._model).layers]
-        self._weights = {f"{name}.weight": modules[name].weight for name in names}
+        self.weights = {f"{name}.weight": modules[name].weight for name in names}
         self._start = {} if model.path is None else self._files()
 
     def margins(self, pairs: Sequence[Pair]) -> Tensor:
         """s(y_w) - s(y_l) of every pair [N], one pair a batch."""
         with torch.no_grad():
-            return torch.stack([self._margin(pair) for pair in pairs])
+            return torch.stack([self.margin(pair) for pair in pairs])
 
     def step(self, pairs: Sequence[Pair], learning_rate: float, report: Callable[[], None]) -> None:
         """Move the weights one step down the mean loss of `pairs`. With the model as reference every pair's loss has the
         slope -beta / 2 in its margin."""
-        for weight in self._weights.values():
+        for weight in self.weights.values():
             weight.requires_grad_(True)
         for pair in pairs:
-            (-0.5 * BETA / len(pairs) * self._margin(pair)).backward()
+            (-0.5 * BETA / len(pairs) * self.margin(pair)).backward()
             report()
         with torch.no_grad():
-            for weight in self._weights.values():
+            for weight in self.weights.values():
                 gradient, weight.grad = weight.grad, None
                 weight.requires_grad_(False)
                 weight -= learning_rate * gradient / (gradient.abs() + _EPS)
@@ -66,7 +66,7 @@ class Stepper:
     def restore(self) -> None:
         """The weights as they were, read again from the model's files."""
         with torch.no_grad():
-            for name, weight in self._weights.items():
+            for name, weight in self.weights.items():
                 with safe_open(self._start[name], framework="pt") as file:
                     weight.copy_(file.get_tensor(name))
 
@@ -79,7 +79,8 @@ class Stepper:
             found.append(Pair(tuple(ids.prompt), tuple(ids.chosen), tuple(ids.rejected)))
         return found
 
-    def _margin(self, pair: Pair) -> Tensor:
+    def margin(self, pair: Pair) -> Tensor:
+        """s(y_w) - s(y_l) of one pair, differentiable in the weights that are free."""
         batch = RowBatch.build(pair.rows, self._head.weight.device)
         value_2C = completion_logprobs(self._model, batch, self._head)
         return value_2C[0].sum() - value_2C[1].sum()
@@ -90,7 +91,7 @@ class Stepper:
         for path in sorted(self._ref.path.glob("*.safetensors")):
             with safe_open(path, framework="pt") as file:
                 found |= {name: str(path) for name in file.keys()}  # noqa: SIM118
-        missing = [name for name in self._weights if name not in found]
+        missing = [name for name in self.weights if name not in found]
         if missing:
             raise ValueError(f"{missing[0]} is not in the model's safetensors files: its weights could not be put back")
         return found
