@@ -71,8 +71,8 @@ class Sharing:
             own_RL[b, : p + c] = index[: p + c]
             own_RL[rows + b, : p + r] = torch.cat([index[:p], index[p + c :]])
             joined_RL[b, : p + c] = joined_RL[rows + b, p : p + r] = True
-        flat = (x.flatten().to(device) for x in (first_BT, second_BT, prompt_BT, token_BT, own_RL, joined_RL))
-        return cls(position_BT.to(device), *flat, shape=(2 * rows, longest))  # type: ignore[misc]
+        flat = [x.flatten().to(device) for x in (first_BT, second_BT, prompt_BT, token_BT, own_RL, joined_RL)]
+        return cls(position_BT.to(device), flat[0], flat[1], flat[2], flat[3], flat[4], flat[5], (2 * rows, longest))
 
     def apart(self, value_BHTD: Tensor) -> Tensor:
         """[B, heads, T, D] of joined rows as [2B, heads, L, D]; a prompt's gradient is the sum over both its rows."""
