@@ -111,6 +111,23 @@ def inspect(
 
 
 @app.command()
+def explain(
+    run: Run,
+    pair: Annotated[str, typer.Argument(help="pair id, or a beginning that no other pair has", metavar="PAIR_ID")],
+    neighbours: Annotated[int, typer.Option(help="nearest and most opposed pairs to show", min=1, max=1000)] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
+    round_: Round = None,
+    debug: Debug = False,
+) -> None:
+    """Why a pair was kept or not: scores, where the conflict sits, nearest and most opposed pairs, texts."""
+    with _errors(debug):
+        from pipeline.explain import print_explanation
+
+        folder = find_run(run)
+        print_explanation(folder, _config_of(folder), pair, neighbours, as_json, round_ or 0)
+
+
+@app.command()
 def report(run: Run, debug: Debug = False) -> None:
     """Write report.html from what there is now."""
     with _errors(debug):

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from pipeline.console import printable
 from pipeline.doctor_machine import installation, run_directory
-from pipeline.doctor_size import Sizes, needs, rows_of_sources, times
+from pipeline.doctor_size import Sizes, matrices, needs, rows_of_sources, times
 from pipeline.models import Models
 from pipeline.plan import schedule
 from pipeline.preflight import preflight
@@ -162,11 +162,13 @@ class Doctor:
     def _sizes(self) -> Sizes:
         prompts = [f.values["prompts.sources"] for f in self.findings if "prompts.sources" in f.values]
         pairs = [f.values["pairs.sources"] for f in self.findings if "pairs.sources" in f.values]
+        policy = self._roles()["policy"] if self.value("model", "found") else None
         return Sizes.of(
             self.config,
             rows=int(sum(map(float, pairs or prompts))),
             weights=self.value("weights", "bytes") or self.value("model", "bytes") or 0,
             memory=self.value("device", "memory_bytes") or 0,
+            layers=matrices(policy.path) if policy is not None and policy.path else (),
         )
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from schemas.config import RunConfig
@@ -21,7 +25,8 @@ _ROW_BYTES = 300
 
 @dataclass(frozen=True)
 class Sizes:
-    """Row counts (upper bounds) and model size in bytes. memory: free bytes of the device."""
+    """Row counts (upper bounds) and model size in bytes. memory: free bytes of the device; layers: (name, O, I) of the
+    matrices in the policy's files."""
 
     prompts: int
     candidates: int
@@ -29,14 +34,22 @@ class Sizes:
     curated: int
     weights: float
     memory: float
+    layers: tuple[tuple[str, int, int], ...] = ()
 
     @classmethod
-    def of(cls, config: RunConfig, rows: int, weights: float, memory: float) -> Sizes:
+    def of(
+        cls,
+        config: RunConfig,
+        rows: int,
+        weights: float,
+        memory: float,
+        layers: tuple[tuple[str, int, int], ...] = (),
+    ) -> Sizes:
         """From the rows of the sources: every prompt is answered, every training prompt gives a pair."""
         candidates = 0 if config.imported else rows * config.generate.candidates
         source = config.pairs if config.imported else config.prompts
         pairs = round(rows * (1 - source.dev_fraction - source.test_fraction))
-        return cls(rows, candidates, pairs, round(pairs * config.select.keep), weights, memory)
+        return cls(rows, candidates, pairs, round(pairs * config.select.keep), weights, memory, layers)
 
 
 def rows_of_sources(config: RunConfig) -> Iterator[tuple[str, str, int | None, bool]]:
@@ -48,6 +61,19 @@ def rows_of_sources(config: RunConfig) -> Iterator[tuple[str, str, int | None, b
     if not config.imported:
         yield from _rows("prompts.sources", list(config.prompts.sources), config)
     yield from _rows("evaluate.authored", list(config.evaluate.authored), config)
+
+
+def matrices(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """(name, O, I) of the matrices inside the blocks of a model, from the headers of its safetensors files."""
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, tensor in header.items():
+            shape = tensor.get("shape", [])
+            if name.endswith(".weight") and len(shape) == 2 and re.search(r"\.\d+\.", name):
+                found.append((name.removesuffix(".weight"), int(shape[0]), int(shape[1])))
+    return tuple(found)
 
 
 def _rows(key: str, sources: list[Source], config: RunConfig) -> Iterator[tuple[str, str, int | None, bool]]:
@@ -72,17 +98,20 @@ def _rows(key: str, sources: list[Source], config: RunConfig) -> Iterator[tuple[
 
 def needs(config: RunConfig, sizes: Sizes) -> Iterator[Finding]:
     """Disk per table against the free space, and memory per stage against the device's."""
-    million = 1e6 * _gradient_bytes(config) / GB
+    per_pair, sums = _gradient_bytes(config, sizes)
+    million = 1e6 * per_pair / GB
     disk = _disk(config, sizes)
     total = sum(disk.values()) * config.rounds
     free = shutil.disk_usage(_existing(config.folder)).free
     shown = ", ".join(f"{name} {_gb(size)}" for name, size in disk.items() if size)
     what = (
-        f"about {_gb(total)} for {config.rounds} round(s) ({shown}), {_gb(free)} free; sketches of {config.gradients.sketch.dim} "
-        f"numbers take {million:.1f} GB per million pairs"
+        f"about {_gb(total)} for {config.rounds} round(s) ({shown}), {_gb(free)} free; {_sketch(config)} "
+        f"{million:.1f} GB per million pairs{f' and sums of {_gb(sums)} once' if sums else ''}"
     )
     fix = "Free some space, choose another --run-dir, or lower gradients.sketch.dim."
     values: dict[str, float | str] = {"needed_bytes": total, "free_bytes": free, "gb_per_million_pairs": million}
+    if sums:
+        values["sums_bytes"] = sums
     state = "problem" if total > free else "warning" if total > 0.8 * free else "ok"
     yield Finding("disk", state, what, fix if state != "ok" else "", values)  # type: ignore[arg-type]
     if not sizes.memory or not sizes.weights:
@@ -96,20 +125,42 @@ def needs(config: RunConfig, sizes: Sizes) -> Iterator[Finding]:
     yield Finding("memory", "ok", f"GiB needed, about: {shown}; free: {sizes.memory / GIB:.1f}")
 
 
-def _gradient_bytes(config: RunConfig) -> int:
-    return 2 * config.gradients.sketch.dim + _ROW_BYTES
+def _gradient_bytes(config: RunConfig, sizes: Sizes) -> tuple[float, float]:
+    """(bytes per pair, bytes of the first pass's sums) of the gradients. What is not known of the model counts nothing."""
+    sketch, languages = config.gradients.sketch, len(config.languages.seen)
+    if sketch.method == "two_sided":
+        return 2 * sketch.dim * (3 if sketch.both_sides else 1) + _ROW_BYTES, 0.0
+    layers = [
+        (rows, columns)
+        for name, rows, columns in sizes.layers
+        if any(fnmatchcase(name, p) for p in sketch.include) and not any(fnmatchcase(name, p) for p in sketch.exclude)
+    ]
+    if sketch.method == "exact":
+        return 2.0 * sum(rows * columns for rows, columns in layers) * (3 if sketch.both_sides else 1) + _ROW_BYTES, 0.0
+    blocks = len({number.group() for name, _, _ in sizes.layers if (number := re.search(r"\.\d+\.", name))})
+    parts = math.ceil(sizes.pairs / config.gradients.aggregate_size)
+    sums = 4.0 * sketch.rank * sum(min(shape) for shape in layers) * languages * parts
+    return 8.0 * (languages + 1) * blocks + 2 * _ROW_BYTES, sums
+
+
+def _sketch(config: RunConfig) -> str:
+    sketch = config.gradients.sketch
+    if sketch.method == "two_sided":
+        return f"{'three ' if sketch.both_sides else ''}sketches of {sketch.dim} numbers take"
+    return f"gradients with sketch.method {sketch.method} take"
 
 
 def _disk(config: RunConfig, sizes: Sizes) -> dict[str, float]:
     """Bytes by table; text is counted as if every answer had full length."""
     answer = _BYTES_PER_TOKEN * config.generate.sampling.max_tokens
     texts = 2 * answer + _BYTES_PER_TOKEN * 200
+    per_pair, sums = _gradient_bytes(config, sizes)
     checkpoints = 2 * 5 * sizes.weights if config.train.method == "full" else 0.2 * sizes.weights
     return {
         "candidates": sizes.candidates * (answer + _ROW_BYTES),
         "judgements": sizes.candidates * _ROW_BYTES,
         "pairs, curated and rejected": 2 * sizes.pairs * texts,
-        "gradients": sizes.pairs * _gradient_bytes(config),
+        "gradients": sizes.pairs * per_pair + sums,
         "model and checkpoints": sizes.weights + checkpoints,
     }
 
@@ -119,8 +170,13 @@ def _memory(config: RunConfig, sizes: Sizes) -> dict[str, tuple[float, str]]:
     weights = sizes.weights
     full = config.train.method == "full"
     train = weights * (8 if full else 2) + GIB
+    sums = 0.0
+    if config.gradients.sketch.method == "one_sided":
+        sums = (
+            8.0 * len(config.languages.seen) * config.gradients.sketch.rank * sum(min(o, i) for _, o, i in sizes.layers)
+        )
     found = {
-        "gradients": (1.5 * weights + GIB, "Lower gradients.token_budget; the model must fit one worker."),
+        "gradients": (1.5 * weights + sums + GIB, "Lower gradients.token_budget; the model must fit one worker."),
         "train": (
             train,
             "Set train.method: lora and train.gradient_checkpointing: true, lower train.micro_batch_size.",

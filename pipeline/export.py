@@ -68,12 +68,13 @@ def dataset_card(config: RunConfig, round_: int, counts: dict[str, int]) -> str:
     rows = "\n".join(f"| {escape(language)} | {count:,} |" for language, count in sorted(counts.items()))
     answers = f"answers of {escape(config.model.policy)}, judged by a model"
     origin = "an existing preference data set" if config.imported else answers
+    kept = "by gradient conflict" if config.select.by == "conflict" else "by a baseline, not by gradient conflict"
     return f"""---
 {meta}---
 # {escape(config.name)}: curated preference pairs
 
 {sum(counts.values()):,} preference pairs (columns `prompt`, `chosen`, `rejected` as messages) made from {origin}
-and kept by gradient conflict (round {round_}): pairs were ranked by `select.by: {config.select.by}` and a share of
+and kept {kept} (round {round_}): pairs were ranked by `select.by: {config.select.by}` and a share of
 {config.select.keep:g} was kept. ConGrad's code was never published; keep ratio, sketch size and similarity measure
 are this pipeline's choices.
 The texts were not checked by people and may be wrong or harmful.

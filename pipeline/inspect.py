@@ -15,6 +15,18 @@ from schemas.errors import UserError
 
 def table_files(folder: Path, table: str, round_: int) -> list[Path]:
     """Committed files of a table (`dropped/TABLE` for dropped rows). Raises UserError naming the tables there are."""
+    found = tables_of(folder, round_)
+    if table not in found:
+        raise UserError(
+            f"Round {round_} of this run has no finished table {table!r}",
+            where=str(folder),
+            fix=f"It has: {', '.join(sorted(found)) or 'none yet'}.",
+        )
+    return found[table]
+
+
+def tables_of(folder: Path, round_: int) -> dict[str, list[Path]]:
+    """Committed files of every finished table of a round, in order; dropped rows are under `dropped/TABLE`."""
     found: dict[str, list[Path]] = {}
     for state in states_of(folder):
         step, manifest = state.step, state.manifest
@@ -24,13 +36,7 @@ def table_files(folder: Path, table: str, round_: int) -> list[Path]:
             if file.table is not None:
                 name = f"dropped/{step.spec.writes[0]}" if file.table == "dropped" else file.table
                 found.setdefault(name, []).append(folder / file.path)
-    if table not in found:
-        raise UserError(
-            f"Round {round_} of this run has no finished table {table!r}",
-            where=str(folder),
-            fix=f"It has: {', '.join(sorted(found)) or 'none yet'}.",
-        )
-    return sorted(found[table])
+    return {name: sorted(files) for name, files in found.items()}
 
 
 def print_rows(folder: Path, table: str, where: str | None, lang: str | None, limit: int, round_: int) -> None:
@@ -58,6 +64,13 @@ def print_rows(folder: Path, table: str, where: str | None, lang: str | None, li
             console.print(Text.assemble((f"{name:>24}  ", "bold"), _shown(value)), soft_wrap=True)
         console.print()
     console.print(f"{rows.height:,} of {total:,} rows of {table}")
+    if table == "gradients" and (off := _cosine_error(folder, round_)) is not None:
+        console.print(f"standard error of a cosine between two pairs, from a second sketch seed: {off:.3f}")
+
+
+def _cosine_error(folder: Path, round_: int) -> float | None:
+    found = [s.manifest.stats for s in states_of(folder) if s.manifest is not None and s.step.round == round_]
+    return next((stats["sketch_cosine_error"] for stats in found if "sketch_cosine_error" in stats), None)
 
 
 def _shown(value: object) -> str:

@@ -11,9 +11,9 @@ from pipeline.fingerprint import content_of, differences, fingerprint, ingredien
 from pipeline.rundir import RunDir
 from schemas.config import RunConfig
 from schemas.manifests import FileRecord, PartManifest, ShardRange, StageManifest, StagePlan
-from stages.catalog import BY_NAME, STAGES, StageSpec
+from stages.catalog import BY_NAME, STAGES, StageSpec, config_value
 
-EXPENSIVE = frozenset({"generate", "judge", "gradients", "train"})
+EXPENSIVE = frozenset({"generate", "judge", "aggregate", "gradients", "train"})
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def schedule(config: RunConfig) -> list[Step]:
     skipped = set()
     if config.imported:
         skipped = {"generate", "judge"} | ({"prompts"} if not config.prompts.sources else set())
-    specs = [spec for spec in STAGES if spec.name not in skipped]
+    specs = [spec for spec in STAGES if spec.name not in skipped and spec.is_part_of(config)]
     first = [Step(s, 0) for s in specs if not s.per_round and s.name != "report"]
     rounds = [Step(s, k) for k in range(config.rounds) for s in specs if s.per_round]
     return [*first, *rounds, Step(BY_NAME["report"], 0)]
@@ -186,7 +186,7 @@ class Planner:
         shards = [ShardRange(index=0, start=0, stop=0)]
         if spec.kind == "shard":
             rows = sum(f.rows or 0 for f in inputs.records[spec.reads[0].rstrip("?")])
-            size = getattr(self.config, spec.name).shard_size
+            size = config_value(self.config, spec.size or f"{spec.name}.shard_size")
             shards = [
                 ShardRange(index=n, start=start, stop=min(start + size, rows))
                 for n, start in enumerate(range(0, rows, size))

@@ -9,6 +9,7 @@ from pipeline.config_digests import config_files
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.catalog import StageSpec
+from stages.conflict.solvers import packages
 
 _INSTALL = 'Install them: pip install -e ".[cpu]" or ".[cuda]".'
 
@@ -24,6 +25,14 @@ def preflight(config: RunConfig, specs: Iterable[StageSpec]) -> None:
                 where="engine.kind: vllm",
                 fix='Install it (pip install -e ".[cuda]", or make with PLATFORM=cpu), or set engine.kind: transformers.',
             )
+        if spec.name == "conflict" and (
+            solvers := [name for name in packages(config.conflict.surgery) if name in missing]
+        ):
+            raise UserError(
+                f"This surgery method needs the packages {', '.join(solvers)}",
+                where=f"conflict.surgery: {config.conflict.surgery}",
+                fix='Install them (pip install -e ".[solvers]"), or set conflict.surgery: pcgrad.',
+            )
         if missing:
             raise UserError(f"Stage {spec.name} needs the packages {', '.join(missing)}", fix=_INSTALL)
 
@@ -34,8 +43,10 @@ def _packages(spec: StageSpec, config: RunConfig) -> list[str]:
     match spec.name:
         case "pairs":
             needs += ["transformers"]
-        case "gradients" | "conflict" | "evaluate":
+        case "precondition" | "aggregate" | "gradients" | "evaluate":
             needs += ["torch", "transformers"]
+        case "conflict":
+            needs += ["torch", "transformers", *packages(config.conflict.surgery)]
         case "train":
             needs += ["torch", "transformers", "trl", *(["peft"] if config.train.method == "lora" else [])]
             needs += [name for name in config.train.report_to if name in ("tensorboard", "trackio", "wandb")]

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from schemas.config import RunConfig
 from schemas.config.base import is_execution
 from schemas.errors import UserError
-from schemas.tables import TABLES, gradients_schema
+from schemas.tables import TABLES, gradients_schema, products_schema
 
 _MADE = "<!-- Made by `python -m schemas.docs`. Change the schemas, not this file. -->\n"
 
@@ -99,13 +99,18 @@ def _tables() -> Iterator[tuple[str, str, pa.Schema]]:
     for table in TABLES.values():
         if table.name == "scores":
             row = "the compressed gradient of a training pair; `dim` is `gradients.sketch.dim`"
-            yield "gradients", row, gradients_schema(8192)
+            yield "gradients", row, gradients_schema(8192, both_sides=True)
+            row = (
+                "the same with `sketch.method: one_sided`, which stores products with the directions (in `gradients/`)"
+            )
+            yield "gradients, one-sided", row, products_schema(1, 1)
         yield table.name, table.row, table.schema
 
 
 def _arrow_type(type_: pa.DataType) -> str:
     if pa.types.is_fixed_size_list(type_):
-        return f"list of `dim` {_arrow_type(type_.value_type)}"
+        size = "`dim` " if type_.list_size > 1 else ""
+        return f"list of {size}{_arrow_type(type_.value_type)}"
     if pa.types.is_list(type_):
         return f"list of {_arrow_type(type_.value_type)}"
     if pa.types.is_struct(type_):

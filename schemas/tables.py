@@ -128,11 +128,17 @@ TABLES: dict[str, Table] = {
                     _column("score", pa.float64(), "the score select uses; null: no gradient", True),
                     _column("score_all", pa.float64(), "cosine with the merged direction, pair left out", True),
                     _column("score_others", pa.float64(), "cosine with the other languages' direction", True),
+                    _column("score_mean", pa.float64(), "cosine with the mean of all directions, no surgery", True),
                     _column("cosine_own", pa.float64(), "cosine with its own language, pair left out", True),
                     _column("cosines", COSINES, "cosine with every language's direction, pair left out"),
                     _column("conflicting_languages", pa.list_(pa.string()), "languages with cosine < 0"),
                     _column("norm", pa.float32(), "norm of the sketched gradient difference"),
                     _column("weight", pa.float64(), "c = sigmoid(-margin) that weighted the gradient"),
+                    _column(
+                        "implicit_margin", pa.float64(), "log pi/pi_ref of chosen minus rejected, summed over tokens"
+                    ),
+                    _column("logp_margin", pa.float64(), "mean-token log pi of chosen minus rejected"),
+                    _column("n_tokens", pa.int64(), "completion tokens of both answers"),
                     _column("flags", pa.list_(pa.string()), "few_pairs | single_language | zero_gradient"),
                 ]
             ),
@@ -168,6 +174,50 @@ TABLES: dict[str, Table] = {
                     _column("weight", pa.float64(), "weight after gradient surgery"),
                     _column("conflicts", pa.int64(), "languages with a negative inner product"),
                     _column("direction", pa.list_(pa.float32()), "the direction in sketch space"),
+                ]
+            ),
+        ),
+        Table(
+            "preconditioner",
+            "a factor that multiplies one side of a layer's gradient; only with `sketch.precondition`",
+            pa.schema(
+                [
+                    _column("layer", pa.string(), "name of the layer"),
+                    _column("side", pa.string(), "out | in"),
+                    _column("factor", pa.list_(pa.float32()), "(row or column mean of the second moments)^(-1/4)"),
+                ]
+            ),
+        ),
+        Table(
+            "sums",
+            "the weighted sum of a part's gradients in one language and layer; only with `sketch.method: one_sided`",
+            pa.schema(
+                [
+                    _column("part", pa.int32(), "shard of the first pass"),
+                    _LANGUAGE,
+                    _column("layer", pa.string(), "name of the layer"),
+                    _column(
+                        "key", pa.string(), "hash of layers, projections, preconditioner and model: equal or refused"
+                    ),
+                    _column("n_pairs", pa.int64(), "pairs of the language in the part"),
+                    _column("n_batches", pa.int64(), "their minibatches; 1 unless conflict.direction is ema"),
+                    _column("values", pa.list_(pa.float32()), "sum of omega g, row-major"),
+                ]
+            ),
+        ),
+        Table(
+            "contributions",
+            "a pair's part in its language's sum; only with `sketch.method: one_sided`",
+            pa.schema(
+                [
+                    _PAIR_ID,
+                    _LANGUAGE,
+                    _column("part", pa.int32(), "shard of the first pass"),
+                    _column("omega", pa.float64(), "weight in the part's sum, before all parts are joined"),
+                    _column("weight", pa.float64(), "c = sigmoid(-margin), or 1"),
+                    _column("norm", pa.float64(), "norm of the one-sided sketch"),
+                    _column("ref_logp_chosen", pa.float32(), "sum log pi(chosen | prompt) under the reference"),
+                    _column("ref_logp_rejected", pa.float32(), "the same of rejected"),
                 ]
             ),
         ),
@@ -238,15 +288,41 @@ TABLES: dict[str, Table] = {
 }
 
 
-def gradients_schema(dim: int) -> pa.Schema:
-    """Schema of the gradients table for sketches of `dim` numbers."""
+def gradients_schema(dim: int, both_sides: bool = False) -> pa.Schema:
+    """Schema of the gradients table for sketches of `dim` numbers; both_sides: with those of chosen and rejected."""
+    sketch = pa.list_(pa.float16(), dim)
+    columns = [
+        _column("sketch", sketch, "grad s(chosen) - grad s(rejected), unit norm x 64"),
+        _column("norm", pa.float32(), "norm of the sketch before scaling"),
+    ]
+    for side in ("chosen", "rejected") if both_sides else ():
+        columns.append(
+            _column(f"sketch_{side}", sketch, f"only with sketch.both_sides: grad s({side}), unit norm x 64")
+        )
+        columns.append(_column(f"norm_{side}", pa.float32(), "only with sketch.both_sides: its norm before scaling"))
+    return _gradients(columns)
+
+
+def products_schema(groups: int, languages: int) -> pa.Schema:
+    """Schema of the gradients table when the gradients are never stored (`sketch.method: one_sided`)."""
+    return _gradients(
+        [
+            _column(
+                "products", pa.list_(pa.float64(), max(1, groups * languages)), "<g, G_k>: layer groups x languages"
+            ),
+            _column("squares", pa.list_(pa.float64(), groups), "|g|^2 in each layer group"),
+            _column("norm", pa.float32(), "norm of the one-sided sketch"),
+        ]
+    )
+
+
+def _gradients(vectors: list[pa.Field]) -> pa.Schema:
     return pa.schema(
         [
             _PAIR_ID,
             _column("group_id", pa.string(), "translation group"),
             _LANGUAGE,
-            _column("sketch", pa.list_(pa.float16(), dim), "grad s(chosen) - grad s(rejected), unit norm x 64"),
-            _column("norm", pa.float32(), "norm of the sketch before scaling"),
+            *vectors,
             _column("logp_chosen", pa.float32(), "sum log pi(chosen | prompt)"),
             _column("logp_rejected", pa.float32(), "sum log pi(rejected | prompt)"),
             _column("ref_logp_chosen", pa.float32(), "the same under the reference"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import reduce
+from typing import Any, Literal
+
+from schemas.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,8 @@ class StageSpec:
     kept_rows: (units, table): what the account says was kept of these units are the rows of that table.
     version: bumped when the code's output changes.
     engine: uses the inference engine; neighbours with the same models share a worker process.
+    when: (config key, value): the stage is part of a run only if the key has the value.
+    size: config key of the rows per shard of a ShardStage; `<name>.shard_size` if empty.
     """
 
     name: str
@@ -31,6 +36,17 @@ class StageSpec:
     version: int = 1
     engine: bool = False
     per_round: bool = True
+    when: tuple[str, str] | None = None
+    size: str = ""
+
+    def is_part_of(self, config: RunConfig) -> bool:
+        """Whether a run with this config has the stage at all."""
+        return self.when is None or config_value(config, self.when[0]) == self.when[1]
+
+
+def config_value(config: RunConfig, key: str) -> Any:
+    """The value of a dotted config key."""
+    return reduce(getattr, key.split("."), config)
 
 
 STAGES: tuple[StageSpec, ...] = (
@@ -76,10 +92,52 @@ STAGES: tuple[StageSpec, ...] = (
         kept_rows=(("prompt", "row"), "pairs"),
     ),
     StageSpec(
+        "precondition",
+        "table",
+        "stages.gradients.preconditioner:Precondition",
+        ("pairs",),
+        ("preconditioner",),
+        (
+            "model",
+            "text",
+            "gradients.sketch.seed",
+            "gradients.sketch.include",
+            "gradients.sketch.exclude",
+            "gradients.sketch.precondition_pairs",
+            "execution",
+        ),
+        ("policy",),
+        when=("gradients.sketch.precondition", "adam_factored"),
+    ),
+    StageSpec(
+        "aggregate",
+        "shard",
+        "stages.gradients.aggregate:Aggregate",
+        ("pairs", "preconditioner?"),
+        ("contributions", "sums"),
+        (
+            "model",
+            "text",
+            "gradients",
+            "loss",
+            "train.reference",
+            "execution",
+            "conflict.weighting",
+            "conflict.metric",
+            "conflict.direction",
+            "conflict.ema_gamma",
+            "conflict.ema_batch",
+        ),
+        ("policy", "reference"),
+        kept_rows=(("pair",), "contributions"),
+        when=("gradients.sketch.method", "one_sided"),
+        size="gradients.aggregate_size",
+    ),
+    StageSpec(
         "gradients",
         "shard",
         "stages.gradients.stage:Gradients",
-        ("pairs",),
+        ("pairs", "preconditioner?", "contributions?", "sums?"),
         ("gradients",),
         ("model", "text", "gradients", "loss", "train.reference", "execution"),
         ("policy", "reference"),
@@ -89,16 +147,17 @@ STAGES: tuple[StageSpec, ...] = (
         "conflict",
         "table",
         "stages.conflict.stage:Conflict",
-        ("gradients", "pairs"),
+        ("gradients", "pairs", "contributions?", "sums?"),
         ("scores", "gram", "directions"),
         ("languages.seen", "conflict", "loss"),
         kept_rows=(("pair",), "scores"),
+        version=2,
     ),
     StageSpec(
         "select",
         "table",
         "stages.select.stage:Select",
-        ("pairs", "scores"),
+        ("pairs", "scores", "gradients?"),
         ("curated", "rejected"),
         ("select",),
         kept_rows=(("pair",), "curated"),
@@ -107,7 +166,7 @@ STAGES: tuple[StageSpec, ...] = (
         "train",
         "artifact",
         "stages.train.stage:Train",
-        ("curated", "gradients"),
+        ("curated", "gradients", "pairs"),
         ("metrics",),
         ("model", "text", "loss", "train", "execution"),
         ("policy", "reference", "sft", "base"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import model_validator
+
 from schemas.config.base import Section, execution, semantic
 from schemas.config.model import Sampling
 from schemas.config.sources import PairSource
@@ -48,8 +50,24 @@ class PairsConfig(Section):
 class SketchConfig(Section):
     """Gradient compression (METHODS.md section 3)."""
 
-    dim: int = semantic(8192, "numbers per pair, over all layers", ge=1)
+    method: Literal["two_sided", "one_sided", "exact"] = semantic(
+        "two_sided",
+        "two_sided: both sides of a layer's gradient are projected; one_sided: the wider side only, in two passes over "
+        "the pairs; exact: nothing is, for small models",
+    )
+    dim: int = semantic(8192, "two_sided: numbers per pair, over all layers", ge=1)
+    rank: int = semantic(16, "one_sided: width of the compressed side", ge=1)
     seed: int = semantic(0, "seed of the projections")
+    both_sides: bool = semantic(
+        False, "also store the sketches of chosen and rejected alone, for losses that weight the sides apart"
+    )
+    precondition: Literal["none", "adam_factored"] = semantic(
+        "none", "adam_factored: gradients in Adam's metric, its second moments factored, before projection"
+    )
+    precondition_pairs: int = semantic(64, "adam_factored: pairs the second moments are estimated on", ge=2)
+    error_pairs: int = execution(
+        8, "pairs sketched again with another seed, to say how far cosines are off; 0: not measured", ge=0
+    )
     include: list[str] = semantic(["*"], "glob patterns of layer names to sketch")
     exclude: list[str] = semantic([], "glob patterns of layer names to leave out")
 
@@ -69,6 +87,9 @@ class GradientsConfig(Section):
         "weights", "gradient of the weights (an adapter is merged first), or of the policy's LoRA adapter alone"
     )
     shard_size: int = semantic(512, "pairs per shard", ge=1)
+    aggregate_size: int = semantic(
+        2048, "one_sided: pairs per shard of the first pass; each stores one sum per language", ge=1
+    )
     token_budget: int = execution(8192, "padded tokens per batch; halved when memory runs out", ge=64)
     prefix_sharing: Literal["auto", "off"] = execution(
         "auto", "compute the prompt of a pair once where the model allows it; off in reference mode"
@@ -82,7 +103,21 @@ class ConflictConfig(Section):
     direction: Literal["mean", "ema"] = semantic("mean", "how pairs make a language direction")
     ema_gamma: float = semantic(0.9, "ema: decay per minibatch; order-biased", gt=0, lt=1)
     ema_batch: int = semantic(32, "ema: pairs per minibatch", ge=1)
-    surgery: str = semantic("pcgrad", "weights from the Gram matrix: pcgrad, mean, unit_mean, ...")
+    surgery: Literal[
+        "pcgrad",
+        "mean",
+        "unit_mean",
+        "mgda",
+        "cagrad",
+        "nash_mtl",
+        "imtl_g",
+        "gradvac",
+        "upgrad",
+        "aligned_mtl",
+        "dualproj",
+    ] = semantic(
+        "pcgrad", "weights from the Gram matrix; cagrad, nash_mtl, upgrad and dualproj need a solver installed"
+    )
     orders: int = semantic(64, "random orders PCGrad is averaged over", ge=1)
     scope: Literal["model", "layer"] = semantic("model", "surgery on the whole model or per layer group")
     metric: Literal["raw", "unit", "coordinate", "layer"] = semantic(
@@ -98,9 +133,40 @@ class ConflictConfig(Section):
     )
 
 
+class DiversityConfig(Section):
+    """A cap on pairs whose gradients point alike."""
+
+    cells: int = semantic(0, "k-means cells of the gradient sketches; 0: no cap", ge=0)
+    share: float = semantic(
+        0.1, "largest share of what a language keeps (quota: global: of all) that one cell may give", gt=0, le=1
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> DiversityConfig:
+        if self.cells and self.cells * self.share < 1:
+            raise ValueError(
+                f"{self.cells} cells of at most {self.share:g} each cannot fill the selection: cells * share is below 1"
+            )
+        return self
+
+
 class SelectConfig(Section):
     """Select stage."""
 
     keep: float = semantic(0.5, "share kept per language", gt=0, le=1)
-    by: Literal["conflict", "random", "margin"] = semantic("conflict", "what pairs are ranked by")
+    by: Literal[
+        "conflict",
+        "random",
+        "margin",
+        "implicit",
+        "logp_margin",
+        "mean_direction",
+        "own_language",
+        "other_languages",
+        "mid_band",
+        "shortest",
+        "longest",
+        "bottom",
+    ] = semantic("conflict", "what pairs are ranked by: the conflict score, or a baseline (docs/methods.md)")
     quota: Literal["language", "global"] = semantic("language", "keep the share per language, or overall")
+    diversity: DiversityConfig = semantic(DiversityConfig(), "cap on pairs whose gradients point alike")

@@ -70,4 +70,28 @@ class RunConfig(Section):
             raise ValueError(
                 "execution.deterministic (reference mode) needs engine.kind: transformers and model.dtype: float32"
             )
+        if self.gradients.sketch.method == "one_sided":
+            self._one_sided()
         return self
+
+    def _one_sided(self) -> None:
+        """One-sided sketches are never stored: what needs more than inner products with the directions is refused."""
+        if self.gradients.sketch.both_sides:
+            raise ValueError(
+                "gradients.sketch.both_sides stores two sketches per pair: set gradients.sketch.method: two_sided"
+            )
+        if self.conflict.leave_out == "group":
+            raise ValueError(
+                "conflict.leave_out: group needs inner products between pairs, which gradients.sketch.method: one_sided "
+                "does not have: set conflict.leave_out: pair, or method: two_sided"
+            )
+        if self.select.diversity.cells:
+            raise ValueError(
+                "select.diversity.cells compares pairs by their sketches, which gradients.sketch.method: one_sided does not "
+                "store: set it to 0, or method: two_sided"
+            )
+        if self.conflict.metric in ("coordinate", "layer"):
+            raise ValueError(
+                f"conflict.metric: {self.conflict.metric} is fitted on stored sketches, which gradients.sketch.method: "
+                "one_sided does not have: set conflict.metric: unit or raw, or method: two_sided"
+            )

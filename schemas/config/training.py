@@ -47,6 +47,32 @@ class MergeConfig(Section):
     log_every: int = semantic(10, "optimizer steps between logged numbers of the merge; 0: never", ge=0)
 
 
+class Objective(Section):
+    """One objective of a sequence: the curated pairs it trains on."""
+
+    name: str = semantic(description="what figures call it", min_length=1)
+    where: str = semantic(description="SQL condition over the columns of pairs, as in inspect --where", min_length=1)
+
+
+class OrthAlignConfig(Section):
+    """Objectives one after another, each kept out of the subspaces the earlier ones used (arXiv 2509.24610)."""
+
+    objectives: list[Objective] = semantic([], "in the order they are trained; empty: one objective, all pairs")
+    side: Literal["left", "right", "both"] = semantic("left", "directions kept free: of outputs, inputs, or both")
+    energy: float = semantic(0.95, "share of a change's squared norm whose directions are protected", gt=0, le=1)
+    q_max: int = semantic(64, "most directions an objective protects in a matrix", ge=1)
+    rank: Literal["energy", "search"] = semantic(
+        "energy", "search: the fewest directions without which the objective's accuracy on dev pairs falls by tolerance"
+    )
+    tolerance: float = semantic(0.02, "search: accuracy that may be lost", ge=0, lt=1)
+    trust_radius: float = semantic(
+        0.0, "largest spectral norm of a matrix's change in one objective (method: full); 0: none", ge=0
+    )
+    reference: Literal["objective", "round"] = semantic(
+        "objective", "DPO's reference: the model as the objective starts, or as the round starts"
+    )
+
+
 class TrainConfig(Section):
     """Train stage (TRL DPOTrainer)."""
 
@@ -56,6 +82,7 @@ class TrainConfig(Section):
         "adamw", "AdamW, or AdamW merged online with the task vector (method: full)"
     )
     merge: MergeConfig = semantic(MergeConfig(), "settings of the online merge")
+    orthalign: OrthAlignConfig = semantic(OrthAlignConfig(), "objectives in sequence; steps and epochs are of each")
     learning_rate: float = semantic(5e-6, "peak learning rate", gt=0)
     schedule: Literal["linear", "cosine", "constant"] = semantic("cosine", "learning-rate schedule")
     warmup_ratio: float = semantic(0.1, "share of steps that warm up", ge=0, lt=1)
@@ -71,6 +98,30 @@ class TrainConfig(Section):
         "start", "rounds after the first: reference is the round's start or the initial policy"
     )
     report_to: list[str] = execution([], "TRL loggers: tensorboard, trackio, wandb")
+
+    @model_validator(mode="after")
+    def _objectives(self) -> TrainConfig:
+        sequence = self.orthalign
+        names = [objective.name for objective in sequence.objectives]
+        if not names:
+            if sequence != OrthAlignConfig():
+                raise ValueError("train.orthalign is set and has no objectives: list at least two")
+            return self
+        if len(names) == 1:
+            raise ValueError("train.orthalign.objectives has one entry: a sequence needs two")
+        if len({name.casefold() for name in names}) < len(names):
+            raise ValueError("train.orthalign.objectives: two have the same name")
+        if self.optimizer == "anchor":
+            raise ValueError(
+                "train.optimizer: anchor pulls to where an objective starts, which moves with every objective: use"
+                " ondare, onties or adamw with train.orthalign"
+            )
+        if self.method == "lora" and sequence.trust_radius:
+            raise ValueError(
+                "train.orthalign.trust_radius bounds the change of a matrix, and a LoRA factor is not one: use train.method:"
+                " full, or leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _merge(self) -> TrainConfig:

@@ -2,21 +2,17 @@
 
 g_i is c_i d_i (`weighting = loss`, the DPO gradient up to beta; arXiv 2305.18290, equation 7) or d_i (`none`); sum
 omega = 1 inside a language. ConGrad (arXiv 2503.23777) averages minibatch gradients with an EMA whose coefficient
-was not released: ours is a declared value. Sums are float64, row after row in stream order, so that the size of the
-chunks changes no bit.
+was not released: ours is a declared value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-Chunks = Callable[[], Iterable[Tensor]]
-"""A stream that can be read more than once: each call yields the sketches [n, D] of all pairs in the same order."""
-Columns = Tensor | slice
-"""Sketch columns of one segment (a layer group)."""
+from stages.conflict.stream import Chunks, Columns, blocks, check_finite, wide
 
 
 def loss_weights(margin_N: Tensor, n_chosen_N: Tensor, n_rejected_N: Tensor, beta: float, alpha: float = 0.0) -> Tensor:
@@ -63,43 +59,49 @@ def ema_omegas(language_N: Tensor, n_languages: int, gamma: float, batch_size: i
     return omega_N
 
 
-def scaled(chunks: Chunks, weight_N: Tensor) -> Chunks:
-    """The stream with row i multiplied by weight_N[i], in float64: g_i = c_i d_i."""
-
-    def generate() -> Iterator[Tensor]:
-        for start, chunk_ND in numbered(chunks):
-            yield chunk_ND * weight_N[start : start + chunk_ND.shape[0], None].to(torch.float64)
-
-    return generate
-
-
-def numbered(chunks: Chunks) -> Iterator[tuple[int, Tensor]]:
-    """(index of the first row, chunk in float64). Raises ValueError, with the row, for entries that are not finite."""
-    start = 0
-    for chunk in chunks():
-        chunk_ND = chunk.to(torch.float64)
-        finite_N = torch.isfinite(chunk_ND).all(dim=1)
-        if not bool(finite_N.all()):
-            raise ValueError(f"the sketch of row {start + int((~finite_N).nonzero()[0])} is not finite")
-        yield start, chunk_ND
-        start += chunk_ND.shape[0]
-
-
 def directions(chunks: Chunks, language_N: Tensor, omega_N: Tensor, n_languages: int) -> Tensor:
-    """G [L, D], float64, in one pass. Raises ValueError when the stream and `language_N` differ in length."""
-    sums_LD: Tensor | None = None
+    """G [L, D], float64, in one pass. Raises ValueError for entries that are not finite, with the row, and when the
+    stream and `language_N` differ in length.
+    """
+    return signed_directions(chunks, language_N, omega_N, n_languages)[0]
+
+
+def signed_directions(
+    chunks: Chunks, language_N: Tensor, omega_N: Tensor, n_languages: int, sign_RN: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """(G [L, D] float64, sum_i sign_ri omega_i g_i per language [R, L, D] in the rows' precision), in one pass.
+
+    sign_RN: R factors per pair (signs, or 0 and 1), for nulls; None: no second result. Memory: R x L x D numbers.
+    Raises ValueError as `directions` does.
+    """
+    total_LD: Tensor | None = None
+    signed_LRD: Tensor | None = None
     seen = 0
-    for start, chunk_ND in numbered(chunks):
-        seen = start + chunk_ND.shape[0]
-        if seen > language_N.shape[0]:
+    for block in blocks(chunks):
+        seen = block.stop
+        if seen > len(language_N):
             break
-        if sums_LD is None:
-            sums_LD = torch.zeros(n_languages, chunk_ND.shape[1], dtype=torch.float64)
-        # index_add_ walks the rows in order, one at a time: the sum does not depend on the chunks
-        sums_LD.index_add_(0, language_N[start:seen], chunk_ND * omega_N[start:seen, None])
-    if sums_LD is None or seen != language_N.shape[0]:
-        raise ValueError(f"the stream has {seen} or more rows for {language_N.shape[0]} pairs")
-    return sums_LD
+        x_ND, here = wide(block.x_ND), slice(block.start, block.stop)
+        language_n, weight_n = language_N[here], (omega_N[here] * block.factor_N)
+        if total_LD is None:
+            total_LD = torch.zeros(n_languages, x_ND.shape[1], dtype=torch.float64)
+            if sign_RN is not None:
+                signed_LRD = torch.zeros(n_languages, len(sign_RN), x_ND.shape[1], dtype=x_ND.dtype)
+        spread_Ln = torch.zeros(n_languages, len(x_ND), dtype=x_ND.dtype)
+        spread_Ln[language_n, torch.arange(len(x_ND))] = weight_n.to(x_ND.dtype)
+        part_LD = spread_Ln @ x_ND
+        check_finite(part_LD, block)
+        total_LD += part_LD
+        if signed_LRD is None or sign_RN is None:
+            continue
+        signs_Rn = sign_RN[:, here].to(x_ND.dtype) * weight_n.to(x_ND.dtype)
+        for language in language_n.unique().tolist():
+            (mine_m,) = (language_n == language).nonzero(as_tuple=True)
+            whole = len(mine_m) == len(x_ND)
+            signed_LRD[language].addmm_(*((signs_Rn, x_ND) if whole else (signs_Rn[:, mine_m], x_ND[mine_m])))
+    if total_LD is None or seen != len(language_N):
+        raise ValueError(f"the stream has {seen} or more rows for {len(language_N)} pairs")
+    return total_LD, None if signed_LRD is None else signed_LRD.transpose(0, 1)
 
 
 def grams(directions_LD: Tensor, columns: Sequence[Columns]) -> Tensor:

@@ -1,71 +1,86 @@
-"""Groups of pairs that leave every direction together, and how to hold them in bounded memory."""
+"""Groups of pairs that leave every direction together, and how to lay their members side by side."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
-def merge_groups(*labels: Sequence[Hashable | None]) -> Tensor:
+def merge_groups(*labels: Sequence[Hashable | None] | np.ndarray) -> Tensor:
     """Group labels [N] int64 such that pairs sharing any label (answer text, translation group) share a group.
 
-    Each argument is one kind of label, one entry per pair; None shares with nobody. Sharing is made transitive, so that
-    the pairs left out for one member are those left out for all: a very common short answer can chain many groups
-    together, so report the largest. Labels are numbered by first appearance. Raises ValueError for unequal lengths.
+    Each argument is one kind of label, one entry per pair: any values, None shares with nobody; or an integer array,
+    where -1 shares with nobody. Sharing is made transitive, so that the pairs left out for one member are those left
+    out for all: a very common short answer can chain many groups together, so report the largest. Labels are numbered
+    by first appearance. Raises ValueError for unequal lengths.
     """
     if not labels or len({len(kind) for kind in labels}) != 1:
         raise ValueError("merge_groups needs label sequences of one length")
-    n = len(labels[0])
-    parent = list(range(n))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for kind in labels:
-        first: dict[Hashable, int] = {}
-        for i, label in enumerate(kind):
-            if label is None:
-                continue
-            a, b = root(first.setdefault(label, i)), root(i)
-            parent[max(a, b)] = min(a, b)
-    numbers: dict[int, int] = {}
-    return torch.tensor([numbers.setdefault(root(i), len(numbers)) for i in range(n)], dtype=torch.int64)
+    own = np.arange(len(labels[0]))
+    kinds = [_codes(kind) for kind in labels]
+    root = own.copy()
+    while True:
+        before = root
+        for at, code, n_codes in kinds:
+            lowest = np.full(n_codes, len(own))
+            np.minimum.at(lowest, code, root[at])
+            root = root.copy()
+            # what a pair pointed to now points to the lowest of all that share the label
+            np.minimum.at(root, root[at], lowest[code])
+            root[at] = np.minimum(root[at], lowest[code])
+        root = root[root]
+        if np.array_equal(root, before):
+            return torch.from_numpy(np.unique(root, return_inverse=True)[1].astype(np.int64))
 
 
-def plan_passes(group_N: Sequence[int], capacity: int) -> list[dict[int, int]]:
-    """Which groups of more than one member to gather in which pass over the stream: [{group: number of members}].
+def _codes(kind: Sequence[Hashable | None] | np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """(pairs that have a label, its number, how many numbers)."""
+    if not isinstance(kind, np.ndarray):
+        seen: dict[Hashable, int] = {}
+        kind = np.array([-1 if label is None else seen.setdefault(label, len(seen)) for label in kind], dtype=np.int64)
+    (at,) = (kind >= 0).nonzero()
+    values, code = np.unique(kind[at], return_inverse=True)
+    return at, code, len(values)
 
-    Members have to be in memory together. A group is held from its first to its last row, so groups that lie
-    together in the stream need one pass whatever their number; scattered ones are spread over as many passes as
-    keep the rows held at once within `capacity`. A single group larger than that is gathered alone.
+
+@dataclass(frozen=True)
+class Layout:
+    """Where pairs that leave together are laid side by side: groups of equal size follow each other.
+
+    slot_N: the place of each pair [N], -1 for a pair alone; order: the pair at each slot; together: slots there are.
     """
-    if capacity < 1:
-        raise ValueError(f"capacity must be at least 1 row, got {capacity}")
-    waiting = {group: n for group, n in Counter(group_N).items() if n > 1}
-    passes: list[dict[int, int]] = []
-    while waiting:
-        chosen: dict[int, int] = {}
-        left: dict[int, int] = {}
-        skipped: set[int] = set()
-        held = 0
-        for group in group_N:
-            if group not in waiting or group in skipped:
-                continue
-            if group not in left:
-                if held and held + waiting[group] > capacity:
-                    skipped.add(group)
-                    continue
-                left[group] = chosen[group] = waiting[group]
-                held += waiting[group]
-            left[group] -= 1
-            if left[group] == 0:
-                held -= chosen[group]
-        passes.append(chosen)
-        waiting = {group: n for group, n in waiting.items() if group not in chosen}
-    return passes
+
+    slot_N: Tensor
+    order: Tensor
+    size: Tensor
+
+    @classmethod
+    def of(cls, group_N: Tensor) -> Layout:
+        """From group labels [N]."""
+        _, inverse_N, count = torch.unique(group_N, return_inverse=True, return_counts=True)
+        size_N = count[inverse_N]
+        (several,) = (size_N > 1).nonzero(as_tuple=True)
+        several = several[inverse_N[several].argsort(stable=True)]
+        order = several[size_N[several].argsort(stable=True)]
+        slot_N = torch.full_like(group_N, -1)
+        slot_N[order] = torch.arange(len(order))
+        return cls(slot_N, order, size_N[order])
+
+    @property
+    def together(self) -> int:
+        return len(self.order)
+
+    def batches(self, rows: int) -> Iterator[tuple[int, Tensor]]:
+        """(first slot, pairs [g, m]): whole groups of m, about `rows` pairs at once and at least one group."""
+        sizes, counts = torch.unique_consecutive(self.size, return_counts=True)
+        start = 0
+        for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+            step = max(1, rows // size) * size
+            for at in range(start, start + count, step):
+                stop = min(at + step, start + count)
+                yield at, self.order[at:stop].view(-1, size)
+            start += count

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stages.conflict.directions import Chunks, numbered
+from stages.conflict.stream import Chunks, Rows, as_rows, blocks, check_finite, wide
 
 MetricName = Literal["none", "unit", "coordinate", "layer"]
 
@@ -34,11 +34,20 @@ class Metric:
     def stream(self, chunks: Chunks) -> Chunks:
         """The stream in this metric. Apply it to d_i, before the loss weights c_i: unit norm would undo them."""
 
-        def generate() -> Iterator[Tensor]:
-            for _, chunk_ND in numbered(chunks):
-                yield self(chunk_ND)
+        def generate() -> Iterator[Rows]:
+            for chunk in chunks():
+                x_ND, factor_N = as_rows(chunk)
+                if self.unit:
+                    factor_N = inverse_norms(x_ND) * (factor_N != 0)
+                yield Rows(x_ND if self.scale_D is None else wide(x_ND) * self.scale_D.to(wide(x_ND).dtype), factor_N)
 
         return generate
+
+
+def inverse_norms(x_ND: Tensor) -> Tensor:
+    """1 / |x_i| [N], float64; 0 for a zero row."""
+    norm_N = torch.linalg.vector_norm(wide(x_ND), dim=1).to(torch.float64)
+    return torch.where(norm_N > 0, 1.0 / torch.where(norm_N > 0, norm_N, 1.0), 0.0)
 
 
 def unit_rows(chunk_ND: Tensor) -> Tensor:
@@ -71,13 +80,12 @@ def fit_metric(
         raise ValueError(f"the metric needs q >= 0 and floor > 0, got q = {q}, floor = {floor}")
     sum_D: Tensor | None = None
     rows = 0
-    for _, chunk_ND in numbered(chunks):
-        unit_ND = unit_rows(chunk_ND)
-        rows += int((unit_ND != 0).any(dim=1).sum())
-        if sum_D is None:
-            sum_D = torch.zeros(unit_ND.shape[1], dtype=torch.float64)
-        # row by row, in order: the size of the chunks changes no bit
-        sum_D.unsqueeze(0).index_add_(0, torch.zeros(len(unit_ND), dtype=torch.int64), unit_ND.square())
+    for block in blocks(chunks):
+        inverse_N = inverse_norms(block.x_ND) * (block.factor_N != 0)
+        rows += int((inverse_N > 0).sum())
+        part_D = inverse_N.square().to(wide(block.x_ND).dtype) @ wide(block.x_ND).square()
+        check_finite(part_D, block)
+        sum_D = part_D.to(torch.float64) if sum_D is None else sum_D + part_D
     if sum_D is None or rows == 0:
         raise ValueError("a metric cannot be fitted: every sketch is zero")
     square_D = sum_D / rows

@@ -1,6 +1,6 @@
 """What conflict rate appears when there is nothing to find: a null beside which a rate may be reported.
 
-Two seeded nulls, each one pass over the stream. Sign flips: every pair keeps its gradient but gets a random sign,
+Two seeded nulls, drawn as factors per pair that `directions.signed_directions` sums in one pass. Sign flips: every pair keeps its gradient but gets a random sign,
 so that languages share nothing; about half of all cosines come out negative, and the spread of the *count* tells
 how unusual the observed one is. Split halves: each language is cut in two at random; cosines between halves of the
 SAME language have one direction in truth, so a negative one is sampling noise, and a conflict rate between
@@ -15,7 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.conflict.directions import Chunks, Columns, cosines, numbered
+from stages.conflict.directions import cosines
+from stages.conflict.stream import Columns
+
+_ROUNDING = 1e-5  # a half this much shorter than the other is what float32 left of nothing
 
 
 @dataclass(frozen=True)
@@ -42,74 +45,52 @@ class Null:
         return ((1 + (count_RS >= torch.tensor(observed_S)).sum(dim=0)) / (1 + len(count_RS))).tolist()
 
 
-def sign_flip_null(
-    chunks: Chunks,
-    language_N: Tensor,
-    omega_N: Tensor,
-    n_languages: int,
-    *,
-    columns: Sequence[Columns] = (slice(None),),
-    draws: int = 20,
-    seed: int = 0,
-) -> Null:
-    """Cosines between languages after random signs per pair. Memory: draws x L x D float64."""
+def flip_signs(n: int, draws: int = 20, seed: int = 0) -> Tensor:
+    """Random signs [R, N], int8."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    sign_RN = torch.randint(0, 2, (draws, language_N.shape[0]), generator=generator).to(torch.float64) * 2 - 1
-    sums_RLD = _signed_sums(chunks, language_N, omega_N * sign_RN, n_languages)
+    return torch.randint(0, 2, (draws, n), generator=generator, dtype=torch.int8) * 2 - 1
+
+
+def half_masks(language_N: Tensor, n_languages: int, draws: int = 20, seed: int = 0) -> Tensor:
+    """1 for the first of two random halves of every language, else 0 [R, N], int8.
+
+    The halves of a language differ by at most one pair in size; a language with one pair has an empty first half.
+    """
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    half_RN = torch.zeros(draws, language_N.shape[0], dtype=torch.int8)
+    members = [(language_N == language).nonzero()[:, 0] for language in range(n_languages)]
+    for r in range(draws):
+        for where in members:
+            half_RN[r, where[torch.randperm(len(where), generator=generator)[: len(where) // 2]]] = 1
+    return half_RN
+
+
+def sign_flip_null(sums_RLD: Tensor, columns: Sequence[Columns] = (slice(None),)) -> Null:
+    """Cosines between languages, from the directions summed with `flip_signs`."""
+    n_languages = sums_RLD.shape[1]
     upper = torch.triu_indices(n_languages, n_languages, 1)
     cosine, valid = [], []
     for c in columns:
-        part_RLD = sums_RLD[:, :, c]
+        part_RLD = sums_RLD[:, :, c].to(torch.float64)
         cosine_RLL, valid_RLL = cosines(part_RLD @ part_RLD.mT)
         cosine.append(cosine_RLL[:, upper[0], upper[1]])
         valid.append(valid_RLL[:, upper[0], upper[1]])
     return Null(torch.stack(cosine, dim=1), torch.stack(valid, dim=1))
 
 
-def split_half_null(
-    chunks: Chunks,
-    language_N: Tensor,
-    omega_N: Tensor,
-    n_languages: int,
-    *,
-    columns: Sequence[Columns] = (slice(None),),
-    draws: int = 20,
-    seed: int = 0,
-) -> Null:
-    """Cosines between two random halves of each language, omegas as they are. Memory: 2 x draws x L x D float64.
+def split_half_null(first_RLD: Tensor, directions_LD: Tensor, columns: Sequence[Columns] = (slice(None),)) -> Null:
+    """Cosines between two random halves of each language: the directions summed with `half_masks`, and the rest.
 
-    The halves of a language differ by at most one pair in size; a language with one pair has no valid comparison.
+    A language with fewer than two pairs has no valid comparison.
     """
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    half_RN = torch.zeros(draws, language_N.shape[0], dtype=torch.float64)
-    for r in range(draws):
-        for language in range(n_languages):
-            where = (language_N == language).nonzero()[:, 0]
-            half_RN[r, where[torch.randperm(len(where), generator=generator)[: len(where) // 2]]] = 1.0
-    first_RLD = _signed_sums(chunks, language_N, omega_N * half_RN, n_languages)
-    second_RLD = _signed_sums(chunks, language_N, omega_N * (1.0 - half_RN), n_languages)
     cosine, valid = [], []
     for c in columns:
-        a_RLD, b_RLD = first_RLD[:, :, c], second_RLD[:, :, c]
-        scale_RL = a_RLD.square().sum(dim=2).sqrt() * b_RLD.square().sum(dim=2).sqrt()
-        valid_RL = scale_RL > 0
+        a_RLD = first_RLD[:, :, c].to(torch.float64)
+        b_RLD = directions_LD[:, c] - a_RLD
+        a_RL, b_RL = (part.square().sum(dim=2).sqrt() for part in (a_RLD, b_RLD))
+        valid_RL = torch.minimum(a_RL, b_RL) > _ROUNDING * torch.maximum(a_RL, b_RL)
+        scale_RL = a_RL * b_RL
         product_RL = (a_RLD * b_RLD).sum(dim=2)
         cosine.append(torch.where(valid_RL, product_RL / torch.where(valid_RL, scale_RL, 1.0), 0.0))
         valid.append(valid_RL)
     return Null(torch.stack(cosine, dim=1), torch.stack(valid, dim=1))
-
-
-def _signed_sums(chunks: Chunks, language_N: Tensor, weight_RN: Tensor, n_languages: int) -> Tensor:
-    """[R, L, D] sums of weighted rows per language, in one pass."""
-    sums_LRD: Tensor | None = None
-    for start, chunk_ND in numbered(chunks):
-        stop = start + chunk_ND.shape[0]
-        if sums_LRD is None:
-            sums_LRD = torch.zeros(n_languages, weight_RN.shape[0], chunk_ND.shape[1], dtype=torch.float64)
-        language_n = language_N[start:stop]
-        for language in language_n.unique().tolist():
-            mine = language_n == language
-            sums_LRD[language] += weight_RN[:, start:stop][:, mine] @ chunk_ND[mine]
-    if sums_LRD is None:
-        raise ValueError("the stream is empty")
-    return sums_LRD.transpose(0, 1)

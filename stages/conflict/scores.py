@@ -8,10 +8,10 @@ omegas:
     K'_kl = (K_kl - <R_k, G_l> - <G_k, R_l> + <R_k, R_l>) / ((1 - Omega_k)(1 - Omega_l))
     score = w.a' / (|g_i| sqrt(w K' w)).
 
-For a pair alone R_l = omega g_i in its own language and nothing elsewhere: only row and column l of K change.
+All of it follows from <g_i, G_k>, K and the inner products inside the left-out group. A pair alone is a group of one.
 Without leaving out, pure noise scores +0.09 to +0.17. ConGrad (arXiv 2503.23777) scores against the merged
 gradient; its released text has no leave-one-out, which is ours. Surgery may be done per layer group ("segment"): S
-of them, each with its own w.
+of them, each with its own w. Suffixes: g groups of m pairs each, S segments, L languages.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stages.conflict.directions import Chunks, Columns, grams, numbered
-from stages.conflict.groups import plan_passes
+from stages.conflict.directions import grams
+from stages.conflict.groups import Layout
+from stages.conflict.scratch import Scratch
+from stages.conflict.stream import BLOCK, Chunks, Columns, blocks, check_finite, wide
 from stages.conflict.surgery import Surgery
 
 FLAGS = ("zero_gradient", "single_language", "few_pairs", "no_own_direction", "no_direction")
@@ -39,17 +41,19 @@ _BLOCK_ELEMENTS = 2_000_000
 class Scores:
     """Per pair, float64 on the CPU. A value is defined where its mask is true and exactly 0 elsewhere; never NaN.
 
-    score_all, score_others, cosine_own [N] with *_valid [N]; cosines [N, L] with cosines_valid; norm [N] = |g_i|;
+    score_all, score_others, score_mean (no surgery: equal weights), cosine_own [N] with *_valid [N]; cosines [N, L] with cosines_valid; norm [N] = |g_i|;
     flags {name: [N] bool}.
     """
 
     score_all: Tensor
     score_others: Tensor
+    score_mean: Tensor
     cosine_own: Tensor
     cosines: Tensor
     norm: Tensor
     score_all_valid: Tensor
     score_others_valid: Tensor
+    score_mean_valid: Tensor
     cosine_own_valid: Tensor
     cosines_valid: Tensor
     flags: dict[str, Tensor] = field(default_factory=dict)
@@ -67,18 +71,20 @@ class Scores:
         return cls(
             score_all=value(n),
             score_others=value(n),
+            score_mean=value(n),
             cosine_own=value(n),
             cosines=value(n, n_languages),
             norm=value(n),
             score_all_valid=mask(n),
             score_others_valid=mask(n),
+            score_mean_valid=mask(n),
             cosine_own_valid=mask(n),
             cosines_valid=mask(n, n_languages),
             flags={name: mask(n) for name in FLAGS},
         )
 
     def optional(self, name: str) -> list[float | None]:
-        """A [N] column as Python values, None where undefined: `score_all`, `score_others` or `cosine_own`."""
+        """A [N] column as Python values, None where undefined: `score_all`, `score_mean`, `cosine_own`, ..."""
         values, valid = getattr(self, name), getattr(self, f"{name}_valid")
         return [v if ok else None for v, ok in zip(values.tolist(), valid.tolist(), strict=True)]
 
@@ -104,7 +110,7 @@ def score_pairs(
     group_N: Tensor | None = None,
     refit: bool = False,
     min_pairs: int = 20,
-    max_held_rows: int = 8192,
+    scratch_bytes: int = 2**30,
 ) -> Scores:
     """Score every pair of the stream the directions were made from (same g_i, same order, same omegas).
 
@@ -112,167 +118,249 @@ def score_pairs(
     with equal labels leave together (see `merge_groups`); None: each pair leaves alone. refit=False keeps w at its
     value from all pairs; True solves for w again on every K', with the same random orders.
 
-    Memory: the results, one chunk, and at most `max_held_rows` rows of float64 sketches of groups with several
-    members (a larger group is held alone); scattered groups cost further passes over the stream instead.
+    One pass, whatever the groups: pairs that leave alone are scored as they come; the others are brought together in
+    memory of at most `scratch_bytes`, or in a temporary file. Raises UserError when there is no room for that.
     """
-    n_languages = directions_LD.shape[0]
-    scorer = _Scorer(language_N, omega_N, directions_LD, method, columns, refit, min_pairs)
-    labels = list(range(language_N.shape[0])) if group_N is None else group_N.tolist()
-    passes = plan_passes(labels, max_held_rows) or [{}]
-    several = {group for chosen in passes for group in chosen}
-    alone_N = torch.tensor([label not in several for label in labels], dtype=torch.bool)
-    scores = Scores.empty(language_N.shape[0], n_languages)
-
-    for number, chosen in enumerate(passes):
-        held: dict[int, list[tuple[int, Tensor]]] = {}
-        for start, chunk_ND in numbered(chunks):
-            stop = start + chunk_ND.shape[0]
-            if number == 0:
-                for index_n in scorer.blocks(alone_N[start:stop].nonzero()[:, 0]):
-                    g_nD = chunk_ND[index_n]
-                    scorer.write(scores, index_n + start, scorer.leave_one(index_n + start, g_nD))
-            for i in range(start, stop):
-                if labels[i] not in chosen:
-                    continue
-                members = held.setdefault(labels[i], [])
-                members.append((i, chunk_ND[i - start].clone()))
-                if len(members) == chosen[labels[i]]:
-                    del held[labels[i]]
-                    index_n = torch.tensor([j for j, _ in members])
-                    g_nD = torch.stack([g_D for _, g_D in members])
-                    scorer.write(scores, index_n, scorer.leave_group(index_n, g_nD))
+    n, n_languages = language_N.shape[0], directions_LD.shape[0]
+    products = _Products(directions_LD, columns)
+    count_L = torch.bincount(language_N, minlength=n_languages)
+    scorer = _Scorer(language_N, omega_N, products.gram_SLL, method, count_L, refit, min_pairs)
+    layout = Layout.of(torch.arange(n) if group_N is None else group_N)
+    scores = Scores.empty(n, n_languages)
+    scratch: Scratch | None = None
+    factor_N = torch.ones(n, dtype=torch.float64)
+    try:
+        for block in blocks(chunks):
+            index_n = torch.arange(block.start, block.stop)
+            alone_n = layout.slot_N[block.start : block.stop] < 0
+            factor_N[block.start : block.stop] = block.factor_N
+            for few_n in scorer.cut(alone_n.nonzero()[:, 0]):
+                whole = len(few_n) == len(index_n)
+                x_nD = wide(block.x_ND if whole else block.x_ND[few_n])
+                a_nSL, p_nmmS = products(x_nD[:, None], block.factor_N[few_n, None])
+                check_finite(p_nmmS, block)
+                scorer.write(scores, index_n[few_n, None], scorer.leave(index_n[few_n, None], a_nSL, p_nmmS))
+            if not bool(alone_n.all()):
+                if scratch is None:
+                    scratch = Scratch(layout.together, block.x_ND.shape[1], block.x_ND.dtype, scratch_bytes)
+                scratch.put(layout.slot_N[index_n[~alone_n]], block.x_ND[~alone_n])
+        for start, index_gm in layout.batches(min(BLOCK, scorer.at_once)):
+            assert scratch is not None  # a group of several had a row
+            if index_gm.shape[1] > BLOCK:
+                _score_large(scores, scorer, products, scratch, start, index_gm[0], factor_N)
+                continue
+            x_gmD = wide(scratch.get(start, start + index_gm.numel())).view(*index_gm.shape, -1)
+            a_gmSL, p_gmmS = products(x_gmD, factor_N[index_gm])
+            scorer.write(scores, index_gm, scorer.leave(index_gm, a_gmSL, p_gmmS))
+    finally:
+        if scratch is not None:
+            scratch.close()
     return scores
 
 
+def score_products(
+    a_NSL: Tensor,
+    square_NS: Tensor,
+    language_N: Tensor,
+    omega_N: Tensor,
+    gram_SLL: Tensor,
+    method: Surgery,
+    *,
+    count_L: Tensor,
+    refit: bool = False,
+    min_pairs: int = 20,
+) -> Scores:
+    """`score_pairs` with every pair leaving alone, from inner products instead of sketches.
+
+    a_NSL = <g_i, G_k> and square_NS = |g_i|^2 per segment, gram_SLL = <G_l, G_k>; count_L: pairs in each direction.
+    """
+    scorer = _Scorer(language_N, omega_N, gram_SLL, method, count_L, refit, min_pairs)
+    scores = Scores.empty(language_N.shape[0], gram_SLL.shape[-1])
+    for index_n in scorer.cut(torch.arange(language_N.shape[0])):
+        left = scorer.leave(index_n[:, None], a_NSL[index_n, None], square_NS[index_n, None, None])
+        scorer.write(scores, index_n[:, None], left)
+    return scores
+
+
+class _Products:
+    """Inner products of pairs with the directions and with each other, per segment."""
+
+    def __init__(self, directions_LD: Tensor, columns: Sequence[Columns]) -> None:
+        self.columns = [as_slice(c) for c in columns]
+        self.directions_LD = directions_LD
+        self.gram_SLL = grams(directions_LD, self.columns)
+
+    def __call__(self, x_gmD: Tensor, factor_gm: Tensor) -> tuple[Tensor, Tensor]:
+        """(<g_i, G_k> [g, m, S, L], <g_i, g_j> [g, m, m, S]) float64 of g = factor * x, in the precision of x."""
+        parts = [x_gmD[..., c] for c in self.columns]
+        a_gmSL = torch.stack([self._along(part, c) for part, c in zip(parts, self.columns, strict=True)], dim=2)
+        if x_gmD.shape[1] == 1:
+            inner_gmmS = torch.stack([torch.linalg.vector_norm(part, dim=-1).square() for part in parts], -1)[
+                :, :, None
+            ]
+        else:
+            inner_gmmS = torch.stack([torch.bmm(part, part.mT) for part in parts], dim=-1)
+        factor_gm = factor_gm.to(torch.float64)
+        outer_gmm = factor_gm[:, :, None] * factor_gm[:, None, :]
+        return a_gmSL.to(torch.float64) * factor_gm[..., None, None], inner_gmmS.to(torch.float64) * outer_gmm[
+            ..., None
+        ]
+
+    def _along(self, part: Tensor, columns: Columns) -> Tensor:
+        return part @ self.directions_LD[:, columns].to(part.dtype).T
+
+
+def _score_large(
+    scores: Scores,
+    scorer: _Scorer,
+    products: _Products,
+    scratch: Scratch,
+    start: int,
+    index_m: Tensor,
+    factor_N: Tensor,
+) -> None:
+    """A group too large to hold: sum what leaves first, then go through its pairs again."""
+    removed_LD = torch.zeros_like(products.directions_LD)
+    for at in range(0, len(index_m), BLOCK):
+        here = index_m[at : at + BLOCK]
+        x_nD = wide(scratch.get(start + at, start + at + len(here)))
+        part_nL = scorer.parts(here[None])[0] * factor_N[here, None]
+        removed_LD += part_nL.to(x_nD.dtype).T @ x_nD
+    pairs_of_columns = [(removed_LD[:, c], products.directions_LD[:, c]) for c in products.columns]
+    cross_SLL = torch.stack([removed @ direction.T for removed, direction in pairs_of_columns])
+    omega_L = scorer.parts(index_m[None])[0].sum(dim=0)
+    count_L = torch.bincount(scorer.language_N[index_m], minlength=len(omega_L))
+    beside = _Products(removed_LD, products.columns)
+    for at in range(0, len(index_m), BLOCK):
+        here = index_m[at : at + BLOCK]
+        x_nD = wide(scratch.get(start + at, start + at + len(here)))
+        a_nSL, square_nmmS = products(x_nD[:, None], factor_N[here, None])
+        removed_nSL, _ = beside(x_nD[:, None], factor_N[here, None])
+        shared = (omega_L[None], count_L[None], cross_SLL[None], beside.gram_SLL[None])
+        left = _LeftOut(a_nSL.transpose(0, 1), square_nmmS[:, 0].transpose(0, 1), removed_nSL.transpose(0, 1), *shared)
+        scorer.write(scores, here[None], left)
+
+
 class _Scorer:
-    """What all pairs share: directions, K, w, and the formulas of the module's docstring."""
+    """What all pairs share: K, w, and the formulas of the module's docstring."""
 
     def __init__(
         self,
         language_N: Tensor,
         omega_N: Tensor,
-        directions_LD: Tensor,
+        gram_SLL: Tensor,
         method: Surgery,
-        columns: Sequence[Columns],
+        count_L: Tensor,
         refit: bool,
         min_pairs: int,
     ) -> None:
         self.language_N, self.omega_N = language_N, omega_N.to(torch.float64)
-        self.directions_LD, self.columns = directions_LD, columns
         self.method, self.refit, self.min_pairs = method, refit, min_pairs
-        self.gram_SLL = grams(directions_LD, columns)
+        self.gram_SLL, self.count_L = gram_SLL, count_L
         self.weight_SL = method(self.gram_SLL)
-        self.count_L = torch.bincount(language_N, minlength=directions_LD.shape[0])
+        self.at_once = max(1, _BLOCK_ELEMENTS // self.gram_SLL.numel())
 
-    def blocks(self, index_n: Tensor) -> Iterator[Tensor]:
+    def cut(self, index_n: Tensor) -> Iterator[Tensor]:
         """Cut row indices so that [block, S, L, L] stays small."""
-        return iter(index_n.split(max(1, _BLOCK_ELEMENTS // self.gram_SLL.numel())) if len(index_n) else ())
+        return iter(index_n.split(self.at_once) if len(index_n) else ())
 
-    def products(self, g_nD: Tensor) -> tuple[Tensor, Tensor]:
-        """(a [n, S, L], |g|^2 [n, S]) per segment."""
-        a_nSL = torch.stack([g_nD[:, c] @ self.directions_LD[:, c].T for c in self.columns], dim=1)
-        square_nS = torch.stack([g_nD[:, c].square().sum(dim=1) for c in self.columns], dim=1)
-        return a_nSL, square_nS
+    def parts(self, index_gm: Tensor) -> Tensor:
+        """omega_j of every pair in its own language's column [g, m, L]."""
+        own_gmL = torch.nn.functional.one_hot(self.language_N[index_gm], len(self.count_L))
+        return own_gmL * self.omega_N[index_gm][..., None]
 
-    def leave_one(self, index_n: Tensor, g_nD: Tensor) -> _LeftOut:
-        """Each pair leaves alone."""
-        a_nSL, square_nS = self.products(g_nD)
-        own_nL = torch.nn.functional.one_hot(self.language_N[index_n], len(self.count_L)).to(torch.float64)
-        omega_nL = own_nL * self.omega_N[index_n, None]
+    def leave(self, index_gm: Tensor, a_gmSL: Tensor, inner_gmmS: Tensor) -> _LeftOut:
+        """The m pairs of each group leave together; inner_gmmS = <g_i, g_j>."""
+        part_gmL = self.parts(index_gm)
+        own_gmL = torch.nn.functional.one_hot(self.language_N[index_gm], len(self.count_L))
+        removed_gmSL = torch.einsum("gijs,gjk->gisk", inner_gmmS, part_gmL)
         return _LeftOut(
-            a_nSL,
-            square_nS,
-            omega_nL,
-            own_nL.long(),
-            square_nS[:, :, None] * omega_nL[:, None, :],
-            omega_nL[:, None, :, None] * a_nSL[:, :, None, :],
-            square_nS[:, :, None, None] * (omega_nL[:, :, None] * omega_nL[:, None, :])[:, None],
+            a_gmSL,
+            inner_gmmS.diagonal(dim1=1, dim2=2).mT,
+            removed_gmSL,
+            part_gmL.sum(dim=1),
+            own_gmL.sum(dim=1),
+            torch.einsum("gjk,gjsl->gskl", part_gmL, a_gmSL),
+            torch.einsum("gik,gisl->gskl", part_gmL, removed_gmSL),
         )
 
-    def leave_group(self, index_m: Tensor, g_mD: Tensor) -> _LeftOut:
-        """All m pairs leave together: K' is the same for all of them (leading dimension 1)."""
-        a_mSL, square_mS = self.products(g_mD)
-        own_mL = torch.nn.functional.one_hot(self.language_N[index_m], len(self.count_L)).to(torch.float64)
-        omega_mL = own_mL * self.omega_N[index_m, None]
-        inside = (own_mL.sum(dim=0) > 0).nonzero()[:, 0]  # languages of the group: R is zero elsewhere
-        removed_kD = omega_mL[:, inside].T @ g_mD
-        own_mSL = torch.zeros_like(a_mSL)
-        rr_SLL = torch.zeros_like(self.gram_SLL)
-        for s, c in enumerate(self.columns):
-            own_mSL[:, s, inside] = g_mD[:, c] @ removed_kD[:, c].T
-            rr_SLL[s, inside[:, None], inside] = removed_kD[:, c] @ removed_kD[:, c].T
-        cross_SLL = torch.einsum("mk,msl->skl", omega_mL, a_mSL)
-        return _LeftOut(
-            a_mSL,
-            square_mS,
-            omega_mL.sum(dim=0)[None],
-            own_mL.sum(dim=0).long()[None],
-            own_mSL,
-            cross_SLL[None],
-            rr_SLL[None],
+    def write(self, scores: Scores, index_gm: Tensor, left: _LeftOut) -> None:
+        """Fill the rows `index_gm` of `scores`."""
+        language_gm = self.language_N[index_gm]
+        keep_gL = 1.0 - left.omega_gL
+        alive_gL = (self.count_L - left.count_gL > 0) & (keep_gL > _ROUNDING)
+        factor_gL = torch.where(alive_gL, 1.0 / torch.where(alive_gL, keep_gL, 1.0), 0.0)
+        outer_gSLL = (factor_gL[:, :, None] * factor_gL[:, None, :])[:, None]
+        gram_gSLL = (self.gram_SLL - left.cross_gSLL - left.cross_gSLL.mT + left.rr_gSLL) * outer_gSLL
+        size_gSL = (self.gram_SLL + left.rr_gSLL).diagonal(dim1=-2, dim2=-1) * factor_gL[:, None].square()
+        solid_gSL = gram_gSLL.diagonal(dim1=-2, dim2=-1) > _ROUNDING * size_gSL
+        gram_gSLL = gram_gSLL * (solid_gSL[..., :, None] & solid_gSL[..., None, :])
+        a_gmSL = (left.a_gmSL - left.removed_gmSL) * (factor_gL[:, None] * solid_gSL)[:, None]
+        weight_gSL = self.method(gram_gSLL) if self.refit else self.weight_SL.expand(gram_gSLL.shape[:-1])
+        norm_gm = left.square_gmS.sum(dim=-1).sqrt()
+        other_gmL = torch.arange(len(self.count_L)) != language_gm[..., None]
+        others_gmSL = weight_gSL[:, None] * other_gmL[:, :, None]
+
+        scores.norm[index_gm] = norm_gm
+        merged = (
+            ("score_all", weight_gSL[:, None]),
+            ("score_others", others_gmSL),
+            ("score_mean", torch.ones_like(weight_gSL)[:, None]),
         )
+        for name, weights in merged:
+            value_gm, valid_gm = merged_cosine(weights, a_gmSL, gram_gSLL[:, None], norm_gm)
+            getattr(scores, name)[index_gm], getattr(scores, f"{name}_valid")[index_gm] = value_gm, valid_gm
 
-    def write(self, scores: Scores, index_n: Tensor, left: _LeftOut) -> None:
-        """Fill the rows `index_n` of `scores`."""
-        language_n = self.language_N[index_n]
-        rows = torch.arange(len(index_n))
-        keep_nL = 1.0 - left.omega_nL
-        alive_nL = (self.count_L - left.count_nL > 0) & (keep_nL > _ROUNDING)
-        factor_nL = torch.where(alive_nL, 1.0 / torch.where(alive_nL, keep_nL, 1.0), 0.0)
-        outer_nSLL = (factor_nL[:, :, None] * factor_nL[:, None, :])[:, None]
-        gram_nSLL = (self.gram_SLL - left.cross_nSLL - left.cross_nSLL.mT + left.rr_nSLL) * outer_nSLL
-        size_nSL = (self.gram_SLL + left.rr_nSLL).diagonal(dim1=-2, dim2=-1) * factor_nL[:, None].square()
-        solid_nSL = gram_nSLL.diagonal(dim1=-2, dim2=-1) > _ROUNDING * size_nSL
-        gram_nSLL = gram_nSLL * (solid_nSL[..., :, None] & solid_nSL[..., None, :])
-        a_nSL = (left.a_nSL - left.own_nSL) * factor_nL[:, None] * solid_nSL
-        weight_nSL = self.method(gram_nSLL) if self.refit else self.weight_SL.expand(gram_nSLL.shape[:-1])
-        norm_n = left.square_nS.sum(dim=1).sqrt()
-        other_nL = torch.arange(len(self.count_L)) != language_n[:, None]
-        others_nSL = weight_nSL * other_nL[:, None]
-
-        scores.norm[index_n] = norm_n
-        for name, weights in (("score_all", weight_nSL), ("score_others", others_nSL)):
-            value_n, valid_n = merged_cosine(weights, a_nSL, gram_nSLL, norm_n)
-            getattr(scores, name)[index_n], getattr(scores, f"{name}_valid")[index_n] = value_n, valid_n
-
-        length_nL = gram_nSLL.diagonal(dim1=-2, dim2=-1).sum(dim=1).sqrt()
-        scale_nL = norm_n[:, None] * length_nL
-        valid_nL = scale_nL > 0
-        cosine_nL = torch.where(valid_nL, a_nSL.sum(dim=1) / torch.where(valid_nL, scale_nL, 1.0), 0.0).clamp(-1, 1)
-        scores.cosines[index_n], scores.cosines_valid[index_n] = cosine_nL, valid_nL
-        scores.cosine_own[index_n] = cosine_nL[rows, language_n]
-        scores.cosine_own_valid[index_n] = valid_nL[rows, language_n]
+        length_gL = gram_gSLL.diagonal(dim1=-2, dim2=-1).sum(dim=1).sqrt()
+        scale_gmL = norm_gm[..., None] * length_gL[:, None]
+        valid_gmL = scale_gmL > 0
+        cosine_gmL = torch.where(valid_gmL, a_gmSL.sum(dim=2) / torch.where(valid_gmL, scale_gmL, 1.0), 0.0).clamp(
+            -1, 1
+        )
+        scores.cosines[index_gm], scores.cosines_valid[index_gm] = cosine_gmL, valid_gmL
+        own = language_gm[..., None]
+        scores.cosine_own[index_gm] = cosine_gmL.gather(-1, own)[..., 0]
+        scores.cosine_own_valid[index_gm] = valid_gmL.gather(-1, own)[..., 0]
 
         flags = scores.flags
-        flags["zero_gradient"][index_n] = norm_n == 0
-        flags["single_language"][index_n] = bool((self.count_L > 0).sum() < 2)
-        flags["few_pairs"][index_n] = self.count_L[language_n] < self.min_pairs
-        flags["no_own_direction"][index_n] = ~(length_nL.expand_as(valid_nL)[rows, language_n] > 0)
-        flags["no_direction"][index_n] = ~scores.score_all_valid[index_n] & (norm_n > 0)
+        flags["zero_gradient"][index_gm] = norm_gm == 0
+        flags["single_language"][index_gm] = bool((self.count_L > 0).sum() < 2)
+        flags["few_pairs"][index_gm] = self.count_L[language_gm] < self.min_pairs
+        flags["no_own_direction"][index_gm] = ~(length_gL.gather(-1, language_gm) > 0)
+        flags["no_direction"][index_gm] = ~scores.score_all_valid[index_gm] & (norm_gm > 0)
 
 
-def merged_cosine(weight: Tensor, a_nSL: Tensor, gram: Tensor, norm_n: Tensor) -> tuple[Tensor, Tensor]:
-    """(w.a / (|g| sqrt(w K w)) [n], defined [n]) summed over segments; undefined where a length vanishes.
+def merged_cosine(weight: Tensor, a: Tensor, gram: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+    """(w.a / (|g| sqrt(w K w)) [...], defined [...]) summed over segments; undefined where a length vanishes.
 
-    weight and gram may have a leading dimension of 1. A merged direction whose squared length is rounding error
-    beside the lengths it was summed from (directions that cancel) counts as zero.
+    weight, a [..., S, L], gram [..., S, L, L], norm [...], broadcast. A merged direction whose squared length is
+    rounding error beside the lengths it was summed from (directions that cancel) counts as zero.
     """
-    along_n = (weight * a_nSL).sum(dim=(1, 2))
-    square_n = (weight * (gram @ weight[..., None])[..., 0]).sum(dim=(1, 2))
-    parts_n = (weight.abs() * gram.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()).sum(dim=(1, 2))
-    valid_n = (norm_n > 0) & (square_n > _ROUNDING * parts_n.square())
-    scale_n = torch.where(valid_n, norm_n * square_n.clamp_min(0.0).sqrt(), 1.0)
-    return torch.where(valid_n, along_n / scale_n, 0.0).clamp(-1.0, 1.0), valid_n
+    along = (weight * a).sum(dim=(-1, -2))
+    square = (weight * (gram @ weight[..., None])[..., 0]).sum(dim=(-1, -2))
+    parts = (weight.abs() * gram.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()).sum(dim=(-1, -2))
+    valid = (norm > 0) & (square > _ROUNDING * parts.square())
+    scale = torch.where(valid, norm * square.clamp_min(0.0).sqrt(), 1.0)
+    return torch.where(valid, along / scale, 0.0).clamp(-1.0, 1.0), valid
+
+
+def as_slice(columns: Columns) -> Columns:
+    """Column indices that follow each other as a slice: cut without copying."""
+    if isinstance(columns, slice) or not len(columns):
+        return columns
+    first = int(columns[0])
+    follow = torch.equal(columns, torch.arange(first, first + len(columns)))
+    return slice(first, first + len(columns)) if follow else columns
 
 
 @dataclass(frozen=True)
 class _LeftOut:
-    """What n pairs leave out. Terms without the pair's own vector may have n = 1, shared by a whole group."""
+    """What the groups leave out."""
 
-    a_nSL: Tensor  # <g_i, G_k>
-    square_nS: Tensor  # |g_i|^2
-    omega_nL: Tensor  # Omega_k
-    count_nL: Tensor  # pairs left out
-    own_nSL: Tensor  # <g_i, R_k>
-    cross_nSLL: Tensor  # <R_k, G_l>
-    rr_nSLL: Tensor  # <R_k, R_l>
+    a_gmSL: Tensor  # <g_i, G_k>
+    square_gmS: Tensor  # |g_i|^2
+    removed_gmSL: Tensor  # <g_i, R_k>
+    omega_gL: Tensor  # Omega_k
+    count_gL: Tensor  # pairs left out
+    cross_gSLL: Tensor  # <R_k, G_l>
+    rr_gSLL: Tensor  # <R_k, R_l>

@@ -3,46 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from schemas.errors import UserError
 from schemas.ids import seed_for
 from schemas.tables import TABLES
-from stages.conflict.directions import (
-    Chunks,
-    cosines,
-    directions,
-    ema_omegas,
-    grams,
-    loss_weights,
-    mean_omegas,
-    scaled,
-)
 from stages.conflict.directions import conflicts as count_conflicts
-from stages.conflict.groups import merge_groups, plan_passes
-from stages.conflict.metric import Metric, fit_metric
-from stages.conflict.null import sign_flip_null, split_half_null
-from stages.conflict.scores import Scores, score_pairs
+from stages.conflict.directions import cosines, grams, signed_directions
+from stages.conflict.null import flip_signs, half_masks, sign_flip_null, split_half_null
+from stages.conflict.prepare import Prepared
+from stages.conflict.products import ProductStore
+from stages.conflict.scores import Scores, as_slice, score_pairs, score_products
+from stages.conflict.stream import Columns
 from stages.conflict.surgery import Surgery, surgery
+from stages.conflict.table import score_rows
 from stages.contract import Account, Context, Rows, tally
-from stages.gradients.projections import SketchLayout
-from stages.gradients.stage import LAYOUT_KEY, SEED_KEY
-from stages.gradients.store import unpack_sketches
 
 MIN_PAIRS = 20
 """A language with fewer pairs is flagged: its direction is mostly noise."""
-_CHUNK_ROWS = 1024
-_COMMON_ANSWER = (20, 0.01)
-"""An answer shared by more pairs than both (a number, a share of all) does not join them into one group: "Yes." would
-chain unrelated tasks together until nothing is left to compare with."""
+_DRAWS = 20
 
 
 class Conflict:
@@ -50,48 +34,44 @@ class Conflict:
 
     def run(self, ctx: Context) -> Iterator[Rows | Account]:
         """See TableStage.run. Raises UserError for sketches that cannot be compared, or an unknown surgery."""
-        config = ctx.config.conflict
-        store = _Store.open(ctx)
-        languages = [code for code in ctx.config.languages.seen if code in set(store.frame["language"])]
-        index = {code: n for n, code in enumerate(languages)}
-        language_N = torch.tensor([index[code] for code in store.frame["language"]], dtype=torch.int64)
-        weight_N = _loss_weights(ctx, store.frame)
-        group_N = _groups(store.frame) if config.leave_out == "group" else None
-        blocks = store.layout.group_columns("block")
-        surgery_columns = list(blocks.values()) if config.scope == "layer" else [slice(None)]
+        if "sums" in ctx.inputs:
+            yield from _of_products(ctx)
+            return
+        config, ready = ctx.config.conflict, Prepared.of(ctx)
+        frame, languages, language_N, group_N = ready.store.frame, ready.languages, ready.language_N, ready.group_N
+        scopes: dict[str, Columns] = {"model": slice(None), **ready.blocks}
+        used: dict[str, Columns] = ready.blocks if config.scope == "layer" else {"model": slice(None)}
         method = _method(ctx, len(languages))
         for note in _notes(languages, language_N, group_N):
             ctx.progress.note(note)
 
-        passes = 4 + (config.metric in ("coordinate", "layer"))
-        passes += max(1, len(plan_passes([] if group_N is None else group_N.tolist(), 8192)))
-        ctx.progress.total(passes * store.frame.height, "sketches")
-        chunks = store.chunks(ctx)
-        chunks = scaled(_metric(ctx, store.layout, chunks).stream(chunks), weight_N)
-        if config.direction == "ema":
-            omega_N = ema_omegas(language_N, len(languages), config.ema_gamma, config.ema_batch)
-        else:
-            omega_N = mean_omegas(language_N, len(languages))
-        directions_LD = directions(chunks, language_N, omega_N, len(languages))
+        ctx.progress.total((2 + ready.passes_before) * frame.height, "sketches")
+        chunks = ready.chunks(ctx.progress.advance)
+        seed = seed_for(ctx.config.seed, ctx.round, "null")
+        flips_RN = flip_signs(len(language_N), _DRAWS, seed)
+        halves_RN = half_masks(language_N, len(languages), _DRAWS, seed)
+        directions_LD, signed_RLD = signed_directions(
+            chunks, language_N, ready.omega_N, len(languages), torch.cat([flips_RN, halves_RN])
+        )
+        assert signed_RLD is not None
+        flips = sign_flip_null(signed_RLD[:_DRAWS])
+        noise = split_half_null(signed_RLD[_DRAWS:], directions_LD, list(scopes.values()))
+        del signed_RLD
         scores = score_pairs(
             chunks,
             language_N,
-            omega_N,
+            ready.omega_N,
             directions_LD,
             method,
-            columns=surgery_columns,
+            columns=list(used.values()),
             group_N=group_N,
             min_pairs=MIN_PAIRS,
         )
-        yield Rows("scores", _score_rows(ctx, store.frame, languages, scores, weight_N))
+        for rows in score_rows(frame, languages, scores, ready.weight_N, config.score == "others"):
+            yield Rows("scores", rows)
 
-        scopes: dict[str, Tensor | slice] = {"model": slice(None), **blocks}
         grams_SLL = grams(directions_LD, list(scopes.values()))
-        seed = seed_for(ctx.config.seed, ctx.round, "null")
-        noise = split_half_null(chunks, language_N, omega_N, len(languages), columns=list(scopes.values()), seed=seed)
-        flips = sign_flip_null(chunks, language_N, omega_N, len(languages), seed=seed)
         yield Rows("gram", _gram_rows(list(scopes), languages, grams_SLL, noise.cosine_RSM, noise.valid_RSM))
-        used = blocks if config.scope == "layer" else {"model": slice(None)}
         counts = torch.bincount(language_N, minlength=len(languages)).tolist()
         yield Rows("directions", _direction_rows(used, languages, directions_LD, method, counts))
 
@@ -101,83 +81,45 @@ class Conflict:
             "language_pairs": float(len(languages) * (len(languages) - 1) // 2),
             "conflicts_p_value": flips.tail([found])[0],
             "largest_group": float(0 if group_N is None else torch.bincount(group_N).max()),
-            **_correlations(store.frame, scores),
+            **_correlations(frame, scores),
         }
-        yield Account(tally("pair", store.frame["language"].to_list(), []), stats=stats)
+        yield Account(tally("pair", frame["language"].to_list(), []), stats=stats)
 
 
-@dataclass(frozen=True)
-class _Store:
-    """The gradients table: scalars in memory, sketches as a stream."""
-
-    files: list[Any]
-    layout: SketchLayout
-    frame: pl.DataFrame
-
-    @classmethod
-    def open(cls, ctx: Context) -> _Store:
-        """Raises UserError if parts were sketched differently, or there is nothing."""
-        files = ctx.inputs["gradients"]
-        found = {
-            tuple((pq.read_schema(file).metadata or {}).get(key) for key in (LAYOUT_KEY, SEED_KEY)) for file in files
-        }
-        if len(found) != 1 or None in next(iter(found)):
-            raise UserError(
-                "These gradient sketches were made with different layers or projections and cannot be compared",
-                where=str(files[0].parent),
-                fix="Redo them: --force-stage gradients.",
-            )
-        ((layout, _),) = found
-        scalars = ctx.scan("gradients").drop("sketch")
-        answers = ctx.scan("pairs").select(
-            "pair_id",
-            *(pl.col(side).list.last().struct.field("content").hash().alias(side) for side in ("chosen", "rejected")),
-        )
-        frame = scalars.join(answers, on="pair_id", how="left", maintain_order="left").collect()
-        if frame.is_empty():
-            raise UserError(
-                "No pair has a gradient", fix="See what was dropped: python -m pipeline inspect RUN dropped/gradients."
-            )
-        return cls(files, SketchLayout.from_json((layout or b"").decode()), frame)
-
-    def chunks(self, ctx: Context) -> Chunks:
-        """A stream over all sketches [n, D] float32, in the frame's order."""
-
-        def generate() -> Iterator[Tensor]:
-            for file in self.files:
-                for batch in pq.ParquetFile(file).iter_batches(_CHUNK_ROWS, columns=["sketch", "norm"]):
-                    flat = batch.column("sketch").flatten().to_numpy(zero_copy_only=False)
-                    stored_ND = torch.from_numpy(flat.astype(np.float32)).view(batch.num_rows, -1)
-                    norm_N = torch.from_numpy(batch.column("norm").to_numpy(zero_copy_only=False).copy())
-                    ctx.progress.advance(batch.num_rows)
-                    yield unpack_sketches(stored_ND, norm_N)
-
-        return generate
-
-
-def _loss_weights(ctx: Context, frame: pl.DataFrame) -> Tensor:
-    """c_i of the run's loss, or ones."""
-    if ctx.config.conflict.weighting == "none":
-        return torch.ones(frame.height, dtype=torch.float64)
-    margin = (
-        frame["logp_chosen"].cast(pl.Float64) - frame["ref_logp_chosen"].cast(pl.Float64)
-        - frame["logp_rejected"].cast(pl.Float64) + frame["ref_logp_rejected"].cast(pl.Float64)
-    )  # fmt: skip
-    n_chosen, n_rejected = (torch.from_numpy(frame[name].to_numpy().copy()) for name in ("n_chosen", "n_rejected"))
-    loss = ctx.config.loss
-    return loss_weights(torch.from_numpy(margin.to_numpy().copy()), n_chosen, n_rejected, loss.beta, loss.alpha)
-
-
-def _groups(frame: pl.DataFrame) -> Tensor:
-    """Pairs that share a translation group or an answer text (chosen of one, rejected of another) leave together."""
-    n = frame.height
-    texts = [*frame["chosen"].to_list(), *frame["rejected"].to_list()]
-    limit = max(_COMMON_ANSWER[0], int(_COMMON_ANSWER[1] * n))
-    values, counts = np.unique(np.array(texts, dtype=np.uint64), return_counts=True)
-    common = set(values[counts > limit].tolist())
-    answers = [None if text in common else text for text in texts]
-    translations = frame["group_id"].to_list() * 2
-    return merge_groups([*range(n)] * 2, answers, translations)[:n]
+def _of_products(ctx: Context) -> Iterator[Rows | Account]:
+    """The same for gradients that were never stored; nothing is known of what noise alone would do."""
+    config = ctx.config.conflict
+    store = ProductStore.open(ctx)
+    method = _method(ctx, len(store.languages))
+    for note in _notes(store.languages, store.language_N, None):
+        ctx.progress.note(note)
+    blocks: dict[str, Columns] = {n: as_slice(c) for n, c in store.layout.group_columns("block").items()}
+    scopes: dict[str, Columns] = {"model": slice(None), **blocks}
+    grams_SLL = grams(store.directions_LD, list(scopes.values()))
+    scores = score_products(
+        store.a_NSL,
+        store.square_NS,
+        store.language_N,
+        store.omega_N,
+        grams_SLL[1:] if config.scope == "layer" else grams_SLL[:1],
+        method,
+        count_L=store.count_L,
+        min_pairs=MIN_PAIRS,
+    )
+    for rows in score_rows(store.frame, store.languages, scores, store.weight_N, config.score == "others"):
+        yield Rows("scores", rows)
+    unknown_RSL = torch.zeros(1, *grams_SLL.shape[:2])
+    yield Rows("gram", _gram_rows(list(scopes), store.languages, grams_SLL, unknown_RSL, unknown_RSL.bool()))
+    used: dict[str, Columns] = blocks if config.scope == "layer" else {"model": slice(None)}
+    counts = store.count_L.tolist()
+    yield Rows("directions", _direction_rows(used, store.languages, store.directions_LD, method, counts))
+    count = len(store.languages)
+    stats = {
+        "conflicting_language_pairs": float(count_conflicts(grams_SLL[0])),
+        "language_pairs": float(count * (count - 1) // 2),
+        **_correlations(store.frame, scores),
+    }
+    yield Account(tally("pair", store.frame["language"].to_list(), []), stats=stats)
 
 
 def _method(ctx: Context, n_languages: int) -> Surgery:
@@ -186,12 +128,6 @@ def _method(ctx: Context, n_languages: int) -> Surgery:
         return surgery(config.surgery, n_languages, seed_for(ctx.config.seed, ctx.round, "surgery"), config.orders)
     except (ValueError, ImportError) as error:
         raise UserError(str(error), where="conflict.surgery") from error
-
-
-def _metric(ctx: Context, layout: SketchLayout, chunks: Chunks) -> Metric:
-    config = ctx.config.conflict
-    kind = "none" if config.metric == "raw" else config.metric
-    return fit_metric(chunks, kind, q=config.metric_power, layers=[slot.columns for slot in layout.layers])
 
 
 def _notes(languages: Sequence[str], language_N: Tensor, group_N: Tensor | None) -> list[str]:
@@ -207,35 +143,6 @@ def _notes(languages: Sequence[str], language_N: Tensor, group_N: Tensor | None)
             f"{largest} of {len(group_N)} pairs hang together by translations and shared answers and leave together"
         )
     return notes
-
-
-def _score_rows(
-    ctx: Context, frame: pl.DataFrame, languages: Sequence[str], scores: Scores, weight_N: Tensor
-) -> pa.Table:
-    every, others = scores.optional("score_all"), scores.optional("score_others")
-    used = (
-        every
-        if ctx.config.conflict.score == "all"
-        else [o if o is not None else e for o, e in zip(others, every, strict=True)]
-    )
-    pairs = zip(scores.cosines.tolist(), scores.cosines_valid.tolist(), strict=True)
-    columns = {
-        "pair_id": frame["pair_id"].to_list(),
-        "language": frame["language"].to_list(),
-        "score": used,
-        "score_all": every,
-        "score_others": others,
-        "cosine_own": scores.optional("cosine_own"),
-        "cosines": [
-            [{"language": code, "cosine": c} for code, c, ok in zip(languages, row, valid, strict=True) if ok]
-            for row, valid in pairs
-        ],
-        "conflicting_languages": scores.conflicting(languages),
-        "norm": frame["norm"].to_list(),
-        "weight": weight_N.tolist(),
-        "flags": scores.flag_names(),
-    }
-    return pa.table(columns, schema=TABLES["scores"].schema)
 
 
 def _gram_rows(
@@ -261,7 +168,7 @@ def _gram_rows(
 
 
 def _direction_rows(
-    scopes: dict[str, Any], languages: Sequence[str], directions_LD: Tensor, method: Surgery, counts: Sequence[int]
+    scopes: dict[str, Columns], languages: Sequence[str], directions_LD: Tensor, method: Surgery, counts: Sequence[int]
 ) -> pa.Table:
     rows = []
     for scope, columns in scopes.items():

@@ -9,9 +9,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+
+from stages.conflict.solvers import SOLVERS, packages
 
 
 @dataclass(frozen=True)
@@ -91,40 +94,64 @@ def unit_mean(n_languages: int, seed: int = 0, repeats: int = 1) -> Surgery:
     return Surgery("unit_mean", solve)
 
 
-_TORCHJD: Mapping[str, str] = {
-    "mgda": "MGDAWeighting",
-    "imtl_g": "IMTLGWeighting",
-    "aligned_mtl": "AlignedMTLWeighting",
-    "upgrad": "UPGradWeighting",
-    "dualproj": "DualProjWeighting",
-    "cagrad": "CAGradWeighting",
-    "gradvac": "GradVacWeighting",
+_TORCHJD: Mapping[str, tuple[str, dict[str, float]]] = {
+    "mgda": ("MGDAWeighting", {}),
+    "imtl_g": ("IMTLGWeighting", {}),
+    "aligned_mtl": ("AlignedMTLWeighting", {}),
+    "gradvac": ("GradVacWeighting", {}),
+    "upgrad": ("UPGradWeighting", {}),
+    "dualproj": ("DualProjWeighting", {}),
+    "cagrad": ("CAGradWeighting", {"c": 0.5}),
 }
-_ARGUMENTS: Mapping[str, dict[str, float]] = {"cagrad": {"c": 0.5}}
+_NASH = {"max_norm": 0.0, "update_weights_every": 1, "optim_niter": 20}
 
 
 def torchjd_method(name: str, n_languages: int, seed: int = 0, repeats: int = 1) -> Surgery:
-    """A weighting of TorchJD, a fresh one for every matrix (GradVac keeps state), torch's global generator left alone.
+    """A weighting of TorchJD, a fresh one for every matrix, torch's global generator left alone.
 
     K is divided by its mean diagonal first: the solvers' tolerances are absolute and weights matter up to one factor.
-    Raises ImportError, with the package to install, when TorchJD or the method's solver is absent.
+    A direction without length is left out and gets weight 0. `gradvac` is stateful, and a fresh one has no history
+    to aim at: on one aggregate it is PCGrad with a single order. `nash_mtl` wants vectors: it is given R with R R^T = K.
+    Raises ImportError, with the packages to install, when TorchJD or the method's solver is absent; the returned
+    method raises ValueError when the solver finds no weights.
     """
-    aggregation = importlib.import_module("torchjd.aggregation")
-    kind = getattr(aggregation, _TORCHJD[name])
-    kind(**_ARGUMENTS.get(name, {}))(torch.eye(2, dtype=torch.float64))  # a missing solver shows here, not hours later
+    missing = [package for package in packages(name) if find_spec(package) is None]
+    if missing:
+        raise ImportError(f"surgery {name} needs the packages {', '.join(missing)}")
 
     def solve(gram: Tensor) -> Tensor:
-        flat = gram.reshape(-1, *gram.shape[-2:])
-        rows = []
-        with torch.random.fork_rng(devices=[]):
-            for matrix_LL in flat:
-                torch.manual_seed(seed)
-                scale = float(matrix_LL.diagonal().mean())
-                unit_LL = matrix_LL / scale if scale > 0 else matrix_LL
-                rows.append(kind(**_ARGUMENTS.get(name, {}))(unit_LL).to(torch.float64))
+        rows = [_fresh(name, matrix_LL, seed) for matrix_LL in gram.reshape(-1, *gram.shape[-2:])]
         return torch.stack(rows).reshape(gram.shape[:-1])
 
     return Surgery(name, solve)
+
+
+def _fresh(name: str, gram_LL: Tensor, seed: int) -> Tensor:
+    """Weights [L] of one matrix from a new weighting object."""
+    weight_L = torch.zeros(gram_LL.shape[0], dtype=torch.float64)
+    (solid_l,) = (gram_LL.diagonal() > 0).nonzero(as_tuple=True)
+    if not len(solid_l):
+        return weight_L
+    part_ll = gram_LL[solid_l[:, None], solid_l]
+    part_ll = part_ll / part_ll.diagonal().mean()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name == "nash_mtl":
+            nash = importlib.import_module("torchjd.aggregation").NashMTL(n_tasks=len(solid_l), **_NASH)
+            found_l = nash.weighting(factor(part_ll))
+        else:
+            kind, arguments = _TORCHJD[name]
+            found_l = getattr(importlib.import_module("torchjd.aggregation"), kind)(**arguments)(part_ll)
+    if not bool(torch.isfinite(found_l).all()):
+        raise ValueError(f"surgery {name} found no weights for the Gram matrix {gram_LL.tolist()}")
+    weight_L[solid_l] = found_l.to(torch.float64)
+    return weight_L
+
+
+def factor(gram_LL: Tensor) -> Tensor:
+    """R [L, L] with R R^T = K, from the eigenvectors: K may be singular, which a Cholesky factor does not allow."""
+    value_L, vector_LL = torch.linalg.eigh(gram_LL)
+    return vector_LL * value_L.clamp_min(0.0).sqrt()
 
 
 REGISTRY: Mapping[str, Callable[..., Surgery]] = {
@@ -133,7 +160,7 @@ REGISTRY: Mapping[str, Callable[..., Surgery]] = {
     "unit_mean": unit_mean,
     **{
         name: (lambda n_languages, seed=0, repeats=1, _name=name: torchjd_method(_name, n_languages, seed, repeats))
-        for name in _TORCHJD
+        for name in SOLVERS
     },
 }
 """Method name -> factory(n_languages, seed, repeats). Methods without randomness ignore seed and repeats."""

@@ -1,12 +1,17 @@
-"""Random projections and the layout of a two-sided sketch.
+"""Random projections and the layout of a sketch.
 
-A linear layer W (O x I) with per-pair gradient G (O x I) is stored as S = P_o G P_i^T (P x P),
-LoGra's two-sided random projection (arXiv 2405.13954, section 3.2). Entries of P_o and P_i are
+`two_sided`: a linear layer W (O x I) with per-pair gradient G (O x I) is stored as S = P_o G P_i^T
+(P x P), LoGra's two-sided random projection (arXiv 2405.13954, section 3.2). Entries of P_o and P_i are
 zero-mean, independent, of variance 1/P, and P_o is independent of P_i, so that E<S, S'> = <G, G'>.
 For Gaussian entries
 
     Var<S, S'> = (1/P)   [|G^T G'|^2 + |G G'^T|^2 + 2 tr((G^T G')^2)]
                + (1/P^2) [|G|^2 |G'|^2 + <G, G'>^2 + |G^T G'|^2 + |G G'^T|^2].
+
+`one_sided` (Flora, arXiv 2402.03293, section 2.2): only the wider side is compressed, C = G A^T (O x R)
+where I >= O, else C = A G (R x I), with A_ij ~ N(0, 1/R), so that E[A^T A] = 1 and no further scale is
+needed. Which side is compressed is our choice: Flora's released code compresses the other one. In the
+layout a side without a projection keeps its full width; `exact` projects neither side: S = G.
 
 A matrix depends on (user seed, layer name, side) and nothing else: every worker, device, language
 and pair of a round shares it, and it is redrawn when needed instead of being stored.
@@ -18,15 +23,22 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 Side = Literal["out", "in"]
+Method = Literal["two_sided", "one_sided", "exact"]
 DEFAULT_SKETCH_DIM = 8192
+DEFAULT_RANK = 16
+MAX_EXACT_PARAMETERS = 500_000
+"""`exact` stores two bytes per parameter and pair, and conflict holds chunks of such rows: for small models only."""
+
+Scales = Mapping[str, tuple[Tensor, Tensor]]
+"""Layer name -> (out [O], in [I]) factors that multiply delta_t and x_t before projection (see preconditioner.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +52,10 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class LayerSlot:
-    """Where one layer lives in the sketch: columns [offset, offset + p * p), row-major S (out side
-    x in side).
+    """Where one layer lives in the sketch: columns [offset, offset + size), row-major S (out side x
+    in side).
 
-    `block` is the transformer block's index (None outside the blocks), `kind` the module's name
+    `sides` are the projected ones: each has width p in S, the others their full width. `block` is the transformer block's index (None outside the blocks), `kind` the module's name
     inside its block, for example `self_attn.q_proj`.
     """
 
@@ -54,11 +66,17 @@ class LayerSlot:
     offset: int
     block: int | None
     kind: str
+    sides: tuple[Side, ...] = ("out", "in")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of S."""
+        return (self.p if "out" in self.sides else self.out_width, self.p if "in" in self.sides else self.in_width)
 
     @property
     def size(self) -> int:
         """Number of sketch columns of this layer."""
-        return self.p * self.p
+        return math.prod(self.shape)
 
     @property
     def columns(self) -> slice:
@@ -79,16 +97,32 @@ class SketchLayout:
         return sum(slot.size for slot in self.layers)
 
     @classmethod
-    def plan(cls, shapes: Sequence[LayerShape], dim: int = DEFAULT_SKETCH_DIM) -> SketchLayout:
-        """Share `dim` columns equally: P = floor(sqrt(dim / n_layers)), at least 1, at most the
-        layer's narrower width.
+    def plan(
+        cls,
+        shapes: Sequence[LayerShape],
+        dim: int = DEFAULT_SKETCH_DIM,
+        method: Method = "two_sided",
+        rank: int = DEFAULT_RANK,
+    ) -> SketchLayout:
+        """two_sided: share `dim` columns equally, P = floor(sqrt(dim / n_layers)), at least 1, at most the
+        layer's narrower width. one_sided: R = `rank`, at most the layer's wider width, on the wider side.
+        exact: nothing is projected.
 
-        Raises ValueError when there is no layer, `dim` < 1, or a name occurs twice.
+        Raises ValueError when there is no layer, `dim` or `rank` < 1, a name occurs twice, or the exact
+        gradient has more than `MAX_EXACT_PARAMETERS` entries.
         """
         if not shapes:
             raise ValueError("no layer to sketch: the include/exclude patterns leave nothing")
         if dim < 1:
             raise ValueError(f"sketch.dim must be at least 1, got {dim}")
+        if rank < 1:
+            raise ValueError(f"sketch.rank must be at least 1, got {rank}")
+        entries = sum(shape.out_width * shape.in_width for shape in shapes)
+        if method == "exact" and entries > MAX_EXACT_PARAMETERS:
+            raise ValueError(
+                f"exact gradients of {entries:,} parameters are too large to store (at most {MAX_EXACT_PARAMETERS:,}): "
+                "take method two_sided, or sketch fewer layers"
+            )
         names = [shape.name for shape in shapes]
         if len(set(names)) != len(names):
             raise ValueError("layer names must be unique")
@@ -96,10 +130,14 @@ class SketchLayout:
         slots: list[LayerSlot] = []
         offset = 0
         for shape in shapes:
-            p = min(p_shared, shape.out_width, shape.in_width)
-            block, kind = block_and_kind(shape.name)
-            slots.append(LayerSlot(shape.name, shape.out_width, shape.in_width, p, offset, block, kind))
-            offset += p * p
+            widths = (shape.out_width, shape.in_width)
+            p, sides = min(p_shared, *widths), cast(tuple[Side, ...], ("out", "in"))
+            if method == "one_sided":
+                p, sides = min(rank, max(widths)), ("in",) if shape.in_width >= shape.out_width else ("out",)
+            elif method == "exact":
+                p, sides = 0, ()
+            slots.append(LayerSlot(shape.name, *widths, p, offset, *block_and_kind(shape.name), sides))
+            offset += slots[-1].size
         return cls(tuple(slots))
 
     def groups(self, by: Literal["model", "block", "kind", "layer"]) -> dict[str, list[slice]]:
@@ -107,14 +145,14 @@ class SketchLayout:
         everything."""
         found: dict[str, list[slice]] = {}
         for slot in self.layers:
-            key = {
-                "model": "model",
-                "block": "other" if slot.block is None else f"block.{slot.block}",
-                "kind": slot.kind,
-                "layer": slot.name,
-            }[by]
-            found.setdefault(key, []).append(slot.columns)
+            found.setdefault(self.group_of(slot, by), []).append(slot.columns)
         return found
+
+    @staticmethod
+    def group_of(slot: LayerSlot, by: Literal["model", "block", "kind", "layer"] = "block") -> str:
+        """Name of the group a layer belongs to."""
+        block = "other" if slot.block is None else f"block.{slot.block}"
+        return {"model": "model", "block": block, "kind": slot.kind, "layer": slot.name}[by]
 
     def group_columns(self, by: Literal["model", "block", "kind", "layer"]) -> dict[str, Tensor]:
         """Column indices (int64) of each layer group; together they partition range(dim)."""
@@ -130,7 +168,7 @@ class SketchLayout:
     def from_json(cls, text: str) -> SketchLayout:
         """Read `to_json`. Raises ValueError when offsets do not follow each other (a damaged or
         edited layout)."""
-        layout = cls(tuple(LayerSlot(**slot) for slot in json.loads(text)["layers"]))
+        layout = cls(tuple(LayerSlot(**{**slot, "sides": tuple(slot["sides"])}) for slot in json.loads(text)["layers"]))
         offset = 0
         for slot in layout.layers:
             if slot.offset != offset:
@@ -164,14 +202,42 @@ def projection(seed: int, name: str, side: Side, p: int, width: int) -> Tensor:
 
 
 def layer_projections(seed: int, slot: LayerSlot) -> tuple[Tensor, Tensor]:
-    """(P_o [P, O], P_i [P, I]) of one layer, float32 on the CPU."""
-    return (
-        projection(seed, slot.name, "out", slot.p, slot.out_width),
-        projection(seed, slot.name, "in", slot.p, slot.in_width),
-    )
+    """(P_o [P, O], P_i [P, I]) of one layer, float32 on the CPU; of a side that is not projected the identity."""
+    found = []
+    for side, width in (("out", slot.out_width), ("in", slot.in_width)):
+        drawn = side in slot.sides
+        found.append(projection(seed, slot.name, cast(Side, side), slot.p, width) if drawn else torch.eye(width))
+    return found[0], found[1]
 
 
-def project_gradients(layout: SketchLayout, seed: int, gradients: Iterable[tuple[str, Tensor]]) -> Tensor:
+def side_maps(seed: int, slot: LayerSlot, scales: Scales | None = None) -> tuple[Tensor | None, Tensor | None]:
+    """What turns delta_t and x_t into their sides of S (see `apply_side`), float32 on the CPU, for (out, in).
+
+    A projected side: its matrix [P, width], the layer's scale multiplied into its columns. A side of full
+    width: the scale [width], or None when there is nothing to do.
+    """
+    scale = dict(zip(("out", "in"), scales[slot.name], strict=True)) if scales is not None else {}
+    found: list[Tensor | None] = []
+    for side, width in (("out", slot.out_width), ("in", slot.in_width)):
+        factor = scale.get(side)
+        if side not in slot.sides:
+            found.append(factor)
+            continue
+        matrix_PW = projection(seed, slot.name, cast(Side, side), slot.p, width)
+        found.append(matrix_PW if factor is None else matrix_PW * factor)
+    return found[0], found[1]
+
+
+def apply_side(value: Tensor, side: Tensor | None) -> Tensor:
+    """[..., width] to [..., P] by a matrix [P, width], to [..., width] by a scale [width], or as it is."""
+    if side is None:
+        return value
+    return value @ side.T if side.dim() == 2 else value * side
+
+
+def project_gradients(
+    layout: SketchLayout, seed: int, gradients: Iterable[tuple[str, Tensor]], scales: Scales | None = None
+) -> Tensor:
     """Sketch [dim] of given full gradients G (O x I) by name: for tests and for re-ranking pairs
     near the cut.
 
@@ -188,6 +254,6 @@ def project_gradients(layout: SketchLayout, seed: int, gradients: Iterable[tuple
                 f"{slot.name}: gradient has shape {tuple(gradient_OI.shape)}, expected "
                 f"{(slot.out_width, slot.in_width)}"
             )
-        out_PO, in_PI = (m.to(gradient_OI) for m in layer_projections(seed, slot))
-        parts.append((out_PO @ gradient_OI @ in_PI.T).reshape(-1))
+        out, in_ = (None if m is None else m.to(gradient_OI) for m in side_maps(seed, slot, scales))
+        parts.append(apply_side(apply_side(gradient_OI, in_).T, out).T.reshape(-1))
     return torch.cat(parts)

@@ -13,6 +13,7 @@ hold prompt, chosen and rejected (prefix sharing, `stages.gradients.sharing`) or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from types import TracebackType
@@ -25,9 +26,11 @@ from transformers import PreTrainedModel
 from stages.gradients.batching import TokenBudget
 from stages.gradients.layers import Of, refuse_unsupported, weight_shape
 from stages.gradients.logprobs import CHUNK_ELEMENTS, Head, accumulation_dtype, completion_logprobs
-from stages.gradients.projections import LayerSlot, SketchLayout, layer_projections
+from stages.gradients.projections import LayerSlot, Scales, SketchLayout, apply_side, side_maps
 from stages.gradients.rows import Pair, RowBatch
 
+_SUMS_BYTES = 2**30
+"""Sums of a batch's rows, float32."""
 PROBE = Pair(prompt=(11, 5, 23, 8, 17, 6), chosen=(9, 31, 7, 12, 19, 14, 10), rejected=(21, 13, 27, 18, 15))
 """A short pair to measure prefix sharing with; ids are taken modulo the vocabulary."""
 _LOGP_TOLERANCE = 2e-2
@@ -89,13 +92,15 @@ class Sketcher:
         seed: int,
         both_sides: bool = False,
         chunk_elements: int = CHUNK_ELEMENTS,
+        scales: Scales | None = None,
         prefix_sharing: bool = False,
         of: Of = "weights",
     ) -> None:
-        self.model, self.layout, self.seed = model, layout, seed
+        """scales: factors on delta_t and x_t before projection (see preconditioner.py)."""
+        self.model, self.layout, self.seed, self.scales = model, layout, seed, scales
         self.prefix_sharing, self.sharing, self.sharing_note = prefix_sharing, False, ""
         self.both_sides, self.chunk_elements, self.of = both_sides, chunk_elements, of
-        self._projections: dict[tuple[str, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._projections: dict[tuple[str, torch.device, torch.dtype], tuple[Tensor | None, Tensor | None]] = {}
         self._handles: list[Any] = []
         self._restore: list[tuple[nn.Parameter, bool]] = []
         self._sums_RD: Tensor | None = None  # rows x dim; None: hooks are idle
@@ -197,7 +202,9 @@ class Sketcher:
             report(batch)
             return [(got, k) for k in range(len(batch))]
 
-        lengths = [pair.joined if self.sharing else pair.longest for pair in pairs]
+        # a pair counts for at least its share of the memory that sums take, which matters for one-sided sketches only
+        least = math.ceil(budget.tokens * 4 * self.layout.dim / _SUMS_BYTES)
+        lengths = [max(pair.joined if self.sharing else pair.longest, least) for pair in pairs]
         parts = budget.run(lengths, compute, rows_per_item=1 if self.sharing else 2, misfits=misfits)
         self._settle()
         if not parts:
@@ -256,15 +263,15 @@ class Sketcher:
         def forward_hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             if self._sums_RD is None or not output.requires_grad:
                 return
-            out_PO, in_PI = self._layer_projections(slot, output)
+            out, in_ = self._layer_projections(slot, output)
             with torch.no_grad():
-                x_BTP = self._by_row(slot, args[0]) @ in_PI.T  # all that is kept of the input
+                x_BTP = apply_side(self._by_row(slot, args[0]), in_)  # all that is kept of the input
 
             def backward_hook(delta: Tensor) -> None:
                 sums_RD = self._sums_RD
                 if sums_RD is None:
                     return
-                d_BTP = self._by_row(slot, delta) @ out_PO.T
+                d_BTP = apply_side(self._by_row(slot, delta), out)
                 s_BPP = torch.bmm(d_BTP.to(sums_RD.dtype).transpose(1, 2), x_BTP.to(sums_RD.dtype))
                 sums_RD[:, slot.columns] += s_BPP.reshape(s_BPP.shape[0], -1).to(sums_RD.device)
                 self._reached.add(slot.name)
@@ -273,13 +280,16 @@ class Sketcher:
 
         return forward_hook
 
-    def _layer_projections(self, slot: LayerSlot, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Projections in the activations' dtype and device; drawn once while the sketcher is
+    def _layer_projections(self, slot: LayerSlot, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Projections (`side_maps`) in the activations' dtype and device; drawn once while the sketcher is
         entered."""
         key = (slot.name, like.device, like.dtype)
         if key not in self._projections:
-            out_PO, in_PI = layer_projections(self.seed, slot)
-            self._projections[key] = (out_PO.to(like.device, like.dtype), in_PI.to(like.device, like.dtype))
+            out, in_ = side_maps(self.seed, slot, self.scales)
+            self._projections[key] = (
+                None if out is None else out.to(like.device, like.dtype),
+                None if in_ is None else in_.to(like.device, like.dtype),
+            )
         return self._projections[key]
 
     def _by_row(self, slot: LayerSlot, value: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from schemas.config import RunConfig
+from schemas.config.curation import SelectConfig
 from schemas.manifests import StageManifest
 from stages.catalog import STAGES
 from stages.report.conflicts import Conflicts
@@ -84,14 +85,15 @@ def facts(config: RunConfig, manifests: Sequence[StageManifest]) -> list[tuple[s
         ("Rounds", str(config.rounds)),
         ("Seed", str(config.seed)),
         ("Loss", f"DPO, β = {config.loss.beta:g}" + (f", α = {config.loss.alpha:g}" if config.loss.alpha else "")),
-        ("Sketch", f"{count(config.gradients.sketch.dim)} numbers per pair, seed {config.gradients.sketch.seed}"),
+        ("Sketch", _sketch(config, manifests)),
         (
             "Conflict score",
-            f"cosine with the {scored} ({config.conflict.surgery}, {config.conflict.direction}, "
+            f"cosine with the {scored} ({config.conflict.surgery} "
+            f"{'per layer group' if config.conflict.scope == 'layer' else 'on the whole model'}, {config.conflict.direction}, "
             f"metric {config.conflict.metric}, weighting {config.conflict.weighting}, "
             f"leave out the {config.conflict.leave_out})",
         ),
-        ("Selection", f"top {percent(config.select.keep)} by {config.select.by}, per {config.select.quota} quota"),
+        ("Selection", _selection(config.select)),
         (
             "Training",
             f"{'LoRA, rank ' + str(train.lora.r) if train.method == 'lora' else 'all weights'}, {train.optimizer}, "
@@ -103,6 +105,20 @@ def facts(config: RunConfig, manifests: Sequence[StageManifest]) -> list[tuple[s
     else:
         lines.insert(3, ("Engine", f"{config.engine.kind}, {config.generate.candidates} candidates a prompt"))
     return lines
+
+
+def _sketch(config: RunConfig, manifests: Sequence[StageManifest]) -> str:
+    """How gradients were compressed, and how far that moves a cosine."""
+    sketch = config.gradients.sketch
+    size = {
+        "two_sided": f"{count(sketch.dim)} numbers per pair",
+        "one_sided": f"one-sided (Flora), rank {sketch.rank}",
+        "exact": "exact gradients",
+    }[sketch.method]
+    metric = ", in Adam's factored metric" if sketch.precondition == "adam_factored" else ""
+    errors = [m.stats["sketch_cosine_error"] for m in manifests if "sketch_cosine_error" in m.stats]
+    measured = f"; standard error of a cosine between two pairs {max(errors):.3f}, from a second seed" if errors else ""
+    return f"{size}, seed {sketch.seed}{metric}{measured}"
 
 
 def config_json(config: RunConfig) -> str:
@@ -119,8 +135,18 @@ def unfinished(config: RunConfig, manifests: Sequence[StageManifest]) -> list[st
     missing = []
     for round_ in range(config.rounds):
         for spec in STAGES:
-            if spec.name in skipped or (not spec.per_round and round_ > 0):
+            if spec.name in skipped or not spec.is_part_of(config) or (not spec.per_round and round_ > 0):
                 continue
             if (spec.name, round_) not in done:
                 missing.append(f"{spec.name} (round {round_})" if config.rounds > 1 and spec.per_round else spec.name)
     return missing
+
+
+def _selection(select: SelectConfig) -> str:
+    """What pairs were ranked by and how many stay."""
+    ranked = f"top {percent(select.keep)} by {select.by}{'' if select.by == 'conflict' else ' (a baseline)'}"
+    spread = select.diversity
+    cap = (
+        f", at most {percent(spread.share)} from one of {spread.cells} cells of alike gradients" if spread.cells else ""
+    )
+    return f"{ranked}, per {select.quota} quota{cap}"

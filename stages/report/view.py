@@ -64,7 +64,8 @@ def build(config: RunConfig, tables: Tables, manifests: Sequence[StageManifest])
 
     conflicts = each(lambda r: _conflicts.conflicts(tables, r, languages, manifests))
     results = each(lambda r: _results.results(tables, r, languages))
-    by_conflict = config.select.by == "conflict" and config.select.quota == "language"
+    select = config.select
+    by_conflict = select.by == "conflict" and select.quota == "language" and not select.diversity.cells
     return View(
         config=config,
         config_json=_headline.config_json(config),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import polars as pl
 import pyarrow as pa
@@ -10,18 +10,24 @@ import pyarrow.parquet as pq
 
 from schemas.config.curation import SelectConfig
 from schemas.errors import UserError
-from schemas.ids import unit_interval
 from schemas.tables import TABLES
 from stages.contract import Account, Context, Drop, Rows, Stopped, tally
+from stages.select.filters import FILTERS, ranking, rankings
 
 _BATCH = 4096
-BELOW_CUT, NO_SCORE = "below_cut", "no_score"
+BELOW_CUT, NO_SCORE, CROWDED = "below_cut", "no_score", "crowded_cell"
+_UNRANKED = {
+    "margin": "the pairs have no judge scores",
+    "other_languages": "there is only one language",
+    "own_language": "no language has a second pair",
+}
 
 
 class Select:
     """TableStage: pairs, scores -> curated, rejected. Unit pair: the pairs of the train split.
 
-    Reasons in rejected: no_score (no gradient, so no conflict score; with by: margin also no judge scores), below_cut.
+    Reasons in rejected: no_score (no gradient, so no conflict score; or nothing that `select.by` could rank by, such
+    as judge scores), below_cut, crowded_cell (ranked above some that are kept, but its cell has given its share).
     Pairs without a conflict score leave whatever the pairs are ranked by, so that rankings are compared on one pool.
     Raises UserError if no pair can be ranked.
     """
@@ -55,55 +61,104 @@ def rank(pairs: pl.DataFrame, config: SelectConfig) -> pl.DataFrame:
     """Decide for every pair. pairs: pair_id, language, used (what it is ranked by, null: nothing), in any order.
 
     Adds reason (null: kept) and detail. Of the n ranked pairs of a language, or of all with quota: global, the
-    max(1, keep * n rounded half up) with the largest `used` stay; ties go by pair_id.
+    max(1, keep * n rounded half up) with the largest `used` stay; ties go by pair_id. With a column `cell`, a cell gives
+    at most max(1, share of that number rounded half up): its later pairs are passed over (crowded_cell) and the next in
+    rank take their places, so that fewer stay only where the cells run out.
     """
     over = ["language"] if config.quota == "language" else [pl.lit(0)]
+    capped = "cell" in pairs.columns
     scored = (
         pairs.filter(pl.col("used").is_not_null())
         .sort("used", "pair_id", descending=[True, False])
         .with_columns(place=pl.int_range(1, pl.len() + 1).over(over), n=pl.len().over(over))
-        .with_columns(cut=(pl.col("n") * config.keep + 0.5).floor().cast(pl.Int64).clip(lower_bound=1))
-        .select("pair_id", "place", "n", "cut")
+        .with_columns(cut=_rounded(pl.col("n") * config.keep))
+        .with_columns(cap=_rounded(pl.col("cut") * config.diversity.share) if capped else pl.col("cut"))
+        .with_columns(nth=pl.int_range(1, pl.len() + 1).over([*over, "cell"]) if capped else pl.lit(1))
+        .with_columns(fits=pl.col("nth") <= pl.col("cap"))
+        .with_columns(seat=pl.col("fits").cast(pl.Int64).cum_sum().over(over))
+        .select("pair_id", "place", "n", "cut", "cap", "nth", "fits", "seat")
     )
     joined = pairs.join(scored, on="pair_id", how="left", maintain_order="left")
-    below = pl.col("place") > pl.col("cut")
+    crowded = ~pl.col("fits") & (pl.col("seat") < pl.col("cut"))
+    below = ~(pl.col("fits") & (pl.col("seat") <= pl.col("cut")))
     return joined.with_columns(
-        reason=pl.when(pl.col("place").is_null()).then(pl.lit(NO_SCORE)).when(below).then(pl.lit(BELOW_CUT)),
-        detail=pl.when(below).then(pl.format("place {} of {}, {} kept", "place", "n", "cut")).otherwise(pl.lit("")),
-    ).drop("place", "n", "cut")
+        reason=pl.when(pl.col("place").is_null())
+        .then(pl.lit(NO_SCORE))
+        .when(crowded)
+        .then(pl.lit(CROWDED))
+        .when(below)
+        .then(pl.lit(BELOW_CUT)),
+        detail=pl.when(pl.col("place").is_null())
+        .then(pl.lit(""))
+        .when(crowded)
+        .then(pl.format("place {} of {}, number {} of its cell, {} kept of a cell", "place", "n", "nth", "cap"))
+        .when(below)
+        .then(pl.format("place {} of {}, {} kept", "place", "n", "cut"))
+        .otherwise(pl.lit("")),
+    ).drop("place", "n", "cut", "cap", "nth", "fits", "seat")
+
+
+def _rounded(count: pl.Expr) -> pl.Expr:
+    """Rounded half up, at least 1."""
+    return (count + 0.5).floor().cast(pl.Int64).clip(lower_bound=1)
+
+
+def compare(pairs: pl.DataFrame, names: Sequence[str], config: SelectConfig, seed: Sequence[object]) -> pl.DataFrame:
+    """pair_id, language and a boolean column per filter: kept or not, at equal counts on one pool of pairs.
+
+    pairs: as for `rankings`. Every filter keeps the same number of pairs, per language with `quota: language`.
+    """
+    used = rankings(pairs, names, seed)
+    kept = [
+        rank(used.select("pair_id", "language", used=pl.col(name)), config)["reason"].is_null().alias(name)
+        for name in names
+    ]
+    return used.select("pair_id", "language").with_columns(kept)
 
 
 def _scored(ctx: Context) -> pl.DataFrame:
     """pair_id, language and `used` of every training pair, in table order."""
     by = ctx.config.select.by
-    columns = ["pair_id", "language", "chosen_score", "rejected_score"]
+    columns = ("pair_id", "language", "chosen_score", "rejected_score")
     pairs = ctx.scan("pairs").filter(pl.col("split") == "train").select(columns)
-    scores = ctx.scan("scores").select("pair_id", "score")
+    scores = ctx.scan("scores").select("pair_id", *{"score", *FILTERS[by].columns} - set(columns))
     frame = pairs.join(scores, on="pair_id", how="left", maintain_order="left").collect()
-    if by == "random":
-        keys = [unit_interval(ctx.config.seed, "select", ctx.round, pair_id) for pair_id in frame["pair_id"]]
-        frame = frame.with_columns(used=pl.Series(keys, dtype=pl.Float64))
-    else:
-        margin = pl.col("chosen_score") - pl.col("rejected_score")
-        frame = frame.with_columns(used=margin if by == "margin" else pl.col("score"))
-    has_score = pl.col("score").is_not_null() & pl.col("used").is_not_nan()
-    frame = frame.with_columns(used=pl.when(has_score).then(pl.col("used")))
+    used = ranking(frame, by, (ctx.config.seed, ctx.round))
+    has_score = pl.col("score").is_not_null() & pl.col("score").is_not_nan()
+    frame = frame.with_columns(used=pl.when(has_score).then(used))
     if frame["used"].null_count() == frame.height:
-        why = "the pairs have no judge scores" if by == "margin" else "no training pair has a conflict score"
         raise UserError(
-            f"no pair can be ranked: {why}",
+            f"no pair can be ranked: {_UNRANKED.get(by, 'no training pair has a conflict score')}",
             where=f"select.by: {by}",
             fix="Imported pairs need pairs.sources.fields.chosen_score and rejected_score to be ranked by margin."
             if by == "margin"
             else "See the dropped rows of the gradients stage.",
         )
-    return frame.select("pair_id", "language", "used")
+    frame = frame.select("pair_id", "language", "used")
+    if (diversity := ctx.config.select.diversity).cells:
+        if not ctx.inputs.get("gradients"):
+            raise UserError("the cells need the gradient sketches", where="select.diversity.cells")
+        from stages.select.diversity import cells
+
+        found = cells(ctx.inputs["gradients"], diversity.cells, (ctx.config.seed, "select", ctx.round))
+        frame = frame.join(found, on="pair_id", how="left", maintain_order="left")
+    return frame
 
 
 def _notes(ranked: pl.DataFrame, config: SelectConfig) -> list[str]:
-    """With a global quota, the languages that keep less than half of the share they would have kept of their own."""
+    """What crowded cells did; with a global quota, the languages that keep less than half of the share they would have
+    kept of their own."""
+    notes = []
+    if config.diversity.cells:
+        crowded, kept = (ranked["reason"] == CROWDED).sum(), ranked["reason"].is_null().sum()
+        plain = rank(ranked.select("pair_id", "language", "used"), config)["reason"].is_null().sum()
+        notes.append(f"{crowded} pairs gave way to lower ranked ones of less crowded cells")
+        if kept < plain:
+            notes.append(
+                f"the cells ran out: {kept} pairs kept instead of {plain}; more cells or a larger share fill up"
+            )
     if config.quota != "global":
-        return []
+        return notes
     counts = (
         ranked.filter(pl.col("used").is_not_null())
         .group_by("language")
@@ -111,7 +166,7 @@ def _notes(ranked: pl.DataFrame, config: SelectConfig) -> list[str]:
         .filter(pl.col("kept") < pl.col("n") * config.keep / 2)
         .sort("language")
     )
-    return [
+    return notes + [
         f"the global quota starves {language}: {kept} of {n} pairs kept, {config.keep:.0%} would be {n * config.keep:.0f}"
         for language, n, kept in counts.select("language", "n", "kept").iter_rows()
     ]

@@ -16,11 +16,12 @@ from stages.contract import Progress
 class StepCallback(TrainerCallback):
     """Report each step; stop with a checkpoint when asked; refuse a loss that is not finite.
 
-    stopped: the run was asked to stop; a checkpoint of its last step is on disk.
+    later: steps that follow after this training. stopped: the run was asked to stop; a checkpoint of its last step is on
+    disk.
     """
 
-    def __init__(self, progress: Progress, stop: Callable[[], bool], n_pairs: int) -> None:
-        self.progress, self.stop, self.n_pairs = progress, stop, n_pairs
+    def __init__(self, progress: Progress, stop: Callable[[], bool], n_pairs: int, later: int = 0) -> None:
+        self.progress, self.stop, self.n_pairs, self.later = progress, stop, n_pairs, later
         self.stopped = False
         self._started = time.monotonic()
         self._first_epoch = 0.0
@@ -28,7 +29,7 @@ class StepCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.progress.total(state.max_steps - state.global_step, "step")
+        self.progress.total(state.max_steps - state.global_step + self.later, "step")
         self._first_epoch, self._started = state.epoch or 0.0, time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

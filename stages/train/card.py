@@ -19,6 +19,7 @@ def model_card(
     reference_name: str,
     per_language: Mapping[str, int],
     plan: BatchPlan,
+    steps: int,
 ) -> str:
     """Markdown with a YAML header that Hugging Face reads. Names are escaped: they come from the user's files."""
     train, loss, select = config.train, config.loss, config.select
@@ -32,7 +33,8 @@ def model_card(
         "weight decay": f"{train.weight_decay:g}",
         "gradient clipping": f"{train.max_grad_norm:g}",
         "pairs per step": str(plan.micro_batch * plan.accumulation),
-        "optimizer steps": str(plan.steps),
+        "optimizer steps": str(steps),
+        **_objectives(train),
         "beta": f"{loss.beta:g}",
         "alpha (length penalty)": f"{loss.alpha:g}",
         "numbers": config.model.dtype,
@@ -90,6 +92,19 @@ def _optimizer(train: TrainConfig) -> str:
     if merge.merge != "anchor":
         parts += [f"preset {merge.preset}", f"reserve {merge.reserve:g}"]
     return ", ".join([train.optimizer, *parts, *([f"every {merge.every} steps"] if merge.every > 1 else [])])
+
+
+def _objectives(train: TrainConfig) -> dict[str, str]:
+    sequence = train.orthalign
+    if not sequence.objectives:
+        return {}
+    found = (
+        f"{sequence.energy:.0%} of a change's energy" if sequence.rank == "energy" else "ranks searched on dev pairs"
+    )
+    return {
+        "objectives, in order": ", ".join(objective.name for objective in sequence.objectives),
+        "kept apart (OrthAlign, arXiv 2509.24610)": f"{sequence.side} subspaces, {found}, at most {sequence.q_max} directions",
+    }
 
 
 def _selection_text(by: str) -> list[str]:

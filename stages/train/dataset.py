@@ -6,7 +6,6 @@ ids of `stages/text/render.py`, so that training pushes on exactly the tokens th
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +45,10 @@ class TrainingPairs:
     def __len__(self) -> int:
         return self.rows.num_rows
 
-    @property
-    def per_language(self) -> dict[str, int]:
-        """Pairs per language, by code."""
-        return dict(sorted(Counter(self.languages).items()))
+    def take(self, rows: list[int]) -> TrainingPairs:
+        """Some of the pairs, in the order given."""
+        languages = [self.languages[row] for row in rows]
+        return TrainingPairs(self.rows.take(rows), languages, content_id(self.digest, rows))
 
     def pair(self, index: int) -> Pair:
         """Token ids of one pair."""

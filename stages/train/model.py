@@ -8,10 +8,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -19,6 +20,7 @@ from schemas.config import RunConfig
 from schemas.config.training import LoraConfig as LoraSettings
 from schemas.errors import UserError
 from stages.models.load import device_of, dtype_of
+from stages.train.optimizers.subspace import Protected
 
 
 @dataclass(frozen=True)
@@ -87,3 +89,21 @@ def adapter_config(settings: LoraSettings, model: PreTrainedModel) -> LoraConfig
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
+
+
+def protect_adapter(model: PeftModel, protected: Protected) -> Protected:
+    """The bases of matrices as bases of a fresh adapter's factors: left ones of B [O, r], right ones of A [r, I].
+
+    B starts at 0; A is projected here. With every update projected as well, no output of B A lies in a left basis and no input it
+    reads in a right one, exactly, whatever the optimizer.
+    """
+    left, right = {}, {}
+    for name, parameter in model.named_parameters():
+        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.[^.]+\.weight", name)
+        weight = f"{match[1]}.weight" if match else ""
+        if match and match[2] == "B" and weight in protected.left:
+            left[name] = protected.left[weight]
+        if match and match[2] == "A" and weight in protected.right:
+            right[name] = protected.right[weight]
+            Protected({}, {name: right[name]}).project_(name, parameter.data)
+    return Protected(left, right)

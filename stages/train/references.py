@@ -35,11 +35,15 @@ def checked_references(
     tolerance = TOLERANCE[compute]
     if all(difference <= tolerance for difference in differences):  # NaN is not
         return pairs, None
-    recomputed = _score(pairs, list(range(count)), model, token_budget)
-    return pairs.with_references(recomputed), (
+    return recomputed(pairs, model, token_budget), (
         "reference log-probabilities of the gradients table differ from the reference model's by up to"
         f" {max(differences):.3g} nats per token (tolerance {tolerance:g}): all were computed again"
     )
+
+
+def recomputed(pairs: TrainingPairs, model: PreTrainedModel, token_budget: int) -> TrainingPairs:
+    """The pairs with reference log-probabilities under `model`."""
+    return pairs.with_references(_score(pairs, list(range(len(pairs))), model, token_budget))
 
 
 def _score(

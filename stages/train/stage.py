@@ -5,34 +5,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
-from transformers import PreTrainedModel, PrinterCallback, set_seed
-from trl import DPOConfig
+from transformers import PreTrainedModel
 
 from schemas.config.base import semantic_values
 from schemas.errors import UserError
-from schemas.ids import content_id, seed_for
+from schemas.ids import content_id
 from schemas.tables import TABLES
-from stages.contract import Account, Context, Rows, Stopped, tally
+from stages.contract import Account, Context, Drop, Rows, tally
 from stages.models.load import free_memory, load_causal_lm, settle_threads
-from stages.text.render import Renderer, load_renderer
-from stages.train.batches import BatchPlan, plan_batches
-from stages.train.callbacks import StepCallback
+from stages.text.render import load_renderer
+from stages.train.batches import plan_batches
 from stages.train.card import model_card
-from stages.train.checkpoints import resumable
 from stages.train.dataset import TrainingPairs, load_pairs
 from stages.train.export import export_model
 from stages.train.loggers import check_loggers, logs_in
-from stages.train.model import Precision, adapter_config, disable_dropout, precision
+from stages.train.model import Precision, precision
+from stages.train.orthalign import train_objectives
+from stages.train.phase import Phase, train_phase
 from stages.train.references import checked_references
-from stages.train.trainer import PairTrainer
-from stages.train.vector import task_vector_for
 
-_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 _OF_THE_CALL = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss")
 
 
@@ -55,36 +50,35 @@ class Train:
         settle_threads(config)
         renderer = load_renderer(policy, config.text, config.model.trust_remote_code)
         pairs = load_pairs(ctx, renderer)
+        sequence = bool(config.train.orthalign.objectives)
         plan = plan_batches(len(pairs), config.train, _devices())
-        for line in (*renderer.notes, *plan.notes):
+        for line in (*renderer.notes, *(() if sequence else plan.notes)):
             ctx.progress.note(line)
 
         model = load_causal_lm(policy, numbers.load, numbers.device, config.model.trust_remote_code)
         pairs = _with_references(ctx, pairs, model, numbers)
-        started = time.monotonic()
+        started, identity = time.monotonic(), _identity(ctx, pairs)
+        drops: list[Drop] = []
         with logs_in(folder / "logs"):
-            trainer, steps = _trainer(ctx, folder, model, renderer, pairs, plan, numbers)
-            checkpoint = resumable(folder / "checkpoints", trainer.identity, ctx.progress.note)
-            if checkpoint is not None:
-                ctx.progress.note(f"resuming from {checkpoint.name}")
-            if ctx.stop():
-                raise Stopped
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        if steps.stopped:
-            raise Stopped
-        history = trainer.state.log_history
-        trained: Any = trainer.model
-        del trainer, model
+            if sequence:
+                trained, history, drops = train_objectives(ctx, folder, model, renderer, pairs, numbers, identity)
+            else:
+                phase = Phase(pairs, plan, folder / "checkpoints", identity)
+                trained, history = train_phase(ctx, model, renderer, numbers, phase)
+        del model
         files = export_model(trained, renderer.tokenizer, folder, policy.name, numbers.compute)
+        tallies = tally("pair", pairs.languages, drops)
+        trained_on = {t.language: t.kept for t in tallies}
         card = folder / "model" / "README.md"
-        reference = ctx.models["reference"].name
+        reference, steps = ctx.models["reference"].name, max(entry["step"] for entry in history)
         card.write_text(
-            model_card(config, ctx.round, policy.name, reference, pairs.per_language, plan), encoding="utf-8"
+            model_card(config, ctx.round, policy.name, reference, trained_on, plan, steps), encoding="utf-8"
         )
         yield Rows("metrics", metrics_table(history))
         yield Account(
-            tallies=tally("pair", pairs.languages, []),
-            stats={"steps": float(plan.steps), "seconds": time.monotonic() - started, **_summary(history)},
+            tallies=tallies,
+            drops=drops,
+            stats={"steps": float(steps), "seconds": time.monotonic() - started, **_summary(history)},
             artifacts=sorted({*files, card}),
         )
         del trained
@@ -133,85 +127,9 @@ def _with_references(ctx: Context, pairs: TrainingPairs, policy: PreTrainedModel
     return pairs
 
 
-def _trainer(
-    ctx: Context,
-    folder: Path,
-    model: PreTrainedModel,
-    renderer: Renderer,
-    pairs: TrainingPairs,
-    plan: BatchPlan,
-    numbers: Precision,
-) -> tuple[PairTrainer, StepCallback]:
-    config = ctx.config
-    seed = seed_for(config.seed, ctx.round, "train") % 2**32
-    set_seed(seed)  # the adapter's first weights
-    disable_dropout(model)
-    callback = StepCallback(ctx.progress, ctx.stop, len(pairs))
-    trainer = PairTrainer(
-        model=model,
-        args=_arguments(ctx, folder, plan, numbers, seed),
-        train_dataset=pairs.dataset(),
-        processing_class=renderer.tokenizer,
-        peft_config=adapter_config(config.train.lora, model) if config.train.method == "lora" else None,
-        callbacks=[callback],
-        train_config=config.train,
-        identity=_identity(ctx, pairs),
-        task_vector=task_vector_for(ctx, model),
-        alpha=config.loss.alpha,
-    )
-    trainer.remove_callback(PrinterCallback)
-    kept = trainer.num_examples(trainer.get_train_dataloader())
-    if kept != len(pairs):
-        raise UserError(
-            f"TRL kept {kept} of {len(pairs)} curated pairs",
-            where="train",
-            fix="This is a change in TRL: use the pinned version.",
-        )
-    return trainer, callback
-
-
 def _identity(ctx: Context, pairs: TrainingPairs) -> str:
     """What the weights depend on: a checkpoint of another identity is never resumed from."""
     config = ctx.config
     sections = [semantic_values(s) for s in (config.train, config.loss, config.text, config.model, config.execution)]
     models = [ctx.models[role].digest for role in ("policy", "reference", "sft", "base") if role in ctx.models]
     return content_id(sections, config.seed, ctx.round, models, pairs.digest)
-
-
-def _arguments(ctx: Context, folder: Path, plan: BatchPlan, numbers: Precision, seed: int) -> DPOConfig:
-    train = ctx.config.train
-    arguments = DPOConfig(
-        output_dir=str(folder / "checkpoints"),
-        run_name=f"{ctx.config.name}-round-{ctx.round}",
-        project=ctx.config.name,
-        max_steps=plan.steps,
-        per_device_train_batch_size=plan.micro_batch,
-        gradient_accumulation_steps=plan.accumulation,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type=_SCHEDULES[train.schedule],
-        warmup_steps=plan.warmup_steps,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        beta=ctx.config.loss.beta,
-        max_length=None,
-        precompute_ref_log_probs=True,
-        disable_dropout=False,
-        gradient_checkpointing=train.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
-        bf16=numbers.bf16,
-        fp16=numbers.fp16,
-        use_cpu=numbers.device.type == "cpu",
-        dataloader_pin_memory=numbers.device.type == "cuda",
-        seed=seed,
-        data_seed=seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to=train.report_to or "none",
-        save_strategy="steps",
-        save_steps=train.save_steps,
-        save_total_limit=2,
-    )
-    # One device trains, whatever else is visible (tensor-parallel inference): no nn.DataParallel.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments

@@ -25,6 +25,7 @@ from stages.train.checkpoints import mark_complete
 from stages.train.loss import LengthPenalisedDPOTrainer
 from stages.train.optimizers import OnlineMergingAdamW, TaskVector
 from stages.train.optimizers.build import build_optimizer
+from stages.train.optimizers.subspace import Protected
 
 ROW_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
 
@@ -33,7 +34,7 @@ class PairTrainer(LengthPenalisedDPOTrainer):
     """DPOTrainer on rows of token ids and reference log-probabilities (`ROW_COLUMNS`).
 
     identity: what the run depends on; only checkpoints with the same identity are resumed from.
-    task_vector: what `train.optimizer` merges with.
+    task_vector: what `train.optimizer` merges with. protected: subspaces no update enters.
     """
 
     loss_is_scaled_for_ga: bool | None = True  # type: ignore[assignment]
@@ -44,11 +45,13 @@ class PairTrainer(LengthPenalisedDPOTrainer):
         train_config: TrainConfig,
         identity: str,
         task_vector: TaskVector | None = None,
+        protected: Protected | None = None,
         **kwargs: Any,
     ) -> None:
         self.train_config = train_config
         self.identity = identity
         self.task_vector = task_vector
+        self.protected = protected
         super().__init__(*args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -94,7 +97,9 @@ class PairTrainer(LengthPenalisedDPOTrainer):
         """The optimizer of `stages/train/optimizers` over the model as it is wrapped now."""
         if self.optimizer is None:
             wrapped: Any = self.model if model is None else model
-            self.optimizer = build_optimizer(wrapped, self.train_config, self.task_vector, self.args.seed)
+            self.optimizer = build_optimizer(
+                wrapped, self.train_config, self.task_vector, self.args.seed, self.protected
+            )
         return self.optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -26,6 +26,8 @@ _SPECIAL: dict[str, Any] = {
     "train.method": None,  # full: the merging optimizers of the base config refuse LoRA
     "train.optimizer": "onties",
     "train.lora.target_modules": ["q_proj"],
+    "gradients.sketch.method": "exact",  # one_sided adds a stage and refuses the default conflict.leave_out
+    "gradients.sketch.precondition": None,  # adds a stage
     "text.chat_template_kwargs": {"enable_thinking": True},
 }
 
@@ -40,7 +42,12 @@ def base_config() -> dict[str, Any]:
         "model": {"policy": "some/model", "dtype": "float32"},
         "engine": {"kind": "transformers", "base_url": "http://localhost:8000/v1"},
         "prompts": {"sources": [{"path": "prompts.jsonl"}]},
-        "train": {"method": "full", "optimizer": "ondare", "merge": {"base": "some/base", "preset": "released"}},
+        "train": {
+            "method": "full",
+            "optimizer": "ondare",
+            "merge": {"base": "some/base", "preset": "released"},
+            "orthalign": {"objectives": [{"name": "a", "where": "true"}, {"name": "b", "where": "true"}]},
+        },
         "evaluate": {"authored": [{"path": "pairs.jsonl"}]},
     }
 

@@ -29,9 +29,10 @@ from typing import Any
 import psutil
 
 from schemas.manifests import StageManifest
-from stages.catalog import STAGES
+from stages.catalog import STAGES as ALL_STAGES
 
 START = "start"
+STAGES = tuple(spec for spec in ALL_STAGES if spec.when is None)
 TARGETS = (START, *(spec.name for spec in STAGES))
 _START_SECONDS = 1.5
 _PATIENCE_SECONDS = 900.0

@@ -16,6 +16,7 @@ from pipeline.cli import app
 from pipeline.config_file import load_config
 from pipeline.doctor import Doctor
 from pipeline.doctor_size import Sizes, needs
+from schemas.errors import UserError
 from stages.checks.finding import Finding
 
 
@@ -120,6 +121,25 @@ def test_without_torch_it_says_what_is_missing_and_still_checks_the_rest(write, 
     assert "model" not in found and found["run_directory"][0].state == "ok"
 
 
+def test_a_surgery_method_without_its_solver_is_found_before_the_run(write, monkeypatch):
+    import importlib.util
+
+    from pipeline import preflight
+
+    monkeypatch.setattr(
+        preflight, "find_spec", lambda name: None if name == "ecos" else importlib.util.find_spec("json")
+    )
+    found = examine(write(conflict__surgery="nash_mtl"))["packages"]
+    (problem,) = [finding for finding in found if finding.state == "problem"]
+    assert "conflict: This surgery method needs the packages ecos (conflict.surgery: nash_mtl)" in problem.what
+    assert "[solvers]" in problem.fix and "pcgrad" in problem.fix
+
+
+def test_an_unknown_surgery_lists_the_known_ones(write):
+    with pytest.raises(UserError, match=r"surgery.*pcgrad.*unit_mean.*nash_mtl"):
+        examine(write(conflict__surgery="pcgrda"))
+
+
 def test_a_model_that_is_not_there_is_a_problem_and_later_checks_are_left_out(write, tmp_path):
     found = examine(write(model__policy=str(tmp_path / "no-model")))
     assert found["model"][0].state == "problem" and "tokenizer" not in found
@@ -167,3 +187,40 @@ def test_disk_and_memory_are_compared_with_what_there_is(write, monkeypatch):
     assert [finding.state for finding in memory] == ["problem"] * 3 + ["ok"]
     monkeypatch.setattr(doctor_size.shutil, "disk_usage", lambda path: usage(0, 0, 1e15))
     assert next(needs(config, sizes)).state == "ok"
+
+
+LAYERS = (("model.layers.0.mlp.up", 10, 20), ("model.layers.1.mlp.up", 30, 20), ("model.layers.1.attn.q", 6, 6))
+
+
+@pytest.mark.parametrize(
+    ("sketch", "per_pair", "sums", "said"),
+    [
+        ({"dim": 100}, 200, 0, "sketches of 100 numbers"),
+        ({"dim": 100, "both_sides": True}, 600, 0, "three sketches of 100 numbers"),
+        ({"method": "exact"}, 2 * (200 + 600 + 36), 0, "sketch.method exact"),
+        ({"method": "exact", "exclude": ["*.q"]}, 2 * (200 + 600), 0, "sketch.method exact"),
+        ({"method": "one_sided", "rank": 4}, "products", 4 * 4 * (10 + 20 + 6), "sums of"),
+    ],
+    ids=["two_sided", "both_sides", "exact", "excluded", "one_sided"],
+)
+def test_disk_follows_how_gradients_are_compressed(write, sketch, per_pair, sums, said):
+    """Bytes per pair beside ids and scalars; one-sided: a sum per language and part of the first pass."""
+    config = load_config(write(gradients={"sketch": sketch, "aggregate_size": 100}, conflict={"leave_out": "pair"}))
+    sizes = Sizes.of(config, rows=1000, weights=0, memory=0, layers=LAYERS)
+    languages = len(config.languages.seen)
+    disk = next(needs(config, sizes))
+    if per_pair == "products":  # of two blocks with every language, and the squared norms
+        per_pair = 8 * 2 * (languages + 1) + doctor_size._ROW_BYTES
+    assert disk.values["gb_per_million_pairs"] * 1000 == pytest.approx(per_pair + doctor_size._ROW_BYTES)
+    assert disk.values.get("sums_bytes", 0) == sums * languages * -(-sizes.pairs // 100)
+    assert said in disk.what and "GB per million pairs" in disk.what
+
+
+def test_the_matrices_of_a_model_are_read_from_its_files(tiny_model):
+    from transformers import AutoModelForCausalLM
+
+    from stages.gradients.layers import select_layers
+
+    layers = select_layers(AutoModelForCausalLM.from_pretrained(tiny_model)).layers
+    found = {name: (rows, columns) for name, rows, columns in doctor_size.matrices(tiny_model)}
+    assert found == {layer.name: (layer.out_width, layer.in_width) for layer in layers}

@@ -11,7 +11,7 @@ import yaml
 
 from schemas.config import RunConfig
 from schemas.docs import documents
-from schemas.tables import TABLES, gradients_schema
+from schemas.tables import TABLES, gradients_schema, products_schema
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +30,10 @@ def _lines_of(page: str, heading: str) -> list[list[str]]:
 
 def test_every_column_is_documented_with_type_and_meaning():
     page = documents()["docs/tables.md"]
-    schemas = {name: table.schema for name, table in TABLES.items()} | {"gradients": gradients_schema(8192)}
+    schemas = {name: table.schema for name, table in TABLES.items()} | {
+        "gradients": gradients_schema(8192, both_sides=True),
+        "gradients, one-sided": products_schema(1, 1),
+    }
     for name, schema in schemas.items():
         rows = _lines_of(page, name)
         assert [row[0].strip("`") for row in rows] == schema.names

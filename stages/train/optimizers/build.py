@@ -12,6 +12,7 @@ from torch import nn
 from schemas.config.training import TrainConfig
 from stages.train.optimizers.adamw import OnlineMergingAdamW
 from stages.train.optimizers.settings import OFF, Merge
+from stages.train.optimizers.subspace import Protected
 from stages.train.optimizers.task_vector import TaskVector
 
 ALPHA, RESERVE = 1e-7, 0.01
@@ -19,13 +20,17 @@ ALPHA, RESERVE = 1e-7, 0.01
 
 
 def build_optimizer(
-    model: nn.Module, config: TrainConfig, task_vector: TaskVector | None = None, seed: int = 0
+    model: nn.Module,
+    config: TrainConfig,
+    task_vector: TaskVector | None = None,
+    seed: int = 0,
+    protected: Protected | None = None,
 ) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters, merged as `train.optimizer` says; weight decay only on matrices, not on
     biases and norms.
 
     The learning rate is the peak one: the trainer's schedule scales it. betas = (0.9, 0.999), eps = 1e-8 (torch's and
-    TRL's defaults). seed: of the random masks.
+    TRL's defaults). seed: of the random masks. protected: what no update enters (`train.orthalign`).
     """
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
@@ -33,13 +38,16 @@ def build_optimizer(
         {"params": [(n, p) for n, p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if config.optimizer == "adamw":
+    radius = config.orthalign.trust_radius
+    if config.optimizer == "adamw" and not protected and not radius:
         return torch.optim.AdamW(groups, lr=config.learning_rate)
     return OnlineMergingAdamW(
         groups,
         lr=config.learning_rate,
         merge=merge_settings(config),
         task_vector=task_vector,
+        protected=protected,
+        trust_radius=radius,
         seed=seed,
         telemetry_every=config.merge.log_every,
     )

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from schemas.errors import UserError
 from schemas.ids import canonical_json
+from stages.train.optimizers.change import Change
 
 Side = Literal["left", "right", "both"]
 _SIDES: dict[Side, tuple[str, ...]] = {"left": ("left",), "right": ("right",), "both": ("left", "right")}
@@ -31,27 +32,33 @@ class Protected:
         return cls({}, {})
 
     def extended(
-        self, changes: Mapping[str, torch.Tensor], side: Side = "left", energy: float = 0.95, q_max: int = 64
+        self,
+        changes: Mapping[str, torch.Tensor | Change],
+        side: Side = "left",
+        energy: float = 0.95,
+        q_max: int = 64,
     ) -> Protected:
         """With the leading singular vectors of an objective's weight changes appended.
 
-        changes: W_after - W_before, [O, I] each, from the master weights. Per matrix the fewest singular vectors that hold
-        `energy` of the squared norm are taken, at most `q_max` (ours: a change that looks like noise would otherwise claim most of
-        the space); what the basis already spans is not added again. Raises UserError, naming the parameter, for a change that
-        is not a finite matrix, and when all changes are zero.
+        changes: W_after - W_before, [O, I] each, from the master weights, or what `Change` kept of it. Per matrix the fewest
+        singular vectors that hold `energy` of the squared norm are taken, at most `q_max` (ours: a change that looks like noise
+        would otherwise claim most of the space); what the basis already spans is not added again. Raises UserError, naming the
+        parameter, for a change that is not a finite matrix, and when all changes are zero.
         """
         if not 0 < energy <= 1 or q_max < 1:
             raise UserError(f"energy is {energy}, q_max {q_max}", where="orthalign", fix="0 < energy <= 1, q_max >= 1.")
         bases = {"left": dict(self.left), "right": dict(self.right)}
-        for name, change in changes.items():
-            if change.ndim != 2 or not bool(torch.isfinite(change).all()):
-                raise UserError(f"The change of {name} is not a finite matrix", where="orthalign")
-            found = {"left": change, "right": change.T}
+        changed = False
+        for name, given in changes.items():
+            change = given if isinstance(given, Change) else Change.of(name, given, q_max)
+            kept = change.first(min(change.count(energy), q_max))
+            if not len(kept.values):
+                continue
+            changed = True
+            found = {"left": kept.left, "right": kept.right}
             for where in _SIDES[side]:
-                new = _leading(found[where], energy, q_max)
-                if new is not None:
-                    bases[where][name] = _append(bases[where].get(name), new)
-        if not any(bool(change.any()) for change in changes.values()):
+                bases[where][name] = _append(bases[where].get(name), found[where])
+        if not changed:
             raise UserError("The objective changed nothing: there is no subspace to protect", where="orthalign")
         return Protected(bases["left"], bases["right"])
 
@@ -122,17 +129,6 @@ class Protected:
                     where="protected",
                     fix="Lower energy or q_max.",
                 )
-
-
-def _leading(change: torch.Tensor, energy: float, q_max: int) -> torch.Tensor | None:
-    """Left singular vectors [O, q] that hold `energy` of the squared norm; None for a change of zero."""
-    u, s, _ = torch.linalg.svd(change.double(), full_matrices=False)
-    total = float(s.square().sum())
-    if total == 0:
-        return None
-    share = s.square().cumsum(0) / total
-    q = min(int((share < energy * (1 - 1e-12)).sum()) + 1, q_max, len(s))
-    return u[:, :q]
 
 
 def _append(basis: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:

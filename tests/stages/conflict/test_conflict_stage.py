@@ -12,8 +12,7 @@ from schemas.errors import UserError
 from schemas.tables import TABLES, gradients_schema
 from stages.conflict.stage import Conflict
 from stages.gradients.projections import LayerShape, SketchLayout
-from stages.gradients.stage import LAYOUT_KEY, SEED_KEY
-from stages.gradients.store import pack_sketches
+from stages.gradients.store import LAYOUT_KEY, SEED_KEY, pack_sketches
 from tests.stages.stage_context import collect, context
 
 LAYOUT = SketchLayout.plan([LayerShape(f"model.layers.{n}.proj", 16, 16) for n in range(4)], 4 * 16)
@@ -167,8 +166,3 @@ def test_sketches_of_different_projections_are_never_mixed(tmp_path):
     ctx = context(tmp_path, config(), {}, gradients=[tmp_path / "a.parquet", tmp_path / "b.parquet"], pairs=pairs)
     with pytest.raises(UserError, match="different layers or projections"):
         collect(Conflict(), ctx)
-
-
-def test_an_unknown_surgery_lists_the_known_ones(tmp_path):
-    with pytest.raises(UserError, match=r"'pcgrda'.*pcgrad"):
-        run(tmp_path, config(surgery="pcgrda"), *tables(*draw(12, 11)))

@@ -17,8 +17,8 @@ from stages.conflict.directions import (
     grams,
     loss_weights,
     mean_omegas,
-    scaled,
 )
+from stages.conflict.stream import BLOCK, Rows, blocks, scaled
 
 
 @settings(deadline=None, max_examples=60)
@@ -51,9 +51,9 @@ def test_mean_direction(world, stream, fresh_seed) -> None:
 
 
 def test_chunk_size_changes_no_bit(world, stream, fresh_seed) -> None:
-    g_ND, language_N = world(fresh_seed, n=50)
+    g_ND, language_N = world(fresh_seed, n=1300)
     omega_N = ema_omegas(language_N, 4, 0.9, 3)
-    results = [directions(stream(g_ND.float(), chunk), language_N, omega_N, 4) for chunk in (1, 7, 50)]
+    results = [directions(stream(g_ND.half(), chunk), language_N, omega_N, 4) for chunk in (1, 700, 1300)]
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 
@@ -72,8 +72,25 @@ def test_loss_weights_and_the_sign_of_the_length_penalty() -> None:
 def test_scaled_multiplies_rows(world, stream) -> None:
     g_ND, _ = world(0, n=20)
     weight_N = torch.linspace(0, 1, 20)
-    got = torch.cat(list(scaled(stream(g_ND, 6), weight_N)()))
-    torch.testing.assert_close(got, g_ND * weight_N.double()[:, None])
+    once = scaled(stream(g_ND, 6), weight_N)
+    twice = scaled(once, weight_N)
+    for chunks, factor_N in ((once, weight_N.double()), (twice, weight_N.double() ** 2)):
+        got = torch.cat([x_ND * factor_n[:, None] for x_ND, factor_n in chunks()])
+        torch.testing.assert_close(got, g_ND * factor_N[:, None])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(0, 700), min_size=1, max_size=8))
+def test_blocks_are_the_same_whatever_the_chunks(sizes) -> None:
+    total = sum(sizes)
+    x_ND, factor_N = torch.arange(float(total))[:, None], torch.arange(float(total)).double()
+    cuts = [Rows(x, f) for x, f in zip(x_ND.split(sizes), factor_N.split(sizes), strict=True)]
+    got = list(blocks(lambda: cuts))
+    assert [len(block.x_ND) for block in got] == [min(BLOCK, total - at) for at in range(0, total, BLOCK)]
+    assert [block.start for block in got] == list(range(0, total, BLOCK))
+    if got:
+        assert torch.equal(torch.cat([block.x_ND for block in got]), x_ND)
+        assert torch.equal(torch.cat([block.factor_N for block in got]), factor_N)
 
 
 def test_segment_grams_sum_to_the_whole(world, stream) -> None:

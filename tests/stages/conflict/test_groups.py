@@ -1,14 +1,16 @@
-"""Grouping joins what shares a label; gathering visits every group once within the row limit."""
+"""Grouping joins what shares a label; every group is laid side by side once."""
 
 from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.conflict.groups import merge_groups, plan_passes
+from stages.conflict.groups import Layout, merge_groups
 
 
 def test_sharing_any_label_joins_and_none_joins_nobody() -> None:
@@ -33,25 +35,23 @@ def test_groups_are_the_connected_components(pairs) -> None:
         assert {j for j in range(len(pairs)) if got[j] == got[i]} == reach[i]
 
 
+def test_integer_arrays_are_labels_too_and_long_chains_join() -> None:
+    assert merge_groups(np.array([5, -1, 5, -1]), [None, None, None, "a"]).tolist() == [0, 1, 0, 2]
+    rng = np.random.default_rng(0)
+    place = rng.permutation(3000)  # pair i shares a label with the next in a shuffled row of 3000
+    assert not merge_groups(place // 2, (place + 1) // 2).any()
+
+
 @given(st.lists(st.integers(0, 12), max_size=60), st.integers(1, 20))
-def test_passes_cover_every_group_once_and_hold_few_rows(labels, capacity) -> None:
-    sizes = {group: n for group, n in Counter(labels).items() if n > 1}
-    passes = plan_passes(labels, capacity)
-    covered = [group for chosen in passes for group in chosen]
-    assert sorted(covered) == sorted(sizes)
-    for chosen in passes:
-        left, held, peak = dict(chosen), 0, 0
-        for group in labels:
-            if group in chosen:
-                held += 1
-                peak = max(peak, held)
-                left[group] -= 1
-                if left[group] == 0:
-                    held -= chosen[group]
-        assert peak <= max(capacity, *(chosen.values()))
-
-
-def test_sorted_groups_need_one_pass() -> None:
-    assert len(plan_passes([g for g in range(100) for _ in range(3)], 3)) == 1
-    assert len(plan_passes(list(range(100)) * 2, 50)) == 4
-    assert plan_passes(list(range(10)), 5) == []
+def test_groups_lie_side_by_side_each_in_one_batch(labels, rows) -> None:
+    layout = Layout.of(torch.tensor(labels, dtype=torch.int64))
+    several = {label for label, n in Counter(labels).items() if n > 1}
+    seen = []
+    for start, index_gm in layout.batches(rows):
+        assert layout.slot_N[index_gm].flatten().tolist() == list(range(start, start + index_gm.numel()))
+        assert index_gm.numel() <= max(rows, index_gm.shape[1])
+        for members in index_gm.tolist():
+            assert sorted(members) == [i for i, label in enumerate(labels) if label == labels[members[0]]]
+            seen.append(labels[members[0]])
+    assert sorted(seen) == sorted(several)
+    assert [slot < 0 for slot in layout.slot_N.tolist()] == [label not in several for label in labels]

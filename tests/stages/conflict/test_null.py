@@ -5,8 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.conflict.directions import conflicts, directions, mean_omegas
-from stages.conflict.null import sign_flip_null, split_half_null
+from stages.conflict import null as nulls
+from stages.conflict.directions import conflicts, directions, mean_omegas, signed_directions
+
+
+def sign_flip_null(chunks, language_N, omega_N, n_languages, columns=(slice(None),), draws=20, seed=0):
+    signs_RN = nulls.flip_signs(len(language_N), draws, seed)
+    _, sums_RLD = signed_directions(chunks, language_N, omega_N, n_languages, signs_RN)
+    return nulls.sign_flip_null(sums_RLD, columns)
+
+
+def split_half_null(chunks, language_N, omega_N, n_languages, draws=20, seed=0):
+    halves_RN = nulls.half_masks(language_N, n_languages, draws, seed)
+    direction_LD, first_RLD = signed_directions(chunks, language_N, omega_N, n_languages, halves_RN)
+    return nulls.split_half_null(first_RLD, direction_LD)
 
 
 def test_sign_flips_give_one_half_whatever_the_signal(world, stream, fresh_seed) -> None:
@@ -21,7 +33,8 @@ def test_sign_flips_equal_flipping_the_stream(world, stream) -> None:
     g_ND, language_N = world(3)
     omega_N = mean_omegas(language_N, 4)
     null = sign_flip_null(stream(g_ND), language_N, omega_N, 4, draws=2, seed=5, columns=(slice(0, 9), slice(9, 24)))
-    sign_RN = torch.randint(0, 2, (2, 60), generator=torch.Generator().manual_seed(5)) * 2 - 1
+    sign_RN = nulls.flip_signs(60, 2, 5)
+    assert sorted(set(sign_RN.flatten().tolist())) == [-1, 1]
     for r in range(2):
         flipped_LD = directions(stream(g_ND * sign_RN[r, :, None]), language_N, omega_N, 4)[:, 9:]
         want = [
@@ -69,3 +82,11 @@ def test_seeded_and_defined_for_tiny_languages(stream) -> None:
     assert not first.valid_RSM[:, 0, 1:].any()
     single = torch.zeros(5, dtype=torch.int64)
     assert sign_flip_null(stream(g_ND), single, mean_omegas(single, 1), 1).negative_rate() == [None]
+
+
+def test_halves_are_halves_of_every_language() -> None:
+    language_N = torch.tensor([0] * 7 + [1] * 4 + [2])
+    half_RN = nulls.half_masks(language_N, 4, draws=30, seed=1)
+    for language, want in enumerate((3, 2, 0)):
+        assert (half_RN[:, language_N == language].sum(dim=1) == want).all()
+    assert len({tuple(row) for row in half_RN.tolist()}) > 10

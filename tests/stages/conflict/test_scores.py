@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from schemas.errors import UserError
 from stages.conflict.directions import directions, ema_omegas, mean_omegas
-from stages.conflict.scores import Scores, score_pairs
+from stages.conflict.scores import Scores, score_pairs, score_products
+from stages.conflict.stream import Rows
 from stages.conflict.surgery import surgery
 
 
@@ -45,8 +50,11 @@ SEGMENTS = (torch.arange(0, 24, 3), torch.arange(1, 24, 3), torch.arange(2, 24, 
 
 @pytest.mark.parametrize("refit", [False, True])
 @pytest.mark.parametrize("columns", [WHOLE, SEGMENTS], ids=["whole", "segments"])
-@pytest.mark.parametrize("grouping", ["alone", "pairs", "mixed", "scattered"])
-def test_scores_equal_recomputation(grouping, columns, refit, world, stream, fresh_seed) -> None:
+@pytest.mark.parametrize(
+    ("grouping", "scratch_bytes"),
+    [("alone", 0), ("pairs", 10**6), ("mixed", 0), ("scattered", 10**6), ("scattered", 0)],
+)
+def test_scores_equal_recomputation(grouping, scratch_bytes, columns, refit, world, stream, fresh_seed) -> None:
     g_ND, language_N = world(fresh_seed)
     n = len(g_ND)
     labels = {
@@ -60,7 +68,7 @@ def test_scores_equal_recomputation(grouping, columns, refit, world, stream, fre
     direction_LD = directions(stream(g_ND), language_N, omega_N, 4)
     got = score_pairs(
         stream(g_ND, 11), language_N, omega_N, direction_LD, method, columns=columns,
-        group_N=None if grouping == "alone" else torch.tensor(labels), refit=refit, max_held_rows=9,
+        group_N=None if grouping == "alone" else torch.tensor(labels), refit=refit, scratch_bytes=scratch_bytes,
     )  # fmt: skip
     want = from_scratch(g_ND, language_N, omega_N, 4, method, columns, labels, refit)
     torch.testing.assert_close(as_matrix(got), want, rtol=1e-8, atol=1e-9)
@@ -181,13 +189,126 @@ def test_cancelling_directions_under_pcgrad_project_to_nothing(stream) -> None:
     assert got.optional("score_all") == [None] * 8
 
 
-def test_order_of_other_rows_and_held_rows_do_not_matter(world, stream, fresh_seed) -> None:
+def test_neither_chunks_nor_where_rows_wait_change_a_score(world, stream, fresh_seed) -> None:
     g_ND, language_N = world(fresh_seed)
     labels = torch.arange(60) % 20
     omega_N = mean_omegas(language_N, 4)
     direction_LD = directions(stream(g_ND), language_N, omega_N, 4)
     args = (language_N, omega_N, direction_LD, surgery("pcgrad", 4))
     want = as_matrix(score_pairs(stream(g_ND), *args, group_N=labels))
-    for chunk, held in ((1, 1), (60, 4), (13, 1000)):
-        got = as_matrix(score_pairs(stream(g_ND, chunk), *args, group_N=labels, max_held_rows=held))
-        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    for chunk, scratch_bytes in ((1, 0), (60, 0), (13, 10**6)):
+        got = as_matrix(score_pairs(stream(g_ND, chunk), *args, group_N=labels, scratch_bytes=scratch_bytes))
+        assert torch.equal(got, want)
+
+
+def test_a_group_too_large_to_hold_scores_the_same(world, stream, fresh_seed, monkeypatch) -> None:
+    g_ND, language_N = world(fresh_seed, n=90)
+    labels = torch.where(torch.arange(90) % 3 > 0, 0, torch.arange(90))
+    omega_N = mean_omegas(language_N, 4)
+    args = (language_N, omega_N, directions(stream(g_ND), language_N, omega_N, 4), surgery("pcgrad", 4))
+    want = as_matrix(score_pairs(stream(g_ND), *args, columns=SEGMENTS, group_N=labels))
+    monkeypatch.setattr("stages.conflict.scores.BLOCK", 16)
+    got = as_matrix(score_pairs(stream(g_ND), *args, columns=SEGMENTS, group_N=labels))
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
+
+
+def test_stored_rows_score_as_their_exact_values(world, fresh_seed) -> None:
+    """float16 rows with factors, summed in float32: as close to float64 as float32 is."""
+    g_ND, language_N = world(fresh_seed, n=1500, dim=64)
+    stored_ND, factor_N = (g_ND / g_ND.norm(dim=1, keepdim=True) * 64).half(), g_ND.norm(dim=1) / 64
+    exact_ND = stored_ND.double() * factor_N[:, None]
+    omega_N, labels = mean_omegas(language_N, 4), torch.arange(1500) % 700
+    found = []
+    for chunks in (lambda: [Rows(stored_ND, factor_N)], lambda: [exact_ND]):
+        direction_LD = directions(chunks, language_N, omega_N, 4)
+        found.append(
+            as_matrix(score_pairs(chunks, language_N, omega_N, direction_LD, surgery("pcgrad", 4), group_N=labels))
+        )
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=2e-6)
+
+
+def test_no_room_for_rows_that_wait_is_said_with_what_to_do(world, stream, monkeypatch) -> None:
+    g_ND, language_N = world(0)
+    omega_N = mean_omegas(language_N, 4)
+    args = (stream(g_ND), language_N, omega_N, directions(stream(g_ND), language_N, omega_N, 4), surgery("mean", 4))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
+    with pytest.raises(UserError, match=r"TMPDIR.*leave_out: pair"):
+        score_pairs(*args, group_N=torch.arange(60) % 20, scratch_bytes=0)
+
+
+def test_products_alone_score_as_the_pairs_themselves(world, stream, fresh_seed) -> None:
+    g_ND, language_N = world(fresh_seed)
+    omega_N = mean_omegas(language_N, 4)
+    direction_LD = directions(stream(g_ND), language_N, omega_N, 4)
+    method = surgery("pcgrad", 4)
+    want = score_pairs(stream(g_ND), language_N, omega_N, direction_LD, method)
+    got = score_products(
+        (g_ND @ direction_LD.T)[:, None], g_ND.square().sum(dim=1)[:, None], language_N, omega_N,
+        (direction_LD @ direction_LD.T)[None], method, count_L=torch.bincount(language_N, minlength=4),
+    )  # fmt: skip
+    torch.testing.assert_close(as_matrix(got), as_matrix(want))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.floats(1e-3, 1e3), st.sampled_from(["pcgrad", "mean", "unit_mean"]))
+def test_scores_know_no_scale_no_order_of_pairs_and_no_names(seed, scale, name) -> None:
+    """All gradients scaled together; pairs in another order; languages numbered anew (order-free methods)."""
+    generator = torch.Generator().manual_seed(seed)
+    language_N = torch.randint(0, 3, (30,), generator=generator)
+    language_N[:6] = torch.arange(6) % 3
+    g_ND = torch.randn(30, 8, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 20, (30,), generator=generator)
+    turn = torch.randperm(30, generator=generator)
+
+    def matrix(rows_ND, language, groups, method=name):
+        omega_N = mean_omegas(language, 3)
+        direction_LD = directions(lambda: [rows_ND], language, omega_N, 3)
+        return as_matrix(
+            score_pairs(lambda: [rows_ND], language, omega_N, direction_LD, surgery(method, 3), group_N=groups)
+        )
+
+    want = matrix(g_ND, language_N, labels)
+    torch.testing.assert_close(matrix(scale * g_ND, language_N, labels), want, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(matrix(g_ND[turn], language_N[turn], labels[turn]), want[turn], rtol=1e-6, atol=1e-7)
+    if name != "pcgrad":
+        names = torch.randperm(3, generator=generator)
+        renamed = matrix(g_ND, names[language_N], labels)
+        torch.testing.assert_close(renamed[:, :3], want[:, :3], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(renamed[:, 3:][:, names], want[:, 3:], rtol=1e-6, atol=1e-7)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6))
+def test_a_language_duplicated_scores_the_old_pairs_as_if_counted_twice(seed) -> None:
+    """Every pair of language 0 again as language 2, leaving together with its copy: the mean direction then counts that
+    language twice, and nothing else changes."""
+    generator = torch.Generator().manual_seed(seed)
+    language_N = torch.arange(20) % 2
+    g_ND = torch.randn(20, 6, generator=generator, dtype=torch.float64)
+    copies = language_N == 0
+    more_ND, more_N = torch.cat([g_ND, g_ND[copies]]), torch.cat([language_N, torch.full((10,), 2)])
+    group_N = torch.cat([torch.arange(20), torch.arange(20)[copies]])
+    omega_N = mean_omegas(more_N, 3)
+    direction_LD = directions(lambda: [more_ND], more_N, omega_N, 3)
+    got = score_pairs(lambda: [more_ND], more_N, omega_N, direction_LD, surgery("mean", 3), group_N=group_N)
+    torch.testing.assert_close(got.score_all[20:], got.score_all[:20][copies])
+    torch.testing.assert_close(got.cosines[:, 0], got.cosines[:, 2])
+    for i in range(20):
+        stay = torch.arange(20) != i
+        means = [g_ND[stay & (language_N == k)].mean(dim=0) for k in (0, 1)]
+        want = torch.cosine_similarity(g_ND[i], 2 * means[0] + means[1], dim=0)
+        assert float(got.score_all[i]) == pytest.approx(float(want), abs=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(["pcgrad", "mean"]))
+def test_noise_scores_nothing_on_average_left_out(seed, name) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    language_N = torch.arange(160) % 4
+    g_ND = torch.randn(160, 300, generator=generator, dtype=torch.float64)
+    omega_N = mean_omegas(language_N, 4)
+    direction_LD = directions(lambda: [g_ND], language_N, omega_N, 4)
+    for group_N in (None, torch.arange(160) // 4):
+        got = score_pairs(lambda: [g_ND], language_N, omega_N, direction_LD, surgery(name, 4), group_N=group_N)
+        assert abs(float(got.score_all.mean())) < 0.04  # kept in, noise scores 1 / sqrt(160 / 4) or so
+    assert float(torch.cosine_similarity(g_ND, direction_LD.sum(dim=0)[None], dim=1).mean()) > 0.06

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
-from stages.conflict.surgery import REGISTRY, draw_orders, pcgrad_coefficients, surgery
+from schemas.config.curation import ConflictConfig
+from stages.conflict.solvers import SOLVERS, packages
+from stages.conflict.surgery import REGISTRY, draw_orders, factor, pcgrad_coefficients, surgery
+
+
+def built(name: str, n: int, **kwargs: int):
+    """The method, or a skip where its optional solver is not installed."""
+    try:
+        return surgery(name, n, **kwargs)
+    except ImportError as error:
+        pytest.skip(str(error))
 
 
 def vector_pcgrad(direction_LD: torch.Tensor, order_LL: torch.Tensor) -> torch.Tensor:
@@ -44,6 +56,88 @@ def test_equals_torchjd_with_the_same_permutations(fresh_seed) -> None:
         torch.testing.assert_close(surgery("pcgrad", 6, seed=seed, repeats=1)(gram), want, rtol=1e-10, atol=1e-10)
 
 
+def aggregator(name: str, n: int):
+    """TorchJD's own aggregator of whole vectors, for methods that have one."""
+    aggregation = pytest.importorskip("torchjd.aggregation")
+    kinds = {
+        "mean": "Mean", "mgda": "MGDA", "imtl_g": "IMTLG", "aligned_mtl": "AlignedMTL", "gradvac": "GradVac",
+        "upgrad": "UPGrad", "dualproj": "DualProj", "cagrad": "CAGrad", "nash_mtl": "NashMTL",
+    }  # fmt: skip
+    arguments = {
+        "cagrad": {"c": 0.5},
+        "nash_mtl": {"n_tasks": n, "max_norm": 0.0, "update_weights_every": 1, "optim_niter": 20},
+    }
+    return getattr(aggregation, kinds[name])(**arguments.get(name, {}))
+
+
+@pytest.mark.parametrize("name", ["mean", *SOLVERS])
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_weights_from_the_gram_matrix_give_the_direction_torchjd_finds_from_the_vectors(name, scale) -> None:
+    """On vectors that conflict, at the size of real gradients and small; directions are compared at unit norm."""
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        centre = torch.randn(1, 30, generator=generator, dtype=torch.float64)
+        vector_LD = 0.4 * centre + torch.randn(4, 30, generator=generator, dtype=torch.float64)
+        vector_LD[0] -= 0.6 * vector_LD[1]
+        method = built(name, 4, seed=seed)
+        got = method((scale * vector_LD) @ (scale * vector_LD).T) @ vector_LD
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            want = aggregator(name, 4)(vector_LD)
+        tolerance = 1e-8 if name in ("mean", "imtl_g", "aligned_mtl", "gradvac") else 2e-3
+        torch.testing.assert_close(got / got.norm(), want / want.norm(), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", sorted(SOLVERS))
+def test_a_language_without_a_direction_gets_no_weight_and_changes_no_other(name) -> None:
+    vector_LD = torch.randn(3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gram = torch.zeros(4, 4, dtype=torch.float64)
+    gram[:3, :3] = vector_LD @ vector_LD.T
+    weights = built(name, 4, seed=5)(gram)
+    assert weights[3] == 0
+    torch.testing.assert_close(weights[:3], built(name, 3, seed=5)(gram[:3, :3]))
+    assert built(name, 4)(torch.zeros(4, 4)).tolist() == [0.0] * 4
+
+
+def test_a_fresh_gradvac_has_no_history_and_is_pcgrad_with_one_order() -> None:
+    """Its target cosine is an average over past steps; a single aggregate has none, so the target is zero."""
+    for seed in range(5):
+        vector_LD = torch.randn(5, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        gram = vector_LD @ vector_LD.T
+        totals = [built("gradvac", 5, seed=seed)(gram) for _ in range(2)]
+        assert torch.equal(*totals)  # called twice: nothing is remembered
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            order = [[j if j < i else j + 1 for j in torch.randperm(4).tolist()] for i in range(5)]
+        want = vector_pcgrad(vector_LD, torch.tensor([[*row, i] for i, row in enumerate(order)]))
+        torch.testing.assert_close(totals[0] @ vector_LD, want, rtol=1e-6, atol=1e-6)
+
+
+def test_the_factor_of_a_singular_gram_matrix() -> None:
+    vector_LD = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gram = vector_LD @ vector_LD.T
+    root = factor(gram)
+    torch.testing.assert_close(root @ root.T, gram)
+
+
+def test_the_config_knows_exactly_these_methods() -> None:
+    assert set(get_args(ConflictConfig.model_fields["surgery"].annotation)) == set(REGISTRY)
+
+
+@pytest.mark.parametrize("name", sorted(SOLVERS))
+def test_the_packages_named_are_those_torchjd_asks_for(name, monkeypatch) -> None:
+    """Whatever is missing, TorchJD itself names nothing that `packages` does not."""
+    aggregation = pytest.importorskip("torchjd.aggregation")
+    mixins = pytest.importorskip("torchjd._mixins")
+    monkeypatch.setattr(mixins, "find_spec", lambda package: None)
+    if packages(name) == ["torchjd"]:
+        aggregator(name, 2)
+        return
+    with pytest.raises(ImportError) as error:
+        aggregator(name, 2)
+    assert aggregation and all(package in str(error.value) for package in packages(name)[1:])
+
+
 def test_pcgrad_only_adds_weight_and_is_idle_without_conflict(fresh_seed) -> None:
     generator = torch.Generator().manual_seed(fresh_seed)
     direction_LD = torch.randn(6, 5, generator=generator, dtype=torch.float64)
@@ -76,10 +170,7 @@ def test_batches_of_matrices_equal_one_at_a_time(name) -> None:
     """Every method takes [S, L, L]; solvers that are not installed say which package they want."""
     direction = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     gram = direction @ direction.mT
-    try:
-        method = surgery(name, 4, seed=2, repeats=3)
-    except ImportError as error:
-        pytest.skip(f"optional solver: {error}")
+    method = built(name, 4, seed=2, repeats=3)
     state = torch.random.get_rng_state()
     together = method(gram)
     assert torch.equal(state, torch.random.get_rng_state())

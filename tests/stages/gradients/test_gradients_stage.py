@@ -18,8 +18,8 @@ from stages.gradients.exact import exact_pair_gradient
 from stages.gradients.layers import select_layers
 from stages.gradients.projections import SketchLayout, project_gradients
 from stages.gradients.rows import Pair, RowBatch
-from stages.gradients.stage import LAYOUT_KEY, Gradients
-from stages.gradients.store import unpack_sketches
+from stages.gradients.stage import Gradients
+from stages.gradients.store import LAYOUT_KEY, unpack_sketches
 from stages.text.render import load_renderer
 from tests.stages.stage_context import context, shards
 
@@ -307,3 +307,38 @@ def test_gradients_of_an_adapter_are_stored_and_refused_without_one(tmp_path, mo
     assert float(np.min(got.column("norm"))) > 0
     with pytest.raises(UserError, match="no LoRA adapter"):
         run(tmp_path, models, table, config(of="adapter"))
+
+
+def test_both_sides_are_stored_beside_their_difference(tmp_path, models, tiny_model):
+    sketch = {"sketch": {"dim": 512, "seed": 5, "both_sides": True}}
+    got, _, _ = run(tmp_path, models, pairs(6, 8), config(gradients=sketch))
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    layout = SketchLayout.from_json(got.schema.metadata[LAYOUT_KEY].decode())
+    renderer = load_renderer(models["policy"], config().text)
+    rows = {row["pair_id"]: row for row in pairs(6, 8).to_pylist()}
+    for row in got.to_pylist():
+        ids = renderer.pair_ids(*(rows[row["pair_id"]][name] for name in ("prompt", "chosen", "rejected")))
+        for side in ("chosen", "rejected"):
+            inputs = torch.tensor([ids.prompt + getattr(ids, side)])
+            logits = model(inputs).logits[0].log_softmax(-1)
+            total = sum(logits[t - 1, inputs[0, t]] for t in range(len(ids.prompt), inputs.shape[1]))
+            gradients = torch.autograd.grad(total, [model.get_submodule(s.name).weight for s in layout.layers])
+            named = zip([s.name for s in layout.layers], gradients, strict=True)
+            exact = project_gradients(layout, 5, named)
+            stored = unpack_sketches(torch.tensor([row[f"sketch_{side}"]]), torch.tensor([row[f"norm_{side}"]]))[0]
+            assert torch.linalg.vector_norm(stored - exact) <= 1e-3 * torch.linalg.vector_norm(exact)
+
+
+def test_exact_gradients_are_stored_for_small_models_and_refused_for_others(tmp_path, models, monkeypatch):
+    exact = config(gradients={"sketch": {"method": "exact"}})
+    got, parts, _ = run(tmp_path, models, pairs(5, 9), exact)
+    assert got.schema.field("sketch").type.list_size == 73_728
+    assert not any("sketch_cosine_error" in part.stats for part in parts), "there is nothing to measure"
+    two_sided, parts, _ = run(tmp_path, models, pairs(5, 9), config())
+    assert sum("sketch_cosine_error" in part.stats for part in parts) == 1
+    cosine = torch.nn.functional.cosine_similarity
+    ours, truth = sketches(two_sided), sketches(got)
+    assert abs(float(cosine(ours[0], ours[1], dim=0)) - float(cosine(truth[0], truth[1], dim=0))) < 0.5
+    monkeypatch.setattr("stages.gradients.projections.MAX_EXACT_PARAMETERS", 1000)
+    with pytest.raises(UserError, match=r"73,728 parameters are too large to store.*two_sided"):
+        run(tmp_path, models, pairs(5, 9), exact)

@@ -116,3 +116,45 @@ def test_project_gradients_refuses_missing_or_misshapen_layers() -> None:
         project_gradients(layout, 0, [])
     with pytest.raises(ValueError, match="shape"):
         project_gradients(layout, 0, [("w", torch.zeros(6, 4))])
+
+
+def test_one_sided_compresses_the_wider_side_and_exact_neither() -> None:
+    shapes = [LayerShape("h.0.wide", 6, 20), LayerShape("h.0.tall", 20, 6), LayerShape("h.1.thin", 2, 3)]
+    layout = SketchLayout.plan(shapes, method="one_sided", rank=4)
+    assert [slot.shape for slot in layout.layers] == [(6, 4), (4, 6), (2, 3)]
+    assert [slot.sides for slot in layout.layers] == [("in",), ("out",), ("in",)]
+    assert layout.dim == 24 + 24 + 6
+    exact = SketchLayout.plan(shapes, method="exact")
+    assert [slot.shape for slot in exact.layers] == [(6, 20), (20, 6), (2, 3)]
+    for one in (layout, exact):
+        assert SketchLayout.from_json(one.to_json()) == one
+    with pytest.raises(ValueError, match=r"rank must be at least 1"):
+        SketchLayout.plan(shapes, method="one_sided", rank=0)
+    with pytest.raises(ValueError, match=r"500,002 parameters are too large.*two_sided"):
+        SketchLayout.plan([LayerShape("w", 2, 250_001)], method="exact")
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5)])
+def test_flora_is_unbiased_with_the_variance_of_its_formula(shape, fresh_seed) -> None:
+    """G A^T or A G with A_ij ~ N(0, 1/R) and no further scale: E<C, C'> = <G, G'> and E[A^T A] = 1, over 4,000 seeds.
+
+    Var<C, C'> = (|G^T G'|^2 + tr((G^T G')^2)) / R for the wider side compressed: trace of a Wishart quadratic form.
+    """
+    generator = torch.Generator().manual_seed(fresh_seed)
+    a = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    b = a + torch.randn(*shape, generator=generator, dtype=torch.float64)
+    rank, draws = 4, 4000
+    (slot,) = SketchLayout.plan([LayerShape("w", *shape)], method="one_sided", rank=rank).layers
+    products, squares = [], torch.zeros(9, 9, dtype=torch.float64)
+    for seed in range(draws):
+        matrix_RW = projection(seed, "w", slot.sides[0], rank, 9).double()
+        one, two = (g @ matrix_RW.T if slot.sides == ("in",) else matrix_RW @ g for g in (a, b))
+        products.append((one * two).sum())
+        squares += matrix_RW.T @ matrix_RW / draws
+    values = torch.stack(products)
+    cross = a.T @ b if slot.sides == ("in",) else a @ b.T
+    variance = (cross.square().sum() + torch.trace(cross @ cross)) / rank
+    assert abs(values.mean() - (a * b).sum()) < 5 * (variance / draws).sqrt()
+    centred = values - values.mean()
+    assert abs(values.var() - variance) < 5 * ((centred**4).mean() - values.var() ** 2).sqrt() / draws**0.5
+    assert (squares - torch.eye(9)).abs().max() < 6 * (2 / rank / draws) ** 0.5

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.gradients.batching import TokenBudget
 from stages.gradients.layers import select_layers
-from stages.gradients.projections import SketchLayout, layer_projections
+from stages.gradients.projections import SketchLayout, layer_projections, project_gradients
 from stages.gradients.sketcher import Sketcher
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "phi", "gpt2", "cohere", "granite")
@@ -215,3 +215,98 @@ def test_wrong_layouts_and_float16_are_refused(make_model, make_pairs) -> None:
         pass
     with pytest.raises(RuntimeError, match="enter the Sketcher"):
         Sketcher(make_model("llama"), layout, 0).sketch(make_pairs(1))
+
+
+@pytest.mark.parametrize("method", ["one_sided", "exact"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2", "phi", "gpt2"])
+def test_other_methods_equal_the_projected_autograd_gradient(
+    architecture, method, make_model, make_pairs, oracle_values, fresh_seed
+) -> None:
+    model = make_model(architecture)
+    layout = SketchLayout.plan(select_layers(model).layers, method=method, rank=5)
+    pairs = make_pairs(2, seed=fresh_seed)
+    with Sketcher(model, layout, seed=5) as sketcher:
+        got = sketcher.sketch(pairs)
+    for n, pair in enumerate(pairs):
+        gradients = autograd_gradients(model, pair, [slot.name for slot in layout.layers], oracle_values)
+        want = expected_sketch(layout, 5, gradients)
+        assert torch.linalg.vector_norm(got.sketch_ND[n] - want) <= 1e-5 * torch.linalg.vector_norm(want)
+        if method == "exact":
+            flat = torch.cat([gradient.flatten() for gradient in gradients.values()])
+            assert torch.equal(want, flat)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+def test_inner_products_of_exact_gradients_are_those_of_torch_func(
+    architecture, make_model, make_pairs, fresh_seed
+) -> None:
+    """Per-pair gradients by torch.func on the whole model; two-sided sketches agree on average over 400 seeds."""
+    model, pairs = make_model(architecture).eval(), make_pairs(3, seed=fresh_seed)
+    layers = select_layers(model).layers
+    names = [layer.name for layer in layers]
+    weights = {f"{name}.weight": model.get_submodule(name).weight.detach() for name in names}
+
+    def difference(given, pair):
+        sums = []
+        for completion in (pair.chosen, pair.rejected):
+            ids = torch.tensor([pair.prompt + completion])
+            logits = torch.func.functional_call(model, given, (ids,), {"use_cache": False}).logits[0].log_softmax(-1)
+            at = torch.arange(len(completion)) + len(pair.prompt) - 1
+            sums.append(logits[at, torch.tensor(completion)].sum())
+        return sums[0] - sums[1]
+
+    by_pair = [torch.func.grad(difference)(weights, pair) for pair in pairs]
+    truth_NN = torch.stack([torch.stack([sum((a[k] * b[k]).sum() for k in a) for b in by_pair]) for a in by_pair])
+    with Sketcher(model, SketchLayout.plan(layers, method="exact"), seed=0) as sketcher:
+        exact_ND = sketcher.sketch(pairs).sketch_ND
+    torch.testing.assert_close(exact_ND @ exact_ND.T, truth_NN, rtol=1e-4, atol=1e-4 * float(truth_NN.max()))
+
+    layout = SketchLayout.plan(layers, dim=len(layers) * 36)
+    is_conv = [type(model.get_submodule(name)).__name__ == "Conv1D" for name in names]
+    gradients = [
+        {n: g[f"{n}.weight"].T if t else g[f"{n}.weight"] for n, t in zip(names, is_conv, strict=True)} for g in by_pair
+    ]
+    draws = []
+    for seed in range(400):
+        sketch_ND = torch.stack([project_gradients(layout, seed, one.items()) for one in gradients])
+        draws.append((sketch_ND @ sketch_ND.T).double())
+    draws_RNN = torch.stack(draws)
+    error_NN = draws_RNN.std(dim=0) / len(draws) ** 0.5
+    assert ((draws_RNN.mean(dim=0) - truth_NN).abs() < 5 * error_NN).all()
+
+
+def test_scales_act_before_the_projection(make_model, make_pairs, oracle_values) -> None:
+    """Preconditioning inside the hooks equals preconditioning the materialised G, for every method."""
+    model, (pair,) = make_model("qwen2"), make_pairs(1, seed=9)
+    layers = select_layers(model).layers
+    generator = torch.Generator().manual_seed(2)
+    scales = {
+        s.name: tuple(torch.rand(width, generator=generator) + 0.2 for width in (s.out_width, s.in_width))
+        for s in layers
+    }
+    gradients = autograd_gradients(model, pair, [layer.name for layer in layers], oracle_values)
+    scaled = {name: scales[name][0][:, None] * gradient * scales[name][1] for name, gradient in gradients.items()}
+    for method in ("two_sided", "one_sided", "exact"):
+        layout = SketchLayout.plan(layers, 400, method, 3)
+        with Sketcher(model, layout, seed=4, scales=scales) as sketcher:
+            got = sketcher.sketch([pair]).sketch_ND[0]
+        want = expected_sketch(layout, 4, scaled)
+        assert torch.linalg.vector_norm(got - want) <= 1e-5 * torch.linalg.vector_norm(want)
+        again = project_gradients(layout, 4, gradients.items(), scales)
+        assert torch.linalg.vector_norm(again - want) <= 1e-5 * torch.linalg.vector_norm(want)
+
+
+def test_what_is_kept_of_a_batch_can_be_reduced(make_model, make_pairs) -> None:
+    model, pairs = make_model("llama"), make_pairs(5, seed=2)
+    layout = SketchLayout.plan(select_layers(model).layers, dim=300)
+    sizes: list[int] = []
+
+    def norms(indices, got):
+        sizes.append(len(indices))
+        return type(got)(got.sketch_ND.norm(dim=1, keepdim=True), got.logp_chosen_N, got.logp_rejected_N)
+
+    with Sketcher(model, layout, seed=0) as sketcher:
+        whole = sketcher.run(pairs, TokenBudget(60))
+        got = sketcher.run(pairs, TokenBudget(60), reduce=norms)
+    assert len(sizes) > 1 and sum(sizes) == 5
+    torch.testing.assert_close(got.sketch_ND[:, 0], whole.sketch_ND.norm(dim=1))

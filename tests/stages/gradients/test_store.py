@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.gradients.store import SCALE, pack_sketches, unpack_sketches
+from schemas.errors import UserError
+from stages.gradients.projections import LayerShape, SketchLayout
+from stages.gradients.store import SCALE, common_metadata, pack_sketches, store_key, store_metadata, unpack_sketches
 
 
 @settings(deadline=None, max_examples=50)
@@ -52,3 +56,33 @@ def test_not_finite_is_refused(bad) -> None:
     sketch[1] = bad
     with pytest.raises(ValueError, match="row 1"):
         pack_sketches(sketch)
+
+
+LAYOUT = SketchLayout.plan([LayerShape("w", 8, 8)], 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"model": "other"}, "models"),
+        ({"factors": "f"}, "factors"),
+        ({"layout": SketchLayout.plan([LayerShape("w", 8, 8)], 9)}, "layers"),
+    ],
+)
+def test_sketches_of_other_projections_or_models_are_refused_by_what_differs(tmp_path, change, named) -> None:
+    given = {"layout": LAYOUT, "seed": 0, "model": "m", "factors": ""}
+    for name, arguments in (("a", given), ("b", given), ("c", given | change)):
+        table = pa.table({"x": [1]}).replace_schema_metadata(store_metadata(**arguments))
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    same = common_metadata([tmp_path / "a.parquet", tmp_path / "b.parquet"])
+    assert same == store_metadata(**given)
+    with pytest.raises(UserError, match=rf"c\.parquet and a\.parquet differ in .*{named}"):
+        common_metadata([tmp_path / f"{name}.parquet" for name in "abc"])
+    assert store_key(same) != store_key(store_metadata(**(given | change)))
+
+
+def test_a_table_without_a_layout_is_refused(tmp_path) -> None:
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="cannot be compared"):
+        common_metadata([tmp_path / "a.parquet"])

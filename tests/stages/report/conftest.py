@@ -145,6 +145,9 @@ class Builder:
                     "norm": rows[-1]["norm"],
                     "weight": 0.5,
                     "flags": [],
+                    "implicit_margin": 0.0,
+                    "logp_margin": 0.0,
+                    "n_tokens": 4,
                 }
             )
         self.write(f"gradients:{round_}", rows, gradients_schema(4))

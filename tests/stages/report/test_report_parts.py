@@ -242,3 +242,18 @@ def test_the_headline_takes_the_larger_of_test_and_authored_pairs_and_never_unse
     assert "12 authored pairs" in shown["Held-out accuracy"].detail
     total = len(pl.read_parquet(builder.run.inputs["pairs:0"]))
     assert shown["Preference pairs"].value == str(total)
+
+
+@pytest.mark.parametrize(
+    ("select", "words"),
+    [
+        ({"by": "conflict", "keep": 0.25}, "top 25% by conflict, per language quota"),
+        ({"by": "own_language", "quota": "global"}, "top 50% by own_language (a baseline), per global quota"),
+        ({"diversity": {"cells": 40, "share": 0.05}}, "at most 5% from one of 40 cells of alike gradients"),
+    ],
+)
+def test_the_ranking_is_named_and_a_baseline_is_called_one(select, words):
+    from schemas.config.curation import SelectConfig
+    from stages.report.headline import _selection
+
+    assert words in _selection(SelectConfig.model_validate(select))

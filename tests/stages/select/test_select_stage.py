@@ -50,6 +50,7 @@ def pair(name: str, language: str = "en", split: str = "train", margin: float | 
 def tables(pairs: list[dict[str, Any]], scores: dict[str, float | None]) -> dict[str, pa.Table]:
     languages = {row["pair_id"]: row["language"] for row in pairs}
     empty = {"cosines": [], "conflicting_languages": [], "norm": 1.0, "weight": 0.5, "flags": []}
+    empty |= {"implicit_margin": 0.0, "logp_margin": 0.0, "n_tokens": 4}
     rows = [{"pair_id": name, "language": languages[name], "score": score, **empty} for name, score in scores.items()]
     return {
         "pairs": pa.Table.from_pylist(pairs, schema=TABLES["pairs"].schema),
@@ -182,3 +183,37 @@ def test_both_tables_are_readable_with_every_row_accounted_for(run_stage: Callab
     assert outcome.tables["rejected"].num_rows == 0 and outcome.tables["curated"].num_rows == 8
     pq.write_table(outcome.tables["rejected"], tmp_path / "rejected.parquet")
     assert pl.read_parquet(tmp_path / "rejected.parquet").columns == TABLES["rejected"].schema.names
+
+
+@pytest.mark.parametrize(
+    ("by", "column", "sign"),
+    [
+        ("mean_direction", "score_mean", 1),
+        ("own_language", "cosine_own", 1),
+        ("other_languages", "score_others", 1),
+        ("logp_margin", "logp_margin", 1),
+        ("implicit", "implicit_margin", 1),
+        ("shortest", "n_tokens", -1),
+        ("longest", "n_tokens", 1),
+        ("bottom", "score", -1),
+    ],
+)
+def test_every_baseline_ranks_by_its_own_column(by: str, column: str, sign: int, run_stage: Callable[..., Any]) -> None:
+    pairs, scores = many(10)
+    given_tables = tables(pairs, scores)
+    rng = random.Random(3)
+    values = {row["pair_id"]: rng.randint(1, 10**6) for row in pairs}
+    if by == "bottom":
+        values = {name: score or 0.0 for name, score in scores.items()}
+    else:
+        rows = [row | {column: values[row["pair_id"]]} for row in given_tables["scores"].to_pylist()]
+        given_tables["scores"] = pa.Table.from_pylist(rows, schema=TABLES["scores"].schema)
+    outcome = run_stage(Select(), config(by=by, keep=0.3), **given_tables)
+    for language in ("en", "de"):
+        mine = sorted((p for p in values if p.startswith(language)), key=lambda p: -sign * values[p])[:3]
+        assert [p for p in kept(outcome) if p.startswith(language)] == sorted(mine)
+
+
+def test_an_implicit_reward_that_is_zero_is_refused_in_the_stage(run_stage: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match="logp_margin"):
+        run_stage(Select(), config(by="implicit"), **tables(*many(4)))

@@ -127,6 +127,9 @@ class Workbench:
         ]
         self.write("curated", pa.Table.from_pylist(rows, schema=TABLES["curated"].schema))
         self.write("gradients", self.gradients(rows, policy))
+        held_out = [{**row, "pair_id": f"dev-{row['pair_id']}", "split": "dev"} for row in rows[:4]]
+        pairs = [{"split": "train", **row, "round": 0, "source": "generated"} for row in [*rows, *held_out]]
+        self.write("pairs", pa.Table.from_pylist(pairs, schema=TABLES["pairs"].schema))
 
     def write(self, name: str, table: pa.Table) -> None:
         folder = self.root / name
@@ -188,7 +191,7 @@ class Workbench:
         return Context(
             config=config,
             round=round_,
-            inputs={name: [self.root / name / "part-00000.parquet"] for name in ("curated", "gradients")},
+            inputs={name: [self.root / name / "part-00000.parquet"] for name in ("curated", "gradients", "pairs")},
             models={"policy": self.model, "reference": self.model},
             progress=progress,
             folder=path,

@@ -8,6 +8,7 @@ from hostile import NASTY, STEERING
 from markdown_it import MarkdownIt
 
 from schemas.config import RunConfig
+from schemas.config.training import TrainConfig
 from stages.train.batches import BatchPlan
 from stages.train.card import model_card
 
@@ -19,8 +20,10 @@ CONFIG = RunConfig.model_validate(
 @pytest.mark.parametrize("name", NASTY)
 def test_any_name_in_a_model_card_is_text(name: str) -> None:
     text = NASTY[name]
-    config = CONFIG.model_copy(update={"name": text, "banner": text})
-    card = model_card(config, 0, text, text, {text: 1, "en": 2}, BatchPlan(1, 1, 1, 1, 0))
+    objectives = [{"name": text or "x", "where": "true"}, {"name": "other", "where": "true"}]
+    train = TrainConfig.model_validate({"orthalign": {"objectives": objectives}})
+    config = CONFIG.model_copy(update={"name": text, "banner": text, "train": train})
+    card = model_card(config, 0, text, text, {text: 1, "en": 2}, BatchPlan(1, 1, 1, 1, 0), 1)
     card.encode("utf-8")
     _, header, body = card.split("---\n", 2)
     assert set(yaml.safe_load(header)) == {"library_name", "pipeline_tag", "tags", "language"}
@@ -29,4 +32,4 @@ def test_any_name_in_a_model_card_is_text(name: str) -> None:
     kinds = {child.type for token in tokens for child in [token, *(token.children or [])]}
     assert not kinds & {"html_block", "html_inline", "link_open", "image", "fence", "hr", "em_open", "strong_open"}
     assert sum(token.type == "heading_open" for token in tokens) == 4
-    assert sum(token.type == "td_open" for token in tokens) == 2 * (3 + 11)
+    assert sum(token.type == "td_open" for token in tokens) == 2 * (3 + 13)

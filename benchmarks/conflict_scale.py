@@ -1,0 +1,189 @@
+"""Time of conflict + select on synthetic pairs, as a ratio to just reading the sketches; peak memory beside it.
+
+    python -m benchmarks.conflict_scale [--pairs 100000] [--languages 10] [--dim 8192] [--folder FOLDER] [--set metric=layer]
+
+Pairs are random sketches with a weak shared direction, written as the gradients stage writes them (float16, zstd, parts of 2,048).
+Translations of one task share a group and lie as far apart as they can: the table is in order of language. Both stages run in
+a process of their own, whose peak memory is measured; the same parts are read before and after, the faster reading counts.
+1,000,000 pairs of the default size need 17 GB of disk, and as much temporary space where groups lie apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from schemas.config import RunConfig
+from schemas.tables import TABLES, gradients_schema
+from stages.contract import Account, Context, Rows
+
+_PART = 2048
+_CODES = [
+    "en",
+    "de",
+    "fr",
+    "es",
+    "it",
+    "pt",
+    "nl",
+    "sv",
+    "pl",
+    "ru",
+    "zh",
+    "ja",
+    "ko",
+    "ar",
+    "hi",
+    "sw",
+    "th",
+    "tr",
+    "vi",
+    "id",
+]
+
+
+class Silent:
+    """A Progress that says nothing."""
+
+    def total(self, amount: int, unit: str) -> None: ...
+
+    def advance(self, amount: int = 1, **rates: float) -> None: ...
+
+    def note(self, message: str) -> None:
+        print(f"  note: {message}")
+
+
+def write(folder: Path, pairs: int, languages: int, dim: int) -> None:
+    """The gradients and pairs tables."""
+    from stages.gradients.projections import LayerShape, SketchLayout
+    from stages.gradients.store import LAYOUT_KEY, SEED_KEY, pack_sketches
+
+    shapes = [LayerShape(f"model.layers.{n // 4}.proj{n % 4}", 4096, 4096) for n in range(32)]
+    layout = SketchLayout.plan(shapes, dim)
+    metadata = {LAYOUT_KEY: layout.to_json().encode(), SEED_KEY: b"0"}
+    schema = gradients_schema(layout.dim).with_metadata(metadata)
+    generator = torch.Generator().manual_seed(0)
+    common_D = torch.randn(layout.dim, generator=generator)
+    for start in range(0, pairs, _PART):
+        at = np.arange(start, min(start + _PART, pairs))
+        n, language = len(at), at * languages // pairs
+        sketch_ND = torch.randn(n, layout.dim, generator=generator) + 0.05 * common_D
+        stored_ND, norm_N = pack_sketches(sketch_ND)
+        ids = [f"{i:032x}" for i in at]
+        codes = [_CODES[k] for k in language]
+        groups = [f"{i:032x}" for i in at % (pairs // languages)]
+        logp = -20 + torch.randn(4, n, generator=generator)
+        columns: dict[str, Any] = {
+            "pair_id": ids, "group_id": groups, "language": codes,
+            "sketch": pa.FixedSizeListArray.from_arrays(pa.array(stored_ND.flatten().numpy()), layout.dim),
+            "norm": norm_N.numpy(), "logp_chosen": logp[0].numpy(), "logp_rejected": logp[1].numpy(),
+            "ref_logp_chosen": logp[2].numpy(), "ref_logp_rejected": logp[3].numpy(),
+            "n_prompt": [9] * n, "n_chosen": [20] * n, "n_rejected": [20] * n, "ids_hash": ids,
+        }  # fmt: skip
+        table = pa.table(columns, schema=schema)
+        pq.write_table(table, folder / f"gradients-{start:09}.parquet", compression="zstd")
+        rows = [
+            {
+                "pair_id": ids[i], "round": 0, "prompt_id": groups[i], "group_id": groups[i], "language": codes[i],
+                "split": "train", "prompt": [{"role": "user", "content": "question"}], "source": "synthetic",
+                "chosen": [{"role": "assistant", "content": f"good {ids[i]}"}],
+                "rejected": [{"role": "assistant", "content": f"bad {ids[i]}"}],
+            }
+            for i in range(n)
+        ]  # fmt: skip
+        table = pa.Table.from_pylist(rows, schema=TABLES["pairs"].schema)
+        pq.write_table(table, folder / f"pairs-{start:09}.parquet", compression="zstd")
+
+
+def read(folder: Path) -> tuple[float, float]:
+    """(seconds, processor seconds) to read every sketch, and do nothing with it."""
+    begun, worked = time.perf_counter(), time.process_time()
+    for file in sorted(folder.glob("gradients-*.parquet")):
+        with pq.ParquetFile(file) as parquet:
+            for _ in parquet.iter_batches(512, columns=["sketch", "norm"]):
+                pass
+    return time.perf_counter() - begun, time.process_time() - worked
+
+
+def stages(folder: Path, languages: int, changes: dict[str, Any]) -> dict[str, float]:
+    """Run conflict, then select, in this process."""
+    from stages.conflict.stage import Conflict
+    from stages.select.stage import Select
+
+    config = RunConfig.model_validate(
+        {
+            "name": "scale",
+            "languages": {"seen": _CODES[:languages]},
+            "model": {"policy": "none"},
+            "prompts": {"sources": [{"path": "none"}]},
+            "conflict": changes,
+        }
+    )
+    inputs = {name: sorted(folder.glob(f"{name}-*.parquet")) for name in ("gradients", "pairs")}
+    found: dict[str, float] = {}
+    for name, stage in (("conflict", Conflict()), ("select", Select())):
+        begun, worked, writers = time.perf_counter(), time.process_time(), {}
+        for item in stage.run(Context(config, 0, inputs, {}, Silent())):
+            if isinstance(item, Account):
+                found |= {f"{name} {key}": value for key, value in item.stats.items()}
+            elif isinstance(item, Rows):
+                path = folder / f"out-{item.table}.parquet"
+                if item.table not in writers:
+                    writers[item.table] = pq.ParquetWriter(path, item.data.schema, compression="zstd")
+                    inputs[item.table] = [path]
+                writers[item.table].write_table(item.data)
+        for writer in writers.values():
+            writer.close()
+        found[f"{name} seconds"] = time.perf_counter() - begun
+        found[f"{name} work"] = time.process_time() - worked
+    found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found["scores"] = pq.read_metadata(folder / "out-scores.parquet").num_rows
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=100_000)
+    parser.add_argument("--languages", type=int, default=10)
+    parser.add_argument("--dim", type=int, default=8192)
+    parser.add_argument("--folder", type=Path, help="where to write the tables (default: the temporary folder)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the conflict section")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(stages(args.folder, args.languages, dict(item.split("=", 1) for item in args.set))))
+        return
+    with tempfile.TemporaryDirectory(prefix="conflict-scale-", dir=args.folder) as name:
+        folder = Path(name)
+        write(folder, args.pairs, args.languages, args.dim)
+        size = sum(file.stat().st_size for file in folder.glob("gradients-*"))
+        command = [sys.executable, "-m", "benchmarks.conflict_scale", "--child", "--folder", name]
+        command += ["--languages", str(args.languages), *(f"--set={item}" for item in args.set)]
+        first = read(folder)
+        lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+        second = read(folder)
+    found = json.loads(lines[-1])
+    assert found["scores"] == args.pairs
+    ours, work = (found[f"conflict {key}"] + found[f"select {key}"] for key in ("seconds", "work"))
+    reading, read_work = min(first[0], second[0]), min(first[1], second[1])
+    print(f"{args.pairs:,} pairs, {args.languages} languages, {args.dim:,} numbers each, {size / 1e9:.2f} GB")
+    print(f"reading the sketches once: {reading:.2f} s (the other time {max(first[0], second[0]):.2f} s)")
+    print(f"conflict {found['conflict seconds']:.2f} s + select {found['select seconds']:.2f} s")
+    print(f"ratio: {ours / reading:.2f} x reading ({work / read_work:.2f} x its processor time)")
+    print(f"peak memory: {found['peak'] / 1e9:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()

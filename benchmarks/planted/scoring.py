@@ -1,0 +1,101 @@
+"""A damaged set through the project's own conflict stage and filters, for any setting of the conflict section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import torch
+
+from benchmarks.planted.damage import DamagedSet
+from stages.conflict.directions import directions, ema_omegas, mean_omegas, scaled
+from stages.conflict.metric import fit_metric
+from stages.conflict.scores import score_pairs
+from stages.conflict.surgery import surgery
+from stages.conflict.table import score_rows
+from stages.gradients.projections import SketchLayout
+from stages.select.filters import FILTERS, ranking
+
+BASELINES = tuple(name for name in FILTERS if name not in ("conflict", "margin", "implicit"))
+"""Left out: `margin`, which needs a judge's scores, and `implicit`, which is zero in round 0 (policy = reference)."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The conflict section's values, as in schemas.config.curation.ConflictConfig; `q` is metric_power.
+
+    leave_out `kind`: all pairs of the question's kind leave together, a stricter test than any the pipeline makes: what
+    is found is then not another question from the same template.
+    """
+
+    metric: str = "unit"
+    q: float = 0.5
+    direction: str = "mean"
+    surgery: str = "pcgrad"
+    scope: str = "model"
+    score: str = "all"
+    leave_out: str = "group"
+
+    def changed(self, **values: Any) -> Setting:
+        """A copy with other values."""
+        return replace(self, **values)
+
+    def __str__(self) -> str:
+        metric = f"{self.metric} q={self.q:g}" if self.metric == "coordinate" else self.metric
+        return f"{metric}, {self.direction}, {self.surgery}, {self.scope}, {self.score}, {self.leave_out}"
+
+
+def score(damaged: DamagedSet, setting: Setting, layout: SketchLayout | None = None, seed: int = 0) -> pl.DataFrame:
+    """The scores table of the set, a row a pair. layout: needed for metric `layer` and scope `layer`."""
+    n_languages = len(damaged.languages)
+
+    def chunks() -> list[torch.Tensor]:
+        return [damaged.sketch_ND]
+
+    if layout is None and "layer" in (setting.metric, setting.scope):
+        raise ValueError(f"{setting} needs the sketches' layout")
+    slots = [] if layout is None else [slot.columns for slot in layout.layers]
+    kind = "none" if setting.metric == "raw" else setting.metric
+    metric = fit_metric(chunks, kind, q=setting.q, layers=slots)  # type: ignore[arg-type]
+    ready_ND = metric(damaged.sketch_ND)
+    weight_N = torch.full((len(ready_ND),), 0.5, dtype=torch.float64)  # round 0: Delta = 0 for every pair
+
+    def stream() -> list[torch.Tensor]:
+        return [ready_ND]
+
+    weighted = scaled(stream, weight_N)
+    if setting.direction == "ema":
+        omega_N = ema_omegas(damaged.language_N, n_languages, gamma=0.9, batch_size=32)
+    else:
+        omega_N = mean_omegas(damaged.language_N, n_languages)
+    merged_LD = directions(weighted, damaged.language_N, omega_N, n_languages)
+    columns: list[Any] = [slice(None)]
+    if setting.scope == "layer" and layout is not None:
+        columns = list(layout.group_columns("block").values())
+    found = score_pairs(
+        weighted,
+        damaged.language_N,
+        omega_N,
+        merged_LD,
+        surgery(setting.surgery, n_languages, seed, repeats=64),
+        columns=columns,
+        group_N=_groups(damaged, setting.leave_out),
+    )
+    tables = score_rows(damaged.frame, damaged.languages, found, weight_N, others=setting.score == "others")
+    return pl.DataFrame(pa.concat_tables(tables))
+
+
+def rank_all(scores: pl.DataFrame, names: tuple[str, ...] = ("conflict", *BASELINES), seed: int = 0) -> pl.DataFrame:
+    """One column a filter: what it ranks the pairs by, larger is kept first."""
+    return scores.select(ranking(scores, name, (seed,)) for name in names)
+
+
+def _groups(damaged: DamagedSet, leave_out: str) -> torch.Tensor | None:
+    if leave_out == "pair":
+        return None
+    if leave_out == "kind":
+        kinds = {kind: n for n, kind in enumerate(dict.fromkeys(damaged.frame["kind"]))}
+        return torch.tensor([kinds[kind] for kind in damaged.frame["kind"]])
+    return damaged.question_N

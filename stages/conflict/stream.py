@@ -1,0 +1,97 @@
+"""Pair gradients as a stream that is read more than once and never held.
+
+A chunk is a matrix of rows, or rows as they are stored beside the factor each is to be multiplied by: scaling then costs
+one number a row instead of a pass over the matrix. Everything that adds up works on blocks of `BLOCK` rows, cut from the
+start of the stream whatever its chunks are, in the precision of the rows (float32 for stored ones) with float64 totals.
+So the size of the chunks changes no bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BLOCK = 512
+
+
+class Rows(NamedTuple):
+    """g_i = factor_N[i] * x_ND[i]; x in float16, float32 or float64, factors float64."""
+
+    x_ND: Tensor
+    factor_N: Tensor
+
+
+Chunks = Callable[[], Iterable[Tensor | Rows]]
+"""A stream that can be read more than once: each call yields the rows of all pairs in the same order."""
+Columns = Tensor | slice
+"""Sketch columns of one segment (a layer group)."""
+
+
+class Block(NamedTuple):
+    """Up to `BLOCK` consecutive rows; start: index of the first."""
+
+    start: int
+    x_ND: Tensor
+    factor_N: Tensor
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.x_ND)
+
+
+def as_rows(chunk: Tensor | Rows) -> Rows:
+    """A plain matrix has factors of one."""
+    return chunk if isinstance(chunk, Rows) else Rows(chunk, torch.ones(len(chunk), dtype=torch.float64))
+
+
+def wide(x: Tensor) -> Tensor:
+    """float16 as float32 (exact); wider types as they are."""
+    return x.to(torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def blocks(chunks: Chunks) -> Iterator[Block]:
+    """The stream cut anew into blocks of `BLOCK` rows, the last one shorter."""
+    start, held, kept = 0, 0, []
+    for chunk in chunks():
+        x_ND, factor_N = as_rows(chunk)
+        while len(x_ND):
+            take = BLOCK - held
+            kept.append(Rows(x_ND[:take], factor_N[:take]))
+            held += len(kept[-1].x_ND)
+            x_ND, factor_N = x_ND[take:], factor_N[take:]
+            if held == BLOCK:
+                yield _join(start, kept)
+                start, held, kept = start + held, 0, []
+    if held:
+        yield _join(start, kept)
+
+
+def scaled(chunks: Chunks, weight_N: Tensor) -> Chunks:
+    """The stream with row i multiplied by weight_N[i]: g_i = c_i d_i."""
+
+    def generate() -> Iterator[Rows]:
+        start = 0
+        for chunk in chunks():
+            x_ND, factor_N = as_rows(chunk)
+            yield Rows(x_ND, factor_N * weight_N[start : start + len(x_ND)].to(torch.float64))
+            start += len(x_ND)
+
+    return generate
+
+
+def check_finite(result: Tensor, block: Block) -> None:
+    """Raise ValueError, with the row, when `result`, made from every entry of the block, is not finite."""
+    if bool(torch.isfinite(result).all()):
+        return
+    bad_N = ~(torch.isfinite(block.x_ND).all(dim=1) & torch.isfinite(block.factor_N))
+    at = block.start + int(bad_N.nonzero()[0]) if bool(bad_N.any()) else block.start
+    raise ValueError(f"the sketch of row {at} is not finite, or too long for its precision")
+
+
+def _join(start: int, kept: list[Rows]) -> Block:
+    if len(kept) == 1:
+        return Block(start, *kept[0])
+    return Block(start, torch.cat([rows.x_ND for rows in kept]), torch.cat([rows.factor_N for rows in kept]))

@@ -1,0 +1,80 @@
+"""The scores table from what `score_pairs` found: column by column, without a Python object per pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from torch import Tensor
+
+from schemas.tables import COSINES, TABLES
+from stages.conflict.scores import FLAGS, Scores
+
+_ROWS = 65_536
+
+
+def score_rows(
+    pairs: pl.DataFrame, languages: Sequence[str], scores: Scores, weight_N: Tensor, others: bool = False
+) -> Iterator[pa.Table]:
+    """The scores table in batches of rows.
+
+    pairs: pair_id, language, norm, logp_chosen, logp_rejected, ref_logp_chosen, ref_logp_rejected, n_chosen,
+    n_rejected, in the order of `scores`. weight_N: c_i. others: `score` is score_others where there is one, else (and
+    by default) score_all.
+    """
+    scalars = pairs.select(
+        "pair_id",
+        "language",
+        pl.col("norm").cast(pl.Float32),
+        implicit_margin=margin(),
+        logp_margin=pl.col("logp_chosen").cast(pl.Float64) / pl.col("n_chosen")
+        - pl.col("logp_rejected").cast(pl.Float64) / pl.col("n_rejected"),
+        n_tokens=pl.col("n_chosen").cast(pl.Int64) + pl.col("n_rejected").cast(pl.Int64),
+    )
+    schema = TABLES["scores"].schema
+    for start in range(0, pairs.height, _ROWS):
+        rows = slice(start, min(start + _ROWS, pairs.height))
+        table = scalars[rows].to_arrow()
+        values = {name: table[name] for name in table.column_names}
+        for name in ("score_all", "score_others", "score_mean", "cosine_own"):
+            values[name] = _optional(getattr(scores, name)[rows], getattr(scores, f"{name}_valid")[rows])
+        use_others_N = scores.score_others_valid[rows] & others
+        values["score"] = _optional(
+            scores.score_others[rows].where(use_others_N, scores.score_all[rows]),
+            use_others_N | scores.score_all_valid[rows],
+        )
+        valid_NL, cosine_NL = scores.cosines_valid[rows].numpy(), scores.cosines[rows].numpy()
+        names = pa.array(languages, pa.string()).take(pa.array(valid_NL.nonzero()[1]))
+        flat = pa.array(cosine_NL[valid_NL].astype(np.float32))
+        entries = pa.StructArray.from_arrays([names, flat], fields=list(COSINES.value_type))
+        values["cosines"] = pa.ListArray.from_arrays(_offsets(valid_NL), entries)
+        values["conflicting_languages"] = _labels(valid_NL & (cosine_NL < 0), languages)
+        values["weight"] = pa.array(weight_N[rows].numpy())
+        values["flags"] = _labels(np.stack([scores.flags[name][rows].numpy() for name in FLAGS], axis=1), FLAGS)
+        yield pa.table([_cast(values[field.name], field.type) for field in schema], schema=schema)
+
+
+def margin() -> pl.Expr:
+    """Delta, the implicit reward of chosen minus rejected over beta, from the gradients table's columns; float64."""
+    chosen = pl.col("logp_chosen").cast(pl.Float64) - pl.col("ref_logp_chosen").cast(pl.Float64)
+    rejected = pl.col("logp_rejected").cast(pl.Float64) - pl.col("ref_logp_rejected").cast(pl.Float64)
+    return chosen - rejected
+
+
+def _optional(value_N: Tensor, valid_N: Tensor) -> pa.Array:
+    return pa.array(value_N.numpy(), mask=~valid_N.numpy())
+
+
+def _labels(on_NK: np.ndarray, names: Sequence[str]) -> pa.Array:
+    """For every row the names of the columns that are on."""
+    return pa.ListArray.from_arrays(_offsets(on_NK), pa.array(names, pa.string()).take(pa.array(on_NK.nonzero()[1])))
+
+
+def _offsets(on_NK: np.ndarray) -> pa.Array:
+    return pa.array(np.concatenate([[0], on_NK.sum(axis=1).cumsum()]).astype(np.int32))
+
+
+def _cast(values: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    return values if values.type == kind else values.cast(kind)

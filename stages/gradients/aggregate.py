@@ -1,0 +1,197 @@
+"""Aggregate: the first pass of one-sided compression (ConGrad's form; METHODS.md sections 3 and 4).
+
+A Flora sketch of one pair has millions of numbers, so none is stored: every part keeps the weighted sum of its pairs'
+sketches in each language, and a row per pair with its weights. The gradients stage then streams over the pairs again
+and compares each with the directions these sums make.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from schemas.config.curation import ConflictConfig, LossConfig
+from schemas.tables import TABLES
+from stages.conflict.directions import ema_omegas, loss_weights
+from stages.contract import Context, Drop, Part, Shard
+from stages.gradients.projections import SketchLayout
+from stages.gradients.rows import Pair
+from stages.gradients.sketcher import PairSketches
+from stages.gradients.stage import Worker, sketch_shards, storable
+from stages.gradients.store import store_key
+from stages.text.render import PairIds
+
+Kept = list[tuple[dict[str, Any], PairIds]]
+
+
+class Aggregate:
+    """pairs -> contributions, sums. Unit `pair`: the train split's pairs; drops and failures as in gradients."""
+
+    def run(self, ctx: Context, shards: Iterator[Shard]) -> Iterator[Part]:
+        """See ShardStage.run. Raises UserError for models that cannot be sketched."""
+        yield from sketch_shards(ctx, shards, AggregateWorker)
+
+
+class AggregateWorker(Worker):
+    """Sums a shard's pairs by language.
+
+    Pairs may fail while they are summed. The mean only counts those that did not; an EMA's minibatches are cut without
+    them, so that the part is summed again then.
+    """
+
+    def _products(self) -> None:
+        return None
+
+    def _tables(self, shard: Shard, kept: Kept, drops: list[Drop]) -> dict[str, pa.Table]:
+        config, report = self.ctx.config, self._report
+        kept, references_N2 = self._references(kept, drops)
+        while kept:
+            pairs = [Pair(tuple(ids.prompt), tuple(ids.chosen), tuple(ids.rejected)) for _, ids in kept]
+            languages = [row["language"] for row, _ in kept]
+            summing = PartSums(self.sketcher.layout, config.conflict, config.loss, languages, pairs, references_N2)
+            misfits: list[int] = []
+            got = self.sketcher.run(pairs, self.budget, report, misfits, summing.reduce)
+            self.ctx.progress.advance(len(misfits))
+            fitting = [n for n in range(len(pairs)) if n not in misfits]
+            kept, pairs = self._without(misfits, kept, pairs, drops)
+            finite = storable(got).tolist()
+            for (row, _), good in zip(kept, finite, strict=True):
+                if not good:
+                    detail = "the backward pass gave values that are not finite"
+                    drops.append(
+                        Drop("pair", row["pair_id"], row["language"], "non_finite_gradient", detail, failed=True)
+                    )
+            kept = [pair for pair, good in zip(kept, finite, strict=True) if good]
+            chosen = [n for n, good in zip(fitting, finite, strict=True) if good]
+            if len(chosen) == len(languages) or config.conflict.direction == "mean":
+                break
+            references_N2 = None if references_N2 is None else references_N2[chosen]
+            report = self._report_again
+        if not kept:
+            return {name: TABLES[name].schema.empty_table() for name in ("contributions", "sums")}
+        self._measure_error(
+            shard, [row["pair_id"] for row, _ in kept], [p for p, good in zip(pairs, finite, strict=True) if good]
+        )
+        got = got.rows([n for n, good in enumerate(finite) if good])
+        rows = summing.contributions(shard.index, [row["pair_id"] for row, _ in kept], chosen, got)
+        return {"contributions": rows, "sums": summing.sums(shard.index, chosen, store_key(self.metadata))}
+
+    def _references(self, kept: Kept, drops: list[Drop]) -> tuple[Kept, Tensor | None]:
+        """Log-probabilities [N, 2] under the reference; None when it is the policy. They weight the sums, so they come
+        first."""
+        if self.reference is None or not kept:
+            return kept, None
+        pairs = [Pair(tuple(ids.prompt), tuple(ids.chosen), tuple(ids.rejected)) for _, ids in kept]
+        nothing = PairSketches(torch.zeros(0, 0), torch.zeros(0), torch.zeros(0))
+        chosen_N, rejected_N, misfits = self._reference(pairs, nothing)
+        fitting = [n for n in range(len(pairs)) if n not in misfits]
+        kept, _ = self._without(misfits, kept, pairs, drops)
+        self.ctx.progress.advance(len(misfits))
+        return kept, torch.stack([chosen_N, rejected_N], dim=1)[fitting]
+
+    def _report_again(self, batch: list[Pair]) -> None:
+        """A repeated batch is no progress."""
+        self.tokens += sum(2 * len(p.prompt) + len(p.chosen) + len(p.rejected) for p in batch)
+
+
+@dataclass
+class PartSums:
+    """The weighted sums of one part while its batches come in.
+
+    languages, pairs [N]; references_N2: log-probabilities of both sides under the reference, None if it is the policy.
+    """
+
+    layout: SketchLayout
+    config: ConflictConfig
+    loss: LossConfig
+    languages: list[str]
+    pairs: list[Pair]
+    references_N2: Tensor | None
+    _sums: dict[str, Tensor] = field(default_factory=dict)
+    _added: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        index = {code: n for n, code in enumerate(dict.fromkeys(self.languages))}
+        language_N = torch.tensor([index[code] for code in self.languages], dtype=torch.int64)
+        self.omega_N = torch.ones(len(self.languages), dtype=torch.float64)
+        if self.config.direction == "ema":
+            self.omega_N = ema_omegas(language_N, len(index), self.config.ema_gamma, self.config.ema_batch)
+
+    def reduce(self, indices: list[int], got: PairSketches) -> PairSketches:
+        """Add a batch; returns it with sketch_ND [N, 2] = (norm, loss weight), not finite where the pair failed.
+
+        A batch that ran out of memory half way comes again in pieces: what was added is not added twice.
+        """
+        norm_N = torch.linalg.vector_norm(got.sketch_ND, dim=1, dtype=torch.float64)
+        weight_N = self._weights(indices, got)
+        for row, i in enumerate(indices):
+            norm, weight = float(norm_N[row]), float(weight_N[row])
+            if i in self._added or not math.isfinite(norm + weight) or norm == 0.0:
+                continue
+            factor = float(self.omega_N[i]) * weight / (norm if self.config.metric == "unit" else 1.0)
+            wide_D = got.sketch_ND[row].to(torch.float64)
+            language = self.languages[i]
+            if language not in self._sums:
+                self._sums[language] = torch.zeros(self.layout.dim, dtype=torch.float64)
+            self._sums[language].add_(wide_D, alpha=factor)
+            self._added.add(i)
+        return PairSketches(torch.stack([norm_N, weight_N], dim=1), got.logp_chosen_N, got.logp_rejected_N)
+
+    def contributions(self, part: int, pair_ids: list[str], chosen: list[int], got: PairSketches) -> pa.Table:
+        """Rows of the pairs `chosen`, those that did not fail; `got` is what `reduce` made of them, in this order."""
+        total = self._totals(chosen)
+        references_N2 = torch.stack([got.logp_chosen_N, got.logp_rejected_N], dim=1)
+        if self.references_N2 is not None:
+            references_N2 = self.references_N2[chosen]
+        columns = {
+            "pair_id": pair_ids,
+            "language": [self.languages[n] for n in chosen],
+            "part": [part] * len(chosen),
+            "omega": [float(self.omega_N[n]) / total[self.languages[n]] for n in chosen],
+            "weight": got.sketch_ND[:, 1].numpy(),
+            "norm": got.sketch_ND[:, 0].numpy(),
+            "ref_logp_chosen": references_N2[:, 0].float().numpy(),
+            "ref_logp_rejected": references_N2[:, 1].float().numpy(),
+        }
+        return pa.table(columns, schema=TABLES["contributions"].schema)
+
+    def sums(self, part: int, chosen: list[int], key: str) -> pa.Table:
+        """A row per language and layer."""
+        rows, totals = [], self._totals(chosen)
+        for language, total in totals.items():
+            count = sum(self.languages[n] == language for n in chosen)
+            batches = math.ceil(count / self.config.ema_batch) if self.config.direction == "ema" else 1
+            sum_D = self._sums.get(language, torch.zeros(self.layout.dim, dtype=torch.float64)) / total
+            for slot in self.layout.layers:
+                values = sum_D[slot.columns].to(torch.float32).numpy()
+                row = {"part": part, "language": language, "layer": slot.name, "key": key}
+                rows.append({**row, "n_pairs": count, "n_batches": batches, "values": values})
+        return pa.Table.from_pylist(rows, schema=TABLES["sums"].schema)
+
+    def _weights(self, indices: list[int], got: PairSketches) -> Tensor:
+        """c_i [N] of the run's loss, or ones; not a number where a log-probability is not finite."""
+        logp_N2 = torch.stack([got.logp_chosen_N, got.logp_rejected_N], dim=1)
+        references_N2 = logp_N2 if self.references_N2 is None else self.references_N2[indices].to(logp_N2.dtype)
+        good_N = torch.isfinite(logp_N2).all(dim=1) & torch.isfinite(references_N2).all(dim=1)
+        weight_N = torch.full((len(indices),), float("nan"), dtype=torch.float64)
+        if self.config.weighting == "none":
+            return torch.where(good_N, 1.0, weight_N)
+        margin_N2 = logp_N2.to(torch.float64) - references_N2.to(torch.float64)
+        counts_2N = [[len(getattr(self.pairs[i], side)) for i in indices] for side in ("chosen", "rejected")]
+        n_chosen_N, n_rejected_N = (torch.tensor(counts)[good_N] for counts in counts_2N)
+        margin_N = (margin_N2[:, 0] - margin_N2[:, 1])[good_N]
+        weight_N[good_N] = loss_weights(margin_N, n_chosen_N, n_rejected_N, self.loss.beta, self.loss.alpha)
+        return weight_N
+
+    def _totals(self, chosen: list[int]) -> dict[str, float]:
+        """language -> sum of the weights of its pairs: those of an EMA sum to 1 already."""
+        found: dict[str, float] = {}
+        for n in chosen:
+            found[self.languages[n]] = found.get(self.languages[n], 0.0) + float(self.omega_N[n])
+        return found

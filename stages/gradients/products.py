@@ -1,0 +1,98 @@
+"""The second pass of one-sided compression: inner products of every pair with the finished directions.
+
+A one-sided sketch has millions of numbers and is never stored. What conflict needs of it is a_k = <g_i, G_k> for every
+language k and layer group, and |g_i|^2: leave-one-out follows from these (METHODS.md section 4).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from schemas.tables import products_schema
+from stages.contract import Context, Drop
+from stages.gradients.projections import SketchLayout
+from stages.gradients.sketcher import PairSketches
+from stages.gradients.store import GROUPS_KEY, LANGUAGES_KEY, LAYOUT_KEY, store_key
+from stages.gradients.sums import Sums
+from stages.text.render import PairIds
+
+Kept = list[tuple[dict[str, Any], PairIds]]
+
+
+class Products:
+    """directions_LD: G; groups [layers]: number of each layer's group (transformer block); references: pair_id -> log-
+    probabilities of (chosen, rejected) under the reference, from the first pass."""
+
+    def __init__(
+        self,
+        layout: SketchLayout,
+        metadata: dict[bytes, bytes],
+        sums: Sums,
+        references: dict[str, tuple[float, float]],
+    ) -> None:
+        self.layout, self.languages = layout, sums.languages
+        self._directions_LD = sums.directions(layout).to(torch.float32)
+        self._references = references
+        names = list(layout.groups("block"))
+        self._groups = [names.index(layout.group_of(slot)) for slot in layout.layers]
+        self.schema = products_schema(len(names), len(sums.languages)).with_metadata(
+            {
+                **metadata,
+                LANGUAGES_KEY: json.dumps(sums.languages).encode(),
+                GROUPS_KEY: json.dumps(names).encode(),
+            }
+        )
+        self._shape = (len(names), len(sums.languages))
+
+    @classmethod
+    def open(cls, ctx: Context, metadata: dict[bytes, bytes]) -> Products:
+        """Read the first pass. Raises UserError if it was made with other layers, projections or another model."""
+        sums = Sums.open(ctx, store_key(metadata))
+        columns = ("pair_id", "ref_logp_chosen", "ref_logp_rejected")
+        rows = ctx.scan("contributions").select(columns).collect()
+        references = {pair: (chosen, rejected) for pair, chosen, rejected in rows.iter_rows()}
+        return cls(SketchLayout.from_json(metadata[LAYOUT_KEY].decode()), metadata, sums, references)
+
+    def known(self, kept: Kept, drops: list[Drop]) -> Kept:
+        """Rows that are part of a direction; the others become drops."""
+        detail = "it failed in the first pass: see the dropped rows of aggregate"
+        left = []
+        for row, ids in kept:
+            if row["pair_id"] in self._references:
+                left.append((row, ids))
+            else:
+                drops.append(Drop("pair", row["pair_id"], row["language"], "not_aggregated", detail, failed=True))
+        return left
+
+    def references(self, pair_ids: list[str]) -> tuple[Tensor, Tensor]:
+        """Reference log-probabilities of both sides [N]."""
+        both_N2 = torch.tensor([self._references[pair_id] for pair_id in pair_ids], dtype=torch.float32).view(-1, 2)
+        return both_N2[:, 0], both_N2[:, 1]
+
+    def reduce(self, indices: list[int], got: PairSketches) -> PairSketches:
+        """The same with sketch_ND [N, S * L + S] = (a [S, L], |g|^2 [S]), float64; one layer at a time."""
+        groups, languages = self._shape
+        a_NSL = torch.zeros(len(got.sketch_ND), groups, languages, dtype=torch.float64)
+        square_NS = torch.zeros(len(got.sketch_ND), groups, dtype=torch.float64)
+        for slot, group in zip(self.layout.layers, self._groups, strict=True):
+            g_ND = got.sketch_ND[:, slot.columns]
+            direction_LD = self._directions_LD[:, slot.columns].to(g_ND.dtype)
+            a_NSL[:, group] += (g_ND @ direction_LD.T).to(torch.float64)
+            square_NS[:, group] += torch.linalg.vector_norm(g_ND, dim=1, dtype=torch.float64).square()
+        reduced_ND = torch.cat([a_NSL.flatten(1), square_NS], dim=1)
+        return PairSketches(reduced_ND, got.logp_chosen_N, got.logp_rejected_N)
+
+    def columns(self, reduced_ND: Tensor) -> dict[str, Any]:
+        """Columns of the gradients table from what `reduce` made."""
+        groups, languages = self._shape
+        a_NM, square_NS = reduced_ND.split([groups * languages, groups], dim=1)
+        lists = {
+            name: pa.FixedSizeListArray.from_arrays(pa.array(part.flatten().numpy()), part.shape[1])
+            for name, part in (("products", a_NM), ("squares", square_NS))
+        }
+        return {**lists, "norm": square_NS.sum(dim=1).sqrt().float().numpy()}

@@ -1,0 +1,117 @@
+"""What pairs can be ranked by: the conflict score, and the filters it has to be compared with.
+
+Every filter is a pure function of one frame of pairs: it gives a number per pair, larger is kept first, null where it
+has nothing to go by. They share one pool and one rule for the cut (`stages.select.stage.rank`), so that filters
+differ in which pairs they keep and never in how many (METHODS.md section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from schemas.errors import UserError
+from schemas.ids import unit_interval
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A ranking. columns: what it reads beside pair_id and language; value: from the frame and a seed key to [N]."""
+
+    meaning: str
+    columns: tuple[str, ...]
+    value: Callable[[pl.DataFrame, Sequence[object]], pl.Series]
+
+
+def ranking(pairs: pl.DataFrame, by: str, seed: Sequence[object] = (0,)) -> pl.Series:
+    """What each pair is ranked by, float64 [N], larger is kept first; null where the pair cannot be ranked, never NaN.
+
+    pairs: pair_id, language and the filter's `columns`, as in the tables pairs and scores. seed: keys of `random`.
+    Raises UserError for an unknown filter, a missing column, or `implicit` where every implicit reward is zero.
+    """
+    if by not in FILTERS:
+        raise UserError(f"there is no filter {by!r}", where="select.by", fix=f"Known: {', '.join(FILTERS)}.")
+    filter_ = FILTERS[by]
+    missing = [name for name in ("pair_id", "language", *filter_.columns) if name not in pairs.columns]
+    if missing:
+        raise UserError(f"filter {by} needs the columns {', '.join(missing)}", where="select.by")
+    if by == "implicit" and pairs.height and not (pairs["implicit_margin"].fill_null(0.0) != 0).any():
+        raise UserError(
+            "the implicit reward of every pair is zero: the policy is the reference (always so in round 0)",
+            where="select.by: implicit",
+            fix="Rank by the log-probabilities themselves: select.by: logp_margin.",
+        )
+    return filter_.value(pairs, seed).cast(pl.Float64).fill_nan(None).alias(by)
+
+
+def rankings(pairs: pl.DataFrame, names: Sequence[str], seed: Sequence[object] = (0,)) -> pl.DataFrame:
+    """pair_id, language and one column per filter, on ONE pool: the pairs that every one of them can rank.
+
+    Ranks that depend on the other pairs (`mid_band`) are taken inside the pool. Raises UserError as `ranking` does.
+    """
+    everywhere = pl.all_horizontal(pl.col(name).is_not_null() for name in names)
+    first = pairs.select("pair_id", "language").with_columns(ranking(pairs, name, seed) for name in names)
+    pool = pairs.filter(first.select(everywhere).to_series())
+    return pool.select("pair_id", "language").with_columns(ranking(pool, name, seed) for name in names)
+
+
+def _expression(expression: pl.Expr) -> Callable[[pl.DataFrame, Sequence[object]], pl.Series]:
+    return lambda pairs, seed: pairs.select(expression).to_series()
+
+
+def _random(pairs: pl.DataFrame, seed: Sequence[object]) -> pl.Series:
+    keys = [unit_interval(*seed[:1], "select", *seed[1:], pair_id) for pair_id in pairs["pair_id"]]
+    return pl.Series(keys, dtype=pl.Float64)
+
+
+def _middle(column: str) -> pl.Expr:
+    """Minus the distance to the middle of the language: 0 there, -1 at its ends; equal values share a rank."""
+    value = pl.col(column).fill_nan(None)
+    # doubled ranks are whole numbers: both sides of the middle tie exactly, and ties go by pair id
+    return -((2 * value.rank("average") - value.count() - 1).abs() / value.count()).over("language")
+
+
+_SCORE = pl.col("score")
+_TOKENS = pl.col("n_tokens")
+
+FILTERS: Mapping[str, Filter] = {
+    "conflict": Filter("the conflict score", ("score",), _expression(_SCORE)),
+    "random": Filter("a hash of seed and pair id", (), _random),
+    "margin": Filter(
+        "judge score of chosen minus rejected",
+        ("chosen_score", "rejected_score"),
+        _expression(pl.col("chosen_score") - pl.col("rejected_score")),
+    ),
+    "implicit": Filter(
+        "implicit reward of chosen minus rejected, log pi/pi_ref summed over the answer",
+        ("implicit_margin",),
+        _expression(pl.col("implicit_margin")),
+    ),
+    "logp_margin": Filter(
+        "mean-token log-probability of chosen minus rejected",
+        ("logp_margin",),
+        _expression(pl.col("logp_margin")),
+    ),
+    "mean_direction": Filter(
+        "cosine with the plain mean of the languages' directions: no surgery",
+        ("score_mean",),
+        _expression(pl.col("score_mean")),
+    ),
+    "own_language": Filter(
+        "cosine with its own language's direction", ("cosine_own",), _expression(pl.col("cosine_own"))
+    ),
+    "other_languages": Filter(
+        "cosine with the other languages' merged direction", ("score_others",), _expression(pl.col("score_others"))
+    ),
+    "mid_band": Filter(
+        "nearness to the middle of its language's conflict scores", ("score",), _expression(_middle("score"))
+    ),
+    "shortest": Filter(
+        "fewest completion tokens, both answers together", ("n_tokens",), _expression(-_TOKENS.cast(pl.Float64))
+    ),
+    "longest": Filter("most completion tokens, both answers together", ("n_tokens",), _expression(_TOKENS)),
+    "bottom": Filter("the lowest conflict score: the inverse of conflict", ("score",), _expression(-_SCORE)),
+}
+"""Name in `select.by` -> filter."""

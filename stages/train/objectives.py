@@ -1,0 +1,113 @@
+"""Objectives of a sequence: which curated pairs each trains on, which dev pairs it is judged by. METHODS.md section 6."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+import torch
+from transformers import PreTrainedModel
+
+from schemas.config.training import Objective
+from schemas.errors import UserError
+from stages.contract import Context, Drop
+from stages.evaluate.loglik import preference
+from stages.gradients.batching import TokenBudget
+from stages.gradients.logprobs import score_rows
+from stages.gradients.rows import Pair
+from stages.text.render import Renderer, RenderError
+from stages.train.dataset import TrainingPairs
+
+NO_OBJECTIVE = "no_objective"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An objective with its pairs. dev: token ids of its dev pairs, possibly none."""
+
+    name: str
+    pairs: TrainingPairs
+    dev: list[Pair]
+
+
+def choose(ctx: Context, pairs: TrainingPairs, renderer: Renderer) -> tuple[list[Chosen], list[Drop]]:
+    """The objectives of `train.orthalign` with their pairs; curated pairs that belong to none are dropped.
+
+    A pair that fits several conditions trains in each. Raises UserError, naming the objective, for a condition that cannot be
+    evaluated or that no curated pair fits.
+    """
+    curated = ctx.scan("curated").select("pair_id", "language").collect().with_row_index("row")
+    train, dev = (ctx.scan("pairs").filter(pl.col("split") == split) for split in ("train", "dev"))
+    chosen, used = [], set[int]()
+    for number, objective in enumerate(ctx.config.train.orthalign.objectives):
+        where = f"train.orthalign.objectives.{number}.where"
+        fitting = _matching(train, objective, where).select("pair_id")
+        rows = curated.join(fitting, on="pair_id", how="semi", maintain_order="left")["row"].to_list()
+        if not rows:
+            raise UserError(
+                f"no curated pair fits objective {objective.name}: {objective.where}",
+                where=where,
+                fix="`inspect RUN pairs --where` shows what a condition finds.",
+            )
+        used.update(rows)
+        held_out = _ids(_matching(dev, objective, where), renderer, ctx.config.text.max_length)
+        if not held_out:
+            ctx.progress.note(
+                f"objective {objective.name} has no dev pairs: what later objectives do to it is not measured"
+            )
+        chosen.append(Chosen(objective.name, pairs.take(rows), held_out))
+    drops = [
+        Drop("pair", pair_id, language, NO_OBJECTIVE, "fits no condition of train.orthalign.objectives")
+        for row, pair_id, language in curated.iter_rows()
+        if row not in used
+    ]
+    return chosen, drops
+
+
+def _matching(frame: pl.LazyFrame, objective: Objective, where: str) -> pl.DataFrame:
+    try:
+        return frame.filter(pl.sql_expr(objective.where)).collect()
+    except (pl.exceptions.PolarsError, ValueError) as error:
+        raise UserError(
+            f"the condition of objective {objective.name} cannot be evaluated: {str(error).splitlines()[0]}",
+            where=where,
+            fix=f"It is an SQL condition over {', '.join(frame.collect_schema().names())}.",
+        ) from error
+
+
+def _ids(rows: pl.DataFrame, renderer: Renderer, longest: int) -> list[Pair]:
+    """Token ids of dev pairs; those that cannot be rendered or are too long are left to the evaluate stage's account."""
+    found = []
+    for prompt, chosen, rejected in rows.select("prompt", "chosen", "rejected").iter_rows():
+        try:
+            ids = renderer.pair_ids(prompt, chosen, rejected)
+        except RenderError:
+            continue
+        pair = Pair(tuple(ids.prompt), tuple(ids.chosen), tuple(ids.rejected))
+        if pair.longest <= longest:
+            found.append(pair)
+    return found
+
+
+Scores = list[tuple[torch.Tensor, torch.Tensor]]
+"""Token log-probabilities of both sides of each pair."""
+
+
+def score(model: PreTrainedModel, pairs: Sequence[Pair], tokens: int) -> Scores:
+    """Under `model`; tokens: the batches' budget."""
+    values = score_rows(model, [row for pair in pairs for row in pair.rows], TokenBudget(tokens)) if pairs else []
+    return list(zip(values[0::2], values[1::2], strict=True))
+
+
+def accuracies(now: Scores, start: Scores) -> dict[str, float]:
+    """accuracy: share of pairs with the higher mean log-probability on chosen. reward_accuracy: the same of the sums less
+    those under the model the round started from. A tie is one half; nothing for no pairs. METHODS.md section 9."""
+    if not now:
+        return {}
+    means = [preference(float(w.double().mean()), float(r.double().mean())) for w, r in now]
+    gains = [
+        preference(float((w.double() - w0.double()).sum()), float((r.double() - r0.double()).sum()))
+        for (w, r), (w0, r0) in zip(now, start, strict=True)
+    ]
+    return {"accuracy": sum(means) / len(means), "reward_accuracy": sum(gains) / len(gains)}

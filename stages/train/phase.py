@@ -1,0 +1,132 @@
+"""One training phase: TRL's trainer on some pairs, from the weights as they are, resumable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PrinterCallback, set_seed
+from trl import DPOConfig
+
+from schemas.errors import UserError
+from schemas.ids import seed_for
+from stages.contract import Context, Stopped
+from stages.text.render import Renderer
+from stages.train.batches import BatchPlan
+from stages.train.callbacks import StepCallback
+from stages.train.checkpoints import resumable
+from stages.train.dataset import TrainingPairs
+from stages.train.model import Precision, adapter_config, disable_dropout, protect_adapter
+from stages.train.optimizers.subspace import Protected
+from stages.train.trainer import PairTrainer
+from stages.train.vector import task_vector_for
+
+_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a phase trains on and how. identity: what its weights depend on; later: optimizer steps of the phases after it.
+
+    checkpoints: folder of its checkpoints. protected: subspaces no update enters.
+    """
+
+    pairs: TrainingPairs
+    plan: BatchPlan
+    checkpoints: Path
+    identity: str
+    number: int = 0
+    later: int = 0
+    protected: Protected = field(default_factory=Protected.none)
+
+
+def train_phase(
+    ctx: Context, model: PreTrainedModel, renderer: Renderer, numbers: Precision, phase: Phase
+) -> tuple[Any, list[dict[str, Any]]]:
+    """(the model trained, with its adapter if there is one; TRL's log). Raises Stopped when asked to stop; a checkpoint of
+    the last step is then on disk."""
+    trainer, steps = _trainer(ctx, model, renderer, numbers, phase)
+    checkpoint = resumable(phase.checkpoints, trainer.identity, ctx.progress.note)
+    if checkpoint is not None:
+        ctx.progress.note(f"resuming from {checkpoint.name}")
+    if ctx.stop():
+        raise Stopped
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if steps.stopped:
+        raise Stopped
+    return trainer.model, trainer.state.log_history
+
+
+def _trainer(
+    ctx: Context, model: PreTrainedModel, renderer: Renderer, numbers: Precision, phase: Phase
+) -> tuple[PairTrainer, StepCallback]:
+    config, pairs = ctx.config, phase.pairs
+    seed = (seed_for(config.seed, ctx.round, "train") + phase.number) % 2**32
+    set_seed(seed)  # the adapter's first weights
+    disable_dropout(model)
+    callback = StepCallback(ctx.progress, ctx.stop, len(pairs), phase.later)
+    trainer = PairTrainer(
+        model=model,
+        args=_arguments(ctx, phase, numbers, seed),
+        train_dataset=pairs.dataset(),
+        processing_class=renderer.tokenizer,
+        peft_config=adapter_config(config.train.lora, model) if config.train.method == "lora" else None,
+        callbacks=[callback],
+        train_config=config.train,
+        identity=phase.identity,
+        task_vector=task_vector_for(ctx, model),
+        protected=phase.protected,
+        alpha=config.loss.alpha,
+    )
+    if isinstance(trainer.model, PeftModel):
+        trainer.protected = protect_adapter(trainer.model, phase.protected)
+    trainer.remove_callback(PrinterCallback)
+    kept = trainer.num_examples(trainer.get_train_dataloader())
+    if kept != len(pairs):
+        raise UserError(
+            f"TRL kept {kept} of {len(pairs)} curated pairs",
+            where="train",
+            fix="This is a change in TRL: use the pinned version.",
+        )
+    return trainer, callback
+
+
+def _arguments(ctx: Context, phase: Phase, numbers: Precision, seed: int) -> DPOConfig:
+    train, plan = ctx.config.train, phase.plan
+    arguments = DPOConfig(
+        output_dir=str(phase.checkpoints),
+        run_name=f"{ctx.config.name}-round-{ctx.round}",
+        project=ctx.config.name,
+        max_steps=plan.steps,
+        per_device_train_batch_size=plan.micro_batch,
+        gradient_accumulation_steps=plan.accumulation,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=_SCHEDULES[train.schedule],
+        warmup_steps=plan.warmup_steps,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        beta=ctx.config.loss.beta,
+        max_length=None,
+        precompute_ref_log_probs=True,
+        disable_dropout=False,
+        gradient_checkpointing=train.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
+        bf16=numbers.bf16,
+        fp16=numbers.fp16,
+        use_cpu=numbers.device.type == "cpu",
+        dataloader_pin_memory=numbers.device.type == "cuda",
+        seed=seed,
+        data_seed=seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to=train.report_to or "none",
+        save_strategy="steps",
+        save_steps=train.save_steps,
+        save_total_limit=2,
+    )
+    # One device trains, whatever else is visible (tensor-parallel inference): no nn.DataParallel.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

@@ -1,0 +1,32 @@
+"""Sketches come back in order and complete, however they were cut into files and row groups and whoever reads them."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from stages.conflict.store import read_sketches
+from stages.gradients.store import pack_sketches, unpack_sketches
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+@pytest.mark.parametrize("group", [1, 7, 100])
+def test_rows_come_in_order_as_they_were_stored(tmp_path, readers, group):
+    sketch_ND = torch.randn(40, 6) * torch.logspace(-3, 3, 40)[:, None]
+    sketch_ND[5] = 0
+    stored_ND, norm_N = pack_sketches(sketch_ND)
+    files = []
+    for number, (start, stop) in enumerate([(0, 3), (3, 3), (3, 30), (30, 40)]):
+        flat = pa.array(stored_ND[start:stop].flatten().numpy())
+        table = pa.table({"sketch": pa.FixedSizeListArray.from_arrays(flat, 6), "norm": norm_N[start:stop].numpy()})
+        files.append(tmp_path / f"{number}.parquet")
+        pq.write_table(table, files[-1], row_group_size=group)
+    rows = list(read_sketches(files, readers))
+    assert torch.equal(torch.cat([x for x, _ in rows]), stored_ND)
+    got = torch.cat([x.double() * factor[:, None] for x, factor in rows])
+    torch.testing.assert_close(got, unpack_sketches(stored_ND, norm_N).double(), rtol=1e-6, atol=0)
+    first = read_sketches(files, readers)
+    next(first)
+    first.close()  # a reader that stops early leaves no thread waiting

@@ -1,0 +1,208 @@
+"""Objectives in sequence: later ones stay out of the earlier ones' subspaces, everything is measured, resumed, refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from schemas.errors import UserError
+from stages.contract import Account, Context, Rows, Stopped
+from stages.train.optimizers.change import Change
+from stages.train.optimizers.subspace import Protected
+from stages.train.orthalign import fewest
+from stages.train.stage import Train
+
+EN, DE = {"name": "english", "where": "language = 'en'"}, {"name": "german", "where": "language = 'de'"}
+
+
+def sequence(*objectives: dict[str, str], **settings: Any) -> dict[str, Any]:
+    return {"objectives": list(objectives or (EN, DE)), "q_max": 4, **settings}
+
+
+def train(ctx: Context) -> tuple[list[dict[str, Any]], Account]:
+    rows, account = Train().run(ctx)
+    assert isinstance(rows, Rows) and isinstance(account, Account)
+    return rows.data.to_pylist(), account
+
+
+def weights(ctx: Context, place: str = "model") -> dict[str, torch.Tensor]:
+    assert ctx.folder is not None
+    return load_file(ctx.folder / place / "model.safetensors")
+
+
+def values(metrics: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
+    return [(row["step"], row["value"]) for row in metrics if row["name"] == name]
+
+
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_second_objective_leaves_the_first_ones_directions_alone(workbench: Any, method: str, side: str) -> None:
+    settings = {"method": method, "orthalign": sequence(side=side)}
+    with pytest.raises(Stopped):
+        train(workbench.context(**settings, stop_at=5))  # 4 steps an objective
+    first = workbench.root / "train" / "checkpoints" / "objective-0"
+    start = load_file(first / "model" / "model.safetensors")
+    protected = Protected.load(first / "protected.safetensors")
+    ctx = workbench.context(**settings)
+    metrics, _ = train(ctx)
+    end = weights(ctx)
+    moved = 0.0
+    for bases, axis in ((protected.left, 0), (protected.right, 1)):
+        assert bool(bases) == (side in ("both", ("left", "right")[axis]))
+        for name, q in bases.items():
+            change = end[name].double() - start[name].double()
+            moved = max(moved, float(change.norm()))
+            inside = (q.double().T @ change) if axis == 0 else (change @ q.double())
+            assert float(inside.norm()) <= 2e-6 * float(change.norm()) + 1e-9, name
+    assert moved > 1e-2
+    assert values(metrics, "objective/german/leak")[0][1] <= 2e-6
+
+
+def test_without_protection_the_same_training_leaks(workbench: Any) -> None:
+    """The check above can fail: sequential DPO without a subspace goes where the first objective went."""
+    with pytest.raises(Stopped):
+        train(workbench.context(method="full", orthalign=sequence(), stop_at=5))
+    first = workbench.root / "train" / "checkpoints" / "objective-0"
+    protected = Protected.load(first / "protected.safetensors")
+    start = load_file(first / "model" / "model.safetensors")
+    plain = workbench.context("plain", method="full")
+    train(plain)
+    end = weights(plain)
+    leaks = [protected.leak(name, end[name].double() - start[name].double()) for name in protected.left]
+    assert max(leaks) > 0.1
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("stop_at", [2, 4, 6])
+def test_stopped_in_or_between_objectives_it_ends_with_the_same_weights(
+    workbench: Any, method: str, stop_at: int
+) -> None:
+    settings = {"method": method, "save_steps": 1, "orthalign": sequence(energy=0.9)}
+    whole = workbench.context("whole", **settings)
+    metrics, account = train(whole)
+    with pytest.raises(Stopped):
+        train(workbench.context("halted", **settings, stop_at=stop_at))
+    resumed = workbench.context("halted", **settings)
+    again, _ = train(resumed)
+    mine, theirs = weights(whole), weights(resumed)
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
+    assert metrics == again
+    assert ("objectives done before: english" in resumed.progress.notes) == (stop_at >= 4)
+    assert account.stats["steps"] == 8
+
+
+def test_every_objective_is_measured_after_each(workbench: Any) -> None:
+    metrics, account = train(workbench.context(method="full", epochs=6, orthalign=sequence()))
+    assert [step for step, _ in values(metrics, "objective/english/reward_accuracy")] == [12, 24]
+    assert [step for step, _ in values(metrics, "objective/german/reward_accuracy")] == [24]
+    assert values(metrics, "objective/english/reward_accuracy")[0][1] == 1.0
+    assert [step for step, _ in values(metrics, "loss")] == list(range(1, 25))
+    assert values(metrics, "loss")[0][1] == pytest.approx(0.6931, abs=1e-3)
+    # the reference is the model as the objective starts: log 2 again
+    assert values(metrics, "loss")[12][1] == pytest.approx(0.6931, abs=1e-3)
+    assert [(t.language, t.rows_in, t.kept) for t in account.tallies] == [("de", 3, 3), ("en", 3, 3)]
+
+
+def test_the_reference_may_stay_the_rounds_start(workbench: Any) -> None:
+    metrics, _ = train(workbench.context(method="full", epochs=6, orthalign=sequence(reference="round")))
+    assert values(metrics, "loss")[12][1] != pytest.approx(0.6931, abs=1e-3)
+
+
+def test_pairs_of_no_objective_are_dropped_with_a_reason(workbench: Any) -> None:
+    some = {"name": "some", "where": "language = 'en' AND pair_id <> 'pair0'"}
+    ctx = workbench.context(orthalign=sequence(some, DE))
+    _, account = train(ctx)
+    assert [(d.row_id, d.reason) for d in account.drops] == [("pair0", "no_objective")]
+    english = next(t for t in account.tallies if t.language == "en")
+    assert (english.rows_in, english.kept, english.dropped) == (3, 2, {"no_objective": 1})
+    card = (ctx.folder / "model" / "README.md").read_text()
+    assert "| en | 2 |" in card and "some, german" in card
+
+
+def test_a_trust_region_bounds_every_objectives_change(workbench: Any) -> None:
+    radius = 0.02
+    settings = {"method": "full", "orthalign": sequence(trust_radius=radius)}
+    with pytest.raises(Stopped):
+        train(workbench.context(**settings, stop_at=5))
+    middle = load_file(workbench.root / "train/checkpoints/objective-0/model/model.safetensors")
+    ctx = workbench.context(**settings)
+    train(ctx)
+    begin, end = load_file(workbench.policy / "model.safetensors"), weights(ctx)
+    largest = 0.0
+    for one, other in ((begin, middle), (middle, end)):
+        for name in end:
+            if end[name].ndim == 2:
+                norm = float(torch.linalg.matrix_norm(other[name].double() - one[name].double(), 2))
+                assert norm <= radius * (1 + 1e-5), name
+                largest = max(largest, norm)
+    assert largest > 0.5 * radius
+
+
+def test_the_rank_search_keeps_what_the_objective_needs(workbench: Any) -> None:
+    ctx = workbench.context(method="full", epochs=4, orthalign=sequence(rank="search", tolerance=0.0, q_max=8))
+    metrics, _ = train(ctx)
+    notes = [n for n in ctx.progress.notes if "directions a matrix protected" in n]
+    assert len(notes) == 2
+    directions = [v for _, v in values(metrics, "objective/english/directions")]
+    assert directions and 1 <= directions[0] <= 8
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=70))
+def test_the_search_finds_a_rank_that_holds_below_which_none_does(truth: list[bool]) -> None:
+    truth[-1] = True  # the whole change
+    q, tries = fewest(lambda q: truth[q - 1], len(truth))
+    assert truth[q - 1] and (q == 1 or not truth[q - 2])
+    assert tries <= len(truth)
+
+
+@pytest.mark.parametrize("rank", [1, 5])
+def test_a_change_of_factors_is_the_change_of_their_product(rank: int) -> None:
+    b, a = torch.randn(20, rank, dtype=torch.float64), torch.randn(rank, 13, dtype=torch.float64)
+    whole, factored = Change.of("w", b @ a, 64), Change.of_factors("w", b, a, 64)
+    assert len(whole.values) == len(factored.values) == rank
+    torch.testing.assert_close(whole.matrix(), factored.matrix(), rtol=0, atol=1e-10)
+    torch.testing.assert_close(whole.values, factored.values, rtol=1e-10, atol=1e-10)
+    assert factored.energy == pytest.approx(float((b @ a).square().sum()), rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"orthalign": sequence(EN)}, "needs two"),
+        ({"orthalign": sequence(EN, EN | {"where": "language = 'de'"})}, "same name"),
+        ({"orthalign": {"energy": 0.5}}, "no objectives"),
+        ({"method": "full", "optimizer": "anchor", "merge": {"alpha": 0.01}, "orthalign": sequence()}, "anchor"),
+        ({"method": "lora", "orthalign": sequence(trust_radius=1.0)}, "LoRA"),
+    ],
+)
+def test_combinations_without_sense_are_refused(workbench: Any, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        workbench.context(**settings)
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("language = 'xx'", "no curated pair fits"),
+        ("conflict_score > 0", "cannot be evaluated"),
+        ("language = ", "cannot be evaluated"),
+        ("nothing", "cannot be evaluated"),
+    ],
+)
+def test_a_condition_that_finds_nothing_is_refused(workbench: Any, where: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        train(workbench.context(orthalign=sequence(EN, {"name": "bad", "where": where})))
+    assert error.value.where == "train.orthalign.objectives.1.where"
+
+
+def test_a_rank_search_without_dev_pairs_is_refused(workbench: Any) -> None:
+    table = workbench.read("pairs")
+    workbench.write("pairs", table.filter([s == "train" for s in table["split"].to_pylist()]))
+    with pytest.raises(UserError, match="no dev pairs"):
+        train(workbench.context(orthalign=sequence(rank="search")))
