@@ -11,6 +11,7 @@ from schemas.errors import UserError
 from stages.contract import ModelRef
 from stages.gradients.batching import TokenBudget
 from stages.gradients.layers import select_layers
+from stages.gradients.preconditioner import second_moments
 from stages.gradients.projections import SketchLayout, layer_projections
 from stages.gradients.sketcher import Sketcher
 from stages.models.load import load_with_adapter
@@ -59,6 +60,17 @@ def test_sketch_of_an_adapter_is_its_projected_autograd_gradient(
             parts.append((out_PO @ gradient @ in_PI.T).flatten())
         want = torch.cat(parts)
         assert torch.linalg.vector_norm(apart.sketch_ND[n] - want) <= 1e-5 * torch.linalg.vector_norm(want)
+
+
+def test_an_adapter_can_be_preconditioned(make_model, make_pairs) -> None:
+    model = adapted(make_model("llama"), "llama").get_base_model()
+    layers = select_layers(model, of="adapter").layers
+    factors, used = second_moments(model, layers, make_pairs(4), TokenBudget(200), 0, of="adapter")
+    assert used == 4
+    assert {name: tuple(len(side) for side in sides) for name, sides in factors.items()} == {
+        layer.name: (layer.out_width, layer.in_width) for layer in layers
+    }
+    assert all(bool((side > 0).all()) for sides in factors.values() for side in sides)
 
 
 def test_what_is_no_plain_adapter_is_refused(make_model) -> None:
