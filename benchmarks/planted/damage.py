@@ -1,6 +1,7 @@
 """Damaged preference sets, made from sketches that exist: a flipped label is a negated sketch with its sides swapped.
 
     flip        the labels of some pairs flipped
+    twins       the labels of some questions flipped in every language at once, as in a translated data set
     off_topic   some pairs prefer the answer to another question to the true one: flipped pairs of the easy contrast
     language    some pairs prefer the true answer in another language: flipped pairs of the language contrast
     conflict    every label of one language flipped: it prefers what the others disprefer
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.planted.sketches import Sketches
 
-SOURCE = {"flip": None, "off_topic": "easy", "language": "language", "conflict": None, "null": None}
+SOURCE = {"flip": None, "twins": None, "off_topic": "easy", "language": "language", "conflict": None, "null": None}
 """Damage -> the contrast whose flipped pairs take the damaged pairs' place (None: the set's own)."""
 SHARES = (0.1, 0.25)
 _SIDES = tuple(f"{name}{side}" for name in ("", "logp_", "ref_logp_", "n_") for side in ("chosen", "rejected"))
@@ -80,6 +81,8 @@ def plant(sketches: Mapping[str, Sketches], damage: Damage) -> DamagedSet:
     chosen = [rng.randrange(n_languages)] if damage.kind == "conflict" else range(n_languages)
     for language in chosen:
         hit[rng.sample(range(questions), round(damage.share * questions)), language] = True
+    if damage.kind == "twins":
+        hit = hit[:, :1].expand(-1, n_languages)
     damaged_N = hit.flatten()
     if damage.kind == "null":
         return DamagedSet(base.frame, base.sketch_ND, damaged_N, base.languages)

@@ -85,8 +85,24 @@ def test_planting_swaps_the_sides_and_negates_the_sketch_of_the_damaged_pairs_on
     assert damaged.frame["logp_chosen"][rows].to_list() == easy.frame["logp_rejected"][rows].to_list()
     assert damaged.frame["n_rejected"][rows].to_list() == easy.frame["n_chosen"][rows].to_list()
     assert damaged.frame["chosen"][rows].to_list() == easy.frame["rejected"][rows].to_list()
+    twins = plant(planted, Damage("subtle", "twins", 0.25, 0)).damaged_N.view(-1, 3)
+    assert twins.all(dim=1).sum() == twins.any(dim=1).sum() == 10
     other = plant(planted, Damage("subtle", "conflict", 1.0, 0)).damaged_N.view(-1, 3).sum(dim=0)
     assert sorted(other.tolist()) == [0, 0, 40]
+
+
+def test_flipped_translations_vouch_for_each_other_unless_they_leave_together() -> None:
+    """Pair gradients that are nearly the same in all languages, question by question, beside a weak shared direction."""
+    base = synthetic(shared=0.3)["subtle"]
+    question_QD = torch.randn(40, DIM, generator=torch.Generator().manual_seed(5))
+    twins = {"subtle": Sketches(base.frame, base.sketch_ND + 4 * question_QD.repeat_interleave(3, dim=0), LANGUAGES)}
+    damaged = plant(twins, Damage("subtle", "twins", 0.25, 0))
+    found = {}
+    for leave_out in ("pair", "group"):
+        setting = Setting(score="others", leave_out=leave_out)
+        value_N = torch.from_numpy(rank_all(score(damaged, setting), ("conflict",))["conflict"].to_numpy().copy())
+        found[leave_out] = value_N[damaged.damaged_N].mean()
+    assert found["pair"] > 0.04 and found["group"] < 0  # above 0: it seems to agree with the others
 
 
 def test_a_plan_leaves_out_what_cannot_be_made() -> None:
