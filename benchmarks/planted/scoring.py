@@ -10,9 +10,10 @@ import pyarrow as pa
 import torch
 
 from benchmarks.planted.damage import DamagedSet
-from stages.conflict.directions import directions, ema_omegas, mean_omegas, scaled
+from stages.conflict.directions import directions, ema_omegas, mean_omegas
 from stages.conflict.metric import fit_metric
-from stages.conflict.scores import score_pairs
+from stages.conflict.scores import as_slice, score_pairs
+from stages.conflict.stream import scaled
 from stages.conflict.surgery import surgery
 from stages.conflict.table import score_rows
 from stages.gradients.projections import SketchLayout
@@ -59,13 +60,8 @@ def score(damaged: DamagedSet, setting: Setting, layout: SketchLayout | None = N
     slots = [] if layout is None else [slot.columns for slot in layout.layers]
     kind = "none" if setting.metric == "raw" else setting.metric
     metric = fit_metric(chunks, kind, q=setting.q, layers=slots)  # type: ignore[arg-type]
-    ready_ND = metric(damaged.sketch_ND)
-    weight_N = torch.full((len(ready_ND),), 0.5, dtype=torch.float64)  # round 0: Delta = 0 for every pair
-
-    def stream() -> list[torch.Tensor]:
-        return [ready_ND]
-
-    weighted = scaled(stream, weight_N)
+    weight_N = torch.full((len(damaged.sketch_ND),), 0.5, dtype=torch.float64)  # round 0: Delta = 0 for every pair
+    weighted = scaled(metric.stream(chunks), weight_N)
     if setting.direction == "ema":
         omega_N = ema_omegas(damaged.language_N, n_languages, gamma=0.9, batch_size=32)
     else:
@@ -73,7 +69,7 @@ def score(damaged: DamagedSet, setting: Setting, layout: SketchLayout | None = N
     merged_LD = directions(weighted, damaged.language_N, omega_N, n_languages)
     columns: list[Any] = [slice(None)]
     if setting.scope == "layer" and layout is not None:
-        columns = list(layout.group_columns("block").values())
+        columns = [as_slice(c) for c in layout.group_columns("block").values()]
     found = score_pairs(
         weighted,
         damaged.language_N,
