@@ -49,20 +49,18 @@ def pcgrad_coefficients(gram: Tensor, order_LL: Tensor) -> Tensor:
     algorithm 1).
 
     C starts as the identity. For i, and j != i in order_LL[i]: s = (C_i K)_j is the running direction's product
-    with the ORIGINAL G_j; where s < 0 and |G_j| > 0, C_ij -= s / K_jj. Batched over leading dimensions of K, one
-    shared order.
+    with the ORIGINAL G_j; where s < 0 and |G_j| > 0, C_ij -= s / K_jj. All i at once: they do not meet. Batched over
+    leading dimensions of K, one shared order.
     """
     n_languages = gram.shape[-1]
+    every_L = torch.arange(n_languages)
     length = gram.diagonal(dim1=-2, dim2=-1)
     coefficients = torch.eye(n_languages, dtype=gram.dtype).expand(gram.shape).clone()
-    for i in range(n_languages):
-        running = coefficients[..., i, :]
-        for j in order_LL[i].tolist():
-            if j == i:
-                continue
-            product = (running * gram[..., :, j]).sum(dim=-1)
-            clash = (product < 0) & (length[..., j] > 0)
-            running[..., j] -= torch.where(clash, product / torch.where(clash, length[..., j], 1.0), 0.0)
+    for j_L in order_LL.T:
+        product = (coefficients * gram[..., j_L, :]).sum(dim=-1)
+        clash = (product < 0) & (length[..., j_L] > 0) & (j_L != every_L)
+        step = torch.where(clash, product / torch.where(clash, length[..., j_L], 1.0), 0.0)
+        coefficients[..., every_L, j_L] -= step
     return coefficients
 
 
