@@ -14,6 +14,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from schemas.errors import UserError
 from stages.conflict.solvers import SOLVERS, packages
 
 
@@ -111,7 +112,7 @@ def torchjd_method(name: str, n_languages: int, seed: int = 0, repeats: int = 1)
     A direction without length is left out and gets weight 0. `gradvac` is stateful, and a fresh one has no history
     to aim at: on one aggregate it is PCGrad with a single order. `nash_mtl` wants vectors: it is given R with R R^T = K.
     Raises ImportError, with the packages to install, when TorchJD or the method's solver is absent; the returned
-    method raises ValueError when the solver finds no weights.
+    method raises UserError when the solver finds no weights.
     """
     missing = [package for package in packages(name) if find_spec(package) is None]
     if missing:
@@ -141,7 +142,11 @@ def _fresh(name: str, gram_LL: Tensor, seed: int) -> Tensor:
             kind, arguments = _TORCHJD[name]
             found_l = getattr(importlib.import_module("torchjd.aggregation"), kind)(**arguments)(part_ll)
     if not bool(torch.isfinite(found_l).all()):
-        raise ValueError(f"surgery {name} found no weights for the Gram matrix {gram_LL.tolist()}")
+        raise UserError(
+            f"this surgery method found no weights for the Gram matrix {gram_LL.tolist()}",
+            where=f"conflict.surgery: {name}",
+            fix="Take another one, for example pcgrad.",
+        )
     weight_L[solid_l] = found_l.to(torch.float64)
     return weight_L
 
