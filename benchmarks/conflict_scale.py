@@ -30,7 +30,28 @@ from schemas.tables import TABLES, gradients_schema
 from stages.contract import Account, Context, Rows
 
 _PART = 2048
-_CODES = "en de fr es it pt nl sv pl ru zh ja ko ar hi sw th tr vi id".split()
+_CODES = [
+    "en",
+    "de",
+    "fr",
+    "es",
+    "it",
+    "pt",
+    "nl",
+    "sv",
+    "pl",
+    "ru",
+    "zh",
+    "ja",
+    "ko",
+    "ar",
+    "hi",
+    "sw",
+    "th",
+    "tr",
+    "vi",
+    "id",
+]
 
 
 class Silent:
@@ -139,9 +160,7 @@ def main() -> None:
     parser.add_argument("--languages", type=int, default=10)
     parser.add_argument("--dim", type=int, default=8192)
     parser.add_argument("--folder", type=Path, help="where to write the tables (default: the temporary folder)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="of the conflict section"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the conflict section")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
