@@ -71,6 +71,7 @@ benchmarks: $(ready) ## the figures of docs/benchmarks.md, on this machine (abou
 	$(run) benchmarks.prompts
 	$(run) benchmarks.gradients
 	$(run) benchmarks.generate
+	$(run) benchmarks.conflict_scale --pairs 50000
 
 docs: $(ready) ## rewrite the parts of docs/ that are generated from the code
 	$(run) schemas.docs

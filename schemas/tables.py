@@ -139,7 +139,11 @@ TABLES: dict[str, Table] = {
                     ),
                     _column("logp_margin", pa.float64(), "mean-token log pi of chosen minus rejected"),
                     _column("n_tokens", pa.int64(), "completion tokens of both answers"),
-                    _column("flags", pa.list_(pa.string()), "few_pairs | single_language | zero_gradient"),
+                    _column(
+                        "flags",
+                        pa.list_(pa.string()),
+                        "few_pairs | single_language | zero_gradient | no_own_direction | no_direction",
+                    ),
                 ]
             ),
         ),

@@ -46,7 +46,8 @@ class Metric:
 
 def inverse_norms(x_ND: Tensor) -> Tensor:
     """1 / |x_i| [N], float64; 0 for a zero row."""
-    norm_N = torch.linalg.vector_norm(wide(x_ND), dim=1).to(torch.float64)
+    kind = torch.float64 if x_ND.dtype == torch.float64 else torch.float32
+    norm_N = torch.linalg.vector_norm(x_ND, dim=1, dtype=kind).to(torch.float64)  # no widened copy of the rows
     return torch.where(norm_N > 0, 1.0 / torch.where(norm_N > 0, norm_N, 1.0), 0.0)
 
 

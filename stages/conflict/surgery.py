@@ -14,6 +14,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from schemas.errors import UserError
 from stages.conflict.solvers import SOLVERS, packages
 
 
@@ -49,20 +50,18 @@ def pcgrad_coefficients(gram: Tensor, order_LL: Tensor) -> Tensor:
     algorithm 1).
 
     C starts as the identity. For i, and j != i in order_LL[i]: s = (C_i K)_j is the running direction's product
-    with the ORIGINAL G_j; where s < 0 and |G_j| > 0, C_ij -= s / K_jj. Batched over leading dimensions of K, one
-    shared order.
+    with the ORIGINAL G_j; where s < 0 and |G_j| > 0, C_ij -= s / K_jj. All i at once: they do not meet. Batched over
+    leading dimensions of K, one shared order.
     """
     n_languages = gram.shape[-1]
+    every_L = torch.arange(n_languages)
     length = gram.diagonal(dim1=-2, dim2=-1)
     coefficients = torch.eye(n_languages, dtype=gram.dtype).expand(gram.shape).clone()
-    for i in range(n_languages):
-        running = coefficients[..., i, :]
-        for j in order_LL[i].tolist():
-            if j == i:
-                continue
-            product = (running * gram[..., :, j]).sum(dim=-1)
-            clash = (product < 0) & (length[..., j] > 0)
-            running[..., j] -= torch.where(clash, product / torch.where(clash, length[..., j], 1.0), 0.0)
+    for j_L in order_LL.T:
+        product = (coefficients * gram[..., j_L, :]).sum(dim=-1)
+        clash = (product < 0) & (length[..., j_L] > 0) & (j_L != every_L)
+        step = torch.where(clash, product / torch.where(clash, length[..., j_L], 1.0), 0.0)
+        coefficients[..., every_L, j_L] -= step
     return coefficients
 
 
@@ -113,7 +112,7 @@ def torchjd_method(name: str, n_languages: int, seed: int = 0, repeats: int = 1)
     A direction without length is left out and gets weight 0. `gradvac` is stateful, and a fresh one has no history
     to aim at: on one aggregate it is PCGrad with a single order. `nash_mtl` wants vectors: it is given R with R R^T = K.
     Raises ImportError, with the packages to install, when TorchJD or the method's solver is absent; the returned
-    method raises ValueError when the solver finds no weights.
+    method raises UserError when the solver finds no weights.
     """
     missing = [package for package in packages(name) if find_spec(package) is None]
     if missing:
@@ -143,7 +142,11 @@ def _fresh(name: str, gram_LL: Tensor, seed: int) -> Tensor:
             kind, arguments = _TORCHJD[name]
             found_l = getattr(importlib.import_module("torchjd.aggregation"), kind)(**arguments)(part_ll)
     if not bool(torch.isfinite(found_l).all()):
-        raise ValueError(f"surgery {name} found no weights for the Gram matrix {gram_LL.tolist()}")
+        raise UserError(
+            f"this surgery method found no weights for the Gram matrix {gram_LL.tolist()}",
+            where=f"conflict.surgery: {name}",
+            fix="Take another one, for example pcgrad.",
+        )
     weight_L[solid_l] = found_l.to(torch.float64)
     return weight_L
 

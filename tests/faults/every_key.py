@@ -19,6 +19,7 @@ _SPECIAL: dict[str, Any] = {
     "rounds": 1,
     "languages.seen": ["en", "fr"],
     "languages.unseen": ["sw"],
+    "select.diversity.cells": 20,
     "pairs.sources": None,  # ends generation: see test_imported_pairs_replace_generation
     "engine.base_url": "http://localhost:9/v1",
     "evaluate.splits": ["test"],

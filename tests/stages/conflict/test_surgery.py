@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from schemas.config.curation import ConflictConfig
+from schemas.errors import UserError
 from stages.conflict.solvers import SOLVERS, packages
 from stages.conflict.surgery import REGISTRY, draw_orders, factor, pcgrad_coefficients, surgery
 
@@ -194,3 +195,11 @@ def test_errors() -> None:
         surgery("mean", 2)(torch.full((2, 2), float("nan")))
     with pytest.raises(ValueError, match="at least one order"):
         surgery("pcgrad", 2, repeats=0)
+
+
+def test_a_solver_that_finds_nothing_is_said(monkeypatch) -> None:
+    aggregation = pytest.importorskip("torchjd.aggregation")
+    method = surgery("mgda", 3)
+    monkeypatch.setattr(aggregation, "MGDAWeighting", lambda: lambda gram: torch.full((3,), float("nan")))
+    with pytest.raises(UserError, match=r"found no weights.*mgda.*pcgrad"):
+        method(torch.eye(3))
