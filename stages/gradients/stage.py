@@ -34,7 +34,8 @@ __all__ = ["LAYOUT_KEY", "SEED_KEY", "Gradients", "Worker", "sketch_shards"]
 class Gradients:
     """pairs -> gradients. `sketch.method: one_sided`: with contributions and sums, the second of its two passes.
 
-    Unit `pair`: the train split's pairs; others are held out and not input. Dropped: too_long. Failed: cannot_render,
+    Unit `pair`: the train split's pairs; others are held out and not input. Dropped: too_long, identical (the answers
+    are the same tokens: the gradient is nothing but rounding). Failed: cannot_render,
     non_finite_gradient, out_of_memory (a pair that does not fit alone; a batch that does not fit is halved),
     not_aggregated (one_sided: it failed in the first pass).
     In reference mode every pair is a batch of its own, so that no bit depends on the batching.
@@ -179,6 +180,8 @@ class Worker:
             ids = self.renderer.pair_ids(row["prompt"], row["chosen"], row["rejected"])
         except RenderError as error:
             return Drop("pair", row["pair_id"], row["language"], "cannot_render", str(error), failed=True)
+        if ids.chosen == ids.rejected:
+            return Drop("pair", row["pair_id"], row["language"], "identical", "both answers are the same tokens")
         length = len(ids.prompt) + max(len(ids.chosen), len(ids.rejected))
         if length > limit:
             return Drop("pair", row["pair_id"], row["language"], "too_long", f"{length} tokens > {limit}")
@@ -255,8 +258,15 @@ class Worker:
         order = sorted(range(len(pairs)), key=lambda n: (seed_for(config.seed, "sketch error", ids[n]), n))[:count]
         sample, misfits = [pairs[n] for n in order], list[int]()
         seed = seed_for(sketcher.seed, "second seed")
-        options: dict[str, Any] = {"prefix_sharing": sketcher.sharing, "of": sketcher.of}
-        with Sketcher(sketcher.model, sketcher.layout, seed, scales=sketcher.scales, **options) as second:
+        second = Sketcher(
+            sketcher.model,
+            sketcher.layout,
+            seed,
+            scales=sketcher.scales,
+            prefix_sharing=sketcher.sharing,
+            of=sketcher.of,
+        )
+        with second:
             again_ND = second.run(sample, self.budget, misfits=misfits).sketch_ND
         order = [n for k, n in enumerate(order) if k not in misfits]
         if first_ND is None:

@@ -20,11 +20,12 @@ from stages.contract import ModelRef
 from stages.gradients.aggregate import Aggregate
 from stages.gradients.exact import exact_pair_gradient
 from stages.gradients.layers import select_layers
+from stages.gradients.preconditioner import Precondition
 from stages.gradients.projections import SketchLayout, projection
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import PairSketches, Sketcher
 from stages.gradients.stage import Gradients
-from stages.gradients.store import GROUPS_KEY, LANGUAGES_KEY
+from stages.gradients.store import FACTORS_KEY, GROUPS_KEY, LANGUAGES_KEY
 from stages.text.render import load_renderer
 from tests.stages.stage_context import collect, context, shards
 
@@ -82,6 +83,9 @@ def table(n: int, seed: int, languages: list[str] | None = None) -> pa.Table:
         }
         for i in range(n)
     ]  # fmt: skip
+    for row in rows:
+        while row["rejected"] == row["chosen"]:
+            row["rejected"] = [{"role": "assistant", "content": text(3)}]
     return pa.Table.from_pylist(rows, schema=TABLES["pairs"].schema)
 
 
@@ -264,19 +268,19 @@ def test_nothing_of_the_size_of_a_one_sided_sketch_is_stored_per_pair(tmp_path, 
 def test_a_pair_that_fails_leaves_the_sums_and_is_accounted_for(tmp_path, models, monkeypatch):
     """p3's gradient is not finite: dropped in both passes; the directions are those of the other pairs."""
     pairs = table(12, 5, [CODES[i % 3] for i in range(12)])
-    sketch = Sketcher.sketch
+    launch = Sketcher._launch
     renderer = load_renderer(models["policy"], config().text)
     row = pairs.to_pylist()[3]
     bad = renderer.pair_ids(row["prompt"], row["chosen"], row["rejected"])
 
-    def broken(self, batch):
-        got = sketch(self, batch)
+    def broken(self, batch, shared):
+        got = launch(self, batch, shared)
         for n, pair in enumerate(batch):
             if pair.chosen == tuple(bad.chosen) and pair.prompt == tuple(bad.prompt):
                 got.sketch_ND[n] = float("inf")
         return got
 
-    monkeypatch.setattr(Sketcher, "sketch", broken)
+    monkeypatch.setattr(Sketcher, "_launch", broken)
     for direction in ("mean", "ema"):
         config_ = config({"direction": direction})
         got, _, first, second = both_passes(tmp_path, models, pairs, config_)
@@ -298,10 +302,11 @@ def test_one_pair_in_a_language_one_language_and_identical_answers_give_no_nan(t
     pairs[2]["rejected"] = pairs[2]["chosen"]
     pairs = pa.Table.from_pylist(pairs, schema=TABLES["pairs"].schema)
     for rows in (pairs, pairs.filter(pa.compute.equal(pairs.column("language"), "en"))):
-        got, _, _, _ = both_passes(tmp_path, models, rows, config())
+        got, _, *passes = both_passes(tmp_path, models, rows, config())
+        for parts in passes:
+            assert [(d.row_id, d.reason, d.failed) for p in parts for d in p.drops] == [("p2", "identical", False)]
         table_ = got["scores"].to_pylist()
-        same = next(row for row in table_ if row["pair_id"] == "p2")
-        assert same["score"] is None and "zero_gradient" in same["flags"]
+        assert len(table_) == sum(row["split"] == "train" for row in rows.to_pylist()) - 1
         for name in ("score", "score_all", "score_others", "cosine_own", "weight"):
             assert not any(row[name] is not None and np.isnan(row[name]) for row in table_), name
         if alone := [row for row in table_ if row["language"] == "de"]:
@@ -388,3 +393,32 @@ def test_large_sketches_make_small_batches(make_model, make_pairs, monkeypatch):
 def test_cells_of_sketches_are_refused_where_no_sketch_is_stored():
     with pytest.raises(ValueError, match=r"select\.diversity\.cells"):
         RunConfig.model_validate(config().model_dump() | {"select": {"diversity": {"cells": 100}}})
+
+
+@pytest.mark.parametrize("method", ["two_sided", "one_sided"])
+def test_an_adapter_is_preconditioned_sketched_and_measured_like_weights(tmp_path, tiny_model, method):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(2)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    settings = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    peft.get_peft_model(base, settings).save_pretrained(tmp_path / "adapter")
+    policy = ModelRef("a", tiny_model, "d", (tmp_path / "adapter", tiny_model))
+    models = {"policy": policy, "reference": policy}
+    sketch = {"method": method, "error_pairs": 3, "precondition": "adam_factored", "precondition_pairs": 5, "dim": 512}
+    config_, pairs = config(sketch=sketch, of="adapter"), table(8, 10)
+    rows, account = collect(Precondition(), context(tmp_path, config_, models, pairs=pairs))
+    assert account.stats["pairs"] == 5
+    given = {"preconditioner": files(tmp_path, "preconditioner", [rows["preconditioner"]])}
+    if method == "one_sided":
+        ctx = context(tmp_path, config_, models, pairs=pairs, **given)
+        parts = list(Aggregate().run(ctx, shards(pairs, 8)))
+        given |= {name: files(tmp_path, name, [parts[0].tables[name]]) for name in ("contributions", "sums")}
+    ctx = context(tmp_path, config_, models, pairs=pairs, **given)
+    (part,) = Gradients().run(ctx, shards(pairs, 8))
+    measured = parts[0] if method == "one_sided" else part
+    assert measured.stats["sketch_cosine_error"] > 0
+    gradients = part.tables["gradients"]
+    assert gradients.num_rows == 7 and gradients.schema.metadata[FACTORS_KEY]
+    layers = json.loads(gradients.schema.metadata[b"sketch_layout"])["layers"]
+    assert len(layers) == 8 and all("lora_" in layer["name"] for layer in layers)
+    assert set(rows["preconditioner"].column("layer").to_pylist()) == {layer["name"] for layer in layers}

@@ -75,7 +75,20 @@ def pairs(n: int, seed: int) -> pa.Table:
         }
         for i in range(n)
     ]  # fmt: skip
+    for row in rows:
+        while row["rejected"] == row["chosen"]:
+            row["rejected"] = [{"role": "assistant", "content": text(3)}]
     return pa.Table.from_pylist(rows, schema=TABLES["pairs"].schema)
+
+
+def test_answers_that_are_the_same_tokens_are_dropped(tmp_path, models):
+    """Shared or not, their gradient is rounding, which unit norm would blow up."""
+    rows = pairs(4, 11).to_pylist()
+    rows[1]["rejected"] = rows[1]["chosen"]
+    table = pa.Table.from_pylist(rows, schema=TABLES["pairs"].schema)
+    got, parts, _ = run(tmp_path, models, table, config())
+    assert [(d.row_id, d.reason, d.failed) for p in parts for d in p.drops] == [("p1", "identical", False)]
+    assert got.column("pair_id").to_pylist() == ["p0", "p2", "p3"]
 
 
 @pytest.fixture
