@@ -20,7 +20,10 @@ CONFIG = RunConfig.model_validate(
 @pytest.mark.parametrize("name", NASTY)
 def test_any_name_in_a_model_card_is_text(name: str) -> None:
     text = NASTY[name]
-    objectives = [{"name": text or "x", "where": "true"}, {"name": "other", "where": "true"}]
+    objectives = [
+        {"name": text.encode("utf-8", "replace").decode() or "x", "where": "true"},
+        {"name": "other", "where": "true"},
+    ]
     train = TrainConfig.model_validate({"orthalign": {"objectives": objectives}})
     config = CONFIG.model_copy(update={"name": text, "banner": text, "train": train})
     card = model_card(config, 0, text, text, {text: 1, "en": 2}, BatchPlan(1, 1, 1, 1, 0), 1)
