@@ -23,11 +23,11 @@ from schemas.ids import seed_for
 from schemas.tables import TABLES
 from stages.contract import Account, Context, Rows
 from stages.gradients.batching import TokenBudget
-from stages.gradients.layers import select_layers
+from stages.gradients.layers import Of, select_layers
 from stages.gradients.projections import LayerShape, LayerSlot, Scales, SketchLayout, block_and_kind
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import PairSketches, Sketcher
-from stages.models.load import device_of, dtype_of, load_causal_lm, settle_threads
+from stages.models.load import device_of, dtype_of, load_causal_lm, load_with_adapter, settle_threads
 from stages.text.render import RenderError, load_renderer
 
 RANK = 16
@@ -44,16 +44,16 @@ class Precondition:
         config, sketch = ctx.config, ctx.config.gradients.sketch
         settle_threads(config)
         pairs = _sample(ctx)
-        model = load_causal_lm(
-            ctx.models["policy"], dtype_of(config), device_of(config), config.model.trust_remote_code
-        )
+        of = config.gradients.of
+        load = load_causal_lm if of == "weights" else load_with_adapter
+        model = load(ctx.models["policy"], dtype_of(config), device_of(config), config.model.trust_remote_code)
         ctx.progress.total(2 * len(pairs), "pairs")
         budget = TokenBudget.remembered(
             ctx, "gradients.token_budget", 1 if config.execution.deterministic else config.gradients.token_budget
         )
         try:
-            layers = select_layers(model, sketch.include, sketch.exclude).layers
-            moments, used = second_moments(model, layers, pairs, budget, sketch.seed, ctx.progress.advance)
+            layers = select_layers(model, sketch.include, sketch.exclude, of).layers
+            moments, used = second_moments(model, layers, pairs, budget, sketch.seed, ctx.progress.advance, of)
         except ValueError as error:
             raise UserError(
                 f"The gradients of {ctx.models['policy'].name} cannot be sketched: {error}", where="gradients.sketch"
@@ -74,6 +74,7 @@ def second_moments(
     budget: TokenBudget,
     seed: int,
     report: Callable[[int], None] = lambda pairs: None,
+    of: Of = "weights",
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], int]:
     """({layer: (r / sqrt(mean r) [O], c / sqrt(mean c) [I])}, pairs used), float64: their outer product is v.
 
@@ -93,7 +94,7 @@ def second_moments(
                 squares.append(s_NOI.square().sum(dim=2 if side == "out" else 1))
             return PairSketches(torch.cat(squares, dim=1), got.logp_chosen_N, got.logp_rejected_N)
 
-        with Sketcher(model, layout, seed_for(seed, "second moments")) as sketcher:
+        with Sketcher(model, layout, seed_for(seed, "second moments"), of=of) as sketcher:
             square_NW = sketcher.run(pairs, budget, lambda batch: report(len(batch)), misfits, reduce).sketch_ND
         square_NW = square_NW[torch.isfinite(square_NW).all(dim=1)]
         used = min(used, len(square_NW))

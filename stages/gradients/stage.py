@@ -255,7 +255,7 @@ class Worker:
         order = sorted(range(len(pairs)), key=lambda n: (seed_for(config.seed, "sketch error", ids[n]), n))[:count]
         sample, misfits = [pairs[n] for n in order], list[int]()
         seed = seed_for(sketcher.seed, "second seed")
-        with Sketcher(sketcher.model, sketcher.layout, seed, scales=sketcher.scales) as second:
+        with Sketcher(sketcher.model, sketcher.layout, seed, scales=sketcher.scales, of=sketcher.of) as second:
             again_ND = second.run(sample, self.budget, misfits=misfits).sketch_ND
         order = [n for k, n in enumerate(order) if k not in misfits]
         if first_ND is None:
