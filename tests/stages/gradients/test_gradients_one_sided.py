@@ -264,19 +264,19 @@ def test_nothing_of_the_size_of_a_one_sided_sketch_is_stored_per_pair(tmp_path, 
 def test_a_pair_that_fails_leaves_the_sums_and_is_accounted_for(tmp_path, models, monkeypatch):
     """p3's gradient is not finite: dropped in both passes; the directions are those of the other pairs."""
     pairs = table(12, 5, [CODES[i % 3] for i in range(12)])
-    sketch = Sketcher.sketch
+    launch = Sketcher._launch
     renderer = load_renderer(models["policy"], config().text)
     row = pairs.to_pylist()[3]
     bad = renderer.pair_ids(row["prompt"], row["chosen"], row["rejected"])
 
-    def broken(self, batch):
-        got = sketch(self, batch)
+    def broken(self, batch, shared):
+        got = launch(self, batch, shared)
         for n, pair in enumerate(batch):
             if pair.chosen == tuple(bad.chosen) and pair.prompt == tuple(bad.prompt):
                 got.sketch_ND[n] = float("inf")
         return got
 
-    monkeypatch.setattr(Sketcher, "sketch", broken)
+    monkeypatch.setattr(Sketcher, "_launch", broken)
     for direction in ("mean", "ema"):
         config_ = config({"direction": direction})
         got, _, first, second = both_passes(tmp_path, models, pairs, config_)
