@@ -19,6 +19,7 @@ _SPECIAL: dict[str, Any] = {
     "rounds": 1,
     "languages.seen": ["en", "fr"],
     "languages.unseen": ["sw"],
+    "train.orthalign.tolerance": None,  # belongs to rank: search
     "pairs.sources": None,  # ends generation: see test_imported_pairs_replace_generation
     "engine.base_url": "http://localhost:9/v1",
     "evaluate.splits": ["test"],
@@ -46,7 +47,10 @@ def base_config() -> dict[str, Any]:
             "method": "full",
             "optimizer": "ondare",
             "merge": {"base": "some/base", "preset": "released"},
-            "orthalign": {"objectives": [{"name": "a", "where": "true"}, {"name": "b", "where": "true"}]},
+            "orthalign": {
+                "objectives": [{"name": "a", "where": "true"}, {"name": "b", "where": "true"}],
+                "reference": "round",
+            },
         },
         "evaluate": {"authored": [{"path": "pairs.jsonl"}]},
     }

@@ -179,6 +179,9 @@ def test_a_change_of_factors_is_the_change_of_their_product(rank: int) -> None:
         ({"orthalign": {"energy": 0.5}}, "no objectives"),
         ({"method": "full", "optimizer": "anchor", "merge": {"alpha": 0.01}, "orthalign": sequence()}, "anchor"),
         ({"method": "lora", "orthalign": sequence(trust_radius=1.0)}, "LoRA"),
+        ({"orthalign": sequence(tolerance=0.1)}, "belongs to train.orthalign.rank: search"),
+        ({"orthalign": sequence(rank="search", energy=0.5)}, "belongs to train.orthalign.rank: energy"),
+        ({"reference": "initial", "orthalign": sequence()}, "contradict"),
     ],
 )
 def test_combinations_without_sense_are_refused(workbench: Any, settings: dict[str, Any], words: str) -> None:
