@@ -19,6 +19,7 @@ _SPECIAL: dict[str, Any] = {
     "rounds": 1,
     "languages.seen": ["en", "fr"],
     "languages.unseen": ["sw"],
+    "gradients.of": None,  # with rounds, adapter needs train.method: lora
     "train.orthalign.tolerance": None,  # belongs to rank: search
     "pairs.sources": None,  # ends generation: see test_imported_pairs_replace_generation
     "engine.base_url": "http://localhost:9/v1",

@@ -182,6 +182,8 @@ def test_a_change_of_factors_is_the_change_of_their_product(rank: int) -> None:
         ({"orthalign": sequence(tolerance=0.1)}, "belongs to train.orthalign.rank: search"),
         ({"orthalign": sequence(rank="search", energy=0.5)}, "belongs to train.orthalign.rank: energy"),
         ({"reference": "initial", "orthalign": sequence()}, "contradict"),
+        ({"sections": {"rounds": 2, "gradients": {"of": "adapter"}}, "orthalign": sequence()}, "leave none"),
+        ({"sections": {"rounds": 2, "gradients": {"of": "adapter"}}, "method": "full"}, "leave none"),
     ],
 )
 def test_combinations_without_sense_are_refused(workbench: Any, settings: dict[str, Any], words: str) -> None:
