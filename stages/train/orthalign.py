@@ -145,12 +145,6 @@ class _Sequence:
         """The fewest directions a matrix that hold the objective's reward accuracy within the tolerance."""
         objective, start = self.objectives[number], self.start[number]
         settings, tokens = self.ctx.config.train.orthalign, self.ctx.config.gradients.token_budget
-        if not objective.dev:
-            raise UserError(
-                f"objective {objective.name} has no dev pairs to search its rank by",
-                where="train.orthalign.rank: search",
-                fix="Use rank: energy, or raise pairs.dev_fraction or prompts.dev_fraction.",
-            )
         whole = accuracies(score(model, objective.dev, tokens), start)["reward_accuracy"]
 
         def holds(q: int) -> bool:

@@ -209,5 +209,7 @@ def test_a_condition_that_finds_nothing_is_refused(workbench: Any, where: str, w
 def test_a_rank_search_without_dev_pairs_is_refused(workbench: Any) -> None:
     table = workbench.read("pairs")
     workbench.write("pairs", table.filter([s == "train" for s in table["split"].to_pylist()]))
+    ctx = workbench.context(orthalign=sequence(rank="search"))
     with pytest.raises(UserError, match="no dev pairs"):
-        train(workbench.context(orthalign=sequence(rank="search")))
+        train(ctx)
+    assert not ctx.progress.done  # before anything is trained
