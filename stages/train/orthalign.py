@@ -27,6 +27,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from schemas.errors import UserError
 from schemas.ids import content_id
@@ -60,6 +61,7 @@ def train_objectives(
     Everything an objective leaves (weights, bases, log) is in folder/checkpoints/objective-K: a run that was killed continues
     inside the objective it was in. Raises UserError for what the config or the data make impossible, Stopped when asked to.
     """
+    refuse_transposed(model)
     objectives, drops = choose(ctx, pairs, renderer)
     plans = [plan_batches(len(o.pairs), ctx.config.train) for o in objectives]
     for objective, plan in zip(objectives, plans, strict=True):
@@ -71,6 +73,17 @@ def train_objectives(
     sequence = _Sequence(ctx, folder / "checkpoints", renderer, numbers, identity, objectives, plans, start)
     trained, history = sequence.run(model)
     return trained, history, drops
+
+
+def refuse_transposed(model: nn.Module) -> None:
+    """Raise UserError for weights stored [I, O] (GPT-2's Conv1D): outputs and inputs would be taken for each other."""
+    name = next((name for name, module in model.named_modules() if isinstance(module, Conv1D)), None)
+    if name is not None:
+        raise UserError(
+            f"{name} is a Conv1D, whose weight is stored transposed: outputs and inputs would be taken for each other",
+            where="train.orthalign",
+            fix="Train this model without objectives, or use one made of nn.Linear layers.",
+        )
 
 
 @dataclass
