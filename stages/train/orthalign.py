@@ -35,6 +35,7 @@ from stages.contract import Context, Drop
 from stages.models.load import free_memory, load_causal_lm
 from stages.text.render import Renderer
 from stages.train.batches import BatchPlan, plan_batches
+from stages.train.checkpoints import sync_folder
 from stages.train.dataset import TrainingPairs
 from stages.train.model import Precision
 from stages.train.objectives import Chosen, Scores, accuracies, choose, score
@@ -99,10 +100,8 @@ class _Sequence:
 
     def run(self, model: PreTrainedModel) -> tuple[PreTrainedModel, History]:
         """Train the objectives that are not done yet."""
-        protected, history, done = Protected.none(), [], 0
-        while done < len(self.objectives) and (left := self._left(done)) is not None:
-            history += left
-            done += 1
+        protected, left = Protected.none(), self._left()
+        history, done = [entry for log in left for entry in log], len(left)
         if done:
             place = self._place(done - 1)
             names = ", ".join(o.name for o in self.objectives[:done])
@@ -111,6 +110,8 @@ class _Sequence:
             trust = self.ctx.config.model.trust_remote_code
             model = load_causal_lm(ref, self.numbers.load, self.numbers.device, trust)
             protected = Protected.load(place / _BASES)
+        for later in range(done + 1, len(self.objectives)):  # it stands on weights that are made again
+            shutil.rmtree(self._place(later), ignore_errors=True)
         for number in range(done, len(self.objectives)):
             model, protected, entries = self._objective(number, model, protected)
             history += entries
@@ -175,17 +176,20 @@ class _Sequence:
     def _identity(self, number: int) -> str:
         return content_id(self.identity, [o.pairs.digest for o in self.objectives[: number + 1]], number)
 
-    def _left(self, number: int) -> History | None:
-        """The log of an objective that was finished, None if it was not (or of another configuration)."""
-        try:
-            record = json.loads((self._place(number) / _DONE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        same = isinstance(record, dict) and record.get("identity") == self._identity(number)
-        if not same:
-            return None
-        last = number + 1 == len(self.objectives) or not (self._place(number + 1) / _DONE).exists()
-        return record["history"] if not last or (self._place(number) / "model").is_dir() else None
+    def _left(self) -> list[History]:
+        """The logs of the objectives that were finished, under this configuration, up to the last whose weights are there."""
+        found: list[History] = []
+        for number in range(len(self.objectives)):
+            try:
+                record = json.loads((self._place(number) / _DONE).read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                break
+            if not isinstance(record, dict) or record.get("identity") != self._identity(number):
+                break
+            found.append(record["history"])
+        while found and not (self._place(len(found) - 1) / "model").is_dir():
+            found.pop()
+        return found
 
     def _keep(self, number: int, model: PreTrainedModel, protected: Protected, history: History) -> None:
         """Write the objective's result, the record last; the checkpoints and the weights before it are no longer needed."""
@@ -201,6 +205,7 @@ class _Sequence:
             handle.flush()
             os.fsync(handle.fileno())
         temporary.rename(place / _DONE)
+        sync_folder(place)  # before the weights it stands on go
         for old in place.glob("checkpoint-*"):
             shutil.rmtree(old)
         if number:

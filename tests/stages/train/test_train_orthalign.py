@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -96,6 +97,18 @@ def test_stopped_in_or_between_objectives_it_ends_with_the_same_weights(
     assert metrics == again
     assert ("objectives done before: english" in resumed.progress.notes) == (stop_at >= 4)
     assert account.stats["steps"] == 8
+
+
+def test_when_the_weights_of_the_last_objective_are_gone_it_begins_where_weights_are(workbench: Any) -> None:
+    settings = {"method": "full", "epochs": 1, "orthalign": sequence(EN, DE, {"name": "all", "where": "true"})}
+    with pytest.raises(Stopped):
+        train(workbench.context("halted", **settings, stop_at=5))  # in the third
+    assert not (workbench.root / "halted/checkpoints/objective-0/model").exists()
+    shutil.rmtree(workbench.root / "halted/checkpoints/objective-1/model")
+    resumed, whole = workbench.context("halted", **settings), workbench.context("whole", **settings)
+    assert train(resumed)[0] == train(whole)[0]
+    mine, theirs = weights(whole), weights(resumed)
+    assert all(torch.equal(mine[n], theirs[n]) for n in mine)
 
 
 def test_every_objective_is_measured_after_each(workbench: Any) -> None:
