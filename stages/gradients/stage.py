@@ -118,7 +118,6 @@ class Worker:
     sketcher: Sketcher
     reference: Any | None
     factors: str = ""
-    measures_error: bool = True
 
     def __post_init__(self) -> None:
         layout, model = self.sketcher.layout, self.ctx.models["policy"].digest
@@ -209,7 +208,7 @@ class Worker:
         if not good_rows:
             return self._empty()
         got, scalars = got.rows(finite.nonzero()[:, 0].tolist()), scalars[finite]
-        if self.measures_error and self.products is None:
+        if self.products is None:
             pairs = [pair for pair, good in zip(pairs, finite.tolist(), strict=True) if good]
             self._measure_error(shard, [row["pair_id"] for row, _ in good_rows], pairs, got.sketch_ND)
         columns: dict[str, Any] = {
