@@ -112,7 +112,9 @@ class TrainConfig(Section):
         if len({name.casefold() for name in names}) < len(names):
             raise ValueError("train.orthalign.objectives: two have the same name")
         if sequence.rank == "energy" and sequence.tolerance != OrthAlignConfig().tolerance:
-            raise ValueError("train.orthalign.tolerance belongs to train.orthalign.rank: search: set it, or leave it out")
+            raise ValueError(
+                "train.orthalign.tolerance belongs to train.orthalign.rank: search: set it, or leave it out"
+            )
         if sequence.rank == "search" and sequence.energy != OrthAlignConfig().energy:
             raise ValueError("train.orthalign.energy belongs to train.orthalign.rank: energy: set it, or leave it out")
         if self.reference == "initial" and sequence.reference == "objective":

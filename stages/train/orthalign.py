@@ -164,7 +164,7 @@ class _Sequence:
         def holds(q: int) -> bool:
             with _cut_to(model, before, changes, q):
                 now = accuracies(score(model, objective.dev, tokens), start)["reward_accuracy"]
-            return whole - now <= settings.tolerance
+            return within(whole, now, settings.tolerance)
 
         q, tries = fewest(holds, settings.q_max)
         self.ctx.progress.note(f"objective {objective.name}: {q} directions a matrix protected, {tries} ranks tried")
@@ -210,6 +210,11 @@ class _Sequence:
             shutil.rmtree(old)
         if number:
             shutil.rmtree(self._place(number - 1) / "model", ignore_errors=True)
+
+
+def within(before: float, after: float, tolerance: float) -> bool:
+    """Whether a share fell by at most `tolerance`: 1 of 50 is 0.02, whatever the last bits of 1 - 0.98 are."""
+    return before - after <= tolerance + 1e-9
 
 
 def fewest(holds: Any, most: int) -> tuple[int, int]:

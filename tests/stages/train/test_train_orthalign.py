@@ -17,7 +17,7 @@ from schemas.errors import UserError
 from stages.contract import Account, Context, Rows, Stopped
 from stages.train.optimizers.change import Change
 from stages.train.optimizers.subspace import Protected
-from stages.train.orthalign import fewest, refuse_transposed
+from stages.train.orthalign import fewest, refuse_transposed, within
 from stages.train.stage import Train
 
 EN, DE = {"name": "english", "where": "language = 'en'"}, {"name": "german", "where": "language = 'de'"}
@@ -175,6 +175,13 @@ def test_the_search_finds_a_rank_that_holds_below_which_none_does(truth: list[bo
     assert tries <= len(truth)
 
 
+@pytest.mark.parametrize("pairs", [20, 50, 100, 200])
+def test_exactly_the_tolerance_may_be_lost(pairs: int) -> None:
+    for kept in range(1, pairs + 1):
+        assert within(kept / pairs, (kept - 1) / pairs, 1 / pairs)
+        assert not within(kept / pairs, (kept - 1) / pairs, 0.9 / pairs)
+
+
 @pytest.mark.parametrize("rank", [1, 5])
 def test_a_change_of_factors_is_the_change_of_their_product(rank: int) -> None:
     b, a = torch.randn(20, rank, dtype=torch.float64), torch.randn(rank, 13, dtype=torch.float64)
@@ -222,7 +229,7 @@ def test_a_condition_that_finds_nothing_is_refused(workbench: Any, where: str, w
 
 def test_a_model_with_transposed_weights_is_refused() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=16))
-    with pytest.raises(UserError, match="attn.c_attn is a Conv1D"):
+    with pytest.raises(UserError, match="c_attn is a Conv1D"):
         refuse_transposed(model)
 
 
