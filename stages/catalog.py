@@ -104,6 +104,7 @@ STAGES: tuple[StageSpec, ...] = (
             "gradients.sketch.include",
             "gradients.sketch.exclude",
             "gradients.sketch.precondition_pairs",
+            "gradients.of",
             "execution",
         ),
         ("policy",),
