@@ -70,6 +70,12 @@ class RunConfig(Section):
             raise ValueError(
                 "execution.deterministic (reference mode) needs engine.kind: transformers and model.dtype: float32"
             )
+        leaves_adapter = self.train.method == "lora" and not self.train.orthalign.objectives
+        if self.rounds > 1 and self.gradients.of == "adapter" and not leaves_adapter:
+            raise ValueError(
+                "gradients.of: adapter needs the adapter that the round before trained, and train.method: full and"
+                " train.orthalign leave none: set gradients.of: weights, or rounds: 1"
+            )
         if self.gradients.sketch.method == "one_sided":
             self._one_sided()
         return self

@@ -69,7 +69,7 @@ class OrthAlignConfig(Section):
         0.0, "largest spectral norm of a matrix's change in one objective (method: full); 0: none", ge=0
     )
     reference: Literal["objective", "round"] = semantic(
-        "objective", "DPO's reference: the model as the objective starts, or as the round starts"
+        "objective", "DPO's reference: the model as the objective starts, or that of the round (train.reference)"
     )
 
 
@@ -111,6 +111,17 @@ class TrainConfig(Section):
             raise ValueError("train.orthalign.objectives has one entry: a sequence needs two")
         if len({name.casefold() for name in names}) < len(names):
             raise ValueError("train.orthalign.objectives: two have the same name")
+        if sequence.rank == "energy" and sequence.tolerance != OrthAlignConfig().tolerance:
+            raise ValueError(
+                "train.orthalign.tolerance belongs to train.orthalign.rank: search: set it, or leave it out"
+            )
+        if sequence.rank == "search" and sequence.energy != OrthAlignConfig().energy:
+            raise ValueError("train.orthalign.energy belongs to train.orthalign.rank: energy: set it, or leave it out")
+        if self.reference == "initial" and sequence.reference == "objective":
+            raise ValueError(
+                "train.reference: initial and train.orthalign.reference: objective contradict each other: set"
+                " train.orthalign.reference: round, or leave train.reference out"
+            )
         if self.optimizer == "anchor":
             raise ValueError(
                 "train.optimizer: anchor pulls to where an objective starts, which moves with every objective: use"

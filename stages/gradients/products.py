@@ -26,7 +26,7 @@ Kept = list[tuple[dict[str, Any], PairIds]]
 
 class Products:
     """directions_LD: G; groups [layers]: number of each layer's group (transformer block); references: pair_id -> log-
-    probabilities of (chosen, rejected) under the reference, from the first pass."""
+    probabilities of (chosen, rejected) under the reference, from the first pass: used where the reference is not the policy."""
 
     def __init__(
         self,

@@ -171,6 +171,8 @@ class Sketcher:
             raise ValueError(f"no gradient reached {len(silent)} sketched layers (first: {silent[0]}): exclude them")
         sides = (sums_RD[:n], -sums_RD[n:]) if self.both_sides else ()
         sketch_ND = sums_RD if shared else sums_RD[:n] + sums_RD[n:]
+        # of equal answers only rounding is left, which a metric of unit norms would blow up
+        sketch_ND[[k for k, pair in enumerate(pairs) if pair.chosen == pair.rejected]] = 0.0
         value_R = value_R.detach()
         return PairSketches(*(_to_cpu(part) for part in (sketch_ND, value_R[:n], value_R[n:], *sides)))
 

@@ -54,8 +54,9 @@ def sketch_shards(ctx: Context, shards: Iterator[Shard], kind: type[Worker]) -> 
     renderer = load_renderer(ctx.models["policy"], config.text, config.model.trust_remote_code)
     of = config.gradients.of
     policy = _load(ctx, "policy", load_causal_lm if of == "weights" else load_with_adapter)
-    reference = None if _is_same(ctx) else _load(ctx, "reference")
     sketch = config.gradients.sketch
+    known = sketch.method == "one_sided" and kind is Worker  # by the first pass
+    reference = None if known or _is_same(ctx) else _load(ctx, "reference")
     try:
         check_head(policy)
         coverage = select_layers(policy, sketch.include, sketch.exclude, of)
@@ -118,7 +119,6 @@ class Worker:
     sketcher: Sketcher
     reference: Any | None
     factors: str = ""
-    measures_error: bool = True
 
     def __post_init__(self) -> None:
         layout, model = self.sketcher.layout, self.ctx.models["policy"].digest
@@ -194,7 +194,7 @@ class Worker:
         got = self.sketcher.run(pairs, self.budget, self._report, misfits, reduce)
         self.ctx.progress.advance(len(misfits))
         kept, pairs = self._without(misfits, kept, pairs, drops)
-        if self.products is None:
+        if self.products is None or _is_same(self.ctx):
             ref_chosen, ref_rejected, misfits = self._reference(pairs, got)
         else:
             ref_chosen, ref_rejected, misfits = *self.products.references([row["pair_id"] for row, _ in kept]), []
@@ -211,7 +211,7 @@ class Worker:
         if not good_rows:
             return self._empty()
         got, scalars = got.rows(finite.nonzero()[:, 0].tolist()), scalars[finite]
-        if self.measures_error and self.products is None:
+        if self.products is None:
             pairs = [pair for pair, good in zip(pairs, finite.tolist(), strict=True) if good]
             self._measure_error(shard, [row["pair_id"] for row, _ in good_rows], pairs, got.sketch_ND)
         columns: dict[str, Any] = {

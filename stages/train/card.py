@@ -24,12 +24,19 @@ def model_card(
     """Markdown with a YAML header that Hugging Face reads. Names are escaped: they come from the user's files."""
     train, loss, select = config.train, config.loss, config.select
     languages = sorted(per_language)
+    sequence = bool(train.orthalign.objectives)
+    warm_up = f"{plan.warmup_steps} warm-up steps"
+    if sequence:
+        warm_up = f"anew in every objective, {train.warmup_ratio:.0%} of its steps warm up"
+    reference = escape(reference_name)
+    if sequence and train.orthalign.reference == "objective":
+        reference = f"{reference} for the first objective, then the model as each objective starts"
     settings = {
         "method": f"LoRA, rank {train.lora.r}, alpha {train.lora.alpha}, dropout {train.lora.dropout}"
         if train.method == "lora"
         else "all weights (float32 masters)",
         "optimizer": _optimizer(train),
-        "learning rate": f"{train.learning_rate:g}, {train.schedule}, {plan.warmup_steps} warm-up steps",
+        "learning rate": f"{train.learning_rate:g}, {train.schedule}, {warm_up}",
         "weight decay": f"{train.weight_decay:g}",
         "gradient clipping": f"{train.max_grad_norm:g}",
         "pairs per step": str(plan.micro_batch * plan.accumulation),
@@ -57,7 +64,7 @@ def model_card(
         + f". Selection: by {escape(select.by)}, share {select.keep:g} kept"
         + (" in each language." if select.quota == "language" else " overall."),
         "",
-        f"Reference model of the loss: {escape(reference_name)}.",
+        f"Reference model of the loss: {reference}.",
         "",
         "## Training pairs",
         "",

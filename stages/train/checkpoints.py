@@ -31,8 +31,8 @@ def mark_complete(folder: Path, identity: str, step: int) -> None:
         handle.flush()
         os.fsync(handle.fileno())
     temporary.rename(folder / MARKER)
-    _sync_folder(folder)
-    _sync_folder(folder.parent)
+    sync_folder(folder)
+    sync_folder(folder.parent)
 
 
 def is_complete(folder: Path, identity: str) -> bool:
@@ -61,7 +61,8 @@ def resumable(root: Path, identity: str, note: Callable[[str], None]) -> Path | 
     return found[max(found)] if found else None
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Flush the folder's own entries, so that a rename in it outlives a crash."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -20,6 +20,7 @@ from stages.text.render import Renderer, RenderError
 from stages.train.dataset import TrainingPairs
 
 NO_OBJECTIVE = "no_objective"
+_TEXTS = ("prompt", "chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,14 @@ def choose(ctx: Context, pairs: TrainingPairs, renderer: Renderer) -> tuple[list
     """The objectives of `train.orthalign` with their pairs; curated pairs that belong to none are dropped.
 
     A pair that fits several conditions trains in each. Raises UserError, naming the objective, for a condition that cannot be
-    evaluated or that no curated pair fits.
+    evaluated or that no curated pair fits, and for one without dev pairs when its rank is searched by them.
     """
     curated = ctx.scan("curated").select("pair_id", "language").collect().with_row_index("row")
     train, dev = (ctx.scan("pairs").filter(pl.col("split") == split) for split in ("train", "dev"))
     chosen, used = [], set[int]()
     for number, objective in enumerate(ctx.config.train.orthalign.objectives):
         where = f"train.orthalign.objectives.{number}.where"
-        fitting = _matching(train, objective, where).select("pair_id")
+        fitting = _matching(train, objective, where, "pair_id")
         rows = curated.join(fitting, on="pair_id", how="semi", maintain_order="left")["row"].to_list()
         if not rows:
             raise UserError(
@@ -51,7 +52,13 @@ def choose(ctx: Context, pairs: TrainingPairs, renderer: Renderer) -> tuple[list
                 fix="`inspect RUN pairs --where` shows what a condition finds.",
             )
         used.update(rows)
-        held_out = _ids(_matching(dev, objective, where), renderer, ctx.config.text.max_length)
+        held_out = _ids(_matching(dev, objective, where, *_TEXTS), renderer, ctx.config.text.max_length)
+        if not held_out and ctx.config.train.orthalign.rank == "search":
+            raise UserError(
+                f"objective {objective.name} has no dev pairs to search its rank by",
+                where="train.orthalign.rank: search",
+                fix="Use rank: energy, or raise pairs.dev_fraction or prompts.dev_fraction.",
+            )
         if not held_out:
             ctx.progress.note(
                 f"objective {objective.name} has no dev pairs: what later objectives do to it is not measured"
@@ -65,9 +72,9 @@ def choose(ctx: Context, pairs: TrainingPairs, renderer: Renderer) -> tuple[list
     return chosen, drops
 
 
-def _matching(frame: pl.LazyFrame, objective: Objective, where: str) -> pl.DataFrame:
+def _matching(frame: pl.LazyFrame, objective: Objective, where: str, *columns: str) -> pl.DataFrame:
     try:
-        return frame.filter(pl.sql_expr(objective.where)).collect()
+        return frame.filter(pl.sql_expr(objective.where)).select(columns).collect()
     except (pl.exceptions.PolarsError, ValueError) as error:
         raise UserError(
             f"the condition of objective {objective.name} cannot be evaluated: {str(error).splitlines()[0]}",
@@ -79,7 +86,7 @@ def _matching(frame: pl.LazyFrame, objective: Objective, where: str) -> pl.DataF
 def _ids(rows: pl.DataFrame, renderer: Renderer, longest: int) -> list[Pair]:
     """Token ids of dev pairs; those that cannot be rendered or are too long are left to the evaluate stage's account."""
     found = []
-    for prompt, chosen, rejected in rows.select("prompt", "chosen", "rejected").iter_rows():
+    for prompt, chosen, rejected in rows.iter_rows():
         try:
             ids = renderer.pair_ids(prompt, chosen, rejected)
         except RenderError:

@@ -27,6 +27,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from schemas.errors import UserError
 from schemas.ids import content_id
@@ -34,6 +35,7 @@ from stages.contract import Context, Drop
 from stages.models.load import free_memory, load_causal_lm
 from stages.text.render import Renderer
 from stages.train.batches import BatchPlan, plan_batches
+from stages.train.checkpoints import sync_folder
 from stages.train.dataset import TrainingPairs
 from stages.train.model import Precision
 from stages.train.objectives import Chosen, Scores, accuracies, choose, score
@@ -60,6 +62,7 @@ def train_objectives(
     Everything an objective leaves (weights, bases, log) is in folder/checkpoints/objective-K: a run that was killed continues
     inside the objective it was in. Raises UserError for what the config or the data make impossible, Stopped when asked to.
     """
+    refuse_transposed(model)
     objectives, drops = choose(ctx, pairs, renderer)
     plans = [plan_batches(len(o.pairs), ctx.config.train) for o in objectives]
     for objective, plan in zip(objectives, plans, strict=True):
@@ -71,6 +74,17 @@ def train_objectives(
     sequence = _Sequence(ctx, folder / "checkpoints", renderer, numbers, identity, objectives, plans, start)
     trained, history = sequence.run(model)
     return trained, history, drops
+
+
+def refuse_transposed(model: nn.Module) -> None:
+    """Raise UserError for weights stored [I, O] (GPT-2's Conv1D): outputs and inputs would be taken for each other."""
+    name = next((name for name, module in model.named_modules() if isinstance(module, Conv1D)), None)
+    if name is not None:
+        raise UserError(
+            f"{name} is a Conv1D, whose weight is stored transposed: outputs and inputs would be taken for each other",
+            where="train.orthalign",
+            fix="Train this model without objectives, or use one made of nn.Linear layers.",
+        )
 
 
 @dataclass
@@ -86,10 +100,8 @@ class _Sequence:
 
     def run(self, model: PreTrainedModel) -> tuple[PreTrainedModel, History]:
         """Train the objectives that are not done yet."""
-        protected, history, done = Protected.none(), [], 0
-        while done < len(self.objectives) and (left := self._left(done)) is not None:
-            history += left
-            done += 1
+        protected, left = Protected.none(), self._left()
+        history, done = [entry for log in left for entry in log], len(left)
         if done:
             place = self._place(done - 1)
             names = ", ".join(o.name for o in self.objectives[:done])
@@ -98,6 +110,8 @@ class _Sequence:
             trust = self.ctx.config.model.trust_remote_code
             model = load_causal_lm(ref, self.numbers.load, self.numbers.device, trust)
             protected = Protected.load(place / _BASES)
+        for later in range(done + 1, len(self.objectives)):  # it stands on weights that are made again
+            shutil.rmtree(self._place(later), ignore_errors=True)
         for number in range(done, len(self.objectives)):
             model, protected, entries = self._objective(number, model, protected)
             history += entries
@@ -145,18 +159,12 @@ class _Sequence:
         """The fewest directions a matrix that hold the objective's reward accuracy within the tolerance."""
         objective, start = self.objectives[number], self.start[number]
         settings, tokens = self.ctx.config.train.orthalign, self.ctx.config.gradients.token_budget
-        if not objective.dev:
-            raise UserError(
-                f"objective {objective.name} has no dev pairs to search its rank by",
-                where="train.orthalign.rank: search",
-                fix="Use rank: energy, or raise pairs.dev_fraction or prompts.dev_fraction.",
-            )
         whole = accuracies(score(model, objective.dev, tokens), start)["reward_accuracy"]
 
         def holds(q: int) -> bool:
             with _cut_to(model, before, changes, q):
                 now = accuracies(score(model, objective.dev, tokens), start)["reward_accuracy"]
-            return whole - now <= settings.tolerance
+            return within(whole, now, settings.tolerance)
 
         q, tries = fewest(holds, settings.q_max)
         self.ctx.progress.note(f"objective {objective.name}: {q} directions a matrix protected, {tries} ranks tried")
@@ -168,17 +176,20 @@ class _Sequence:
     def _identity(self, number: int) -> str:
         return content_id(self.identity, [o.pairs.digest for o in self.objectives[: number + 1]], number)
 
-    def _left(self, number: int) -> History | None:
-        """The log of an objective that was finished, None if it was not (or of another configuration)."""
-        try:
-            record = json.loads((self._place(number) / _DONE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        same = isinstance(record, dict) and record.get("identity") == self._identity(number)
-        if not same:
-            return None
-        last = number + 1 == len(self.objectives) or not (self._place(number + 1) / _DONE).exists()
-        return record["history"] if not last or (self._place(number) / "model").is_dir() else None
+    def _left(self) -> list[History]:
+        """The logs of the objectives that were finished, under this configuration, up to the last whose weights are there."""
+        found: list[History] = []
+        for number in range(len(self.objectives)):
+            try:
+                record = json.loads((self._place(number) / _DONE).read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                break
+            if not isinstance(record, dict) or record.get("identity") != self._identity(number):
+                break
+            found.append(record["history"])
+        while found and not (self._place(len(found) - 1) / "model").is_dir():
+            found.pop()
+        return found
 
     def _keep(self, number: int, model: PreTrainedModel, protected: Protected, history: History) -> None:
         """Write the objective's result, the record last; the checkpoints and the weights before it are no longer needed."""
@@ -194,10 +205,16 @@ class _Sequence:
             handle.flush()
             os.fsync(handle.fileno())
         temporary.rename(place / _DONE)
+        sync_folder(place)  # before the weights it stands on go
         for old in place.glob("checkpoint-*"):
             shutil.rmtree(old)
         if number:
             shutil.rmtree(self._place(number - 1) / "model", ignore_errors=True)
+
+
+def within(before: float, after: float, tolerance: float) -> bool:
+    """Whether a share fell by at most `tolerance`: 1 of 50 is 0.02, whatever the last bits of 1 - 0.98 are."""
+    return before - after <= tolerance + 1e-9
 
 
 def fewest(holds: Any, most: int) -> tuple[int, int]:

@@ -20,6 +20,8 @@ _SPECIAL: dict[str, Any] = {
     "languages.seen": ["en", "fr"],
     "languages.unseen": ["sw"],
     "select.diversity.cells": 20,
+    "gradients.of": None,  # with rounds, adapter needs train.method: lora
+    "train.orthalign.tolerance": None,  # belongs to rank: search
     "pairs.sources": None,  # ends generation: see test_imported_pairs_replace_generation
     "engine.base_url": "http://localhost:9/v1",
     "evaluate.splits": ["test"],
@@ -47,7 +49,10 @@ def base_config() -> dict[str, Any]:
             "method": "full",
             "optimizer": "ondare",
             "merge": {"base": "some/base", "preset": "released"},
-            "orthalign": {"objectives": [{"name": "a", "where": "true"}, {"name": "b", "where": "true"}]},
+            "orthalign": {
+                "objectives": [{"name": "a", "where": "true"}, {"name": "b", "where": "true"}],
+                "reference": "round",
+            },
         },
         "evaluate": {"authored": [{"path": "pairs.jsonl"}]},
     }

@@ -6,15 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from schemas.errors import UserError
 from stages.contract import ModelRef
 from stages.gradients.batching import TokenBudget
 from stages.gradients.layers import select_layers
-from stages.gradients.preconditioner import second_moments
+from stages.gradients.preconditioner import Precondition, second_moments
 from stages.gradients.projections import SketchLayout, layer_projections
 from stages.gradients.sketcher import Sketcher
+from stages.gradients.stage import Gradients
 from stages.models.load import load_with_adapter
+from tests.stages.gradients.test_gradients_one_sided import config, files, table
+from tests.stages.stage_context import collect, context, shards
 
 peft = pytest.importorskip("peft")
 TARGETS = {"gpt2": ["c_attn", "c_fc"]}
@@ -104,3 +108,24 @@ def test_an_adapter_is_loaded_on_its_base_unmerged(make_model, tmp_path: Path) -
     with pytest.raises(UserError, match="no LoRA adapter") as refused:
         load_with_adapter(ModelRef("m", base, "x"), torch.float32, torch.device("cpu"))
     assert "gradients.of" in (refused.value.where or "")
+
+
+@pytest.mark.parametrize("precondition", ["none", "adam_factored"])
+def test_the_gradients_of_an_adapter_with_their_error_and_preconditioned(
+    tiny_model, tmp_path: Path, precondition: str
+) -> None:
+    """Through the stages with the defaults: the second seed and the second moments are of the adapter as well."""
+    folder = tmp_path / "adapter"
+    adapted(AutoModelForCausalLM.from_pretrained(tiny_model), "llama").save_pretrained(folder)
+    policy = ModelRef("a", tiny_model, "x", (folder, tiny_model))
+    plain = config(sketch={"method": "two_sided", "dim": 64, "error_pairs": 3, "precondition": precondition})
+    config_ = plain.model_copy(update={"gradients": plain.gradients.model_copy(update={"of": "adapter"})})
+    pairs, inputs = table(6, 3), {}
+    models = {"policy": policy, "reference": policy}
+    if precondition != "none":
+        rows, _ = collect(Precondition(), context(tmp_path, config_, models, pairs=pairs))
+        assert all("lora_" in name for name in rows["preconditioner"]["layer"].to_pylist())
+        inputs["preconditioner"] = files(tmp_path, "preconditioner", [rows["preconditioner"]])
+    (part,) = Gradients().run(context(tmp_path, config_, models, pairs=pairs, **inputs), shards(pairs, 6))
+    assert part.tables["gradients"].num_rows == 5
+    assert part.stats["sketch_cosine_error_pairs"] == 3

@@ -370,6 +370,19 @@ def test_when_no_pair_is_left_both_passes_say_so_in_their_accounts(tmp_path, mod
         collect(Conflict(), context(tmp_path, config_, {}, pairs=pairs, gradients=gradients, **tables))
 
 
+def test_where_the_reference_is_the_policy_margins_are_zero_whatever_the_batches(tmp_path, models):
+    got, *_ = both_passes(tmp_path, models, table(24, 4), config(), size=7, second_size=3)
+    assert set(got["scores"]["implicit_margin"].to_pylist()) == {0.0}
+
+
+def test_the_second_pass_loads_no_reference(tmp_path, models, tiny_model):
+    pairs, other = table(6, 4), models | {"reference": ModelRef("r", tiny_model, "e")}
+    _, tables = first_pass(tmp_path, other, pairs, config())
+    gone = models | {"reference": ModelRef("r", None, "e")}
+    (part,) = Gradients().run(context(tmp_path, config(), gone, pairs=pairs, **tables), shards(pairs, 6))
+    assert part.tables["gradients"].num_rows == 5
+
+
 def test_the_error_of_the_sketch_is_measured_once_in_the_first_pass(tmp_path, models):
     pairs = table(10, 9)
     first, _ = first_pass(tmp_path, models, pairs, config(sketch={"error_pairs": 3}, aggregate_size=4))

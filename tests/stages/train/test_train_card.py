@@ -36,3 +36,14 @@ def test_any_name_in_a_model_card_is_text(name: str) -> None:
     assert not kinds & {"html_block", "html_inline", "link_open", "image", "fence", "hr", "em_open", "strong_open"}
     assert sum(token.type == "heading_open" for token in tokens) == 4
     assert sum(token.type == "td_open" for token in tokens) == 2 * (3 + 13)
+
+
+def test_the_card_of_a_sequence_names_its_references_and_its_warm_up() -> None:
+    objectives = [{"name": "one", "where": "true"}, {"name": "other", "where": "true"}]
+    train = TrainConfig.model_validate({"orthalign": {"objectives": objectives}})
+    plan = BatchPlan(1, 1, 1, 1, 17)
+    card = model_card(CONFIG.model_copy(update={"train": train}), 0, "m", "ref", {"en": 2}, plan, 1).replace("\\", "")
+    assert "ref for the first objective, then the model as each objective starts." in card
+    assert "10% of its steps warm up" in card and "17 warm-up" not in card
+    card = model_card(CONFIG, 0, "m", "ref", {"en": 2}, plan, 1).replace("\\", "")
+    assert "Reference model of the loss: ref." in card and "17 warm-up steps" in card

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -10,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from schemas.errors import UserError
 from stages.contract import Account, Context, Rows, Stopped
 from stages.train.optimizers.change import Change
 from stages.train.optimizers.subspace import Protected
-from stages.train.orthalign import fewest
+from stages.train.orthalign import fewest, refuse_transposed, within
 from stages.train.stage import Train
 
 EN, DE = {"name": "english", "where": "language = 'en'"}, {"name": "german", "where": "language = 'de'"}
@@ -97,6 +99,18 @@ def test_stopped_in_or_between_objectives_it_ends_with_the_same_weights(
     assert account.stats["steps"] == 8
 
 
+def test_when_the_weights_of_the_last_objective_are_gone_it_begins_where_weights_are(workbench: Any) -> None:
+    settings = {"method": "full", "epochs": 1, "orthalign": sequence(EN, DE, {"name": "all", "where": "true"})}
+    with pytest.raises(Stopped):
+        train(workbench.context("halted", **settings, stop_at=5))  # in the third
+    assert not (workbench.root / "halted/checkpoints/objective-0/model").exists()
+    shutil.rmtree(workbench.root / "halted/checkpoints/objective-1/model")
+    resumed, whole = workbench.context("halted", **settings), workbench.context("whole", **settings)
+    assert train(resumed)[0] == train(whole)[0]
+    mine, theirs = weights(whole), weights(resumed)
+    assert all(torch.equal(mine[n], theirs[n]) for n in mine)
+
+
 def test_every_objective_is_measured_after_each(workbench: Any) -> None:
     metrics, account = train(workbench.context(method="full", epochs=6, orthalign=sequence()))
     assert [step for step, _ in values(metrics, "objective/english/reward_accuracy")] == [12, 24]
@@ -161,6 +175,13 @@ def test_the_search_finds_a_rank_that_holds_below_which_none_does(truth: list[bo
     assert tries <= len(truth)
 
 
+@pytest.mark.parametrize("pairs", [20, 50, 100, 200])
+def test_exactly_the_tolerance_may_be_lost(pairs: int) -> None:
+    for kept in range(1, pairs + 1):
+        assert within(kept / pairs, (kept - 1) / pairs, 1 / pairs)
+        assert not within(kept / pairs, (kept - 1) / pairs, 0.9 / pairs)
+
+
 @pytest.mark.parametrize("rank", [1, 5])
 def test_a_change_of_factors_is_the_change_of_their_product(rank: int) -> None:
     b, a = torch.randn(20, rank, dtype=torch.float64), torch.randn(rank, 13, dtype=torch.float64)
@@ -179,6 +200,11 @@ def test_a_change_of_factors_is_the_change_of_their_product(rank: int) -> None:
         ({"orthalign": {"energy": 0.5}}, "no objectives"),
         ({"method": "full", "optimizer": "anchor", "merge": {"alpha": 0.01}, "orthalign": sequence()}, "anchor"),
         ({"method": "lora", "orthalign": sequence(trust_radius=1.0)}, "LoRA"),
+        ({"orthalign": sequence(tolerance=0.1)}, "belongs to train.orthalign.rank: search"),
+        ({"orthalign": sequence(rank="search", energy=0.5)}, "belongs to train.orthalign.rank: energy"),
+        ({"reference": "initial", "orthalign": sequence()}, "contradict"),
+        ({"sections": {"rounds": 2, "gradients": {"of": "adapter"}}, "orthalign": sequence()}, "leave none"),
+        ({"sections": {"rounds": 2, "gradients": {"of": "adapter"}}, "method": "full"}, "leave none"),
     ],
 )
 def test_combinations_without_sense_are_refused(workbench: Any, settings: dict[str, Any], words: str) -> None:
@@ -201,8 +227,16 @@ def test_a_condition_that_finds_nothing_is_refused(workbench: Any, where: str, w
     assert error.value.where == "train.orthalign.objectives.1.where"
 
 
+def test_a_model_with_transposed_weights_is_refused() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=16))
+    with pytest.raises(UserError, match="c_attn is a Conv1D"):
+        refuse_transposed(model)
+
+
 def test_a_rank_search_without_dev_pairs_is_refused(workbench: Any) -> None:
     table = workbench.read("pairs")
     workbench.write("pairs", table.filter([s == "train" for s in table["split"].to_pylist()]))
+    ctx = workbench.context(orthalign=sequence(rank="search"))
     with pytest.raises(UserError, match="no dev pairs"):
-        train(workbench.context(orthalign=sequence(rank="search")))
+        train(ctx)
+    assert not ctx.progress.done  # before anything is trained
