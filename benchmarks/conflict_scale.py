@@ -27,7 +27,7 @@ import torch
 
 from schemas.config import RunConfig
 from schemas.tables import TABLES, gradients_schema
-from stages.contract import Account, Context, Rows
+from stages.contract import Account, Context, Rows, Silent
 
 _PART = 2048
 _CODES = [
@@ -52,17 +52,6 @@ _CODES = [
     "vi",
     "id",
 ]
-
-
-class Silent:
-    """A Progress that says nothing."""
-
-    def total(self, amount: int, unit: str) -> None: ...
-
-    def advance(self, amount: int = 1, **rates: float) -> None: ...
-
-    def note(self, message: str) -> None:
-        print(f"  note: {message}")
 
 
 def write(folder: Path, pairs: int, languages: int, dim: int) -> None:

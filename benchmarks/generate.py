@@ -26,26 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from schemas.config import RunConfig
 from schemas.ids import content_id, seed_for
 from schemas.tables import TABLES
-from stages.contract import Context, Shard
+from stages.contract import Context, Shard, Silent
 from stages.engines import shared_engine
 from stages.engines.vllm import VllmEngine, load
 from stages.generate.stage import Generate
 from stages.models.resolve import resolve
 
 LANGUAGES = ["en", "de", "es", "fr", "ru", "zh"]
-
-
-class Quiet:
-    """A Progress that shows notes only."""
-
-    def total(self, amount: int, unit: str) -> None:
-        pass
-
-    def advance(self, amount: int = 1, **rates: float) -> None:
-        pass
-
-    def note(self, message: str) -> None:
-        print(message)
 
 
 def prompts(first: int, count: int) -> list[dict[str, Any]]:
@@ -128,7 +115,7 @@ def main() -> None:
             "generate": {"candidates": arguments.candidates, "sampling": {"max_tokens": arguments.max_tokens}},
         }
     )
-    ctx = Context(config, 0, {}, {"policy": resolve(arguments.model)}, Quiet())
+    ctx = Context(config, 0, {}, {"policy": resolve(arguments.model)}, Silent(print))
     engine = load(ctx.models["policy"], config)
     warm = prompts(0, arguments.shard_size)
     staged(ctx, warm, arguments.shard_size)

@@ -21,25 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from schemas.config import RunConfig
 from schemas.config.sources import Source
-from stages.contract import Context
+from stages.contract import Context, Silent
 from stages.data import data_path
 from stages.prompts.duplicates import Deduplicator
 from stages.prompts.stage import Prompts
 from stages.sources import read_rows
 from stages.text.language import identify
-
-
-class Silent:
-    """A Progress that shows nothing."""
-
-    def total(self, amount: int, unit: str) -> None:
-        pass
-
-    def advance(self, amount: int = 1, **rates: float) -> None:
-        pass
-
-    def note(self, message: str) -> None:
-        pass
 
 
 def texts(count: int) -> list[str]:

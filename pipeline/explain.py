@@ -18,23 +18,10 @@ from pipeline.console import printable
 from pipeline.inspect import tables_of
 from schemas.config import RunConfig
 from schemas.errors import UserError
-from stages.contract import Context
+from stages.contract import Context, Silent
 
 _CUT = 1200
 _LAYERS = 6
-
-
-class _Quiet:
-    """A Progress for a single answer: nothing is shown."""
-
-    def total(self, amount: int, unit: str) -> None:
-        return
-
-    def advance(self, amount: int = 1, **rates: float) -> None:
-        return
-
-    def note(self, message: str) -> None:
-        return
 
 
 _VECTORS = ("sketch", "sketch_chosen", "sketch_rejected", "products", "squares")
@@ -87,7 +74,7 @@ def explanation(config: RunConfig, files: dict[str, list[Path]], pair: dict[str,
         from stages.conflict.explain import explain_pair
 
         inputs = {name: files[name] for name in ("gradients", "pairs", "directions")}
-        found["conflict"] = asdict(explain_pair(Context(config, round_, inputs, {}, _Quiet()), pair_id, k))
+        found["conflict"] = asdict(explain_pair(Context(config, round_, inputs, {}, Silent()), pair_id, k))
     return found
 
 

@@ -54,6 +54,24 @@ class Progress(Protocol):
         """One line for people: something they should know, never an error made small."""
 
 
+@dataclass(frozen=True)
+class Silent:
+    """A Progress that shows nothing; notes go to `tell` if there is one."""
+
+    tell: Callable[[str], None] | None = None
+
+    def total(self, amount: int, unit: str) -> None:
+        """Not shown."""
+
+    def advance(self, amount: int = 1, **rates: float) -> None:
+        """Not shown."""
+
+    def note(self, message: str) -> None:
+        """Told, or not shown."""
+        if self.tell is not None:
+            self.tell(message)
+
+
 @dataclass
 class Context:
     """What every stage is given.

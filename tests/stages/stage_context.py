@@ -13,6 +13,24 @@ import pyarrow.parquet as pq
 from schemas.config import RunConfig
 from stages.contract import Account, Context, ModelRef, Rows, Shard
 
+WORDS = [
+    "rain",
+    "sun",
+    "moon",
+    "river",
+    "stone",
+    "light",
+    "winter",
+    "apple",
+    "number",
+    "seven",
+    "letter",
+    "never",
+    "always",
+    "green",
+    "house",
+]
+
 
 @dataclass
 class Notes:

@@ -27,7 +27,7 @@ from stages.gradients.sketcher import PairSketches, Sketcher
 from stages.gradients.stage import Gradients
 from stages.gradients.store import FACTORS_KEY, GROUPS_KEY, LANGUAGES_KEY
 from stages.text.render import load_renderer
-from tests.stages.stage_context import collect, context, shards
+from tests.stages.stage_context import WORDS, collect, context, shards
 
 RANK, SEED = 6, 5
 CODES = ["en", "de", "zh"]
@@ -51,26 +51,9 @@ def config(conflict=None, loss=None, **gradients) -> RunConfig:
 
 def table(n: int, seed: int, languages: list[str] | None = None) -> pa.Table:
     rng = random.Random(seed)
-    words = [
-        "rain",
-        "sun",
-        "moon",
-        "river",
-        "stone",
-        "light",
-        "winter",
-        "apple",
-        "number",
-        "seven",
-        "letter",
-        "never",
-        "always",
-        "green",
-        "house",
-    ]
 
     def text(k: int) -> str:
-        return " ".join(rng.choices(words, k=k))
+        return " ".join(rng.choices(WORDS, k=k))
 
     rows = [
         {

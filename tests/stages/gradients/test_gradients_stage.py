@@ -21,25 +21,7 @@ from stages.gradients.rows import Pair, RowBatch
 from stages.gradients.stage import Gradients
 from stages.gradients.store import LAYOUT_KEY, unpack_sketches
 from stages.text.render import load_renderer
-from tests.stages.stage_context import context, shards
-
-WORDS = [
-    "rain",
-    "sun",
-    "moon",
-    "river",
-    "stone",
-    "light",
-    "winter",
-    "apple",
-    "number",
-    "seven",
-    "letter",
-    "never",
-    "always",
-    "green",
-    "house",
-]
+from tests.stages.stage_context import WORDS, context, shards
 
 
 def config(**changes) -> RunConfig:

@@ -16,7 +16,7 @@ import pytest
 from hostile import NASTY, STEERING
 
 from schemas.manifests import StageManifest, Tally
-from stages.contract import Account, Context
+from stages.contract import Account, Context, Silent
 from stages.report.stage import Report
 
 SECTIONS = ["facts", "flow", "conflict", "weights", "scores", "sides", "training", "results", "pairs", "timings"]
@@ -27,16 +27,6 @@ HOSTILE = (
 )
 
 STORABLE = {name: text.encode("utf-8", "replace").decode() for name, text in NASTY.items() if 0 < len(text) < 2**16}
-
-
-class Silent:
-    """A progress that nobody watches."""
-
-    def total(self, amount: int, unit: str) -> None: ...
-
-    def advance(self, amount: int = 1, **rates: float) -> None: ...
-
-    def note(self, message: str) -> None: ...
 
 
 class Page(HTMLParser):
