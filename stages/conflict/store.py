@@ -20,6 +20,10 @@ from stages.contract import Context
 from stages.gradients.projections import SketchLayout
 from stages.gradients.store import LAYOUT_KEY, SCALE, common_metadata
 
+SAMPLE = 65_536
+"""Pairs a metric is fitted on, at most: its scales are means over pairs, right to under 1% with so many."""
+_WINDOWS = 32
+
 
 @dataclass(frozen=True)
 class Store:
@@ -56,15 +60,37 @@ class Store:
 
         return generate
 
+    def sample(self, advance: Callable[[int], None] = lambda rows: None) -> tuple[Chunks, int]:
+        """(a stream over at most SAMPLE sketches in windows spread evenly over the frame, how many): the same ones
+        however the table is cut into parts."""
+        windows = sample_windows(self.frame.height)
 
-def read_sketches(files: Sequence[Path], readers: int | None = None) -> Iterator[Rows]:
+        def generate() -> Iterator[Rows]:
+            for rows in read_sketches(self.files, windows=windows):
+                yield rows
+                advance(len(rows.x_ND))
+
+        return generate, sum(map(len, windows))
+
+
+def sample_windows(n: int) -> list[range]:
+    """Rows of the sample: all of them up to SAMPLE, else windows of equal size at equal distances."""
+    if n <= SAMPLE:
+        return [range(n)]
+    size = SAMPLE // _WINDOWS
+    return [range(start, start + size) for start in (w * (n - size) // (_WINDOWS - 1) for w in range(_WINDOWS))]
+
+
+def read_sketches(
+    files: Sequence[Path], readers: int | None = None, windows: Sequence[range] | None = None
+) -> Iterator[Rows]:
     """Stored sketches [n, D] float16 and the factors that give them their norms, a row group (about 32 MB) at a time.
 
     Row groups are decoded ahead by `readers` threads (None: a thread per core, at most 4), and come in order.
-    Decoding takes most of the stage's time.
+    Decoding takes most of the stage's time. windows: rows to read, ascending and apart; None: all.
     """
     readers = readers or min(4, os.cpu_count() or 1)
-    units = ((file, group) for file in files for group in range(pq.read_metadata(file).num_row_groups))
+    units = _units(files, windows)
     with ThreadPoolExecutor(readers, thread_name_prefix="sketches") as pool:
         waiting = deque(pool.submit(_row_group, *unit) for unit in islice(units, readers + 1))
         try:
@@ -76,9 +102,26 @@ def read_sketches(files: Sequence[Path], readers: int | None = None) -> Iterator
                 future.cancel()
 
 
-def _row_group(file: Path, group: int) -> list[Rows]:
+def _units(files: Sequence[Path], windows: Sequence[range] | None) -> Iterator[tuple[Path, int, int, int | None]]:
+    """(file, row group, first row in it, how many: None for all)."""
+    start = 0
+    for file in files:
+        metadata = pq.read_metadata(file)
+        for group in range(metadata.num_row_groups):
+            size = metadata.row_group(group).num_rows
+            if windows is None:
+                yield file, group, 0, None
+            else:
+                for window in windows:
+                    first, stop = max(window.start, start), min(window.stop, start + size)
+                    if first < stop:
+                        yield file, group, first - start, stop - first
+            start += size
+
+
+def _row_group(file: Path, group: int, first: int, count: int | None) -> list[Rows]:
     with pq.ParquetFile(file) as parquet:
-        table = parquet.read_row_group(group, columns=["sketch", "norm"])
+        table = parquet.read_row_group(group, columns=["sketch", "norm"]).slice(first, count)
     found = []
     for batch in table.to_batches():
         norm_N = torch.from_numpy(batch.column("norm").to_numpy(zero_copy_only=False).astype("float64"))
