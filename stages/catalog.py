@@ -140,7 +140,7 @@ STAGES: tuple[StageSpec, ...] = (
         "stages.gradients.stage:Gradients",
         ("pairs", "preconditioner?", "contributions?", "sums?"),
         ("gradients",),
-        ("model", "text", "gradients", "loss", "train.reference", "execution"),
+        ("model", "text", "gradients", "train.reference", "execution"),
         ("policy", "reference"),
         kept_rows=(("pair",), "gradients"),
     ),

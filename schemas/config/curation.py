@@ -72,13 +72,6 @@ class SketchConfig(Section):
     exclude: list[str] = semantic([], "glob patterns of layer names to leave out")
 
 
-class LossConfig(Section):
-    """The preference loss, shared by gradients, conflict and train."""
-
-    beta: float = semantic(0.1, "DPO temperature", gt=0)
-    alpha: float = semantic(0.0, "length penalty: loss = -log sigmoid(beta*Delta + alpha*(|chosen|-|rejected|))", ge=0)
-
-
 class GradientsConfig(Section):
     """Gradients stage."""
 
@@ -99,7 +92,7 @@ class GradientsConfig(Section):
 class ConflictConfig(Section):
     """Conflict stage (METHODS.md section 4)."""
 
-    weighting: Literal["loss", "none"] = semantic("loss", "g = c*d (the DPO gradient) or d")
+    weighting: Literal["loss", "none"] = semantic("loss", "g = c*d (the gradient of the loss) or d")
     direction: Literal["mean", "ema"] = semantic("mean", "how pairs make a language direction")
     ema_gamma: float = semantic(0.9, "ema: decay per minibatch; order-biased", gt=0, lt=1)
     ema_batch: int = semantic(32, "ema: pairs per minibatch", ge=1)

@@ -68,7 +68,7 @@ class Conflict:
             group_N=group_N,
             min_pairs=MIN_PAIRS,
         )
-        for rows in score_rows(frame, languages, scores, ready.weight_N, config.score == "others"):
+        for rows in score_rows(frame, languages, scores, ready.weights.weight_N, config.score == "others"):
             yield Rows("scores", rows)
 
         grams_SLL = grams(directions_LD, list(scopes.values()))

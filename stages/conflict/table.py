@@ -55,9 +55,14 @@ def score_rows(
 
 def margin() -> pl.Expr:
     """Delta, the implicit reward of chosen minus rejected over beta, from the gradients table's columns; float64."""
-    chosen = pl.col("logp_chosen").cast(pl.Float64) - pl.col("ref_logp_chosen").cast(pl.Float64)
-    rejected = pl.col("logp_rejected").cast(pl.Float64) - pl.col("ref_logp_rejected").cast(pl.Float64)
+    chosen, rejected = log_ratios()
     return chosen - rejected
+
+
+def log_ratios() -> tuple[pl.Expr, pl.Expr]:
+    """s - s_ref of chosen and of rejected, from the gradients table's columns; float64."""
+    chosen = pl.col("logp_chosen").cast(pl.Float64) - pl.col("ref_logp_chosen").cast(pl.Float64)
+    return chosen, pl.col("logp_rejected").cast(pl.Float64) - pl.col("ref_logp_rejected").cast(pl.Float64)
 
 
 def _optional(value_N: Tensor, valid_N: Tensor) -> pa.Array:

@@ -87,7 +87,11 @@ def facts(config: RunConfig, manifests: Sequence[StageManifest]) -> list[tuple[s
         ("Languages", languages + (f"; only evaluated: {unseen}" if unseen else "")),
         ("Rounds", str(config.rounds)),
         ("Seed", str(config.seed)),
-        ("Loss", f"DPO, β = {config.loss.beta:g}" + (f", α = {config.loss.alpha:g}" if config.loss.alpha else "")),
+        (
+            "Loss",
+            f"{config.loss.label}, β = {config.loss.beta:g}"
+            + (f", α = {config.loss.alpha:g}" if config.loss.alpha else ""),
+        ),
         ("Sketch", _sketch(config, manifests)),
         (
             "Conflict score",

@@ -21,6 +21,8 @@ _SPECIAL: dict[str, Any] = {
     "languages.unseen": ["sw"],
     "select.diversity.cells": 20,
     "gradients.of": None,  # with rounds, adapter needs train.method: lora
+    "loss.label_smoothing": None,  # belongs to other losses
+    "loss.discopop_tau": None,
     "train.orthalign.tolerance": None,  # belongs to rank: search
     "pairs.sources": None,  # ends generation: see test_imported_pairs_replace_generation
     "engine.base_url": "http://localhost:9/v1",

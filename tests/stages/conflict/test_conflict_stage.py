@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from schemas.config import RunConfig
+from schemas.config.loss import LossConfig
 from schemas.errors import UserError
 from schemas.tables import TABLES, gradients_schema
 from stages.conflict.stage import Conflict
 from stages.gradients.projections import LayerShape, SketchLayout
-from stages.gradients.store import LAYOUT_KEY, SEED_KEY, pack_sketches
+from stages.gradients.store import LAYOUT_KEY, SEED_KEY, pack_sketches, sketch_columns
 from tests.stages.stage_context import collect, context
 
 LAYOUT = SketchLayout.plan([LayerShape(f"model.layers.{n}.proj", 16, 16) for n in range(4)], 4 * 16)
@@ -137,6 +138,44 @@ def test_the_loss_weight_follows_the_margin(tmp_path):
     got, _, _ = run(tmp_path, config(), *tables(g_ND, languages, margin=margin))
     expected = 1 / (1 + np.exp(0.1 * np.array(margin)))
     assert np.allclose(got["scores"].column("weight").to_pylist(), expected, atol=1e-6)
+
+
+def with_sides(gradients: pa.Table, w_ND: torch.Tensor, l_ND: torch.Tensor) -> pa.Table:
+    for side, rows_ND in (("chosen", w_ND), ("rejected", l_ND)):
+        for name, column in sketch_columns(f"_{side}", rows_ND).items():
+            gradients = gradients.append_column(name, column)
+    return gradients
+
+
+@pytest.mark.parametrize("metric", ["raw", "unit"])
+def test_a_loss_that_weighs_sides_apart_is_scored_by_its_own_gradient(tmp_path, metric):
+    """IPO: g_i = 2 (1 / 2 beta - h) / beta * (grad s_w / |y_w| - grad s_l / |y_l|), h from token means."""
+    (w_ND, languages), (l_ND, _) = draw(15, 21), draw(15, 22)
+    margin = [0.4 * i for i in range(15)]
+    gradients, pairs = tables(w_ND - l_ND, languages, margin=margin)
+    settings = config(metric=metric).model_copy(update={"loss": LossConfig(type="ipo")})
+    got, _, _ = run(tmp_path, settings, with_sides(gradients, w_ND, l_ND), pairs)
+    n_w, n_l = np.arange(2.0, 17.0), np.full(15, 4.0)
+    c = 2 * (5 - np.array(margin) / n_w) / 0.1
+    own = w_ND.double().numpy() / n_w[:, None] - l_ND.double().numpy() / n_l[:, None]
+    g_ND = c[:, None] * (own if metric == "raw" else own / np.linalg.norm(own, axis=1, keepdims=True))
+    weights = np.array(got["directions"].column("weight").to_pylist())
+    assert np.allclose(got["scores"].column("weight").to_pylist(), c, rtol=1e-5)
+    for i, score in enumerate(got["scores"].column("score_all").to_pylist()):
+        assert score == pytest.approx(literal_score(g_ND, languages, i, {i}, weights, ["en", "de", "zh"]), abs=2e-3)
+
+
+def test_a_loss_that_weighs_sides_apart_is_refused_without_them(tmp_path):
+    settings = config().model_copy(update={"loss": LossConfig(type="ipo")})
+    with pytest.raises(UserError, match="only their difference is stored"):
+        run(tmp_path, settings, *tables(*draw(12, 7)))
+
+
+def test_a_loss_that_weighs_sides_alike_at_the_reference_needs_no_sides(tmp_path):
+    """BCO pushes both sides by half there, whatever the pair: the scores are DPO's."""
+    tables_ = tables(*draw(12, 7))
+    got = run(tmp_path, config().model_copy(update={"loss": LossConfig(type="bco_pair")}), *tables_)[0]
+    assert got["scores"] == run(tmp_path, config(), *tables_)[0]["scores"]
 
 
 def test_a_zero_gradient_has_no_score_and_never_a_nan(tmp_path):
