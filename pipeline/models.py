@@ -41,7 +41,10 @@ class Models:
         return [file for manifest in found if manifest is not None for file in model_files(manifest)]
 
     def _known(self, role: str, round_: int) -> bool:
-        """A round's start model is not there before the round before it was trained; sft and base only when merging."""
+        """A round's start model is not there before the round before it was trained; sft and base only when
+        merging, token_reward only when ALLO has a reward model."""
+        if role == "token_reward":
+            return self._config.train.allo.reward_model is not None
         if role in ("sft", "base"):
             train = self._config.train
             return train.optimizer != "adamw" and (role == "sft" or train.merge.base is not None)
@@ -76,6 +79,8 @@ class Models:
                 return self._resolve(sft, None) if sft else self.initial()
             case "base" if self._config.train.merge.base:
                 return self._resolve(self._config.train.merge.base, None)
+            case "token_reward" if self._config.train.allo.reward_model:
+                return self._resolve(self._config.train.allo.reward_model, None)
         raise ValueError(f"no such role: {role}")
 
     def _trained(self, round_: int) -> ModelRef:

@@ -170,7 +170,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("curated", "gradients", "pairs"),
         ("metrics",),
         ("model", "text", "loss", "train", "execution"),
-        ("policy", "reference", "sft", "base"),
+        ("policy", "reference", "sft", "base", "token_reward"),
     ),
     StageSpec(
         "evaluate",

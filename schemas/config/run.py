@@ -76,6 +76,11 @@ class RunConfig(Section):
                 "gradients.of: adapter needs the adapter that the round before trained, and train.method: full and"
                 " train.orthalign leave none: set gradients.of: weights, or rounds: 1"
             )
+        if self.train.allo.on and self.loss.alpha:
+            raise ValueError(
+                "loss.alpha counts the tokens of whole answers, and train.allo trains on some: set it to 0, or leave out"
+                " train.allo"
+            )
         if self.gradients.sketch.method == "one_sided":
             self._one_sided()
         return self

@@ -16,6 +16,8 @@ MAIN = {
     "rewards/accuracies": "Reward accuracy",
     "rewards/margins": "Reward margin",
     "learning_rate": "Learning rate",
+    "allo/forget/loss": "Forgetting loss (token-level NPO)",
+    "merge/projected": "Share of an update left by the projection",
 }
 
 
@@ -54,7 +56,7 @@ def _curve(name: str, title: str, frame: pl.DataFrame) -> Curve | None:
     mine = frame.filter(name=name)
     if mine.is_empty():
         return None
-    show = percent if name == "rewards/accuracies" else number
+    show = percent if name in ("rewards/accuracies", "merge/projected") else number
     steps, values = mine["step"].to_list(), mine["value"].to_list()
     label = f"{title} over {len(steps)} logged steps, from {show(values[0])} to {show(values[-1])}"
     chart = lines([steps], [Series(title, "kept", values)], label, y_format=percent if show is percent else short)

@@ -34,6 +34,7 @@ from schemas.ids import content_id
 from stages.contract import Context, Drop
 from stages.models.load import free_memory, load_causal_lm
 from stages.text.render import Renderer
+from stages.train.allo.phases import total_steps, train_objective
 from stages.train.batches import BatchPlan, plan_batches
 from stages.train.checkpoints import sync_folder
 from stages.train.dataset import TrainingPairs
@@ -41,7 +42,7 @@ from stages.train.model import Precision
 from stages.train.objectives import Chosen, Scores, accuracies, choose, score
 from stages.train.optimizers.change import Change
 from stages.train.optimizers.subspace import Protected
-from stages.train.phase import Phase, train_phase
+from stages.train.phase import Phase
 from stages.train.references import recomputed
 
 History = list[dict[str, Any]]
@@ -66,7 +67,8 @@ def train_objectives(
     objectives, drops = choose(ctx, pairs, renderer)
     plans = [plan_batches(len(o.pairs), ctx.config.train) for o in objectives]
     for objective, plan in zip(objectives, plans, strict=True):
-        ctx.progress.note(f"objective {objective.name}: {len(objective.pairs)} pairs, {plan.steps} steps")
+        steps = total_steps(ctx.config.train, plan, len(objective.pairs))
+        ctx.progress.note(f"objective {objective.name}: {len(objective.pairs)} pairs, {steps} steps")
         for line in plan.notes:
             ctx.progress.note(f"objective {objective.name}: {line}")
     tokens = ctx.config.gradients.token_budget
@@ -132,10 +134,10 @@ class _Sequence:
             place,
             self._identity(number),
             number=number,
-            later=sum(p.steps for p in self.plans[number + 1 :]),
+            later=sum(self._steps(later) for later in range(number + 1, len(self.plans))),
             protected=protected,
         )
-        trained, log = train_phase(self.ctx, model, self.renderer, self.numbers, phase)
+        trained, log = train_objective(self.ctx, model, self.renderer, self.numbers, phase)
         plain, changes = _ended(trained, before, settings.q_max)
         del trained
         numbers = {f"objective/{objective.name}/leak": _leak(plain, before, protected)} if protected else {}
@@ -146,9 +148,9 @@ class _Sequence:
         for earlier, start in zip(self.objectives[: number + 1], self.start, strict=False):
             now = score(plain, earlier.dev, self.ctx.config.gradients.token_budget)
             numbers |= {f"objective/{earlier.name}/{k}": v for k, v in accuracies(now, start).items()}
-        offset = sum(p.steps for p in self.plans[:number])
+        offset = sum(self._steps(earlier) for earlier in range(number))
         entries = [entry | {"step": entry["step"] + offset} for entry in log]
-        entries.append({"step": offset + plan.steps, **numbers})
+        entries.append({"step": offset + self._steps(number), **numbers})
         self._keep(number, plain, protected, entries)
         free_memory()
         return plain, protected, entries
@@ -169,6 +171,9 @@ class _Sequence:
         q, tries = fewest(holds, settings.q_max)
         self.ctx.progress.note(f"objective {objective.name}: {q} directions a matrix protected, {tries} ranks tried")
         return q
+
+    def _steps(self, number: int) -> int:
+        return total_steps(self.ctx.config.train, self.plans[number], len(self.objectives[number].pairs))
 
     def _place(self, number: int) -> Path:
         return self.folder / f"objective-{number}"
@@ -206,8 +211,8 @@ class _Sequence:
             os.fsync(handle.fileno())
         temporary.rename(place / _DONE)
         sync_folder(place)  # before the weights it stands on go
-        for old in place.glob("checkpoint-*"):
-            shutil.rmtree(old)
+        for old in [*place.glob("checkpoint-*"), place / "allo" / "forget", place / "allo" / "forgotten"]:
+            shutil.rmtree(old, ignore_errors=True)
         if number:
             shutil.rmtree(self._place(number - 1) / "model", ignore_errors=True)
 

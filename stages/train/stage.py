@@ -18,6 +18,7 @@ from schemas.tables import TABLES
 from stages.contract import Account, Context, Drop, Rows, tally
 from stages.models.load import free_memory, load_causal_lm, settle_threads
 from stages.text.render import load_renderer
+from stages.train.allo.phases import train_objective
 from stages.train.batches import plan_batches
 from stages.train.card import model_card
 from stages.train.dataset import TrainingPairs, load_pairs
@@ -25,7 +26,7 @@ from stages.train.export import export_model
 from stages.train.loggers import check_loggers, logs_in
 from stages.train.model import Precision, precision
 from stages.train.orthalign import train_objectives
-from stages.train.phase import Phase, train_phase
+from stages.train.phase import Phase
 from stages.train.references import checked_references
 
 _OF_THE_CALL = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss")
@@ -64,7 +65,7 @@ class Train:
                 trained, history, drops = train_objectives(ctx, folder, model, renderer, pairs, numbers, identity)
             else:
                 phase = Phase(pairs, plan, folder / "checkpoints", identity)
-                trained, history = train_phase(ctx, model, renderer, numbers, phase)
+                trained, history = train_objective(ctx, model, renderer, numbers, phase)
         del model
         files = export_model(trained, renderer.tokenizer, folder, policy.name, numbers.compute)
         tallies = tally("pair", pairs.languages, drops)
@@ -131,5 +132,7 @@ def _identity(ctx: Context, pairs: TrainingPairs) -> str:
     """What the weights depend on: a checkpoint of another identity is never resumed from."""
     config = ctx.config
     sections = [semantic_values(s) for s in (config.train, config.loss, config.text, config.model, config.execution)]
-    models = [ctx.models[role].digest for role in ("policy", "reference", "sft", "base") if role in ctx.models]
+    models = [
+        ctx.models[role].digest for role in ("policy", "reference", "sft", "base", "token_reward") if role in ctx.models
+    ]
     return content_id(sections, config.seed, ctx.round, models, pairs.digest)

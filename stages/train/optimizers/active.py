@@ -32,6 +32,7 @@ class ActiveEntries:
 
     def __init__(self, masks: Mapping[str, torch.Tensor]) -> None:
         self._frozen = {name: ~mask.bool() for name, mask in masks.items()}
+        self._counts: dict[str, int] = {}
         self._fingerprint: str | None = None
 
     def __bool__(self) -> bool:
@@ -66,7 +67,9 @@ class ActiveEntries:
         if not self.covers(name):
             return entries
         frozen = self._frozen[name]
-        return int((~frozen).sum()) * (entries // frozen.numel())
+        if name not in self._counts:
+            self._counts[name] = int((~frozen).sum())
+        return self._counts[name] * (entries // frozen.numel())
 
     def zero_(self, name: str, values: torch.Tensor) -> None:
         """Set what is not active to exactly 0, in place; values: of the parameter's shape."""
