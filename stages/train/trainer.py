@@ -66,11 +66,16 @@ class PairTrainer(LengthPenalisedDPOTrainer):
         return KeyTokens(whole)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train or resume; TRL's running token count, which its checkpoints lack, continues from the last log."""
+        """Train or resume; TRL's running token count, which its checkpoints lack, continues from the last log. From a checkpoint of
+        the last step nothing is trained: transformers would take another step where `max_steps` ends inside an epoch."""
         if isinstance(resume_from_checkpoint, str):
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
             counts = [entry["num_tokens"] for entry in state.log_history if "num_tokens" in entry]
             self._total_train_tokens = counts[-1] if counts else 0
+            if state.global_step >= self.args.max_steps:
+                self._load_from_checkpoint(resume_from_checkpoint)
+                self.state = state
+                return None
         model: Any = self.model
         with self.active.on_gradients(model.named_parameters()):  # before gradients are clipped
             return super().train(resume_from_checkpoint, *args, **kwargs)

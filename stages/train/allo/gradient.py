@@ -35,9 +35,12 @@ class GradientTrainer(PairTrainer):
         self.sums = sums
         super().__init__(*args, **kwargs)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Run, then hand the sums over."""
-        result = super().train(*args, **kwargs)
+        result = super().train(resume_from_checkpoint, *args, **kwargs)
+        if self.optimizer is None:  # the checkpoint was of the last step: nothing ran
+            self.create_optimizer_and_scheduler(self.args.max_steps)
+            self._load_optimizer_and_scheduler(str(resume_from_checkpoint))
         optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
         model: Any = self.model
         for name, parameter in model.named_parameters():

@@ -42,13 +42,14 @@ from stages.train.allo.masks import select_entries
 from stages.train.allo.rewards import model_rewards
 from stages.train.allo.tokens import RejectedTokens, implicit_rewards
 from stages.train.batches import BatchPlan, plan_batches
+from stages.train.callbacks import beats
 from stages.train.checkpoints import is_complete, mark_complete
 from stages.train.dataset import TrainingPairs
 from stages.train.model import Precision
 from stages.train.optimizers.active import ActiveEntries
 from stages.train.optimizers.bucket import narrowest
 from stages.train.phase import Phase, train_phase
-from stages.train.references import recomputed
+from stages.train.references import PAIRS_AT_A_TIME, recomputed
 
 History = list[dict[str, Any]]
 
@@ -253,11 +254,11 @@ class _Phases:
 
     def _referred(self, pairs: TrainingPairs, model: Any, tokens: RejectedTokens | None) -> TrainingPairs:
         """The pairs with the references of `model`, the rejected side's over its key tokens."""
-        budget = self.ctx.config.gradients.token_budget
         if tokens is None or self.ctx.config.train.allo.key_fraction == 1:
-            return recomputed(pairs, model, budget)
+            budget = self.ctx.config.gradients.token_budget
+            return recomputed(pairs, model, budget, partial(beats, self.ctx))
         keys = tokens.column("key_tokens")
-        chosen = score_rows(model, [pairs.pair(i).rows[0] for i in range(len(pairs))], TokenBudget(budget))
+        chosen = self._logps(model, [pairs.pair(i).rows[0] for i in range(len(pairs))])
         rejected = self._rejected_logps(model)
         references = [
             (float(c.double().sum()), float(r.double()[torch.tensor(k)].sum()))
@@ -267,7 +268,17 @@ class _Phases:
 
     def _rejected_logps(self, model: Any) -> list[torch.Tensor]:
         """log pi of every token of the rejected answers."""
-        return score_rows(model, _rejected(self.last.pairs), TokenBudget(self.ctx.config.gradients.token_budget))
+        return self._logps(model, _rejected(self.last.pairs))
+
+    def _logps(self, model: Any, rows: list[Row]) -> list[torch.Tensor]:
+        starts = range(0, len(rows), PAIRS_AT_A_TIME)
+        found: list[torch.Tensor] = []
+        beat = beats(self.ctx, len(starts), "batch of token log-probabilities")
+        for first in starts:
+            budget = TokenBudget(self.ctx.config.gradients.token_budget)
+            found += score_rows(model, rows[first : first + PAIRS_AT_A_TIME], budget)
+            beat()
+        return found
 
 
 def _rejected(pairs: TrainingPairs) -> list[Row]:
