@@ -22,6 +22,7 @@ from pipeline.console import Display
 from pipeline.executor import Reports
 from pipeline.run import Outcome, Selection
 from pipeline.worker import Order, PipeProgress
+from pipeline.writer import Writer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
 import fake_stages
@@ -46,6 +47,13 @@ class InlineExecutor:
 
     def close(self) -> None:
         """Nothing to end."""
+
+
+class InlineWriter(Writer[...]):
+    """Commits in this thread, so that file operations come in one order and all are watched."""
+
+    def put(self, *args: Any, **kwargs: Any) -> None:
+        self._commit(*args, **kwargs)
 
 
 class _Pipe:
@@ -102,6 +110,7 @@ def fake_pipeline() -> Iterator[None]:
         patch.setattr(pipeline.run, "config_files", lambda spec, config: {})
         patch.setattr(pipeline.run, "preflight", lambda config, specs: None)
         patch.setattr(pipeline.run, "LocalExecutor", InlineExecutor)
+        patch.setattr(worker, "Writer", InlineWriter)
         patch.setattr(pipeline.lease, "_process_lives", lambda holder: False)
         patch.setattr(pipeline.lease, "_SETTLE_SECONDS", 0.0)
         patch.setattr(
