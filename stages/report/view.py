@@ -48,6 +48,7 @@ class View:
     conflicts: list[_conflicts.Conflicts]
     scores: list[_distributions.Scores]
     sides: list[tuple[int, list[_distributions.Sides]]]
+    sft: _curves.Curves | None
     curves: list[_curves.Curves]
     results: list[_results.Results]
     browsers: list[_browser.Browser]
@@ -76,6 +77,7 @@ def build(config: RunConfig, tables: Tables, manifests: Sequence[StageManifest])
         conflicts=conflicts,
         scores=each(lambda r: _distributions.scores(tables, r, languages, by_conflict)),
         sides=[(r, found) for r in rounds if (found := _distributions.sides(tables, r, languages))],
+        sft=_curves.curves(tables, None),
         curves=each(lambda r: _curves.curves(tables, r)),
         results=results,
         browsers=each(lambda r: _browser.browser(tables, r, languages, config.report.browse_pairs)),
