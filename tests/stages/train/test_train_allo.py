@@ -254,8 +254,8 @@ def make_classifier(folder: Path, tokenizer: Any, labels: int, good: float = 0.0
         intermediate_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
-        num_labels=labels,
     )
+    config.num_labels = labels
     model = LlamaForTokenClassification(config)
     nn.init.normal_(model.score.weight)
     if good:
