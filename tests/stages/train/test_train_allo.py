@@ -236,8 +236,8 @@ def test_objectives_in_sequence_under_masks_leak_nothing(workbench: Any, unit: s
         moved += float(change.norm())
         off = ~(masks[0].mask(name) | masks[1].mask(name)).expand(change.shape)
         assert not bool(change[off].any()), name
-        for q, matrix in ((protected.left.get(name), change), (protected.right.get(name), change.T)):
-            if q is not None:  # the weights are rounded to float32, the displacement is not
+        for bases, matrix in ((protected.left, change), (protected.right, change.t())):
+            if (q := bases.get(name)) is not None:  # the weights are rounded to float32, the displacement is not
                 assert float((q.double().T @ matrix).norm()) <= 3e-6 * max(1.0, float(change.norm())), name
     assert moved > 0.1 and account.stats["steps"] == 12
     assert [s for s, _ in values(metrics, "loss")] == [5, 6, 11, 12]
