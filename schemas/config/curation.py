@@ -129,7 +129,9 @@ class ConflictConfig(Section):
         "all", "score against the merged direction, or the other languages' only"
     )
     leave_out: Literal["pair", "group"] = semantic(
-        "group", "what leaves the directions with a pair: itself, or its translation group and shared answers"
+        "group",
+        "what leaves the directions with a pair: itself, or its translation group and shared answers; pair where it is not set "
+        "and gradients.sketch.method is one_sided",
     )
 
 

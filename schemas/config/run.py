@@ -81,15 +81,20 @@ class RunConfig(Section):
         return self
 
     def _one_sided(self) -> None:
-        """One-sided sketches are never stored: what needs more than inner products with the directions is refused."""
+        """One-sided sketches are never stored: what needs more than inner products with the directions is refused.
+
+        Unless it is set, `conflict.leave_out` is `pair` then.
+        """
         if self.gradients.sketch.both_sides:
             raise ValueError(
                 "gradients.sketch.both_sides stores two sketches per pair: set gradients.sketch.method: two_sided"
             )
+        if "leave_out" not in self.conflict.model_fields_set:
+            self.conflict = self.conflict.model_copy(update={"leave_out": "pair"})
         if self.conflict.leave_out == "group":
             raise ValueError(
                 "conflict.leave_out: group needs inner products between pairs, which gradients.sketch.method: one_sided "
-                "does not have: set conflict.leave_out: pair, or method: two_sided"
+                "does not have: leave it out or set conflict.leave_out: pair, or take method: two_sided"
             )
         if self.select.diversity.cells:
             raise ValueError(

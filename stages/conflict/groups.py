@@ -6,8 +6,27 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
+
+_COMMON_ANSWER = (20, 0.01)
+"""An answer shared by more pairs than both (a number, a share of all) does not join them into one group: "Yes." would
+chain unrelated tasks together until nothing is left to compare with."""
+
+
+def leaving_together(frame: pl.DataFrame) -> Tensor:
+    """Group labels [N] of pairs that share a translation group or an answer text (chosen of one, rejected of another).
+
+    frame: group_id, and hashes of the texts in chosen and rejected (`stages.conflict.store.answers`).
+    """
+    n = frame.height
+    limit = max(_COMMON_ANSWER[0], int(_COMMON_ANSWER[1] * n))
+    texts = np.concatenate([frame["chosen"].to_numpy(), frame["rejected"].to_numpy()])
+    _, answers, counts = np.unique(texts, return_inverse=True, return_counts=True)
+    answers = np.where(counts[answers] > limit, -1, answers)
+    translations = frame["group_id"].rank("dense").to_numpy().astype(np.int64)
+    return merge_groups(np.tile(np.arange(n), 2), answers, np.tile(translations, 2))[:n]
 
 
 def merge_groups(*labels: Sequence[Hashable | None] | np.ndarray) -> Tensor:
@@ -51,7 +70,7 @@ def _codes(kind: Sequence[Hashable | None] | np.ndarray) -> tuple[np.ndarray, np
 class Layout:
     """Where pairs that leave together are laid side by side: groups of equal size follow each other.
 
-    slot_N: the place of each pair [N], -1 for a pair alone; order: the pair at each slot; together: slots there are.
+    slot_N: the place of each pair [N], -1 for a pair that has none; order: the pair at each slot; together: slots there are.
     """
 
     slot_N: Tensor
@@ -59,11 +78,11 @@ class Layout:
     size: Tensor
 
     @classmethod
-    def of(cls, group_N: Tensor) -> Layout:
-        """From group labels [N]."""
+    def of(cls, group_N: Tensor, alone: bool = False) -> Layout:
+        """From group labels [N]. alone: pairs that leave alone get a place too."""
         _, inverse_N, count = torch.unique(group_N, return_inverse=True, return_counts=True)
         size_N = count[inverse_N]
-        (several,) = (size_N > 1).nonzero(as_tuple=True)
+        (several,) = (size_N > (0 if alone else 1)).nonzero(as_tuple=True)
         several = several[inverse_N[several].argsort(stable=True)]
         order = several[size_N[several].argsort(stable=True)]
         slot_N = torch.full_like(group_N, -1)

@@ -5,23 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
 from stages.conflict.directions import ema_omegas, loss_weights, mean_omegas
-from stages.conflict.groups import merge_groups
+from stages.conflict.groups import leaving_together
 from stages.conflict.metric import fit_metric
 from stages.conflict.scores import as_slice
 from stages.conflict.store import Store
 from stages.conflict.stream import Chunks, Columns, scaled
 from stages.conflict.table import margin
 from stages.contract import Context
-
-_COMMON_ANSWER = (20, 0.01)
-"""An answer shared by more pairs than both (a number, a share of all) does not join them into one group: "Yes." would
-chain unrelated tasks together until nothing is left to compare with."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ class Prepared:
             language_N=language_N,
             weight_N=_loss_weights(ctx, store.frame),
             omega_N=omega_N,
-            group_N=_groups(store.frame) if config.leave_out == "group" else None,
+            group_N=leaving_together(store.frame) if config.leave_out == "group" else None,
             blocks={name: as_slice(columns) for name, columns in blocks},
         )
 
@@ -86,14 +81,3 @@ def _loss_weights(ctx: Context, frame: pl.DataFrame) -> Tensor:
     n_chosen, n_rejected = (torch.from_numpy(frame[name].to_numpy().copy()) for name in ("n_chosen", "n_rejected"))
     loss = ctx.config.loss
     return loss_weights(torch.from_numpy(delta.to_numpy().copy()), n_chosen, n_rejected, loss.beta, loss.alpha)
-
-
-def _groups(frame: pl.DataFrame) -> Tensor:
-    """Pairs that share a translation group or an answer text (chosen of one, rejected of another) leave together."""
-    n = frame.height
-    limit = max(_COMMON_ANSWER[0], int(_COMMON_ANSWER[1] * n))
-    texts = np.concatenate([frame["chosen"].to_numpy(), frame["rejected"].to_numpy()])
-    _, answers, counts = np.unique(texts, return_inverse=True, return_counts=True)
-    answers = np.where(counts[answers] > limit, -1, answers)
-    translations = frame["group_id"].rank("dense").to_numpy().astype(np.int64)
-    return merge_groups(np.tile(np.arange(n), 2), answers, np.tile(translations, 2))[:n]
