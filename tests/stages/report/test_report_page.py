@@ -121,7 +121,7 @@ def test_the_sft_stage_has_its_loss_curve(build_run, tmp_path):
     sft = SftConfig.model_validate({"sources": [{"path": "<b>talks</b>.jsonl"}]})
     run.run.config = run.run.config.model_copy(update={"sft": sft})
     html = write(run, tmp_path)
-    assert "Loss over 8 logged steps, from 3 to 0.375" in html and html.count("Supervised fine-tuning") == 2
+    assert "Loss over 8 logged steps, from 3.00 to 0.375" in html and html.count("Supervised fine-tuning") == 2
     assert "<b>talks" not in html
 
 
