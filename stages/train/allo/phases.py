@@ -61,6 +61,12 @@ def train_objective(
     phases; what is logged before the last is named `allo/<phase>/...`. Raises UserError as its parts do."""
     if not ctx.config.train.allo.on:
         return train_phase(ctx, model, renderer, numbers, phase)
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        raise UserError(
+            "train.allo trains in one process: its masks and token rewards are made from whole weights",
+            where="train.allo",
+            fix="Start training with one process, or leave train.allo out.",
+        )
     return _Phases(ctx, renderer, numbers, phase, plans(ctx.config.train, phase.plan, len(phase.pairs))).run(model)
 
 
@@ -142,7 +148,7 @@ class _Phases:
         return content_id(self.last.identity, "allo", *parts)
 
     def _run(self, name: str, model: Any, train: TrainConfig, pairs: TrainingPairs, **fields: Any) -> History:
-        """One phase before the last; its log under its name, without the summary of the call."""
+        """One phase before the last; its log under its name, but for the summary of the call."""
         order = list(self.plans)
         phase = Phase(
             pairs,
@@ -157,11 +163,8 @@ class _Phases:
         ctx = replace(self.ctx, config=self.ctx.config.model_copy(update={"train": train}))
         _, log = train_phase(ctx, model, self.renderer, self.numbers, phase)
         before = self._before(name)
-        return [
-            {"step": entry["step"] + before} | {f"allo/{name}/{k}": v for k, v in entry.items() if k != "step"}
-            for entry in log
-            if "train_runtime" not in entry
-        ]
+        counted = [entry | {"step": entry["step"] + before} for entry in log]
+        return [entry if "train_runtime" in entry else _named(entry, f"allo/{name}") for entry in counted]
 
     def _prepare(self, model: PreTrainedModel) -> None:
         """Masks and tokens on disk; the model as it was. Nothing to do when they are there."""
@@ -283,6 +286,10 @@ class _Phases:
 
 def _rejected(pairs: TrainingPairs) -> list[Row]:
     return [pairs.pair(index).rows[1] for index in range(len(pairs))]
+
+
+def _named(entry: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name if name == "step" else f"{prefix}/{name}": value for name, value in entry.items()}
 
 
 def _change(now: nn.Parameter, start: torch.Tensor) -> torch.Tensor:
