@@ -179,7 +179,7 @@ STAGES: tuple[StageSpec, ...] = (
         "train",
         "artifact",
         "stages.train.stage:Train",
-        ("curated", "gradients", "pairs"),
+        ("curated", "gradients", "pairs", "pairs:0"),
         ("metrics",),
         ("model", "text", "loss", "train", "execution"),
         ("policy", "reference", "sft", "base"),

@@ -114,15 +114,16 @@ class ConflictConfig(Section):
     orders: int = semantic(64, "random orders PCGrad is averaged over", ge=1)
     scope: Literal["model", "layer"] = semantic("model", "surgery on the whole model or per layer group")
     metric: Literal["raw", "unit", "coordinate", "layer"] = semantic(
-        "unit",
+        "layer",
         "raw: sketches as they are; unit: to unit norm; coordinate, layer: then balanced by RMS over pairs",
     )
     metric_power: float = semantic(0.5, "coordinate: exponent of the RMS that is divided by", ge=0)
     score: Literal["all", "others"] = semantic(
-        "all", "score against the merged direction, or the other languages' only"
+        "others", "score against the merged direction, or the other languages' only"
     )
-    leave_out: Literal["pair", "group"] = semantic(
-        "group", "what leaves the directions with a pair: itself, or its translation group and shared answers"
+    leave_out: Literal["pair", "answers", "group"] = semantic(
+        "answers",
+        "what leaves the directions with a pair: only itself, all that share an answer, or also its translations",
     )
 
 

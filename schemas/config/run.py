@@ -109,14 +109,18 @@ class RunConfig(Section):
             )
 
     def _one_sided(self) -> None:
-        """One-sided sketches are never stored: what needs more than inner products with the directions is refused."""
+        """One-sided sketches are never stored: what needs more than inner products with the directions is refused, and
+        defaults of `conflict` that do are others here."""
+        possible = {"leave_out": "pair", "metric": "unit"}
+        missing = {name: value for name, value in possible.items() if name not in self.conflict.model_fields_set}
+        self.conflict = self.conflict.model_copy(update=missing)
         if self.gradients.sketch.both_sides:
             raise ValueError(
                 "gradients.sketch.both_sides stores two sketches per pair: set gradients.sketch.method: two_sided"
             )
-        if self.conflict.leave_out == "group":
+        if self.conflict.leave_out != "pair":
             raise ValueError(
-                "conflict.leave_out: group needs inner products between pairs, which gradients.sketch.method: one_sided "
+                f"conflict.leave_out: {self.conflict.leave_out} needs inner products between pairs, which gradients.sketch.method: one_sided "
                 "does not have: set conflict.leave_out: pair, or method: two_sided"
             )
         if self.select.diversity.cells:

@@ -31,7 +31,7 @@ _SPECIAL: dict[str, Any] = {
     "train.method": None,  # full: the merging optimizers of the base config refuse LoRA
     "train.optimizer": "onties",
     "train.lora.target_modules": ["q_proj"],
-    "gradients.sketch.method": "exact",  # one_sided adds a stage and refuses the default conflict.leave_out
+    "gradients.sketch.method": "exact",  # one_sided adds a stage
     "gradients.sketch.precondition": None,  # adds a stage
     "text.chat_template_kwargs": {"enable_thinking": True},
 }

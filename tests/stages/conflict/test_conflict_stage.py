@@ -81,21 +81,24 @@ def literal_score(g_ND: np.ndarray, languages: list[str], i: int, leave: set[int
     return float(g_ND[i] @ merged / (np.linalg.norm(g_ND[i]) * np.linalg.norm(merged)))
 
 
+@pytest.mark.parametrize("leave_out", ["pair", "answers", "group"])
 @pytest.mark.parametrize("metric", ["raw", "unit"])
-def test_scores_are_the_definition_recomputed_from_scratch(tmp_path, metric):
+def test_scores_are_the_definition_recomputed_from_scratch(tmp_path, metric, leave_out):
     """Pairs 0, 4 and 8 share a translation group; 1 and 2 share an answer as chosen of one and rejected of the other."""
     g_ND, languages = draw(15, np.random.SeedSequence().entropy % 10**6)
     groups = [f"g{i}" for i in range(15)]
     groups[4] = groups[8] = groups[0]
     texts = [(f"c{i}", f"r{i}") for i in range(15)]
     texts[2] = ("c2", "c1")
-    got, _, _ = run(tmp_path, config(metric=metric), *tables(g_ND, languages, groups, texts))
+    settings = config(metric=metric, leave_out=leave_out, score="all")
+    got, _, _ = run(tmp_path, settings, *tables(g_ND, languages, groups, texts))
     wide = g_ND.double().numpy() * 0.5  # c = sigmoid(0)
     if metric == "unit":
         wide = 0.5 * wide / np.linalg.norm(wide, axis=1, keepdims=True)
     weights = np.array(got["directions"].column("weight").to_pylist())
     assert got["directions"].column("scope").to_pylist() == ["model"] * 3
-    together = {0: {0, 4, 8}, 4: {0, 4, 8}, 8: {0, 4, 8}, 1: {1, 2}, 2: {1, 2}}
+    answers = {1: {1, 2}, 2: {1, 2}} if leave_out != "pair" else {}
+    together = answers | ({i: {0, 4, 8} for i in (0, 4, 8)} if leave_out == "group" else {})
     for i, score in enumerate(got["scores"].column("score_all").to_pylist()):
         leave = together.get(i, {i})
         assert score == pytest.approx(literal_score(wide, languages, i, leave, weights, ["en", "de", "zh"]), abs=2e-3)

@@ -122,11 +122,11 @@ def test_the_sft_stage_has_its_loss_curve(build_run, tmp_path):
     rows = [{"step": step, "name": "loss", "value": 3.0 / step} for step in range(1, 9)]
     path = tmp_path / "sft_metrics.parquet"
     pq.write_table(pa.Table.from_pylist(rows, schema=TABLES["sft_metrics"].schema), path)
-    run.inputs["sft_metrics"] = [path]
+    run.run.inputs["sft_metrics"] = [path]
     sft = SftConfig.model_validate({"sources": [{"path": "<b>talks</b>.jsonl"}]})
-    run.config = run.config.model_copy(update={"sft": sft})
+    run.run.config = run.run.config.model_copy(update={"sft": sft})
     html = write(run, tmp_path)
-    assert "Loss over 8 logged steps, from 3 to 0.375" in html and html.count("Supervised fine-tuning") == 2
+    assert "Loss over 8 logged steps, from 3.00 to 0.375" in html and html.count("Supervised fine-tuning") == 2
     assert "<b>talks" not in html
 
 
