@@ -46,7 +46,7 @@ class Curve:
 @dataclass(frozen=True)
 class Curves:
     """One round's main curves, those of merging and projecting, and the last value of everything else that was logged:
-    (name, step, value). round None: those of sft."""
+    (name, step, value). round None: sft."""
 
     round: int | None
     curves: list[Curve]
