@@ -169,7 +169,9 @@ def _disk(config: RunConfig, sizes: Sizes) -> dict[str, float]:
     answer = _BYTES_PER_TOKEN * config.generate.sampling.max_tokens
     texts = 2 * answer + _BYTES_PER_TOKEN * 200
     per_pair, sums = _gradient_bytes(config, sizes)
-    chained = 2 * 4 * sizes.weights if _chained(config) else 0.0  # displacement and start of every weight, in both checkpoints
+    chained = (
+        2 * 4 * sizes.weights if _chained(config) else 0.0
+    )  # displacement and start of every weight, in both checkpoints
     return {
         "candidates": sizes.candidates * (answer + _ROW_BYTES),
         "judgements": sizes.candidates * _ROW_BYTES,

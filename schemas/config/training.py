@@ -46,7 +46,9 @@ class MergeConfig(Section):
     keep: Literal["device", "cpu", "disk"] = execution(
         "device", "where the task vector lies: the training device, main memory, or a memory-mapped file"
     )
-    log_every: int = semantic(10, "optimizer steps between logged numbers of the merge and the projection; 0: never", ge=0)
+    log_every: int = semantic(
+        10, "optimizer steps between logged numbers of the merge and the projection; 0: never", ge=0
+    )
 
 
 class Objective(Section):
