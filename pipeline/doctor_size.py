@@ -169,15 +169,15 @@ def _disk(config: RunConfig, sizes: Sizes) -> dict[str, float]:
     answer = _BYTES_PER_TOKEN * config.generate.sampling.max_tokens
     texts = 2 * answer + _BYTES_PER_TOKEN * 200
     per_pair, sums = _gradient_bytes(config, sizes)
-    chained = (
-        2 * 4 * sizes.weights if _chained(config) else 0.0
-    )  # displacement and start of every weight, in both checkpoints
+    model = _model_bytes(config.train.method, sizes)
+    if _chained(config):  # the displacement and the start of every weight, in both checkpoints
+        model += 2 * 4 * sizes.weights
     return {
         "candidates": sizes.candidates * (answer + _ROW_BYTES),
         "judgements": sizes.candidates * _ROW_BYTES,
         "pairs, curated and rejected": 2 * sizes.pairs * texts,
         "gradients": sizes.pairs * per_pair + sums,
-        "model and checkpoints": _model_bytes(config.train.method, sizes) + chained,
+        "model and checkpoints": model,
         "copies between objectives": 3 * _copy(config, sizes),
     }
 
