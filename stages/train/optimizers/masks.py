@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from schemas.ids import canonical_json
+from stages.train.optimizers.shard import Shard
+from stages.train.optimizers.top import keep_top_sharded_
 
 BLOCK = 65_536
 """Entries of one random stream."""
@@ -48,7 +50,7 @@ def keep_top_(values: torch.Tensor, reserve: float, released: bool = False) -> t
     k = max(1, round(reserve * n)); as released k = int(reserve * n), and k < 1 keeps everything. values: any shape.
     """
     count = values.numel()
-    k = int(reserve * count) if released else max(1, round(reserve * count))
+    k = kept_of(count, reserve, released)
     if k >= count or k < 1:
         return values
     magnitude = values.abs().flatten()
@@ -59,6 +61,23 @@ def keep_top_(values: torch.Tensor, reserve: float, released: bool = False) -> t
         ties = (magnitude == limit).nonzero().flatten()
         keep[ties[len(ties) - surplus :]] = False
     return values.mul_(keep.view(values.shape))
+
+
+def keep_top_of_(values: list[torch.Tensor], shards: list[Shard], reserve: float, released: bool = False) -> None:
+    """`keep_top_` of several parameters of which this process holds `shards`: k and ties are those of the whole parameters."""
+    if shards[0].peers is None:
+        for value in values:
+            keep_top_(value, reserve, released)
+        return
+    kept = [kept_of(shard.numel, reserve, released) for shard in shards]
+    some = [i for i, shard in enumerate(shards) if 0 < kept[i] < shard.numel]
+    if some:
+        keep_top_sharded_([values[i] for i in some], [kept[i] for i in some], shards[0].peers)
+
+
+def kept_of(count: int, reserve: float, released: bool) -> int:
+    """k: how many of `count` entries are kept."""
+    return int(reserve * count) if released else max(1, round(reserve * count))
 
 
 def _kth_smallest(magnitude: torch.Tensor, index: int) -> torch.Tensor:
