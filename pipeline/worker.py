@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from pipeline import files
 from pipeline.commit import TableWriter, commit_part, part_name, retract_part
 from pipeline.rundir import RunDir
 from pipeline.storage import storage_error
+from pipeline.writer import Writer
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.manifests import FileRecord, PartManifest, ShardRange, StageManifest
@@ -54,10 +56,25 @@ class Order:
     limits: dict[str, int] = field(default_factory=dict)
 
 
+class Line:
+    """The worker's end of the pipe: messages of the writer's thread and of the stage's do not mix."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        with self._lock:
+            self._connection.send(message)
+
+    def recv(self) -> Any:
+        return self._connection.recv()
+
+
 class PipeProgress:
     """Progress that goes to the driver, at most five times a second."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Line) -> None:
         self._connection = connection
         self._amount = 0
         self._rates: dict[str, float] = {}
@@ -88,9 +105,10 @@ def main(connection: Connection, driver: int, log: Path, environment: dict[str, 
     os.environ.update(environment)
     _log_to(log)
     shared: dict[str, Any] = {}
+    line = Line(connection)
     try:
-        while (message := connection.recv()) is not None:
-            _carry_out(message, connection, stop, shared)
+        while (message := line.recv()) is not None:
+            _carry_out(message, line, stop, shared)
     except (EOFError, BrokenPipeError):
         return
     finally:
@@ -99,7 +117,7 @@ def main(connection: Connection, driver: int, log: Path, environment: dict[str, 
                 resource.close()
 
 
-def _carry_out(order: Order, connection: Connection, stop: Any, shared: dict[str, Any]) -> None:
+def _carry_out(order: Order, connection: Line, stop: Any, shared: dict[str, Any]) -> None:
     progress = PipeProgress(connection)
     try:
         run = _run_shards if order.spec.kind == "shard" else _run_whole
@@ -146,7 +164,7 @@ def _stage(spec: StageSpec) -> Any:
     return getattr(importlib.import_module(module), name)()
 
 
-def _run_shards(order: Order, ctx: Context, connection: Connection) -> None:
+def _run_shards(order: Order, ctx: Context, connection: Line) -> None:
     rundir, spec = RunDir(order.root), order.spec
     source = order.inputs[spec.reads[0].rstrip("?")]
     begun = time.monotonic()
@@ -159,11 +177,15 @@ def _run_shards(order: Order, ctx: Context, connection: Connection) -> None:
                 return
             yield Shard(index, read_range(order.root, source, order.shards[index]))
 
-    for part in _stage(spec).run(ctx, shards()):
-        manifest = _commit(rundir, order, part, time.monotonic() - begun)
-        begun = time.monotonic()
-        connection.send(("limits", ctx.limits))
+    def commit(part: Part, seconds: float, limits: dict[str, int]) -> None:
+        manifest = _commit(rundir, order, part, seconds)
+        connection.send(("limits", limits))
         connection.send(("committed", manifest))
+
+    with Writer(commit) as writer:
+        for part in _stage(spec).run(ctx, shards()):
+            writer.put(part, time.monotonic() - begun, dict(ctx.limits))
+            begun = time.monotonic()
 
 
 def _commit(rundir: RunDir, order: Order, part: Part, seconds: float) -> PartManifest:
@@ -189,7 +211,7 @@ def _commit(rundir: RunDir, order: Order, part: Part, seconds: float) -> PartMan
     )
 
 
-def _run_whole(order: Order, ctx: Context, connection: Connection) -> None:
+def _run_whole(order: Order, ctx: Context, connection: Line) -> None:
     """TableStage or ArtifactStage: everything it writes is one commit."""
     rundir, spec = RunDir(order.root), order.spec
     begun = time.monotonic()

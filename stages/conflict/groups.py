@@ -4,10 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
+
+_COMMON_ANSWER = (20, 0.01)
+"""An answer shared by more pairs than both (a number, a share of all) does not join them into one group: "Yes." would
+chain unrelated tasks together until nothing is left to compare with."""
+
+
+def leaving_together(pairs: pl.DataFrame, leave_out: Literal["pair", "answers", "group"]) -> Tensor | None:
+    """Group labels [N] of the pairs that leave every direction together; None: each leaves alone.
+
+    pairs: chosen, rejected (texts, or any id of them) and group_id. answers: pairs that share an answer, whichever side
+    it is on; group: or a translation group.
+    """
+    if leave_out == "pair":
+        return None
+    n = pairs.height
+    limit = max(_COMMON_ANSWER[0], int(_COMMON_ANSWER[1] * n))
+    texts = np.concatenate([pairs["chosen"].to_numpy(), pairs["rejected"].to_numpy()])
+    _, answers, counts = np.unique(texts, return_inverse=True, return_counts=True)
+    labels = [np.tile(np.arange(n), 2), np.where(counts[answers] > limit, -1, answers)]
+    if leave_out == "group":
+        labels.append(np.tile(pairs["group_id"].rank("dense").to_numpy().astype(np.int64), 2))
+    return merge_groups(*labels)[:n]
 
 
 def merge_groups(*labels: Sequence[Hashable | None] | np.ndarray) -> Tensor:

@@ -22,6 +22,7 @@ from pipeline.console import Display
 from pipeline.executor import Reports
 from pipeline.run import Outcome, Selection
 from pipeline.worker import Order, PipeProgress
+from pipeline.writer import Writer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
 import fake_stages
@@ -48,6 +49,13 @@ class InlineExecutor:
         """Nothing to end."""
 
 
+class InlineWriter(Writer[...]):
+    """Commits in this thread, so that file operations come in one order and all are watched."""
+
+    def put(self, *args: Any, **kwargs: Any) -> None:
+        self._commit(*args, **kwargs)
+
+
 class _Pipe:
     def __init__(self, order: Order, reports: Reports, computed: list[tuple[str, int]]) -> None:
         self._order, self._reports, self._computed = order, reports, computed
@@ -57,6 +65,8 @@ class _Pipe:
         if message[0] == "committed":
             self._computed.append((self._order.spec.name, message[1].index))
             self._reports.committed(message[1])
+        if message[0] == "note":
+            self._reports.note(message[1])
 
     def recv(self) -> int | None:
         return self._queue.popleft() if self._queue else None
@@ -100,6 +110,7 @@ def fake_pipeline() -> Iterator[None]:
         patch.setattr(pipeline.run, "config_files", lambda spec, config: {})
         patch.setattr(pipeline.run, "preflight", lambda config, specs: None)
         patch.setattr(pipeline.run, "LocalExecutor", InlineExecutor)
+        patch.setattr(worker, "Writer", InlineWriter)
         patch.setattr(pipeline.lease, "_process_lives", lambda holder: False)
         patch.setattr(pipeline.lease, "_SETTLE_SECONDS", 0.0)
         patch.setattr(

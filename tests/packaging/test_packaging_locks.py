@@ -16,8 +16,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 def pins(platform: str) -> dict[str, Version]:
     lines = (ROOT / "locks" / f"{platform}.txt").read_text(encoding="utf-8").splitlines()
-    found = [line.split("==") for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    return {name: Version(version) for name, version in found}
+    found = [Requirement(line) for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    pinned = {requirement.name: str(requirement.specifier) for requirement in found}
+    assert all(version.startswith("==") for version in pinned.values())
+    return {name: Version(version.removeprefix("==")) for name, version in pinned.items()}
 
 
 def wanted(*extras: str) -> list[Requirement]:
@@ -25,7 +27,9 @@ def wanted(*extras: str) -> list[Requirement]:
     return [Requirement(line) for line in lines if not line.startswith(PROJECT["name"])]
 
 
-@pytest.mark.parametrize(("platform", "extras"), [("cpu", ("torch", "cpu", "dev")), ("cuda", ("torch", "cuda", "dev"))])
+@pytest.mark.parametrize(
+    ("platform", "extras"), [("cpu", ("torch", "cpu", "solvers", "dev")), ("cuda", ("torch", "cuda", "solvers", "dev"))]
+)
 def test_the_lock_pins_a_fitting_version_of_everything_the_project_asks_for(
     platform: str, extras: tuple[str, ...]
 ) -> None:

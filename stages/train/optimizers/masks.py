@@ -44,13 +44,14 @@ def _draws(digest: bytes, block: int, count: int) -> np.ndarray:
     return np.asarray(philox.random_raw((count + 1) // 2)).astype("<u8", copy=False).view("<u4")[:count]
 
 
-def keep_top_(values: torch.Tensor, reserve: float, released: bool = False) -> torch.Tensor:
+def keep_top_(values: torch.Tensor, reserve: float, released: bool = False, active: int | None = None) -> torch.Tensor:
     """Zero, in place, all but the k entries of largest magnitude; ties go to the lower position.
 
-    k = max(1, round(reserve * n)); as released k = int(reserve * n), and k < 1 keeps everything. values: any shape.
+    k = max(1, round(reserve * n)); as released k = int(reserve * n), and k < 1 keeps everything. values: any shape. active: n, when only
+    so many of the values may differ from 0; default: all.
     """
     count = values.numel()
-    k = kept_of(count, reserve, released)
+    k = kept_of(count if active is None else active, reserve, released)
     if k >= count or k < 1:
         return values
     magnitude = values.abs().flatten()
@@ -63,13 +64,16 @@ def keep_top_(values: torch.Tensor, reserve: float, released: bool = False) -> t
     return values.mul_(keep.view(values.shape))
 
 
-def keep_top_of_(values: list[torch.Tensor], shards: list[Shard], reserve: float, released: bool = False) -> None:
-    """`keep_top_` of several parameters of which this process holds `shards`: k and ties are those of the whole parameters."""
+def keep_top_of_(
+    values: list[torch.Tensor], shards: list[Shard], reserve: float, released: bool, active: list[int]
+) -> None:
+    """`keep_top_` of several parameters of which this process holds `shards`: k and ties are those of the whole parameters,
+    `active` counts over the whole."""
     if shards[0].peers is None:
-        for value in values:
-            keep_top_(value, reserve, released)
+        for value, n in zip(values, active, strict=True):
+            keep_top_(value, reserve, released, n)
         return
-    kept = [kept_of(shard.numel, reserve, released) for shard in shards]
+    kept = [kept_of(n, reserve, released) for n in active]
     some = [i for i, shard in enumerate(shards) if 0 < kept[i] < shard.numel]
     if some:
         keep_top_sharded_([values[i] for i in some], [kept[i] for i in some], shards[0].peers)

@@ -338,6 +338,20 @@ def test_what_this_mode_cannot_do_is_refused_by_its_key(changes, named):
         config(changes.get("conflict"), sketch={"both_sides": changes.get("both_sides", False)})
 
 
+def test_defaults_of_the_conflict_stage_that_this_mode_cannot_have_are_others():
+    values = {
+        "name": "t",
+        "languages": {"seen": ["en"]},
+        "model": {"policy": "m"},
+        "prompts": {"sources": [{"path": "x"}]},
+    }
+    one_sided = RunConfig.model_validate(values | {"gradients": {"sketch": {"method": "one_sided"}}})
+    assert (one_sided.conflict.leave_out, one_sided.conflict.metric) == ("pair", "unit")
+    assert RunConfig.model_validate(one_sided.model_dump()) == one_sided
+    two_sided = RunConfig.model_validate(values)
+    assert (two_sided.conflict.leave_out, two_sided.conflict.metric) == ("answers", "layer")
+
+
 def test_when_no_pair_is_left_both_passes_say_so_in_their_accounts(tmp_path, models):
     config_ = config()
     config_.text.max_length = 4

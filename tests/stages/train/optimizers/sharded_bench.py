@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from schemas.errors import UserError
-from stages.train.optimizers import Merge, OnlineMergingAdamW, Protected, TaskVector
+from stages.train.optimizers import ActiveEntries, Merge, OnlineMergingAdamW, Protected, TaskVector
 from stages.train.optimizers.masks import keep_top_of_
 from stages.train.optimizers.shard import Shard as Held
 from stages.train.optimizers.state import gathered_state, scattered_state
@@ -43,6 +43,16 @@ def protected(side: str) -> Protected:
     return Protected.none().extended(changes, side, 0.5, 2)  # type: ignore[arg-type]
 
 
+def active(share: float) -> ActiveEntries:
+    """Random entries of most parameters; whole rows of the second matrix."""
+    generator = torch.Generator().manual_seed(8)
+    masks = {n: torch.rand(p.shape, generator=generator) < share for n, p in make_model(False).named_parameters()}
+    masks["2.weight"] = torch.rand(11, 1, generator=generator) < 0.5
+    masks["0.bias"] = torch.tensor([True])
+    del masks["5.bias"]
+    return ActiveEntries(masks)
+
+
 CASES = {
     "adamw": Case({}),
     "ondare": Case({"merge": Merge("ondare", alpha=0.01, reserve=0.5)}),
@@ -54,6 +64,7 @@ CASES = {
     "onties": Case({"merge": Merge("onties", alpha=0.01, reserve=0.3)}),
     "onties released": Case({"merge": Merge("onties", alpha=0.01, reserve=0.3, preset="released", rescale=True)}),
     "anchor": Case({"merge": Merge("anchor", alpha=0.01, alpha_schedule="constant")}),
+    "masked, merged": Case({"active": 0.2, "merge": Merge("onties", alpha=0.01, reserve=0.3), "weight_decay": 0.1}),
     "left": Case({"protected": "left", "weight_decay": 0.1}),
     "right": Case({"protected": "right"}),
     "both, merged": Case({"protected": "both", "merge": Merge("ondare", alpha=0.01, reserve=0.5)}),
@@ -85,6 +96,8 @@ def make_optimizer(model: nn.Module, case: Case) -> OnlineMergingAdamW:
     settings = dict(case.settings)
     if isinstance(settings.get("protected"), str):
         settings["protected"] = protected(settings["protected"])
+    if isinstance(settings.get("active"), float):
+        settings["active"] = active(settings["active"])
     generator = torch.Generator().manual_seed(99)
     tau = {n: torch.randn(p.shape, generator=generator) for n, p in make_model(False).named_parameters()}
     merged = settings.get("merge")
@@ -219,14 +232,20 @@ def _accelerate(half: slice, found: dict[str, torch.Tensor]) -> bool:
     )
 
 
-def _refused() -> str:
+def _refused() -> list[str]:
     mesh = dist.init_device_mesh("cpu", (2,))
-    columns = nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, [Shard(1)]))
-    try:
-        OnlineMergingAdamW([("weight", columns)], merge=Merge("anchor", alpha=0.1))
-    except UserError as error:
-        return str(error)
-    return ""
+    columns, rows = (nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, [Shard(axis)])) for axis in (1, 0))
+    both = {
+        "protected": Protected({"weight": torch.eye(4)[:, :1]}, {}),
+        "active": ActiveEntries({"weight": torch.eye(4) > 0}),
+    }
+    errors = []
+    for parameter, settings in ((columns, {"merge": Merge("anchor", alpha=0.1)}), (rows, both)):
+        try:
+            OnlineMergingAdamW([("weight", parameter)], **settings)
+        except UserError as error:
+            errors.append(str(error))
+    return errors
 
 
 def _tops(rank: int) -> dict[str, torch.Tensor]:
@@ -235,6 +254,12 @@ def _tops(rank: int) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for number, (reserve, released, double) in enumerate(TOPS):
         tensors = [distribute_tensor(t.double() if double else t, mesh, [Shard(0)]) for t in top_inputs()]
-        keep_top_of_([t.to_local() for t in tensors], [Held.of("t", t) for t in tensors], reserve, released)
+        keep_top_of_(
+            [t.to_local() for t in tensors],
+            [Held.of("t", t) for t in tensors],
+            reserve,
+            released,
+            [t.numel() for t in tensors],
+        )
         found |= {f"top {number}/{i}": t.full_tensor() for i, t in enumerate(tensors)}
     return found

@@ -19,6 +19,7 @@ from sharded_bench import (
     CASES,
     STEPS,
     TOPS,
+    active,
     make_model,
     make_optimizer,
     protected,
@@ -118,9 +119,18 @@ def test_parameters_that_accelerate_shards_afterwards_are_found_by_name(facts: d
     assert facts["accelerate"] is True
 
 
-def test_parameters_cut_by_columns_are_refused(facts: dict[str, Any]) -> None:
-    assert "weight is cut as" in facts["refused"]
-    assert "FSDP2" in facts["refused"]
+def test_parameters_cut_by_columns_are_refused_and_so_are_mask_and_subspace_on_rows(facts: dict[str, Any]) -> None:
+    columns, both = facts["refused"]
+    assert "weight is cut as" in columns and "FSDP2" in columns
+    assert "weight is sharded and has both a mask and protected directions" in both
+
+
+def test_what_is_masked_stays_as_it_was_to_the_bit(found: dict[str, torch.Tensor]) -> None:
+    start, masks = whole(make_model(True)), active(0.2)
+    for parameter, weight in start.items():
+        if masks.covers(parameter):
+            frozen = ~masks.mask(parameter).expand_as(weight)
+            assert torch.equal(found[f"masked, merged/{parameter}"][frozen], weight[frozen])
 
 
 def test_flattened_parameters_are_refused_by_name() -> None:
