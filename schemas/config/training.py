@@ -24,9 +24,11 @@ class MergeConfig(Section):
     """Online merging (arXiv 2405.17931): the update of every step is merged with the task vector SFT - base."""
 
     base: str | None = execution(
-        None, "ondare, onties: the pretrained model the SFT model was made from: hub id, folder, embedded:NAME"
+        None,
+        "ondare, onties: the pretrained model the SFT model was made from: hub id, folder, embedded:NAME; with sft.sources: "
+        "default model.policy",
     )
-    sft: str | None = execution(None, "the SFT model; default: the policy before any training")
+    sft: str | None = execution(None, "the SFT model; default: the policy of round 0")
     preset: Literal["paper", "released"] = semantic(
         "paper", "what the paper says, or what its released code computes (docs/methods.md section 5)"
     )
@@ -173,10 +175,6 @@ class TrainConfig(Section):
             given += [n for n in ("rescale",) if merge.rescale] + (["preset"] if merge.preset != "paper" else [])
             if given:
                 raise ValueError(f"train.optimizer: anchor has no use for train.merge.{given[0]}: leave it out")
-        elif merge.base is None:
-            raise ValueError(
-                f"train.optimizer: {self.optimizer} needs train.merge.base, the pretrained model before SFT"
-            )
         elif merge.rescale and merge.preset != "released":
             raise ValueError("train.merge.rescale belongs to train.merge.preset: released")
         return self

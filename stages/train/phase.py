@@ -14,6 +14,7 @@ from schemas.errors import UserError
 from schemas.ids import seed_for
 from stages.contract import Context, Stopped
 from stages.text.render import Renderer
+from stages.train.arguments import common_arguments
 from stages.train.batches import BatchPlan
 from stages.train.callbacks import StepCallback
 from stages.train.checkpoints import resumable
@@ -23,8 +24,6 @@ from stages.train.optimizers.subspace import Protected
 from stages.train.processes import any_of, from_first
 from stages.train.trainer import PairTrainer
 from stages.train.vector import task_vector_for
-
-_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
 @dataclass(frozen=True)
@@ -104,41 +103,18 @@ class _Arguments(DPOConfig):
 
 
 def _arguments(ctx: Context, phase: Phase, numbers: Precision, seed: int) -> DPOConfig:
-    train, loss, plan = ctx.config.train, ctx.config.loss, phase.plan
+    train, plan = ctx.config.train, phase.plan
     arguments = _Arguments(
         output_dir=str(phase.checkpoints),
         run_name=f"{ctx.config.name}-round-{ctx.round}",
         project=ctx.config.name,
-        max_steps=plan.steps,
-        per_device_train_batch_size=plan.micro_batch,
-        gradient_accumulation_steps=plan.accumulation,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type=_SCHEDULES[train.schedule],
-        warmup_steps=plan.warmup_steps,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        loss_type=[loss.type],
-        beta=loss.beta,
-        label_smoothing=loss.smoothing,
-        discopop_tau=loss.tau,
-        max_length=None,
+        **common_arguments(train, plan, numbers, seed),
+        loss_type=[ctx.config.loss.type],
+        beta=ctx.config.loss.beta,
+        label_smoothing=ctx.config.loss.smoothing,
+        discopop_tau=ctx.config.loss.tau,
         precompute_ref_log_probs=True,
         disable_dropout=False,
-        gradient_checkpointing=train.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
-        bf16=numbers.bf16,
-        fp16=numbers.fp16,
-        use_cpu=numbers.device.type == "cpu",
-        dataloader_pin_memory=numbers.device.type == "cuda",
-        seed=seed,
-        data_seed=seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to=train.report_to or "none",
-        save_strategy="steps",
-        save_steps=train.save_steps,
-        save_total_limit=2,
     )
     # One device a process, whatever else is visible (tensor-parallel inference): no nn.DataParallel.
     arguments._n_gpu = min(arguments.n_gpu, 1)
