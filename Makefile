@@ -1,12 +1,14 @@
 # Everything runs in .venv, made from locks/$(PLATFORM).txt the first time and again whenever that lock changes.
 #   PLATFORM=cpu|cuda    default: cuda where nvidia-smi sees a GPU, else cpu
 #   PYTHON=python3.12    default: the first of python3.11, python3.12, python3.13, python3 in that range
+#   WORKERS=2            processes that tests run in (0: one, where they share a GPU)
 #   ARGS="..."           more arguments for what `make demo`, `make test` or `make faults` runs
 # Refused, with a reason: other Pythons than 3.11 to 3.13, other machines than Linux x86_64.
 
 PYTHON   ?=
 PLATFORM ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 VENV     ?= .venv
+WORKERS  ?= $(if $(filter cuda,$(PLATFORM)),0,2)
 ARGS     ?=
 UV       ?= uv
 UPGRADE  ?=
@@ -44,7 +46,7 @@ demo: $(ready) ## the whole pipeline on a small real model, into runs/demo
 	@$(run) pipeline run data/configs/demo.yaml $(ARGS)
 
 test: lint ## lint, types, import directions, then every test
-	$(run) pytest $(ARGS)
+	$(run) pytest -n $(WORKERS) --no-loadscope-reorder $(ARGS)
 
 faults: $(ready) ## kill and break runs in every way we know (ARGS="--kills 200 --seed 0")
 	$(run) tests.faults.kills $(ARGS)

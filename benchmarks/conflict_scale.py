@@ -5,14 +5,17 @@
 Pairs are random sketches with a weak shared direction, written as the gradients stage writes them (float16, zstd, parts of 2,048).
 Translations of one task share a group and lie as far apart as they can: the table is in order of language. Both stages run in
 a process of their own, whose peak memory is measured; the same parts are read before and after, the faster reading counts.
-1,000,000 pairs of the default size need 17 GB of disk, and as much temporary space where groups lie apart.
+1,000,000 pairs of the default size need 17 GB of disk, and as much again for the sketches that wait for their group; both in
+FOLDER, whose free space is looked at first.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +33,8 @@ from schemas.tables import TABLES, gradients_schema
 from stages.contract import Account, Context, Rows, Silent
 
 _PART = 2048
+_BESIDE = 1024
+"""Bytes of a pair beside its sketch, in all tables."""
 _CODES = [
     "en",
     "de",
@@ -156,12 +161,17 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="conflict-scale-", dir=args.folder) as name:
         folder = Path(name)
+        need, free = 2 * args.pairs * (2 * args.dim + _BESIDE), shutil.disk_usage(folder).free
+        if free < need:
+            parser.error(f"{need / 1e9:,.1f} GB are needed in {folder.parent}, {free / 1e9:,.1f} GB are free: --folder")
         write(folder, args.pairs, args.languages, args.dim)
         size = sum(file.stat().st_size for file in folder.glob("gradients-*"))
         command = [sys.executable, "-m", "benchmarks.conflict_scale", "--child", "--folder", name]
         command += ["--languages", str(args.languages), *(f"--set={item}" for item in args.set)]
         first = read(folder)
-        lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+        environment = {**os.environ, "TMPDIR": name}
+        child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        lines = child.stdout.splitlines()
         second = read(folder)
     found = json.loads(lines[-1])
     assert found["scores"] == args.pairs

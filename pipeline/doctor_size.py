@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import psutil
+
 from schemas.config import RunConfig
 from schemas.config.sources import Source
 from stages.checks.finding import Finding
@@ -123,6 +125,12 @@ def needs(config: RunConfig, sizes: Sizes) -> Iterator[Finding]:
     if not sizes.memory or not sizes.weights:
         return
     memory = _memory(config, sizes)
+    if config.train.orthalign.rank == "search":
+        copy, main = _copy(config, sizes), psutil.virtual_memory().available
+        if copy > main:
+            what = f"train's rank search holds a copy of the weights, about {copy / GIB:.1f} GiB of main memory,"
+            fix = "Use train.orthalign.rank: energy."
+            yield Finding("memory", "problem", f"{what} {main / GIB:.1f} GiB are free", fix)
     for stage, (needed, fix) in memory.items():
         if needed > sizes.memory:
             what = f"{stage} needs about {needed / GIB:.1f} GiB, {sizes.memory / GIB:.1f} GiB are free"
@@ -161,18 +169,36 @@ def _disk(config: RunConfig, sizes: Sizes) -> dict[str, float]:
     answer = _BYTES_PER_TOKEN * config.generate.sampling.max_tokens
     texts = 2 * answer + _BYTES_PER_TOKEN * 200
     per_pair, sums = _gradient_bytes(config, sizes)
+    model = _model_bytes(config.train.method, sizes)
+    if _chained(config):  # the displacement and the start of every weight, in both checkpoints
+        model += 2 * 4 * sizes.weights
     return {
         "candidates": sizes.candidates * (answer + _ROW_BYTES),
         "judgements": sizes.candidates * _ROW_BYTES,
         "pairs, curated and rejected": 2 * sizes.pairs * texts,
         "gradients": sizes.pairs * per_pair + sums,
-        "model and checkpoints": _model_bytes(config.train.method, sizes),
+        "model and checkpoints": model,
+        "copies between objectives": 3 * _copy(config, sizes),
     }
 
 
 def _model_bytes(method: str, sizes: Sizes) -> float:
     """A trained model and the checkpoints on the way to it."""
     return sizes.weights + (2 * 5 * sizes.weights if method == "full" else 0.2 * sizes.weights)
+
+
+def _chained(config: RunConfig) -> bool:
+    """Whether all weights are trained by an optimizer that holds them as start + displacement."""
+    sequence = config.train.orthalign
+    return config.train.method == "full" and (config.train.optimizer != "adamw" or bool(sequence.objectives))
+
+
+def _copy(config: RunConfig, sizes: Sizes) -> float:
+    """Bytes of one copy of the weights as an objective of a sequence holds them: bases are taken from the weights before and
+    after it, which lie on disk beside those of the objective before."""
+    if not config.train.orthalign.objectives:
+        return 0.0
+    return sizes.weights * (2 if config.train.method == "full" else 1)
 
 
 def _memory(config: RunConfig, sizes: Sizes) -> dict[str, tuple[float, str]]:
@@ -182,6 +208,9 @@ def _memory(config: RunConfig, sizes: Sizes) -> dict[str, tuple[float, str]]:
     def training(method: str) -> float:
         return weights * (8 if method == "full" else 2) + GIB
 
+    train = training(config.train.method)
+    if _chained(config):
+        train += weights * (4 if config.train.optimizer != "adamw" and config.train.merge.keep == "device" else 3)
     sums = 0.0
     if config.gradients.sketch.method == "one_sided":
         sums = (
@@ -190,7 +219,7 @@ def _memory(config: RunConfig, sizes: Sizes) -> dict[str, tuple[float, str]]:
     found = {
         "gradients": (1.5 * weights + sums + GIB, "Lower gradients.token_budget; the model must fit one worker."),
         "train": (
-            training(config.train.method),
+            train,
             "Set train.method: lora and train.gradient_checkpointing: true, lower train.micro_batch_size.",
         ),
     }

@@ -99,13 +99,20 @@ def make_model(folder: Path, tokenizer) -> Path:
     return folder
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For pytest-xdist (`--dist loadgroup`): a file's tests share a worker, and so do all that share the one whole run."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            group = "whole_run" if "whole_run" in getattr(item, "fixturenames", ()) else item.path.stem
-            item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With pytest-xdist a file's tests share a worker, and so do the end-to-end tests, whose one whole run is dear.
+
+    (The real model's are apart. `--dist loadgroup` does nothing with pytest 9.2 and pytest-xdist 3.8.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if "end_to_end" not in file or "e2e_real" in file else "end_to_end"
+
+    return ByFile(config, log)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -120,8 +120,9 @@ class RunConfig(Section):
             )
         if self.conflict.leave_out != "pair":
             raise ValueError(
-                f"conflict.leave_out: {self.conflict.leave_out} needs inner products between pairs, which gradients.sketch.method: one_sided "
-                "does not have: set conflict.leave_out: pair, or method: two_sided"
+                f"conflict.leave_out: {self.conflict.leave_out} needs inner products between pairs, which"
+                " gradients.sketch.method: one_sided does not have: leave it out or set conflict.leave_out: pair, or take"
+                " method: two_sided"
             )
         if self.select.diversity.cells:
             raise ValueError(

@@ -46,7 +46,9 @@ class MergeConfig(Section):
     keep: Literal["device", "cpu", "disk"] = execution(
         "device", "where the task vector lies: the training device, main memory, or a memory-mapped file"
     )
-    log_every: int = semantic(10, "optimizer steps between logged numbers of the merge; 0: never", ge=0)
+    log_every: int = semantic(
+        10, "optimizer steps between logged numbers of the merge and the projection; 0: never", ge=0
+    )
 
 
 class Objective(Section):
@@ -160,7 +162,8 @@ class TrainConfig(Section):
     def _merge(self) -> TrainConfig:
         merge = self.merge
         if self.optimizer == "adamw":
-            if merge != MergeConfig():
+            projects = bool(self.orthalign.objectives)  # then log_every is of the projection
+            if merge != MergeConfig(log_every=merge.log_every if projects else MergeConfig().log_every):
                 raise ValueError("train.merge is set and train.optimizer is adamw: use ondare, onties or anchor")
             return self
         if self.method == "lora":

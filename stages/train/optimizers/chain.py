@@ -67,7 +67,9 @@ class Chain:
             self._project(bucket, telemetry)
         waits = merge.active and not due
         torch._foreach_add_(bucket.state("pending") if waits else displacements, bucket.views(bucket.update))
-        if group["trust_radius"]:
+        if group["trust_radius"] and (
+            float(group["lr"]) or a
+        ):  # else nothing moved, and the estimate's last bits must not
             _trust(bucket, group["trust_radius"])
         if decay and released and not constrained:
             _decay(bucket, decay, to_start=False)

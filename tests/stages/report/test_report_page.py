@@ -12,14 +12,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hostile import NASTY, STEERING
 
 from schemas.config.sft import SftConfig
 from schemas.manifests import StageManifest, Tally
-from schemas.tables import TABLES
 from stages.contract import Account, Context, Silent
 from stages.report.stage import Report
 
@@ -120,13 +117,11 @@ def test_the_sft_stage_has_its_loss_curve(build_run, tmp_path):
     run = build_run()
     assert "Supervised fine-tuning" not in write(run, tmp_path)
     rows = [{"step": step, "name": "loss", "value": 3.0 / step} for step in range(1, 9)]
-    path = tmp_path / "sft_metrics.parquet"
-    pq.write_table(pa.Table.from_pylist(rows, schema=TABLES["sft_metrics"].schema), path)
-    run.inputs["sft_metrics"] = [path]
+    run.write("sft_metrics", rows)
     sft = SftConfig.model_validate({"sources": [{"path": "<b>talks</b>.jsonl"}]})
-    run.config = run.config.model_copy(update={"sft": sft})
+    run.run.config = run.run.config.model_copy(update={"sft": sft})
     html = write(run, tmp_path)
-    assert "Loss over 8 logged steps, from 3 to 0.375" in html and html.count("Supervised fine-tuning") == 2
+    assert "Loss over 8 logged steps, from 3.00 to 0.375" in html and html.count("Supervised fine-tuning") == 2
     assert "<b>talks" not in html
 
 
