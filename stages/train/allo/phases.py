@@ -299,7 +299,7 @@ def _change(now: nn.Parameter, start: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def _restored(parameters: Mapping[str, nn.Parameter]) -> Iterator[Mapping[str, torch.Tensor]]:
     """Gives the parameters' values as they are, in main memory; they are put back at the end."""
-    start = {name: narrowest(p).cpu() for name, p in parameters.items()}
+    start = {name: narrowest(p, None).cpu() for name, p in parameters.items()}
     try:
         yield start
     finally:
