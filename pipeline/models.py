@@ -13,7 +13,9 @@ from stages.contract import ModelRef
 
 TRAINED = "model"
 ADAPTER = "adapter"
-_ROLES = frozenset({"start", "initial", "policy", "reference", "judge", "evaluation_judge", "trained", "sft", "base"})
+_ROLES = frozenset(
+    {"start", "initial", "policy", "reference", "judge", "evaluation_judge", "trained", "sft", "base", "token_reward"}
+)
 
 
 class Models:
@@ -54,8 +56,10 @@ class Models:
         return maker is None or self._rundir.stage(maker.spec, maker.round) is not None
 
     def _takes_part(self, role: str) -> bool:
-        """sft and base only when merging."""
+        """sft and base only when merging, token_reward only when ALLO has a reward model."""
         train, sft = self._config.train, self._config.sft
+        if role == "token_reward":
+            return train.allo.reward_model is not None
         if role not in ("sft", "base"):
             return True
         own_base = sft.on and train.optimizer != "anchor"  # the model the run starts from; anchor needs none
@@ -67,7 +71,7 @@ class Models:
         if role == "trained":
             return Step(BY_NAME["train"], round_)
         own = {"judge": model.judge, "evaluation_judge": model.evaluation_judge, "sft": train.merge.sft}
-        if role in ("start", "base") or own.get(role):
+        if role in ("start", "base", "token_reward") or own.get(role):
             return None
         moves = role in ("policy", "judge") or (role == "reference" and train.reference == "start")
         if moves and round_ > 0:
@@ -80,9 +84,9 @@ class Models:
         maker = self._maker(role, round_)
         if maker is not None:
             return self._made(maker)
-        model, merge = self._config.model, self._config.train.merge
-        own = {"judge": model.judge, "evaluation_judge": model.evaluation_judge, "sft": merge.sft, "base": merge.base}
-        name = own.get(role)
+        model, train = self._config.model, self._config.train
+        own = {"judge": model.judge, "evaluation_judge": model.evaluation_judge, "sft": train.merge.sft}
+        name = (own | {"base": train.merge.base, "token_reward": train.allo.reward_model}).get(role)
         return self._resolve(name, None) if name else self.start()
 
     def _made(self, maker: Step) -> ModelRef:

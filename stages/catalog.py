@@ -182,7 +182,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("curated", "gradients", "pairs", "pairs:0"),
         ("metrics",),
         ("model", "text", "loss", "train", "execution"),
-        ("policy", "reference", "sft", "base"),
+        ("policy", "reference", "sft", "base", "token_reward"),
     ),
     StageSpec(
         "evaluate",

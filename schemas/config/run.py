@@ -78,6 +78,13 @@ class RunConfig(Section):
                 "gradients.of: adapter needs the adapter that the round before trained, and train.method: full and"
                 " train.orthalign leave none: set gradients.of: weights, or rounds: 1"
             )
+        if self.train.allo.on and self.loss.type != "sigmoid":
+            raise ValueError(f"train.allo learns by DPO on key tokens, and loss.type is {self.loss.type}: use sigmoid")
+        if self.train.allo.on and self.loss.alpha:
+            raise ValueError(
+                "loss.alpha counts the tokens of whole answers, and train.allo trains on some: set it to 0, or leave out"
+                " train.allo"
+            )
         self._sides()
         self._models()
         if self.gradients.sketch.method == "one_sided":

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from schemas.config.allo import AlloConfig
 from schemas.config.base import Section, execution, semantic
 from schemas.config.model import Sampling
 from schemas.config.sources import PairSource
@@ -90,6 +91,7 @@ class TrainConfig(Section):
     )
     merge: MergeConfig = semantic(MergeConfig(), "settings of the online merge")
     orthalign: OrthAlignConfig = semantic(OrthAlignConfig(), "objectives in sequence; steps and epochs are of each")
+    allo: AlloConfig = semantic(AlloConfig(), "few weights, forgetting before learning, key tokens (method: full)")
     learning_rate: float = semantic(5e-6, "peak learning rate", gt=0)
     schedule: Literal["linear", "cosine", "constant"] = semantic("cosine", "learning-rate schedule")
     warmup_ratio: float = semantic(0.1, "share of steps that warm up", ge=0, lt=1)
@@ -155,6 +157,40 @@ class TrainConfig(Section):
             raise ValueError(
                 "train.orthalign.trust_radius bounds the change of a matrix, and a LoRA factor is not one: use train.method:"
                 " full, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _allo(self) -> TrainConfig:
+        allo = self.allo
+        if not allo.on:
+            if allo != AlloConfig():
+                raise ValueError("train.allo is set and train.allo.mask is none: use warmup or gradient")
+            return self
+        if self.method == "lora":
+            raise ValueError(
+                "train.allo selects entries of the weights, and an entry or a row of a LoRA factor is none of them: use"
+                " train.method: full"
+            )
+        if self.optimizer == "anchor":
+            raise ValueError(
+                "train.optimizer: anchor pulls to where training starts, which moves with every phase of train.allo: use"
+                " ondare, onties or adamw"
+            )
+        if self.reference == "initial":
+            raise ValueError(
+                "train.reference: initial and train.allo contradict each other: its references are the models its phases"
+                " start from"
+            )
+        if self.orthalign.objectives and self.orthalign.reference == "round":
+            raise ValueError(
+                "train.orthalign.reference: round and train.allo contradict each other: the reference of learning is the"
+                " model after forgetting"
+            )
+        if self.orthalign.objectives and self.orthalign.side == "both" and allo.unit == "weight":
+            raise ValueError(
+                "train.orthalign.side: both and train.allo.unit: weight do not go together: what mask and both subspaces"
+                " leave is no product of the two; use side: left or right, or unit: row"
             )
         return self
 

@@ -17,6 +17,7 @@ MAIN = {
     "rewards/accuracies": "Reward accuracy",
     "rewards/margins": "Reward margin",
     "learning_rate": "Learning rate",
+    "allo/forget/loss": "Forgetting loss (token-level NPO)",
 }
 CHAIN: dict[str, dict[str, str]] = {
     "AdamW's step and the pull on it": {"merge/delta_norm": "|δ|", "merge/pull_norm": "|a τ|"},

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from schemas.errors import UserError
-from stages.contract import Progress
+from stages.contract import Context, Progress, Stopped
 from stages.train.processes import any_of
 
 
@@ -60,3 +60,16 @@ class StepCallback(TrainerCallback):
         if "rewards/accuracies" in logs:
             rates["accuracy"] = logs["rewards/accuracies"]
         self.progress.advance(1, **rates)
+
+
+def beats(ctx: Context, amount: int, unit: str) -> Callable[[], None]:
+    """Announce `amount` units of work; the function returned says that one is done, and raises Stopped when asked to stop:
+    what training left is on disk, so that the next run begins here."""
+    ctx.progress.total(amount, unit)
+
+    def beat() -> None:
+        ctx.progress.advance()
+        if ctx.stop():
+            raise Stopped
+
+    return beat

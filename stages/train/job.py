@@ -14,13 +14,14 @@ from schemas.ids import content_id
 from stages.contract import Context, Drop
 from stages.models.load import free_memory, load_causal_lm, settle_threads
 from stages.text.render import load_renderer
+from stages.train.allo.phases import train_objective
 from stages.train.batches import BatchPlan, plan_batches
 from stages.train.dataset import TrainingPairs, load_pairs
 from stages.train.export import export_model
 from stages.train.loggers import logs_in
 from stages.train.model import Precision, precision
 from stages.train.orthalign import train_objectives
-from stages.train.phase import Phase, train_phase
+from stages.train.phase import Phase
 from stages.train.processes import count, from_first, is_first
 from stages.train.references import checked_references
 
@@ -52,6 +53,12 @@ def train_job(ctx: Context) -> Outcome:
             where="train.orthalign.objectives, train.processes",
             fix="Set train.processes: 1.",
         )
+    if config.train.allo.on and count() > 1:
+        raise UserError(
+            "the phases of train.allo are trained by one process in this version",
+            where="train.allo, train.processes",
+            fix="Set train.processes: 1.",
+        )
     plan = plan_batches(len(pairs), config.train, count())
     for line in (*renderer.notes, *(() if sequence else plan.notes)):
         ctx.progress.note(line)
@@ -65,7 +72,7 @@ def train_job(ctx: Context) -> Outcome:
             trained, history, drops = train_objectives(ctx, folder, model, renderer, pairs, numbers, identity)
         else:
             phase = Phase(pairs, plan, folder / "checkpoints", identity)
-            trained, history = train_phase(ctx, model, renderer, numbers, phase)
+            trained, history = train_objective(ctx, model, renderer, numbers, phase)
     del model
     if is_first():
         export_model(trained, renderer.tokenizer, folder, policy.name, numbers.compute)
@@ -90,5 +97,7 @@ def _identity(ctx: Context, pairs: TrainingPairs) -> str:
     """What the weights depend on: a checkpoint of another identity is never resumed from."""
     config = ctx.config
     sections = [semantic_values(s) for s in (config.train, config.loss, config.text, config.model, config.execution)]
-    models = [ctx.models[role].digest for role in ("policy", "reference", "sft", "base") if role in ctx.models]
+    models = [
+        ctx.models[role].digest for role in ("policy", "reference", "sft", "base", "token_reward") if role in ctx.models
+    ]
     return content_id(sections, config.seed, ctx.round, models, pairs.digest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from stages.train.callbacks import StepCallback
 from stages.train.checkpoints import resumable
 from stages.train.dataset import TrainingPairs
 from stages.train.model import Precision, adapter_config, disable_dropout, protect_adapter
+from stages.train.optimizers.active import ActiveEntries
 from stages.train.optimizers.subspace import Protected
 from stages.train.processes import any_of, from_first
 from stages.train.trainer import PairTrainer
@@ -30,7 +32,8 @@ from stages.train.vector import task_vector_for
 class Phase:
     """What a phase trains on and how. identity: what its weights depend on; later: optimizer steps of the phases after it.
 
-    checkpoints: folder of its checkpoints. protected: subspaces no update enters.
+    checkpoints: folder of its checkpoints. protected: subspaces no update enters. active: entries that are trained. trainer: makes the
+    trainer, a `PairTrainer`.
     """
 
     pairs: TrainingPairs
@@ -40,6 +43,8 @@ class Phase:
     number: int = 0
     later: int = 0
     protected: Protected = field(default_factory=Protected.none)
+    active: ActiveEntries = field(default_factory=lambda: ActiveEntries({}))
+    trainer: Callable[..., PairTrainer] = PairTrainer
 
 
 def train_phase(
@@ -67,7 +72,7 @@ def _trainer(
     set_seed(seed)  # the adapter's first weights
     disable_dropout(model)
     callback = StepCallback(ctx.progress, ctx.stop, len(pairs), phase.later)
-    trainer = PairTrainer(
+    trainer = phase.trainer(
         model=model,
         args=_arguments(ctx, phase, numbers, seed),
         train_dataset=pairs.dataset(),
@@ -79,6 +84,7 @@ def _trainer(
         task_vector=task_vector_for(ctx, model),
         protected=phase.protected,
         sharded=numbers.sharded,
+        active=phase.active,
         alpha=config.loss.alpha,
     )
     if isinstance(trainer.model, PeftModel):

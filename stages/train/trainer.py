@@ -6,6 +6,7 @@ Overrides of TRL 1.16 (pinned; tests/stages/train check that the methods are sti
 - `_get_num_items_in_batch`, `compute_loss`: every pair of a step weighs the same, so that the micro-batch size does not
   change the result, not even in the last, smaller batch of an epoch.
 - `create_optimizer`: `build_optimizer`, also under FSDP; `log`: what the merge did.
+- `_set_signature_columns_if_needed`, the collator: `key_tokens`, where rows have them, restrict the rejected side (train/allo).
 - `_save`, `_save_checkpoint`: no pickled training arguments; a checkpoint is marked complete last.
 - `_prepare_for_training`, `_save_optimizer_and_scheduler`, `_load_optimizer_and_scheduler`: a model cut over several processes
   (`sharding.py`), by the way transformers has for a model that was cut before; its checkpoints hold whole tensors.
@@ -26,10 +27,12 @@ from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from schemas.config.training import TrainConfig
+from stages.train.allo.collators import KeyTokens
 from stages.train.checkpoints import mark_complete
 from stages.train.loss import LengthPenalisedDPOTrainer
-from stages.train.optimizers import OnlineMergingAdamW, TaskVector
+from stages.train.optimizers import ActiveEntries, OnlineMergingAdamW, TaskVector
 from stages.train.optimizers.build import build_optimizer
+from stages.train.optimizers.confine import MASKED
 from stages.train.optimizers.state import gathered_state, scattered_state
 from stages.train.optimizers.subspace import Protected
 from stages.train.sharding import shard, unsharded, whole_weights
@@ -37,17 +40,22 @@ from stages.train.sharding import shard, unsharded, whole_weights
 ROW_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
 OWN = "own"
 """(this process's own pairs, the most of any process) of a micro-batch whose other pairs accelerate repeated to fill it."""
+TOKEN_COLUMNS = ("key_tokens", "token_weights", "ref_token_logps")
 
 
 class PairTrainer(LengthPenalisedDPOTrainer):
     """DPOTrainer on rows of token ids and reference log-probabilities (`ROW_COLUMNS`).
 
     identity: what the run depends on; only checkpoints with the same identity are resumed from.
-    task_vector: what `train.optimizer` merges with. protected: subspaces no update enters. sharded: the weights are cut over
-    the processes.
+    task_vector: what `train.optimizer` merges with. protected: subspaces no update enters. active: entries that are trained.
+    sharded: the weights are cut over the processes.
     """
 
     loss_is_scaled_for_ga: bool | None = True  # type: ignore[assignment]
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    train_dataset: Any
 
     def __init__(
         self,
@@ -57,6 +65,7 @@ class PairTrainer(LengthPenalisedDPOTrainer):
         task_vector: TaskVector | None = None,
         protected: Protected | None = None,
         sharded: bool = False,
+        active: ActiveEntries | None = None,
         **kwargs: Any,
     ) -> None:
         self.train_config = train_config
@@ -65,15 +74,33 @@ class PairTrainer(LengthPenalisedDPOTrainer):
         self.protected = protected
         self.sharded = sharded
         self._empty: torch.nn.Module | None = None
+        self.active = ActiveEntries({}) if active is None else active
         super().__init__(*args, **kwargs)
+        self.data_collator = self.collator(self.data_collator)
+
+    def collator(self, whole: Any) -> Any:
+        """What makes batches of rows; whole: TRL's, of whole pairs."""
+        return KeyTokens(whole)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train or resume; TRL's running token count, which its checkpoints lack, continues from the last log."""
+        """Train or resume; TRL's running token count, which its checkpoints lack, continues from the last log. From a checkpoint of
+        the last step nothing is trained: transformers would take another step where `max_steps` ends inside an epoch."""
         if isinstance(resume_from_checkpoint, str):
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
             counts = [entry["num_tokens"] for entry in state.log_history if "num_tokens" in entry]
             self._total_train_tokens = counts[-1] if counts else 0
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+            if state.global_step >= self.args.max_steps:
+                self._load_from_checkpoint(resume_from_checkpoint)
+                self.state = state
+                return None
+        model: Any = self.model
+        with self.active.on_gradients(model.named_parameters()):  # before gradients are clipped
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        self._signature_columns: Any = list(dict.fromkeys([*columns, *TOKEN_COLUMNS]))
 
     def whole_model(self) -> Any:
         """The trained model, in one piece. Collective."""
@@ -108,7 +135,7 @@ class PairTrainer(LengthPenalisedDPOTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> int:
         """Pairs in this optimizer step, over all devices."""
-        pairs = sum(b[OWN][0] if OWN in b else b["input_ids"].shape[0] // 2 for b in batch_samples)
+        pairs = sum(int(b[OWN][0]) if OWN in b else b["input_ids"].shape[0] // 2 for b in batch_samples)
         if self.args.world_size > 1:
             return int(self.accelerator.gather(torch.tensor([pairs], device=device)).sum())
         return pairs
@@ -144,7 +171,7 @@ class PairTrainer(LengthPenalisedDPOTrainer):
         if self.optimizer is None:
             wrapped: Any = self.model if model is None else model
             self.optimizer = build_optimizer(
-                wrapped, self.train_config, self.task_vector, self.args.seed, self.protected
+                wrapped, self.train_config, self.task_vector, self.args.seed, self.protected, self.active
             )
         return self.optimizer
 
@@ -152,7 +179,8 @@ class PairTrainer(LengthPenalisedDPOTrainer):
         """TRL's log with the numbers of this step's merge, when it was one of its turns."""
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
         if "loss" in logs and isinstance(optimizer, OnlineMergingAdamW):
-            logs = logs | {f"merge/{name}": value for name, value in sorted(optimizer.telemetry.items())}
+            found = sorted(optimizer.telemetry.items())
+            logs = logs | {f"{'mask' if name in MASKED else 'merge'}/{name}": value for name, value in found}
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

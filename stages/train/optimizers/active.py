@@ -35,6 +35,7 @@ class ActiveEntries:
     def __init__(self, masks: Mapping[str, torch.Tensor]) -> None:
         self._frozen = {name: ~mask.bool() for name, mask in masks.items()}
         self._held: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
         self._fingerprint: str | None = None
 
     def __bool__(self) -> bool:
@@ -69,7 +70,9 @@ class ActiveEntries:
         if not self.covers(name):
             return entries
         frozen = self._frozen[name]
-        return int((~frozen).sum()) * (entries // frozen.numel())
+        if name not in self._counts:
+            self._counts[name] = int((~frozen).sum())
+        return self._counts[name] * (entries // frozen.numel())
 
     def zero_(self, name: str, values: torch.Tensor, shard: Shard | None = None) -> None:
         """Set what is not active to exactly 0, in place; values: of the parameter's shape, or the rows of it that `shard` says."""

@@ -82,10 +82,11 @@ class Chain:
         for name, view, shard in zip(bucket.names, bucket.views(bucket.update), bucket.shards, strict=True):
             if not self.confined.covers(name):
                 continue
-            before = float(view.norm()) if telemetry is not None else 0.0
+            watched = telemetry if self.confined.protected.covers(name) else None
+            before = float(view.norm()) if watched is not None else 0.0
             self.confined.apply_(name, view, shard)
-            if telemetry is not None:
-                telemetry.project(before**2, float(view.norm()) ** 2, shard.peers)
+            if watched is not None:
+                watched.project(before**2, float(view.norm()) ** 2, shard.peers)
 
     def _begin(self, bucket: Bucket, merge: Merge, loaded: bool) -> None:
         """First step: remember where each parameter starts. First step after a load: check that it is where it should be."""

@@ -27,6 +27,9 @@ TOLERANCE = 2e-7
 
 FACTOR_BYTES = 1 << 30
 
+MASKED = ("active", "frozen_columns")
+"""Names of `Confined.numbers`."""
+
 
 @dataclass(frozen=True)
 class _Columns:
