@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,22 @@ def make_model(folder: Path, tokenizer) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker of pytest-xdist ended: count what its fuzz tests ran."""
+    from fuzzing import OUTCOMES
+
+    OUTCOMES.update(getattr(node, "workeroutput", {}).get("fuzz", {}))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a worker of pytest-xdist: hand over what its fuzz tests ran."""
+    from fuzzing import OUTCOMES
+
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["fuzz"] = dict(OUTCOMES)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

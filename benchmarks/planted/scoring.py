@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.planted.damage import DamagedSet
 from stages.conflict.directions import directions, ema_omegas, mean_omegas
+from stages.conflict.groups import leaving_together
 from stages.conflict.metric import fit_metric
 from stages.conflict.scores import as_slice, score_pairs
 from stages.conflict.stream import scaled
@@ -36,8 +37,8 @@ class Setting:
     direction: str = "mean"
     surgery: str = "pcgrad"
     scope: str = "model"
-    score: str = "all"
-    leave_out: str = "group"
+    score: str = "others"
+    leave_out: str = "answers"
 
     def changed(self, **values: Any) -> Setting:
         """A copy with other values."""
@@ -89,9 +90,7 @@ def rank_all(scores: pl.DataFrame, names: tuple[str, ...] = ("conflict", *BASELI
 
 
 def _groups(damaged: DamagedSet, leave_out: str) -> torch.Tensor | None:
-    if leave_out == "pair":
-        return None
     if leave_out == "kind":
         kinds = {kind: n for n, kind in enumerate(dict.fromkeys(damaged.frame["kind"]))}
         return torch.tensor([kinds[kind] for kind in damaged.frame["kind"]])
-    return damaged.question_N
+    return leaving_together(damaged.frame, leave_out)  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ CHOICES: tuple[tuple[dict[str, Any], ...], ...] = (
         {"metric": "layer"},
     ),
     ({"score": "all"}, {"score": "others"}),
-    ({"leave_out": "pair"}, {"leave_out": "group"}),
+    ({"leave_out": "pair"}, {"leave_out": "answers"}, {"leave_out": "group"}),
     ({"direction": "mean"}, {"direction": "ema"}),
     tuple({"surgery": name} for name in ("pcgrad", "mean", "unit_mean", "mgda", "imtl_g", "aligned_mtl", "gradvac")),
     ({"scope": "model"}, {"scope": "layer"}),

@@ -72,13 +72,6 @@ class SketchConfig(Section):
     exclude: list[str] = semantic([], "glob patterns of layer names to leave out")
 
 
-class LossConfig(Section):
-    """The preference loss, shared by gradients, conflict and train."""
-
-    beta: float = semantic(0.1, "DPO temperature", gt=0)
-    alpha: float = semantic(0.0, "length penalty: loss = -log sigmoid(beta*Delta + alpha*(|chosen|-|rejected|))", ge=0)
-
-
 class GradientsConfig(Section):
     """Gradients stage."""
 
@@ -99,7 +92,7 @@ class GradientsConfig(Section):
 class ConflictConfig(Section):
     """Conflict stage (METHODS.md section 4)."""
 
-    weighting: Literal["loss", "none"] = semantic("loss", "g = c*d (the DPO gradient) or d")
+    weighting: Literal["loss", "none"] = semantic("loss", "g = c*d (the gradient of the loss) or d")
     direction: Literal["mean", "ema"] = semantic("mean", "how pairs make a language direction")
     ema_gamma: float = semantic(0.9, "ema: decay per minibatch; order-biased", gt=0, lt=1)
     ema_batch: int = semantic(32, "ema: pairs per minibatch", ge=1)
@@ -121,17 +114,16 @@ class ConflictConfig(Section):
     orders: int = semantic(64, "random orders PCGrad is averaged over", ge=1)
     scope: Literal["model", "layer"] = semantic("model", "surgery on the whole model or per layer group")
     metric: Literal["raw", "unit", "coordinate", "layer"] = semantic(
-        "unit",
+        "layer",
         "raw: sketches as they are; unit: to unit norm; coordinate, layer: then balanced by RMS over pairs",
     )
     metric_power: float = semantic(0.5, "coordinate: exponent of the RMS that is divided by", ge=0)
     score: Literal["all", "others"] = semantic(
-        "all", "score against the merged direction, or the other languages' only"
+        "others", "score against the merged direction, or the other languages' only"
     )
-    leave_out: Literal["pair", "group"] = semantic(
-        "group",
-        "what leaves the directions with a pair: itself, or its translation group and shared answers; pair where it is not set "
-        "and gradients.sketch.method is one_sided",
+    leave_out: Literal["pair", "answers", "group"] = semantic(
+        "answers",
+        "what leaves the directions with a pair: only itself, all that share an answer, or also its translations",
     )
 
 

@@ -12,10 +12,10 @@ from schemas.config.curation import (
     GenerateConfig,
     GradientsConfig,
     JudgeConfig,
-    LossConfig,
     PairsConfig,
     SelectConfig,
 )
+from schemas.config.loss import LossConfig
 from schemas.config.model import EngineConfig, ModelConfig, TextConfig
 from schemas.config.sources import LanguageConfig, PromptsConfig
 from schemas.config.training import EvaluateConfig, ExecutionConfig, ReportConfig, TrainConfig
@@ -76,25 +76,36 @@ class RunConfig(Section):
                 "gradients.of: adapter needs the adapter that the round before trained, and train.method: full and"
                 " train.orthalign leave none: set gradients.of: weights, or rounds: 1"
             )
+        self._sides()
         if self.gradients.sketch.method == "one_sided":
             self._one_sided()
         return self
 
-    def _one_sided(self) -> None:
-        """One-sided sketches are never stored: what needs more than inner products with the directions is refused.
+    def _sides(self) -> None:
+        """A loss that weighs the two answers of a pair apart needs the gradient of each."""
+        at_reference = self.train.reference == "start" or self.rounds == 1
+        apart = self.conflict.weighting == "loss" and self.loss.weights_sides_apart(at_reference)
+        if apart and not self.gradients.sketch.both_sides:
+            raise ValueError(
+                f"loss.type: {self.loss.type} weighs the gradients of chosen and rejected apart, and only their difference is"
+                " stored: set gradients.sketch.both_sides: true (with method two_sided or exact), or conflict.weighting: none to curate"
+                " by the difference"
+            )
 
-        Unless it is set, `conflict.leave_out` is `pair` then.
-        """
+    def _one_sided(self) -> None:
+        """One-sided sketches are never stored: what needs more than inner products with the directions is refused, and
+        defaults of `conflict` that do are others here."""
+        possible = {"leave_out": "pair", "metric": "unit"}
+        missing = {name: value for name, value in possible.items() if name not in self.conflict.model_fields_set}
+        self.conflict = self.conflict.model_copy(update=missing)
         if self.gradients.sketch.both_sides:
             raise ValueError(
                 "gradients.sketch.both_sides stores two sketches per pair: set gradients.sketch.method: two_sided"
             )
-        if "leave_out" not in self.conflict.model_fields_set:
-            self.conflict = self.conflict.model_copy(update={"leave_out": "pair"})
-        if self.conflict.leave_out == "group":
+        if self.conflict.leave_out != "pair":
             raise ValueError(
-                "conflict.leave_out: group needs inner products between pairs, which gradients.sketch.method: one_sided "
-                "does not have: leave it out or set conflict.leave_out: pair, or take method: two_sided"
+                f"conflict.leave_out: {self.conflict.leave_out} needs inner products between pairs, which gradients.sketch.method: one_sided "
+                "does not have: set conflict.leave_out: pair, or method: two_sided"
             )
         if self.select.diversity.cells:
             raise ValueError(

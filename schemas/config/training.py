@@ -65,6 +65,9 @@ class OrthAlignConfig(Section):
         "energy", "search: the fewest directions without which the objective's accuracy on dev pairs falls by tolerance"
     )
     tolerance: float = semantic(0.02, "search: accuracy that may be lost", ge=0, lt=1)
+    dev_pairs: int = semantic(
+        200, "most dev pairs of a language that an objective is measured on, and its rank searched with", ge=1
+    )
     trust_radius: float = semantic(
         0.0, "largest spectral norm of a matrix's change in one objective (method: full); 0: none", ge=0
     )

@@ -1,6 +1,6 @@
 """Language directions G_l = sum_i omega_i g_i from a stream of pair gradients.
 
-g_i is c_i d_i (`weighting = loss`, the DPO gradient up to beta; arXiv 2305.18290, equation 7) or d_i (`none`); sum
+g_i is c_i d_i (`weighting = loss`, the gradient of the loss up to beta: `stages/conflict/weights.py`) or d_i (`none`); sum
 omega = 1 inside a language. ConGrad (arXiv 2503.23777) averages minibatch gradients with an EMA whose coefficient
 was not released: ours is a declared value.
 """
@@ -13,18 +13,6 @@ import torch
 from torch import Tensor
 
 from stages.conflict.stream import Block, Chunks, Columns, blocks, check_finite, wide
-
-
-def loss_weights(margin_N: Tensor, n_chosen_N: Tensor, n_rejected_N: Tensor, beta: float, alpha: float = 0.0) -> Tensor:
-    """c_i = sigmoid(-(beta Delta_i + alpha (|y_w| - |y_l|))) [N], float64.
-
-    `margin_N` is Delta = (s - s_ref)(y_w) - (s - s_ref)(y_l); zero in the first round. alpha > 0: a longer winner has
-    margin for free, so a smaller push. Raises ValueError for entries that are not finite.
-    """
-    logits_N = beta * margin_N.to(torch.float64) + alpha * (n_chosen_N - n_rejected_N).to(torch.float64)
-    if not bool(torch.isfinite(logits_N).all()):
-        raise ValueError("log-probabilities of a pair are not finite")
-    return torch.sigmoid(-logits_N)
 
 
 def mean_omegas(language_N: Tensor, n_languages: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -15,18 +16,22 @@ _COMMON_ANSWER = (20, 0.01)
 chain unrelated tasks together until nothing is left to compare with."""
 
 
-def leaving_together(frame: pl.DataFrame) -> Tensor:
-    """Group labels [N] of pairs that share a translation group or an answer text (chosen of one, rejected of another).
+def leaving_together(pairs: pl.DataFrame, leave_out: Literal["pair", "answers", "group"]) -> Tensor | None:
+    """Group labels [N] of the pairs that leave every direction together; None: each leaves alone.
 
-    frame: group_id, and hashes of the texts in chosen and rejected (`stages.conflict.store.answers`).
+    pairs: chosen, rejected (texts, or any id of them) and group_id. answers: pairs that share an answer, whichever side
+    it is on; group: or a translation group.
     """
-    n = frame.height
+    if leave_out == "pair":
+        return None
+    n = pairs.height
     limit = max(_COMMON_ANSWER[0], int(_COMMON_ANSWER[1] * n))
-    texts = np.concatenate([frame["chosen"].to_numpy(), frame["rejected"].to_numpy()])
+    texts = np.concatenate([pairs["chosen"].to_numpy(), pairs["rejected"].to_numpy()])
     _, answers, counts = np.unique(texts, return_inverse=True, return_counts=True)
-    answers = np.where(counts[answers] > limit, -1, answers)
-    translations = frame["group_id"].rank("dense").to_numpy().astype(np.int64)
-    return merge_groups(np.tile(np.arange(n), 2), answers, np.tile(translations, 2))[:n]
+    labels = [np.tile(np.arange(n), 2), np.where(counts[answers] > limit, -1, answers)]
+    if leave_out == "group":
+        labels.append(np.tile(pairs["group_id"].rank("dense").to_numpy().astype(np.int64), 2))
+    return merge_groups(*labels)[:n]
 
 
 def merge_groups(*labels: Sequence[Hashable | None] | np.ndarray) -> Tensor:

@@ -9,13 +9,14 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from stages.conflict.directions import ema_omegas, loss_weights, mean_omegas
+from stages.conflict.directions import ema_omegas, mean_omegas
 from stages.conflict.groups import leaving_together
 from stages.conflict.metric import fit_metric
 from stages.conflict.scores import as_slice
-from stages.conflict.store import Store
+from stages.conflict.store import Store, sample_windows
 from stages.conflict.stream import Chunks, Columns, scaled
-from stages.conflict.table import margin
+from stages.conflict.table import log_ratios
+from stages.conflict.weights import PairWeights, pair_weights
 from stages.contract import Context
 
 
@@ -23,14 +24,14 @@ from stages.contract import Context
 class Prepared:
     """Pairs in the store's order. languages: those with a pair; blocks: sketch columns of each layer group.
 
-    weight_N: c_i; omega_N: omega_i, which sum to one in a language; group_N: pairs that leave together, None: alone.
+    weights: c_i and the sides' weights; omega_N: omega_i, which sum to one in a language; group_N: pairs that leave together, None: alone.
     """
 
     ctx: Context
     store: Store
     languages: list[str]
     language_N: Tensor
-    weight_N: Tensor
+    weights: PairWeights
     omega_N: Tensor
     group_N: Tensor | None
     blocks: dict[str, Columns]
@@ -53,31 +54,34 @@ class Prepared:
             store=store,
             languages=languages,
             language_N=language_N,
-            weight_N=_loss_weights(ctx, store.frame),
+            weights=_weights(ctx, store.frame),
             omega_N=omega_N,
-            group_N=leaving_together(store.frame) if config.leave_out == "group" else None,
+            group_N=leaving_together(store.frame, config.leave_out),
             blocks={name: as_slice(columns) for name, columns in blocks},
         )
 
     @property
-    def passes_before(self) -> int:
-        """Passes over the sketches that `chunks` makes to fit the metric."""
-        return int(self.ctx.config.conflict.metric in ("coordinate", "layer"))
+    def read_before(self) -> int:
+        """Sketches that `chunks` reads to fit the metric."""
+        n = self.store.frame.height
+        return sum(map(len, sample_windows(n))) if self.ctx.config.conflict.metric in ("coordinate", "layer") else 0
 
     def chunks(self, advance: Callable[[int], None] = lambda rows: None) -> Chunks:
-        """The gradients g_i, in the metric of the run and with their weights."""
-        config, chunks = self.ctx.config.conflict, self.store.chunks(advance)
+        """The gradients g_i, in the metric of the run and with their weights. Raises UserError where the loss needs what was
+        not stored."""
+        config, (weight_N, sides_N2) = self.ctx.config.conflict, self.weights
+        chunks = self.store.chunks(advance, sides_N2=sides_N2)
+        sample = self.store.chunks(advance, sides_N2=sides_N2, windows=sample_windows(self.store.frame.height))
         kind = "none" if config.metric == "raw" else config.metric
         layers = [slot.columns for slot in self.store.layout.layers]
-        metric = fit_metric(chunks, kind, q=config.metric_power, layers=layers)
-        return scaled(metric.stream(chunks), self.weight_N)
+        metric = fit_metric(sample, kind, q=config.metric_power, layers=layers)
+        return scaled(metric.stream(chunks), weight_N)
 
 
-def _loss_weights(ctx: Context, frame: pl.DataFrame) -> Tensor:
-    """c_i of the run's loss, or ones."""
+def _weights(ctx: Context, frame: pl.DataFrame) -> PairWeights:
+    """Those of the run's loss, or ones."""
     if ctx.config.conflict.weighting == "none":
-        return torch.ones(frame.height, dtype=torch.float64)
-    delta = frame.select(margin()).to_series()
-    n_chosen, n_rejected = (torch.from_numpy(frame[name].to_numpy().copy()) for name in ("n_chosen", "n_rejected"))
-    loss = ctx.config.loss
-    return loss_weights(torch.from_numpy(delta.to_numpy().copy()), n_chosen, n_rejected, loss.beta, loss.alpha)
+        return PairWeights(torch.ones(frame.height, dtype=torch.float64), None)
+    chosen, rejected = log_ratios()
+    columns = frame.select(chosen=chosen, rejected=rejected, n_chosen="n_chosen", n_rejected="n_rejected")
+    return pair_weights(ctx.config.loss, *(torch.from_numpy(column.to_numpy().copy()) for column in columns))

@@ -84,6 +84,11 @@ class Scores:
             flags={name: mask(n) for name in FLAGS},
         )
 
+    def used(self, others: bool) -> tuple[Tensor, Tensor]:
+        """(score, mask) [N]: score_others where there is one and `others` is wanted, else score_all."""
+        others_N = self.score_others_valid & others
+        return self.score_others.where(others_N, self.score_all), others_N | self.score_all_valid
+
     def optional(self, name: str) -> list[float | None]:
         """A [N] column as Python values, None where undefined: `score_all`, `score_mean`, `cosine_own`, ..."""
         values, valid = getattr(self, name), getattr(self, f"{name}_valid")

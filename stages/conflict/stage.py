@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -47,7 +48,7 @@ class Conflict:
         for note in _notes(languages, language_N, group_N):
             ctx.progress.note(note)
 
-        ctx.progress.total((2 + ready.passes_before) * frame.height, "sketches")
+        ctx.progress.total(2 * frame.height + ready.read_before, "sketches")
         chunks = ready.chunks(ctx.progress.advance)
         seed = seed_for(ctx.config.seed, ctx.round, "null")
         flips_RN = flip_signs(len(language_N), _DRAWS, seed)
@@ -72,7 +73,7 @@ class Conflict:
                 kept=kept,
                 advance=ctx.progress.advance,
             )
-        for rows in score_rows(frame, languages, scores, ready.weight_N, config.score == "others"):
+        for rows in score_rows(frame, languages, scores, ready.weights.weight_N, config.score == "others"):
             yield Rows("scores", rows)
 
         grams_SLL = grams(directions_LD, list(scopes.values()))
@@ -86,7 +87,7 @@ class Conflict:
             "language_pairs": float(len(languages) * (len(languages) - 1) // 2),
             "conflicts_p_value": flips.tail([found])[0],
             "largest_group": float(0 if group_N is None else torch.bincount(group_N).max()),
-            **_correlations(frame, scores),
+            **_correlations(frame, scores, config.score),
         }
         yield Account(tally("pair", frame["language"].to_list(), []), stats=stats)
 
@@ -98,7 +99,8 @@ def _of_products(ctx: Context) -> Iterator[Rows | Account]:
     method = _method(ctx, len(store.languages))
     for note in _notes(store.languages, store.language_N, None):
         ctx.progress.note(note)
-    group_N = leaving_together(store.frame)
+    group_N = leaving_together(store.frame, "group")
+    assert group_N is not None
     if shared := int((torch.bincount(group_N)[group_N] > 1).sum()):
         ctx.progress.note(
             f"{shared} of {len(group_N)} pairs share a translation group or an answer with others, which stay in the "
@@ -127,7 +129,7 @@ def _of_products(ctx: Context) -> Iterator[Rows | Account]:
     stats = {
         "conflicting_language_pairs": float(count_conflicts(grams_SLL[0])),
         "language_pairs": float(count * (count - 1) // 2),
-        **_correlations(store.frame, scores),
+        **_correlations(store.frame, scores, config.score),
     }
     yield Account(tally("pair", store.frame["language"].to_list(), []), stats=stats)
 
@@ -200,9 +202,10 @@ def _direction_rows(
     return pa.Table.from_pylist(rows, schema=TABLES["directions"].schema)
 
 
-def _correlations(frame: pl.DataFrame, scores: Scores) -> dict[str, float]:
+def _correlations(frame: pl.DataFrame, scores: Scores, used: Literal["all", "others"]) -> dict[str, float]:
     """Pearson correlation of the score with what it should not be about: length and gradient norm."""
-    values = pl.Series(scores.optional("score_all"), dtype=pl.Float64)
+    value_N, valid_N = scores.used(used == "others")
+    values = pl.Series(value_N.numpy()).set(pl.Series(~valid_N.numpy()), None)
     table = frame.select(
         length=(pl.col("n_chosen") + pl.col("n_rejected")).cast(pl.Float64),
         length_difference=(pl.col("n_chosen") - pl.col("n_rejected")).cast(pl.Float64),

@@ -7,18 +7,24 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import polars as pl
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from schemas.errors import UserError
-from stages.conflict.stream import Chunks, Rows
+from stages.conflict.stream import Chunks, Rows, combined
 from stages.contract import Context
 from stages.gradients.projections import SketchLayout
 from stages.gradients.store import LAYOUT_KEY, SCALE, common_metadata
+
+SAMPLE = 65_536
+"""Pairs a metric is fitted on, at most: its scales are means over pairs, right to under 1% with so many."""
+_WINDOWS = 32
 
 
 @dataclass(frozen=True)
@@ -42,15 +48,32 @@ class Store:
             )
         return cls(files, layout, frame)
 
-    def chunks(self, advance: Callable[[int], None] = lambda rows: None) -> Chunks:
-        """A stream over all sketches as stored, in the frame's order; `advance` is told of rows as they are used."""
+    def chunks(
+        self,
+        advance: Callable[[int], None] = lambda rows: None,
+        *,
+        sides_N2: Tensor | None = None,
+        windows: Sequence[range] | None = None,
+    ) -> Chunks:
+        """A stream over sketches as stored, in the frame's order; `advance` is told of rows as they are used.
 
-        def generate() -> Iterator[Rows]:
-            for rows in read_sketches(self.files):
-                yield rows
-                advance(len(rows.x_ND))
-
-        return generate
+        sides_N2: sides_N2[i, 0] grad s_w - sides_N2[i, 1] grad s_l instead of the difference; windows: only these rows.
+        Raises UserError if the sides were not stored.
+        """
+        if sides_N2 is None:
+            return _counted(partial(read_sketches, self.files, windows=windows), advance)
+        if "sketch_chosen" not in pq.read_schema(self.files[0]).names:
+            raise UserError(
+                "This loss weighs the gradients of chosen and rejected apart, and only their difference is stored",
+                where="loss.type",
+                fix="Set gradients.sketch.both_sides: true, or conflict.weighting: none to curate by the difference.",
+            )
+        if windows is not None:
+            sides_N2 = torch.cat([sides_N2[window.start : window.stop] for window in windows])
+        chosen, rejected = (
+            partial(read_sketches, self.files, windows=windows, side=f"_{side}") for side in ("chosen", "rejected")
+        )
+        return _counted(combined(chosen, rejected, sides_N2), advance)
 
 
 def answers(ctx: Context) -> pl.LazyFrame:
@@ -59,31 +82,69 @@ def answers(ctx: Context) -> pl.LazyFrame:
     return ctx.scan("pairs").select("pair_id", *texts)
 
 
-def read_sketches(files: Sequence[Path], readers: int | None = None) -> Iterator[Rows]:
+def _counted(chunks: Chunks, advance: Callable[[int], None]) -> Chunks:
+    def generate() -> Iterator[Tensor | Rows]:
+        for chunk in chunks():
+            yield chunk
+            advance(len(chunk.x_ND if isinstance(chunk, Rows) else chunk))
+
+    return generate
+
+
+def sample_windows(n: int) -> list[range]:
+    """Rows a metric is fitted on: all up to SAMPLE, else windows of equal size at equal distances. They do not depend on how
+    the table is cut into parts."""
+    if n <= SAMPLE:
+        return [range(n)]
+    size = SAMPLE // _WINDOWS
+    return [range(start, start + size) for start in (w * (n - size) // (_WINDOWS - 1) for w in range(_WINDOWS))]
+
+
+def read_sketches(
+    files: Sequence[Path], readers: int | None = None, windows: Sequence[range] | None = None, side: str = ""
+) -> Iterator[Rows]:
     """Stored sketches [n, D] float16 and the factors that give them their norms, a row group (about 32 MB) at a time.
 
     Row groups are decoded ahead by `readers` threads (None: a thread per core, at most 4), and come in order.
-    Decoding takes most of the stage's time.
+    Decoding takes most of the stage's time. windows: rows to read, ascending and apart; None: all. side: "", "_chosen" or
+    "_rejected".
     """
     readers = readers or min(4, os.cpu_count() or 1)
-    units = ((file, group) for file in files for group in range(pq.read_metadata(file).num_row_groups))
+    units = _units(files, windows)
     with ThreadPoolExecutor(readers, thread_name_prefix="sketches") as pool:
-        waiting = deque(pool.submit(_row_group, *unit) for unit in islice(units, readers + 1))
+        waiting = deque(pool.submit(_row_group, *unit, side) for unit in islice(units, readers + 1))
         try:
             while waiting:
                 yield from waiting.popleft().result()
-                waiting.extend(pool.submit(_row_group, *unit) for unit in islice(units, 1))
+                waiting.extend(pool.submit(_row_group, *unit, side) for unit in islice(units, 1))
         finally:
             for future in waiting:
                 future.cancel()
 
 
-def _row_group(file: Path, group: int) -> list[Rows]:
+def _units(files: Sequence[Path], windows: Sequence[range] | None) -> Iterator[tuple[Path, int, int, int | None]]:
+    """(file, row group, first row in it, how many: None for all)."""
+    start = 0
+    for file in files:
+        metadata = pq.read_metadata(file)
+        for group in range(metadata.num_row_groups):
+            size = metadata.row_group(group).num_rows
+            if windows is None:
+                yield file, group, 0, None
+            else:
+                for window in windows:
+                    first, stop = max(window.start, start), min(window.stop, start + size)
+                    if first < stop:
+                        yield file, group, first - start, stop - first
+            start += size
+
+
+def _row_group(file: Path, group: int, first: int, count: int | None, side: str) -> list[Rows]:
     with pq.ParquetFile(file) as parquet:
-        table = parquet.read_row_group(group, columns=["sketch", "norm"])
+        table = parquet.read_row_group(group, columns=[f"sketch{side}", f"norm{side}"]).slice(first, count)
     found = []
     for batch in table.to_batches():
-        norm_N = torch.from_numpy(batch.column("norm").to_numpy(zero_copy_only=False).astype("float64"))
-        x_ND = torch.from_dlpack(batch.column("sketch").flatten()).view(batch.num_rows, -1)
+        norm_N = torch.from_numpy(batch.column(f"norm{side}").to_numpy(zero_copy_only=False).astype("float64"))
+        x_ND = torch.from_dlpack(batch.column(f"sketch{side}").flatten()).view(batch.num_rows, -1)
         found.append(Rows(x_ND, norm_N / SCALE))
     return found

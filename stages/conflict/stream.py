@@ -82,6 +82,20 @@ def scaled(chunks: Chunks, weight_N: Tensor) -> Chunks:
     return generate
 
 
+def combined(chosen: Chunks, rejected: Chunks, sides_N2: Tensor) -> Callable[[], Iterator[Tensor]]:
+    """The stream of sides_N2[i, 0] grad s_w - sides_N2[i, 1] grad s_l, from the streams of both sides' gradients."""
+
+    def generate() -> Iterator[Tensor]:
+        for up, down in zip(blocks(chosen), blocks(rejected), strict=True):
+            up_ND, down_ND = wide(up.x_ND), wide(down.x_ND)
+            sides_n2 = sides_N2[up.start : up.stop]
+            up_n1 = (up.factor_N * sides_n2[:, 0])[:, None].to(up_ND.dtype)
+            down_n1 = (down.factor_N * sides_n2[:, 1])[:, None].to(down_ND.dtype)
+            yield up_ND * up_n1 - down_ND * down_n1
+
+    return generate
+
+
 def check_finite(result: Tensor, block: Block) -> None:
     """Raise ValueError, with the row, when `result`, made from every entry of the block, is not finite."""
     if bool(torch.isfinite(result).all()):

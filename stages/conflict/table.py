@@ -33,6 +33,7 @@ def score_rows(
         - pl.col("logp_rejected").cast(pl.Float64) / pl.col("n_rejected"),
         n_tokens=pl.col("n_chosen").cast(pl.Int64) + pl.col("n_rejected").cast(pl.Int64),
     )
+    score_N, scored_N = scores.used(others)
     schema = TABLES["scores"].schema
     for start in range(0, pairs.height, _ROWS):
         rows = slice(start, min(start + _ROWS, pairs.height))
@@ -40,11 +41,7 @@ def score_rows(
         values = {name: table[name] for name in table.column_names}
         for name in ("score_all", "score_others", "score_mean", "cosine_own"):
             values[name] = _optional(getattr(scores, name)[rows], getattr(scores, f"{name}_valid")[rows])
-        use_others_N = scores.score_others_valid[rows] & others
-        values["score"] = _optional(
-            scores.score_others[rows].where(use_others_N, scores.score_all[rows]),
-            use_others_N | scores.score_all_valid[rows],
-        )
+        values["score"] = _optional(score_N[rows], scored_N[rows])
         valid_NL, cosine_NL = scores.cosines_valid[rows].numpy(), scores.cosines[rows].numpy()
         names = pa.array(languages, pa.string()).take(pa.array(valid_NL.nonzero()[1]))
         flat = pa.array(cosine_NL[valid_NL].astype(np.float32))
@@ -58,9 +55,14 @@ def score_rows(
 
 def margin() -> pl.Expr:
     """Delta, the implicit reward of chosen minus rejected over beta, from the gradients table's columns; float64."""
-    chosen = pl.col("logp_chosen").cast(pl.Float64) - pl.col("ref_logp_chosen").cast(pl.Float64)
-    rejected = pl.col("logp_rejected").cast(pl.Float64) - pl.col("ref_logp_rejected").cast(pl.Float64)
+    chosen, rejected = log_ratios()
     return chosen - rejected
+
+
+def log_ratios() -> tuple[pl.Expr, pl.Expr]:
+    """s - s_ref of chosen and of rejected, from the gradients table's columns; float64."""
+    chosen = pl.col("logp_chosen").cast(pl.Float64) - pl.col("ref_logp_chosen").cast(pl.Float64)
+    return chosen, pl.col("logp_rejected").cast(pl.Float64) - pl.col("ref_logp_rejected").cast(pl.Float64)
 
 
 def _optional(value_N: Tensor, valid_N: Tensor) -> pa.Array:

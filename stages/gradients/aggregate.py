@@ -16,9 +16,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from schemas.config.curation import ConflictConfig, LossConfig
+from schemas.config.curation import ConflictConfig
+from schemas.config.loss import LossConfig
 from schemas.tables import TABLES
-from stages.conflict.directions import ema_omegas, loss_weights
+from stages.conflict.directions import ema_omegas
+from stages.conflict.weights import pair_weights
 from stages.contract import Context, Drop, Part, Shard
 from stages.gradients.projections import SketchLayout
 from stages.gradients.rows import Pair
@@ -183,11 +185,15 @@ class PartSums:
         weight_N = torch.full((len(indices),), float("nan"), dtype=torch.float64)
         if self.config.weighting == "none":
             return torch.where(good_N, 1.0, weight_N)
-        margin_N2 = logp_N2.to(torch.float64) - references_N2.to(torch.float64)
+        ratio_N2 = (logp_N2.to(torch.float64) - references_N2.to(torch.float64))[good_N]
         counts_2N = [[len(getattr(self.pairs[i], side)) for i in indices] for side in ("chosen", "rejected")]
         n_chosen_N, n_rejected_N = (torch.tensor(counts)[good_N] for counts in counts_2N)
-        margin_N = (margin_N2[:, 0] - margin_N2[:, 1])[good_N]
-        weight_N[good_N] = loss_weights(margin_N, n_chosen_N, n_rejected_N, self.loss.beta, self.loss.alpha)
+        got_weights = pair_weights(self.loss, ratio_N2[:, 0], ratio_N2[:, 1], n_chosen_N, n_rejected_N)
+        if got_weights.sides_N2 is not None:
+            raise ValueError(
+                f"loss {self.loss.type} weighs chosen and rejected apart: one_sided keeps their difference only"
+            )
+        weight_N[good_N] = got_weights.weight_N
         return weight_N
 
     def _totals(self, chosen: list[int]) -> dict[str, float]:

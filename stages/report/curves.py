@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from stages.report.charts import Series, lines
 from stages.report.data import Tables
+from stages.report.objectives import PREFIX
 from stages.report.text import number, percent, short
 
 MAIN = {
@@ -17,24 +18,39 @@ MAIN = {
     "rewards/margins": "Reward margin",
     "learning_rate": "Learning rate",
 }
+CHAIN: dict[str, dict[str, str]] = {
+    "AdamW's step and the pull on it": {"merge/delta_norm": "|δ|", "merge/pull_norm": "|a τ|"},
+    "Cosine of step and task vector": {"merge/cosine": "cos(δ, τ)"},
+    "Entries of opposite sign": {"merge/sign_conflict": "opposite signs"},
+    "Way from the start, in units of |τ|": {"merge/drift": "drift"},
+    "Way from the start": {"merge/drift_norm": "drift"},
+    "Sum of merge weights": {"merge/alpha_sum": "Σ a_t"},
+    "Share of the update left by the projection": {"merge/projected": "|Π u| / |u|"},
+}
+"""What the optimizer's chain did: panels of one or two lines (METHODS.md sections 5, 6 and 8)."""
+_SHARES = {"rewards/accuracies", "merge/sign_conflict", "merge/projected"}
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One named value over steps, with its first and last figure."""
+    """One named value over steps, with its first and last figure; `and_` names a second, dashed line."""
 
     title: str
     first: str
     last: str
     chart: Markup
+    line: str = ""
+    and_: str = ""
 
 
 @dataclass(frozen=True)
 class Curves:
-    """One round's main curves, and the last value of everything else that was logged: (name, step, value)."""
+    """One round's main curves, those of merging and projecting, and the last value of everything else that was logged:
+    (name, step, value)."""
 
     round: int
     curves: list[Curve]
+    chain: list[Curve]
     others: list[tuple[str, int, float]]
 
 
@@ -44,18 +60,33 @@ def curves(tables: Tables, round_: int) -> Curves | None:
     if frame.is_empty():
         return None
     frame = frame.sort("step", maintain_order=True).unique(["step", "name"], keep="last", maintain_order=True)
-    found = [_curve(name, title, frame) for name, title in MAIN.items()]
-    rest = frame.filter(~pl.col("name").is_in(list(MAIN))).group_by("name", maintain_order=True).last().sort("name")
-    others = [(row["name"], row["step"], row["value"]) for row in rest.rows(named=True)]
-    return Curves(round_, [curve for curve in found if curve], others)
+    found = [_curve({name: title}, title, frame) for name, title in MAIN.items()]
+    chain = [_curve(names, title, frame) for title, names in CHAIN.items()]
+    shown = {*MAIN, *(name for names in CHAIN.values() for name in names)}
+    rest = frame.filter(~pl.col("name").is_in(sorted(shown))).group_by("name", maintain_order=True).last().sort("name")
+    others = [
+        (row["name"], row["step"], row["value"]) for row in rest.rows(named=True) if not _of_objective(row["name"])
+    ]
+    return Curves(round_, [curve for curve in found if curve], [curve for curve in chain if curve], others)
 
 
-def _curve(name: str, title: str, frame: pl.DataFrame) -> Curve | None:
-    mine = frame.filter(name=name)
-    if mine.is_empty():
+def _of_objective(name: str) -> bool:
+    return name.startswith(PREFIX)
+
+
+def _curve(names: dict[str, str], title: str, frame: pl.DataFrame) -> Curve | None:
+    """names: of the values, and what each line is called; the second, if any, is dashed."""
+    drawn = [(name, line, mine) for name, line in names.items() if not (mine := frame.filter(name=name)).is_empty()]
+    if not drawn:
         return None
-    show = percent if name == "rewards/accuracies" else number
-    steps, values = mine["step"].to_list(), mine["value"].to_list()
-    label = f"{title} over {len(steps)} logged steps, from {show(values[0])} to {show(values[-1])}"
-    chart = lines([steps], [Series(title, "kept", values)], label, y_format=percent if show is percent else short)
-    return Curve(title, show(values[0]), show(values[-1]), chart)
+    show = percent if drawn[0][0] in _SHARES else number
+    values = drawn[0][2]["value"].to_list()
+    label = f"{title} over {len(values)} logged steps, from {show(values[0])} to {show(values[-1])}"
+    series = [
+        Series(line, css, mine["value"].to_list())
+        for (_, line, mine), css in zip(drawn, ("kept", "dropped0"), strict=False)
+    ]
+    steps = [mine["step"].to_list() for _, _, mine in drawn]
+    chart = lines(steps, series, label, y_format=percent if show is percent else short)
+    second = drawn[1][1] if len(drawn) > 1 else ""
+    return Curve(title, show(values[0]), show(values[-1]), chart, drawn[0][1], second)

@@ -25,6 +25,9 @@ class Card:
     detail: str
 
 
+_LEFT_OUT = {"pair": "the pair", "answers": "pairs that share an answer", "group": "shared answers and translations"}
+
+
 def cards(tables: Tables, conflicts: Sequence[Conflicts], results: Sequence[Results]) -> list[Card]:
     """Pairs, kept pairs, accuracy before and after, conflicting languages; only of what is there. Latest round."""
     found = []
@@ -84,14 +87,18 @@ def facts(config: RunConfig, manifests: Sequence[StageManifest]) -> list[tuple[s
         ("Languages", languages + (f"; only evaluated: {unseen}" if unseen else "")),
         ("Rounds", str(config.rounds)),
         ("Seed", str(config.seed)),
-        ("Loss", f"DPO, β = {config.loss.beta:g}" + (f", α = {config.loss.alpha:g}" if config.loss.alpha else "")),
+        (
+            "Loss",
+            f"{config.loss.label}, β = {config.loss.beta:g}"
+            + (f", α = {config.loss.alpha:g}" if config.loss.alpha else ""),
+        ),
         ("Sketch", _sketch(config, manifests)),
         (
             "Conflict score",
             f"cosine with the {scored} ({config.conflict.surgery} "
             f"{'per layer group' if config.conflict.scope == 'layer' else 'on the whole model'}, {config.conflict.direction}, "
             f"metric {config.conflict.metric}, weighting {config.conflict.weighting}, "
-            f"leave out the {config.conflict.leave_out})",
+            f"{_LEFT_OUT[config.conflict.leave_out]} left out)",
         ),
         ("Selection", _selection(config.select)),
         (

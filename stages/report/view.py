@@ -16,6 +16,7 @@ from stages.report import curves as _curves
 from stages.report import distributions as _distributions
 from stages.report import flow as _flow
 from stages.report import headline as _headline
+from stages.report import objectives as _objectives
 from stages.report import results as _results
 from stages.report.charts import value_bar
 from stages.report.data import Tables
@@ -49,6 +50,7 @@ class View:
     scores: list[_distributions.Scores]
     sides: list[tuple[int, list[_distributions.Sides]]]
     curves: list[_curves.Curves]
+    objectives: list[_objectives.Objectives]
     results: list[_results.Results]
     browsers: list[_browser.Browser]
     timings: list[Timing]
@@ -64,6 +66,7 @@ def build(config: RunConfig, tables: Tables, manifests: Sequence[StageManifest])
 
     conflicts = each(lambda r: _conflicts.conflicts(tables, r, languages, manifests))
     results = each(lambda r: _results.results(tables, r, languages))
+    sequence = [objective.name for objective in config.train.orthalign.objectives]
     select = config.select
     by_conflict = select.by == "conflict" and select.quota == "language" and not select.diversity.cells
     return View(
@@ -77,6 +80,7 @@ def build(config: RunConfig, tables: Tables, manifests: Sequence[StageManifest])
         scores=each(lambda r: _distributions.scores(tables, r, languages, by_conflict)),
         sides=[(r, found) for r in rounds if (found := _distributions.sides(tables, r, languages))],
         curves=each(lambda r: _curves.curves(tables, r)),
+        objectives=each(lambda r: _objectives.objectives(tables, r, sequence)),
         results=results,
         browsers=each(lambda r: _browser.browser(tables, r, languages, config.report.browse_pairs)),
         timings=_timings(manifests),

@@ -42,6 +42,7 @@ def model_card(
         "pairs per step": str(plan.micro_batch * plan.accumulation),
         "optimizer steps": str(steps),
         **_objectives(train),
+        "loss": loss.label,
         "beta": f"{loss.beta:g}",
         "alpha (length penalty)": f"{loss.alpha:g}",
         "numbers": config.model.dtype,
@@ -59,7 +60,7 @@ def model_card(
         f"# {escape(config.name)}, round {round_}",
         "",
         *([escape(config.banner), ""] if config.banner else []),
-        f"{escape(base_name)}, aligned by DPO on preference pairs"
+        f"{escape(base_name)}, aligned on preference pairs"
         + (" that were imported" if config.imported else " the model generated and judged itself")
         + f". Selection: by {escape(select.by)}, share {select.keep:g} kept"
         + (" in each language." if select.quota == "language" else " overall."),
@@ -81,14 +82,22 @@ def model_card(
         "",
         "## Method",
         "",
-        "Loss: `-log sigmoid(beta * Delta + alpha * (tokens of chosen - tokens of rejected))`, Delta the implicit"
-        " reward margin of DPO (arXiv 2305.18290); alpha = 0 is DPO. Trained with TRL's DPOTrainer.",
+        _loss_text(loss.type),
         "",
         *_selection_text(select.by),
         "Weights are stored in the numbers named above; adapters are merged.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _loss_text(name: str) -> str:
+    if name != "sigmoid":
+        return f"Loss: `{name}` of TRL's DPOTrainer, which names its paper."
+    return (
+        "Loss: `-log sigmoid(beta * Delta + alpha * (tokens of chosen - tokens of rejected))`, Delta the implicit"
+        " reward margin of DPO (arXiv 2305.18290); alpha = 0 is DPO. Trained with TRL's DPOTrainer."
+    )
 
 
 def _optimizer(train: TrainConfig) -> str:

@@ -16,13 +16,13 @@ class LengthPenalisedDPOTrainer(DPOTrainer):
 
     TRL computes the loss from Delta alone, so the length term is handed to it inside the reference: subtracting
     (alpha / beta) * (|y_w| - |y_l|) from s_ref_w adds exactly alpha * (|y_w| - |y_l|) to beta * Delta. The rewards TRL
-    logs are put back to beta * (s - s_ref), without the length term. Needs reference log-probabilities in the batch
-    (`precompute_ref_log_probs`) and `loss_type` sigmoid.
+    logs are put back to beta * (s - s_ref), without the length term. alpha > 0 needs reference log-probabilities in the
+    batch (`precompute_ref_log_probs`) and `loss_type` sigmoid.
     """
 
     def __init__(self, *args: Any, alpha: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.loss_types != ["sigmoid"] or not self.precompute_ref_logps:
+        if alpha and (self.loss_types != ["sigmoid"] or not self.precompute_ref_logps):
             raise ValueError("the length penalty needs loss_type sigmoid and precomputed reference log-probabilities")
         self.alpha = alpha
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from schemas.config.training import Objective
 from schemas.errors import UserError
+from schemas.ids import content_id, seed_for
 from stages.contract import Context, Drop
 from stages.evaluate.loglik import preference
 from stages.gradients.batching import TokenBudget
@@ -20,6 +21,7 @@ from stages.text.render import Renderer, RenderError
 from stages.train.dataset import TrainingPairs
 
 NO_OBJECTIVE = "no_objective"
+_PAIRS_AT_A_TIME = 32
 _TEXTS = ("prompt", "chosen", "rejected")
 
 
@@ -31,6 +33,11 @@ class Chosen:
     pairs: TrainingPairs
     dev: list[Pair]
 
+    @property
+    def digest(self) -> str:
+        """Of the dev pairs' token ids, which decide a searched rank."""
+        return content_id([(pair.prompt, pair.chosen, pair.rejected) for pair in self.dev])
+
 
 def choose(ctx: Context, pairs: TrainingPairs, renderer: Renderer) -> tuple[list[Chosen], list[Drop]]:
     """The objectives of `train.orthalign` with their pairs; curated pairs that belong to none are dropped.
@@ -39,7 +46,8 @@ def choose(ctx: Context, pairs: TrainingPairs, renderer: Renderer) -> tuple[list
     evaluated or that no curated pair fits, and for one without dev pairs when its rank is searched by them.
     """
     curated = ctx.scan("curated").select("pair_id", "language").collect().with_row_index("row")
-    train, dev = (ctx.scan("pairs").filter(pl.col("split") == split) for split in ("train", "dev"))
+    train = ctx.scan("pairs").filter(pl.col("split") == "train")
+    dev = ctx.scan("pairs:0").filter(pl.col("split") == "dev")  # held out in round 0, the same in every round
     chosen, used = [], set[int]()
     for number, objective in enumerate(ctx.config.train.orthalign.objectives):
         where = f"train.orthalign.objectives.{number}.where"
@@ -52,7 +60,8 @@ def choose(ctx: Context, pairs: TrainingPairs, renderer: Renderer) -> tuple[list
                 fix="`inspect RUN pairs --where` shows what a condition finds.",
             )
         used.update(rows)
-        held_out = _ids(_matching(dev, objective, where, *_TEXTS), renderer, ctx.config.text.max_length)
+        sampled = _sample(ctx, _matching(dev, objective, where, "pair_id", "language", *_TEXTS))
+        held_out = _ids(sampled.select(_TEXTS), renderer, ctx.config.text.max_length)
         if not held_out and ctx.config.train.orthalign.rank == "search":
             raise UserError(
                 f"objective {objective.name} has no dev pairs to search its rank by",
@@ -83,6 +92,13 @@ def _matching(frame: pl.LazyFrame, objective: Objective, where: str, *columns: s
         ) from error
 
 
+def _sample(ctx: Context, rows: pl.DataFrame) -> pl.DataFrame:
+    """At most `dev_pairs` of each language, by a hash order that is the same in every round."""
+    keys = [seed_for(ctx.config.seed, "objective", pair_id) for pair_id in rows["pair_id"]]
+    ordered = rows.with_columns(pl.Series("key", keys, pl.UInt64)).sort("language", "key", "pair_id")
+    return ordered.filter(pl.int_range(pl.len()).over("language") < ctx.config.train.orthalign.dev_pairs)
+
+
 def _ids(rows: pl.DataFrame, renderer: Renderer, longest: int) -> list[Pair]:
     """Token ids of dev pairs; those that cannot be rendered or are too long are left to the evaluate stage's account."""
     found = []
@@ -101,10 +117,21 @@ Scores = list[tuple[torch.Tensor, torch.Tensor]]
 """Token log-probabilities of both sides of each pair."""
 
 
-def score(model: PreTrainedModel, pairs: Sequence[Pair], tokens: int) -> Scores:
-    """Under `model`; tokens: the batches' budget."""
-    values = score_rows(model, [row for pair in pairs for row in pair.rows], TokenBudget(tokens)) if pairs else []
-    return list(zip(values[0::2], values[1::2], strict=True))
+def score(
+    model: PreTrainedModel, pairs: Sequence[Pair], tokens: int, beats: Callable[[int, str], Callable[[], None]]
+) -> Scores:
+    """Under `model`; tokens: the batches' budget; beats(batches, unit): announces the work, what it returns is called after
+    each batch."""
+    starts = range(0, len(pairs), _PAIRS_AT_A_TIME)
+    found: Scores = []
+    beat = beats(len(starts), "batch of dev pairs") if pairs else None
+    for first in starts:
+        rows = [row for pair in pairs[first : first + _PAIRS_AT_A_TIME] for row in pair.rows]
+        values = score_rows(model, rows, TokenBudget(tokens))
+        found += zip(values[0::2], values[1::2], strict=True)
+        if beat is not None:
+            beat()
+    return found
 
 
 def accuracies(now: Scores, start: Scores) -> dict[str, float]:

@@ -16,27 +16,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from schemas.errors import UserError
 from schemas.ids import content_id
-from stages.contract import Context, Drop
+from stages.contract import Context, Drop, Stopped
 from stages.models.load import free_memory, load_causal_lm
 from stages.text.render import Renderer
 from stages.train.batches import BatchPlan, plan_batches
 from stages.train.checkpoints import sync_folder
 from stages.train.dataset import TrainingPairs
+from stages.train.displacement import Beat, Weights, changed, cut_to, leaks, merged, remember
 from stages.train.model import Precision
 from stages.train.objectives import Chosen, Scores, accuracies, choose, score
 from stages.train.optimizers.change import Change
@@ -45,7 +43,7 @@ from stages.train.phase import Phase, train_phase
 from stages.train.references import recomputed
 
 History = list[dict[str, Any]]
-_DONE, _BASES = "objective.json", "protected.safetensors"
+_DONE, _BASES, _BEFORE = "objective.json", "protected.safetensors", "before.safetensors"
 
 
 def train_objectives(
@@ -70,7 +68,7 @@ def train_objectives(
         for line in plan.notes:
             ctx.progress.note(f"objective {objective.name}: {line}")
     tokens = ctx.config.gradients.token_budget
-    start = [score(model, o.dev, tokens) for o in objectives]
+    start = [score(model, o.dev, tokens, lambda amount, unit: beats(ctx, amount, unit)) for o in objectives]
     sequence = _Sequence(ctx, folder / "checkpoints", renderer, numbers, identity, objectives, plans, start)
     trained, history = sequence.run(model)
     return trained, history, drops
@@ -121,11 +119,12 @@ class _Sequence:
         self, number: int, model: PreTrainedModel, protected: Protected
     ) -> tuple[PreTrainedModel, Protected, History]:
         objective, plan, settings = self.objectives[number], self.plans[number], self.ctx.config.train.orthalign
-        place = self._place(number)
+        place, last = self._place(number), number == len(self.objectives) - 1
         pairs = objective.pairs
         if number and settings.reference == "objective":
-            pairs = recomputed(pairs, model, self.ctx.config.gradients.token_budget)
-        before = {n: p.detach().to("cpu", copy=True) for n, p in model.named_parameters() if p.ndim == 2}
+            pairs = recomputed(pairs, model, self.ctx.config.gradients.token_budget, self._beat)
+        place.mkdir(parents=True, exist_ok=True)
+        before = remember(model, place / _BEFORE)
         phase = Phase(
             pairs,
             plan,
@@ -136,45 +135,78 @@ class _Sequence:
             protected=protected,
         )
         trained, log = train_phase(self.ctx, model, self.renderer, self.numbers, phase)
-        plain, changes = _ended(trained, before, settings.q_max)
+        figures: dict[str, float] = {}
+        changes = {} if last else changed(trained, before, self._most, self._beat(len(before), "matrix"))
+        plain = merged(trained)
         del trained
-        numbers = {f"objective/{objective.name}/leak": _leak(plain, before, protected)} if protected else {}
-        q = self._search(number, plain, before, changes) if settings.rank == "search" else settings.q_max
-        energy = 1.0 if settings.rank == "search" else settings.energy
-        protected = protected.extended(changes, settings.side, energy, q)
-        numbers[f"objective/{objective.name}/directions"] = _mean_directions(protected)
+        if protected:
+            beat = self._beat(len(protected.left) or len(protected.right), "matrix")
+            figures["leak"], figures["leak_exported"] = leaks(plain, before, protected, self.numbers.compute, beat)
+        if not last:  # what the last one did, nobody needs to stay out of
+            kept = self._kept(number, plain, before, changes)
+            protected = protected.extended(kept, settings.side, energy=1.0, q_max=settings.q_max)
+            figures["directions"] = _mean_directions(protected)
+            held, whole = (sum(f(change) for change in kept.values()) for f in (_squares, lambda c: c.energy))
+            figures["energy"] = held / whole
+        entry: dict[str, Any] = {f"objective/{objective.name}/{name}": value for name, value in figures.items()}
         for earlier, start in zip(self.objectives[: number + 1], self.start, strict=False):
-            now = score(plain, earlier.dev, self.ctx.config.gradients.token_budget)
-            numbers |= {f"objective/{earlier.name}/{k}": v for k, v in accuracies(now, start).items()}
+            measured = accuracies(self._score(plain, earlier), start)
+            entry |= {f"objective/{earlier.name}/{name}": value for name, value in measured.items()}
         offset = sum(p.steps for p in self.plans[:number])
-        entries = [entry | {"step": entry["step"] + offset} for entry in log]
-        entries.append({"step": offset + plan.steps, **numbers})
+        entries = [logged | {"step": logged["step"] + offset} for logged in log]
+        entries.append({"step": offset + plan.steps, **entry})
         self._keep(number, plain, protected, entries)
         free_memory()
         return plain, protected, entries
 
-    def _search(
-        self, number: int, model: PreTrainedModel, before: Mapping[str, torch.Tensor], changes: Mapping[str, Change]
-    ) -> int:
+    def _most(self, shape: torch.Size) -> int:
+        """Directions an objective may protect in a matrix: q_max, and no more than its share of the narrowest side that is
+        protected, so that those of all objectives together never are the whole space."""
+        side = self.ctx.config.train.orthalign.side
+        width = {"left": shape[0], "right": shape[1], "both": min(shape)}[side]
+        return min(self.ctx.config.train.orthalign.q_max, max(1, width // len(self.objectives)))
+
+    def _kept(
+        self, number: int, model: PreTrainedModel, before: Weights, changes: Mapping[str, Change]
+    ) -> dict[str, Change]:
+        """The part of every change that is protected."""
+        settings = self.ctx.config.train.orthalign
+        if settings.rank == "search":
+            q = self._search(number, model, before, changes)
+            return {name: change.first(q) for name, change in changes.items()}
+        return {name: change.first(change.count(settings.energy)) for name, change in changes.items()}
+
+    def _search(self, number: int, model: PreTrainedModel, before: Weights, changes: Mapping[str, Change]) -> int:
         """The fewest directions a matrix that hold the objective's reward accuracy within the tolerance."""
         objective, start = self.objectives[number], self.start[number]
-        settings, tokens = self.ctx.config.train.orthalign, self.ctx.config.gradients.token_budget
-        whole = accuracies(score(model, objective.dev, tokens), start)["reward_accuracy"]
+        settings = self.ctx.config.train.orthalign
+        whole = accuracies(self._score(model, objective), start)["reward_accuracy"]
 
         def holds(q: int) -> bool:
-            with _cut_to(model, before, changes, q):
-                now = accuracies(score(model, objective.dev, tokens), start)["reward_accuracy"]
+            with cut_to(model, before, changes, q):
+                now = accuracies(self._score(model, objective), start)["reward_accuracy"]
             return within(whole, now, settings.tolerance)
 
         q, tries = fewest(holds, settings.q_max)
         self.ctx.progress.note(f"objective {objective.name}: {q} directions a matrix protected, {tries} ranks tried")
+        if q == settings.q_max and not holds(q):
+            self.ctx.progress.note(
+                f"objective {objective.name}: q_max {q} directions lose more than the tolerance: raise q_max to hold it"
+            )
         return q
+
+    def _score(self, model: PreTrainedModel, objective: Chosen) -> Scores:
+        return score(model, objective.dev, self.ctx.config.gradients.token_budget, self._beat)
+
+    def _beat(self, amount: int, unit: str) -> Beat:
+        return beats(self.ctx, amount, unit)
 
     def _place(self, number: int) -> Path:
         return self.folder / f"objective-{number}"
 
     def _identity(self, number: int) -> str:
-        return content_id(self.identity, [o.pairs.digest for o in self.objectives[: number + 1]], number)
+        used = [(o.pairs.digest, o.digest) for o in self.objectives[: number + 1]]
+        return content_id(self.identity, used, number)
 
     def _left(self) -> list[History]:
         """The logs of the objectives that were finished, under this configuration, up to the last whose weights are there."""
@@ -208,8 +240,26 @@ class _Sequence:
         sync_folder(place)  # before the weights it stands on go
         for old in place.glob("checkpoint-*"):
             shutil.rmtree(old)
+        (place / _BEFORE).unlink(missing_ok=True)
         if number:
             shutil.rmtree(self._place(number - 1) / "model", ignore_errors=True)
+
+
+def beats(ctx: Context, amount: int, unit: str) -> Beat:
+    """Announce `amount` units of work; the function returned says that one is done, and raises Stopped when asked to stop:
+    what training left is on disk, so that the next run begins here."""
+    ctx.progress.total(amount, unit)
+
+    def beat() -> None:
+        ctx.progress.advance()
+        if ctx.stop():
+            raise Stopped
+
+    return beat
+
+
+def _squares(change: Change) -> float:
+    return float(change.values.square().sum())
 
 
 def within(before: float, after: float, tolerance: float) -> bool:
@@ -236,50 +286,6 @@ def fewest(holds: Any, most: int) -> tuple[int, int]:
     while low > 1 and ask(low - 1):
         low -= 1
     return low, len(known) - 1
-
-
-def _ended(trained: Any, before: Mapping[str, torch.Tensor], q_max: int) -> tuple[Any, dict[str, Change]]:
-    """(the model without an adapter, what happened to its matrices)."""
-    changes: dict[str, Change] = {}
-    if isinstance(trained, PeftModel):
-        layers: dict[str, Any] = {n: m for n, m in trained.named_modules() if isinstance(m, LoraLayer)}
-        for name, layer in layers.items():
-            (adapter,) = layer.lora_A.keys()
-            b_OR = layer.lora_B[adapter].weight.detach().double() * layer.scaling[adapter]
-            weight = name.removeprefix("base_model.model.") + ".weight"
-            changes[weight] = Change.of_factors(weight, b_OR, layer.lora_A[adapter].weight.detach(), q_max)
-        plain: Any = trained
-        return plain.merge_and_unload(), changes
-    for name, parameter in trained.named_parameters():
-        if name in before:
-            changes[name] = Change.of(name, parameter.detach().to("cpu", torch.float32) - before[name].float(), q_max)
-    return trained, changes
-
-
-@contextmanager
-def _cut_to(
-    model: nn.Module, before: Mapping[str, torch.Tensor], changes: Mapping[str, Change], q: int
-) -> Iterator[None]:
-    """The model with every change cut to its q leading directions; its weights are restored."""
-    parameters = {name: p for name, p in model.named_parameters() if name in changes}
-    after = {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
-    try:
-        for name, parameter in parameters.items():
-            parameter.data.copy_(before[name].double() + changes[name].first(q).matrix())
-        yield
-    finally:
-        for name, parameter in parameters.items():
-            parameter.data.copy_(after[name])
-
-
-def _leak(model: nn.Module, before: Mapping[str, torch.Tensor], protected: Protected) -> float:
-    """The largest share of a matrix's change, in the weights as they are held, that lies in the protected subspaces."""
-    leaks = [0.0]
-    for name, parameter in model.named_parameters():
-        if protected.covers(name):
-            change = parameter.detach().to("cpu", torch.float64) - before[name].double()
-            leaks.append(protected.leak(name, change))
-    return max(leaks)
 
 
 def _mean_directions(protected: Protected) -> float:

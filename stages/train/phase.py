@@ -94,7 +94,7 @@ def _trainer(
 
 
 def _arguments(ctx: Context, phase: Phase, numbers: Precision, seed: int) -> DPOConfig:
-    train, plan = ctx.config.train, phase.plan
+    train, loss, plan = ctx.config.train, ctx.config.loss, phase.plan
     arguments = DPOConfig(
         output_dir=str(phase.checkpoints),
         run_name=f"{ctx.config.name}-round-{ctx.round}",
@@ -107,7 +107,10 @@ def _arguments(ctx: Context, phase: Phase, numbers: Precision, seed: int) -> DPO
         warmup_steps=plan.warmup_steps,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
-        beta=ctx.config.loss.beta,
+        loss_type=[loss.type],
+        beta=loss.beta,
+        label_smoothing=loss.smoothing,
+        discopop_tau=loss.tau,
         max_length=None,
         precompute_ref_log_probs=True,
         disable_dropout=False,

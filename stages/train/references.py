@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from transformers import PreTrainedModel
 
@@ -11,6 +13,7 @@ from stages.gradients.rows import Row
 from stages.train.dataset import TrainingPairs
 
 CHECKED_PAIRS = 4
+PAIRS_AT_A_TIME = 256
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Largest difference of the mean token log-probability (nats per token), by compute dtype. Half-precision forwards of
 the same row differ that much between batch shapes and kernels; a wrong model or wrong ids differ by far more."""
@@ -41,9 +44,21 @@ def checked_references(
     )
 
 
-def recomputed(pairs: TrainingPairs, model: PreTrainedModel, token_budget: int) -> TrainingPairs:
-    """The pairs with reference log-probabilities under `model`."""
-    return pairs.with_references(_score(pairs, list(range(len(pairs))), model, token_budget))
+def recomputed(
+    pairs: TrainingPairs,
+    model: PreTrainedModel,
+    token_budget: int,
+    beats: Callable[[int, str], Callable[[], None]] = lambda amount, unit: lambda: None,
+) -> TrainingPairs:
+    """The pairs with reference log-probabilities under `model`; beats(batches, unit): announces the work, what it returns is
+    called after each batch."""
+    starts = range(0, len(pairs), PAIRS_AT_A_TIME)
+    found: list[tuple[float, float]] = []
+    beat = beats(len(starts), "batch of references")
+    for first in starts:
+        found += _score(pairs, list(range(first, min(first + PAIRS_AT_A_TIME, len(pairs)))), model, token_budget)
+        beat()
+    return pairs.with_references(found)
 
 
 def _score(

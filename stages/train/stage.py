@@ -28,7 +28,8 @@ from stages.train.orthalign import train_objectives
 from stages.train.phase import Phase, train_phase
 from stages.train.references import checked_references
 
-_OF_THE_CALL = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss")
+_SUMS = ("train_runtime", "total_flos")
+_RATES = ("train_samples_per_second", "train_steps_per_second", "train_loss")
 
 
 class Train:
@@ -101,8 +102,14 @@ def metrics_table(history: list[dict[str, Any]]) -> pa.Table:
 
 
 def _summary(history: list[dict[str, Any]]) -> dict[str, float]:
-    last = history[-1] if history else {}
-    return {name: float(last[name]) for name in _OF_THE_CALL if name in last and math.isfinite(last[name])}
+    """What TRL says at the end of a training; of a sequence, seconds and operations are summed over its objectives, and the
+    rest averaged by their seconds."""
+    ends = [entry for entry in history if "train_runtime" in entry]
+    found = {name: sum(float(end.get(name, 0.0)) for end in ends) for name in _SUMS}
+    for name in _RATES:
+        weighted = sum(float(end.get(name, 0.0)) * float(end["train_runtime"]) for end in ends)
+        found[name] = weighted / found["train_runtime"] if found["train_runtime"] else math.nan
+    return {name: value for name, value in found.items() if ends and math.isfinite(value)}
 
 
 def _devices() -> int:

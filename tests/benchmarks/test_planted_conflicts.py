@@ -34,6 +34,7 @@ def synthetic(shared: float, questions: int = 40, seed: int = 0) -> dict[str, Sk
         frame = pl.DataFrame(
             {
                 "pair_id": [f"{contrast}-{i}" for i in range(n)],
+                "group_id": [f"g{i // len(LANGUAGES):03}" for i in range(n)],
                 "kind": [f"k{i // len(LANGUAGES) % 4}" for i in range(n)],
                 "language": LANGUAGES * questions,
                 "norm": sketch_ND.norm(dim=1).numpy(),

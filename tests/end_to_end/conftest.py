@@ -6,11 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from typer.testing import CliRunner, Result
+
+import pipeline.run
+from pipeline.cli import app
+from tests.faults.inline import InlineExecutor
 
 LANGUAGES = ("en", "de", "zh")
 
@@ -95,6 +102,32 @@ def pipeline_command(tmp_path: Path):
         if check and done.returncode:
             logs = "\n".join(p.read_text()[-3000:] for p in sorted(tmp_path.rglob("logs/*.log")))
             raise AssertionError(f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}\n{logs}")
+        return done
+
+    return command
+
+
+@pytest.fixture
+def inline_stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The real run loop and the real stages, in this process: no worker processes that import torch anew."""
+    threads, environment = torch.get_num_threads(), dict(os.environ)
+    monkeypatch.setattr(InlineExecutor, "computed", [], raising=False)
+    monkeypatch.setattr(pipeline.run, "LocalExecutor", InlineExecutor)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@pytest.fixture
+def inline_command(inline_stages: None, monkeypatch: pytest.MonkeyPatch):
+    """What `pipeline_command` does, in this process, stages included: for tests of what is computed and said."""
+    monkeypatch.setenv("COLUMNS", "250")
+
+    def command(*arguments: str, check: bool = True) -> Result:
+        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert not check or done.exit_code == 0, f"{arguments} ended with {done.exit_code}:\n{done.output}"
         return done
 
     return command

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -55,19 +54,15 @@ class DiesAfter(list):
 
 
 @pytest.fixture
-def inline(monkeypatch) -> Iterator:
+def inline(inline_stages, monkeypatch):
     """inline(config file, parts=0): the real run loop and stages in this process until select; it dies after `parts`."""
-    monkeypatch.setattr(pipeline.run, "LocalExecutor", InlineExecutor)
-    threads = torch.get_num_threads()
 
     def run(path: Path, parts: int = 0) -> list[tuple[str, int]]:
         monkeypatch.setattr(InlineExecutor, "computed", DiesAfter(parts), raising=False)
         pipeline.run.run(load_config(path, ()), Selection(last="select"), Display(quiet=True))
         return list(InlineExecutor.computed)
 
-    yield run
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
+    return run
 
 
 TABLES = ("contributions", "sums", "gradients", "scores", "gram", "directions", "curated", "rejected")
@@ -111,7 +106,7 @@ def test_one_sided_in_two_passes_is_resumed_after_every_part(write_tiny, inline,
 
 
 @pytest.mark.timeout(1800)
-def test_two_workers_a_killed_driver_and_the_report(write_tiny, inline, pipeline_command, tmp_path):
+def test_two_workers_a_killed_driver_and_the_report(write_tiny, inline, pipeline_command, inline_command, tmp_path):
     path, root = write_tiny(**IMPORTED, **ONE_SIDED), tmp_path / "runs/t"
     inline(path)
     alone = table_bytes(root)
@@ -129,9 +124,9 @@ def test_two_workers_a_killed_driver_and_the_report(write_tiny, inline, pipeline
     pipeline_command(*command[3:])
     got = table_bytes(root)
     assert set(got) == set(alone) and [name for name in got if got[name] != alone[name]] == []
-    shown = pipeline_command("status", str(root)).stdout
+    shown = inline_command("status", str(root)).stdout
     assert "aggregate" in shown and "precondition" not in shown
-    pipeline_command("report", str(root))
+    inline_command("report", str(root))
     page = (root / "report.html").read_text()
     assert "one-sided (Flora), rank 3" in page and "standard error of a cosine" in page
 

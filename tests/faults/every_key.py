@@ -21,6 +21,8 @@ _SPECIAL: dict[str, Any] = {
     "languages.unseen": ["sw"],
     "select.diversity.cells": 20,
     "gradients.of": None,  # with rounds, adapter needs train.method: lora
+    "loss.label_smoothing": None,  # belongs to other losses
+    "loss.discopop_tau": None,
     "train.orthalign.tolerance": None,  # belongs to rank: search
     "pairs.sources": None,  # ends generation: see test_imported_pairs_replace_generation
     "engine.base_url": "http://localhost:9/v1",
@@ -29,7 +31,7 @@ _SPECIAL: dict[str, Any] = {
     "train.method": None,  # full: the merging optimizers of the base config refuse LoRA
     "train.optimizer": "onties",
     "train.lora.target_modules": ["q_proj"],
-    "gradients.sketch.method": "exact",  # one_sided adds a stage and takes another default of conflict.leave_out
+    "gradients.sketch.method": "exact",  # one_sided adds a stage
     "gradients.sketch.precondition": None,  # adds a stage
     "text.chat_template_kwargs": {"enable_thinking": True},
 }

@@ -65,6 +65,8 @@ class _Pipe:
         if message[0] == "committed":
             self._computed.append((self._order.spec.name, message[1].index))
             self._reports.committed(message[1])
+        if message[0] == "note":
+            self._reports.note(message[1])
 
     def recv(self) -> int | None:
         return self._queue.popleft() if self._queue else None

@@ -93,6 +93,16 @@ def test_every_key_is_in_the_fingerprint_of_the_stages_that_depend_on_it_and_of_
         )
 
 
+@pytest.mark.parametrize("loss", [{"type": "hinge"}, {"beta": 0.5}, {"alpha": 0.01}])
+def test_another_loss_makes_no_gradient_again(finished, loss):
+    found = {
+        (s.step.spec.name, s.step.round): (s.kind, s.why) for s in states(base_config() | {"loss": loss}, finished)
+    }
+    by_loss = {name for (name, _), (_, why) in found.items() if any(line.startswith("loss.") for line in why)}
+    assert by_loss == {"conflict", "train"}
+    assert all(kind == "done" for (name, _), (kind, _) in found.items() if name == "gradients")
+
+
 def test_imported_pairs_replace_generation(finished):
     changed = base_config() | {"pairs": {"sources": [{"path": "mine.jsonl"}]}, "rounds": 1}
     kinds = {s.step.spec.name: s.kind for s in states(changed, finished)}

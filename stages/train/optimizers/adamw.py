@@ -1,4 +1,4 @@
-"""AdamW with an ordered chain behind it: moments -> merge -> project -> trust region -> apply. METHODS.md sections 5, 6, 8."""
+"""AdamW with an ordered chain behind it: mask -> moments -> merge -> mask, project -> trust region -> apply. METHODS.md sections 5 to 8."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
 from schemas.errors import UserError
+from stages.train.optimizers.active import ActiveEntries
 from stages.train.optimizers.bucket import Bucket, cut
 from stages.train.optimizers.chain import OWN_STATE, Chain, torch_adamw
+from stages.train.optimizers.confine import FACTOR_BYTES, Confined
 from stages.train.optimizers.merging import Merging
 from stages.train.optimizers.settings import OFF, Merge
 from stages.train.optimizers.subspace import Protected
@@ -36,6 +38,9 @@ class OnlineMergingAdamW(AdamW):
         training starts, else task_vector is theta_SFT - those weights.
     protected: METHODS.md section 6: subspaces of matrices, by name, that no update enters. The UPDATE is projected, after Adam and
         after the merge: a projected gradient would leak, because Adam rescales coordinates. Biases and norms are not projected.
+    active: METHODS.md section 7: entries that may change, by name. Gradients are masked before the moments (`active.on_gradients` does it
+        before clipping too), the merged update again: the other weights stay as they are to the last bit, decay or not. With a
+        protected subspace the update is projected within the active entries; factor_bytes bounds what that keeps.
     trust_radius: of a group; largest spectral norm of W - start per matrix (Euclidean norm of other shapes); 0: none.
     seed: of the random masks.  telemetry_every: steps between entries of `telemetry`; 0: never.
 
@@ -46,8 +51,8 @@ class OnlineMergingAdamW(AdamW):
     weights then: writing to a parameter from outside is undone by the next step. The state_dict holds the task vector's fingerprint,
     never the vector; loading another one's state is refused.
 
-    Order of a step: decay (W *= 1 - lr * weight_decay; as released: after the merge; in a group with a protected subspace or a trust
-    region: towards the start instead of 0), AdamW's moments, merge, project, trust region, apply. Raises UserError, naming the
+    Order of a step: mask, AdamW's moments, decay (W *= 1 - lr * weight_decay; as released: after the merge; in a group with masks, a
+    protected subspace or a trust region: towards the start instead of 0), merge, mask and project, trust region, apply. Raises UserError, naming the
     parameter, when the task vector lacks it or has another shape, and for sharded or complex parameters.
     """
 
@@ -63,6 +68,8 @@ class OnlineMergingAdamW(AdamW):
         merge: Merge = OFF,
         task_vector: TaskVector | None = None,
         protected: Protected | None = None,
+        active: ActiveEntries | None = None,
+        factor_bytes: int = FACTOR_BYTES,
         trust_radius: float = 0.0,
         seed: int = 0,
         telemetry_every: int = 0,
@@ -70,7 +77,9 @@ class OnlineMergingAdamW(AdamW):
         foreach: bool | None = None,
     ) -> None:
         self._defaults = merge.knobs() | {"trust_radius": trust_radius, "phase": 0}
-        self._chain = Chain(Merging(task_vector, seed), protected or Protected.none())
+        entries = ActiveEntries({}) if active is None else active
+        confined = Confined(protected or Protected.none(), entries, factor_bytes)
+        self._chain = Chain(Merging(task_vector, seed, entries), confined)
         self._vector = task_vector
         self._telemetry_every = telemetry_every
         self._loaded = False
@@ -82,7 +91,7 @@ class OnlineMergingAdamW(AdamW):
         for name, value in self._defaults.items():
             param_group.setdefault(name, value)
         param_group.setdefault("task_vector", self._vector.fingerprint if self._vector else "")
-        param_group["protected"] = self._chain.protected.fingerprint
+        param_group |= self._fingerprints()
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group.setdefault("peak_lr", float(group["lr"]))
@@ -106,26 +115,29 @@ class OnlineMergingAdamW(AdamW):
             else:
                 self._plain(group)
         if telemetry.sums:
-            self.telemetry |= telemetry.values()
+            self.telemetry |= telemetry.values() | self._chain.confined.numbers()
         self._loaded = False
         return loss
 
-    def start_phase(self, protected: Protected) -> None:
-        """Begin another objective from the weights as they are: displacement 0, AdamW's moments reset, another protected
-        subspace. Raises UserError for the anchor, whose anchor would move with the start."""
+    def start_phase(self, protected: Protected, active: ActiveEntries | None = None) -> None:
+        """Begin another objective or phase from the weights as they are: displacement 0, AdamW's moments reset, another protected
+        subspace, other masks (none by default). Raises UserError for the anchor, whose anchor would move with the start."""
         if any(Merge.of(group).active and group["merge"] == "anchor" for group in self.param_groups):
             raise UserError("anchor cannot be followed over phases", where="merge", fix="Use ondare, onties or none.")
-        self._chain.protected = protected
+        entries = ActiveEntries({}) if active is None else active
+        self._chain.confined = Confined(protected, entries, self._chain.confined.factor_bytes)
+        self._chain.merging.active = entries
+        self._chain.merging.forget()
         for group in self.param_groups:
-            group["protected"] = protected.fingerprint
+            group |= self._fingerprints()
             group["phase"] += 1
             self._check(group)
             for param in group["params"]:
                 self.state.pop(param, None)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As torch's, with our tensors in their own dtypes. Raises UserError for the state of another task vector or of
-        other protected subspaces."""
+        """As torch's, with our tensors in their own dtypes. Raises UserError for the state of another task vector, of other
+        protected subspaces or of other masks."""
         mine = self._vector.fingerprint if self._vector else ""
         if any(group.get("task_vector", "") != mine for group in state_dict["param_groups"]):
             raise UserError(
@@ -133,8 +145,10 @@ class OnlineMergingAdamW(AdamW):
                 where="task_vector",
                 fix="Resume with the base and SFT models the run started with, or start again.",
             )
-        if any(group.get("protected", "") != self._chain.protected.fingerprint for group in state_dict["param_groups"]):
-            raise UserError("This optimizer state was made with other protected subspaces", where="protected")
+        for what, fingerprint in self._fingerprints().items():
+            if any(group.get(what, "") != fingerprint for group in state_dict["param_groups"]):
+                words = "protected subspaces" if what == "protected" else "masks"
+                raise UserError(f"This optimizer state was made with other {words}", where=what)
         super().load_state_dict(dict(state_dict))
         indices = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         params = chain.from_iterable(group["params"] for group in self.param_groups)
@@ -145,11 +159,16 @@ class OnlineMergingAdamW(AdamW):
         self._chain.merging.forget()
         self._loaded = True
 
+    def _fingerprints(self) -> dict[str, str]:
+        """What a state is only good with, as entries of a parameter group."""
+        confined = self._chain.confined
+        return {"protected": confined.protected.fingerprint, "active": confined.active.fingerprint}
+
     def _check(self, group: dict[str, Any]) -> None:
         merge = Merge.of(group)
         if group["trust_radius"] < 0:
             raise UserError(f"trust_radius is {group['trust_radius']}", where="trust_radius", fix="0 switches it off.")
-        if not (merge.active or self._chain.protected or group["trust_radius"]):
+        if not (merge.active or self._chain.confined or group["trust_radius"]):
             return
         if "param_names" not in group:
             raise UserError(
@@ -166,15 +185,14 @@ class OnlineMergingAdamW(AdamW):
                     where="params",
                     fix="Merging and projecting work on whole, real float parameters.",
                 )
-            self._chain.protected.check(name, param)
+            self._chain.confined.check(name, param)
             if merge.active and self._vector is not None:
                 self._vector.check(name, param)
 
     def _constrained(self, group: Mapping[str, Any]) -> bool:
-        """Whether the group has a trust region or a parameter with protected directions."""
-        return bool(group["trust_radius"]) or (
-            bool(self._chain.protected) and any(map(self._chain.protected.covers, _names(group)))
-        )
+        """Whether the group has a trust region or a parameter with a mask or protected directions."""
+        confined = self._chain.confined
+        return bool(group["trust_radius"]) or (bool(confined) and any(map(confined.covers, _names(group))))
 
     def _plain(self, group: dict[str, Any]) -> None:
         """torch's step."""
@@ -202,12 +220,13 @@ class OnlineMergingAdamW(AdamW):
         ahead = [[names[i] for i in picked] for picked in cuts]
         if cuts and due[0]:
             self._chain.merging.prefetch(ahead[0], lists[0][0].device)
+        masked_first = bool(self._chain.confined.active) and steps[:1] == [1]
         for turn, picked in enumerate(cuts):
             mine = [[entries[i] for i in picked] for entries in lists[:4]]
             mine += [[entries[i] for i in picked] if entries else [] for entries in lists[4:]]
             states = [self.state[p] for p in mine[0]]
             bucket = Bucket(group, ahead[turn], mine[0], states, steps[picked[0]])
-            watched = bool(self._telemetry_every) and bucket.step % self._telemetry_every == 0
+            watched = bool(self._telemetry_every) and (bucket.step % self._telemetry_every == 0 or masked_first)
             following = (ahead[turn + 1], lists[0][cuts[turn + 1][0]].device) if turn + 1 < len(cuts) else None
             self._chain.step(
                 bucket, mine, merge, a, due[turn], constrained, self._loaded, telemetry if watched else None, following

@@ -1,4 +1,5 @@
-"""One step of the chain on one bucket: AdamW's moments -> merge -> project -> trust region -> apply. METHODS.md section 8."""
+"""One step of the chain on one bucket: mask -> AdamW's moments -> merge -> mask and project -> trust region -> apply. METHODS.md
+section 8."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from torch.optim.adamw import adamw
 
 from schemas.errors import UserError
 from stages.train.optimizers.bucket import Bucket, narrowest, wide
+from stages.train.optimizers.confine import Confined
 from stages.train.optimizers.merging import Merging
 from stages.train.optimizers.settings import Merge
-from stages.train.optimizers.subspace import Protected
 from stages.train.optimizers.telemetry import Telemetry
 from stages.train.optimizers.trust import keep_within
 
@@ -24,8 +25,8 @@ class Chain:
     """The transforms in the order they must have: projecting before a mask or an election of signs would not hold, and a
     displacement outside the trust region is scaled last, which leaves it in its subspace."""
 
-    def __init__(self, merging: Merging, protected: Protected) -> None:
-        self.merging, self.protected = merging, protected
+    def __init__(self, merging: Merging, confined: Confined) -> None:
+        self.merging, self.confined = merging, confined
 
     def step(
         self,
@@ -47,6 +48,8 @@ class Chain:
         """
         group, released = bucket.group, merge.preset == "released"
         self._begin(bucket, merge, loaded)
+        for name, gradient in zip(bucket.names, lists[1], strict=True):
+            self.confined.active.zero_(name, gradient)
         _adamw_step(bucket, lists, released)
         displacements = bucket.state("displacement")
         decay = float(group["lr"]) * group["weight_decay"]
@@ -59,7 +62,7 @@ class Chain:
             self.merging(bucket, merge, a, telemetry)
             if following is not None:
                 self.merging.prefetch(*following)
-        if self.protected:
+        if self.confined:
             self._project(bucket, telemetry)
         waits = merge.active and not due
         torch._foreach_add_(bucket.state("pending") if waits else displacements, bucket.views(bucket.update))
@@ -72,12 +75,12 @@ class Chain:
         _place(bucket)
 
     def _project(self, bucket: Bucket, telemetry: Telemetry | None) -> None:
-        """Take the protected directions out of the update."""
+        """Take what is masked, and the protected directions, out of the update."""
         for name, view in zip(bucket.names, bucket.views(bucket.update), strict=True):
-            if not self.protected.covers(name):
+            if not self.confined.covers(name):
                 continue
             before = float(view.norm()) if telemetry is not None else 0.0
-            self.protected.project_(name, view)
+            self.confined.apply_(name, view)
             if telemetry is not None:
                 telemetry.project(before**2, float(view.norm()) ** 2)
 

@@ -8,6 +8,11 @@ import torch
 
 from schemas.errors import UserError
 
+_SLICE = 1 << 24
+"""Elements of a matrix that are held in float64 at a time."""
+_SOLID = 1e-7
+"""Singular values below this share of the largest are rounding: float32 weights resolve no more, nor does a Gram matrix."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -23,27 +28,44 @@ class Change:
 
     @classmethod
     def of(cls, name: str, matrix: torch.Tensor, q_max: int) -> Change:
-        """By SVD. Raises UserError, naming the parameter, for what is not a finite matrix."""
+        """By the eigenvectors V of the smaller Gram matrix, in float64, on the device the matrix is on; then the SVD of the
+        matrix times V, so that both sides are orthonormal whatever the spectrum.
+
+        Not a full SVD: O(L m^2) products and one m x m eigenproblem for L x m, L >= m. `energy` is the Gram matrix's trace, that
+        is the squared Frobenius norm itself, so the share that `values` hold is exact. Raises UserError, naming the parameter, for
+        what is not a finite matrix.
+        """
         if matrix.ndim != 2 or not bool(torch.isfinite(matrix).all()):
             raise UserError(f"The change of {name} is not a finite matrix", where="orthalign")
-        left, values, right_h = torch.linalg.svd(matrix.detach().to("cpu", torch.float64), full_matrices=False)
-        return cls._cut(left, values, right_h.T, q_max)
+        tall_Lm = matrix.detach() if matrix.shape[0] >= matrix.shape[1] else matrix.detach().T
+        short = tall_Lm.shape[1]
+        parts = tall_Lm.split(max(1, _SLICE // short))
+        gram_mm = torch.zeros(short, short, dtype=torch.float64, device=matrix.device)
+        for part in parts:
+            wide = part.double()
+            gram_mm.addmm_(wide.T, wide)
+        vectors_mq = torch.linalg.eigh(gram_mm).eigenvectors[:, -q_max:]
+        long_Lq, upper_qq = torch.linalg.qr(torch.cat([part.double() @ vectors_mq for part in parts]))
+        left, values, right_h = torch.linalg.svd(upper_qq)
+        sides = long_Lq @ left, vectors_mq @ right_h.T
+        if tall_Lm.shape != matrix.shape:
+            sides = sides[1], sides[0]
+        return cls._cut(sides[0], values, sides[1], q_max, float(gram_mm.diagonal().sum()))
 
     @classmethod
     def of_factors(cls, name: str, b_OR: torch.Tensor, a_RI: torch.Tensor, q_max: int) -> Change:
         """Of B A without forming it: QR of B and of A^T, then the SVD of the r x r core (LoRA)."""
         if not (bool(torch.isfinite(b_OR).all()) and bool(torch.isfinite(a_RI).all())):
             raise UserError(f"The change of {name} is not a finite matrix", where="orthalign")
-        left_OR, upper_b = torch.linalg.qr(b_OR.detach().to("cpu", torch.float64))
-        right_IR, upper_a = torch.linalg.qr(a_RI.detach().to("cpu", torch.float64).T)
+        left_OR, upper_b = torch.linalg.qr(b_OR.detach().double())
+        right_IR, upper_a = torch.linalg.qr(a_RI.detach().double().T)
         left, values, right_h = torch.linalg.svd(upper_b @ upper_a.T)
-        return cls._cut(left_OR @ left, values, right_IR @ right_h.T, q_max)
+        return cls._cut(left_OR @ left, values, right_IR @ right_h.T, q_max, float(values.square().sum()))
 
     @classmethod
-    def _cut(cls, left: torch.Tensor, values: torch.Tensor, right: torch.Tensor, q_max: int) -> Change:
-        solid = int((values > values[:1] * 1e-12).sum())
-        q = min(q_max, solid)
-        return cls(left[:, :q].clone(), values[:q].clone(), right[:, :q].clone(), float(values.square().sum()))
+    def _cut(cls, left: torch.Tensor, values: torch.Tensor, right: torch.Tensor, q_max: int, energy: float) -> Change:
+        q = min(q_max, int((values > values[:1] * _SOLID).sum()))
+        return cls(left[:, :q].cpu().clone(), values[:q].cpu().clone(), right[:, :q].cpu().clone(), energy)
 
     def count(self, energy: float) -> int:
         """The fewest leading values that hold `energy` of the squared norm, or all there are."""

@@ -42,13 +42,15 @@ def _draws(digest: bytes, block: int, count: int) -> np.ndarray:
     return np.asarray(philox.random_raw((count + 1) // 2)).astype("<u8", copy=False).view("<u4")[:count]
 
 
-def keep_top_(values: torch.Tensor, reserve: float, released: bool = False) -> torch.Tensor:
+def keep_top_(values: torch.Tensor, reserve: float, released: bool = False, active: int | None = None) -> torch.Tensor:
     """Zero, in place, all but the k entries of largest magnitude; ties go to the lower position.
 
-    k = max(1, round(reserve * n)); as released k = int(reserve * n), and k < 1 keeps everything. values: any shape.
+    k = max(1, round(reserve * n)); as released k = int(reserve * n), and k < 1 keeps everything. values: any shape. active: n, when only
+    so many of the values may differ from 0; default: all.
     """
     count = values.numel()
-    k = int(reserve * count) if released else max(1, round(reserve * count))
+    n = count if active is None else active
+    k = int(reserve * n) if released else max(1, round(reserve * n))
     if k >= count or k < 1:
         return values
     magnitude = values.abs().flatten()

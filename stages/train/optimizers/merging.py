@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from stages.train.optimizers import masks, merges
+from stages.train.optimizers.active import ActiveEntries
 from stages.train.optimizers.bucket import Bucket
 from stages.train.optimizers.settings import Merge
 from stages.train.optimizers.task_vector import TaskVector
@@ -17,10 +18,13 @@ CLAMP = 1.0
 
 
 class Merging:
-    """Applies `Merge` settings to buckets. vector: raw; what is constant over a run is trimmed once (`settle`)."""
+    """Applies `Merge` settings to buckets. vector: raw; what is constant over a run is trimmed once (`settle`).
 
-    def __init__(self, vector: TaskVector | None, seed: int) -> None:
-        self.raw, self.seed = vector, seed
+    active: entries that may change; the shares that OnTIES keeps are of them.
+    """
+
+    def __init__(self, vector: TaskVector | None, seed: int, active: ActiveEntries) -> None:
+        self.raw, self.seed, self.active = vector, seed, active
         self._trimmed: TaskVector | None = None
 
     def settle(self, settings: Mapping[str, Merge]) -> None:
@@ -30,7 +34,7 @@ class Merging:
         if not any(_trims(merge) for merge in settings.values()):
             self._trimmed = self.raw
             return
-        key = repr((self.seed, sorted((name, repr(merge)) for name, merge in settings.items())))
+        key = repr((self.seed, self.active.fingerprint, sorted((n, repr(merge)) for n, merge in settings.items())))
         self._trimmed = self.raw.trimmed(lambda name, tau: self._trim(name, tau, settings.get(name)), key)
 
     def forget(self) -> None:
@@ -50,6 +54,8 @@ class Merging:
             displacement = bucket.gather(bucket.state("displacement"))
             tau = displacement.neg_() if tau is None else tau.sub_(displacement)
         assert tau is not None
+        for name, view in zip(bucket.names, bucket.views(tau), strict=True):
+            self.active.zero_(name, view)
         if telemetry is not None:
             telemetry.merge(delta, tau, a)
         if merge.merge == "anchor":
@@ -77,8 +83,9 @@ class Merging:
         if merge.reserve >= 1:
             return
         if merge.merge == "onties":
-            for view in bucket.views(delta):
-                masks.keep_top_(view, merge.reserve, released=merge.preset == "released")
+            for name, view in zip(bucket.names, bucket.views(delta), strict=True):
+                count = self.active.count(name, view.numel())
+                masks.keep_top_(view, merge.reserve, merge.preset == "released", count)
             return
         delta.mul_(self._random(bucket, merge, "step"))
         if merge.preset == "released":
@@ -103,8 +110,10 @@ class Merging:
             return tau
         released = merge.preset == "released"
         if merge.merge == "onties":
+            tau = tau.clone()
+            self.active.zero_(name, tau)
             norm = tau.abs().sum()
-            kept = masks.keep_top_(tau.clone(), merge.reserve, released)
+            kept = masks.keep_top_(tau, merge.reserve, released, self.active.count(name, tau.numel()))
             return merges.rescale_(kept, norm, 0.0, None) if merge.rescale else kept
         mask = masks.random_mask(merge.reserve, (self.seed, "task", name), 0, tau.numel(), tau.device)
         return (tau * mask.view(tau.shape)).div_(merge.reserve).clamp_(-CLAMP, CLAMP)

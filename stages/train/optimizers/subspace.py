@@ -43,7 +43,8 @@ class Protected:
         changes: W_after - W_before, [O, I] each, from the master weights, or what `Change` kept of it. Per matrix the fewest
         singular vectors that hold `energy` of the squared norm are taken, at most `q_max` (ours: a change that looks like noise
         would otherwise claim most of the space); what the basis already spans is not added again. Raises UserError, naming the
-        parameter, for a change that is not a finite matrix, and when all changes are zero.
+        parameter, for a change that is not a finite matrix, when all changes are zero, and when a basis becomes the whole space, in
+        which nothing could be trained any more.
         """
         if not 0 < energy <= 1 or q_max < 1:
             raise UserError(f"energy is {energy}, q_max {q_max}", where="orthalign", fix="0 < energy <= 1, q_max >= 1.")
@@ -58,6 +59,7 @@ class Protected:
             found = {"left": kept.left, "right": kept.right}
             for where in _SIDES[side]:
                 bases[where][name] = _append(bases[where].get(name), found[where])
+                _leaves_room(name, bases[where][name])
         if not changed:
             raise UserError("The objective changed nothing: there is no subspace to protect", where="orthalign")
         return Protected(bases["left"], bases["right"])
@@ -123,12 +125,17 @@ class Protected:
                     f" {list(parameter.shape)}",
                     where="protected",
                 )
-            if q is not None and q.shape[1] >= q.shape[0]:
-                raise UserError(
-                    f"The protected subspace of {name} is all {q.shape[0]} dimensions: nothing is left to train",
-                    where="protected",
-                    fix="Lower energy or q_max.",
-                )
+            if q is not None:
+                _leaves_room(name, q)
+
+
+def _leaves_room(name: str, basis: torch.Tensor) -> None:
+    if basis.shape[1] >= basis.shape[0]:
+        raise UserError(
+            f"The protected subspace of {name} is all {basis.shape[0]} dimensions: nothing is left to train",
+            where="protected",
+            fix="Lower energy or q_max.",
+        )
 
 
 def _append(basis: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:

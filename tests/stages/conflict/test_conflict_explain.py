@@ -31,9 +31,9 @@ def finished(tmp_path, **settings):
     [
         {},
         {"metric": "raw", "leave_out": "pair", "direction": "ema", "ema_batch": 2},
-        {"metric": "coordinate", "scope": "layer"},
-        {"metric": "layer", "score": "others"},
-        {"weighting": "none", "surgery": "unit_mean"},
+        {"metric": "coordinate", "scope": "layer", "leave_out": "group"},
+        {"metric": "unit", "score": "all"},
+        {"weighting": "none", "surgery": "unit_mean", "leave_out": "group"},
     ],
 )
 def test_layer_groups_add_up_to_the_score(tmp_path, settings):
@@ -45,8 +45,8 @@ def test_layer_groups_add_up_to_the_score(tmp_path, settings):
         assert total == pytest.approx(scores[pair_id]["score"], abs=1e-5)
         assert sum(group.share for group in found.layer_groups) == pytest.approx(1.0)
         assert all(-1 <= value <= 1 for group in found.layer_groups for value in group.cosines.values())
-    alone = settings.get("leave_out") == "pair"
-    assert explain_pair(ctx, "p4").leaves_with == ([] if alone else ["p0", "p8"])
+    together = settings.get("leave_out") == "group"
+    assert explain_pair(ctx, "p4").leaves_with == (["p0", "p8"] if together else [])
 
 
 def test_one_layer_group_has_the_cosines_of_the_scores_table(tmp_path):

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from schemas.config import RunConfig
+from schemas.config.loss import LossConfig
 from schemas.errors import UserError
 from schemas.tables import TABLES, gradients_schema
 from stages.conflict.stage import Conflict
 from stages.gradients.projections import LayerShape, SketchLayout
-from stages.gradients.store import LAYOUT_KEY, SEED_KEY, pack_sketches
+from stages.gradients.store import LAYOUT_KEY, SEED_KEY, pack_sketches, sketch_columns
 from tests.stages.stage_context import collect, context
 
 LAYOUT = SketchLayout.plan([LayerShape(f"model.layers.{n}.proj", 16, 16) for n in range(4)], 4 * 16)
@@ -80,21 +81,24 @@ def literal_score(g_ND: np.ndarray, languages: list[str], i: int, leave: set[int
     return float(g_ND[i] @ merged / (np.linalg.norm(g_ND[i]) * np.linalg.norm(merged)))
 
 
+@pytest.mark.parametrize("leave_out", ["pair", "answers", "group"])
 @pytest.mark.parametrize("metric", ["raw", "unit"])
-def test_scores_are_the_definition_recomputed_from_scratch(tmp_path, metric):
+def test_scores_are_the_definition_recomputed_from_scratch(tmp_path, metric, leave_out):
     """Pairs 0, 4 and 8 share a translation group; 1 and 2 share an answer as chosen of one and rejected of the other."""
     g_ND, languages = draw(15, np.random.SeedSequence().entropy % 10**6)
     groups = [f"g{i}" for i in range(15)]
     groups[4] = groups[8] = groups[0]
     texts = [(f"c{i}", f"r{i}") for i in range(15)]
     texts[2] = ("c2", "c1")
-    got, _, _ = run(tmp_path, config(metric=metric), *tables(g_ND, languages, groups, texts))
+    settings = config(metric=metric, leave_out=leave_out, score="all")
+    got, _, _ = run(tmp_path, settings, *tables(g_ND, languages, groups, texts))
     wide = g_ND.double().numpy() * 0.5  # c = sigmoid(0)
     if metric == "unit":
         wide = 0.5 * wide / np.linalg.norm(wide, axis=1, keepdims=True)
     weights = np.array(got["directions"].column("weight").to_pylist())
     assert got["directions"].column("scope").to_pylist() == ["model"] * 3
-    together = {0: {0, 4, 8}, 4: {0, 4, 8}, 8: {0, 4, 8}, 1: {1, 2}, 2: {1, 2}}
+    answers = {1: {1, 2}, 2: {1, 2}} if leave_out != "pair" else {}
+    together = answers | ({i: {0, 4, 8} for i in (0, 4, 8)} if leave_out == "group" else {})
     for i, score in enumerate(got["scores"].column("score_all").to_pylist()):
         leave = together.get(i, {i})
         assert score == pytest.approx(literal_score(wide, languages, i, leave, weights, ["en", "de", "zh"]), abs=2e-3)
@@ -134,6 +138,44 @@ def test_the_loss_weight_follows_the_margin(tmp_path):
     got, _, _ = run(tmp_path, config(), *tables(g_ND, languages, margin=margin))
     expected = 1 / (1 + np.exp(0.1 * np.array(margin)))
     assert np.allclose(got["scores"].column("weight").to_pylist(), expected, atol=1e-6)
+
+
+def with_sides(gradients: pa.Table, w_ND: torch.Tensor, l_ND: torch.Tensor) -> pa.Table:
+    for side, rows_ND in (("chosen", w_ND), ("rejected", l_ND)):
+        for name, column in sketch_columns(f"_{side}", rows_ND).items():
+            gradients = gradients.append_column(name, column)
+    return gradients
+
+
+@pytest.mark.parametrize("metric", ["raw", "unit"])
+def test_a_loss_that_weighs_sides_apart_is_scored_by_its_own_gradient(tmp_path, metric):
+    """IPO: g_i = 2 (1 / 2 beta - h) / beta * (grad s_w / |y_w| - grad s_l / |y_l|), h from token means."""
+    (w_ND, languages), (l_ND, _) = draw(15, 21), draw(15, 22)
+    margin = [0.4 * i for i in range(15)]
+    gradients, pairs = tables(w_ND - l_ND, languages, margin=margin)
+    settings = config(metric=metric).model_copy(update={"loss": LossConfig(type="ipo")})
+    got, _, _ = run(tmp_path, settings, with_sides(gradients, w_ND, l_ND), pairs)
+    n_w, n_l = np.arange(2.0, 17.0), np.full(15, 4.0)
+    c = 2 * (5 - np.array(margin) / n_w) / 0.1
+    own = w_ND.double().numpy() / n_w[:, None] - l_ND.double().numpy() / n_l[:, None]
+    g_ND = c[:, None] * (own if metric == "raw" else own / np.linalg.norm(own, axis=1, keepdims=True))
+    weights = np.array(got["directions"].column("weight").to_pylist())
+    assert np.allclose(got["scores"].column("weight").to_pylist(), c, rtol=1e-5)
+    for i, score in enumerate(got["scores"].column("score_all").to_pylist()):
+        assert score == pytest.approx(literal_score(g_ND, languages, i, {i}, weights, ["en", "de", "zh"]), abs=2e-3)
+
+
+def test_a_loss_that_weighs_sides_apart_is_refused_without_them(tmp_path):
+    settings = config().model_copy(update={"loss": LossConfig(type="ipo")})
+    with pytest.raises(UserError, match="only their difference is stored"):
+        run(tmp_path, settings, *tables(*draw(12, 7)))
+
+
+def test_a_loss_that_weighs_sides_alike_at_the_reference_needs_no_sides(tmp_path):
+    """BCO pushes both sides by half there, whatever the pair: the scores are DPO's."""
+    tables_ = tables(*draw(12, 7))
+    got = run(tmp_path, config().model_copy(update={"loss": LossConfig(type="bco_pair")}), *tables_)[0]
+    assert got["scores"] == run(tmp_path, config(), *tables_)[0]["scores"]
 
 
 def test_a_zero_gradient_has_no_score_and_never_a_nan(tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from stages.conflict.store import read_sketches
+from stages.conflict.store import SAMPLE, read_sketches, sample_windows
 from stages.gradients.store import pack_sketches, unpack_sketches
 
 
@@ -30,3 +32,26 @@ def test_rows_come_in_order_as_they_were_stored(tmp_path, readers, group):
     first = read_sketches(files, readers)
     next(first)
     first.close()  # a reader that stops early leaves no thread waiting
+
+
+@pytest.mark.parametrize("group", [1, 7, 100])
+def test_windows_of_rows_are_read_however_the_table_is_cut(tmp_path, group):
+    stored_ND, norm_N = pack_sketches(torch.randn(40, 6))
+    files = []
+    for number, (start, stop) in enumerate([(0, 3), (3, 30), (30, 40)]):
+        flat = pa.array(stored_ND[start:stop].flatten().numpy())
+        table = pa.table({"sketch": pa.FixedSizeListArray.from_arrays(flat, 6), "norm": norm_N[start:stop].numpy()})
+        files.append(tmp_path / f"{number}.parquet")
+        pq.write_table(table, files[-1], row_group_size=group)
+    windows = [range(1, 4), range(6, 8), range(28, 40)]
+    wanted = [row for window in windows for row in window]
+    assert torch.equal(torch.cat([x for x, _ in read_sketches(files, windows=windows)]), stored_ND[wanted])
+
+
+def test_the_sample_is_everything_or_windows_apart_from_first_to_last_row():
+    assert sample_windows(SAMPLE) == [range(SAMPLE)]
+    for n in (SAMPLE + 1, 2 * SAMPLE + 7, 10_000_000):
+        windows = sample_windows(n)
+        assert sum(map(len, windows)) == SAMPLE
+        assert windows[0].start == 0 and windows[-1].stop == n
+        assert all(one.stop <= two.start for one, two in itertools.pairwise(windows))

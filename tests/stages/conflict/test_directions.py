@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +13,6 @@ from stages.conflict.directions import (
     directions,
     ema_omegas,
     grams,
-    loss_weights,
     mean_omegas,
 )
 from stages.conflict.stream import BLOCK, Rows, blocks, scaled
@@ -56,17 +53,6 @@ def test_chunk_size_changes_no_bit(world, stream, fresh_seed) -> None:
     results = [directions(stream(g_ND.half(), chunk), language_N, omega_N, 4) for chunk in (1, 700, 1300)]
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
-
-
-def test_loss_weights_and_the_sign_of_the_length_penalty() -> None:
-    margin = torch.tensor([0.0, 2.0, -2.0, 0.0])
-    chosen, rejected = torch.tensor([10, 10, 10, 30]), torch.tensor([10, 10, 10, 10])
-    got = loss_weights(margin, chosen, rejected, beta=0.5, alpha=0.01)
-    want = [1 / (1 + math.exp(x)) for x in (0.0, 1.0, -1.0, 0.2)]
-    assert got.tolist() == pytest.approx(want, rel=1e-12)
-    assert float(got[3]) < float(got[0]), "a longer winner must be pushed less"
-    with pytest.raises(ValueError, match="not finite"):
-        loss_weights(torch.tensor([float("nan")]), chosen[:1], rejected[:1], beta=1.0)
 
 
 def test_scaled_multiplies_rows(world, stream) -> None:

@@ -77,9 +77,10 @@ LANGUAGES = ["en", "de"]
 
 @dataclass
 class Recorder:
-    """A Progress that remembers, and asks to stop once `stop_at` units were done."""
+    """A Progress that remembers, and asks to stop once `stop_at` steps were done (or units of `stop_unit`)."""
 
     stop_at: int | None = None
+    stop_unit: str = "step"
     done: int = 0
     units: list[tuple[int, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -89,7 +90,8 @@ class Recorder:
         self.units.append((amount, unit))
 
     def advance(self, amount: int = 1, **rates: float) -> None:
-        self.done += amount
+        if not self.units or self.units[-1][1] == self.stop_unit:
+            self.done += amount
         self.rates.append(rates)
 
     def note(self, message: str) -> None:
@@ -191,7 +193,10 @@ class Workbench:
         return Context(
             config=config,
             round=round_,
-            inputs={name: [self.root / name / "part-00000.parquet"] for name in ("curated", "gradients", "pairs")},
+            inputs={
+                name: [self.root / name.partition(":")[0] / "part-00000.parquet"]
+                for name in ("curated", "gradients", "pairs", "pairs:0")
+            },
             models={"policy": self.model, "reference": self.model},
             progress=progress,
             folder=path,

@@ -35,7 +35,7 @@ def test_any_name_in_a_model_card_is_text(name: str) -> None:
     kinds = {child.type for token in tokens for child in [token, *(token.children or [])]}
     assert not kinds & {"html_block", "html_inline", "link_open", "image", "fence", "hr", "em_open", "strong_open"}
     assert sum(token.type == "heading_open" for token in tokens) == 4
-    assert sum(token.type == "td_open" for token in tokens) == 2 * (3 + 13)
+    assert sum(token.type == "td_open" for token in tokens) == 2 * (3 + 14)
 
 
 def test_the_card_of_a_sequence_names_its_references_and_its_warm_up() -> None:

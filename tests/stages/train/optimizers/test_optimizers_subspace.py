@@ -196,6 +196,10 @@ def test_bases_that_do_not_fit_are_refused_by_name() -> None:
             OnlineMergingAdamW(list(bench.weights().items()), protected=protected)
     with pytest.raises(UserError, match="changed nothing"):
         Protected.none().extended({"layer.weight": torch.zeros(24, 24)})
+    half, rest = torch.randn(24, 12), torch.randn(24, 12)
+    once = Protected.none().extended({"layer.weight": half @ half.T}, energy=1.0)
+    with pytest.raises(UserError, match=r"layer\.weight is all 24"):  # not only when the next objective starts
+        once.extended({"layer.weight": rest @ rest.T}, energy=1.0)
     with pytest.raises(UserError, match="norm is not a finite matrix"):
         Protected.none().extended({"norm": torch.ones(24)})
 

@@ -1,0 +1,94 @@
+"""Config of the preference loss. METHODS.md section 2; docs/methods.md has each loss's formula."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
+
+from schemas.config.base import Section, semantic
+
+_SORTS = (
+    "sorts the pairs of a micro-batch before it compares them: the result would change with train.micro_batch_size, and a"
+    " pair has no gradient of its own to be curated by"
+)
+_REFUSED = {
+    "aot": _SORTS,
+    "aot_unpaired": _SORTS,
+    "sft": "looks at the chosen answers alone: there is no preference in it to curate by",
+}
+_SMOOTHING = {"robust": 0.1, "exo_pair": 1e-3}
+_LENGTHS = ("ipo", "sigmoid_norm", "apo_down")
+_AWAY_FROM_REFERENCE = ("nca_pair", "bco_pair", "sppo_hard", "apo_zero")
+
+
+class LossConfig(Section):
+    """The preference loss, shared by gradients, conflict and train."""
+
+    type: Literal[
+        "sigmoid",
+        "hinge",
+        "robust",
+        "exo_pair",
+        "discopop",
+        "ipo",
+        "sigmoid_norm",
+        "nca_pair",
+        "bco_pair",
+        "sppo_hard",
+        "apo_zero",
+        "apo_down",
+    ] = semantic("sigmoid", "TRL's name of the loss; sigmoid is DPO (docs/methods.md section 2 has the formulas)")
+    beta: float = semantic(0.1, "DPO temperature; ipo: tau", gt=0)
+    alpha: float = semantic(
+        0.0, "sigmoid: length penalty, loss = -log sigmoid(beta*Delta + alpha*(|chosen|-|rejected|))", ge=0
+    )
+    label_smoothing: float | None = semantic(
+        None, "robust: share of wrong labels, default 0.1; exo_pair: epsilon, default 0.001", gt=0, lt=0.5
+    )
+    discopop_tau: float | None = semantic(None, "discopop: temperature of its blend, default 0.05", gt=0)
+
+    @property
+    def smoothing(self) -> float:
+        """`label_smoothing`, or the value the loss's paper recommends; 0 for a loss without one."""
+        return _SMOOTHING.get(self.type, 0.0) if self.label_smoothing is None else self.label_smoothing
+
+    @property
+    def tau(self) -> float:
+        """`discopop_tau`, or the paper's."""
+        return 0.05 if self.discopop_tau is None else self.discopop_tau
+
+    @property
+    def label(self) -> str:
+        """The loss in words, with the settings that only it has."""
+        if self.type == "sigmoid":
+            return "length-penalised DPO" if self.alpha else "DPO"
+        if self.type == "discopop":
+            return f"discopop, tau {self.tau:g}"
+        return f"{self.type}, label smoothing {self.smoothing:g}" if self.smoothing else self.type
+
+    def weights_sides_apart(self, at_reference: bool) -> bool:
+        """Whether the gradients of chosen and rejected have different weights; at_reference: the policy is the reference,
+        where most losses weigh both alike."""
+        return self.type in _LENGTHS or (self.type in _AWAY_FROM_REFERENCE and not at_reference)
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        if isinstance(value, str) and value in _REFUSED:
+            raise ValueError(f"{value} {_REFUSED[value]}")
+        return value
+
+    @model_validator(mode="after")
+    def _belongs(self) -> LossConfig:
+        if self.alpha and self.type != "sigmoid":
+            raise ValueError(
+                f"loss.alpha is the length penalty of loss.type: sigmoid; {self.type} has none: leave it out"
+            )
+        if self.label_smoothing is not None and self.type not in _SMOOTHING:
+            raise ValueError(
+                f"loss.label_smoothing belongs to loss.type: robust or exo_pair; {self.type} would ignore it: leave it out"
+            )
+        if self.discopop_tau is not None and self.type != "discopop":
+            raise ValueError("loss.discopop_tau belongs to loss.type: discopop: leave it out")
+        return self
