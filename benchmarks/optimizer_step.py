@@ -21,13 +21,14 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from stages.train.optimizers import Merge, OnlineMergingAdamW, Protected, TaskVector
+from stages.train.optimizers import ActiveEntries, Merge, OnlineMergingAdamW, Protected, TaskVector
 
 # Bytes per parameter, each buffer once: AdamW reads p, g, m, v and writes p, m, v (float32).
 _ADAMW = 28
 # Chained: g; m, v read and written; displacement read and written; start (bfloat16); p written.
 _CHAINED = 4 + 16 + 8 + 2 + 4
 _TAU = 2  # bfloat16, read
+_MASK = 1  # bool, read
 
 
 def make_weights(layers: int, hidden: int, device: str) -> dict[str, nn.Parameter]:
@@ -77,6 +78,12 @@ def variants(layers: int, hidden: int, device: str) -> dict[str, tuple[torch.opt
     projected = OnlineMergingAdamW(list(fresh().items()), protected=Protected(bases, {}), foreach=True)
     found["projection, left, 64 directions"] = (projected, _CHAINED)
     trusted = OnlineMergingAdamW(list(fresh().items()), trust_radius=1e-3, foreach=True)
+    masks = {name: torch.rand(shape) < 0.1 for name, shape in shapes.items()}
+    masked = OnlineMergingAdamW(list(fresh().items()), active=ActiveEntries(masks), foreach=True)
+    found["mask, 10% of the entries"] = (masked, _CHAINED + _MASK)
+    rows = {name: torch.rand(shape[0], *[1] * (len(shape) - 1)) < 0.1 for name, shape in shapes.items()}
+    whole = OnlineMergingAdamW(list(fresh().items()), active=ActiveEntries(rows), foreach=True)
+    found["mask, 10% of the rows"] = (whole, _CHAINED)
     found["trust region"] = (trusted, _CHAINED)
     return found
 

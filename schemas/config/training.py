@@ -24,9 +24,11 @@ class MergeConfig(Section):
     """Online merging (arXiv 2405.17931): the update of every step is merged with the task vector SFT - base."""
 
     base: str | None = execution(
-        None, "ondare, onties: the pretrained model the SFT model was made from: hub id, folder, embedded:NAME"
+        None,
+        "ondare, onties: the pretrained model the SFT model was made from: hub id, folder, embedded:NAME; with sft.sources: "
+        "default model.policy",
     )
-    sft: str | None = execution(None, "the SFT model; default: the policy before any training")
+    sft: str | None = execution(None, "the SFT model; default: the policy of round 0")
     preset: Literal["paper", "released"] = semantic(
         "paper", "what the paper says, or what its released code computes (docs/methods.md section 5)"
     )
@@ -44,7 +46,9 @@ class MergeConfig(Section):
     keep: Literal["device", "cpu", "disk"] = execution(
         "device", "where the task vector lies: the training device, main memory, or a memory-mapped file"
     )
-    log_every: int = semantic(10, "optimizer steps between logged numbers of the merge; 0: never", ge=0)
+    log_every: int = semantic(
+        10, "optimizer steps between logged numbers of the merge and the projection; 0: never", ge=0
+    )
 
 
 class Objective(Section):
@@ -96,11 +100,28 @@ class TrainConfig(Section):
     batch_size: int = semantic(32, "pairs per optimizer step, over all devices", ge=1)
     micro_batch_size: int = execution(2, "pairs per forward", ge=1)
     gradient_checkpointing: bool = execution(False, "recompute activations: less memory, slower")
+    processes: int = execution(
+        1, "processes that train together on this machine, one per GPU (docs/gpus.md); 0: one per visible GPU", ge=0
+    )
+    sharding: Literal["auto", "fsdp2", "ddp"] = execution(
+        "auto",
+        "several processes: fsdp2 cuts weights, gradients and optimizer state over them; ddp: all of it in each; auto: fsdp2"
+        " for method full, ddp for lora",
+    )
     save_steps: int = execution(50, "steps between checkpoints", ge=1)
     reference: Literal["start", "initial"] = semantic(
         "start", "rounds after the first: reference is the round's start or the initial policy"
     )
     report_to: list[str] = execution([], "TRL loggers: tensorboard, trackio, wandb")
+
+    @model_validator(mode="after")
+    def _processes(self) -> TrainConfig:
+        if self.method == "lora" and self.sharding == "fsdp2":
+            raise ValueError(
+                "train.sharding: fsdp2 cuts what is trained over the processes, and of a LoRA model that is next to nothing:"
+                " use ddp or auto"
+            )
+        return self
 
     @model_validator(mode="after")
     def _objectives(self) -> TrainConfig:
@@ -141,7 +162,8 @@ class TrainConfig(Section):
     def _merge(self) -> TrainConfig:
         merge = self.merge
         if self.optimizer == "adamw":
-            if merge != MergeConfig():
+            projects = bool(self.orthalign.objectives)  # then log_every is of the projection
+            if merge != MergeConfig(log_every=merge.log_every if projects else MergeConfig().log_every):
                 raise ValueError("train.merge is set and train.optimizer is adamw: use ondare, onties or anchor")
             return self
         if self.method == "lora":
@@ -156,10 +178,6 @@ class TrainConfig(Section):
             given += [n for n in ("rescale",) if merge.rescale] + (["preset"] if merge.preset != "paper" else [])
             if given:
                 raise ValueError(f"train.optimizer: anchor has no use for train.merge.{given[0]}: leave it out")
-        elif merge.base is None:
-            raise ValueError(
-                f"train.optimizer: {self.optimizer} needs train.merge.base, the pretrained model before SFT"
-            )
         elif merge.rescale and merge.preset != "released":
             raise ValueError("train.merge.rescale belongs to train.merge.preset: released")
         return self

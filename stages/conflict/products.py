@@ -97,7 +97,9 @@ class ProductStore:
             with pq.ParquetFile(file) as parquet:
                 for batch in parquet.iter_batches(_ROWS, columns=["products", "squares"]):
                     square_nS = _matrix(batch.column("squares"), batch.num_rows)
-                    a_nSL = _matrix(batch.column("products"), batch.num_rows).view(*square_nS.shape, len(self.languages))
+                    a_nSL = _matrix(batch.column("products"), batch.num_rows).view(
+                        *square_nS.shape, len(self.languages)
+                    )
                     if self.whole:
                         a_nSL, square_nS = a_nSL.sum(dim=1, keepdim=True), square_nS.sum(dim=1, keepdim=True)
                     factor_n = self.factor_N[start : start + batch.num_rows]

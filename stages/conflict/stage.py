@@ -99,11 +99,11 @@ def _of_products(ctx: Context) -> Iterator[Rows | Account]:
     method = _method(ctx, len(store.languages))
     for note in _notes(store.languages, store.language_N, None):
         ctx.progress.note(note)
-    group_N = leaving_together(store.frame, "group")
+    group_N = leaving_together(store.frame, "answers")
     assert group_N is not None
     if shared := int((torch.bincount(group_N)[group_N] > 1).sum()):
         ctx.progress.note(
-            f"{shared} of {len(group_N)} pairs share a translation group or an answer with others, which stay in the "
+            f"{shared} of {len(group_N)} pairs share an answer with others, which stay in the "
             "directions they are compared with: one-sided sketches cannot take them out (conflict.leave_out: pair)"
         )
     blocks: dict[str, Columns] = {n: as_slice(c) for n, c in store.layout.group_columns("block").items()}

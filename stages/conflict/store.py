@@ -76,12 +76,6 @@ class Store:
         return _counted(combined(chosen, rejected, sides_N2), advance)
 
 
-def answers(ctx: Context) -> pl.LazyFrame:
-    """pair_id of the pairs table, and hashes of both answers' texts in chosen and rejected."""
-    texts = (pl.col(side).list.last().struct.field("content").hash().alias(side) for side in ("chosen", "rejected"))
-    return ctx.scan("pairs").select("pair_id", *texts)
-
-
 def _counted(chunks: Chunks, advance: Callable[[int], None]) -> Chunks:
     def generate() -> Iterator[Tensor | Rows]:
         for chunk in chunks():
@@ -98,6 +92,12 @@ def sample_windows(n: int) -> list[range]:
         return [range(n)]
     size = SAMPLE // _WINDOWS
     return [range(start, start + size) for start in (w * (n - size) // (_WINDOWS - 1) for w in range(_WINDOWS))]
+
+
+def answers(ctx: Context) -> pl.LazyFrame:
+    """pair_id of the pairs table, and hashes of both answers' texts in chosen and rejected."""
+    texts = (pl.col(side).list.last().struct.field("content").hash().alias(side) for side in ("chosen", "rejected"))
+    return ctx.scan("pairs").select("pair_id", *texts)
 
 
 def read_sketches(

@@ -47,6 +47,7 @@ def base_config() -> dict[str, Any]:
         "model": {"policy": "some/model", "dtype": "float32"},
         "engine": {"kind": "transformers", "base_url": "http://localhost:8000/v1"},
         "prompts": {"sources": [{"path": "prompts.jsonl"}]},
+        "sft": {"sources": [{"path": "talks.jsonl"}]},
         "train": {
             "method": "full",
             "optimizer": "ondare",

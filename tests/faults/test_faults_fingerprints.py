@@ -126,7 +126,7 @@ def test_a_changed_model_or_file_changes_the_stages_that_read_it(finished, what)
         path.write_text(before)
     changed = {name for (name, _), (kind, why) in kinds.items() if kind == "changed" and f"{what} " in "".join(why)}
     readers = {
-        "model": {s.name for s in pipeline.plan.STAGES if s.models and s.when is None},
+        "model": {s.name for s in pipeline.plan.STAGES if s.models and s.is_part_of(config)},
         "file": {"prompts"},
         "input": {"generate", "judge", "pairs", "evaluate", "report"},
     }

@@ -6,6 +6,8 @@ model wrapped by FSDP hands over its sharded parameters.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -32,12 +34,7 @@ def build_optimizer(
     The learning rate is the peak one: the trainer's schedule scales it. betas = (0.9, 0.999), eps = 1e-8 (torch's and
     TRL's defaults). seed: of the random masks. protected: what no update enters (`train.orthalign`).
     """
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [(n, p) for n, p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [(n, p) for n, p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    groups = decay_groups(model, config.weight_decay)
     radius = config.orthalign.trust_radius
     if config.optimizer == "adamw" and not protected and not radius:
         return torch.optim.AdamW(groups, lr=config.learning_rate)
@@ -51,6 +48,16 @@ def build_optimizer(
         seed=seed,
         telemetry_every=config.merge.log_every,
     )
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The trainable parameters by name: matrices with weight decay, biases and norms without."""
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [(n, p) for n, p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [(n, p) for n, p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def merge_settings(config: TrainConfig) -> Merge:

@@ -363,21 +363,6 @@ def test_what_this_mode_cannot_do_is_refused_by_its_key(changes, named):
         config(changes.get("conflict"), sketch={"both_sides": changes.get("both_sides", False)})
 
 
-def test_how_many_pairs_stay_with_their_translations_and_shared_answers_is_said(tmp_path, models):
-    config_, pairs = config(), table(6, 8, ["en"] * 6).to_pylist()
-    pairs[1]["group_id"] = pairs[0]["group_id"]
-    pairs[2]["rejected"] = pairs[3]["chosen"]
-    pairs = pa.Table.from_pylist(pairs, schema=TABLES["pairs"].schema)
-    _, tables = first_pass(tmp_path, models, pairs, config_)
-    ctx = context(tmp_path, config_, models, pairs=pairs, **tables)
-    tables["gradients"] = files(
-        tmp_path, "gradients", [p.tables["gradients"] for p in Gradients().run(ctx, shards(pairs, 9))]
-    )
-    ctx = context(tmp_path, config_, {}, pairs=pairs, **tables)
-    collect(Conflict(), ctx)
-    assert any(note.startswith("4 of 5 pairs share a translation group or an answer") for note in ctx.progress.notes)
-
-
 def test_defaults_of_the_conflict_stage_that_this_mode_cannot_have_are_others():
     values = {
         "name": "t",
@@ -390,6 +375,26 @@ def test_defaults_of_the_conflict_stage_that_this_mode_cannot_have_are_others():
     assert RunConfig.model_validate(one_sided.model_dump()) == one_sided
     two_sided = RunConfig.model_validate(values)
     assert (two_sided.conflict.leave_out, two_sided.conflict.metric) == ("answers", "layer")
+
+
+def test_unless_it_is_set_only_the_pair_leaves_and_what_stays_with_it_is_said(tmp_path, models):
+    given = config().model_dump(mode="json")
+    del given["conflict"]["leave_out"]
+    config_ = RunConfig.model_validate(given)
+    assert config_.conflict.leave_out == "pair"
+    given["gradients"]["sketch"]["method"] = "two_sided"
+    assert RunConfig.model_validate(given).conflict.leave_out == "answers"
+    pairs = table(6, 8, ["en"] * 6).to_pylist()
+    pairs[2]["rejected"] = pairs[3]["chosen"]
+    pairs = pa.Table.from_pylist(pairs, schema=TABLES["pairs"].schema)
+    _, tables = first_pass(tmp_path, models, pairs, config_)
+    ctx = context(tmp_path, config_, models, pairs=pairs, **tables)
+    tables["gradients"] = files(
+        tmp_path, "gradients", [p.tables["gradients"] for p in Gradients().run(ctx, shards(pairs, 9))]
+    )
+    ctx = context(tmp_path, config_, {}, pairs=pairs, **tables)
+    collect(Conflict(), ctx)
+    assert any(note.startswith("2 of 5 pairs share an answer") for note in ctx.progress.notes)
 
 
 def test_when_no_pair_is_left_both_passes_say_so_in_their_accounts(tmp_path, models):

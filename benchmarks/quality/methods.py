@@ -1,0 +1,43 @@
+"""What a table consists of: named methods, each a function of a world that gives figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality.corpus import preference_rows
+from benchmarks.quality.measure import Measure
+from benchmarks.quality.results import Values
+from benchmarks.quality.training import Trained, train
+from benchmarks.quality.world import World
+from stages.contract import ModelRef
+
+
+@dataclass
+class Bench:
+    """A world, how its models are measured, and where models are kept that several methods of a table share."""
+
+    world: World
+    measure: Measure
+    scratch: Path
+
+    def rows(self, *objectives: str) -> list[dict[str, str]]:
+        """The pairs of some objectives: those of the train split to train on, the held-out ones as dev."""
+        seed = self.world.seed
+        found = [row for split in ("train", "test") for row in preference_rows(self.world.questions, split, seed)]
+        return [row for row in found if row["objective"] in objectives]
+
+    def train(self, name: str, objectives: tuple[str, ...], start: ModelRef | None = None, **settings: Any) -> Trained:
+        """Train on some objectives, from the SFT model unless said."""
+        return train(self.world, self.scratch / name, start or self.world.sft, self.rows(*objectives), **settings)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A line of a table. settings: what its figures depend on beside the world."""
+
+    name: str
+    run: Callable[[Bench, Mapping[str, Any]], Values]
+    settings: Mapping[str, Any] = field(default_factory=dict)
