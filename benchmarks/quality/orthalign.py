@@ -51,7 +51,7 @@ def _sequential(bench: Bench, settings: Mapping[str, Any]) -> Values:
         if "q_max" in settings:
             protected = extend(protected, start, model, settings["q_max"])
         values = bench.measure(model)
-        own[f"own/{objective}"] = values[f"accuracy/{objective}"]
+        own[f"own/{objective}"] = values[f"reward/{objective}"]
     return values | own
 
 
@@ -61,7 +61,7 @@ def _orthalign(bench: Bench, settings: Mapping[str, Any]) -> Values:
     sequence = {"objectives": objectives, "side": settings["side"], "q_max": settings["q_max"]}
     trained = bench.train("now", order, orthalign=sequence)
     own = {
-        f"own/{name}": trained.metrics[(number + 1) * steps, f"objective/{name}/accuracy"]
+        f"own/{name}": trained.metrics[(number + 1) * steps, f"objective/{name}/reward_accuracy"]
         for number, name in enumerate(order)
     }
     leaks = [value for (_, name), value in trained.metrics.items() if name.endswith("/leak")]

@@ -56,9 +56,9 @@ def _retention(length: str) -> Table:
     columns: dict[str, Callable[[Values, Values], float]] = {}
     for name in order[:-1]:
         columns[f"{name}, when trained"] = lambda v, s, n=name: v.get(f"own/{n}", float("nan"))  # type: ignore[misc]
-        columns[f"{name}, at the end"] = _plain(f"accuracy/{name}")
-    columns[f"{order[-1]}, at the end"] = _plain(f"accuracy/{order[-1]}")
-    columns[f"{order[-1]}, gain"] = _rise(f"accuracy/{order[-1]}")
+        columns[f"{name}, at the end"] = _plain(f"reward/{name}")
+    columns[f"{order[-1]}, at the end"] = _plain(f"reward/{order[-1]}")
+    columns["mean at the end"] = _mean("reward", order)
     columns |= {"answered": _plain("answered"), "refused (private)": _plain("refused")}
     return Table(f"OrthAlign: {' → '.join(order)}", orthalign.methods(length), columns | _TAX)
 

@@ -100,11 +100,28 @@ class TrainConfig(Section):
     batch_size: int = semantic(32, "pairs per optimizer step, over all devices", ge=1)
     micro_batch_size: int = execution(2, "pairs per forward", ge=1)
     gradient_checkpointing: bool = execution(False, "recompute activations: less memory, slower")
+    processes: int = execution(
+        1, "processes that train together on this machine, one per GPU (docs/gpus.md); 0: one per visible GPU", ge=0
+    )
+    sharding: Literal["auto", "fsdp2", "ddp"] = execution(
+        "auto",
+        "several processes: fsdp2 cuts weights, gradients and optimizer state over them; ddp: all of it in each; auto: fsdp2"
+        " for method full, ddp for lora",
+    )
     save_steps: int = execution(50, "steps between checkpoints", ge=1)
     reference: Literal["start", "initial"] = semantic(
         "start", "rounds after the first: reference is the round's start or the initial policy"
     )
     report_to: list[str] = execution([], "TRL loggers: tensorboard, trackio, wandb")
+
+    @model_validator(mode="after")
+    def _processes(self) -> TrainConfig:
+        if self.method == "lora" and self.sharding == "fsdp2":
+            raise ValueError(
+                "train.sharding: fsdp2 cuts what is trained over the processes, and of a LoRA model that is next to nothing:"
+                " use ddp or auto"
+            )
+        return self
 
     @model_validator(mode="after")
     def _objectives(self) -> TrainConfig:

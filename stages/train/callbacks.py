@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from schemas.errors import UserError
 from stages.contract import Progress
+from stages.train.processes import any_of
 
 
 class StepCallback(TrainerCallback):
@@ -35,7 +36,7 @@ class StepCallback(TrainerCallback):
         self._first_epoch, self._started = state.epoch or 0.0, time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.stop():
+        if any_of(self.stop()):
             self.stopped = control.should_save = control.should_training_stop = True
 
     def on_log(

@@ -21,6 +21,7 @@ from stages.train.checkpoints import resumable
 from stages.train.dataset import TrainingPairs
 from stages.train.model import Precision, adapter_config, disable_dropout, protect_adapter
 from stages.train.optimizers.subspace import Protected
+from stages.train.processes import any_of, from_first
 from stages.train.trainer import PairTrainer
 from stages.train.vector import task_vector_for
 
@@ -47,15 +48,15 @@ def train_phase(
     """(the model trained, with its adapter if there is one; TRL's log). Raises Stopped when asked to stop; a checkpoint of
     the last step is then on disk."""
     trainer, steps = _trainer(ctx, model, renderer, numbers, phase)
-    checkpoint = resumable(phase.checkpoints, trainer.identity, ctx.progress.note)
+    checkpoint = from_first(lambda: resumable(phase.checkpoints, trainer.identity, ctx.progress.note))
     if checkpoint is not None:
         ctx.progress.note(f"resuming from {checkpoint.name}")
-    if ctx.stop():
+    if any_of(ctx.stop()):
         raise Stopped
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if steps.stopped:
         raise Stopped
-    return trainer.model, trainer.state.log_history
+    return trainer.whole_model(), trainer.state.log_history
 
 
 def _trainer(
@@ -77,6 +78,7 @@ def _trainer(
         identity=phase.identity,
         task_vector=task_vector_for(ctx, model),
         protected=phase.protected,
+        sharded=numbers.sharded,
         alpha=config.loss.alpha,
     )
     if isinstance(trainer.model, PeftModel):
@@ -92,9 +94,17 @@ def _trainer(
     return trainer, callback
 
 
+class _Arguments(DPOConfig):
+    """DPOConfig of a model that is where it should be: one that will be cut need not fit a device."""
+
+    @property
+    def place_model_on_device(self) -> bool:
+        return False
+
+
 def _arguments(ctx: Context, phase: Phase, numbers: Precision, seed: int) -> DPOConfig:
     train, plan = ctx.config.train, phase.plan
-    arguments = DPOConfig(
+    arguments = _Arguments(
         output_dir=str(phase.checkpoints),
         run_name=f"{ctx.config.name}-round-{ctx.round}",
         project=ctx.config.name,
@@ -106,6 +116,6 @@ def _arguments(ctx: Context, phase: Phase, numbers: Precision, seed: int) -> DPO
         precompute_ref_log_probs=True,
         disable_dropout=False,
     )
-    # One device trains, whatever else is visible (tensor-parallel inference): no nn.DataParallel.
+    # One device a process, whatever else is visible (tensor-parallel inference): no nn.DataParallel.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -18,25 +18,17 @@ from pipeline.run import Selection
 from pipeline.status import states_of
 from schemas.errors import UserError
 from tests.end_to_end.test_e2e_compression import IMPORTED
-from tests.faults.inline import InlineExecutor
 
 
 @pytest.fixture
-def inline(monkeypatch: pytest.MonkeyPatch) -> Iterator:
-    """inline(config file, overrides, **selection): the real run loop and stages in this process; titles of what ran."""
-    monkeypatch.setattr(pipeline.run, "LocalExecutor", InlineExecutor)
-    monkeypatch.setattr(InlineExecutor, "computed", [], raising=False)
-    threads = torch.get_num_threads()
+def inline(inline_stages):
+    """inline(config file, *overrides, **selection): the real run loop and stages in this process; titles of what ran."""
 
-    def run(path: Path, *overrides: str, **selection: str) -> list[str]:
-        return [
-            step.title
-            for step in pipeline.run.run(load_config(path, overrides), Selection(**selection), Display(quiet=True)).ran  # type: ignore[arg-type]
-        ]
+    def run(path: Path, *overrides: str, **selection: Any) -> list[str]:
+        outcome = pipeline.run.run(load_config(path, overrides), Selection(**selection), Display(quiet=True))
+        return [step.title for step in outcome.ran]
 
-    yield run
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
+    return run
 
 
 def test_base_sft_dpo_is_one_run(write_tiny, inline, tmp_path, tiny_model, monkeypatch) -> None:
