@@ -28,8 +28,8 @@ Column = Callable[[Values, Values], float]
 def frontier(
     found: Mapping[str, Sequence[Values | None]],
     columns: Mapping[str, Column],
-    reward: str = "answered",
-    tax: str = "tax: running text",
+    reward: str = "reward accuracy",
+    tax: str = "tax: other tasks",
     untouched: str = "SFT, not trained",
 ) -> str:
     """A point a method: mean over the seeds there are; a bar from the lowest to the highest. Methods that are missing are not drawn,

@@ -86,21 +86,21 @@ def figures(found: Sequence[Values | None], column: Column) -> list[float]:
 
 
 def shown(found: Sequence[Values | None], column: Column, digits: int = 3) -> str:
-    """Mean over seeds with the lowest and the highest, how many seeds if some are missing; `missing` if all are; a dash where the
-    column does not apply."""
+    """Mean over the seeds there are, with the lowest and the highest; `missing` if there is none; a dash where the column does not
+    apply."""
     there = figures(found, column)
     if not there:
         return MISSING
     if any(value != value for value in there):
         return "–"
     mean = sum(there) / len(there)
-    text = f"{mean:.{digits}f}" + (f" ({min(there):.{digits}f}..{max(there):.{digits}f})" if len(there) > 1 else "")
-    return text if len(there) == len(found) else f"{text}, {len(there)} of {len(found)} seeds"
+    return f"{mean:.{digits}f}" + (f" ({min(there):.{digits}f}..{max(there):.{digits}f})" if len(there) > 1 else "")
 
 
 def markdown(rows: Mapping[str, Sequence[Values | None]], columns: Mapping[str, Column]) -> str:
-    """A table, a line a method."""
-    lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
+    """A table, a line a method; how many of the seeds it has in the second column."""
+    lines = ["| | seeds | " + " | ".join(columns) + " |", "| --- | ---: |" + " ---: |" * len(columns)]
     for name, found in rows.items():
-        lines.append(f"| {name} | " + " | ".join(shown(found, column) for column in columns.values()) + " |")
+        seeds = f"{sum(values is not None for values in found)} of {len(found)}"
+        lines.append(f"| {name} | {seeds} | " + " | ".join(shown(found, column) for column in columns.values()) + " |")
     return "\n".join(lines) + "\n"

@@ -31,8 +31,8 @@ _ROWS = 4096
 class ProductStore:
     """N pairs, L languages; all float64. The products themselves are a stream: see `chunks`.
 
-    frame: scalars of the gradients table beside `weight` (c_i) and hashes of both answers' texts. directions_LD: G; count_L: pairs in each. factor_N: what
-    makes d_i the g_i of the run's metric and weights.
+    frame: scalars of the gradients table beside `weight` (c_i) and hashes of both answers' texts. directions_LD: G;
+    count_L: pairs in each. factor_N: what makes d_i the g_i of the run's metric and weights.
     """
 
     files: list[Path]
@@ -97,7 +97,9 @@ class ProductStore:
             with pq.ParquetFile(file) as parquet:
                 for batch in parquet.iter_batches(_ROWS, columns=["products", "squares"]):
                     square_nS = _matrix(batch.column("squares"), batch.num_rows)
-                    a_nSL = _matrix(batch.column("products"), batch.num_rows).view(*square_nS.shape, -1)
+                    a_nSL = _matrix(batch.column("products"), batch.num_rows).view(
+                        *square_nS.shape, len(self.languages)
+                    )
                     if self.whole:
                         a_nSL, square_nS = a_nSL.sum(dim=1, keepdim=True), square_nS.sum(dim=1, keepdim=True)
                     factor_n = self.factor_N[start : start + batch.num_rows]

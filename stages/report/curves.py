@@ -23,8 +23,8 @@ CHAIN: dict[str, dict[str, str]] = {
     "AdamW's step and the pull on it": {"merge/delta_norm": "|δ|", "merge/pull_norm": "|a τ|"},
     "Cosine of step and task vector": {"merge/cosine": "cos(δ, τ)"},
     "Entries of opposite sign": {"merge/sign_conflict": "opposite signs"},
-    "Way from the start, in units of |τ|": {"merge/drift": "drift"},
-    "Way from the start": {"merge/drift_norm": "drift"},
+    "Drift, in units of |τ|": {"merge/drift": "drift"},
+    "Drift from the start": {"merge/drift_norm": "drift"},
     "Sum of merge weights": {"merge/alpha_sum": "Σ a_t"},
     "Share of the update left by the projection": {"merge/projected": "|Π u| / |u|"},
 }

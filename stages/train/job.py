@@ -53,6 +53,12 @@ def train_job(ctx: Context) -> Outcome:
             where="train.orthalign.objectives, train.processes",
             fix="Set train.processes: 1.",
         )
+    if config.train.allo.on and count() > 1:
+        raise UserError(
+            "the phases of train.allo are trained by one process in this version",
+            where="train.allo, train.processes",
+            fix="Set train.processes: 1.",
+        )
     plan = plan_batches(len(pairs), config.train, count())
     for line in (*renderer.notes, *(() if sequence else plan.notes)):
         ctx.progress.note(line)

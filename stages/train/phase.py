@@ -83,8 +83,8 @@ def _trainer(
         identity=phase.identity,
         task_vector=task_vector_for(ctx, model),
         protected=phase.protected,
-        active=phase.active,
         sharded=numbers.sharded,
+        active=phase.active,
         alpha=config.loss.alpha,
     )
     if isinstance(trainer.model, PeftModel):

@@ -38,20 +38,24 @@ from stages.train.optimizers.subspace import Protected
 from stages.train.sharding import shard, unsharded, whole_weights
 
 ROW_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
-TOKEN_COLUMNS = ("key_tokens", "token_weights", "ref_token_logps")
 OWN = "own"
 """(this process's own pairs, the most of any process) of a micro-batch whose other pairs accelerate repeated to fill it."""
+TOKEN_COLUMNS = ("key_tokens", "token_weights", "ref_token_logps")
 
 
 class PairTrainer(LengthPenalisedDPOTrainer):
     """DPOTrainer on rows of token ids and reference log-probabilities (`ROW_COLUMNS`).
 
     identity: what the run depends on; only checkpoints with the same identity are resumed from.
-    task_vector: what `train.optimizer` merges with. protected: subspaces no update enters. active: entries that are trained. sharded: the
-    weights are cut over the processes.
+    task_vector: what `train.optimizer` merges with. protected: subspaces no update enters. active: entries that are trained.
+    sharded: the weights are cut over the processes.
     """
 
     loss_is_scaled_for_ga: bool | None = True  # type: ignore[assignment]
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    train_dataset: Any
 
     def __init__(
         self,
@@ -60,17 +64,17 @@ class PairTrainer(LengthPenalisedDPOTrainer):
         identity: str,
         task_vector: TaskVector | None = None,
         protected: Protected | None = None,
-        active: ActiveEntries | None = None,
         sharded: bool = False,
+        active: ActiveEntries | None = None,
         **kwargs: Any,
     ) -> None:
         self.train_config = train_config
         self.identity = identity
         self.task_vector = task_vector
         self.protected = protected
-        self.active = ActiveEntries({}) if active is None else active
         self.sharded = sharded
         self._empty: torch.nn.Module | None = None
+        self.active = ActiveEntries({}) if active is None else active
         super().__init__(*args, **kwargs)
         self.data_collator = self.collator(self.data_collator)
 
@@ -131,7 +135,7 @@ class PairTrainer(LengthPenalisedDPOTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> int:
         """Pairs in this optimizer step, over all devices."""
-        pairs = sum(b[OWN][0] if OWN in b else b["input_ids"].shape[0] // 2 for b in batch_samples)
+        pairs = sum(int(b[OWN][0]) if OWN in b else b["input_ids"].shape[0] // 2 for b in batch_samples)
         if self.args.world_size > 1:
             return int(self.accelerator.gather(torch.tensor([pairs], device=device)).sum())
         return pairs

@@ -53,7 +53,7 @@ def test_a_cell_is_filled_once_and_a_missing_one_prints_as_missing(
     first = tables.printed("omo", results, "key", [0, 1])
     anchor = next(line for line in first.splitlines() if line.startswith("| anchor"))
     assert anchor.count("missing") == len(table.columns)
-    assert "1 of 2 seeds" in first
+    assert "| 1 of 2 |" in first
     tables.fill("omo", results, "key", here, 0, "", said.append)
     assert "missing" not in tables.printed("omo", results, "key", [0])
     assert tables.printed("omo", results, "another key", [0]).count("missing") == 2 * len(table.columns)
@@ -78,9 +78,9 @@ def test_rows_are_whole_or_not_there(tmp_path: Path) -> None:
 
 def test_spread_is_shown() -> None:
     text = markdown({"m": [{"x": 1.0}, {"x": 2.0}, None], "none": [None] * 3}, {"x": lambda values: values["x"]})
-    assert "| m | 1.500 (1.000..2.000), 2 of 3 seeds |" in text
-    assert "| none | missing |" in text
-    assert "| m | – |" in markdown({"m": [{}]}, {"x": lambda values: float("nan")})
+    assert "| m | 2 of 3 | 1.500 (1.000..2.000) |" in text
+    assert "| none | 0 of 3 | missing |" in text
+    assert "| m | 1 of 1 | – |" in markdown({"m": [{}]}, {"x": lambda values: float("nan")})
 
 
 def test_held_out_questions_and_texts_are_not_trained_on() -> None:

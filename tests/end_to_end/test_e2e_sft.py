@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from tests.end_to_end.test_e2e_compression import IMPORTED
 
 
 @pytest.fixture
-def inline(inline_stages):
-    """inline(config file, *overrides, **selection): the real run loop and stages in this process; titles of what ran."""
+def inline(inline_stages: None) -> Callable[..., list[str]]:
+    """inline(config file, overrides, **selection): the real run loop and stages in this process; titles of what ran."""
 
     def run(path: Path, *overrides: str, **selection: Any) -> list[str]:
         outcome = pipeline.run.run(load_config(path, overrides), Selection(**selection), Display(quiet=True))

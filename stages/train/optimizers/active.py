@@ -34,8 +34,8 @@ class ActiveEntries:
 
     def __init__(self, masks: Mapping[str, torch.Tensor]) -> None:
         self._frozen = {name: ~mask.bool() for name, mask in masks.items()}
-        self._counts: dict[str, int] = {}
         self._held: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
         self._fingerprint: str | None = None
 
     def __bool__(self) -> bool:
