@@ -1,12 +1,14 @@
 # Everything runs in .venv, made from locks/$(PLATFORM).txt the first time and again whenever that lock changes.
 #   PLATFORM=cpu|cuda    default: cuda where nvidia-smi sees a GPU, else cpu
 #   PYTHON=python3.12    default: the first of python3.11, python3.12, python3.13, python3 in that range
-#   ARGS="..."           more arguments for what `make demo`, `make test` or `make faults` runs
+#   WORKERS=2            processes that tests run in (0: one, where they share a GPU)
+#   ARGS="..."           more arguments for what `make demo`, `make test`, `make faults` and the like run
 # Refused, with a reason: other Pythons than 3.11 to 3.13, other machines than Linux x86_64.
 
 PYTHON   ?=
 PLATFORM ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 VENV     ?= .venv
+WORKERS  ?= $(if $(filter cuda,$(PLATFORM)),0,2)
 ARGS     ?=
 UV       ?= uv
 UPGRADE  ?=
@@ -19,13 +21,13 @@ ready    := $(VENV)/.ready-$(call digest,locks/$(platform).txt pyproject.toml)
 resolve   = $(UV) pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
             --custom-compile-command "make locks" $(UPGRADE)
 
-.PHONY: help environment install demo test faults fuzz audit lint benchmarks docs locks clean distclean
+.PHONY: help environment install demo demo-onties-orthalign test faults fuzz audit lint benchmarks docs locks clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
 	@echo "make demo runs the pipeline on a small real model, make test checks everything. All targets:"
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
-	    printf '%-18s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
+	    printf '%-29s %s\n' "$$target" "$$text"; done
 	@echo "Platform: $(platform) (PLATFORM=cpu or PLATFORM=cuda overrides)"
 
 install: $(ready) ## make .venv from the platform's lock, with this project in it
@@ -43,8 +45,11 @@ $(ready): $(locked)
 demo: $(ready) ## the whole pipeline on a small real model, into runs/demo
 	@$(run) pipeline run data/configs/demo.yaml $(ARGS)
 
+demo-onties-orthalign: $(ready) ## base, SFT, then DPO with OnTIES and OrthAlign over two language groups
+	@$(run) pipeline run data/configs/demo-onties-orthalign.yaml $(ARGS)
+
 test: lint ## lint, types, import directions, then every test
-	$(run) pytest $(ARGS)
+	$(run) pytest -n $(WORKERS) --no-loadscope-reorder $(ARGS)
 
 faults: $(ready) ## kill and break runs in every way we know (ARGS="--kills 200 --seed 0")
 	$(run) tests.faults.kills $(ARGS)

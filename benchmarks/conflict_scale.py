@@ -5,14 +5,17 @@
 Pairs are random sketches with a weak shared direction, written as the gradients stage writes them (float16, zstd, parts of 2,048).
 Translations of one task share a group and lie as far apart as they can: the table is in order of language. Both stages run in
 a process of their own, whose peak memory is measured; the same parts are read before and after, the faster reading counts.
-1,000,000 pairs of the default size need 17 GB of disk, and as much temporary space where groups lie apart.
+1,000,000 pairs of the default size need 17 GB of disk; with --set leave_out=group 33 GB more for the sketches that wait for their
+group (half of that with --set metric=unit). All in FOLDER, whose free space is looked at first.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,10 +29,13 @@ import pyarrow.parquet as pq
 import torch
 
 from schemas.config import RunConfig
+from schemas.config.curation import ConflictConfig
 from schemas.tables import TABLES, gradients_schema
 from stages.contract import Account, Context, Rows, Silent
 
 _PART = 2048
+_BESIDE = 1024
+"""Bytes of a pair beside its sketch, in all tables."""
 _CODES = [
     "en",
     "de",
@@ -142,6 +148,17 @@ def stages(folder: Path, languages: int, changes: dict[str, Any]) -> dict[str, f
     return found
 
 
+def _changes(items: list[str]) -> dict[str, str]:
+    return dict(item.split("=", 1) for item in items)
+
+
+def _bytes(dim: int, changes: dict[str, str]) -> int:
+    """Disk a pair needs: the tables, and the sketch that waits for its group, in float32 where the metric scales it."""
+    config = ConflictConfig.model_validate(changes)
+    waiting = 4 if config.metric in ("coordinate", "layer") else 2
+    return 2 * dim + _BESIDE + (waiting * dim if config.leave_out == "group" else 0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=100_000)
@@ -152,16 +169,21 @@ def main() -> None:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(stages(args.folder, args.languages, dict(item.split("=", 1) for item in args.set))))
+        print(json.dumps(stages(args.folder, args.languages, _changes(args.set))))
         return
     with tempfile.TemporaryDirectory(prefix="conflict-scale-", dir=args.folder) as name:
         folder = Path(name)
+        need, free = args.pairs * _bytes(args.dim, _changes(args.set)), shutil.disk_usage(folder).free
+        if free < need:
+            parser.error(f"{need / 1e9:,.1f} GB are needed in {folder.parent}, {free / 1e9:,.1f} GB are free: --folder")
         write(folder, args.pairs, args.languages, args.dim)
         size = sum(file.stat().st_size for file in folder.glob("gradients-*"))
         command = [sys.executable, "-m", "benchmarks.conflict_scale", "--child", "--folder", name]
         command += ["--languages", str(args.languages), *(f"--set={item}" for item in args.set)]
         first = read(folder)
-        lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+        environment = {**os.environ, "TMPDIR": name}
+        child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        lines = child.stdout.splitlines()
         second = read(folder)
     found = json.loads(lines[-1])
     assert found["scores"] == args.pairs

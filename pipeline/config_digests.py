@@ -29,6 +29,7 @@ def config_files(spec: StageSpec, config: RunConfig) -> dict[str, str]:
 def _sources(spec: StageSpec, config: RunConfig) -> list[Source]:
     by_stage: dict[str, list[Source]] = {
         "prompts": list(config.prompts.sources),
+        "sft": list(config.sft.sources),
         "pairs": list(config.pairs.sources),
         "evaluate": list(config.evaluate.authored),
     }

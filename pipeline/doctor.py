@@ -136,7 +136,8 @@ class Doctor:
         models = Models(self.config, RunDir(self.config.folder))
         steps = schedule(self.config)
         step = next(s for s in steps if s.spec.name == ("gradients" if self.config.imported else "judge"))
-        return {"policy": models.initial(), **models.of(step)}
+        start = models.start()
+        return {"policy": start, **({} if self.config.imported else {"judge": start}), **models.of(step)}
 
     def _text(self) -> Iterator[Finding]:
         from stages.checks.text import text_findings

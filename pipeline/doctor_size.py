@@ -12,12 +12,18 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import psutil
+
 from schemas.config import RunConfig
 from schemas.config.sources import Source
 from stages.checks.finding import Finding
 
 GB, GIB = 1e9, 2**30
 _COUNT_SECONDS = 20.0
+_MAY_BE_ABSENT = {
+    "prompts.sources": ("language", "group_id"),
+    "sft.sources": ("messages", "prompt", "completion", "language"),
+}
 _BYTES_PER_TOKEN = 4
 _ROW_BYTES = 300
 """Ids, scores and counts of a row, compressed; measured on the demo's tables."""
@@ -60,6 +66,7 @@ def rows_of_sources(config: RunConfig) -> Iterator[tuple[str, str, int | None, b
     yield from _rows("pairs.sources", list(config.pairs.sources), config)
     if not config.imported:
         yield from _rows("prompts.sources", list(config.prompts.sources), config)
+    yield from _rows("sft.sources", list(config.sft.sources), config)
     yield from _rows("evaluate.authored", list(config.evaluate.authored), config)
 
 
@@ -85,8 +92,7 @@ def _rows(key: str, sources: list[Source], config: RunConfig) -> Iterator[tuple[
             yield key, source.path, None, False
             continue
         fields = source.fields  # type: ignore[attr-defined]
-        absent_ok = ("language", "group_id") if key == "prompts.sources" else ("prompt", "language", "group_id")
-        required, optional = columns_of(fields, absent_ok)
+        required, optional = columns_of(fields, _MAY_BE_ABSENT.get(key, ("prompt", "language", "group_id")))
         begun, count, more = time.monotonic(), 0, False
         for batch in read_rows(source, languages, required, optional):
             count += len(batch.rows)
@@ -101,9 +107,11 @@ def needs(config: RunConfig, sizes: Sizes) -> Iterator[Finding]:
     per_pair, sums = _gradient_bytes(config, sizes)
     million = 1e6 * per_pair / GB
     disk = _disk(config, sizes)
-    total = sum(disk.values()) * config.rounds
+    sft = _model_bytes(config.sft.method, sizes) if config.sft.on else 0.0
+    total = sum(disk.values()) * config.rounds + sft
     free = shutil.disk_usage(_existing(config.folder)).free
     shown = ", ".join(f"{name} {_gb(size)}" for name, size in disk.items() if size)
+    shown += f"; sft's model and checkpoints {_gb(sft)} once" if sft else ""
     what = (
         f"about {_gb(total)} for {config.rounds} round(s) ({shown}), {_gb(free)} free; {_sketch(config)} "
         f"{million:.1f} GB per million pairs{f' and sums of {_gb(sums)} once' if sums else ''}"
@@ -117,6 +125,12 @@ def needs(config: RunConfig, sizes: Sizes) -> Iterator[Finding]:
     if not sizes.memory or not sizes.weights:
         return
     memory = _memory(config, sizes)
+    if config.train.orthalign.rank == "search":
+        copy, main = _copy(config, sizes), psutil.virtual_memory().available
+        if copy > main:
+            what = f"train's rank search holds a copy of the weights, about {copy / GIB:.1f} GiB of main memory,"
+            fix = "Use train.orthalign.rank: energy."
+            yield Finding("memory", "problem", f"{what} {main / GIB:.1f} GiB are free", fix)
     for stage, (needed, fix) in memory.items():
         if needed > sizes.memory:
             what = f"{stage} needs about {needed / GIB:.1f} GiB, {sizes.memory / GIB:.1f} GiB are free"
@@ -155,21 +169,48 @@ def _disk(config: RunConfig, sizes: Sizes) -> dict[str, float]:
     answer = _BYTES_PER_TOKEN * config.generate.sampling.max_tokens
     texts = 2 * answer + _BYTES_PER_TOKEN * 200
     per_pair, sums = _gradient_bytes(config, sizes)
-    checkpoints = 2 * 5 * sizes.weights if config.train.method == "full" else 0.2 * sizes.weights
+    model = _model_bytes(config.train.method, sizes)
+    if _chained(config):  # the displacement and the start of every weight, in both checkpoints
+        model += 2 * 4 * sizes.weights
     return {
         "candidates": sizes.candidates * (answer + _ROW_BYTES),
         "judgements": sizes.candidates * _ROW_BYTES,
         "pairs, curated and rejected": 2 * sizes.pairs * texts,
         "gradients": sizes.pairs * per_pair + sums,
-        "model and checkpoints": sizes.weights + checkpoints,
+        "model and checkpoints": model,
+        "copies between objectives": 3 * _copy(config, sizes),
     }
+
+
+def _model_bytes(method: str, sizes: Sizes) -> float:
+    """A trained model and the checkpoints on the way to it."""
+    return sizes.weights + (2 * 5 * sizes.weights if method == "full" else 0.2 * sizes.weights)
+
+
+def _chained(config: RunConfig) -> bool:
+    """Whether all weights are trained by an optimizer that holds them as start + displacement."""
+    sequence = config.train.orthalign
+    return config.train.method == "full" and (config.train.optimizer != "adamw" or bool(sequence.objectives))
+
+
+def _copy(config: RunConfig, sizes: Sizes) -> float:
+    """Bytes of one copy of the weights as an objective of a sequence holds them: bases are taken from the weights before and
+    after it, which lie on disk beside those of the objective before."""
+    if not config.train.orthalign.objectives:
+        return 0.0
+    return sizes.weights * (2 if config.train.method == "full" else 1)
 
 
 def _memory(config: RunConfig, sizes: Sizes) -> dict[str, tuple[float, str]]:
     """Stage -> (bytes, what to do when that is too much). Activations are a rough share of the weights."""
     weights = sizes.weights
-    full = config.train.method == "full"
-    train = weights * (8 if full else 2) + GIB
+
+    def training(method: str) -> float:
+        return weights * (8 if method == "full" else 2) + GIB
+
+    train = training(config.train.method)
+    if _chained(config):
+        train += weights * (4 if config.train.optimizer != "adamw" and config.train.merge.keep == "device" else 3)
     sums = 0.0
     if config.gradients.sketch.method == "one_sided":
         sums = (
@@ -182,6 +223,9 @@ def _memory(config: RunConfig, sizes: Sizes) -> dict[str, tuple[float, str]]:
             "Set train.method: lora and train.gradient_checkpointing: true, lower train.micro_batch_size.",
         ),
     }
+    if config.sft.on:
+        fix = "Set sft.method: lora and sft.gradient_checkpointing: true, lower sft.micro_batch_size."
+        found = {"sft": (training(config.sft.method), fix), **found}
     if config.engine.kind != "openai" and not config.imported:
         cache = config.engine.cpu_kv_cache_gib * GIB if config.engine.kind == "vllm" else GIB
         per_gpu = config.engine.tensor_parallel if config.engine.kind == "vllm" else 1

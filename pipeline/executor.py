@@ -88,7 +88,7 @@ class LocalExecutor:
         queue = deque(sorted(order.shards))
         wanted = min(self._count(order), len(queue)) if order.spec.kind == "shard" else 1
         while len(self._workers) < wanted:
-            self._workers.append(self._start())
+            self._workers.append(self._start(order))
         for member in self._workers[:wanted]:
             self._give(member, order, reports)
         self._attend(order, queue, reports)
@@ -214,7 +214,7 @@ class LocalExecutor:
         reports.note(f"a worker died ({cause}); starting another")
         if order.spec.kind == "shard":
             queue.extendleft(sorted(member.holds, reverse=True))
-        replacement = self._start()
+        replacement = self._start(order)
         self._workers.append(replacement)
         self._give(replacement, order, reports)
         return deaths
@@ -241,12 +241,12 @@ class LocalExecutor:
         except BrokenPipeError:
             return
 
-    def _start(self) -> _Worker:
+    def _start(self, order: Order) -> _Worker:
         slot = len(self._workers)
         ours, theirs = self._context.Pipe()
         log = self._logs / f"worker-{self._started:03d}.log"
         self._started += 1
-        environment = self._environment(slot)
+        environment = self._environment(slot, self._width(order))
         process = self._context.Process(
             target=worker.main, args=(theirs, os.getpid(), log, environment, self._stop), name=f"congrad-worker-{slot}"
         )
@@ -263,7 +263,13 @@ class LocalExecutor:
         theirs.close()
         return _Worker(process, ours, log)
 
-    def _environment(self, slot: int) -> dict[str, str]:
+    def _width(self, order: Order) -> int:
+        """GPUs that a worker sees."""
+        if order.spec.name == "train":
+            return self._config.train.processes or len(self._devices)
+        return self._config.engine.tensor_parallel
+
+    def _environment(self, slot: int, width: int) -> dict[str, str]:
         """Set before the process starts, since native libraries read it when they load."""
         workers = max(1, self._config.execution.workers)
         threads = self._config.execution.threads or max(1, len(os.sched_getaffinity(0)) // workers)
@@ -276,9 +282,8 @@ class LocalExecutor:
             "VLLM_NO_USAGE_STATS": "1",
         }
         if self._devices:
-            per_worker = self._config.engine.tensor_parallel
-            first = slot * per_worker % len(self._devices)
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices[first : first + per_worker])
+            first = slot * width % len(self._devices)
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices[first : first + width])
         elif self._config.execution.device == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = ""
         return environment

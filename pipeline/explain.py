@@ -22,6 +22,7 @@ from stages.contract import Context, Silent
 
 _CUT = 1200
 _LAYERS = 6
+_LINE = 60
 
 
 _VECTORS = ("sketch", "sketch_chosen", "sketch_rejected", "products", "squares")
@@ -75,6 +76,7 @@ def explanation(config: RunConfig, files: dict[str, list[Path]], pair: dict[str,
 
         inputs = {name: files[name] for name in ("gradients", "pairs", "directions")}
         found["conflict"] = asdict(explain_pair(Context(config, round_, inputs, {}, Silent()), pair_id, k))
+        _add_answers(files, [*found["conflict"]["nearest"], *found["conflict"]["opposed"]])
     return found
 
 
@@ -130,7 +132,10 @@ def _print_conflict(console: Console, conflict: dict[str, Any]) -> None:
     )
     console.print(table)
     for title, name in (("Nearest pairs", "nearest"), ("Most opposed pairs", "opposed")):
-        entries = (f"{n['pair_id']} ({n['language']}) {n['cosine']:+.3f}" for n in conflict[name])
+        entries = (
+            f"{n['pair_id']} ({n['language']}) {n['cosine']:+.3f}  {_short(n['chosen'])} | not: {_short(n['rejected'])}"
+            for n in conflict[name]
+        )
         console.print(f"{title} (cosine of sketched gradients, over all pairs):")
         console.print(Text(printable("\n".join(f"  {entry}" for entry in entries))), soft_wrap=True)
     if others := conflict["leaves_with"]:
@@ -174,6 +179,22 @@ def _row(
     frame = pl.scan_parquet(files[table], glob=False).filter(pl.col(key) == pair_id)
     rows = frame.drop(*without, strict=False).head(1).collect()
     return rows.row(0, named=True) if rows.height else None
+
+
+def _add_answers(files: dict[str, list[Path]], neighbours: list[dict[str, Any]]) -> None:
+    """Both answers' texts beside every neighbour."""
+    texts = (pl.col(side).list.last().struct.field("content").alias(side) for side in ("chosen", "rejected"))
+    pairs = pl.scan_parquet(files["pairs"], glob=False).filter(
+        pl.col("pair_id").is_in([n["pair_id"] for n in neighbours])
+    )
+    answers = {row.pop("pair_id"): row for row in pairs.select("pair_id", *texts).collect().to_dicts()}
+    for neighbour in neighbours:
+        neighbour |= answers[neighbour["pair_id"]]
+
+
+def _short(text: str) -> str:
+    words = " ".join(text.split())
+    return words if len(words) <= _LINE else words[:_LINE] + " …"
 
 
 def _margin(found: dict[str, Any]) -> float | None:

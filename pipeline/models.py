@@ -13,6 +13,9 @@ from stages.contract import ModelRef
 
 TRAINED = "model"
 ADAPTER = "adapter"
+_ROLES = frozenset(
+    {"start", "initial", "policy", "reference", "judge", "evaluation_judge", "trained", "sft", "base", "token_reward"}
+)
 
 
 class Models:
@@ -22,8 +25,8 @@ class Models:
         self._config, self._rundir = config, rundir
         self._resolved: dict[tuple[str, str | None], ModelRef] = {}
 
-    def initial(self) -> ModelRef:
-        """The policy before any training."""
+    def start(self) -> ModelRef:
+        """`model.policy`, before the run trained anything."""
         return self._resolve(self._config.model.policy, self._config.model.revision)
 
     def of(self, step: Step) -> dict[str, ModelRef]:
@@ -34,59 +37,69 @@ class Models:
         """role -> content hash."""
         return {role: model.digest for role, model in self.of(step).items()}
 
+    def missing(self, step: Step) -> list[str]:
+        """Titles of the unfinished steps whose models the step needs."""
+        roles = [role for role in step.spec.models if self._takes_part(role) and not self._known(role, step.round)]
+        return list(dict.fromkeys(maker.title for role in roles if (maker := self._maker(role, step.round))))
+
     def files(self, step: Step) -> list[FileRecord]:
         """Files of the trained models among the step's models."""
-        rounds = {self._trained_in(role, step.round) for role in step.spec.models} - {None}
-        found = [self._rundir.stage(BY_NAME["train"], k) for k in sorted(r for r in rounds if r is not None)]
+        makers = {self._maker(role, step.round) for role in step.spec.models if self._takes_part(role)} - {None}
+        found = [self._rundir.stage(maker.spec, maker.round) for maker in sorted(filter(None, makers), key=_order)]
         return [file for manifest in found if manifest is not None for file in model_files(manifest)]
 
     def _known(self, role: str, round_: int) -> bool:
-        """A round's start model is not there before the round before it was trained; sft and base only when merging."""
-        if role in ("sft", "base"):
-            train = self._config.train
-            return train.optimizer != "adamw" and (role == "sft" or train.merge.base is not None)
-        needs = self._trained_in(role, round_)
-        return needs is None or self._rundir.stage(BY_NAME["train"], needs) is not None
+        """A model that the run makes is not there before the stage that makes it has finished."""
+        if not self._takes_part(role):
+            return False
+        maker = self._maker(role, round_)
+        return maker is None or self._rundir.stage(maker.spec, maker.round) is not None
 
-    def _trained_in(self, role: str, round_: int) -> int | None:
-        """The round whose trained model plays the role; None: a model from outside the run."""
+    def _takes_part(self, role: str) -> bool:
+        """sft and base only when merging, token_reward only when ALLO has a reward model."""
+        train, sft = self._config.train, self._config.sft
+        if role == "token_reward":
+            return train.allo.reward_model is not None
+        if role not in ("sft", "base"):
+            return True
+        own_base = sft.on and train.optimizer != "anchor"  # the model the run starts from; anchor needs none
+        return train.optimizer != "adamw" and (role == "sft" or train.merge.base is not None or own_base)
+
+    def _maker(self, role: str, round_: int) -> Step | None:
+        """The step whose model plays the role; None: a model from outside the run."""
+        model, train = self._config.model, self._config.train
         if role == "trained":
-            return round_
-        outside = {"judge": self._config.model.judge, "reference": self._config.train.reference == "initial"}
-        inside = role == "policy" or (role in outside and not outside[role])
-        return round_ - 1 if inside and round_ > 0 else None
+            return Step(BY_NAME["train"], round_)
+        own = {"judge": model.judge, "evaluation_judge": model.evaluation_judge, "sft": train.merge.sft}
+        if role in ("start", "base", "token_reward") or own.get(role):
+            return None
+        moves = role in ("policy", "judge") or (role == "reference" and train.reference == "start")
+        if moves and round_ > 0:
+            return Step(BY_NAME["train"], round_ - 1)
+        return Step(BY_NAME["sft"], 0) if self._config.sft.on else None
 
     def _role(self, role: str, round_: int) -> ModelRef:
-        model = self._config.model
-        match role:
-            case "initial":
-                return self.initial()
-            case "policy":
-                return self.initial() if round_ == 0 else self._trained(round_ - 1)
-            case "reference":
-                return self.initial() if self._config.train.reference == "initial" else self._role("policy", round_)
-            case "judge":
-                return self._resolve(model.judge, None) if model.judge else self._role("policy", round_)
-            case "evaluation_judge":
-                return self._resolve(model.evaluation_judge, None) if model.evaluation_judge else self.initial()
-            case "trained":
-                return self._trained(round_)
-            case "sft":
-                sft = self._config.train.merge.sft
-                return self._resolve(sft, None) if sft else self.initial()
-            case "base" if self._config.train.merge.base:
-                return self._resolve(self._config.train.merge.base, None)
-        raise ValueError(f"no such role: {role}")
+        if role not in _ROLES:
+            raise ValueError(f"no such role: {role}")
+        maker = self._maker(role, round_)
+        if maker is not None:
+            return self._made(maker)
+        model, train = self._config.model, self._config.train
+        own = {"judge": model.judge, "evaluation_judge": model.evaluation_judge, "sft": train.merge.sft}
+        name = (own | {"base": train.merge.base, "token_reward": train.allo.reward_model}).get(role)
+        return self._resolve(name, None) if name else self.start()
 
-    def _trained(self, round_: int) -> ModelRef:
-        train = BY_NAME["train"]
-        manifest = self._rundir.stage(train, round_)
+    def _made(self, maker: Step) -> ModelRef:
+        spec, round_ = maker.spec, maker.round
+        manifest = self._rundir.stage(spec, round_)
         if manifest is None:
-            raise UserError(f"Round {round_} has not been trained", fix="Run its train stage first.")
-        artifacts = self._rundir.artifacts(train, round_)
-        base, adapter = self._role("policy", round_).path, artifacts / ADAPTER
+            what = "The sft stage has not run" if spec.name == "sft" else f"Round {round_} has not been trained"
+            raise UserError(what, fix=f"Run its {spec.name} stage first.")
+        artifacts = self._rundir.artifacts(spec, round_)
+        base = self._role("start" if spec.name == "sft" else "policy", round_).path
+        adapter = artifacts / ADAPTER
         merged = None if base is None or not adapter.is_dir() else (adapter, base)
-        name = f"{self._config.name} round {round_}"
+        name = f"{self._config.name} {'sft' if spec.name == 'sft' else f'round {round_}'}"
         return ModelRef(name, artifacts / TRAINED, content_of(model_files(manifest)), merged)
 
     def _resolve(self, name: str, revision: str | None) -> ModelRef:
@@ -98,8 +111,13 @@ class Models:
 
 
 def model_files(manifest: StageManifest) -> list[FileRecord]:
-    """The trained model's files among a train stage's artifacts."""
-    return [f for f in manifest.files if f"/train/{TRAINED}/" in f"/{f.path}" and not f.path.endswith(".md")]
+    """The model's files among the artifacts of an sft or train stage."""
+    folder = f"/{manifest.stage}/{TRAINED}/"
+    return [f for f in manifest.files if folder in f"/{f.path}" and not f.path.endswith(".md")]
+
+
+def _order(step: Step) -> tuple[int, str]:
+    return step.round, step.spec.name
 
 
 def recorded_digests(planner: Planner, step: Step) -> dict[str, str]:

@@ -13,7 +13,7 @@ from schemas.config import RunConfig
 from schemas.manifests import FileRecord, PartManifest, ShardRange, StageManifest, StagePlan
 from stages.catalog import BY_NAME, STAGES, StageSpec, config_value
 
-EXPENSIVE = frozenset({"generate", "judge", "aggregate", "gradients", "train"})
+EXPENSIVE = frozenset({"sft", "generate", "judge", "aggregate", "gradients", "train"})
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,9 @@ class Planner:
         """Whether the step's directory holds work that would be lost if it were redone."""
         state = self.rundir.state(step.spec, step.round)
         folder = self.rundir.artifacts(step.spec, step.round)
-        return any(state.glob("part-*.json")) or (step.spec.name == "train" and any(folder.glob("checkpoints/*")))
+        return any(state.glob("part-*.json")) or (
+            step.spec.name in ("sft", "train") and any(folder.glob("checkpoints/*"))
+        )
 
     def _ingredients(self, step: Step, inputs: Inputs) -> dict[str, Any]:
         values = ingredients(

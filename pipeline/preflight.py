@@ -47,7 +47,8 @@ def _packages(spec: StageSpec, config: RunConfig) -> list[str]:
             needs += ["torch", "transformers"]
         case "conflict":
             needs += ["torch", "transformers", *packages(config.conflict.surgery)]
-        case "train":
-            needs += ["torch", "transformers", "trl", *(["peft"] if config.train.method == "lora" else [])]
-            needs += [name for name in config.train.report_to if name in ("tensorboard", "trackio", "wandb")]
+        case "sft" | "train":
+            section = config.sft if spec.name == "sft" else config.train
+            needs += ["torch", "transformers", "trl", *(["peft"] if section.method == "lora" else [])]
+            needs += [name for name in section.report_to if name in ("tensorboard", "trackio", "wandb")]
     return needs

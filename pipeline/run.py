@@ -119,7 +119,7 @@ class _Loop:
 
     def run(self) -> Outcome:
         if any(step.spec.models for step in self.steps):
-            self.models.initial()
+            self.models.start()
         states = self._refuse_lost_work()
         outcome = Outcome()
         if all(s.kind == "done" and s.step.spec.name not in self.selection.force for s in states):
@@ -183,6 +183,11 @@ class _Loop:
             state = State(step, "changed", ["--force-stage"], state.plan, inputs=state.inputs)
         if state.kind == "done":
             return False
+        if missing := self.models.missing(step):
+            raise UserError(
+                f"Stage {step.title} cannot run: it needs the model that {', '.join(missing)} makes",
+                fix="Run the earlier stages first (leave --stage and --from out).",
+            )
         if state.kind == "changed":
             allowed = self._forced_up_to(step)
             if step.spec.name in EXPENSIVE and self.planner.has_work(step) and not allowed:
@@ -223,7 +228,7 @@ class _Loop:
             raise UserError(
                 "This file of the trained model is no longer what was written",
                 where=str(self.rundir.root / bad.path),
-                fix="Delete it and run again: train continues from its last checkpoint.",
+                fix="Delete it and run again: the stage that made it continues from its last checkpoint.",
             )
         first = step.spec.reads[0] if step.spec.kind == "shard" else ""
         if first and not state.plan.shards:  # type: ignore[union-attr]

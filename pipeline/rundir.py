@@ -59,7 +59,7 @@ class RunDir:
 
     def artifacts(self, spec: StageSpec, round_: int) -> Path:
         """An ArtifactStage's own folder; the report is written to the root."""
-        return self.base(spec, round_) / spec.name if spec.per_round else self.root
+        return self.root if spec.name == "report" else self.base(spec, round_) / spec.name
 
     def plan(self, spec: StageSpec, round_: int) -> StagePlan | None:
         return _load(self.state(spec, round_) / "plan.json", StagePlan)
@@ -89,8 +89,8 @@ class RunDir:
         files.remove([state / "plan.json"])
         for table in (*spec.writes, "dropped"):
             shutil.rmtree(self.table(spec, round_, table), ignore_errors=True)
-        if spec.kind == "artifact" and spec.per_round:
-            shutil.rmtree(self.artifacts(spec, round_), ignore_errors=True)
+        if spec.kind == "artifact" and (folder := self.artifacts(spec, round_)) != self.root:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def was_forced(self, spec: StageSpec, round_: int) -> bool:
         """Whether an unfinished run with --force-stage has already begun this stage anew: the same command continues."""

@@ -158,6 +158,8 @@ def _next(folder: Path, manifests: list[StageManifest]) -> str:
     if "select" in done:
         lines.append(f"  rows:    python -m pipeline inspect {folder} curated --limit 3")
         lines.append(f"  data:    python -m pipeline export {folder}")
+    if "sft" in done and "train" not in done:
+        lines.append(f"  model:   {folder}/sft/model")
     if "train" in done:
         last = max(m.round for m in manifests if m.stage == "train")
         lines.append(f"  model:   {folder}/round-{last}/train/model")

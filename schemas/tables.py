@@ -45,6 +45,12 @@ _CURATED = [
     _column("conflict_score", pa.float64(), "score the selection used", nullable=True),
 ]
 
+_METRICS = [
+    _column("step", pa.int64(), "optimizer step"),
+    _column("name", pa.string(), "name as TRL logs it"),
+    _column("value", pa.float64(), "value"),
+]
+
 TABLES: dict[str, Table] = {
     table.name: table
     for table in (
@@ -234,14 +240,24 @@ TABLES: dict[str, Table] = {
         Table(
             "metrics",
             "a logged training value",
+            pa.schema(_METRICS),
+        ),
+        Table(
+            "conversations",
+            "a conversation the sft stage learnt from; only with `sft.sources`",
             pa.schema(
                 [
-                    _column("step", pa.int64(), "optimizer step"),
-                    _column("name", pa.string(), "name as TRL logs it"),
-                    _column("value", pa.float64(), "value"),
+                    _column("conversation_id", pa.string(), "content hash of language and messages"),
+                    _column("language", pa.string(), "BCP 47 code that the data gives, und if none"),
+                    _column("messages", MESSAGES, "conversation ending in an answer, special tokens neutralised"),
+                    _column("n_tokens", pa.int32(), "tokens of the rendered conversation"),
+                    _column("n_learnt", pa.int32(), "of these, tokens of answers that the loss is over"),
+                    _column("source", pa.string(), "file or dataset the row came from"),
+                    _column("source_row", pa.int64(), "row number in the source, from 0"),
                 ]
             ),
         ),
+        Table("sft_metrics", "a logged value of the sft stage", pa.schema(_METRICS)),
         Table(
             "answers",
             "a held-out answer, before or after training",

@@ -36,7 +36,7 @@ class StageSpec:
     version: int = 1
     engine: bool = False
     per_round: bool = True
-    when: tuple[str, str] | None = None
+    when: tuple[str, str | bool] | None = None
     size: str = ""
 
     def is_part_of(self, config: RunConfig) -> bool:
@@ -59,6 +59,18 @@ STAGES: tuple[StageSpec, ...] = (
         ("languages", "prompts"),
         kept_rows=(("row",), "prompts"),
         per_round=False,
+    ),
+    StageSpec(
+        "sft",
+        "artifact",
+        "stages.sft.stage:Sft",
+        (),
+        ("conversations", "sft_metrics"),
+        ("languages", "model", "text", "sft", "execution"),
+        ("start",),
+        kept_rows=(("row",), "conversations"),
+        per_round=False,
+        when=("sft.on", True),
     ),
     StageSpec(
         "generate",
@@ -170,13 +182,13 @@ STAGES: tuple[StageSpec, ...] = (
         ("curated", "gradients", "pairs", "pairs:0"),
         ("metrics",),
         ("model", "text", "loss", "train", "execution"),
-        ("policy", "reference", "sft", "base"),
+        ("policy", "reference", "sft", "base", "token_reward"),
     ),
     StageSpec(
         "evaluate",
         "artifact",
         "stages.evaluate.stage:Evaluate",
-        ("pairs:0", "prompts?", "curated"),
+        ("pairs:0", "prompts?", "curated", "conversations?"),
         ("evaluation", "answers"),
         ("languages", "model", "text", "engine", "judge.rubric", "evaluate", "execution"),
         ("initial", "trained", "evaluation_judge"),

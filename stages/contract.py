@@ -77,8 +77,9 @@ class Context:
     """What every stage is given.
 
     inputs: table name -> its Parquet files in order; `pairs:0` is round 0's when this is a later round.
-    models: role -> model; roles: policy (start of this round), reference, initial, judge,
-        evaluation_judge, trained (after train); sft, base when `train.optimizer` merges.
+    models: role -> model; roles: start (`model.policy`), initial (the policy of round 0: start, or what sft made of it),
+        policy (start of this round), reference, judge, evaluation_judge, trained (after train); sft, base when
+        `train.optimizer` merges; token_reward when `train.allo` has a reward model.
     folder: the ArtifactStage's own folder.
     shared: lives as long as the worker process; loaded engines are kept in it by `shared_engine`.
     stop: true when the run was asked to stop; a stage then returns at its next safe point.

@@ -123,7 +123,7 @@ class ConflictConfig(Section):
     )
     leave_out: Literal["pair", "answers", "group"] = semantic(
         "answers",
-        "what leaves the directions with a pair: only itself, all that share an answer, or also its translations",
+        "what leaves the directions with a pair: only itself, all that share an answer, or also its translations; one_sided: pair",
     )
 
 

@@ -17,6 +17,7 @@ from schemas.config.curation import (
 )
 from schemas.config.loss import LossConfig
 from schemas.config.model import EngineConfig, ModelConfig, TextConfig
+from schemas.config.sft import SftConfig
 from schemas.config.sources import LanguageConfig, PromptsConfig
 from schemas.config.training import EvaluateConfig, ExecutionConfig, ReportConfig, TrainConfig
 
@@ -36,6 +37,7 @@ class RunConfig(Section):
     text: TextConfig = semantic(TextConfig(), "text to tokens")
     engine: EngineConfig = semantic(EngineConfig(), "inference engine")
     prompts: PromptsConfig = semantic(PromptsConfig(), "prompts stage")
+    sft: SftConfig = semantic(SftConfig(), "sft stage")
     generate: GenerateConfig = semantic(GenerateConfig(), "generate stage")
     judge: JudgeConfig = semantic(JudgeConfig(), "judge stage")
     pairs: PairsConfig = semantic(PairsConfig(), "pairs stage")
@@ -76,10 +78,31 @@ class RunConfig(Section):
                 "gradients.of: adapter needs the adapter that the round before trained, and train.method: full and"
                 " train.orthalign leave none: set gradients.of: weights, or rounds: 1"
             )
+        if self.train.allo.on and self.loss.type != "sigmoid":
+            raise ValueError(f"train.allo learns by DPO on key tokens, and loss.type is {self.loss.type}: use sigmoid")
+        if self.train.allo.on and self.loss.alpha:
+            raise ValueError(
+                "loss.alpha counts the tokens of whole answers, and train.allo trains on some: set it to 0, or leave out"
+                " train.allo"
+            )
         self._sides()
+        self._models()
         if self.gradients.sketch.method == "one_sided":
             self._one_sided()
         return self
+
+    def _models(self) -> None:
+        """Models that the run makes itself, or cannot do without."""
+        if self.train.optimizer in ("ondare", "onties") and self.train.merge.base is None and not self.sft.on:
+            raise ValueError(
+                f"train.optimizer: {self.train.optimizer} needs train.merge.base, the pretrained model before SFT (a run with"
+                " sft.sources has its own)"
+            )
+        if self.sft.on and self.engine.kind == "openai" and not self.imported:
+            raise ValueError(
+                "sft trains the policy here, and engine.kind: openai generates with whatever the server has: use vllm or"
+                " transformers, or run sft by itself first and serve its model"
+            )
 
     def _sides(self) -> None:
         """A loss that weighs the two answers of a pair apart needs the gradient of each."""
@@ -104,8 +127,9 @@ class RunConfig(Section):
             )
         if self.conflict.leave_out != "pair":
             raise ValueError(
-                f"conflict.leave_out: {self.conflict.leave_out} needs inner products between pairs, which gradients.sketch.method: one_sided "
-                "does not have: set conflict.leave_out: pair, or method: two_sided"
+                f"conflict.leave_out: {self.conflict.leave_out} needs inner products between pairs, which"
+                " gradients.sketch.method: one_sided does not have: leave it out or set conflict.leave_out: pair, or take"
+                " method: two_sided"
             )
         if self.select.diversity.cells:
             raise ValueError(

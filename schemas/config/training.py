@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from schemas.config.allo import AlloConfig
 from schemas.config.base import Section, execution, semantic
 from schemas.config.model import Sampling
 from schemas.config.sources import PairSource
@@ -24,9 +25,11 @@ class MergeConfig(Section):
     """Online merging (arXiv 2405.17931): the update of every step is merged with the task vector SFT - base."""
 
     base: str | None = execution(
-        None, "ondare, onties: the pretrained model the SFT model was made from: hub id, folder, embedded:NAME"
+        None,
+        "ondare, onties: the pretrained model the SFT model was made from: hub id, folder, embedded:NAME; with sft.sources: "
+        "default model.policy",
     )
-    sft: str | None = execution(None, "the SFT model; default: the policy before any training")
+    sft: str | None = execution(None, "the SFT model; default: the policy of round 0")
     preset: Literal["paper", "released"] = semantic(
         "paper", "what the paper says, or what its released code computes (docs/methods.md section 5)"
     )
@@ -44,7 +47,9 @@ class MergeConfig(Section):
     keep: Literal["device", "cpu", "disk"] = execution(
         "device", "where the task vector lies: the training device, main memory, or a memory-mapped file"
     )
-    log_every: int = semantic(10, "optimizer steps between logged numbers of the merge; 0: never", ge=0)
+    log_every: int = semantic(
+        10, "optimizer steps between logged numbers of the merge and the projection; 0: never", ge=0
+    )
 
 
 class Objective(Section):
@@ -86,6 +91,7 @@ class TrainConfig(Section):
     )
     merge: MergeConfig = semantic(MergeConfig(), "settings of the online merge")
     orthalign: OrthAlignConfig = semantic(OrthAlignConfig(), "objectives in sequence; steps and epochs are of each")
+    allo: AlloConfig = semantic(AlloConfig(), "few weights, forgetting before learning, key tokens (method: full)")
     learning_rate: float = semantic(5e-6, "peak learning rate", gt=0)
     schedule: Literal["linear", "cosine", "constant"] = semantic("cosine", "learning-rate schedule")
     warmup_ratio: float = semantic(0.1, "share of steps that warm up", ge=0, lt=1)
@@ -96,11 +102,28 @@ class TrainConfig(Section):
     batch_size: int = semantic(32, "pairs per optimizer step, over all devices", ge=1)
     micro_batch_size: int = execution(2, "pairs per forward", ge=1)
     gradient_checkpointing: bool = execution(False, "recompute activations: less memory, slower")
+    processes: int = execution(
+        1, "processes that train together on this machine, one per GPU (docs/gpus.md); 0: one per visible GPU", ge=0
+    )
+    sharding: Literal["auto", "fsdp2", "ddp"] = execution(
+        "auto",
+        "several processes: fsdp2 cuts weights, gradients and optimizer state over them; ddp: all of it in each; auto: fsdp2"
+        " for method full, ddp for lora",
+    )
     save_steps: int = execution(50, "steps between checkpoints", ge=1)
     reference: Literal["start", "initial"] = semantic(
         "start", "rounds after the first: reference is the round's start or the initial policy"
     )
     report_to: list[str] = execution([], "TRL loggers: tensorboard, trackio, wandb")
+
+    @model_validator(mode="after")
+    def _processes(self) -> TrainConfig:
+        if self.method == "lora" and self.sharding == "fsdp2":
+            raise ValueError(
+                "train.sharding: fsdp2 cuts what is trained over the processes, and of a LoRA model that is next to nothing:"
+                " use ddp or auto"
+            )
+        return self
 
     @model_validator(mode="after")
     def _objectives(self) -> TrainConfig:
@@ -138,10 +161,47 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _allo(self) -> TrainConfig:
+        allo = self.allo
+        if not allo.on:
+            if allo != AlloConfig():
+                raise ValueError("train.allo is set and train.allo.mask is none: use warmup or gradient")
+            return self
+        if self.method == "lora":
+            raise ValueError(
+                "train.allo selects entries of the weights, and an entry or a row of a LoRA factor is none of them: use"
+                " train.method: full"
+            )
+        if self.processes > 1:
+            raise ValueError("train.allo trains in one process in this version: set train.processes: 1")
+        if self.optimizer == "anchor":
+            raise ValueError(
+                "train.optimizer: anchor pulls to where training starts, which moves with every phase of train.allo: use"
+                " ondare, onties or adamw"
+            )
+        if self.reference == "initial":
+            raise ValueError(
+                "train.reference: initial and train.allo contradict each other: its references are the models its phases"
+                " start from"
+            )
+        if self.orthalign.objectives and self.orthalign.reference == "round":
+            raise ValueError(
+                "train.orthalign.reference: round and train.allo contradict each other: the reference of learning is the"
+                " model after forgetting"
+            )
+        if self.orthalign.objectives and self.orthalign.side == "both" and allo.unit == "weight":
+            raise ValueError(
+                "train.orthalign.side: both and train.allo.unit: weight do not go together: what mask and both subspaces"
+                " leave is no product of the two; use side: left or right, or unit: row"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _merge(self) -> TrainConfig:
         merge = self.merge
         if self.optimizer == "adamw":
-            if merge != MergeConfig():
+            projects = bool(self.orthalign.objectives)  # then log_every is of the projection
+            if merge != MergeConfig(log_every=merge.log_every if projects else MergeConfig().log_every):
                 raise ValueError("train.merge is set and train.optimizer is adamw: use ondare, onties or anchor")
             return self
         if self.method == "lora":
@@ -156,10 +216,6 @@ class TrainConfig(Section):
             given += [n for n in ("rescale",) if merge.rescale] + (["preset"] if merge.preset != "paper" else [])
             if given:
                 raise ValueError(f"train.optimizer: anchor has no use for train.merge.{given[0]}: leave it out")
-        elif merge.base is None:
-            raise ValueError(
-                f"train.optimizer: {self.optimizer} needs train.merge.base, the pretrained model before SFT"
-            )
         elif merge.rescale and merge.preset != "released":
             raise ValueError("train.merge.rescale belongs to train.merge.preset: released")
         return self

@@ -7,12 +7,12 @@ was not released: ours is a declared value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from stages.conflict.stream import Chunks, Columns, blocks, check_finite, wide
+from stages.conflict.stream import Block, Chunks, Columns, blocks, check_finite, wide
 
 
 def mean_omegas(language_N: Tensor, n_languages: int) -> Tensor:
@@ -55,11 +55,17 @@ def directions(chunks: Chunks, language_N: Tensor, omega_N: Tensor, n_languages:
 
 
 def signed_directions(
-    chunks: Chunks, language_N: Tensor, omega_N: Tensor, n_languages: int, sign_RN: Tensor | None = None
+    chunks: Chunks,
+    language_N: Tensor,
+    omega_N: Tensor,
+    n_languages: int,
+    sign_RN: Tensor | None = None,
+    keep: Callable[[Block], None] = lambda block: None,
 ) -> tuple[Tensor, Tensor | None]:
     """(G [L, D] float64, sum_i sign_ri omega_i g_i per language [R, L, D] in the rows' precision), in one pass.
 
-    sign_RN: R factors per pair (signs, or 0 and 1), for nulls; None: no second result. Memory: R x L x D numbers.
+    sign_RN: R factors per pair (signs, or 0 and 1), for nulls; None: no second result. keep: is shown every block.
+    Memory: R x L x D numbers.
     Raises ValueError as `directions` does.
     """
     total_LD: Tensor | None = None
@@ -69,6 +75,7 @@ def signed_directions(
         seen = block.stop
         if seen > len(language_N):
             break
+        keep(block)
         x_ND, here = wide(block.x_ND), slice(block.start, block.stop)
         language_n, weight_n = language_N[here], (omega_N[here] * block.factor_N)
         if total_LD is None:

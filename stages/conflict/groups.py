@@ -75,7 +75,7 @@ def _codes(kind: Sequence[Hashable | None] | np.ndarray) -> tuple[np.ndarray, np
 class Layout:
     """Where pairs that leave together are laid side by side: groups of equal size follow each other.
 
-    slot_N: the place of each pair [N], -1 for a pair alone; order: the pair at each slot; together: slots there are.
+    slot_N: the place of each pair [N], -1 for a pair that has none; order: the pair at each slot; together: slots there are.
     """
 
     slot_N: Tensor
@@ -83,11 +83,11 @@ class Layout:
     size: Tensor
 
     @classmethod
-    def of(cls, group_N: Tensor) -> Layout:
-        """From group labels [N]."""
+    def of(cls, group_N: Tensor, alone: bool = False) -> Layout:
+        """From group labels [N]. alone: pairs that leave alone get a place too."""
         _, inverse_N, count = torch.unique(group_N, return_inverse=True, return_counts=True)
         size_N = count[inverse_N]
-        (several,) = (size_N > 1).nonzero(as_tuple=True)
+        (several,) = (size_N > (0 if alone else 1)).nonzero(as_tuple=True)
         several = several[inverse_N[several].argsort(stable=True)]
         order = several[size_N[several].argsort(stable=True)]
         slot_N = torch.full_like(group_N, -1)

@@ -7,7 +7,9 @@ the Gram matrix comes from the directions themselves.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -16,20 +18,25 @@ import torch
 from torch import Tensor
 
 from schemas.errors import UserError
+from stages.conflict.store import answers
 from stages.contract import Context
 from stages.gradients.projections import SketchLayout
 from stages.gradients.store import LANGUAGES_KEY, LAYOUT_KEY, common_metadata
 from stages.gradients.sums import Sums
 
+_ROWS = 4096
+
 
 @dataclass(frozen=True)
 class ProductStore:
-    """N pairs, S segments (1, or the layer groups with `conflict.scope: layer`), L languages; all float64.
+    """N pairs, L languages; all float64. The products themselves are a stream: see `chunks`.
 
-    frame: scalars of the gradients table beside `weight` (c_i). a_NSL, square_NS: of g_i, in the metric and weighted.
-    directions_LD: G; count_L: pairs in each.
+    frame: scalars of the gradients table beside `weight` (c_i) and hashes of both answers' texts. directions_LD: G;
+    count_L: pairs in each. factor_N: what makes d_i the g_i of the run's metric and weights.
     """
 
+    files: list[Path]
+    whole: bool
     frame: pl.DataFrame
     languages: tuple[str, ...]
     layout: SketchLayout
@@ -38,8 +45,7 @@ class ProductStore:
     language_N: Tensor
     omega_N: Tensor
     weight_N: Tensor
-    a_NSL: Tensor
-    square_NS: Tensor
+    factor_N: Tensor
 
     @classmethod
     def open(cls, ctx: Context) -> ProductStore:
@@ -54,7 +60,9 @@ class ProductStore:
             )
         given = ctx.scan("contributions").select("pair_id", "part", "omega", "weight", pair_norm="norm")
         scalars = ctx.scan("gradients").drop("products", "squares")
-        frame = scalars.join(given, on="pair_id", how="left", maintain_order="left").collect()
+        for more in (given, answers(ctx)):
+            scalars = scalars.join(more, on="pair_id", how="left", maintain_order="left")
+        frame = scalars.collect()
         if frame.is_empty():
             raise UserError(
                 "No pair has a gradient", fix="See what was dropped: python -m pipeline inspect RUN dropped/gradients."
@@ -67,8 +75,9 @@ class ProductStore:
         factor_N = weight_N
         if ctx.config.conflict.metric == "unit":
             factor_N = torch.where(norm_N > 0, weight_N / torch.where(norm_N > 0, norm_N, 1.0), 0.0)
-        a_NSL, square_NS = _products(ctx, len(sums.languages))
         return cls(
+            files=files,
+            whole=ctx.config.conflict.scope == "model",
             frame=frame,
             languages=sums.languages,
             layout=layout,
@@ -77,24 +86,25 @@ class ProductStore:
             language_N=torch.tensor([index[code] for code in frame["language"]], dtype=torch.int64),
             omega_N=sums.omegas(frame),
             weight_N=weight_N,
-            a_NSL=a_NSL * factor_N[:, None, None],
-            square_NS=square_NS * factor_N[:, None].square(),
+            factor_N=factor_N,
         )
 
-
-def _products(ctx: Context, n_languages: int) -> tuple[Tensor, Tensor]:
-    """The stored (a [N, S, L], |g|^2 [N, S]) of the unweighted gradients, in table order."""
-    whole = ctx.config.conflict.scope == "model"
-    found: list[tuple[Tensor, Tensor]] = []
-    for file in ctx.inputs["gradients"]:
-        for batch in pq.ParquetFile(file).iter_batches(columns=["products", "squares"]):
-            square_nS = _matrix(batch.column("squares"), batch.num_rows)
-            a_nSL = _matrix(batch.column("products"), batch.num_rows).view(*square_nS.shape, n_languages)
-            if whole:
-                a_nSL, square_nS = a_nSL.sum(dim=1, keepdim=True), square_nS.sum(dim=1, keepdim=True)
-            found.append((a_nSL, square_nS))
-
-    return torch.cat([a for a, _ in found]), torch.cat([square for _, square in found])
+    def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(<g_i, G_k> [n, S, L], |g_i|^2 [n, S]) of some pairs after others, in table order; S = 1, or the layer groups with
+        `conflict.scope: layer`."""
+        start = 0
+        for file in self.files:
+            with pq.ParquetFile(file) as parquet:
+                for batch in parquet.iter_batches(_ROWS, columns=["products", "squares"]):
+                    square_nS = _matrix(batch.column("squares"), batch.num_rows)
+                    a_nSL = _matrix(batch.column("products"), batch.num_rows).view(
+                        *square_nS.shape, len(self.languages)
+                    )
+                    if self.whole:
+                        a_nSL, square_nS = a_nSL.sum(dim=1, keepdim=True), square_nS.sum(dim=1, keepdim=True)
+                    factor_n = self.factor_N[start : start + batch.num_rows]
+                    start += batch.num_rows
+                    yield a_nSL * factor_n[:, None, None], square_nS * factor_n[:, None].square()
 
 
 def _matrix(column: object, rows: int) -> Tensor:

@@ -16,15 +16,14 @@ of them, each with its own w. Suffixes: g groups of m pairs each, S segments, L 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from stages.conflict.directions import grams
-from stages.conflict.groups import Layout
-from stages.conflict.scratch import Scratch
+from stages.conflict.scratch import Kept
 from stages.conflict.stream import BLOCK, Chunks, Columns, blocks, check_finite, wide
 from stages.conflict.surgery import Surgery
 
@@ -35,6 +34,8 @@ no_direction: the merged direction left has no length."""
 
 _ROUNDING = 1e-12  # a squared length below this share of what it was computed from is nothing
 _BLOCK_ELEMENTS = 2_000_000
+KEPT_BYTES = 2**30
+"""Of sketches that wait in memory for those they leave with."""
 
 
 @dataclass
@@ -115,7 +116,9 @@ def score_pairs(
     group_N: Tensor | None = None,
     refit: bool = False,
     min_pairs: int = 20,
-    scratch_bytes: int = 2**30,
+    scratch_bytes: int = KEPT_BYTES,
+    kept: Kept | None = None,
+    advance: Callable[[int], None] = lambda pairs: None,
 ) -> Scores:
     """Score every pair of the stream the directions were made from (same g_i, same order, same omegas).
 
@@ -123,49 +126,53 @@ def score_pairs(
     with equal labels leave together (see `merge_groups`); None: each pair leaves alone. refit=False keeps w at its
     value from all pairs; True solves for w again on every K', with the same random orders.
 
-    One pass, whatever the groups: pairs that leave alone are scored as they come; the others are brought together in
-    memory of at most `scratch_bytes`, or in a temporary file. Raises UserError when there is no room for that.
+    kept: the rows that an earlier pass over the stream put aside, by the labels that count then; only if it is not
+    `complete` the stream is read again. None: a pass here puts them aside, in memory of at most `scratch_bytes` or a
+    temporary file. advance: is told of pairs that are scored without being read. Raises UserError when there is no room.
     """
     n, n_languages = language_N.shape[0], directions_LD.shape[0]
+    if kept is None:
+        with Kept(torch.arange(n) if group_N is None else group_N, scratch_bytes) as found:
+            for block in blocks(chunks):
+                found.put(block)
+            return score_pairs(
+                chunks,
+                language_N,
+                omega_N,
+                directions_LD,
+                method,
+                columns=columns,
+                refit=refit,
+                min_pairs=min_pairs,
+                kept=found,
+                advance=advance,
+            )
     products = _Products(directions_LD, columns)
     count_L = torch.bincount(language_N, minlength=n_languages)
     scorer = _Scorer(language_N, omega_N, products.gram_SLL, method, count_L, refit, min_pairs)
-    layout = Layout.of(torch.arange(n) if group_N is None else group_N)
     scores = Scores.empty(n, n_languages)
-    scratch: Scratch | None = None
-    factor_N = torch.ones(n, dtype=torch.float64)
-    try:
-        for block in blocks(chunks):
-            index_n = torch.arange(block.start, block.stop)
-            alone_n = layout.slot_N[block.start : block.stop] < 0
-            factor_N[block.start : block.stop] = block.factor_N
-            for few_n in scorer.cut(alone_n.nonzero()[:, 0]):
-                whole = len(few_n) == len(index_n)
-                x_nD = wide(block.x_ND if whole else block.x_ND[few_n])
-                a_nSL, p_nmmS = products(x_nD[:, None], block.factor_N[few_n, None])
-                check_finite(p_nmmS, block)
-                scorer.write(scores, index_n[few_n, None], scorer.leave(index_n[few_n, None], a_nSL, p_nmmS))
-            if not bool(alone_n.all()):
-                if scratch is None:
-                    scratch = Scratch(layout.together, block.x_ND.shape[1], block.x_ND.dtype, scratch_bytes)
-                scratch.put(layout.slot_N[index_n[~alone_n]], block.x_ND[~alone_n])
-        for start, index_gm in layout.batches(min(BLOCK, scorer.at_once)):
-            assert scratch is not None  # a group of several had a row
-            if index_gm.shape[1] > BLOCK:
-                _score_large(scores, scorer, products, scratch, start, index_gm[0], factor_N)
-                continue
-            x_gmD = wide(scratch.get(start, start + index_gm.numel())).view(*index_gm.shape, -1)
-            a_gmSL, p_gmmS = products(x_gmD, factor_N[index_gm])
+    for block in () if kept.complete else blocks(chunks):
+        (alone_m,) = (kept.layout.slot_N[block.start : block.stop] < 0).nonzero(as_tuple=True)
+        for few_n in scorer.cut(alone_m):
+            index_n1 = block.start + few_n[:, None]
+            x_nD = wide(block.x_ND if len(few_n) == len(block.x_ND) else block.x_ND[few_n])
+            a_nSL, p_nmmS = products(x_nD[:, None], block.factor_N[few_n, None])
+            check_finite(p_nmmS, block)
+            scorer.write(scores, index_n1, scorer.leave(index_n1, a_nSL, p_nmmS))
+    for start, index_gm in kept.layout.batches(min(BLOCK, scorer.at_once)):
+        if index_gm.shape[1] > BLOCK:
+            _score_large(scores, scorer, products, kept, start, index_gm[0])
+        else:
+            x_gmD = wide(kept.get(start, start + index_gm.numel())).view(*index_gm.shape, -1)
+            a_gmSL, p_gmmS = products(x_gmD, kept.factor_N[index_gm])
             scorer.write(scores, index_gm, scorer.leave(index_gm, a_gmSL, p_gmmS))
-    finally:
-        if scratch is not None:
-            scratch.close()
+        if kept.complete:
+            advance(index_gm.numel())
     return scores
 
 
 def score_products(
-    a_NSL: Tensor,
-    square_NS: Tensor,
+    chunks: Iterable[tuple[Tensor, Tensor]],
     language_N: Tensor,
     omega_N: Tensor,
     gram_SLL: Tensor,
@@ -175,15 +182,22 @@ def score_products(
     refit: bool = False,
     min_pairs: int = 20,
 ) -> Scores:
-    """`score_pairs` with every pair leaving alone, from inner products instead of sketches.
+    """`score_pairs` with every pair leaving alone, from a stream of inner products instead of sketches.
 
-    a_NSL = <g_i, G_k> and square_NS = |g_i|^2 per segment, gram_SLL = <G_l, G_k>; count_L: pairs in each direction.
+    chunks: (<g_i, G_k> [n, S, L], |g_i|^2 [n, S]) of consecutive pairs; gram_SLL = <G_l, G_k>; count_L: pairs in each
+    direction. Raises ValueError when the stream and `language_N` differ in length.
     """
     scorer = _Scorer(language_N, omega_N, gram_SLL, method, count_L, refit, min_pairs)
     scores = Scores.empty(language_N.shape[0], gram_SLL.shape[-1])
-    for index_n in scorer.cut(torch.arange(language_N.shape[0])):
-        left = scorer.leave(index_n[:, None], a_NSL[index_n, None], square_NS[index_n, None, None])
-        scorer.write(scores, index_n[:, None], left)
+    start, total = 0, language_N.shape[0]
+    for a_nSL, square_nS in chunks:
+        for few_n in scorer.cut(torch.arange(min(len(a_nSL), total - start))):
+            index_n1 = start + few_n[:, None]
+            left = scorer.leave(index_n1, a_nSL[few_n, None], square_nS[few_n, None, None])
+            scorer.write(scores, index_n1, left)
+        start += len(a_nSL)
+    if start != total:
+        raise ValueError(f"the stream has {start} or more rows for {total} pairs")
     return scores
 
 
@@ -219,17 +233,16 @@ def _score_large(
     scores: Scores,
     scorer: _Scorer,
     products: _Products,
-    scratch: Scratch,
+    kept: Kept,
     start: int,
     index_m: Tensor,
-    factor_N: Tensor,
 ) -> None:
     """A group too large to hold: sum what leaves first, then go through its pairs again."""
     removed_LD = torch.zeros_like(products.directions_LD)
     for at in range(0, len(index_m), BLOCK):
         here = index_m[at : at + BLOCK]
-        x_nD = wide(scratch.get(start + at, start + at + len(here)))
-        part_nL = scorer.parts(here[None])[0] * factor_N[here, None]
+        x_nD = wide(kept.get(start + at, start + at + len(here)))
+        part_nL = scorer.parts(here[None])[0] * kept.factor_N[here, None]
         removed_LD += part_nL.to(x_nD.dtype).T @ x_nD
     pairs_of_columns = [(removed_LD[:, c], products.directions_LD[:, c]) for c in products.columns]
     cross_SLL = torch.stack([removed @ direction.T for removed, direction in pairs_of_columns])
@@ -238,9 +251,9 @@ def _score_large(
     beside = _Products(removed_LD, products.columns)
     for at in range(0, len(index_m), BLOCK):
         here = index_m[at : at + BLOCK]
-        x_nD = wide(scratch.get(start + at, start + at + len(here)))
-        a_nSL, square_nmmS = products(x_nD[:, None], factor_N[here, None])
-        removed_nSL, _ = beside(x_nD[:, None], factor_N[here, None])
+        x_nD = wide(kept.get(start + at, start + at + len(here)))
+        a_nSL, square_nmmS = products(x_nD[:, None], kept.factor_N[here, None])
+        removed_nSL, _ = beside(x_nD[:, None], kept.factor_N[here, None])
         shared = (omega_L[None], count_L[None], cross_SLL[None], beside.gram_SLL[None])
         left = _LeftOut(a_nSL.transpose(0, 1), square_nmmS[:, 0].transpose(0, 1), removed_nSL.transpose(0, 1), *shared)
         scorer.write(scores, here[None], left)

@@ -16,10 +16,12 @@ from schemas.ids import seed_for
 from schemas.tables import TABLES
 from stages.conflict.directions import conflicts as count_conflicts
 from stages.conflict.directions import cosines, grams, signed_directions
+from stages.conflict.groups import leaving_together
 from stages.conflict.null import flip_signs, half_masks, sign_flip_null, split_half_null
 from stages.conflict.prepare import Prepared
 from stages.conflict.products import ProductStore
-from stages.conflict.scores import Scores, as_slice, score_pairs, score_products
+from stages.conflict.scores import KEPT_BYTES, Scores, as_slice, score_pairs, score_products
+from stages.conflict.scratch import Kept
 from stages.conflict.stream import Columns
 from stages.conflict.surgery import Surgery, surgery
 from stages.conflict.table import score_rows
@@ -51,23 +53,26 @@ class Conflict:
         seed = seed_for(ctx.config.seed, ctx.round, "null")
         flips_RN = flip_signs(len(language_N), _DRAWS, seed)
         halves_RN = half_masks(language_N, len(languages), _DRAWS, seed)
-        directions_LD, signed_RLD = signed_directions(
-            chunks, language_N, ready.omega_N, len(languages), torch.cat([flips_RN, halves_RN])
-        )
-        assert signed_RLD is not None
-        flips = sign_flip_null(signed_RLD[:_DRAWS])
-        noise = split_half_null(signed_RLD[_DRAWS:], directions_LD, list(scopes.values()))
-        del signed_RLD
-        scores = score_pairs(
-            chunks,
-            language_N,
-            ready.omega_N,
-            directions_LD,
-            method,
-            columns=list(used.values()),
-            group_N=group_N,
-            min_pairs=MIN_PAIRS,
-        )
+        labels_N = torch.arange(len(language_N)) if group_N is None else group_N
+        with Kept(labels_N, KEPT_BYTES) as kept:
+            directions_LD, signed_RLD = signed_directions(
+                chunks, language_N, ready.omega_N, len(languages), torch.cat([flips_RN, halves_RN]), kept.put
+            )
+            assert signed_RLD is not None
+            flips = sign_flip_null(signed_RLD[:_DRAWS])
+            noise = split_half_null(signed_RLD[_DRAWS:], directions_LD, list(scopes.values()))
+            del signed_RLD
+            scores = score_pairs(
+                chunks,
+                language_N,
+                ready.omega_N,
+                directions_LD,
+                method,
+                columns=list(used.values()),
+                min_pairs=MIN_PAIRS,
+                kept=kept,
+                advance=ctx.progress.advance,
+            )
         for rows in score_rows(frame, languages, scores, ready.weights.weight_N, config.score == "others"):
             yield Rows("scores", rows)
 
@@ -94,12 +99,18 @@ def _of_products(ctx: Context) -> Iterator[Rows | Account]:
     method = _method(ctx, len(store.languages))
     for note in _notes(store.languages, store.language_N, None):
         ctx.progress.note(note)
+    group_N = leaving_together(store.frame, "answers")
+    assert group_N is not None
+    if shared := int((torch.bincount(group_N)[group_N] > 1).sum()):
+        ctx.progress.note(
+            f"{shared} of {len(group_N)} pairs share an answer with others, which stay in the "
+            "directions they are compared with: one-sided sketches cannot take them out (conflict.leave_out: pair)"
+        )
     blocks: dict[str, Columns] = {n: as_slice(c) for n, c in store.layout.group_columns("block").items()}
     scopes: dict[str, Columns] = {"model": slice(None), **blocks}
     grams_SLL = grams(store.directions_LD, list(scopes.values()))
     scores = score_products(
-        store.a_NSL,
-        store.square_NS,
+        store.chunks(),
         store.language_N,
         store.omega_N,
         grams_SLL[1:] if config.scope == "layer" else grams_SLL[:1],

@@ -41,11 +41,7 @@ class Store:
         files = ctx.inputs["gradients"]
         layout = SketchLayout.from_json(common_metadata(files)[LAYOUT_KEY].decode())
         scalars = ctx.scan("gradients").drop("sketch", "sketch_chosen", "sketch_rejected", "ids_hash", strict=False)
-        answers = ctx.scan("pairs").select(
-            "pair_id",
-            *(pl.col(side).list.last().struct.field("content").hash().alias(side) for side in ("chosen", "rejected")),
-        )
-        frame = scalars.join(answers, on="pair_id", how="left", maintain_order="left").collect()
+        frame = scalars.join(answers(ctx), on="pair_id", how="left", maintain_order="left").collect()
         if frame.is_empty():
             raise UserError(
                 "No pair has a gradient", fix="See what was dropped: python -m pipeline inspect RUN dropped/gradients."
@@ -96,6 +92,12 @@ def sample_windows(n: int) -> list[range]:
         return [range(n)]
     size = SAMPLE // _WINDOWS
     return [range(start, start + size) for start in (w * (n - size) // (_WINDOWS - 1) for w in range(_WINDOWS))]
+
+
+def answers(ctx: Context) -> pl.LazyFrame:
+    """pair_id of the pairs table, and hashes of both answers' texts in chosen and rejected."""
+    texts = (pl.col(side).list.last().struct.field("content").hash().alias(side) for side in ("chosen", "rejected"))
+    return ctx.scan("pairs").select("pair_id", *texts)
 
 
 def read_sketches(

@@ -1,6 +1,6 @@
 """What the model was, or in some round may be, trained on: nothing of it is evaluated.
 
-Training rows are the curated pairs and, so that the figures of all rounds are over the same items, every prompt and
+Training rows are the curated pairs, what the sft stage learnt from and, so that the figures of all rounds are over the same items, every prompt and
 pair of the train split.
 """
 
@@ -39,12 +39,17 @@ def prompt_text(messages: list[dict[str, str]]) -> str:
 
 
 def training_rows(ctx: Context) -> TrainingRows:
-    """Read the training rows of `curated`, `pairs:0` and, when there is one, `prompts`."""
+    """Read the training rows of `curated`, `pairs:0` and, when there are any, `prompts` and the `conversations` of sft."""
     rows = TrainingRows()
     _add(rows, ctx.scan("curated"), "prompt")
     _add(rows, ctx.scan("pairs:0").filter(pl.col("split") == "train"), "prompt")
     if ctx.inputs.get("prompts"):
         _add(rows, ctx.scan("prompts").filter(pl.col("split") == "train"), "messages")
+    if ctx.inputs.get("conversations"):
+        for row in _dicts(ctx.scan("conversations").select("messages")):
+            messages = row["messages"]
+            answers = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+            rows.texts.update(prompt_text(messages[:at]) for at in answers)
     return rows
 
 

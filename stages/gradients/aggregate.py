@@ -59,7 +59,8 @@ class AggregateWorker(Worker):
             summing = PartSums(self.sketcher.layout, config.conflict, config.loss, languages, pairs, references_N2)
             misfits: list[int] = []
             got = self.sketcher.run(pairs, self.budget, report, misfits, summing.reduce)
-            self.ctx.progress.advance(len(misfits))
+            if report == self._report:  # what a repeated sum leaves out was counted when it was first summed
+                self.ctx.progress.advance(len(misfits))
             fitting = [n for n in range(len(pairs)) if n not in misfits]
             kept, pairs = self._without(misfits, kept, pairs, drops)
             finite = storable(got).tolist()

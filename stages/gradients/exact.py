@@ -1,5 +1,4 @@
-"""Exact pair gradients by ordinary automatic differentiation: for tests, small models and pairs
-near the cut."""
+"""Exact pair gradients by ordinary automatic differentiation: for tests and small models."""
 
 from __future__ import annotations
 

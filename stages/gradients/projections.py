@@ -238,8 +238,7 @@ def apply_side(value: Tensor, side: Tensor | None) -> Tensor:
 def project_gradients(
     layout: SketchLayout, seed: int, gradients: Iterable[tuple[str, Tensor]], scales: Scales | None = None
 ) -> Tensor:
-    """Sketch [dim] of given full gradients G (O x I) by name: for tests and for re-ranking pairs
-    near the cut.
+    """Sketch [dim] of given full gradients G (O x I) by name: for tests and oracles.
 
     Raises ValueError when a layer of the layout is missing or its gradient has another shape.
     """

@@ -64,17 +64,18 @@ class Sums:
         sums_LD = torch.zeros(len(self.languages), layout.dim, dtype=torch.float64)
         seen: set[tuple[str, int, str]] = set()
         for file in self.files:
-            for batch in pq.ParquetFile(file).iter_batches(_ROWS, columns=["part", "language", "layer", "values"]):
-                values = batch.column("values")
-                names = (batch.column(name).to_pylist() for name in ("part", "language", "layer"))
-                for row, (part, language, layer) in enumerate(zip(*names, strict=True)):
-                    one = values[row].values.to_numpy(zero_copy_only=False)
-                    where = columns.get(layer, slice(0, 0))
-                    if len(one) != where.stop - where.start:
-                        raise _damaged(file, f"{layer} has {len(one)} values")
-                    share = self.share[language, part]
-                    sums_LD[index[language], where] += torch.from_numpy(one.copy()).to(torch.float64) * share
-                    seen.add((language, part, layer))
+            with pq.ParquetFile(file) as parquet:
+                for batch in parquet.iter_batches(_ROWS, columns=["part", "language", "layer", "values"]):
+                    values = batch.column("values")
+                    names = (batch.column(name).to_pylist() for name in ("part", "language", "layer"))
+                    for row, (part, language, layer) in enumerate(zip(*names, strict=True)):
+                        one = values[row].values.to_numpy(zero_copy_only=False)
+                        where = columns.get(layer, slice(0, 0))
+                        if len(one) != where.stop - where.start:
+                            raise _damaged(file, f"{layer} has {len(one)} values")
+                        share = self.share[language, part]
+                        sums_LD[index[language], where] += torch.from_numpy(one.copy()).to(torch.float64) * share
+                        seen.add((language, part, layer))
         missing = {(*there, layer) for there in self.share for layer in columns} - seen
         if missing:
             raise _damaged(self.files[0], f"there is no sum of {missing.pop()}")

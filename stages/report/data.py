@@ -13,7 +13,7 @@ from schemas.tables import gradients_schema, schema_of
 
 @dataclass(frozen=True)
 class Tables:
-    """inputs: "<table>:<round>" (or "prompts") -> its Parquet files in order."""
+    """inputs: "<table>:<round>" ("<table>" for those that all rounds share) -> its Parquet files in order."""
 
     inputs: Mapping[str, list[Path]]
 
@@ -25,9 +25,9 @@ class Tables:
         """Whether the table was written in that round."""
         return bool(self.inputs.get(f"{table}:{round_}"))
 
-    def scan(self, table: str, round_: int) -> pl.LazyFrame:
-        """The table as a lazy frame; no rows, but its columns, if it is not there."""
-        files = self.inputs.get(f"{table}:{round_}")
+    def scan(self, table: str, round_: int | None) -> pl.LazyFrame:
+        """The table as a lazy frame; no rows, but its columns, if it is not there. round_ None: all rounds share it."""
+        files = self.inputs.get(table if round_ is None else f"{table}:{round_}")
         if files:
             return pl.scan_parquet(files, glob=False)
         schema = schema_of(table) or gradients_schema(1)
@@ -35,7 +35,7 @@ class Tables:
         assert isinstance(empty, pl.DataFrame)
         return empty.lazy()
 
-    def read(self, table: str, round_: int, columns: Sequence[str]) -> pl.DataFrame:
+    def read(self, table: str, round_: int | None, columns: Sequence[str]) -> pl.DataFrame:
         """Some columns of the table, in memory."""
         return self.scan(table, round_).select(list(columns)).collect()
 

@@ -82,6 +82,7 @@ def facts(config: RunConfig, manifests: Sequence[StageManifest]) -> list[tuple[s
     steps = f"{train.max_steps} steps at most" if train.max_steps > 0 else f"{train.epochs:g} epochs"
     lines = [
         ("Policy", config.model.policy + (f" @ {config.model.revision}" if config.model.revision else "")),
+        *([("Supervised fine-tuning", _sft(config))] if config.sft.on else []),
         ("Judge", config.model.judge or "the policy of the round, judging itself"),
         ("Evaluation judge", config.model.evaluation_judge or names.get("evaluation_judge", "the round-0 policy")),
         ("Languages", languages + (f"; only evaluated: {unseen}" if unseen else "")),
@@ -112,6 +113,14 @@ def facts(config: RunConfig, manifests: Sequence[StageManifest]) -> list[tuple[s
     else:
         lines.insert(3, ("Engine", f"{config.engine.kind}, {config.generate.candidates} candidates a prompt"))
     return lines
+
+
+def _sft(config: RunConfig) -> str:
+    """What the sft stage makes of the policy before round 0."""
+    sft = config.sft
+    how = f"LoRA, rank {sft.lora.r}" if sft.method == "lora" else "all weights"
+    steps = f"{sft.max_steps} steps at most" if sft.max_steps > 0 else f"{sft.epochs:g} epochs"
+    return f"on {', '.join(source.path for source in sft.sources)}; {how}, learning rate {sft.learning_rate:g}, {steps}"
 
 
 def _sketch(config: RunConfig, manifests: Sequence[StageManifest]) -> str:

@@ -49,6 +49,7 @@ class View:
     conflicts: list[_conflicts.Conflicts]
     scores: list[_distributions.Scores]
     sides: list[tuple[int, list[_distributions.Sides]]]
+    sft: _curves.Curves | None
     curves: list[_curves.Curves]
     objectives: list[_objectives.Objectives]
     results: list[_results.Results]
@@ -79,6 +80,7 @@ def build(config: RunConfig, tables: Tables, manifests: Sequence[StageManifest])
         conflicts=conflicts,
         scores=each(lambda r: _distributions.scores(tables, r, languages, by_conflict)),
         sides=[(r, found) for r in rounds if (found := _distributions.sides(tables, r, languages))],
+        sft=_curves.curves(tables, None),
         curves=each(lambda r: _curves.curves(tables, r)),
         objectives=each(lambda r: _objectives.objectives(tables, r, sequence)),
         results=results,

@@ -38,6 +38,18 @@ class PairIds:
         return content_id(self.prompt, self.chosen, self.rejected)
 
 
+@dataclass(frozen=True)
+class ConversationIds:
+    """Token ids of a conversation through its last end-of-turn token. learnt: which belong to an answer that is learnt.
+
+    context_only: answers that are not learnt, because the template renders them differently once the conversation goes on.
+    """
+
+    ids: list[int]
+    learnt: list[bool]
+    context_only: int
+
+
 def load_renderer(model: ModelRef, text: TextConfig, trust_remote_code: bool = False) -> Renderer:
     """The renderer of a model's tokenizer and the run's text settings.
 
@@ -150,6 +162,25 @@ class Renderer:
             chosen=self._through_end_of_turn(chosen_ids[split:]),
             rejected=self._through_end_of_turn(rejected_ids[split:]),
         )
+
+    def conversation_ids(self, messages: Iterable[Mapping[str, str]]) -> ConversationIds:
+        """Ids of a conversation that ends in an answer. Each answer, end of turn included, is split from what comes before it
+        as `pair_ids` does; one that later turns change (templates that leave out earlier thoughts) is only context."""
+        prepared = self.prepare(messages)
+        if not prepared or prepared[-1]["role"] != "assistant":
+            raise RenderError("A conversation must end in an answer", fix="Remove the last user message.")
+        ids = self._through_end_of_turn(self._apply(prepared))
+        learnt, context_only = [False] * len(ids), 0
+        for at in (n for n, message in enumerate(prepared) if message["role"] == "assistant"):
+            answered = self._through_end_of_turn(self._apply(prepared[: at + 1]))
+            start = _common_prefix(self._apply(prepared[:at], add_generation_prompt=True), answered)
+            if start >= len(answered):
+                raise RenderError("The rendered answer has no end-of-turn token", where="text.chat_template")
+            if ids[: len(answered)] == answered:
+                learnt[start : len(answered)] = [True] * (len(answered) - start)
+            else:
+                context_only += 1
+        return ConversationIds(ids, learnt, context_only)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of generated ids, control tokens left out."""

@@ -37,14 +37,21 @@ def plan_batches(n_pairs: int, config: TrainConfig, devices: int = 1) -> BatchPl
         )
     notes = []
     micro = config.micro_batch_size
-    if micro > config.batch_size:
-        micro = config.batch_size
-        notes.append(f"train.micro_batch_size reduced to train.batch_size ({micro})")
+    if devices > config.batch_size:
+        raise UserError(
+            f"train.batch_size {config.batch_size} is smaller than the {devices} processes that train together",
+            where="train.batch_size, train.processes",
+            fix="Raise the one or lower the other: each process takes part in every step.",
+        )
+    if micro > config.batch_size // devices:
+        micro = config.batch_size // devices
+        per = f" / {devices} processes" if devices > 1 else ""
+        notes.append(f"train.micro_batch_size reduced to train.batch_size{per} ({micro})")
     if config.batch_size % (micro * devices):
         raise UserError(
             f"train.batch_size {config.batch_size} is not a multiple of train.micro_batch_size {micro}"
-            f" times {devices} device(s)",
-            where="train.batch_size, train.micro_batch_size",
+            f" times {devices} process(es)",
+            where="train.batch_size, train.micro_batch_size, train.processes",
             fix="Change one of them: micro_batch_size alters speed and memory only.",
         )
     if config.batch_size > n_pairs:

@@ -10,18 +10,21 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from schemas.errors import UserError
-from stages.contract import Progress
+from stages.contract import Context, Progress, Stopped
+from stages.train.processes import any_of
 
 
 class StepCallback(TrainerCallback):
     """Report each step; stop with a checkpoint when asked; refuse a loss that is not finite.
 
-    later: steps that follow after this training. stopped: the run was asked to stop; a checkpoint of its last step is on
+    n_pairs: rows of an epoch, and row: what one is called. later: steps that follow after this training. stopped: the run was asked to stop; a checkpoint of its last step is on
     disk.
     """
 
-    def __init__(self, progress: Progress, stop: Callable[[], bool], n_pairs: int, later: int = 0) -> None:
-        self.progress, self.stop, self.n_pairs, self.later = progress, stop, n_pairs, later
+    def __init__(
+        self, progress: Progress, stop: Callable[[], bool], n_pairs: int, later: int = 0, row: str = "pair"
+    ) -> None:
+        self.progress, self.stop, self.n_pairs, self.later, self.row = progress, stop, n_pairs, later, row
         self.stopped = False
         self._started = time.monotonic()
         self._first_epoch = 0.0
@@ -33,7 +36,7 @@ class StepCallback(TrainerCallback):
         self._first_epoch, self._started = state.epoch or 0.0, time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.stop():
+        if any_of(self.stop()):
             self.stopped = control.should_save = control.should_training_stop = True
 
     def on_log(
@@ -53,7 +56,20 @@ class StepCallback(TrainerCallback):
                 fix="Lower train.learning_rate, or use model.dtype: bfloat16 or float32.",
             )
         pairs = ((state.epoch or 0.0) - self._first_epoch) * self.n_pairs
-        rates = {"pairs_per_s": pairs / max(time.monotonic() - self._started, 1e-9), "loss": logs["loss"]}
+        rates = {f"{self.row}s_per_s": pairs / max(time.monotonic() - self._started, 1e-9), "loss": logs["loss"]}
         if "rewards/accuracies" in logs:
             rates["accuracy"] = logs["rewards/accuracies"]
         self.progress.advance(1, **rates)
+
+
+def beats(ctx: Context, amount: int, unit: str) -> Callable[[], None]:
+    """Announce `amount` units of work; the function returned says that one is done, and raises Stopped when asked to stop:
+    what training left is on disk, so that the next run begins here."""
+    ctx.progress.total(amount, unit)
+
+    def beat() -> None:
+        ctx.progress.advance()
+        if ctx.stop():
+            raise Stopped
+
+    return beat

@@ -42,6 +42,7 @@ def model_card(
         "pairs per step": str(plan.micro_batch * plan.accumulation),
         "optimizer steps": str(steps),
         **_objectives(train),
+        **_allo(train),
         "loss": loss.label,
         "beta": f"{loss.beta:g}",
         "alpha (length penalty)": f"{loss.alpha:g}",
@@ -121,6 +122,21 @@ def _objectives(train: TrainConfig) -> dict[str, str]:
         "objectives, in order": ", ".join(objective.name for objective in sequence.objectives),
         "kept apart (OrthAlign, arXiv 2509.24610)": f"{sequence.side} subspaces, {found}, at most {sequence.q_max} directions",
     }
+
+
+def _allo(train: TrainConfig) -> dict[str, str]:
+    allo = train.allo
+    if not allo.on:
+        return {}
+    source = "changed most in a warm-up" if allo.mask == "warmup" else "with the largest summed gradients"
+    phases = {}
+    if allo.forget:
+        phases["forgetting"] = f"token-level NPO on {allo.forget_ratio:g} of the {allo.unit}s, beta {allo.beta:g}"
+    if allo.learn:
+        phases["learning"] = (
+            f"{allo.key_fraction:g} of the rejected tokens, on {allo.learn_ratio:g} of the {allo.unit}s"
+        )
+    return {"trained (ALLO, arXiv 2406.12606)": f"the {allo.unit}s {source} over {allo.warmup_steps} steps", **phases}
 
 
 def _selection_text(by: str) -> list[str]:

@@ -68,6 +68,10 @@ class TrainingPairs:
             rows = rows.set_column(rows.schema.get_field_index(name), _ROWS.field(name), values)
         return TrainingPairs(rows, self.languages, self.digest)
 
+    def with_tokens(self, name: str, values: pa.Array) -> TrainingPairs:
+        """The same pairs with another column: for each pair a list about its rejected tokens."""
+        return TrainingPairs(self.rows.append_column(name, values), self.languages, self.digest)
+
     def dataset(self) -> Dataset:
         """As a `datasets.Dataset`. Raises UserError if the library lost a row."""
         dataset = Dataset(self.rows)

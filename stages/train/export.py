@@ -20,12 +20,11 @@ def export_model(
     folder: Path,
     base_name: str,
     dtype: torch.dtype,
-) -> list[Path]:
+) -> None:
     """Write folder/model (merged, in `dtype`, with tokenizer and chat template) and, for LoRA, folder/adapter.
 
     Both appear under their name only when whole. `base_name` replaces this machine's path of the base model. The model
-    is used up: adapters are merged into it. Returns the files, sorted. Raises UserError when a trained weight is not
-    finite.
+    is used up: adapters are merged into it. Raises UserError when a trained weight is not finite.
     """
     broken = [n for n, p in model.named_parameters() if p.requires_grad and not bool(torch.isfinite(p).all())]
     if broken:
@@ -46,6 +45,10 @@ def export_model(
         tokenizer.save_pretrained(target)
 
     _publish(folder / "model", save)
+
+
+def exported(folder: Path) -> list[Path]:
+    """The files `export_model` wrote, sorted."""
     return sorted(p for name in ("adapter", "model") for p in (folder / name).rglob("*") if p.is_file())
 
 

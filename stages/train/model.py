@@ -21,15 +21,23 @@ from schemas.config.training import LoraConfig as LoraSettings
 from schemas.errors import UserError
 from stages.models.load import device_of, dtype_of
 from stages.train.optimizers.subspace import Protected
+from stages.train.processes import count
 
 
 @dataclass(frozen=True)
 class Precision:
-    """device; compute: dtype of the forward; load: dtype of the weights in memory; bf16, fp16: autocast."""
+    """device; compute: dtype of the forward; load: dtype of the weights in memory; bf16, fp16: autocast. sharded: the weights
+    are cut over several processes."""
 
     device: torch.device
     compute: torch.dtype
     load: torch.dtype
+    sharded: bool = False
+
+    @property
+    def placed(self) -> torch.device:
+        """Where the model is loaded: what will be cut need not fit a device."""
+        return torch.device("cpu") if self.sharded else self.device
 
     @property
     def bf16(self) -> bool:
@@ -57,7 +65,15 @@ def precision(config: RunConfig) -> Precision:
             where="model.dtype",
             fix="Use model.dtype: float16 or float32.",
         )
-    return Precision(device, compute, torch.float32 if config.train.method == "full" else compute)
+    full = config.train.method == "full"
+    sharded = full and count() > 1 and config.train.sharding != "ddp"
+    if sharded and compute == torch.float16:
+        raise UserError(
+            "float16 scales the loss, which is not done for weights cut over processes",
+            where="model.dtype: float16, train.sharding",
+            fix="Use model.dtype: bfloat16, or train.sharding: ddp.",
+        )
+    return Precision(device, compute, torch.float32 if full else compute, sharded)
 
 
 def disable_dropout(model: nn.Module) -> None:

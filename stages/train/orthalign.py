@@ -28,10 +28,12 @@ from transformers.pytorch_utils import Conv1D
 
 from schemas.errors import UserError
 from schemas.ids import content_id
-from stages.contract import Context, Drop, Stopped
+from stages.contract import Context, Drop
 from stages.models.load import free_memory, load_causal_lm
 from stages.text.render import Renderer
+from stages.train.allo.phases import total_steps, train_objective
 from stages.train.batches import BatchPlan, plan_batches
+from stages.train.callbacks import beats
 from stages.train.checkpoints import sync_folder
 from stages.train.dataset import TrainingPairs
 from stages.train.displacement import Beat, Weights, changed, cut_to, leaks, merged, remember
@@ -39,7 +41,7 @@ from stages.train.model import Precision
 from stages.train.objectives import Chosen, Scores, accuracies, choose, score
 from stages.train.optimizers.change import Change
 from stages.train.optimizers.subspace import Protected
-from stages.train.phase import Phase, train_phase
+from stages.train.phase import Phase
 from stages.train.references import recomputed
 
 History = list[dict[str, Any]]
@@ -64,7 +66,8 @@ def train_objectives(
     objectives, drops = choose(ctx, pairs, renderer)
     plans = [plan_batches(len(o.pairs), ctx.config.train) for o in objectives]
     for objective, plan in zip(objectives, plans, strict=True):
-        ctx.progress.note(f"objective {objective.name}: {len(objective.pairs)} pairs, {plan.steps} steps")
+        steps = total_steps(ctx.config.train, plan, len(objective.pairs))
+        ctx.progress.note(f"objective {objective.name}: {len(objective.pairs)} pairs, {steps} steps")
         for line in plan.notes:
             ctx.progress.note(f"objective {objective.name}: {line}")
     tokens = ctx.config.gradients.token_budget
@@ -131,10 +134,10 @@ class _Sequence:
             place,
             self._identity(number),
             number=number,
-            later=sum(p.steps for p in self.plans[number + 1 :]),
+            later=sum(self._steps(later) for later in range(number + 1, len(self.plans))),
             protected=protected,
         )
-        trained, log = train_phase(self.ctx, model, self.renderer, self.numbers, phase)
+        trained, log = train_objective(self.ctx, model, self.renderer, self.numbers, phase)
         figures: dict[str, float] = {}
         changes = {} if last else changed(trained, before, self._most, self._beat(len(before), "matrix"))
         plain = merged(trained)
@@ -152,9 +155,9 @@ class _Sequence:
         for earlier, start in zip(self.objectives[: number + 1], self.start, strict=False):
             measured = accuracies(self._score(plain, earlier), start)
             entry |= {f"objective/{earlier.name}/{name}": value for name, value in measured.items()}
-        offset = sum(p.steps for p in self.plans[:number])
+        offset = sum(self._steps(earlier) for earlier in range(number))
         entries = [logged | {"step": logged["step"] + offset} for logged in log]
-        entries.append({"step": offset + plan.steps, **entry})
+        entries.append({"step": offset + self._steps(number), **entry})
         self._keep(number, plain, protected, entries)
         free_memory()
         return plain, protected, entries
@@ -194,6 +197,9 @@ class _Sequence:
                 f"objective {objective.name}: q_max {q} directions lose more than the tolerance: raise q_max to hold it"
             )
         return q
+
+    def _steps(self, number: int) -> int:
+        return total_steps(self.ctx.config.train, self.plans[number], len(self.objectives[number].pairs))
 
     def _score(self, model: PreTrainedModel, objective: Chosen) -> Scores:
         return score(model, objective.dev, self.ctx.config.gradients.token_budget, self._beat)
@@ -238,24 +244,11 @@ class _Sequence:
             os.fsync(handle.fileno())
         temporary.rename(place / _DONE)
         sync_folder(place)  # before the weights it stands on go
-        for old in place.glob("checkpoint-*"):
-            shutil.rmtree(old)
+        for old in [*place.glob("checkpoint-*"), place / "allo" / "forget", place / "allo" / "forgotten"]:
+            shutil.rmtree(old, ignore_errors=True)
         (place / _BEFORE).unlink(missing_ok=True)
         if number:
             shutil.rmtree(self._place(number - 1) / "model", ignore_errors=True)
-
-
-def beats(ctx: Context, amount: int, unit: str) -> Beat:
-    """Announce `amount` units of work; the function returned says that one is done, and raises Stopped when asked to stop:
-    what training left is on disk, so that the next run begins here."""
-    ctx.progress.total(amount, unit)
-
-    def beat() -> None:
-        ctx.progress.advance()
-        if ctx.stop():
-            raise Stopped
-
-    return beat
 
 
 def _squares(change: Change) -> float:

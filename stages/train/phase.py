@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,25 @@ from schemas.errors import UserError
 from schemas.ids import seed_for
 from stages.contract import Context, Stopped
 from stages.text.render import Renderer
+from stages.train.arguments import common_arguments
 from stages.train.batches import BatchPlan
 from stages.train.callbacks import StepCallback
 from stages.train.checkpoints import resumable
 from stages.train.dataset import TrainingPairs
 from stages.train.model import Precision, adapter_config, disable_dropout, protect_adapter
+from stages.train.optimizers.active import ActiveEntries
 from stages.train.optimizers.subspace import Protected
+from stages.train.processes import any_of, from_first
 from stages.train.trainer import PairTrainer
 from stages.train.vector import task_vector_for
-
-_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
 @dataclass(frozen=True)
 class Phase:
     """What a phase trains on and how. identity: what its weights depend on; later: optimizer steps of the phases after it.
 
-    checkpoints: folder of its checkpoints. protected: subspaces no update enters.
+    checkpoints: folder of its checkpoints. protected: subspaces no update enters. active: entries that are trained. trainer: makes the
+    trainer, a `PairTrainer`.
     """
 
     pairs: TrainingPairs
@@ -40,6 +43,8 @@ class Phase:
     number: int = 0
     later: int = 0
     protected: Protected = field(default_factory=Protected.none)
+    active: ActiveEntries = field(default_factory=lambda: ActiveEntries({}))
+    trainer: Callable[..., PairTrainer] = PairTrainer
 
 
 def train_phase(
@@ -48,15 +53,15 @@ def train_phase(
     """(the model trained, with its adapter if there is one; TRL's log). Raises Stopped when asked to stop; a checkpoint of
     the last step is then on disk."""
     trainer, steps = _trainer(ctx, model, renderer, numbers, phase)
-    checkpoint = resumable(phase.checkpoints, trainer.identity, ctx.progress.note)
+    checkpoint = from_first(lambda: resumable(phase.checkpoints, trainer.identity, ctx.progress.note))
     if checkpoint is not None:
         ctx.progress.note(f"resuming from {checkpoint.name}")
-    if ctx.stop():
+    if any_of(ctx.stop()):
         raise Stopped
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if steps.stopped:
         raise Stopped
-    return trainer.model, trainer.state.log_history
+    return trainer.whole_model(), trainer.state.log_history
 
 
 def _trainer(
@@ -67,7 +72,7 @@ def _trainer(
     set_seed(seed)  # the adapter's first weights
     disable_dropout(model)
     callback = StepCallback(ctx.progress, ctx.stop, len(pairs), phase.later)
-    trainer = PairTrainer(
+    trainer = phase.trainer(
         model=model,
         args=_arguments(ctx, phase, numbers, seed),
         train_dataset=pairs.dataset(),
@@ -78,6 +83,8 @@ def _trainer(
         identity=phase.identity,
         task_vector=task_vector_for(ctx, model),
         protected=phase.protected,
+        sharded=numbers.sharded,
+        active=phase.active,
         alpha=config.loss.alpha,
     )
     if isinstance(trainer.model, PeftModel):
@@ -93,43 +100,28 @@ def _trainer(
     return trainer, callback
 
 
+class _Arguments(DPOConfig):
+    """DPOConfig of a model that is where it should be: one that will be cut need not fit a device."""
+
+    @property
+    def place_model_on_device(self) -> bool:
+        return False
+
+
 def _arguments(ctx: Context, phase: Phase, numbers: Precision, seed: int) -> DPOConfig:
-    train, loss, plan = ctx.config.train, ctx.config.loss, phase.plan
-    arguments = DPOConfig(
+    train, plan = ctx.config.train, phase.plan
+    arguments = _Arguments(
         output_dir=str(phase.checkpoints),
         run_name=f"{ctx.config.name}-round-{ctx.round}",
         project=ctx.config.name,
-        max_steps=plan.steps,
-        per_device_train_batch_size=plan.micro_batch,
-        gradient_accumulation_steps=plan.accumulation,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type=_SCHEDULES[train.schedule],
-        warmup_steps=plan.warmup_steps,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        loss_type=[loss.type],
-        beta=loss.beta,
-        label_smoothing=loss.smoothing,
-        discopop_tau=loss.tau,
-        max_length=None,
+        **common_arguments(train, plan, numbers, seed),
+        loss_type=[ctx.config.loss.type],
+        beta=ctx.config.loss.beta,
+        label_smoothing=ctx.config.loss.smoothing,
+        discopop_tau=ctx.config.loss.tau,
         precompute_ref_log_probs=True,
         disable_dropout=False,
-        gradient_checkpointing=train.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
-        bf16=numbers.bf16,
-        fp16=numbers.fp16,
-        use_cpu=numbers.device.type == "cpu",
-        dataloader_pin_memory=numbers.device.type == "cuda",
-        seed=seed,
-        data_seed=seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to=train.report_to or "none",
-        save_strategy="steps",
-        save_steps=train.save_steps,
-        save_total_limit=2,
     )
-    # One device trains, whatever else is visible (tensor-parallel inference): no nn.DataParallel.
+    # One device a process, whatever else is visible (tensor-parallel inference): no nn.DataParallel.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

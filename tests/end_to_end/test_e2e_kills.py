@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.faults.killing import TARGETS, Harness, refer
 
 
+@pytest.mark.timeout(1800)
 def test_a_dozen_kills_over_all_stages_lose_and_double_nothing(whole_run, tmp_path):
     path, root, _ = whole_run
     reference = refer(root)

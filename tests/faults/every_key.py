@@ -24,6 +24,9 @@ _SPECIAL: dict[str, Any] = {
     "loss.label_smoothing": None,  # belongs to other losses
     "loss.discopop_tau": None,
     "train.orthalign.tolerance": None,  # belongs to rank: search
+    "train.allo.mask": "gradient",
+    "train.allo.forget_max_steps": 5,
+    "train.allo.token_reward": "dpo_model",
     "pairs.sources": None,  # ends generation: see test_imported_pairs_replace_generation
     "engine.base_url": "http://localhost:9/v1",
     "evaluate.splits": ["test"],
@@ -47,6 +50,7 @@ def base_config() -> dict[str, Any]:
         "model": {"policy": "some/model", "dtype": "float32"},
         "engine": {"kind": "transformers", "base_url": "http://localhost:8000/v1"},
         "prompts": {"sources": [{"path": "prompts.jsonl"}]},
+        "sft": {"sources": [{"path": "talks.jsonl"}]},
         "train": {
             "method": "full",
             "optimizer": "ondare",
@@ -60,9 +64,24 @@ def base_config() -> dict[str, Any]:
     }
 
 
+def allo_config() -> dict[str, Any]:
+    """A config in which every key of train.allo can be changed alone: with phases the base config contradicts itself."""
+    allo = {"mask": "warmup", "token_reward": "classifier", "reward_model": "some/rewards"}
+    return base_config() | {"train": {"method": "full", "allo": allo}}
+
+
 def every_key() -> Iterator[tuple[str, bool, dict[str, Any]]]:
-    """(dotted key, whether it is semantic, the base config with this key changed)."""
-    config = RunConfig.model_validate(base_config())
+    """(dotted key, whether it is semantic, the base config with this key changed), but for train.allo."""
+    return ((k, s, c) for k, s, c in _changes(base_config()) if not k.startswith("train.allo."))
+
+
+def every_allo_key() -> Iterator[tuple[str, bool, dict[str, Any]]]:
+    """The same of train.allo, in its own config."""
+    return ((k, s, c) for k, s, c in _changes(allo_config()) if k.startswith("train.allo."))
+
+
+def _changes(base: dict[str, Any]) -> Iterator[tuple[str, bool, dict[str, Any]]]:
+    config = RunConfig.model_validate(base)
     for key, field, value in _leaves(config, "", False):
         other = _SPECIAL[key] if key in _SPECIAL else _other(field.annotation, value, key)
         if other is None:  # only one value is valid

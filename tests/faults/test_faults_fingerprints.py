@@ -21,7 +21,7 @@ from schemas.errors import UserError
 from schemas.manifests import FileRecord, PartManifest, StageManifest
 from stages.catalog import StageSpec
 from stages.contract import Part, tally
-from tests.faults.every_key import base_config, every_key
+from tests.faults.every_key import allo_config, base_config, every_allo_key, every_key
 from tests.faults.inline import SPECS, FakeRun, fake_pipeline
 
 KEYS = list(every_key())
@@ -93,6 +93,18 @@ def test_every_key_is_in_the_fingerprint_of_the_stages_that_depend_on_it_and_of_
         )
 
 
+def test_every_key_of_allo_is_in_the_fingerprint_of_train_or_execution(tmp_path):
+    finish(planner(RunConfig.model_validate(allo_config()), tmp_path))
+    keys = list(every_allo_key())
+    assert len(keys) > 12 and {key for key, semantic, _ in keys if not semantic} == {
+        "train.allo.reward_model",
+        "train.allo.factor_bytes",
+    }
+    for key, semantic, changed in keys:
+        kinds = {s.step.spec.name: s.kind for s in states(changed, tmp_path) if s.step.round == 0}
+        assert kinds["train"] == ("changed" if semantic else "done") and kinds["select"] == "done", key
+
+
 @pytest.mark.parametrize("loss", [{"type": "hinge"}, {"beta": 0.5}, {"alpha": 0.01}])
 def test_another_loss_makes_no_gradient_again(finished, loss):
     found = {
@@ -126,7 +138,7 @@ def test_a_changed_model_or_file_changes_the_stages_that_read_it(finished, what)
         path.write_text(before)
     changed = {name for (name, _), (kind, why) in kinds.items() if kind == "changed" and f"{what} " in "".join(why)}
     readers = {
-        "model": {s.name for s in pipeline.plan.STAGES if s.models and s.when is None},
+        "model": {s.name for s in pipeline.plan.STAGES if s.models and s.is_part_of(config)},
         "file": {"prompts"},
         "input": {"generate", "judge", "pairs", "evaluate", "report"},
     }

@@ -189,6 +189,28 @@ def test_disk_and_memory_are_compared_with_what_there_is(write, monkeypatch):
     assert next(needs(config, sizes)).state == "ok"
 
 
+def test_objectives_in_sequence_need_copies_of_the_weights(write, monkeypatch):
+    """Masters, gradients and both moments are 8 times bfloat16 weights; start and displacement 3 times more; copies on disk."""
+    objectives = [{"name": name, "where": f"language = '{name}'"} for name in ("en", "de")]
+
+    def found(**train: object) -> tuple[float, list[str]]:
+        config = load_config(write(train=train))
+        sizes = Sizes.of(config, rows=10, weights=1e9, memory=10.5e9)
+        disk, *memory = needs(config, sizes)
+        return float(disk.values["needed_bytes"]), [f.what for f in memory if f.state != "ok"]
+
+    plain, full = found(method="full")
+    assert not full
+    sequence, more = found(method="full", orthalign={"objectives": objectives})
+    assert sequence - plain == pytest.approx((2 * 4 + 3 * 2) * 1e9)
+    assert len(more) == 1 and more[0].startswith("train needs about 11.2 GiB")
+    adapters = found(method="lora", orthalign={"objectives": objectives})[0] - found(method="lora")[0]
+    assert adapters == pytest.approx(3 * 1e9)
+    monkeypatch.setattr(doctor_size.psutil, "virtual_memory", lambda: namedtuple("memory", "available")(1.9e9))
+    searched = found(method="full", orthalign={"objectives": objectives, "rank": "search"})[1]
+    assert any("rank search holds a copy" in what and "1.9 GiB" in what for what in searched)
+
+
 LAYERS = (("model.layers.0.mlp.up", 10, 20), ("model.layers.1.mlp.up", 30, 20), ("model.layers.1.attn.q", 6, 6))
 
 

@@ -89,7 +89,18 @@ def test_json_holds_the_same_in_ascii(explain) -> None:
     parts = found["conflict"]["layer_groups"]
     assert sum(part["contribution"] for part in parts) == pytest.approx(found["scores"]["score"], abs=1e-5)
     assert len(found["conflict"]["nearest"]) == len(found["conflict"]["opposed"]) == 5
+    for neighbour in (*found["conflict"]["nearest"], *found["conflict"]["opposed"]):
+        number = neighbour["pair_id"].removeprefix("p")
+        assert (neighbour["chosen"], neighbour["rejected"]) == (f"c{number}", f"r{number}")
     assert "sketch" not in found["gradient"]
+
+
+def test_neighbours_are_shown_by_one_harmless_line_of_their_answers(explain) -> None:
+    output = explain("p4", "--neighbours", "23").output
+    assert "| not: " in output and "c5 | not: r5" in output
+    (line,) = {line for line in output.splitlines() if line.startswith("  p3 (") and "not: x" in line}
+    assert "[U+001B][2J" in line and line.endswith("x" * 60 + " …")
+    assert not {"\x1b", "\u202e", "\x07"} & set(output)
 
 
 def test_a_rejected_pair_says_its_reason_and_place(explain) -> None:

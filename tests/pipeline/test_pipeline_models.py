@@ -11,6 +11,7 @@ from pipeline.models import Models
 from pipeline.plan import Step
 from pipeline.rundir import RunDir
 from schemas.config import RunConfig
+from schemas.manifests import FileRecord, StageManifest
 from stages.catalog import BY_NAME
 from stages.contract import ModelRef
 
@@ -21,7 +22,8 @@ def roles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         "stages.models.resolve.resolve", lambda name, revision=None: ModelRef(name, tmp_path, f"digest of {name}")
     )
 
-    def of_train(**train: Any) -> dict[str, str]:
+    def of(stage: str = "train", round_: int = 0, **train: Any) -> dict[str, str]:
+        sections = train.pop("sections", {})
         config = RunConfig.model_validate(
             {
                 "name": "roles",
@@ -30,12 +32,67 @@ def roles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
                 "model": {"policy": "sft-model"},
                 "prompts": {"sources": [{"path": "unused.jsonl"}]},
                 "train": {"method": "full", **train},
+                **sections,
             }
         )
         models = Models(config, RunDir(config.folder))
-        return {role: model.name for role, model in models.of(Step(BY_NAME["train"], 0)).items()}
+        return {role: model.name for role, model in models.of(Step(BY_NAME[stage], round_)).items()}
 
-    return of_train
+    return of
+
+
+def finished(root: Path, stage: str, round_: int = 0) -> None:
+    """A finished stage that left a model."""
+    rundir, spec = RunDir(root), BY_NAME[stage]
+    path = rundir.artifacts(spec, round_) / "model" / "model.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(stage.encode())
+    record = FileRecord(path=str(path.relative_to(root)), table=None, rows=None, bytes=1, sha256=f"{stage}-{round_}")
+    manifest = StageManifest(stage=stage, round=round_, fingerprint="f", content="c", files=[record], tallies=[])
+    state = rundir.state(spec, round_)
+    state.mkdir(parents=True)
+    (state / "_stage.json").write_text(manifest.model_dump_json())
+
+
+SFT = {"sft": {"sources": [{"path": "talks.jsonl"}]}, "rounds": 2}
+
+
+def test_the_sft_model_is_the_policy_reference_and_judge_of_round_0(roles: Any, tmp_path: Path) -> None:
+    assert roles("sft", sections=SFT) == {"start": "sft-model"}
+    assert roles("generate", sections=SFT) == {}, "not there before the sft stage has finished"
+    finished(tmp_path / "roles", "sft")
+    own = "roles sft"
+    assert roles("generate", sections=SFT) == {"policy": own}
+    assert roles("judge", sections=SFT) == {"judge": own}
+    assert roles("gradients", sections=SFT) == {"policy": own, "reference": own}
+    assert roles("generate", 1, sections=SFT) == {}
+    finished(tmp_path / "roles", "train")
+    later = {"policy": "roles round 0", "reference": "roles round 0"}
+    assert roles("gradients", 1, sections=SFT) == later
+    assert roles("gradients", 1, reference="initial", sections=SFT) == later | {"reference": own}
+    assert roles("evaluate", sections=SFT) == {"initial": own, "trained": "roles round 0", "evaluation_judge": own}
+    judges = {"model": {"policy": "sft-model", "judge": "a", "evaluation_judge": "b"}}
+    assert roles("judge", sections=SFT | judges) == {"judge": "a"}
+    assert roles("evaluate", sections=SFT | judges)["evaluation_judge"] == "b"
+
+
+def test_a_run_with_sft_makes_its_own_task_vector(roles: Any, tmp_path: Path) -> None:
+    finished(tmp_path / "roles", "sft")
+    own, start = "roles sft", "sft-model"
+    policy = {"policy": own, "reference": own}
+    assert roles(sections=SFT) == policy
+    assert roles(optimizer="onties", sections=SFT) == policy | {"sft": own, "base": start}
+    named = {"base": "pretrained", "sft": "another"}
+    assert roles(optimizer="onties", merge=named, sections=SFT) == policy | {"sft": "another", "base": "pretrained"}
+    assert roles(optimizer="anchor", merge={"alpha": 0.1}, sections=SFT) == policy | {"sft": own}
+
+
+def test_sft_is_refused_where_it_would_have_no_effect_or_a_base_is_missing(roles: Any) -> None:
+    server = {"engine": {"kind": "openai", "base_url": "http://localhost:1"}}
+    with pytest.raises(ValueError, match="generates with whatever the server has"):
+        roles(sections=SFT | server)
+    with pytest.raises(ValueError, match=r"needs train.merge.base.*sft.sources has its own"):
+        roles(optimizer="onties")
 
 
 def test_train_depends_on_sft_and_base_only_when_it_merges(roles: Any) -> None:

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
 from schemas.errors import UserError
 from schemas.ids import canonical_json
+from stages.train.optimizers.shard import Shard, local
 
 Unit = Literal["weight", "row"]
 _CHUNK = 1 << 22
@@ -32,6 +34,8 @@ class ActiveEntries:
 
     def __init__(self, masks: Mapping[str, torch.Tensor]) -> None:
         self._frozen = {name: ~mask.bool() for name, mask in masks.items()}
+        self._held: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
         self._fingerprint: str | None = None
 
     def __bool__(self) -> bool:
@@ -66,15 +70,29 @@ class ActiveEntries:
         if not self.covers(name):
             return entries
         frozen = self._frozen[name]
-        return int((~frozen).sum()) * (entries // frozen.numel())
+        if name not in self._counts:
+            self._counts[name] = int((~frozen).sum())
+        return self._counts[name] * (entries // frozen.numel())
 
-    def zero_(self, name: str, values: torch.Tensor) -> None:
-        """Set what is not active to exactly 0, in place; values: of the parameter's shape."""
+    def zero_(self, name: str, values: torch.Tensor, shard: Shard | None = None) -> None:
+        """Set what is not active to exactly 0, in place; values: of the parameter's shape, or the rows of it that `shard` says."""
         if not self.covers(name):
+            return
+        if isinstance(values, DTensor):
+            shard, values = Shard.of(name, values), local(values)
+        if shard is not None and shard.peers is not None:
+            values.masked_fill_(self._rows(name, shard, values.device), 0)
             return
         if self._frozen[name].device != values.device:
             self._frozen[name] = self._frozen[name].to(values.device)
         values.masked_fill_(self._frozen[name], 0)
+
+    def _rows(self, name: str, shard: Shard, device: torch.device) -> torch.Tensor:
+        """What `shard` says of the inverted mask; a mask of one row is that of every row."""
+        if name not in self._held or self._held[name].device != device:
+            frozen = self._frozen[name]
+            self._held[name] = (shard.take(frozen) if len(frozen) == shard.shape[0] else frozen).to(device)
+        return self._held[name]
 
     @contextmanager
     def on_gradients(self, parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> Iterator[None]:

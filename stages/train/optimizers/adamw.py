@@ -7,8 +7,8 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
+from torch.utils.weak import WeakIdKeyDictionary
 
 from schemas.errors import UserError
 from stages.train.optimizers.active import ActiveEntries
@@ -17,11 +17,13 @@ from stages.train.optimizers.chain import OWN_STATE, Chain, torch_adamw
 from stages.train.optimizers.confine import FACTOR_BYTES, Confined
 from stages.train.optimizers.merging import Merging
 from stages.train.optimizers.settings import OFF, Merge
+from stages.train.optimizers.shard import Shard, flattened, local
 from stages.train.optimizers.subspace import Protected
 from stages.train.optimizers.task_vector import TaskVector
 from stages.train.optimizers.telemetry import Telemetry
 
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
+_FSDP1 = "_fsdp_wrapped_module"
 
 
 class OnlineMergingAdamW(AdamW):
@@ -53,7 +55,12 @@ class OnlineMergingAdamW(AdamW):
 
     Order of a step: mask, AdamW's moments, decay (W *= 1 - lr * weight_decay; as released: after the merge; in a group with masks, a
     protected subspace or a trust region: towards the start instead of 0), merge, mask and project, trust region, apply. Raises UserError, naming the
-    parameter, when the task vector lacks it or has another shape, and for sharded or complex parameters.
+    parameter, when the task vector lacks it or has another shape, and for flattened or complex parameters.
+
+    Sharded parameters (DTensors of torch.distributed.fsdp.fully_shard, cut by rows, also when they take the place of whole ones
+    after this was made, as accelerate does) give what whole ones give, up to the order of float sums: task vector and bases are
+    looked up by name and cut to the rows held here; what a transform needs of the others is summed over the processes (see
+    `shard.py`, `top.py`). The state is sharded like the parameters.
     """
 
     def __init__(
@@ -83,6 +90,8 @@ class OnlineMergingAdamW(AdamW):
         self._vector = task_vector
         self._telemetry_every = telemetry_every
         self._loaded = False
+        self._shards = WeakIdKeyDictionary()
+        self._shapes: dict[str, torch.Size] = {}
         self.telemetry: dict[str, float] = {}
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, foreach=foreach)
 
@@ -109,9 +118,10 @@ class OnlineMergingAdamW(AdamW):
         self._chain.merging.settle({n: Merge.of(g) for g in self.param_groups if Merge.of(g).active for n in _names(g)})
         telemetry = Telemetry()
         self.telemetry = {}
+        blank = self._blank()
         for group in self.param_groups:
             if Merge.of(group).active or self._constrained(group):
-                self._chained(group, telemetry)
+                self._chained(group, telemetry, blank)
             else:
                 self._plain(group)
         if telemetry.sums:
@@ -159,6 +169,30 @@ class OnlineMergingAdamW(AdamW):
         self._chain.merging.forget()
         self._loaded = True
 
+    def _blank(self) -> bool:
+        """Whether this step is torch.distributed.checkpoint's, which makes an optimizer's state by a step with lr 0 and gradients
+        of 0 before it loads one: it must move nothing, not even with alpha_schedule constant."""
+        if self.state or any(float(group["lr"]) for group in self.param_groups):
+            return False
+        gradients = [local(p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        return not any(bool(gradient.any()) for gradient in gradients)
+
+    def _shard(self, name: str, param: torch.Tensor) -> Shard:
+        """Which rows of the parameter are here; looked up once for each parameter that takes a place in a group."""
+        if param not in self._shards:
+            if param.is_complex() or not param.is_floating_point():
+                raise UserError(
+                    f"{name} is {param.dtype}",
+                    where="params",
+                    fix="Merging and projecting work on real float parameters.",
+                )
+            shard = Shard.of(name, param)
+            if self._shapes.setdefault(name, shard.shape) != shard.shape:
+                raise flattened(name)
+            self._chain.confined.check(name, param, shard)
+            self._shards[param] = shard
+        return self._shards[param]
+
     def _fingerprints(self) -> dict[str, str]:
         """What a state is only good with, as entries of a parameter group."""
         confined = self._chain.confined
@@ -179,13 +213,8 @@ class OnlineMergingAdamW(AdamW):
         if merge.needs_task_vector and self._vector is None:
             raise UserError(f"merge {merge.merge} needs a task vector", where="task_vector")
         for name, param in zip(_names(group), group["params"], strict=True):
-            if isinstance(param, DTensor) or param.is_complex() or not param.is_floating_point():
-                raise UserError(
-                    f"{name} is {'sharded' if isinstance(param, DTensor) else param.dtype}",
-                    where="params",
-                    fix="Merging and projecting work on whole, real float parameters.",
-                )
-            self._chain.confined.check(name, param)
+            shard = self._shard(name, param)
+            self._chain.confined.check(name, param, shard)
             if merge.active and self._vector is not None:
                 self._vector.check(name, param)
 
@@ -208,26 +237,33 @@ class OnlineMergingAdamW(AdamW):
         self._init_group(group, *lists)
         return lists
 
-    def _chained(self, group: dict[str, Any], telemetry: Telemetry) -> None:
+    def _chained(self, group: dict[str, Any], telemetry: Telemetry, blank: bool) -> None:
         merge = Merge.of(group)
         a = merge.alpha_at(float(group["lr"]), group["peak_lr"])
+        if blank:
+            a = 0.0
         names = [name for name, p in zip(_names(group), group["params"], strict=True) if p.grad is not None]
         lists = self._gradients(group)
+        shards = [self._shard(name, param) for name, param in zip(names, lists[0], strict=True)]
+        states = [self.state[param] for param in lists[0]]
+        lists = [*([local(tensor) for tensor in entries] for entries in lists[:5]), lists[5]]
         constrained = self._constrained(group)
         steps = [int(step) + 1 for step in lists[5]]
-        cuts = list(cut(names, lists[0], steps))
+        cuts = list(cut(shards, lists[0], steps))
         due = [merge.active and steps[picked[0]] % merge.every == 0 for picked in cuts]
-        ahead = [[names[i] for i in picked] for picked in cuts]
+        ahead = [
+            ([names[i] for i in picked], [shards[i] for i in picked], lists[0][picked[0]].device) for picked in cuts
+        ]
         if cuts and due[0]:
-            self._chain.merging.prefetch(ahead[0], lists[0][0].device)
+            self._chain.merging.prefetch(*ahead[0])
         masked_first = bool(self._chain.confined.active) and steps[:1] == [1]
         for turn, picked in enumerate(cuts):
             mine = [[entries[i] for i in picked] for entries in lists[:4]]
             mine += [[entries[i] for i in picked] if entries else [] for entries in lists[4:]]
-            states = [self.state[p] for p in mine[0]]
-            bucket = Bucket(group, ahead[turn], mine[0], states, steps[picked[0]])
+            theirs = [states[i] for i in picked]
+            bucket = Bucket(group, *ahead[turn][:2], mine[0], theirs, steps[picked[0]])
             watched = bool(self._telemetry_every) and (bucket.step % self._telemetry_every == 0 or masked_first)
-            following = (ahead[turn + 1], lists[0][cuts[turn + 1][0]].device) if turn + 1 < len(cuts) else None
+            following = ahead[turn + 1] if turn + 1 < len(cuts) else None
             self._chain.step(
                 bucket, mine, merge, a, due[turn], constrained, self._loaded, telemetry if watched else None, following
             )
@@ -238,6 +274,8 @@ class OnlineMergingAdamW(AdamW):
 
 
 def _names(group: Mapping[str, Any]) -> list[str]:
-    """The group's parameter names without what wrappers put in front."""
+    """The group's parameter names without what wrappers put in front. Raises UserError for flattened parameters."""
+    if len(group["param_names"]) != len(group["params"]) or any(_FSDP1 in name for name in group["param_names"]):
+        raise flattened(group["param_names"][0])
     plain = (name.removeprefix("module.") for name in group["param_names"])
     return [".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in plain]

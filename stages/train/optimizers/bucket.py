@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
+
+from stages.train.optimizers.shard import Shard, add_up, local
 
 BUCKET = 1 << 22
 """Elements of a bucket: what a step needs beside weights and state is a few buffers of this size."""
@@ -14,7 +17,9 @@ BUCKET = 1 << 22
 
 @dataclass
 class Bucket:
-    """Some parameters of one group at the same step, on one device, of one dtype.
+    """Some parameters of one group at the same step, on one device, of one dtype, sharded over the same processes.
+
+    params: what of them this process holds.  shards: which rows that is.
 
     update: flat buffer [sum of sizes] in float32 (float64 for float64 weights): AdamW's step first, at the end what is
     added to the displacements.  states: the optimizer's state of each parameter.  step: AdamW's, counting from 1.
@@ -22,6 +27,7 @@ class Bucket:
 
     group: dict[str, Any]
     names: list[str]
+    shards: list[Shard]
     params: list[torch.Tensor]
     states: list[dict[str, Any]]
     step: int
@@ -43,8 +49,13 @@ class Bucket:
         return flat
 
     def state(self, key: str) -> list[torch.Tensor]:
-        """One entry of every parameter's state."""
-        return [state[key] for state in self.states]
+        """One entry of every parameter's state, what of it this process holds."""
+        return [local(state[key]) for state in self.states]
+
+    @property
+    def peers(self) -> dist.ProcessGroup | None:
+        """The processes that hold the rest of the parameters; None: there is no rest."""
+        return self.shards[0].peers
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -52,28 +63,30 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def narrowest(weights: torch.Tensor) -> torch.Tensor:
-    """A copy of the weights in the smallest of bfloat16, float16 and their own dtype that holds them exactly. Models are
-    published in bfloat16, so their float32 masters usually start out at half the size."""
-    for dtype in (torch.bfloat16, torch.float16):
-        small = weights.detach().to(dtype)
-        if torch.equal(small.to(weights.dtype), weights):
-            return small.clone()
+def narrowest(weights: torch.Tensor, peers: dist.ProcessGroup | None) -> torch.Tensor:
+    """A copy of the weights in the smallest of bfloat16, float16 and their own dtype that holds them exactly, on every
+    process that holds a part. Models are published in bfloat16, so their float32 masters usually start out at half the size."""
+    kinds = (torch.bfloat16, torch.float16)
+    wrong = [not torch.equal(weights.detach().to(kind).to(weights.dtype), weights) for kind in kinds]
+    for kind, inexact in zip(kinds, add_up(torch.tensor(wrong, device=weights.device).int(), peers), strict=True):
+        if not inexact:
+            return weights.detach().to(kind, copy=True)
     return weights.detach().clone()
 
 
-def cut(names: Sequence[str], params: Sequence[torch.Tensor], steps: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of each bucket: neighbours of equal device, dtype and step, up to `BUCKET` elements (one tensor at least)."""
+def cut(shards: Sequence[Shard], params: Sequence[torch.Tensor], steps: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of each bucket: neighbours of equal device, dtype, step and processes, up to `BUCKET` elements (one tensor at
+    least). The same in every process: counted is the most that any of them holds."""
     bucket: list[int] = []
     size = 0
     kind: Any = None
-    for index, (param, step) in enumerate(zip(params, steps, strict=True)):
-        mine = (param.device, param.dtype, step)
-        if bucket and (mine != kind or size + param.numel() > BUCKET):
+    for index, (shard, param, step) in enumerate(zip(shards, params, steps, strict=True)):
+        mine = (param.device, param.dtype, step, shard.peers)
+        if bucket and (mine != kind or size + shard.most > BUCKET):
             yield bucket
             bucket, size = [], 0
         bucket.append(index)
-        size += param.numel()
+        size += shard.most
         kind = mine
     if bucket:
         yield bucket

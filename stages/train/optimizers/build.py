@@ -6,10 +6,13 @@ model wrapped by FSDP hands over its sharded parameters.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from schemas.config.training import TrainConfig
+from stages.train.optimizers.active import ActiveEntries
 from stages.train.optimizers.adamw import OnlineMergingAdamW
 from stages.train.optimizers.settings import OFF, Merge
 from stages.train.optimizers.subspace import Protected
@@ -25,21 +28,18 @@ def build_optimizer(
     task_vector: TaskVector | None = None,
     seed: int = 0,
     protected: Protected | None = None,
+    active: ActiveEntries | None = None,
 ) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters, merged as `train.optimizer` says; weight decay only on matrices, not on
     biases and norms.
 
     The learning rate is the peak one: the trainer's schedule scales it. betas = (0.9, 0.999), eps = 1e-8 (torch's and
-    TRL's defaults). seed: of the random masks. protected: what no update enters (`train.orthalign`).
+    TRL's defaults). seed: of the random masks. protected: what no update enters (`train.orthalign`). active: entries that are trained
+    (`train.allo`).
     """
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [(n, p) for n, p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [(n, p) for n, p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    groups = decay_groups(model, config.weight_decay)
     radius = config.orthalign.trust_radius
-    if config.optimizer == "adamw" and not protected and not radius:
+    if config.optimizer == "adamw" and not protected and not radius and not active:
         return torch.optim.AdamW(groups, lr=config.learning_rate)
     return OnlineMergingAdamW(
         groups,
@@ -47,10 +47,22 @@ def build_optimizer(
         merge=merge_settings(config),
         task_vector=task_vector,
         protected=protected,
+        active=active,
+        factor_bytes=config.allo.factor_bytes,
         trust_radius=radius,
         seed=seed,
         telemetry_every=config.merge.log_every,
     )
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The trainable parameters by name: matrices with weight decay, biases and norms without."""
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [(n, p) for n, p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [(n, p) for n, p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def merge_settings(config: TrainConfig) -> Merge:

@@ -14,6 +14,7 @@ from stages.train.optimizers.bucket import Bucket, narrowest, wide
 from stages.train.optimizers.confine import Confined
 from stages.train.optimizers.merging import Merging
 from stages.train.optimizers.settings import Merge
+from stages.train.optimizers.shard import Shard, local
 from stages.train.optimizers.telemetry import Telemetry
 from stages.train.optimizers.trust import keep_within
 
@@ -38,18 +39,18 @@ class Chain:
         constrained: bool,
         loaded: bool,
         telemetry: Telemetry | None,
-        following: tuple[list[str], torch.device] | None,
+        following: tuple[list[str], list[Shard], torch.device] | None,
     ) -> None:
         """Update the bucket's parameters.
 
         lists: parameters, gradients, moments, largest second moments and steps, as torch's functional AdamW takes them.
         a: weight of the task vector.  due: a merge is due at this step.  constrained: decay goes towards the start.
-        loaded: this is the first step after a load.  following: names and device of the next bucket whose merge is due.
+        loaded: this is the first step after a load.  following: names, shards and device of the next bucket whose merge is due.
         """
         group, released = bucket.group, merge.preset == "released"
         self._begin(bucket, merge, loaded)
-        for name, gradient in zip(bucket.names, lists[1], strict=True):
-            self.confined.active.zero_(name, gradient)
+        for name, gradient, shard in zip(bucket.names, lists[1], bucket.shards, strict=True):
+            self.confined.active.zero_(name, gradient, shard)
         _adamw_step(bucket, lists, released)
         displacements = bucket.state("displacement")
         decay = float(group["lr"]) * group["weight_decay"]
@@ -66,33 +67,36 @@ class Chain:
             self._project(bucket, telemetry)
         waits = merge.active and not due
         torch._foreach_add_(bucket.state("pending") if waits else displacements, bucket.views(bucket.update))
-        if group["trust_radius"]:
+        if group["trust_radius"] and (
+            float(group["lr"]) or a
+        ):  # else nothing moved, and the estimate's last bits must not
             _trust(bucket, group["trust_radius"])
         if decay and released and not constrained:
             _decay(bucket, decay, to_start=False)
         if telemetry is not None:
-            telemetry.drift(bucket.gather(displacements))
+            telemetry.drift(bucket.gather(displacements), bucket.peers)
         _place(bucket)
 
     def _project(self, bucket: Bucket, telemetry: Telemetry | None) -> None:
         """Take what is masked, and the protected directions, out of the update."""
-        for name, view in zip(bucket.names, bucket.views(bucket.update), strict=True):
+        for name, view, shard in zip(bucket.names, bucket.views(bucket.update), bucket.shards, strict=True):
             if not self.confined.covers(name):
                 continue
-            before = float(view.norm()) if telemetry is not None else 0.0
-            self.confined.apply_(name, view)
-            if telemetry is not None:
-                telemetry.project(before**2, float(view.norm()) ** 2)
+            watched = telemetry if self.confined.protected.covers(name) else None
+            before = float(view.norm()) if watched is not None else 0.0
+            self.confined.apply_(name, view, shard)
+            if watched is not None:
+                watched.project(before**2, float(view.norm()) ** 2, shard.peers)
 
     def _begin(self, bucket: Bucket, merge: Merge, loaded: bool) -> None:
         """First step: remember where each parameter starts. First step after a load: check that it is where it should be."""
-        for name, param, state in zip(bucket.names, bucket.params, bucket.states, strict=True):
+        for name, param, shard, state in zip(bucket.names, bucket.params, bucket.shards, bucket.states, strict=True):
             if "displacement" not in state:
-                state["start"] = narrowest(param)
-                state["displacement"] = torch.zeros_like(param, dtype=wide(param.dtype))
+                state["start"] = shard.wrap(narrowest(param, shard.peers))
+                state["displacement"] = shard.wrap(torch.zeros_like(param, dtype=wide(param.dtype)))
             if merge.every > 1 and "pending" not in state:
                 state["pending"] = torch.zeros_like(state["displacement"])
-            if loaded and not torch.equal((_way(state) + state["start"]).to(param.dtype), param):
+            if loaded and not torch.equal((_way(state) + local(state["start"])).to(param.dtype), param):
                 raise UserError(
                     f"{name} is not where the optimizer's state left it",
                     where="load_state_dict",
@@ -128,26 +132,27 @@ def _decay(bucket: Bucket, decay: float, to_start: bool) -> None:
 
 def _place(bucket: Bucket) -> None:
     """W = start + displacement + what is pending, added in the displacement's dtype."""
-    for param, state in zip(bucket.params, bucket.states, strict=True):
+    for param, state, start in zip(bucket.params, bucket.states, bucket.state("start"), strict=True):
         way = _way(state)
         if param.dtype == way.dtype:
-            torch.add(way, state["start"], out=param)
+            torch.add(way, start, out=param)
         else:
-            param.copy_(way + state["start"])
+            param.copy_(way + start)
 
 
 def _way(state: Mapping[str, Any]) -> torch.Tensor:
-    """A parameter's way from its start: displacement + what is pending."""
-    return state["displacement"] + state["pending"] if "pending" in state else state["displacement"]
+    """A parameter's way from its start, what of it this process holds: displacement + what is pending."""
+    way = local(state["displacement"])
+    return way + local(state["pending"]) if "pending" in state else way
 
 
 def _trust(bucket: Bucket, radius: float) -> None:
     """Scale every parameter's way from its start into the trust region."""
-    for state in bucket.states:
-        factor = keep_within(state, _way(state), radius)  # with something pending, of a copy: both parts shrink alike
+    for state, shard in zip(bucket.states, bucket.shards, strict=True):
+        factor = keep_within(state, _way(state), radius, shard)  # with something pending, of a copy: both shrink alike
         if "pending" in state:
-            state["displacement"].mul_(factor)
-            state["pending"].mul_(factor)
+            local(state["displacement"]).mul_(factor)
+            local(state["pending"]).mul_(factor)
 
 
 def torch_adamw(lists: list[Any], group: Mapping[str, Any], weight_decay: float, eps: float) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from schemas.errors import UserError
 from stages.train.optimizers.active import ActiveEntries
+from stages.train.optimizers.shard import Shard
 from stages.train.optimizers.subspace import Protected
 
 COLUMNS = 256
@@ -25,6 +26,9 @@ TOLERANCE = 2e-7
 """Singular values of Q[s,:] up to this are 0: what is left in their directions leaks at most so much of the update."""
 
 FACTOR_BYTES = 1 << 30
+
+MASKED = ("active", "frozen_columns")
+"""Names of `Confined.numbers`."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,21 @@ class Confined:
         """Whether anything is forbidden to the parameter."""
         return self.protected.covers(name) or self.active.covers(name)
 
-    def check(self, name: str, parameter: torch.Tensor) -> None:
-        """Raise UserError, naming the parameter, when mask or bases do not fit it, or cannot both hold."""
+    def check(self, name: str, parameter: torch.Tensor, shard: Shard | None = None) -> None:
+        """Raise UserError, naming the parameter, when mask or bases do not fit it, cannot both hold, or both are there and only
+        some of its rows are here."""
         self.protected.check(name, parameter)
         self.active.check(name, parameter)
         if self.active.covers(name):
             self._entries[name] = (self.active.count(name, parameter.numel()), parameter.numel())
-        if not (self.protected.covers(name) and self.active.covers(name)) or self.active.whole_rows(name):
+        both = self.protected.covers(name) and self.active.covers(name)
+        if both and shard is not None and shard.peers is not None:
+            raise UserError(
+                f"{name} is sharded and has both a mask and protected directions: its columns are not in one process",
+                where="active, protected",
+                fix="Use one of the two, or parameters that are whole (DistributedDataParallel).",
+            )
+        if not both or self.active.whole_rows(name):
             return
         if name in self.protected.left and name in self.protected.right:
             raise UserError(
@@ -83,13 +95,13 @@ class Confined:
                 fix="Use train.allo.unit: row, a lower ratio or a lower train.orthalign.q_max, or raise the bound.",
             )
 
-    def apply_(self, name: str, update: torch.Tensor) -> None:
-        """Make the update [O, I] (any shape, if only masked) one that is allowed, in place."""
+    def apply_(self, name: str, update: torch.Tensor, shard: Shard | None = None) -> None:
+        """Make the update [O, I] (any shape, if only masked), or the rows of it that `shard` says, one that is allowed, in place."""
         masked, kept_free = self.active.covers(name), self.protected.covers(name)
         if not (masked and kept_free):
-            self.active.zero_(name, update)
+            self.active.zero_(name, update, shard)
             if kept_free:
-                self.protected.project_(name, update)
+                self.protected.project_(name, update, shard)
             return
         self.active.zero_(name, update)
         if not self.active.whole_rows(name):

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from schemas.ids import canonical_json
+from stages.train.optimizers.shard import Shard
+from stages.train.optimizers.top import keep_top_sharded_
 
 BLOCK = 65_536
 """Entries of one random stream."""
@@ -49,8 +51,7 @@ def keep_top_(values: torch.Tensor, reserve: float, released: bool = False, acti
     so many of the values may differ from 0; default: all.
     """
     count = values.numel()
-    n = count if active is None else active
-    k = int(reserve * n) if released else max(1, round(reserve * n))
+    k = kept_of(count if active is None else active, reserve, released)
     if k >= count or k < 1:
         return values
     magnitude = values.abs().flatten()
@@ -61,6 +62,26 @@ def keep_top_(values: torch.Tensor, reserve: float, released: bool = False, acti
         ties = (magnitude == limit).nonzero().flatten()
         keep[ties[len(ties) - surplus :]] = False
     return values.mul_(keep.view(values.shape))
+
+
+def keep_top_of_(
+    values: list[torch.Tensor], shards: list[Shard], reserve: float, released: bool, active: list[int]
+) -> None:
+    """`keep_top_` of several parameters of which this process holds `shards`: k and ties are those of the whole parameters,
+    `active` counts over the whole."""
+    if shards[0].peers is None:
+        for value, n in zip(values, active, strict=True):
+            keep_top_(value, reserve, released, n)
+        return
+    kept = [kept_of(n, reserve, released) for n in active]
+    some = [i for i, shard in enumerate(shards) if 0 < kept[i] < shard.numel]
+    if some:
+        keep_top_sharded_([values[i] for i in some], [kept[i] for i in some], shards[0].peers)
+
+
+def kept_of(count: int, reserve: float, released: bool) -> int:
+    """k: how many of `count` entries are kept."""
+    return int(reserve * count) if released else max(1, round(reserve * count))
 
 
 def _kth_smallest(magnitude: torch.Tensor, index: int) -> torch.Tensor:

@@ -46,9 +46,11 @@ def anchor_(delta: torch.Tensor, pull: torch.Tensor, a: float) -> torch.Tensor:
     return delta.mul_(1 - a).add_(pull, alpha=a)
 
 
-def rescale_(masked: torch.Tensor, norm_before: torch.Tensor, eps: float, clamp: float | None) -> torch.Tensor:
-    """Released option: scale one parameter's masked values back to the L1 norm they had before; norms below 1e-8 are left
-    as they are."""
-    factor = torch.where(norm_before >= 1e-8, norm_before / (masked.abs().sum() + eps), torch.ones_like(norm_before))
+def rescale_(
+    masked: torch.Tensor, before: torch.Tensor, now: torch.Tensor, eps: float, clamp: float | None
+) -> torch.Tensor:
+    """Released option: scale one parameter's masked values from the L1 norm they have now back to the one before; norms
+    below 1e-8 are left as they are."""
+    factor = torch.where(before >= 1e-8, before / (now + eps), torch.ones_like(before))
     masked.mul_(factor)
     return masked if clamp is None else masked.clamp_(-clamp, clamp)

@@ -10,6 +10,7 @@ from stages.train.optimizers import masks, merges
 from stages.train.optimizers.active import ActiveEntries
 from stages.train.optimizers.bucket import Bucket
 from stages.train.optimizers.settings import Merge
+from stages.train.optimizers.shard import Shard, add_up
 from stages.train.optimizers.task_vector import TaskVector
 from stages.train.optimizers.telemetry import Telemetry
 
@@ -41,10 +42,10 @@ class Merging:
         """The settings changed: trim again."""
         self._trimmed = None
 
-    def prefetch(self, bucket_names: list[str], device: torch.device) -> None:
+    def prefetch(self, names: list[str], shards: list[Shard], device: torch.device) -> None:
         """Have the task vector of the next bucket read ahead."""
         if self._trimmed is not None:
-            self._trimmed.prefetch(bucket_names, device)
+            self._trimmed.prefetch(names, shards, device)
 
     def __call__(self, bucket: Bucket, merge: Merge, a: float, telemetry: Telemetry | None) -> None:
         """Replace the bucket's AdamW step by the merged update."""
@@ -54,17 +55,17 @@ class Merging:
             displacement = bucket.gather(bucket.state("displacement"))
             tau = displacement.neg_() if tau is None else tau.sub_(displacement)
         assert tau is not None
-        for name, view in zip(bucket.names, bucket.views(tau), strict=True):
-            self.active.zero_(name, view)
+        for name, view, shard in zip(bucket.names, bucket.views(tau), bucket.shards, strict=True):
+            self.active.zero_(name, view, shard)
         if telemetry is not None:
-            telemetry.merge(delta, tau, a)
+            telemetry.merge(delta, tau, a, bucket.peers)
         if merge.merge == "anchor":
             bucket.update = merges.anchor_(delta, tau, a)
             return
         released = merge.preset == "released"
-        norms = [view.abs().sum() for view in bucket.views(delta)] if merge.rescale else []
+        norms = _norms(bucket, delta) if merge.rescale else None
         self._mask(bucket, merge, delta, tau)
-        if merge.rescale:
+        if norms is not None:
             self._rescale(bucket, merge, delta, norms)
         if merge.merge == "ondare":
             bucket.update = merges.ondare_(delta, tau, a)
@@ -76,16 +77,15 @@ class Merging:
     def _task(self, bucket: Bucket) -> torch.Tensor | None:
         if self._trimmed is None:
             return None
-        return bucket.gather(self._trimmed.fetch(bucket.names, bucket.update.device))
+        return bucket.gather(self._trimmed.fetch(bucket.names, bucket.shards, bucket.update.device))
 
     def _mask(self, bucket: Bucket, merge: Merge, delta: torch.Tensor, tau: torch.Tensor) -> None:
         """F: of AdamW's step always; of the task vector where it is drawn anew every step."""
         if merge.reserve >= 1:
             return
         if merge.merge == "onties":
-            for name, view in zip(bucket.names, bucket.views(delta), strict=True):
-                count = self.active.count(name, view.numel())
-                masks.keep_top_(view, merge.reserve, merge.preset == "released", count)
+            active = [self.active.count(n, shard.numel) for n, shard in zip(bucket.names, bucket.shards, strict=True)]
+            masks.keep_top_of_(bucket.views(delta), bucket.shards, merge.reserve, merge.preset == "released", active)
             return
         delta.mul_(self._random(bucket, merge, "step"))
         if merge.preset == "released":
@@ -94,15 +94,17 @@ class Merging:
             tau.mul_(self._random(bucket, merge, "task"))
 
     def _random(self, bucket: Bucket, merge: Merge, what: str) -> torch.Tensor:
-        sizes = [(name, p.numel()) for name, p in zip(bucket.names, bucket.params, strict=True)]
-        keys = [((self.seed, bucket.group["phase"], bucket.step, what, name), size) for name, size in sizes]
-        device = bucket.update.device
-        return torch.cat([masks.random_mask(merge.reserve, key, 0, size, device) for key, size in keys])
+        keys = [(self.seed, bucket.group["phase"], bucket.step, what, name) for name in bucket.names]
+        device, shards = bucket.update.device, bucket.shards
+        return torch.cat(
+            [masks.random_mask(merge.reserve, k, *s.entries, device) for k, s in zip(keys, shards, strict=True)]
+        )
 
-    def _rescale(self, bucket: Bucket, merge: Merge, delta: torch.Tensor, norms: list[torch.Tensor]) -> None:
+    def _rescale(self, bucket: Bucket, merge: Merge, delta: torch.Tensor, before: torch.Tensor) -> None:
         ondare = merge.merge == "ondare"
-        for view, norm in zip(bucket.views(delta), norms, strict=True):
-            merges.rescale_(view, norm, bucket.group["eps"] if ondare else 0.0, CLAMP if ondare else None)
+        eps, clamp = (bucket.group["eps"], CLAMP) if ondare else (0.0, None)
+        for view, norm, now in zip(bucket.views(delta), before, _norms(bucket, delta), strict=True):
+            merges.rescale_(view, norm, now, eps, clamp)
 
     def _trim(self, name: str, tau: torch.Tensor, merge: Merge | None) -> torch.Tensor:
         """F(tau) where it is constant: its largest entries (OnTIES), or one random draw (OnDARE as released)."""
@@ -114,9 +116,14 @@ class Merging:
             self.active.zero_(name, tau)
             norm = tau.abs().sum()
             kept = masks.keep_top_(tau, merge.reserve, released, self.active.count(name, tau.numel()))
-            return merges.rescale_(kept, norm, 0.0, None) if merge.rescale else kept
+            return merges.rescale_(kept, norm, kept.abs().sum(), 0.0, None) if merge.rescale else kept
         mask = masks.random_mask(merge.reserve, (self.seed, "task", name), 0, tau.numel(), tau.device)
         return (tau * mask.view(tau.shape)).div_(merge.reserve).clamp_(-CLAMP, CLAMP)
+
+
+def _norms(bucket: Bucket, flat: torch.Tensor) -> torch.Tensor:
+    """L1 norm of each parameter's part of `flat`, over all processes."""
+    return add_up(torch.stack([view.abs().sum() for view in bucket.views(flat)]), bucket.peers)
 
 
 def _trims(merge: Merge) -> bool:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from schemas.errors import UserError
 from schemas.ids import canonical_json
 from stages.train.optimizers.change import Change
+from stages.train.optimizers.shard import Shard, add_up
 
 Side = Literal["left", "right", "both"]
 _SIDES: dict[Side, tuple[str, ...]] = {"left": ("left",), "right": ("right",), "both": ("left", "right")}
@@ -95,15 +96,17 @@ class Protected:
         sides = [{n.removeprefix(s): q for n, q in tensors.items() if n.startswith(s)} for s in ("left/", "right/")]
         return cls(*sides)
 
-    def project_(self, name: str, update: torch.Tensor) -> bool:
+    def project_(self, name: str, update: torch.Tensor, shard: Shard | None = None) -> bool:
         """Remove the protected directions from an update [O, I], in place: u - Q (Q^T u), then u - (u Q) Q^T. Returns
-        whether there were any."""
+        whether there were any. shard: the rows `update` is, if not all: Q^T u [q, I] is then summed over the processes."""
         left, right = (
             None if q is None else q.to(update.device, update.dtype)
             for q in (self.left.get(name), self.right.get(name))
         )
         if left is not None:
-            update.addmm_(left, left.T @ update, alpha=-1)
+            rows = left if shard is None else shard.take(left)
+            inside = rows.T @ update
+            update.addmm_(rows, inside if shard is None else add_up(inside, shard.peers), alpha=-1)
         if right is not None:
             update.addmm_(update @ right, right.T, alpha=-1)
         return left is not None or right is not None

@@ -13,8 +13,10 @@ from safetensors import safe_open
 
 from schemas.errors import UserError
 from schemas.ids import content_id
+from stages.models.process import one_at_a_time
 from stages.train.optimizers.bucket import wide
 from stages.train.optimizers.build_vector import FINGERPRINT
+from stages.train.optimizers.shard import Shard
 from stages.train.optimizers.stream import write_stream
 
 Keep = Literal["device", "cpu", "disk"]
@@ -26,14 +28,22 @@ class TaskVector:
 
     keep: device: copied to the parameter's device at first use and left there; cpu: in memory, copied to the device when
     needed; disk: a memory-mapped file, read when needed. With cpu and disk the next tensors are fetched by a thread while
-    the current ones are used.
+    the current ones are used. Of a sharded parameter only the rows this process holds are kept (device, cpu).
+    trim: what is done to each whole tensor, in float32, before it is used for the first time.
     """
 
     def __init__(
-        self, tensors: Mapping[str, torch.Tensor], fingerprint: str, keep: Keep = "device", path: Path | None = None
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        fingerprint: str,
+        keep: Keep = "device",
+        path: Path | None = None,
+        trim: Trim | None = None,
     ) -> None:
         self.fingerprint, self.keep, self.path = fingerprint, keep, path
         self._tensors = dict(tensors)
+        self._trim = trim
+        self._held: dict[str, torch.Tensor] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._ahead: tuple[tuple[str, ...], Future[list[torch.Tensor]]] | None = None
 
@@ -49,14 +59,12 @@ class TaskVector:
 
     @classmethod
     def open(cls, path: Path, keep: Keep = "disk") -> TaskVector:
-        """A file of `build_task_vector`; memory-mapped for keep: disk, read whole otherwise."""
+        """A file of `build_task_vector`, memory-mapped: with keep device or cpu read when first used."""
         file = safe_open(str(path), framework="pt", device="cpu")
         fingerprint = (file.metadata() or {}).get(FINGERPRINT)
         if fingerprint is None:
             raise UserError("This is not a task vector", where=str(path), fix="Build it with build_task_vector.")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no Mapping)
-        if keep != "disk":
-            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         return cls(tensors, fingerprint, keep, path)
 
     def check(self, name: str, parameter: torch.Tensor) -> None:
@@ -75,49 +83,58 @@ class TaskVector:
 
     def trimmed(self, trim: Trim, key: str) -> TaskVector:
         """The vector with `trim(name, tensor)` in place of each tensor: a file beside this one if this is one on disk (made
-        once per `key`), in memory otherwise."""
+        once per `key`), tensor by tensor when first used otherwise."""
         if self.keep != "disk" or self.path is None:
-            trimmed = {
-                name: trim(name, tensor.to(wide(tensor.dtype))).to(tensor.dtype)
-                for name, tensor in self._tensors.items()
-            }
-            return TaskVector(trimmed, self.fingerprint, self.keep)
+            return TaskVector(self._tensors, self.fingerprint, self.keep, trim=trim)
         path = self.path.with_name(f"{self.path.stem}-{content_id(self.fingerprint, key)}.safetensors")
-        if not path.is_file():
-            shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
-            dtype = next(iter(self._tensors.values())).dtype
-            write_stream(
-                path,
-                shapes,
-                dtype,
-                lambda name: iter([trim(name, self._tensors[name].to(wide(dtype)))]),
-                {FINGERPRINT: self.fingerprint},
-            )
+        with one_at_a_time(path.with_suffix(".lock")):  # the processes of a training share the file
+            if not path.is_file():
+                shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+                dtype = next(iter(self._tensors.values())).dtype
+                write_stream(
+                    path,
+                    shapes,
+                    dtype,
+                    lambda name: iter([trim(name, self._tensors[name].to(wide(dtype)))]),
+                    {FINGERPRINT: self.fingerprint},
+                )
         return TaskVector.open(path, "disk")
 
-    def prefetch(self, names: Sequence[str], device: torch.device) -> None:
+    def prefetch(self, names: Sequence[str], shards: Sequence[Shard], device: torch.device) -> None:
         """Start fetching what the next `fetch` will ask for."""
         if self.keep == "device":
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="task-vector")
-        self._ahead = (tuple(names), self._thread.submit(self._copy, tuple(names), device))
+        self._ahead = (tuple(names), self._thread.submit(self._copy, tuple(names), tuple(shards), device))
 
-    def fetch(self, names: Sequence[str], device: torch.device) -> list[torch.Tensor]:
-        """The tensors of these parameters on `device`."""
+    def fetch(self, names: Sequence[str], shards: Sequence[Shard], device: torch.device) -> list[torch.Tensor]:
+        """The rows this process holds of these parameters' tensors, on `device`."""
         if self.keep == "device":
-            for name in names:
-                if self._tensors[name].device != device:
-                    self._tensors[name] = self._tensors[name].to(device)
-            return [self._tensors[name] for name in names]
+            return [self._hold(name, shard, device) for name, shard in zip(names, shards, strict=True)]
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] == tuple(names):
             return ahead[1].result()
-        return self._copy(tuple(names), device)
+        return self._copy(tuple(names), tuple(shards), device)
 
-    def _copy(self, names: tuple[str, ...], device: torch.device) -> list[torch.Tensor]:
+    def _copy(self, names: tuple[str, ...], shards: tuple[Shard, ...], device: torch.device) -> list[torch.Tensor]:
         """Blocking; also faults the pages of a memory-mapped file in."""
-        return [self._tensors[name].to(device, copy=True) for name in names]
+        held = zip(names, shards, strict=True)
+        if self.keep == "disk":
+            return [self._rows(name, shard).to(device, copy=True) for name, shard in held]
+        return [self._hold(name, shard, torch.device("cpu")).to(device, copy=True) for name, shard in held]
+
+    def _hold(self, name: str, shard: Shard, device: torch.device) -> torch.Tensor:
+        """The rows, kept on `device` from the first time on."""
+        if name not in self._held or self._held[name].device != device:
+            self._held[name] = self._rows(name, shard).to(device, copy=True)
+        return self._held[name]
+
+    def _rows(self, name: str, shard: Shard) -> torch.Tensor:
+        whole = self._tensors[name]
+        if self._trim is not None:
+            whole = self._trim(name, whole.to(wide(whole.dtype))).to(whole.dtype)
+        return shard.take(whole)
 
 
 def _check(tensors: Mapping[str, torch.Tensor]) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
+
+from stages.train.optimizers.shard import Shard, add_up
 
 MARGIN = 1.05
 ITERATIONS, BLOCK = 2, 4
@@ -12,17 +15,18 @@ ITERATIONS, BLOCK = 2, 4
 a checkpoint `exact` says what the norm is."""
 
 
-def keep_within(state: dict[str, Any], displacement: torch.Tensor, radius: float) -> float:
+def keep_within(state: dict[str, Any], displacement: torch.Tensor, radius: float, shard: Shard | None = None) -> float:
     """Scale the displacement, in place, so that its spectral norm stays within `radius`; returns the factor.
 
     Matrices: by power iteration, skipped where the Frobenius norm, an upper bound, is within already. Other shapes: by the
-    Euclidean norm. state["directions"]: right singular vectors found so far.
+    Euclidean norm. state["directions"]: right singular vectors found so far. shard: the rows `displacement` is, if not all.
     """
-    bound = float(displacement.norm())
+    peers = shard.peers if shard else None
+    bound = float(displacement.norm()) if peers is None else _norm(displacement, peers)
     if bound <= radius:
         return 1.0
     if displacement.ndim == 2:
-        bound = min(bound, MARGIN * _largest(state, displacement))
+        bound = min(bound, MARGIN * _largest(state, displacement, shard))
         if bound <= radius:
             return 1.0
     displacement.mul_(radius / bound)
@@ -35,16 +39,26 @@ def exact(displacement: torch.Tensor) -> float:
     return float(torch.linalg.matrix_norm(wide, 2) if wide.ndim == 2 else wide.norm())
 
 
-def _largest(state: dict[str, Any], matrix: torch.Tensor) -> float:
+def _norm(part: torch.Tensor, peers: dist.ProcessGroup) -> float:
+    return float(add_up(part.double().square().sum(), peers).sqrt())
+
+
+def _largest(state: dict[str, Any], matrix: torch.Tensor, shard: Shard | None) -> float:
     """The largest singular value, from below, by block power iteration: several vectors, so that two singular values of
-    nearly one size, or a new one overtaking, do not fool it."""
+    nearly one size, or a new one overtaking, do not fool it. matrix: the rows held here; its products with M^T are summed over
+    the processes, so that all continue with the same block."""
+    rows, peers = (shard.shape[0], shard.peers) if shard else (matrix.shape[0], None)
     block = state.get("directions")
     rounds = ITERATIONS
     if block is None:
         random = torch.Generator().manual_seed(0)
-        block = torch.randn(matrix.shape[1], min(BLOCK, *matrix.shape), generator=random)
+        block = torch.randn(matrix.shape[1], min(BLOCK, rows, matrix.shape[1]), generator=random)
         block, rounds = block.to(matrix.device, matrix.dtype), 10 * ITERATIONS
     for _ in range(rounds):
-        block = torch.linalg.qr(matrix.T @ (matrix @ block)).Q
+        block = torch.linalg.qr(add_up(matrix.T @ (matrix @ block), peers)).Q
     state["directions"] = block
-    return float(torch.linalg.matrix_norm(matrix @ block, 2))
+    seen = matrix @ block
+    if peers is None:
+        return float(torch.linalg.matrix_norm(seen, 2))
+    gram = add_up(seen.double().T @ seen.double(), peers)
+    return float(torch.linalg.eigvalsh(gram.cpu())[-1].clamp(min=0).sqrt())

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.conflict.groups import Layout, merge_groups
@@ -42,10 +42,11 @@ def test_integer_arrays_are_labels_too_and_long_chains_join() -> None:
     assert not merge_groups(place // 2, (place + 1) // 2).any()
 
 
-@given(st.lists(st.integers(0, 12), max_size=60), st.integers(1, 20))
-def test_groups_lie_side_by_side_each_in_one_batch(labels, rows) -> None:
-    layout = Layout.of(torch.tensor(labels, dtype=torch.int64))
-    several = {label for label, n in Counter(labels).items() if n > 1}
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 12), max_size=60), st.integers(1, 20), st.booleans())
+def test_groups_lie_side_by_side_each_in_one_batch(labels, rows, alone) -> None:
+    layout = Layout.of(torch.tensor(labels, dtype=torch.int64), alone)
+    several = {label for label, n in Counter(labels).items() if n > 1 or alone}
     seen = []
     for start, index_gm in layout.batches(rows):
         assert layout.slot_N[index_gm].flatten().tolist() == list(range(start, start + index_gm.numel()))

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import UserError
-from stages.conflict.directions import directions, ema_omegas, mean_omegas
+from stages.conflict.directions import directions, ema_omegas, mean_omegas, signed_directions
 from stages.conflict.scores import Scores, score_pairs, score_products
+from stages.conflict.scratch import Kept
 from stages.conflict.stream import Rows
 from stages.conflict.surgery import surgery
 
@@ -201,6 +202,27 @@ def test_neither_chunks_nor_where_rows_wait_change_a_score(world, stream, fresh_
         assert torch.equal(got, want)
 
 
+def test_what_an_earlier_pass_kept_is_not_read_again(world, stream, fresh_seed) -> None:
+    """Not where memory holds every row, nor where all rows wait; rows that leave alone and do not fit are read again."""
+    g_ND, language_N = world(fresh_seed)
+    omega_N = mean_omegas(language_N, 4)
+    everyone, some = torch.arange(60) % 20, torch.where(torch.arange(60) < 50, torch.arange(60), 50)
+    for labels, scratch_bytes, passes in ((everyone, 10**6, 1), (everyone, 0, 1), (some, 10**6, 1), (some, 0, 2)):
+        read, scored = [], []
+
+        def chunks(read=read):
+            read.append(len(g_ND))
+            return stream(g_ND, 13)()
+
+        with Kept(labels, scratch_bytes) as kept:
+            direction_LD, _ = signed_directions(chunks, language_N, omega_N, 4, keep=kept.put)
+            args = (language_N, omega_N, direction_LD, surgery("pcgrad", 4))
+            got = score_pairs(chunks, *args, kept=kept, advance=scored.append)
+        assert len(read) == passes and sum(read) + sum(scored) == 120  # progress is the same
+        want = score_pairs(stream(g_ND), *args, group_N=labels)
+        torch.testing.assert_close(as_matrix(got), as_matrix(want), rtol=1e-9, atol=1e-10)
+
+
 def test_a_group_too_large_to_hold_scores_the_same(world, stream, fresh_seed, monkeypatch) -> None:
     g_ND, language_N = world(fresh_seed, n=90)
     labels = torch.where(torch.arange(90) % 3 > 0, 0, torch.arange(90))
@@ -242,11 +264,15 @@ def test_products_alone_score_as_the_pairs_themselves(world, stream, fresh_seed)
     direction_LD = directions(stream(g_ND), language_N, omega_N, 4)
     method = surgery("pcgrad", 4)
     want = score_pairs(stream(g_ND), language_N, omega_N, direction_LD, method)
-    got = score_products(
-        (g_ND @ direction_LD.T)[:, None], g_ND.square().sum(dim=1)[:, None], language_N, omega_N,
-        (direction_LD @ direction_LD.T)[None], method, count_L=torch.bincount(language_N, minlength=4),
-    )  # fmt: skip
-    torch.testing.assert_close(as_matrix(got), as_matrix(want))
+    products_NSL, square_NS = (g_ND @ direction_LD.T)[:, None], g_ND.square().sum(dim=1)[:, None]
+    for size in (7, 60):  # the stream's chunks change nothing
+        chunks = list(zip(products_NSL.split(size), square_NS.split(size), strict=True))
+        gram_SLL, count_L = (direction_LD @ direction_LD.T)[None], torch.bincount(language_N, minlength=4)
+        got = score_products(chunks, language_N, omega_N, gram_SLL, method, count_L=count_L)
+        torch.testing.assert_close(as_matrix(got), as_matrix(want))
+    for wrong in (chunks * 2, [], [(products_NSL[1:], square_NS[1:])]):
+        with pytest.raises(ValueError, match="rows for 60 pairs"):
+            score_products(wrong, language_N, omega_N, gram_SLL, method, count_L=count_L)
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,42 +1,66 @@
-"""vLLM in this process, on the tiny model, against the transformers engine in float32."""
+"""vLLM, on the tiny model, against the transformers engine in float32."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine_support import joined, make_context, prompts, shards_of
 
 from schemas.config import RunConfig
 from schemas.errors import UserError
-from stages.contract import ModelRef, Shard
+from stages.contract import Context, ModelRef, Part, Shard
 from stages.engines.base import Completion, Engine, Request
 from stages.engines.transformers import TransformersEngine
 from stages.engines.vllm import VllmEngine
 from stages.generate.stage import Generate
-from stages.text.render import Renderer, load_renderer
+from stages.text.render import Renderer
+
+GREEDY = {"candidates": 2, "sampling": {"temperature": 0, "max_tokens": 12}}
+ROWS = prompts([f"Tell me about the number {n}" for n in range(24)])
+
+
+@dataclass
+class Generated:
+    """What generate made while its engine's process was killed; the engine that was started instead."""
+
+    ctx: Context
+    parts: list[Part]
+    killed: int | None
+
+    @property
+    def engine(self) -> Any:
+        return self.ctx.shared["engine"]
 
 
 @pytest.fixture(scope="module")
-def vllm_engine(tiny_model: Path) -> Iterator[Engine]:
-    config = RunConfig.model_validate(
-        {
-            "name": "t",
-            "languages": {"seen": ["en"]},
-            "model": {"policy": "tiny", "dtype": "float32"},
-            "text": {"max_length": 256},
-            "prompts": {"sources": [{"path": "unused.jsonl"}]},
-            "engine": {"max_num_seqs": 4, "enforce_eager": True, "cpu_kv_cache_gib": 1, "gpu_memory_utilization": 0.2},
-        }
-    )
-    model = ModelRef("tiny", tiny_model, "digest")
-    engine = VllmEngine(model, config, load_renderer(model, config.text))
-    yield engine
-    engine.close()
+def generated(tiny_model: Path) -> Iterator[Generated]:
+    """The real thing: SIGKILL to the engine's process while shards are in flight. One engine more serves all tests."""
+    engine = {"max_num_seqs": 4, "enforce_eager": True, "cpu_kv_cache_gib": 1, "gpu_memory_utilization": 0.2}
+    ctx = make_context(tiny_model, engine=engine, generate=GREEDY, execution={}, text={"max_length": 256})
+    made = Generated(ctx, [], None)
+
+    def shards() -> Iterator[Shard]:
+        for shard in shards_of(ROWS, "prompts", 6):
+            if shard.index == 2:
+                made.killed = made.engine.pid
+                os.kill(made.killed, signal.SIGKILL)
+            yield shard
+
+    made.parts = list(Generate().run(ctx, shards()))
+    yield made
+    made.engine.close()
+
+
+@pytest.fixture
+def vllm_engine(generated: Generated) -> Engine:
+    return generated.engine
 
 
 def run(engine: Engine, *requests: Request) -> dict[str, Completion]:
@@ -91,41 +115,24 @@ class TestVllm:
 
         stream = vllm_engine.stream(requests())
         next(stream)
-        assert len(pulled) <= 12
+        assert len(pulled) <= 24
         stream.close()
         assert run(vllm_engine, ask("after", "y"))["after"].finish_reason in ("stop", "length")
 
-
-@pytest.mark.vllm
-@pytest.mark.skipif(find_spec("vllm") is None, reason="the vllm package is not installed")
-def test_a_vllm_process_killed_in_the_middle_of_generate_loses_nothing(tiny_model: Path) -> None:
-    """The real thing: SIGKILL to the engine's process while shards are in flight.
-
-    Greedy answers equal transformers', but for a character that the last token leaves unfinished.
-    """
-    engine = {"max_num_seqs": 4, "enforce_eager": True, "cpu_kv_cache_gib": 1, "gpu_memory_utilization": 0.2}
-    greedy = {"candidates": 2, "sampling": {"temperature": 0, "max_tokens": 12}}
-    rows = prompts([f"Tell me about the number {n}" for n in range(24)])
-    ctx = make_context(tiny_model, engine=engine, generate=greedy, execution={})
-    killed: list[int] = []
-
-    def shards() -> Iterator[Shard]:
-        for shard in shards_of(rows, "prompts", 6):
-            if shard.index == 2:
-                killed.append(ctx.shared["engine"].pid)
-                os.kill(killed[0], signal.SIGKILL)
-            yield shard
-
-    parts = list(Generate().run(ctx, shards()))
-    assert killed and ctx.shared["engine"].pid not in (None, killed[0])
-    ctx.shared["engine"].close()
-    assert sorted(part.index for part in parts) == [0, 1, 2, 3]
-    assert sum(t.kept for part in parts for t in part.tallies) == 24 and not any(part.drops for part in parts)
-    assert any("SIGKILL" in note and "asked again" in note for note in ctx.progress.notes)
-    whole = list(Generate().run(make_context(tiny_model, generate=greedy), shards_of(rows, "prompts", 6)))
-    ours, theirs = joined(parts, "candidates"), joined(whole, "candidates")
-    assert [(c["prompt_id"], c["index"]) for c in ours] == [(c["prompt_id"], c["index"]) for c in theirs]
-    assert [c["text"].rstrip("\ufffd") for c in ours] == [c["text"].rstrip("\ufffd") for c in theirs]
+    def test_a_process_killed_in_the_middle_of_generate_loses_nothing(
+        self, generated: Generated, tiny_model: Path
+    ) -> None:
+        """Greedy answers equal transformers', but for a character that the last token leaves unfinished."""
+        parts, notes = generated.parts, generated.ctx.progress.notes  # type: ignore[attr-defined]
+        assert generated.killed and generated.engine.pid not in (None, generated.killed)
+        assert sorted(part.index for part in parts) == [0, 1, 2, 3]
+        assert sum(t.kept for part in parts for t in part.tallies) == 24 and not any(part.drops for part in parts)
+        assert any("SIGKILL" in note and "asked again" in note for note in notes)
+        other = make_context(tiny_model, generate=GREEDY, text={"max_length": 256})
+        whole = list(Generate().run(other, shards_of(ROWS, "prompts", 6)))
+        ours, theirs = joined(parts, "candidates"), joined(whole, "candidates")
+        assert [(c["prompt_id"], c["index"]) for c in ours] == [(c["prompt_id"], c["index"]) for c in theirs]
+        assert [c["text"].rstrip("\ufffd") for c in ours] == [c["text"].rstrip("\ufffd") for c in theirs]
 
 
 def test_without_the_package_the_error_says_what_to_do(

@@ -358,6 +358,28 @@ def test_a_missing_authored_file_is_refused(bench: Any, run_evaluate: Any) -> No
         run_evaluate(bench.context(evaluate={"authored": [{"path": "/no/such/file.jsonl"}]}))
 
 
+def test_nothing_is_measured_on_a_prompt_that_sft_learnt_from(bench: Any) -> None:
+    """In any turn, whatever case and white space."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from schemas.tables import TABLES
+    from stages.evaluate.heldout import HeldOut
+
+    held_out = [row for row in bench.pairs if row["split"] == "test"]
+    first, second = ([{**m, "content": f" {m['content'].upper()}"} for m in row["prompt"]] for row in held_out[:2])
+    answer = [{"role": "assistant", "content": "ok"}]
+    empty = {"conversation_id": "c", "language": "en", "n_tokens": 1, "n_learnt": 1, "source": "s", "source_row": 0}
+    rows = [{**empty, "messages": first + answer + second + answer}, {**empty, "messages": second + answer}]
+    path = bench.root / "conversations.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=TABLES["conversations"].schema), path)
+    ctx = bench.context()
+    ctx.inputs = {**ctx.inputs, "conversations": [path]}
+    drops = HeldOut(ctx, load_renderer(bench.models["initial"], ctx.config.text)).drops
+    found = {drop.row_id for drop in drops if drop.unit == "pair" and drop.reason == "in_training"}
+    assert found == {row["pair_id"] for row in held_out[:2]}
+
+
 def test_the_shipped_authored_pairs_can_be_read(bench: Any) -> None:
     from schemas.config.training import EvaluateConfig
     from stages.evaluate.heldout import HeldOut

@@ -280,6 +280,31 @@ def test_a_pair_that_fails_leaves_the_sums_and_is_accounted_for(tmp_path, models
             )
 
 
+def test_every_pair_is_one_step_of_progress_though_an_ema_is_summed_again(tmp_path, models, monkeypatch):
+    """p3 is not finite, so the part is summed again; then p2, which fitted, does not fit in memory."""
+    pairs, launch = table(8, 5, ["en"] * 8), Sketcher._launch
+    renderer = load_renderer(models["policy"], config().text)
+    p2, p3 = (renderer.pair_ids(row["prompt"], row["chosen"], row["rejected"]) for row in pairs.to_pylist()[2:4])
+    seen = []
+
+    def broken(self, batch, shared):
+        where = {tuple(pair.prompt + pair.chosen): n for n, pair in enumerate(batch)}
+        if seen and tuple([*p2.prompt, *p2.chosen]) in where:
+            raise RuntimeError("out of memory")
+        got = launch(self, batch, shared)
+        if (n := where.get(tuple([*p3.prompt, *p3.chosen]))) is not None:
+            got.sketch_ND[n] = float("inf")
+        seen.append(len(batch))
+        return got
+
+    monkeypatch.setattr(Sketcher, "_launch", broken)
+    config_ = config({"direction": "ema"}, token_budget=4096, prefix_sharing="off")
+    ctx = context(tmp_path, config_, models, pairs=pairs)
+    (part,) = Aggregate().run(ctx, shards(pairs, 8))
+    assert {(d.row_id, d.reason) for d in part.drops} == {("p3", "non_finite_gradient"), ("p2", "out_of_memory")}
+    assert ctx.progress.done == pairs.num_rows
+
+
 def test_one_pair_in_a_language_one_language_and_identical_answers_give_no_nan(tmp_path, models):
     pairs = table(10, 6, ["en"] * 9 + ["de"]).to_pylist()
     pairs[2]["rejected"] = pairs[2]["chosen"]
@@ -350,6 +375,26 @@ def test_defaults_of_the_conflict_stage_that_this_mode_cannot_have_are_others():
     assert RunConfig.model_validate(one_sided.model_dump()) == one_sided
     two_sided = RunConfig.model_validate(values)
     assert (two_sided.conflict.leave_out, two_sided.conflict.metric) == ("answers", "layer")
+
+
+def test_unless_it_is_set_only_the_pair_leaves_and_what_stays_with_it_is_said(tmp_path, models):
+    given = config().model_dump(mode="json")
+    del given["conflict"]["leave_out"]
+    config_ = RunConfig.model_validate(given)
+    assert config_.conflict.leave_out == "pair"
+    given["gradients"]["sketch"]["method"] = "two_sided"
+    assert RunConfig.model_validate(given).conflict.leave_out == "answers"
+    pairs = table(6, 8, ["en"] * 6).to_pylist()
+    pairs[2]["rejected"] = pairs[3]["chosen"]
+    pairs = pa.Table.from_pylist(pairs, schema=TABLES["pairs"].schema)
+    _, tables = first_pass(tmp_path, models, pairs, config_)
+    ctx = context(tmp_path, config_, models, pairs=pairs, **tables)
+    tables["gradients"] = files(
+        tmp_path, "gradients", [p.tables["gradients"] for p in Gradients().run(ctx, shards(pairs, 9))]
+    )
+    ctx = context(tmp_path, config_, {}, pairs=pairs, **tables)
+    collect(Conflict(), ctx)
+    assert any(note.startswith("2 of 5 pairs share an answer") for note in ctx.progress.notes)
 
 
 def test_when_no_pair_is_left_both_passes_say_so_in_their_accounts(tmp_path, models):

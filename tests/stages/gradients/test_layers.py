@@ -50,11 +50,25 @@ _EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size":
         transformers.MixtralConfig(**_TINY, **_HEADS, num_local_experts=2),
         transformers.Qwen3MoeConfig(**_TINY, **_HEADS, **_EXPERTS, decoder_sparse_step=1, mlp_only_layers=[]),
         transformers.OlmoeConfig(**_TINY, **_HEADS, num_experts=2, num_experts_per_tok=1),
+        transformers.Qwen2MoeConfig(**_TINY, **_HEADS, **_EXPERTS),
+        transformers.DeepseekV3Config(
+            **_TINY,
+            **_HEADS,
+            n_routed_experts=2,
+            n_group=1,
+            topk_group=1,
+            first_k_dense_replace=0,
+            num_experts_per_tok=1,
+        ),
+        transformers.GptOssConfig(**_TINY, **_HEADS, head_dim=8, num_local_experts=2, num_experts_per_tok=1),
+        transformers.GraniteMoeConfig(**_TINY, **_HEADS, num_local_experts=2, num_experts_per_tok=1),
+        transformers.Llama4TextConfig(**_TINY, **_HEADS, head_dim=8, num_local_experts=2),
     ],
     ids=lambda config: config.model_type,
 )
 def test_mixtures_of_experts_are_refused(config) -> None:
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
     with pytest.raises(ValueError, match=r"mixture of experts.*use a dense model"):
         select_layers(model)
 

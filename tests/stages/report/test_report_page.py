@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 from hostile import NASTY, STEERING
 
+from schemas.config.sft import SftConfig
 from schemas.manifests import StageManifest, Tally
 from stages.contract import Account, Context, Silent
 from stages.report.stage import Report
@@ -110,6 +111,18 @@ def test_charts_have_text_alternatives_and_tables_captions(build_run, tmp_path):
     headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
     assert headings[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(headings)), headings
+
+
+def test_the_sft_stage_has_its_loss_curve(build_run, tmp_path):
+    run = build_run()
+    assert "Supervised fine-tuning" not in write(run, tmp_path)
+    rows = [{"step": step, "name": "loss", "value": 3.0 / step} for step in range(1, 9)]
+    run.write("sft_metrics", rows)
+    sft = SftConfig.model_validate({"sources": [{"path": "<b>talks</b>.jsonl"}]})
+    run.run.config = run.run.config.model_copy(update={"sft": sft})
+    html = write(run, tmp_path)
+    assert "Loss over 8 logged steps, from 3.00 to 0.375" in html and html.count("Supervised fine-tuning") == 2
+    assert "<b>talks" not in html
 
 
 def test_nothing_is_loaded_and_only_the_one_script_may_run(build_run, tmp_path):

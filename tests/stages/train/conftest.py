@@ -204,6 +204,12 @@ class Workbench:
         )
 
 
+@pytest.fixture(scope="module")
+def shared_workbench(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Workbench:
+    """For a run that several tests of a file look at, each in folders of its own."""
+    return Workbench(tmp_path_factory.mktemp("shared"), tiny_folder)
+
+
 @pytest.fixture
 def workbench(tmp_path: Path, tiny_folder: Path) -> Workbench:
     return Workbench(tmp_path, tiny_folder)

@@ -203,7 +203,6 @@ def test_a_window_longer_than_the_run_is_refused_and_a_cut_one_said_aloud(workbe
     [
         ({"optimizer": "ondare", "merge": BASE, "method": "lora"}, "LoRA factor"),
         ({"optimizer": "anchor", "merge": {"alpha": 0.1}, "method": "lora"}, "LoRA factor"),
-        ({"optimizer": "onties", "method": "full"}, "needs train.merge.base"),
         ({"optimizer": "anchor", "method": "full"}, "no default"),
         ({"optimizer": "anchor", "method": "full", "merge": BASE | {"alpha": 0.1}}, "no use for train.merge.base"),
         ({"optimizer": "anchor", "method": "full", "merge": {"alpha": 0.1, "reserve": 0.5}}, "train.merge.reserve"),

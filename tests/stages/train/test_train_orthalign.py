@@ -112,7 +112,10 @@ def test_when_the_weights_of_the_last_objective_are_gone_it_begins_where_weights
 
 
 def test_every_objective_is_measured_after_each(workbench: Any) -> None:
-    metrics, account = train(workbench.context(method="full", epochs=6, orthalign=sequence()))
+    settings = {"method": "full", "epochs": 6, "merge": {"log_every": 5}}
+    metrics, account = train(workbench.context(**settings, orthalign=sequence()))
+    shares = values(metrics, "merge/projected")  # without merging: of the projection alone
+    assert [step for step, _ in shares] == [17, 22] and all(0.1 < share < 1 for _, share in shares)
     assert [step for step, _ in values(metrics, "objective/english/reward_accuracy")] == [12, 24]
     assert [step for step, _ in values(metrics, "objective/german/reward_accuracy")] == [24]
     assert values(metrics, "objective/english/reward_accuracy")[0][1] == 1.0

@@ -98,6 +98,21 @@ def test_a_stopped_run_resumes_to_the_same_weights_and_metrics(workbench: Any, m
     assert metrics.equals(again)
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_stopped_in_its_last_step_it_takes_no_further_one(workbench: Any, method: str) -> None:
+    """max_steps ends inside an epoch, the learning rate is not 0 there, and the checkpoint is of the last step."""
+    settings = {"method": method, "max_steps": 2, "schedule": "constant", "save_steps": 1}
+    whole = workbench.context("whole", **settings)
+    metrics, _ = train(whole)
+    with pytest.raises(Stopped):
+        train(workbench.context("halted", **settings, stop_at=1))
+    assert (workbench.root / "halted/checkpoints/checkpoint-2").exists()
+    resumed = workbench.context("halted", **settings)
+    again, account = train(resumed)
+    assert same(weights(whole), weights(resumed)) and metrics.equals(again)
+    assert account.stats["steps"] == 2
+
+
 def test_a_half_written_checkpoint_is_skipped(workbench: Any) -> None:
     whole = workbench.context("whole", save_steps=2)
     train(whole)

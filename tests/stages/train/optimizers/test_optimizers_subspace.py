@@ -11,7 +11,7 @@ from optimizer_bench import SHAPES, Bench, run, same
 from torch import nn
 
 from schemas.errors import UserError
-from stages.train.optimizers import Merge, OnlineMergingAdamW, Protected
+from stages.train.optimizers import Merge, OnlineMergingAdamW, Protected, masks, merges
 from stages.train.optimizers.trust import exact
 
 MATRICES = ("embed.weight", "layer.weight")
@@ -134,6 +134,40 @@ def test_the_displacement_stays_in_the_trust_region_by_exact_svd(every: int) -> 
         assert exact(free[name].detach() - bench.start[name]) > radius
         assert exact(weights[name].detach() - bench.start[name]) > 0.8 * radius
         assert protect("left").leak(name, displacement(optimizer, weights[name])) <= 1e-6
+
+
+@pytest.mark.parametrize("what", ["top share", "random share", "election", "pull"])
+def test_merging_after_the_projection_would_leak(what: str) -> None:
+    """The order that must not be: what is in its subspace leaves it when entries are dropped, elected or added."""
+    bench, protected, name = Bench(51), protect("left"), "layer.weight"
+    update, tau = bench.normal(name), bench.tau[name]
+    protected.project_(name, update)
+    assert protected.leak(name, update) <= 1e-6
+    if what == "top share":
+        masks.keep_top_(update, 0.5)
+    elif what == "random share":
+        update *= masks.random_mask(0.5, ("k",), 0, update.numel()).view(update.shape)
+    elif what == "election":
+        update = merges.onties_(update, tau, 0.9)
+    else:
+        update = merges.ondare_(update, tau, 0.9)
+    assert protected.leak(name, update) > 0.05
+    protected.project_(name, update)  # the chain's order: last
+    assert protected.leak(name, update) <= 1e-6
+
+
+@pytest.mark.parametrize("merge", [Merge("none", 0.0), Merge("onties", 0.05, 0.5)])
+def test_a_learning_rate_of_zero_moves_nothing_that_is_constrained(merge: Merge) -> None:
+    bench = Bench(52)
+    weights = bench.weights()
+    optimizer = bench.merged(weights, merge, protected=protect("both"), trust_radius=0.05, weight_decay=0.1)
+    run(optimizer, weights, bench.gradients(3))
+    before = {name: p.detach().clone() for name, p in weights.items()}
+    assert not same(before, bench.start)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    run(optimizer, weights, bench.gradients(3))
+    assert same(before, {name: p.detach() for name, p in weights.items()})
 
 
 def test_decay_goes_to_the_start_when_constrained() -> None:

@@ -1,0 +1,1 @@
+"""Sft stage: TRL's SFTTrainer on conversations, before round 0."""

@@ -1,0 +1,64 @@
+"""Forgetting: token-level negative preference optimisation on rejected answers. METHODS.md section 7."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import logsigmoid
+
+from stages.train.allo.collators import RejectedSide
+from stages.train.trainer import PairTrainer
+
+
+def npo_loss(
+    logps: torch.Tensor, ref_logps: torch.Tensor, weights: torch.Tensor, beta: float, count: torch.Tensor | float
+) -> torch.Tensor:
+    """-(1/n) sum w_t log sigmoid(-beta (log pi(y_t) - log pi_ref(y_t))), n = max(1, count); log 2 where pi = pi_ref and count = sum w.
+
+    All [B, T]. w_t = 1 for the tokens to unlearn: descending lowers their probability. (The released code weights with the token's
+    reward itself, so that it unlearns what the reward model likes.)
+    """
+    n = max(1.0, float(count))
+    return -(weights * logsigmoid(-beta * (logps - ref_logps))).sum() / n
+
+
+class ForgetTrainer(PairTrainer):
+    """`npo_loss` with `train.allo.beta` on rows with `token_weights` and `ref_token_logps` (lists, one entry a rejected token); n counts the
+    weights of the whole optimizer step."""
+
+    def collator(self, whole: Any) -> Any:
+        return RejectedSide(whole)
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> int:
+        """Tokens to unlearn in this optimizer step, over all devices."""
+        tokens = sum(float(batch["token_weights"].sum()) for batch in batch_samples)
+        if self.args.world_size > 1:
+            return int(self.accelerator.gather(torch.tensor([tokens], device=device)).sum())
+        return int(tokens)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The micro-batch's share of the step's loss."""
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            labels=labels,
+            use_cache=False,
+            fused_lm_head=True,
+        )
+        weights, reference = inputs["token_weights"][:, 1:], inputs["ref_token_logps"][:, 1:]
+        logps = outputs.log_probs[:, -weights.shape[1] :]
+        total = weights.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = npo_loss(logps, reference, weights, self.train_config.allo.beta, total) * self.args.world_size
+        own = weights.sum()
+        if own:
+            ratio = float((weights * (logps.detach() - reference)).sum() / own)
+            self._metrics["train"]["log_ratio"].append(ratio)
+        return (loss, outputs) if return_outputs else loss

@@ -1,0 +1,319 @@
+"""The phases of one objective: warm-up -> token rewards and masks -> restore -> forget -> learn. METHODS.md sections 7 and 8.
+
+Without `train.allo` there is one phase. What a finished phase leaves is in folders that are complete or not there (`checkpoints.py`), so
+that a run that was killed continues in the phase it was in, and ends with the same weights where training is deterministic:
+
+    <checkpoints>/allo/warmup, gradient, forget    checkpoints while the phase runs
+    <checkpoints>/allo/prepared                    forget.safetensors, learn.safetensors (masks), tokens.parquet, history.json
+    <checkpoints>/allo/forgotten                   weights.safetensors (as trained), history.json
+    <checkpoints>/checkpoint-*                     of the last phase
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from schemas.config.allo import AlloConfig
+from schemas.config.training import MergeConfig, OrthAlignConfig, TrainConfig
+from schemas.errors import UserError
+from schemas.ids import content_id
+from stages.contract import Context
+from stages.gradients.batching import TokenBudget
+from stages.gradients.logprobs import score_rows
+from stages.gradients.rows import Row
+from stages.models.load import free_memory
+from stages.text.render import Renderer
+from stages.train.allo.forget import ForgetTrainer
+from stages.train.allo.gradient import GradientTrainer
+from stages.train.allo.masks import select_entries
+from stages.train.allo.rewards import model_rewards
+from stages.train.allo.tokens import RejectedTokens, implicit_rewards
+from stages.train.batches import BatchPlan, plan_batches
+from stages.train.callbacks import beats
+from stages.train.checkpoints import is_complete, mark_complete
+from stages.train.dataset import TrainingPairs
+from stages.train.model import Precision
+from stages.train.optimizers.active import ActiveEntries
+from stages.train.optimizers.bucket import narrowest
+from stages.train.phase import Phase, train_phase
+from stages.train.references import PAIRS_AT_A_TIME, recomputed
+
+History = list[dict[str, Any]]
+
+
+def train_objective(
+    ctx: Context, model: PreTrainedModel, renderer: Renderer, numbers: Precision, phase: Phase
+) -> tuple[Any, History]:
+    """As `train_phase`, through the phases of `train.allo` if it is on; phase: the last of them (learning). Steps are counted over all
+    phases; what is logged before the last is named `allo/<phase>/...`. Raises UserError as its parts do."""
+    if not ctx.config.train.allo.on:
+        return train_phase(ctx, model, renderer, numbers, phase)
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        raise UserError(
+            "train.allo trains in one process: its masks and token rewards are made from whole weights",
+            where="train.allo",
+            fix="Start training with one process, or leave train.allo out.",
+        )
+    return _Phases(ctx, renderer, numbers, phase, plans(ctx.config.train, phase.plan, len(phase.pairs))).run(model)
+
+
+def plans(train: TrainConfig, plan: BatchPlan, n_pairs: int) -> dict[str, BatchPlan]:
+    """Phase -> its steps, in order; plan: of learning, or of training without phases."""
+    allo = train.allo
+    if not allo.on:
+        return {"learn": plan}
+    warmup_steps = allo.warmup_steps
+    short = replace(plan, steps=warmup_steps, warmup_steps=int(train.warmup_ratio * warmup_steps), notes=())
+    found = {}
+    if allo.needs_warmup:
+        found["warmup"] = short
+    if allo.mask == "gradient":
+        found["gradient"] = short
+    if allo.forget:
+        found["forget"] = plan_batches(n_pairs, _forgetting(train))
+    if allo.learn:
+        found["learn"] = plan
+    return found
+
+
+def total_steps(train: TrainConfig, plan: BatchPlan, n_pairs: int) -> int:
+    """Optimizer steps of all phases."""
+    return sum(p.steps for p in plans(train, plan, n_pairs).values())
+
+
+def _forgetting(train: TrainConfig) -> TrainConfig:
+    allo = train.allo
+    rate = train.learning_rate if allo.forget_learning_rate is None else allo.forget_learning_rate
+    steps = {"epochs": allo.forget_epochs, "max_steps": allo.forget_max_steps}
+    return train.model_copy(update={"learning_rate": rate, **steps})
+
+
+def _warming(train: TrainConfig) -> TrainConfig:
+    """Plain AdamW on all weights."""
+    return train.model_copy(
+        update={"optimizer": "adamw", "merge": MergeConfig(), "orthalign": OrthAlignConfig(), "allo": AlloConfig()}
+    )
+
+
+@dataclass
+class _Phases:
+    ctx: Context
+    renderer: Renderer
+    numbers: Precision
+    last: Phase
+    plans: dict[str, BatchPlan]
+
+    def run(self, model: PreTrainedModel) -> tuple[Any, History]:
+        allo = self.ctx.config.train.allo
+        self._prepare(model)
+        masks = self.folder / "prepared"
+        tokens = RejectedTokens.load(masks / "tokens.parquet") if allo.needs_rewards else None
+        history = _history(masks)
+        if allo.forget:
+            assert tokens is not None
+            history = self._forget(model, tokens, ActiveEntries.load(masks / "forget.safetensors"), history)
+        if not allo.learn:
+            return model, history
+        pairs = self.last.pairs
+        if allo.forget or allo.key_fraction < 1:
+            pairs = self._referred(pairs, model, tokens)
+        learn = replace(self.last, pairs=pairs, active=ActiveEntries.load(masks / "learn.safetensors"))
+        trained, log = train_phase(self.ctx, model, self.renderer, self.numbers, learn)
+        before = self._before("learn")
+        return trained, history + [entry | {"step": entry["step"] + before} for entry in log]
+
+    @property
+    def folder(self) -> Path:
+        return self.last.checkpoints / "allo"
+
+    def _before(self, name: str) -> int:
+        """Steps of the phases before this one."""
+        order = list(self.plans)
+        return sum(self.plans[earlier].steps for earlier in order[: order.index(name)])
+
+    def _identity(self, *parts: str) -> str:
+        return content_id(self.last.identity, "allo", *parts)
+
+    def _run(self, name: str, model: Any, train: TrainConfig, pairs: TrainingPairs, **fields: Any) -> History:
+        """One phase before the last; its log under its name, but for the summary of the call."""
+        order = list(self.plans)
+        phase = Phase(
+            pairs,
+            self.plans[name],
+            self.folder / name,
+            self._identity(name),
+            number=self.last.number + 1000 * (1 + order.index(name)),  # another order of the pairs
+            later=self.last.later + sum(self.plans[n].steps for n in order[order.index(name) + 1 :]),
+            **fields,
+        )
+        self.ctx.progress.note(f"phase {name}: {self.plans[name].steps} steps")
+        ctx = replace(self.ctx, config=self.ctx.config.model_copy(update={"train": train}))
+        _, log = train_phase(ctx, model, self.renderer, self.numbers, phase)
+        before = self._before(name)
+        counted = [entry | {"step": entry["step"] + before} for entry in log]
+        return [entry if "train_runtime" in entry else _named(entry, f"allo/{name}") for entry in counted]
+
+    def _prepare(self, model: PreTrainedModel) -> None:
+        """Masks and tokens on disk; the model as it was. Nothing to do when they are there."""
+        folder, identity = self.folder / "prepared", self._identity("prepared")
+        if is_complete(folder, identity):
+            self.ctx.progress.note("masks and token rewards: made before")
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        train, pairs = self.ctx.config.train, self.last.pairs
+        allo = train.allo
+        references: list[torch.Tensor] = []
+        rewards: list[torch.Tensor] = []
+        if allo.needs_rewards:
+            references = self._rejected_logps(model)
+        if allo.needs_rewards and allo.token_reward != "implicit":  # before any training: the model may be refused
+            tokenizer, rows = self.renderer.tokenizer, _rejected(pairs)
+            rewards = model_rewards(self.ctx, tokenizer, self.numbers, rows, references)
+        history: History = []
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        with _restored(trained) as start:
+            if "warmup" in self.plans:
+                history += self._run("warmup", model, _warming(train), pairs)
+            if allo.needs_rewards and allo.token_reward == "implicit":
+                warmed = self._rejected_logps(model)
+                rewards = [implicit_rewards(a, b, allo.beta) for a, b in zip(warmed, references, strict=True)]
+            if allo.mask == "warmup":
+                self._select(folder, trained, lambda name: _change(trained[name], start[name]))
+        if allo.mask == "gradient":
+            sums: dict[str, torch.Tensor] = {}
+            unclipped = _warming(train).model_copy(update={"max_grad_norm": 0.0})
+            trainer = partial(GradientTrainer, sums=sums)
+            history += self._run("gradient", model, unclipped, pairs, trainer=trainer)
+            self._select(folder, trained, sums.__getitem__)
+        if allo.needs_rewards:
+            self._choose(rewards, references).save(folder / "tokens.parquet")
+        _finish(folder, identity, history)
+        for name in ("warmup", "gradient"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        free_memory()
+
+    def _select(self, folder: Path, trained: Mapping[str, nn.Parameter], score: Callable[[str], torch.Tensor]) -> None:
+        """The masks of both phases, from the same scores."""
+        allo = self.ctx.config.train.allo
+        for phase, share in (("forget", allo.forget_ratio), ("learn", allo.learn_ratio)):
+            if phase in self.plans:
+                active, line = select_entries(
+                    trained, score, share, allo.unit, f"{phase}_ratio", allo.allow_empty_layers
+                )
+                active.save(folder / f"{phase}.safetensors")
+                self.ctx.progress.note(line)
+
+    def _choose(self, rewards: list[torch.Tensor], references: list[torch.Tensor]) -> RejectedTokens:
+        allo = self.ctx.config.train.allo
+        tokens = RejectedTokens.chosen_by(rewards, references, allo.key_fraction)
+        if allo.forget:
+            count, unlearned, without = tokens.counts()
+            line = f"{unlearned:,} of {count:,} rejected tokens have a reward below 0.5 and are unlearned"
+            self.ctx.progress.note(f"{line}; {without} of {len(rewards)} pairs have none" if without else line)
+            if not unlearned:
+                raise UserError(
+                    "no token of a rejected answer has a reward below 0.5: there is nothing to forget",
+                    where="train.allo.forget",
+                    fix="Set train.allo.forget: false, or warm up longer (train.allo.warmup_steps).",
+                )
+        return tokens
+
+    def _forget(self, model: Any, tokens: RejectedTokens, active: ActiveEntries, history: History) -> History:
+        """Train, or load what forgetting left; the history with its log."""
+        folder, identity = self.folder / "forgotten", self._identity("forgotten")
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if is_complete(folder, identity):
+            self.ctx.progress.note("phase forget: done before")
+            with safe_open(str(folder / "weights.safetensors"), framework="pt", device="cpu") as file:
+                for name, parameter in parameters.items():
+                    parameter.data.copy_(file.get_tensor(name))
+            return _history(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        pairs = self.last.pairs.with_tokens("token_weights", tokens.weights())
+        pairs = pairs.with_tokens("ref_token_logps", tokens.column("ref_token_logps"))
+        train = _forgetting(self.ctx.config.train)
+        limits = {"protected": self.last.protected, "active": active}
+        history = history + self._run("forget", model, train, pairs, trainer=ForgetTrainer, **limits)
+        if self.ctx.config.train.allo.learn:  # else it is the last, and its checkpoints are what is resumed from
+            folder.mkdir(parents=True)
+            save_file({n: p.detach().contiguous() for n, p in parameters.items()}, folder / "weights.safetensors")
+            _finish(folder, identity, history)
+            shutil.rmtree(self.folder / "forget", ignore_errors=True)
+        return history
+
+    def _referred(self, pairs: TrainingPairs, model: Any, tokens: RejectedTokens | None) -> TrainingPairs:
+        """The pairs with the references of `model`, the rejected side's over its key tokens."""
+        if tokens is None or self.ctx.config.train.allo.key_fraction == 1:
+            budget = self.ctx.config.gradients.token_budget
+            return recomputed(pairs, model, budget, partial(beats, self.ctx))
+        keys = tokens.column("key_tokens")
+        chosen = self._logps(model, [pairs.pair(i).rows[0] for i in range(len(pairs))])
+        rejected = self._rejected_logps(model)
+        references = [
+            (float(c.double().sum()), float(r.double()[torch.tensor(k)].sum()))
+            for c, r, k in zip(chosen, rejected, keys.to_pylist(), strict=True)
+        ]
+        return pairs.with_references(references).with_tokens("key_tokens", keys)
+
+    def _rejected_logps(self, model: Any) -> list[torch.Tensor]:
+        """log pi of every token of the rejected answers."""
+        return self._logps(model, _rejected(self.last.pairs))
+
+    def _logps(self, model: Any, rows: list[Row]) -> list[torch.Tensor]:
+        starts = range(0, len(rows), PAIRS_AT_A_TIME)
+        found: list[torch.Tensor] = []
+        beat = beats(self.ctx, len(starts), "batch of token log-probabilities")
+        for first in starts:
+            budget = TokenBudget(self.ctx.config.gradients.token_budget)
+            found += score_rows(model, rows[first : first + PAIRS_AT_A_TIME], budget)
+            beat()
+        return found
+
+
+def _rejected(pairs: TrainingPairs) -> list[Row]:
+    return [pairs.pair(index).rows[1] for index in range(len(pairs))]
+
+
+def _named(entry: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name if name == "step" else f"{prefix}/{name}": value for name, value in entry.items()}
+
+
+def _change(now: nn.Parameter, start: torch.Tensor) -> torch.Tensor:
+    return (now.detach().float() - start.to(now.device).float()).abs()
+
+
+@contextmanager
+def _restored(parameters: Mapping[str, nn.Parameter]) -> Iterator[Mapping[str, torch.Tensor]]:
+    """Gives the parameters' values as they are, in main memory; they are put back at the end."""
+    start = {name: narrowest(p, None).cpu() for name, p in parameters.items()}
+    try:
+        yield start
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data.copy_(start[name])
+            parameter.grad = None
+
+
+def _history(folder: Path) -> History:
+    found: History = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _finish(folder: Path, identity: str, history: History) -> None:
+    """The log so far into the folder; then it is complete."""
+    (folder / "history.json").write_text(json.dumps(history), encoding="utf-8")
+    mark_complete(folder, identity, max((entry["step"] for entry in history), default=0))

@@ -1,0 +1,108 @@
+"""Rewards of tokens as probabilities, from a reward model. METHODS.md section 7."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
+
+from schemas.errors import UserError
+from stages.contract import Context
+from stages.gradients.batching import TokenBudget
+from stages.gradients.logprobs import score_rows
+from stages.gradients.rows import Row, RowBatch
+from stages.models.load import free_memory, load_causal_lm
+from stages.train.allo.tokens import implicit_rewards
+from stages.train.model import Precision
+
+_WHERE = "train.allo.reward_model"
+
+
+def model_rewards(
+    ctx: Context,
+    tokenizer: PreTrainedTokenizerBase,
+    numbers: Precision,
+    rows: Sequence[Row],
+    ref_logps: Sequence[torch.Tensor],
+) -> list[torch.Tensor]:
+    """The reward [n] in [0, 1] of each completion token of every row, from `train.allo.reward_model`.
+
+    dpo_model: sigmoid(beta log pi_rm/pi_ref) of a causal model trained by DPO from the reference. classifier: the probability that the
+    token is good, with one label its sigmoid, with two the softmax of label 1. Raises UserError when the model cannot be loaded, has other
+    labels, or another tokenizer than the policy: its tokens would be others.
+    """
+    allo, trust = ctx.config.train.allo, ctx.config.model.trust_remote_code
+    ref = ctx.models["token_reward"]
+    _same_tokens(ref.name, str(ref.path), tokenizer)
+    budget = TokenBudget(ctx.config.gradients.token_budget)
+    if allo.token_reward == "dpo_model":
+        model = load_causal_lm(ref, numbers.compute, numbers.device, trust)
+        logps = score_rows(model, rows, budget)
+        found = [implicit_rewards(own, base, allo.beta) for own, base in zip(logps, ref_logps, strict=True)]
+    else:
+        model = _classifier(ref.name, str(ref.path), numbers, trust)
+        found = _classified(model, rows, budget, numbers.device)
+    del model
+    free_memory()
+    return found
+
+
+def _same_tokens(name: str, folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    from transformers import AutoTokenizer
+
+    try:
+        theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"The tokenizer of {name} cannot be loaded: {first}", where=_WHERE) from error
+    if theirs.get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"{name} has another vocabulary than the policy: its rewards would be of other tokens",
+            where=_WHERE,
+            fix="Use a reward model made from the same base model, or train.allo.token_reward: implicit.",
+        )
+
+
+def _classifier(name: str, folder: str, numbers: Precision, trust: bool) -> torch.nn.Module:
+    try:
+        model, info = AutoModelForTokenClassification.from_pretrained(
+            folder,
+            dtype=numbers.compute,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"The token classifier {name} cannot be loaded: {first}", where=_WHERE) from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])[0]
+        raise UserError(
+            f"{name} is no token classifier: it has no weights {missing}",
+            where=_WHERE,
+            fix="Give a token-classification model, or use train.allo.token_reward: dpo_model for a causal one.",
+        )
+    if model.config.num_labels not in (1, 2):
+        raise UserError(
+            f"{name} has {model.config.num_labels} labels: which of them is a good token is not known",
+            where=_WHERE,
+            fix="Use a classifier with one label (good), or two (bad, good).",
+        )
+    return model.to(numbers.device).eval()
+
+
+@torch.no_grad()
+def _classified(
+    model: torch.nn.Module, rows: Sequence[Row], budget: TokenBudget, device: torch.device
+) -> list[torch.Tensor]:
+    def compute(indices: list[int]) -> list[torch.Tensor]:
+        batch = RowBatch.build([rows[i] for i in indices], device)
+        lengths = torch.tensor([len(rows[i]) for i in indices], device=device)
+        mask = torch.arange(batch.ids_BT.shape[1], device=device) < lengths[:, None]
+        logits = model(input_ids=batch.ids_BT, attention_mask=mask.long()).logits.double().cpu()
+        good = logits[..., 0].sigmoid() if logits.shape[-1] == 1 else logits.softmax(-1)[..., 1]
+        return [good[b, len(rows[i].prompt) : len(rows[i])].clone() for b, i in enumerate(indices)]
+
+    return budget.run([len(row) for row in rows], compute)

@@ -1,0 +1,63 @@
+"""A model cut over the processes of a training with FSDP2 (torch.distributed.fsdp.fully_shard), and put together again.
+
+accelerate offers FSDP2 on GPUs alone; torch's own call is the same on a CPU, where the tests are. The forward is the one of a
+single process: autocast over float32 weights, gathered layer by layer.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+
+def shard(model: nn.Module, device: torch.device) -> nn.Module:
+    """Cut the model's parameters by rows, in place, moving them to `device`: one gathering per decoder layer, one for the rest.
+    Returns the model without parameters, for `unsharded`."""
+    empty = copy.deepcopy(model, {id(p): _without_data(p) for p in model.parameters()})
+    mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
+    layers = set(getattr(model, "_no_split_modules", None) or ())
+    for module in list(model.modules()):
+        if type(module).__name__ in layers:
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return empty
+
+
+def unsharded(model: nn.Module, empty: nn.Module) -> nn.Module:
+    """`empty` with the whole weights of the sharded model, on the CPU. Collective."""
+    named = zip(empty.parameters(), model.parameters(), strict=True)
+    filled = {id(old): nn.Parameter(whole(p), requires_grad=p.requires_grad) for old, p in named}
+    for module in empty.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            setattr(module, name, filled[id(parameter)])
+    return empty.cpu()
+
+
+def whole_weights(model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
+    """The state_dict with whole tensors on the CPU; empty where not `keep` (processes that do not write). Collective: one tensor
+    at a time is whole on a device."""
+    seen: dict[int, torch.Tensor | None] = {}
+    named = model.state_dict(keep_vars=True)  # tied weights are one tensor under two names
+    for tensor in named.values():
+        if id(tensor) not in seen:
+            full = _gathered(tensor)
+            seen[id(tensor)] = full.cpu() if keep else None
+    return {name: kept for name, tensor in named.items() if (kept := seen[id(tensor)]) is not None}
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a sharded tensor on the CPU, on every process. Collective."""
+    return _gathered(tensor).cpu()
+
+
+def _gathered(tensor: torch.Tensor) -> torch.Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def _without_data(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)

@@ -1,0 +1,31 @@
+"""Which GPUs a worker process sees."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import pipeline.executor
+from pipeline.config_file import load_config
+from pipeline.executor import LocalExecutor
+from pipeline.signals import StopSignals
+from pipeline.worker import Order
+from stages.catalog import BY_NAME
+
+
+@pytest.mark.parametrize(
+    ("processes", "train", "others"),
+    [(1, ["0"], ["0,1", "2,3"]), (3, ["0,1,2"], ["0,1", "2,3"]), (0, ["0,1,2,3"], ["0,1", "2,3"])],
+)
+def test_the_train_worker_sees_a_gpu_per_process_and_other_workers_their_own(
+    processes: int, train: list[str], others: list[str], write_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.executor, "visible_gpus", lambda: ["0", "1", "2", "3"])
+    config = load_config(write_config(train={"processes": processes}, engine={"tensor_parallel": 2}))
+    executor = LocalExecutor(config, tmp_path, StopSignals())
+    order = Order(BY_NAME["train"], 0, config, tmp_path, "", {}, {}, {})
+    for order_, seen in ((order, train), (replace(order, spec=BY_NAME["generate"]), others)):
+        for slot, devices in enumerate(seen):
+            assert executor._environment(slot, executor._width(order_))["CUDA_VISIBLE_DEVICES"] == devices

@@ -1,0 +1,265 @@
+"""What two gloo processes compute for test_optimizers_sharded.py, and what one process is asked for the same."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from schemas.errors import UserError
+from stages.train.optimizers import ActiveEntries, Merge, OnlineMergingAdamW, Protected, TaskVector
+from stages.train.optimizers.masks import keep_top_of_
+from stages.train.optimizers.shard import Shard as Held
+from stages.train.optimizers.state import gathered_state, scattered_state
+
+STEPS, ROWS = 6, 8
+INPUTS, OUTPUTS = 12_000, 3
+"""The first matrix has 7 rows, 84,000 entries: the second process's part begins inside one block of random masks (65,536 entries)
+and ends inside the next."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Settings of an optimizer. double: in float64, where rounding does not decide which of two entries is the larger."""
+
+    settings: dict[str, Any]
+    double: bool = True
+    bf16_start: bool = False
+
+
+def protected(side: str) -> Protected:
+    generator = torch.Generator().manual_seed(7)
+    matrices = {n: p for n, p in make_model(False).named_parameters() if p.ndim == 2 and min(p.shape) > 2}
+    changes = {n: torch.randn(p.shape, generator=generator) for n, p in matrices.items()}
+    return Protected.none().extended(changes, side, 0.5, 2)  # type: ignore[arg-type]
+
+
+def active(share: float) -> ActiveEntries:
+    """Random entries of most parameters; whole rows of the second matrix."""
+    generator = torch.Generator().manual_seed(8)
+    masks = {n: torch.rand(p.shape, generator=generator) < share for n, p in make_model(False).named_parameters()}
+    masks["2.weight"] = torch.rand(11, 1, generator=generator) < 0.5
+    masks["0.bias"] = torch.tensor([True])
+    del masks["5.bias"]
+    return ActiveEntries(masks)
+
+
+CASES = {
+    "adamw": Case({}),
+    "ondare": Case({"merge": Merge("ondare", alpha=0.01, reserve=0.5)}),
+    "ondare released": Case(
+        {"merge": Merge("ondare", alpha=0.01, reserve=0.3, preset="released", rescale=True, every=2)},
+        double=False,
+        bf16_start=True,
+    ),
+    "onties": Case({"merge": Merge("onties", alpha=0.01, reserve=0.3)}),
+    "onties released": Case({"merge": Merge("onties", alpha=0.01, reserve=0.3, preset="released", rescale=True)}),
+    "anchor": Case({"merge": Merge("anchor", alpha=0.01, alpha_schedule="constant")}),
+    "masked, merged": Case({"active": 0.2, "merge": Merge("onties", alpha=0.01, reserve=0.3), "weight_decay": 0.1}),
+    "left": Case({"protected": "left", "weight_decay": 0.1}),
+    "right": Case({"protected": "right"}),
+    "both, merged": Case({"protected": "both", "merge": Merge("ondare", alpha=0.01, reserve=0.5)}),
+    "trust region": Case({"trust_radius": 0.02}, double=False),
+    "trust region, every 3": Case({"trust_radius": 0.02, "merge": Merge("ondare", alpha=0.01, reserve=0.5, every=3)}),
+}
+
+
+def make_model(double: bool, bf16_start: bool = False) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(INPUTS, 7), nn.Tanh(), nn.Linear(7, 11, bias=False), nn.Tanh(), nn.Linear(11, OUTPUTS)
+    )
+    model.append(nn.Linear(OUTPUTS, 1))  # one row: a process holds none of it
+    if bf16_start:
+        model.bfloat16()
+    return model.double() if double else model.float()
+
+
+def shard(model: nn.Sequential) -> nn.Sequential:
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer)
+    fully_shard(model)
+    return model
+
+
+def make_optimizer(model: nn.Module, case: Case) -> OnlineMergingAdamW:
+    settings = dict(case.settings)
+    if isinstance(settings.get("protected"), str):
+        settings["protected"] = protected(settings["protected"])
+    if isinstance(settings.get("active"), float):
+        settings["active"] = active(settings["active"])
+    generator = torch.Generator().manual_seed(99)
+    tau = {n: torch.randn(p.shape, generator=generator) for n, p in make_model(False).named_parameters()}
+    merged = settings.get("merge")
+    vector = TaskVector.from_tensors(tau) if merged is not None and merged.needs_task_vector else None
+    return OnlineMergingAdamW(model.named_parameters(), lr=1e-2, task_vector=vector, telemetry_every=1, **settings)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, rows: slice = slice(None)) -> list[float]:
+    """Losses of this process's rows of each step's batch."""
+    losses = []
+    dtype = next(model.parameters()).dtype
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        x = torch.randn(ROWS, INPUTS, generator=generator)[rows].to(dtype)
+        y = torch.randn(ROWS, 1, generator=generator)[rows].to(dtype)
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def whole(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {n: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for n, p in model.named_parameters()}
+
+
+def top_inputs() -> list[torch.Tensor]:
+    """Tensors with many ties, of zeros, of distinct values; the last has one row."""
+    generator = torch.Generator().manual_seed(3)
+    ties = torch.randint(-3, 4, (9, 10), generator=generator).float()
+    return [ties, torch.zeros(5, 4), torch.randn(33, 7, generator=generator), torch.randn(1, 12, generator=generator)]
+
+
+TOPS = [
+    (reserve, released, double)
+    for reserve in (0.01, 0.3, 0.999, 1.0)
+    for released in (False, True)
+    for double in (False, True)
+]
+
+
+def two_processes(rank: int, store: str, out: str) -> None:
+    """Everything that two processes are asked for, written into the folder `out` by the first."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    found: dict[str, torch.Tensor] = {}
+    facts: dict[str, Any] = {"losses": {}, "telemetry": {}}
+    half = slice(rank * ROWS // 2, (rank + 1) * ROWS // 2)
+    for name, case in CASES.items():
+        model = shard(make_model(case.double, case.bf16_start))
+        optimizer = make_optimizer(model, case)
+        losses = torch.tensor(train(model, optimizer, range(STEPS), half), dtype=torch.float64)
+        dist.all_reduce(losses)
+        facts["losses"][name] = (losses / 2).tolist()
+        facts["telemetry"][name] = optimizer.telemetry
+        found |= {f"{name}/{n}": p for n, p in whole(model).items()}
+    for name in ("ondare released", "trust region, every 3", "onties"):
+        facts[f"resumed {name}"] = _resumed(CASES[name], half, found, name, Path(out))
+    facts["blank"] = _blank()
+    facts["accelerate"] = _accelerate(half, found)
+    facts["refused"] = _refused()
+    found |= _tops(rank)
+    if rank == 0:
+        save_file(found, Path(out) / "found.safetensors")
+        (Path(out) / "facts.json").write_text(json.dumps(facts))
+    dist.destroy_process_group()
+
+
+def _resumed(case: Case, half: slice, found: dict[str, torch.Tensor], name: str, out: Path) -> bool:
+    """Whether three steps, saved as a whole state, and three more in a new optimizer give the bits of six."""
+    model = shard(make_model(case.double, case.bf16_start))
+    optimizer = make_optimizer(model, case)
+    train(model, optimizer, range(3), half)
+    state = gathered_state(optimizer, keep=True)
+    if dist.get_rank() == 0:
+        torch.save((whole_ := whole(model), state), out / f"{name}.pt")
+    else:
+        whole_ = whole(model)
+    again = make_model(case.double, case.bf16_start)
+    again.load_state_dict(whole_)
+    shard(again)
+    continued = make_optimizer(again, case)
+    continued.load_state_dict(scattered_state(continued, state))
+    train(again, continued, range(3, STEPS), half)
+    return all(torch.equal(p, found[f"{name}/{n}"]) for n, p in whole(again).items())
+
+
+def _blank() -> bool:
+    """Whether torch.distributed.checkpoint restores a state and moves nothing by doing so."""
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    case = Case({"merge": Merge("anchor", alpha=0.01, alpha_schedule="constant"), "weight_decay": 0.1})
+    model = shard(make_model(False))
+    optimizer = make_optimizer(model, case)
+    train(model, optimizer, range(2))
+    options = StateDictOptions(full_state_dict=True)
+    state = deepcopy(get_optimizer_state_dict(model, optimizer, options=options))  # its steps are the optimizer's own
+    before = whole(model)
+    fresh = make_optimizer(model, case)
+    set_optimizer_state_dict(model, fresh, state, options=options)
+    same = all(torch.equal(p, before[n]) for n, p in whole(model).items())
+    train(model, optimizer, range(2, 3))
+    after = whole(model)
+    for n, p in model.named_parameters():
+        assert isinstance(p, DTensor)
+        p.data.copy_(distribute_tensor(before[n], p.device_mesh, p.placements))
+    train(model, fresh, range(2, 3))
+    return same and all(torch.equal(p, after[n]) for n, p in whole(model).items())
+
+
+def _accelerate(half: slice, found: dict[str, torch.Tensor]) -> bool:
+    """Whether an optimizer made before accelerate shards the model gives the same bits. accelerate offers FSDP2 on GPUs alone;
+    its preparation runs here because the plugin is put in by hand."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    accelerator = Accelerator(cpu=True)
+    model = make_model(True)
+    optimizer = make_optimizer(model, CASES["ondare"])
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    accelerator.state.distributed_type = DistributedType.FSDP
+    prepared, _ = accelerator._prepare_fsdp2(model, optimizer)
+    train(prepared, optimizer, range(STEPS), half)
+    return all(
+        isinstance(p, DTensor) and torch.allclose(p.full_tensor(), found[f"ondare/{n}"], rtol=0, atol=1e-6)
+        for n, p in prepared.named_parameters()
+    )
+
+
+def _refused() -> list[str]:
+    mesh = dist.init_device_mesh("cpu", (2,))
+    columns, rows = (nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, [Shard(axis)])) for axis in (1, 0))
+    both = {
+        "protected": Protected({"weight": torch.eye(4)[:, :1]}, {}),
+        "active": ActiveEntries({"weight": torch.eye(4) > 0}),
+    }
+    errors = []
+    for parameter, settings in ((columns, {"merge": Merge("anchor", alpha=0.1)}), (rows, both)):
+        try:
+            OnlineMergingAdamW([("weight", parameter)], **settings)
+        except UserError as error:
+            errors.append(str(error))
+    return errors
+
+
+def _tops(rank: int) -> dict[str, torch.Tensor]:
+    """`keep_top_of_` on cut tensors, put together again."""
+    mesh = dist.init_device_mesh("cpu", (2,))
+    found: dict[str, torch.Tensor] = {}
+    for number, (reserve, released, double) in enumerate(TOPS):
+        tensors = [distribute_tensor(t.double() if double else t, mesh, [Shard(0)]) for t in top_inputs()]
+        keep_top_of_(
+            [t.to_local() for t in tensors],
+            [Held.of("t", t) for t in tensors],
+            reserve,
+            released,
+            [t.numel() for t in tensors],
+        )
+        found |= {f"top {number}/{i}": t.full_tensor() for i, t in enumerate(tensors)}
+    return found

@@ -1,0 +1,155 @@
+"""Two processes that share the parameters by rows (FSDP2, gloo) give what one gives.
+
+Not bit for bit: a gradient is the mean of two means, and sums over rows are sums of two sums, which round otherwise, and Adam
+magnifies the rounding of gradients near 0. 1e-5, a thousandth of a step, is that in float32 (seen: 3e-6); 1e-10 in float64.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+from safetensors.torch import load_file
+from sharded_bench import (
+    CASES,
+    STEPS,
+    TOPS,
+    active,
+    make_model,
+    make_optimizer,
+    protected,
+    top_inputs,
+    train,
+    two_processes,
+    whole,
+)
+from torch import nn
+
+from schemas.errors import UserError
+from stages.train.optimizers import Merge, OnlineMergingAdamW
+from stages.train.optimizers.masks import keep_top_
+from stages.train.optimizers.trust import exact
+
+SINGLE, DOUBLE = 1e-5, 1e-10
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    multiprocessing.set_forkserver_preload(["sharded_bench"])
+    arguments = (str(folder / "store"), str(folder))
+    torch.multiprocessing.start_processes(two_processes, arguments, nprocs=2, start_method="forkserver")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "found.safetensors")
+
+
+@pytest.fixture(scope="module")
+def facts(out: Path) -> dict[str, Any]:
+    return json.loads((out / "facts.json").read_text())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_give_the_losses_weights_and_telemetry_of_one(
+    name: str, found: dict[str, torch.Tensor], facts: dict[str, Any]
+) -> None:
+    case = CASES[name]
+    model = make_model(case.double, case.bf16_start)
+    start = whole(model)
+    optimizer = make_optimizer(model, case)
+    losses, tolerance = train(model, optimizer, range(STEPS)), DOUBLE if case.double else SINGLE
+    assert facts["losses"][name] == pytest.approx(losses, abs=tolerance)
+    for parameter, weight in whole(model).items():
+        torch.testing.assert_close(found[f"{name}/{parameter}"], weight, rtol=0, atol=tolerance)
+    assert not any(torch.equal(whole(model)[n], start[n]) for n in ("0.weight", "2.weight")), "nothing was trained"
+    assert facts["telemetry"][name] == pytest.approx(optimizer.telemetry, rel=1e-4, abs=SINGLE)
+
+
+def test_the_largest_entries_are_exactly_those_of_whole_tensors(found: dict[str, torch.Tensor]) -> None:
+    for number, (reserve, released, double) in enumerate(TOPS):
+        for i, whole_tensor in enumerate(top_inputs()):
+            expected = keep_top_(whole_tensor.double() if double else whole_tensor, reserve, released)
+            assert torch.equal(found[f"top {number}/{i}"], expected), (reserve, released, double, i)
+
+
+def test_no_update_of_two_processes_leaks_into_protected_directions(found: dict[str, torch.Tensor]) -> None:
+    start = whole(make_model(False))
+    for side, name in (("left", "left"), ("right", "right"), ("both", "both, merged")):
+        bases = protected(side)
+        for parameter, weight in start.items():
+            assert bases.leak(parameter, found[f"{name}/{parameter}"].double() - weight.double()) <= 1e-5
+
+
+def test_two_processes_stay_in_the_trust_region(found: dict[str, torch.Tensor]) -> None:
+    start = whole(make_model(False))
+    norms = [exact(found[f"trust region/{n}"].double() - w.double()) for n, w in start.items()]
+    assert max(norms) <= 0.02 * (1 + 1e-4)
+    assert max(norms) > 0.018, "the bound never acted"
+
+
+@pytest.mark.parametrize("name", ["ondare released", "trust region, every 3", "onties"])
+def test_a_state_of_two_processes_resumes_bit_for_bit_on_two_and_rightly_on_one(
+    name: str, out: Path, found: dict[str, torch.Tensor], facts: dict[str, Any]
+) -> None:
+    assert facts[f"resumed {name}"] is True
+    case = CASES[name]
+    weights, state = torch.load(out / f"{name}.pt", weights_only=True)
+    model = make_model(case.double, case.bf16_start)
+    model.load_state_dict(weights)
+    optimizer = make_optimizer(model, case)
+    optimizer.load_state_dict(state)
+    train(model, optimizer, range(3, STEPS))
+    for parameter, weight in whole(model).items():
+        torch.testing.assert_close(found[f"{name}/{parameter}"], weight, rtol=0, atol=DOUBLE if case.double else SINGLE)
+
+
+def test_torch_distributed_checkpoint_restores_a_state_without_a_step(facts: dict[str, Any]) -> None:
+    assert facts["blank"] is True
+
+
+def test_parameters_that_accelerate_shards_afterwards_are_found_by_name(facts: dict[str, Any]) -> None:
+    assert facts["accelerate"] is True
+
+
+def test_parameters_cut_by_columns_are_refused_and_so_are_mask_and_subspace_on_rows(facts: dict[str, Any]) -> None:
+    columns, both = facts["refused"]
+    assert "weight is cut as" in columns and "FSDP2" in columns
+    assert "weight is sharded and has both a mask and protected directions" in both
+
+
+def test_what_is_masked_stays_as_it_was_to_the_bit(found: dict[str, torch.Tensor]) -> None:
+    start, masks = whole(make_model(True)), active(0.2)
+    for parameter, weight in start.items():
+        if masks.covers(parameter):
+            frozen = ~masks.mask(parameter).expand_as(weight)
+            assert torch.equal(found[f"masked, merged/{parameter}"][frozen], weight[frozen])
+
+
+def test_flattened_parameters_are_refused_by_name() -> None:
+    anchor = Merge("anchor", alpha=0.1)
+    zero = nn.Parameter(torch.empty(0))
+    zero.ds_id = 3  # type: ignore[attr-defined]  # what DeepSpeed ZeRO-3 leaves of a parameter
+    with pytest.raises(UserError, match=r"layer\.weight is a piece of a flattened buffer"):
+        OnlineMergingAdamW([("layer.weight", zero)], merge=anchor)
+    with pytest.raises(UserError, match="FSDP1"):
+        OnlineMergingAdamW([("_fsdp_wrapped_module.weight", nn.Parameter(torch.ones(4)))], merge=anchor)
+
+    named = [("a", nn.Parameter(torch.ones(2, 2))), ("b", nn.Parameter(torch.ones(3)))]
+    optimizer = OnlineMergingAdamW(named, merge=anchor)
+    flat = nn.Parameter(torch.ones(7))  # what ZeRO-1 and -2 put in the place of a group's parameters
+    flat.grad = torch.ones(7)
+    optimizer.param_groups[0]["params"] = [flat]
+    with pytest.raises(UserError, match="flattened"):
+        optimizer.step()
+    optimizer = OnlineMergingAdamW(named[:1], trust_radius=0.1)
+    optimizer.param_groups[0]["params"] = [flat]
+    with pytest.raises(UserError, match="flattened"):
+        optimizer.step()

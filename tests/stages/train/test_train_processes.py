@@ -1,0 +1,159 @@
+"""The train stage in two processes (gloo, CPU): the result of one, resume, stopping, a process that dies.
+
+Losses and weights agree to rounding, not bit for bit: a gradient is the mean over processes of means, and Adam magnifies the
+rounding of gradients near 0. Seven pairs in steps of four with two a process: an epoch's last step has three, so that one process
+has a pair less.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from schemas.errors import UserError
+from stages.contract import Account, Context, Rows, Stopped
+from stages.train.batches import plan_batches
+from stages.train.stage import Train
+
+PAIRS = 7
+SETTINGS: dict[str, Any] = {"batch_size": 4, "micro_batch_size": 1, "epochs": 2, "learning_rate": 1e-3}
+LOSS, WEIGHT = 2e-4, 2e-5  # the learning rate is 1e-3: a weight is right to a fiftieth of one step
+
+
+@pytest.fixture
+def bench(workbench: Any, tmp_path: Path, tiny_folder: Path) -> Any:
+    return type(workbench)(tmp_path / "seven", tiny_folder, PAIRS)
+
+
+def train(ctx: Context) -> tuple[dict[str, list[float]], Account]:
+    rows, account = list(Train().run(ctx))
+    assert isinstance(rows, Rows) and isinstance(account, Account)
+    return by_name(rows.data), account
+
+
+def by_name(metrics: pa.Table) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for row in metrics.to_pylist():
+        found.setdefault(row["name"], []).append(row["value"])
+    return found
+
+
+def weights(ctx: Context) -> dict[str, torch.Tensor]:
+    assert ctx.folder is not None
+    return load_file(ctx.folder / "model" / "model.safetensors")
+
+
+def agree(a: Context, b: Context) -> None:
+    ours, theirs = weights(a), weights(b)
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], rtol=0, atol=WEIGHT)
+
+
+def test_weights_cut_over_two_processes_end_as_in_one_and_a_stopped_run_ends_so_bit_for_bit(bench: Any) -> None:
+    settings = SETTINGS | {
+        "method": "full",
+        "optimizer": "anchor",
+        "merge": {"alpha": 0.1, "log_every": 1},
+        "micro_batch_size": 2,
+    }
+    one = bench.context("one", **settings)
+    one.models |= {"sft": bench.model}
+    metrics, account = train(one)
+
+    two = bench.context("two", processes=2, gradient_checkpointing=True, **settings)
+    two.models |= {"sft": bench.model}
+    again, again_account = train(two)
+    assert again["loss"] == pytest.approx(metrics["loss"], abs=LOSS)
+    assert again["grad_norm"] == pytest.approx(metrics["grad_norm"], rel=1e-3)
+    assert again["merge/delta_norm"] == pytest.approx(metrics["merge/delta_norm"], rel=1e-3)
+    agree(two, one)
+    assert again_account.tallies == account.tallies
+    assert [p.name for p in again_account.artifacts] == [p.name for p in account.artifacts]
+    assert two.progress.units == one.progress.units == [(4, "step")] and two.progress.done == 4
+
+    stopped = bench.context("stopped", stop_at=2, processes=2, gradient_checkpointing=True, **settings)
+    stopped.models |= {"sft": bench.model}
+    with pytest.raises(Stopped):
+        train(stopped)
+    assert stopped.folder is not None
+    step = int(next((stopped.folder / "checkpoints").glob("checkpoint-*")).name.partition("-")[2])
+    assert step < 4
+    for processes in (2, 1):
+        resumed = bench.context("stopped", processes=processes, gradient_checkpointing=True, **settings)
+        resumed.models |= {"sft": bench.model}
+        if processes == 1:  # the two are done: continue from where they were stopped
+            for folder in (stopped.folder / "checkpoints").glob("checkpoint-4"):
+                folder.rename(stopped.folder / "ended")
+        train(resumed)
+        assert f"resuming from checkpoint-{step}" in resumed.progress.notes
+        if processes == 2:
+            assert all(torch.equal(w, weights(two)[n]) for n, w in weights(resumed).items())
+        else:
+            agree(resumed, one)
+
+
+def test_lora_in_two_processes_ends_as_in_one(bench: Any) -> None:
+    one, two = bench.context("one", **SETTINGS), bench.context("two", processes=2, **SETTINGS)
+    metrics, _ = train(one)
+    again, _ = train(two)
+    assert again["loss"] == pytest.approx(metrics["loss"], abs=LOSS)
+    agree(two, one)
+    assert (two.folder / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_when_a_process_dies_all_end_and_the_error_says_which(bench: Any) -> None:
+    ctx = bench.context(processes=2, **SETTINGS | {"epochs": 500})
+    before = set(multiprocessing.active_children())
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not ctx.progress.done:
+            time.sleep(0.05)
+        victim = next(p for p in set(multiprocessing.active_children()) - before if p.name == "congrad-train-1")
+        assert victim.pid is not None
+        os.kill(victim.pid, signal.SIGKILL)
+        killed.append(victim.pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(
+        UserError, match=r"process 1 of the 2 that train together died by signal 9 \(SIGKILL\)"
+    ) as error:
+        train(ctx)
+    thread.join()
+    assert killed and "\n" not in str(error.value)
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_what_one_process_refuses_is_the_error_of_all(bench: Any) -> None:
+    ctx = bench.context(processes=2, **SETTINGS | {"batch_size": 3})
+    with pytest.raises(UserError, match="not a multiple"):
+        train(ctx)
+    objectives = [{"name": code, "where": f"language = '{code}'"} for code in ("en", "de")]
+    with pytest.raises(UserError, match="one process in this version"):
+        train(bench.context(processes=2, orthalign={"objectives": objectives}, **SETTINGS))
+
+
+def test_a_batch_smaller_than_the_processes_is_refused_and_micro_batches_are_fitted() -> None:
+    from schemas.config.training import TrainConfig
+
+    with pytest.raises(UserError, match="smaller than the 4 processes"):
+        plan_batches(10, TrainConfig(batch_size=3), devices=4)
+    plan = plan_batches(10, TrainConfig(batch_size=4, micro_batch_size=2), devices=4)
+    assert (plan.micro_batch, plan.accumulation) == (1, 1)
+
+
+def test_sharding_a_lora_model_is_refused(bench: Any) -> None:
+    with pytest.raises(ValueError, match="use ddp or auto"):
+        bench.context(sharding="fsdp2")
