@@ -7,11 +7,10 @@ Overrides of TRL 1.16 (pinned; tests/stages/train check that the methods are sti
   change the result, not even in the last, smaller batch of an epoch.
 - `create_optimizer`: `build_optimizer`, also under FSDP; `log`: what the merge did.
 - `_set_signature_columns_if_needed`, the collator: `key_tokens`, where rows have them, restrict the rejected side (train/allo).
-- `_save`, `_save_checkpoint`: no pickled training arguments; a checkpoint is marked complete last.
+- what `resumable.py` names; `_save`: whole tensors.
 - `_prepare_for_training`, `_save_optimizer_and_scheduler`, `_load_optimizer_and_scheduler`: a model cut over several processes
   (`sharding.py`), by the way transformers has for a model that was cut before; its checkpoints hold whole tensors.
 - `get_batch_samples`: of several processes; the pairs accelerate repeats to make an epoch's last batches even weigh nothing.
-- `create_model_card`, `_send_telemetry`: the stage writes its own card; a run reports to nobody unasked.
 """
 
 from __future__ import annotations
@@ -23,18 +22,17 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import TrainerState
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from schemas.config.training import TrainConfig
 from stages.train.allo.collators import KeyTokens
-from stages.train.checkpoints import mark_complete
 from stages.train.loss import LengthPenalisedDPOTrainer
 from stages.train.optimizers import ActiveEntries, OnlineMergingAdamW, TaskVector
 from stages.train.optimizers.build import build_optimizer
 from stages.train.optimizers.confine import MASKED
 from stages.train.optimizers.state import gathered_state, scattered_state
 from stages.train.optimizers.subspace import Protected
+from stages.train.resumable import Resumable
 from stages.train.sharding import shard, unsharded, whole_weights
 
 ROW_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
@@ -43,7 +41,7 @@ OWN = "own"
 TOKEN_COLUMNS = ("key_tokens", "token_weights", "ref_token_logps")
 
 
-class PairTrainer(LengthPenalisedDPOTrainer):
+class PairTrainer(Resumable, LengthPenalisedDPOTrainer):
     """DPOTrainer on rows of token ids and reference log-probabilities (`ROW_COLUMNS`).
 
     identity: what the run depends on; only checkpoints with the same identity are resumed from.
@@ -83,16 +81,7 @@ class PairTrainer(LengthPenalisedDPOTrainer):
         return KeyTokens(whole)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train or resume; TRL's running token count, which its checkpoints lack, continues from the last log. From a checkpoint of
-        the last step nothing is trained: transformers would take another step where `max_steps` ends inside an epoch."""
-        if isinstance(resume_from_checkpoint, str):
-            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
-            counts = [entry["num_tokens"] for entry in state.log_history if "num_tokens" in entry]
-            self._total_train_tokens = counts[-1] if counts else 0
-            if state.global_step >= self.args.max_steps and not self.sharded:
-                self._load_from_checkpoint(resume_from_checkpoint)
-                self.state = state
-                return None
+        """Train or resume, only the active entries."""
         model: Any = self.model
         with self.active.on_gradients(model.named_parameters()):  # before gradients are clipped
             return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -189,14 +178,6 @@ class PairTrainer(LengthPenalisedDPOTrainer):
             if not self.args.should_save:
                 return
         super()._save(output_dir, state_dict)
-        Path(str(output_dir or self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()  # each process wrote the state of its random numbers
-        if self.args.should_save:
-            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            mark_complete(folder, self.identity, self.state.global_step)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._empty is None:
@@ -213,12 +194,6 @@ class PairTrainer(LengthPenalisedDPOTrainer):
         state = scattered_state(self.optimizer.optimizer, read(Path(checkpoint, OPTIMIZER_NAME)))
         self.optimizer.load_state_dict(state)
         self.lr_scheduler.load_state_dict(read(Path(checkpoint, SCHEDULER_NAME)))
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """No card inside checkpoints: the stage writes one for the final model."""
-
-    def _send_telemetry(self) -> None:
-        """Nothing is sent."""
 
 
 def one_pair(batch: Mapping[str, Any], index: int) -> dict[str, Any]:
