@@ -17,8 +17,8 @@ from stages.train.processes import any_of
 class StepCallback(TrainerCallback):
     """Report each step; stop with a checkpoint when asked; refuse a loss that is not finite.
 
-    n_pairs: rows of an epoch, and row: what one is called. later: steps that follow after this training. stopped: the run was asked to stop; a checkpoint of its last step is on
-    disk.
+    n_pairs: rows of an epoch, and row: what one is called. later: steps that follow after this training. stopped: the run was
+    asked to stop; a checkpoint of its last step is on disk.
     """
 
     def __init__(

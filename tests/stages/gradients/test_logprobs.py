@@ -70,6 +70,13 @@ def test_check_head_refuses_an_unknown_logit_transform(make_model) -> None:
         check_head(model)
 
 
+def test_check_head_does_not_take_the_rounding_of_another_batch_shape_for_attention_to_later_tokens(make_model) -> None:
+    model = make_model("llama")
+    norm_forward = model.model.norm.forward
+    model.model.norm.forward = lambda hidden: norm_forward(hidden) * (1.5 if hidden.shape[0] > 1 else 1.0)
+    check_head(model)
+
+
 def test_check_head_refuses_attention_to_later_tokens(make_model) -> None:
     model = make_model("llama")
     norm_forward = model.model.norm.forward
