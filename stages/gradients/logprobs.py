@@ -10,7 +10,7 @@ it. The head's own weights get no gradient here: the head is not sketched.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -191,8 +191,9 @@ def check_head(model: PreTrainedModel, tolerance: float = 2e-2) -> None:
         theirs_M = full_TV[batch.at_M, batch.target_M]
         ours_M = completion_logprobs(model, batch, head)[0]
         # the same shape twice, with other tokens after the row's end: in bfloat16 the shape alone changes the last digits
-        rows = [Row(ids[:2], ids[2:]), Row(ids, ids)]
-        plain, filled = (RowBatch.build(rows, head.weight.device, pad_id=pad) for pad in (0, ids[2]))
+        plain = RowBatch.build([Row(ids[:2], ids[2:]), Row(ids, ids)], head.weight.device)
+        filled = replace(plain, ids_BT=plain.ids_BT.clone())
+        filled.ids_BT[0, len(ids) :] = ids[2]
         plain_M, filled_M = (completion_logprobs(model, b, head)[0, : len(ids) - 2] for b in (plain, filled))
     finally:
         model.train(training)
