@@ -72,7 +72,7 @@ lint: $(ready) ## ruff, mypy, import-linter
 	$(run) mypy
 	"$(VENV)/bin/lint-imports"
 
-benchmarks: $(ready) ## the figures of docs/benchmarks.md, on this machine (about ten minutes on two cores)
+benchmarks: $(ready) ## the short benchmarks of docs/benchmarks.md, on this machine (about ten minutes on two cores)
 	$(run) benchmarks.prompts
 	$(run) benchmarks.gradients
 	$(run) benchmarks.generate

@@ -32,6 +32,7 @@ Sets = Annotated[
 RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="folder that holds runs (config: run_dir)")]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 Round = Annotated[int | None, typer.Option("--round", help="this round only", min=0)]
+Shown = Annotated[int, typer.Option("--round", help="the round to show", min=0)]
 
 
 @app.command()
@@ -100,14 +101,14 @@ def inspect(
     where: Annotated[str | None, typer.Option(help='SQL condition, for example "score < 2 AND vote = 0"')] = None,
     lang: Annotated[str | None, typer.Option(help="this language only")] = None,
     limit: Annotated[int, typer.Option(help="rows", min=1)] = 10,
-    round_: Round = None,
+    round_: Shown = 0,
     debug: Debug = False,
 ) -> None:
     """Rows of a table."""
     with _errors(debug):
         from pipeline.inspect import print_rows
 
-        print_rows(find_run(run), table, where, lang, limit, round_ or 0)
+        print_rows(find_run(run), table, where, lang, limit, round_)
 
 
 @app.command()
@@ -116,7 +117,7 @@ def explain(
     pair: Annotated[str, typer.Argument(help="pair id, or a beginning that no other pair has", metavar="PAIR_ID")],
     neighbours: Annotated[int, typer.Option(help="nearest and most opposed pairs to show", min=1, max=1000)] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
-    round_: Round = None,
+    round_: Shown = 0,
     debug: Debug = False,
 ) -> None:
     """Why a pair was kept or not: scores, where the conflict sits, nearest and most opposed pairs, texts."""
@@ -124,7 +125,7 @@ def explain(
         from pipeline.explain import print_explanation
 
         folder = find_run(run)
-        print_explanation(folder, _config_of(folder), pair, neighbours, as_json, round_ or 0)
+        print_explanation(folder, _config_of(folder), pair, neighbours, as_json, round_)
 
 
 @app.command()
@@ -146,7 +147,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="folder to write (default: RUN/export)")] = None,
     push: Annotated[str | None, typer.Option(help="also push to this hub dataset id", metavar="OWNER/NAME")] = None,
     private: Annotated[bool, typer.Option(help="push as a private dataset")] = False,
-    round_: Round = None,
+    round_: Annotated[int | None, typer.Option("--round", help="this round (default: the last)", min=0)] = None,
     debug: Debug = False,
 ) -> None:
     """Write curated pairs as a Hugging Face dataset folder with a card."""

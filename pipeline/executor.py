@@ -49,6 +49,7 @@ class _Worker:
     process: SpawnProcess
     connection: Connection
     log: Path
+    slot: int
     holds: set[int] = field(default_factory=set)
     busy: bool = False
     heard: float = 0.0
@@ -232,8 +233,7 @@ class LocalExecutor:
         configured = self._config.execution.workers
         if not self._devices:
             return configured or 1
-        per_worker = self._config.engine.tensor_parallel if order.spec.engine else 1
-        return configured or max(1, len(self._devices) // per_worker)
+        return configured or max(1, len(self._devices) // self._width(order))
 
     def _send(self, member: _Worker, message: Order | int | None) -> None:
         try:
@@ -242,7 +242,7 @@ class LocalExecutor:
             return
 
     def _start(self, order: Order) -> _Worker:
-        slot = len(self._workers)
+        slot = min(set(range(len(self._workers) + 1)) - {member.slot for member in self._workers})  # of one that died
         ours, theirs = self._context.Pipe()
         log = self._logs / f"worker-{self._started:03d}.log"
         self._started += 1
@@ -261,13 +261,13 @@ class LocalExecutor:
                 else:
                     os.environ[name] = value
         theirs.close()
-        return _Worker(process, ours, log)
+        return _Worker(process, ours, log, slot)
 
     def _width(self, order: Order) -> int:
         """GPUs that a worker sees."""
         if order.spec.name == "train":
             return self._config.train.processes or len(self._devices)
-        return self._config.engine.tensor_parallel
+        return self._config.engine.tensor_parallel if order.spec.engine else 1
 
     def _environment(self, slot: int, width: int) -> dict[str, str]:
         """Set before the process starts, since native libraries read it when they load."""

@@ -38,8 +38,8 @@ runs/<name>/
   prompts/part-00000.parquet        shared by all rounds
   conversations/, sft_metrics/, sft/   only with sft.sources: what the policy of round 0 was made from, and its model
   round-0/<table>/part-00000.parquet
-  round-0/_dropped/<table>/         input rows that were not kept, each with its reason
-  round-0/_state/<stage>/           plan.json, part-00000.json …, _stage.json: what is done, with row counts and hashes
+  _dropped/<table>/, round-0/_dropped/<table>/   input rows that were not kept, each with its reason
+  _state/<stage>/, round-0/_state/<stage>/   plan.json, part-00000.json …, _stage.json: what is done, with row counts and hashes
   round-0/train/, evaluate/         checkpoints and models
   report.html
 ```

@@ -47,7 +47,7 @@ _CURATED = [
 
 _METRICS = [
     _column("step", pa.int64(), "optimizer step"),
-    _column("name", pa.string(), "name as TRL logs it"),
+    _column("name", pa.string(), "name as TRL logs it, or ours: merge/, mask/, objective/NAME/, allo/PHASE/ (docs/methods.md, sections 5 to 8)"),
     _column("value", pa.float64(), "value"),
 ]
 
@@ -139,7 +139,7 @@ TABLES: dict[str, Table] = {
                     _column("cosines", COSINES, "cosine with every language's direction, pair left out"),
                     _column("conflicting_languages", pa.list_(pa.string()), "languages with cosine < 0"),
                     _column("norm", pa.float32(), "norm of the sketched gradient difference"),
-                    _column("weight", pa.float64(), "c = sigmoid(-margin) that weighted the gradient"),
+                    _column("weight", pa.float64(), "c of loss.type that weighted the gradient; two-sided losses: the mean absolute weight of the sides"),
                     _column(
                         "implicit_margin", pa.float64(), "log pi/pi_ref of chosen minus rejected, summed over tokens"
                     ),
@@ -224,7 +224,7 @@ TABLES: dict[str, Table] = {
                     _LANGUAGE,
                     _column("part", pa.int32(), "shard of the first pass"),
                     _column("omega", pa.float64(), "weight in the part's sum, before all parts are joined"),
-                    _column("weight", pa.float64(), "c = sigmoid(-margin), or 1"),
+                    _column("weight", pa.float64(), "c of loss.type, or 1 (conflict.weighting: none)"),
                     _column("norm", pa.float64(), "norm of the one-sided sketch"),
                     _column("ref_logp_chosen", pa.float32(), "sum log pi(chosen | prompt) under the reference"),
                     _column("ref_logp_rejected", pa.float32(), "the same of rejected"),
@@ -295,7 +295,7 @@ TABLES: dict[str, Table] = {
             "an input row that was not kept (in _dropped/<table>/)",
             pa.schema(
                 [
-                    _column("unit", pa.string(), "what was dropped: prompt | candidate | pair | row"),
+                    _column("unit", pa.string(), "what was dropped: prompt | candidate | pair | comparison | row"),
                     _column("row_id", pa.string(), "its id, or source:row"),
                     _column("language", pa.string(), "its language, und if unknown"),
                     _column("reason", pa.string(), "reason code"),

@@ -21,7 +21,7 @@ class GenerateConfig(Section):
 
 
 class JudgeConfig(Section):
-    """Judge stage (METHODS.md section 1)."""
+    """Judge stage (docs/methods.md section 1)."""
 
     method: Literal["expected_score", "additive"] = semantic("expected_score", "how an answer is scored, 0 to 5")
     votes: int = semantic(1, "additive: reasoned votes per answer", ge=1)
@@ -48,7 +48,7 @@ class PairsConfig(Section):
 
 
 class SketchConfig(Section):
-    """Gradient compression (METHODS.md section 3)."""
+    """Gradient compression (docs/methods.md section 3)."""
 
     method: Literal["two_sided", "one_sided", "exact"] = semantic(
         "two_sided",
@@ -90,7 +90,7 @@ class GradientsConfig(Section):
 
 
 class ConflictConfig(Section):
-    """Conflict stage (METHODS.md section 4)."""
+    """Conflict stage (docs/methods.md section 4)."""
 
     weighting: Literal["loss", "none"] = semantic("loss", "g = c*d (the gradient of the loss) or d")
     direction: Literal["mean", "ema"] = semantic("mean", "how pairs make a language direction")

@@ -25,7 +25,7 @@ class ModelConfig(Section):
 
 
 class TextConfig(Section):
-    """Text to tokens, one contract for generation, gradients and training (METHODS.md section 0)."""
+    """Text to tokens, one contract for generation, gradients and training (docs/methods.md section 0)."""
 
     system_role: Literal["fold", "refuse"] = semantic(
         "fold", "template without a system role: fold it into the user turn"

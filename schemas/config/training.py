@@ -135,6 +135,10 @@ class TrainConfig(Section):
             return self
         if len(names) == 1:
             raise ValueError("train.orthalign.objectives has one entry: a sequence needs two")
+        if self.processes != 1:
+            raise ValueError(
+                "train.orthalign.objectives are trained by one process in this version: set train.processes: 1"
+            )
         if len({name.casefold() for name in names}) < len(names):
             raise ValueError("train.orthalign.objectives: two have the same name")
         if sequence.rank == "energy" and sequence.tolerance != OrthAlignConfig().tolerance:
@@ -172,7 +176,7 @@ class TrainConfig(Section):
                 "train.allo selects entries of the weights, and an entry or a row of a LoRA factor is none of them: use"
                 " train.method: full"
             )
-        if self.processes > 1:
+        if self.processes != 1:
             raise ValueError("train.allo trains in one process in this version: set train.processes: 1")
         if self.optimizer == "anchor":
             raise ValueError(
@@ -222,7 +226,7 @@ class TrainConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """Evaluate stage (METHODS.md section 9)."""
+    """Evaluate stage (docs/methods.md section 9)."""
 
     splits: list[Literal["dev", "test", "unseen"]] = semantic(
         ["dev", "test", "unseen"], "held-out prompts and pairs used"
@@ -245,7 +249,7 @@ class ReportConfig(Section):
 
 
 class ExecutionConfig(Section):
-    """How the run is carried out; never changes a result."""
+    """How the run is carried out; only `deterministic` changes results."""
 
     workers: int = execution(0, "worker processes; 0: one per GPU, or one on the CPU", ge=0)
     device: Literal["auto", "cpu", "cuda"] = execution("auto", "auto: CUDA if present")

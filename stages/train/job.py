@@ -9,7 +9,6 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from schemas.config.base import semantic_values
-from schemas.errors import UserError
 from schemas.ids import content_id
 from stages.contract import Context, Drop
 from stages.models.load import free_memory, load_causal_lm, settle_threads
@@ -47,18 +46,6 @@ def train_job(ctx: Context) -> Outcome:
     renderer = load_renderer(policy, config.text, config.model.trust_remote_code)
     pairs = load_pairs(ctx, renderer)
     sequence = bool(config.train.orthalign.objectives)
-    if sequence and count() > 1:
-        raise UserError(
-            "objectives in sequence are trained by one process in this version",
-            where="train.orthalign.objectives, train.processes",
-            fix="Set train.processes: 1.",
-        )
-    if config.train.allo.on and count() > 1:
-        raise UserError(
-            "the phases of train.allo are trained by one process in this version",
-            where="train.allo, train.processes",
-            fix="Set train.processes: 1.",
-        )
     plan = plan_batches(len(pairs), config.train, count())
     for line in (*renderer.notes, *(() if sequence else plan.notes)):
         ctx.progress.note(line)

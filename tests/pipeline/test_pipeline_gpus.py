@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,35 @@ def test_the_train_worker_sees_a_gpu_per_process_and_other_workers_their_own(
     config = load_config(write_config(train={"processes": processes}, engine={"tensor_parallel": 2}))
     executor = LocalExecutor(config, tmp_path, StopSignals())
     order = Order(BY_NAME["train"], 0, config, tmp_path, "", {}, {}, {})
-    for order_, seen in ((order, train), (replace(order, spec=BY_NAME["generate"]), others)):
+    generate, gradients = (replace(order, spec=BY_NAME[name]) for name in ("generate", "gradients"))
+    assert executor._count(generate) == 2
+    assert executor._count(gradients) == 4
+    for order_, seen in ((order, train), (generate, others), (gradients, ["0", "1", "2", "3"])):
         for slot, devices in enumerate(seen):
             assert executor._environment(slot, executor._width(order_))["CUDA_VISIBLE_DEVICES"] == devices
+
+
+def test_a_worker_that_replaces_a_dead_one_takes_its_gpu(
+    write_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.executor, "visible_gpus", lambda: ["0", "1", "2"])
+    config = load_config(write_config())
+    executor = LocalExecutor(config, tmp_path, StopSignals())
+    seen: list[str] = []
+
+    class Process:
+        def __init__(self, target: Any, args: tuple[Any, ...], name: str) -> None:
+            seen.append(args[3]["CUDA_VISIBLE_DEVICES"])
+
+        def start(self) -> None:
+            pass
+
+    monkeypatch.setattr(executor._context, "Process", Process)
+    order = Order(BY_NAME["gradients"], 0, config, tmp_path, "", {}, {}, {})
+    for _ in range(3):
+        executor._workers.append(executor._start(order))
+    dead = executor._workers.pop(1)
+    executor._workers.append(executor._start(order))
+    assert seen == ["0", "1", "2", "1"]
+    for member in [dead, *executor._workers]:
+        member.connection.close()

@@ -140,9 +140,13 @@ def test_what_one_process_refuses_is_the_error_of_all(bench: Any) -> None:
     ctx = bench.context(processes=2, **SETTINGS | {"batch_size": 3})
     with pytest.raises(UserError, match="not a multiple"):
         train(ctx)
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_objectives_in_sequence_are_refused_before_anything_runs(processes: int, bench: Any) -> None:
     objectives = [{"name": code, "where": f"language = '{code}'"} for code in ("en", "de")]
-    with pytest.raises(UserError, match="one process in this version"):
-        train(bench.context(processes=2, orthalign={"objectives": objectives}, **SETTINGS))
+    with pytest.raises(ValueError, match="one process in this version"):
+        bench.context(processes=processes, orthalign={"objectives": objectives}, **SETTINGS)
 
 
 def test_a_batch_smaller_than_the_processes_is_refused_and_micro_batches_are_fitted() -> None:
