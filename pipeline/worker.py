@@ -145,6 +145,7 @@ def _context(order: Order, progress: PipeProgress, stop: Any, shared: dict[str, 
         files.make_folder(folder)
     limits: dict[str, int] = shared.setdefault(_LIMITS, {})  # one for the worker's life, like the engine that holds it
     limits.update(order.limits)
+    files.make_folder(rundir.temporary)
     return Context(
         config=order.config,
         round=order.round,
@@ -152,6 +153,7 @@ def _context(order: Order, progress: PipeProgress, stop: Any, shared: dict[str, 
         models=order.models,
         progress=progress,
         folder=folder,
+        scratch=rundir.temporary,
         shared=shared,
         stop=lambda: bool(stop.value),
         manifests=order.manifests,

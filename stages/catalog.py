@@ -166,7 +166,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("scores", "gram", "directions"),
         ("languages.seen", "conflict", "loss"),
         kept_rows=(("pair",), "scores"),
-        version=2,
+        version=3,
     ),
     StageSpec(
         "select",
