@@ -18,7 +18,6 @@ from schemas.tables import TABLES
 from stages.conflict.stage import Conflict
 from stages.contract import ModelRef
 from stages.gradients.aggregate import Aggregate
-from stages.gradients.exact import exact_pair_gradient
 from stages.gradients.layers import select_layers
 from stages.gradients.preconditioner import Precondition
 from stages.gradients.products import Products
@@ -28,6 +27,7 @@ from stages.gradients.sketcher import PairSketches, Sketcher
 from stages.gradients.stage import Gradients
 from stages.gradients.store import FACTORS_KEY, GROUPS_KEY, LANGUAGES_KEY
 from stages.text.render import load_renderer
+from tests.stages.gradients.oracles import exact_pair_gradient
 from tests.stages.stage_context import WORDS, collect, context, shards
 
 RANK, SEED = 6, 5
