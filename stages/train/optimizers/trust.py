@@ -7,12 +7,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from stages.train.optimizers.change import spectral_norm
 from stages.train.optimizers.shard import Shard, add_up
 
 MARGIN = 1.05
 ITERATIONS, BLOCK = 2, 4
-"""Power iteration approaches the norm from below: its estimate, continued from the last step's vectors, is taken 5% larger. At
-a checkpoint `exact` says what the norm is."""
+"""Power iteration approaches the norm from below: its estimate, continued from the last step's vectors, is taken 5% larger.
+What that misses, `displacement.bounded` finds by `exact` when an objective ends."""
 
 
 def keep_within(state: dict[str, Any], displacement: torch.Tensor, radius: float, shard: Shard | None = None) -> float:
@@ -34,9 +35,8 @@ def keep_within(state: dict[str, Any], displacement: torch.Tensor, radius: float
 
 
 def exact(displacement: torch.Tensor) -> float:
-    """The spectral norm by SVD, in float64 (Euclidean norm of anything but a matrix)."""
-    wide = displacement.double()
-    return float(torch.linalg.matrix_norm(wide, 2) if wide.ndim == 2 else wide.norm())
+    """The spectral norm, in float64 (Euclidean norm of anything but a matrix)."""
+    return spectral_norm(displacement) if displacement.ndim == 2 else float(displacement.double().norm())
 
 
 def _norm(part: torch.Tensor, peers: dist.ProcessGroup) -> float:
