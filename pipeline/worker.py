@@ -186,8 +186,9 @@ def _run_shards(order: Order, ctx: Context, connection: Line) -> None:
 
     with Writer(commit) as writer:
         for part in _stage(spec).run(ctx, shards()):
-            writer.put(part, time.monotonic() - begun, dict(ctx.limits))
-            begun = time.monotonic()
+            now = time.monotonic()
+            writer.put(part, now - begun, dict(ctx.limits))
+            begun = now  # waiting for the part before to be written is time of the next one
 
 
 def _commit(rundir: RunDir, order: Order, part: Part, seconds: float) -> PartManifest:

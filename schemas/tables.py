@@ -215,7 +215,9 @@ TABLES: dict[str, Table] = {
                     _LANGUAGE,
                     _column("layer", pa.string(), "name of the layer"),
                     _column(
-                        "key", pa.string(), "hash of layers, projections, preconditioner and model: equal or refused"
+                        "key",
+                        pa.string(),
+                        "hash of layers, projections, preconditioner, model and conflict.direction: equal or refused",
                     ),
                     _column("n_pairs", pa.int64(), "pairs of the language in the part"),
                     _column("n_batches", pa.int64(), "their minibatches; 1 unless conflict.direction is ema"),
