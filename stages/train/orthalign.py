@@ -41,10 +41,10 @@ from stages.train.model import Precision
 from stages.train.objectives import Chosen, Scores, accuracies, choose, score
 from stages.train.optimizers.change import Change
 from stages.train.optimizers.subspace import Protected
-from stages.train.phase import Phase
+from stages.train.phase import History, Phase
 from stages.train.references import recomputed
+from stages.train.scoring import Scorer
 
-History = list[dict[str, Any]]
 _DONE, _BASES, _BEFORE = "objective.json", "protected.safetensors", "before.safetensors"
 
 
@@ -70,8 +70,8 @@ def train_objectives(
         ctx.progress.note(f"objective {objective.name}: {len(objective.pairs)} pairs, {steps} steps")
         for line in plan.notes:
             ctx.progress.note(f"objective {objective.name}: {line}")
-    tokens = ctx.config.gradients.token_budget
-    start = [score(model, o.dev, tokens, lambda amount, unit: beats(ctx, amount, unit)) for o in objectives]
+    scorer = Scorer.of(ctx, numbers)
+    start = [score(model, o.dev, scorer) for o in objectives]
     sequence = _Sequence(ctx, folder / "checkpoints", renderer, numbers, identity, objectives, plans, start)
     trained, history = sequence.run(model)
     return trained, history, drops
@@ -125,7 +125,7 @@ class _Sequence:
         place, last = self._place(number), number == len(self.objectives) - 1
         pairs = objective.pairs
         if number and settings.reference == "objective":
-            pairs = recomputed(pairs, model, self.ctx.config.gradients.token_budget, self._beat)
+            pairs = recomputed(pairs, model, Scorer.of(self.ctx, self.numbers))
         place.mkdir(parents=True, exist_ok=True)
         before = remember(model, place / _BEFORE)
         phase = Phase(
@@ -202,7 +202,7 @@ class _Sequence:
         return total_steps(self.ctx.config.train, self.plans[number], len(self.objectives[number].pairs))
 
     def _score(self, model: PreTrainedModel, objective: Chosen) -> Scores:
-        return score(model, objective.dev, self.ctx.config.gradients.token_budget, self._beat)
+        return score(model, objective.dev, Scorer.of(self.ctx, self.numbers))
 
     def _beat(self, amount: int, unit: str) -> Beat:
         return beats(self.ctx, amount, unit)
