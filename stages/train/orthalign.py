@@ -43,10 +43,10 @@ from stages.train.model import Precision
 from stages.train.objectives import Chosen, Scores, accuracies, choose, score
 from stages.train.optimizers.change import Change
 from stages.train.optimizers.subspace import Protected
-from stages.train.phase import Phase
+from stages.train.phase import History, Phase
 from stages.train.references import recomputed
+from stages.train.scoring import Scorer
 
-History = list[dict[str, Any]]
 _MODEL, _BASES, _LOG, _BEFORE = "model", "protected.safetensors", "history.json", "before.safetensors"
 
 
@@ -73,8 +73,8 @@ def train_objectives(
         ctx.progress.note(f"objective {objective.name}: {len(objective.pairs)} pairs, {steps} steps")
         for line in plan.notes:
             ctx.progress.note(f"objective {objective.name}: {line}")
-    tokens = ctx.config.gradients.token_budget
-    start = [score(model, o.dev, tokens, lambda amount, unit: beats(ctx, amount, unit)) for o in objectives]
+    scorer = Scorer.of(ctx, numbers)
+    start = [score(model, o.dev, scorer) for o in objectives]
     sequence = _Sequence(ctx, folder / "checkpoints", renderer, numbers, identity, objectives, plans, start)
     trained, history = sequence.run(model)
     return trained, history, drops
@@ -144,7 +144,7 @@ class _Sequence:
         place, last = self._place(number), number == len(self.objectives) - 1
         pairs = objective.pairs
         if number and settings.reference == "objective":
-            pairs = recomputed(pairs, model, self.ctx.config.gradients.token_budget, self._beat)
+            pairs = recomputed(pairs, model, Scorer.of(self.ctx, self.numbers))
         place.mkdir(parents=True, exist_ok=True)
         factors = self.ctx.config.train.method == "lora" and settings.rank == "energy"  # say alone what changed
         compared = bool(protected) or bool(settings.trust_radius) or not (last or factors)
@@ -228,7 +228,7 @@ class _Sequence:
         return total_steps(self.ctx.config.train, self.plans[number], len(self.objectives[number].pairs))
 
     def _score(self, model: PreTrainedModel, objective: Chosen) -> Scores:
-        return score(model, objective.dev, self.ctx.config.gradients.token_budget, self._beat)
+        return score(model, objective.dev, Scorer.of(self.ctx, self.numbers))
 
     def _beat(self, amount: int, unit: str) -> Beat:
         return beats(self.ctx, amount, unit)
