@@ -25,6 +25,11 @@ class UserError(Exception):
         return _rebuild, (self.what, self.where, self.fix)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first; its kind, if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _cut(text: str) -> str:
     """Errors quote what users and models wrote, which may be a megabyte."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

@@ -47,12 +47,12 @@ REASONS: dict[str, Reason] = {
     "in_training": Reason("evaluate: prompt, pair", "held out or authored, but the same prompt is trained on", "the data: take the prompt out of one of the two"),
     "not_sampled": Reason("evaluate: prompt, pair", "beyond the number that is evaluated", "`evaluate.prompts_per_language`, `evaluate.pairs_per_language`"),
     # tokens and engines
-    "cannot_render": Reason("generate, evaluate: prompt; judge: candidate; sft: row; pairs: prompt, row; aggregate, gradients, evaluate: pair", "the chat template does not take the conversation; detail has why", "`text.chat_template`, `text.system_role`, or the data", failed=True),
+    "cannot_render": Reason("generate, evaluate: prompt; judge: candidate; evaluate: comparison; sft: row; pairs: prompt, row; aggregate, gradients, evaluate: pair", "the chat template does not take the conversation; detail has why", "`text.chat_template`, `text.system_role`, or the data", failed=True),
     "engine_error": Reason("generate, evaluate: prompt; judge: candidate; evaluate: comparison", "the engine gave no answer; detail has its error", "what detail names; `execution.max_tries`", failed=True),
     "prompt_too_long": Reason("generate, evaluate: prompt", "prompt and `sampling.max_tokens` exceed `text.max_length`, or in generate the model's context", "`text.max_length`, `generate.sampling.max_tokens`, `evaluate.sampling.max_tokens`"),
     "held_out_frozen": Reason("generate: prompt", "held out: rounds after the first answer the train split only", "nothing"),
     # judge
-    "too_long_for_judge": Reason("judge: candidate", "rubric, prompt and answer exceed the judge's context: `text.max_length` + 2048 tokens, at most what the model was made for", "`text.max_length`, `generate.sampling.max_tokens`, `judge.sampling.max_tokens` (additive), `model.judge`"),
+    "too_long_for_judge": Reason("judge: candidate; evaluate: comparison", "rubric, prompt and answer (both answers) exceed the judge's context: `text.max_length` + 2048 tokens, at most what the model was made for", "`text.max_length`, `generate.sampling.max_tokens`, `judge.sampling.max_tokens` (additive), `model.judge`"),
     "low_mass": Reason("judge: candidate", "the judge's probability on the scores 0 to 5 is less than `judge.min_mass`", "`judge.min_mass`, `judge.rubric`, `model.judge`, `judge.method: additive`"),
     "unparseable": Reason("judge: candidate", "judge.method additive: not one vote ends in a score", "`judge.sampling.max_tokens`, `judge.votes`, `model.judge`, `judge.method: expected_score`"),
     # pairs

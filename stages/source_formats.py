@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.config.sources import Source
-from schemas.errors import UserError
+from schemas.errors import UserError, first_line
 
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -103,7 +103,7 @@ def read_parquet(path: Path, required: Sequence[str], optional: Sequence[str]) -
                 yield from batch.to_pylist()
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"cannot be read as Parquet: {_first_line(error)}",
+            f"cannot be read as Parquet: {first_line(error)}",
             where=str(path),
             fix="The file may be truncated or not Parquet: copy or write it again.",
         ) from error
@@ -150,7 +150,7 @@ def read_hub(source: Source) -> Iterator[dict[str, Any]]:
         ) from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
-            f"the dataset {source.path} cannot be read: {_first_line(error)}",
+            f"the dataset {source.path} cannot be read: {first_line(error)}",
             where=where,
             fix="If you meant a local file, there is none of this name. Otherwise check network, name and split.",
         ) from error
@@ -163,7 +163,3 @@ def _not_utf8(where: str, head: bytes, what: str) -> UserError:
 
 def _unreadable(path: Path, error: OSError) -> UserError:
     return UserError(f"cannot be read: {error.strerror or error}", where=str(path))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

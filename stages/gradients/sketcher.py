@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from schemas.errors import first_line
 from stages.gradients.batching import TokenBudget
 from stages.gradients.layers import Of, refuse_unsupported, weight_shape
 from stages.gradients.logprobs import CHUNK_ELEMENTS, Head, accumulation_dtype, completion_logprobs
@@ -227,8 +228,7 @@ class Sketcher:
         try:
             ours, theirs = self.sketch([pair], shared=True), self.sketch([pair])
         except (AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            return f"prompts are computed twice: {type(self.model).__name__} cannot share them ({first})"
+            return f"prompts are computed twice: {type(self.model).__name__} cannot share them ({first_line(error)})"
         logp, logp_alone = (torch.cat([s.logp_chosen_N, s.logp_rejected_N]) for s in (ours, theirs))
         gap = float((logp - logp_alone).abs().max() / logp_alone.abs().mean())
         cosine = float(torch.cosine_similarity(ours.sketch_ND, theirs.sketch_ND))

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from schemas.config import RunConfig
-from schemas.errors import UserError
+from schemas.errors import UserError, first_line
 from stages.contract import ModelRef
 
 
@@ -51,9 +51,8 @@ def load_causal_lm(model: ModelRef, dtype: torch.dtype, device: torch.device, tr
             model.path, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"The model {model.name} cannot be loaded: {first}",
+            f"The model {model.name} cannot be loaded: {first_line(error)}",
             where=str(model.path),
             fix="Check that transformers knows this architecture; code shipped with a model needs "
             "model.trust_remote_code: true.",

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from schemas.errors import UserError
+from schemas.errors import UserError, first_line
 from schemas.ids import content_id
 from stages.contract import ModelRef
 from stages.models import embedded
@@ -67,9 +67,8 @@ def _from_hub(name: str, revision: str | None) -> ModelRef:
                 raise
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(CONTENT)))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
         raise UserError(
-            f"The model {name} is no folder here and could not be fetched from the Hugging Face hub: {first}",
+            f"The model {name} is no folder here and could not be fetched from the Hugging Face hub: {first_line(error)}",
             where="model",
             fix="Check the name and the revision, log in with `hf auth login` if it is gated, or give a local folder.",
         ) from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from schemas.config.model import TextConfig
-from schemas.errors import UserError
+from schemas.errors import UserError, first_line
 from schemas.ids import content_id
 from stages.contract import ModelRef
 from stages.text.neutralise import Neutraliser, control_marks
@@ -68,9 +68,8 @@ def load_renderer(model: ModelRef, text: TextConfig, trust_remote_code: bool = F
             model.path, trust_remote_code=trust_remote_code, local_files_only=True
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"The tokenizer of {model.name} cannot be loaded: {first}",
+            f"The tokenizer of {model.name} cannot be loaded: {first_line(error)}",
             where=str(model.path),
             fix="The folder needs tokenizer.json and tokenizer_config.json, as save_pretrained writes them.",
         ) from error

@@ -23,6 +23,7 @@ from stages.train.orthalign import train_objectives
 from stages.train.phase import Phase
 from stages.train.processes import count, from_first, is_first
 from stages.train.references import checked_references
+from stages.train.scoring import Scorer
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,9 @@ def _with_references(ctx: Context, pairs: TrainingPairs, policy: PreTrainedModel
     ref = ctx.models["reference"]
     same = ref.digest == ctx.models["policy"].digest and numbers.placed == numbers.device
     trust = ctx.config.model.trust_remote_code
-    model = policy if same else load_causal_lm(ref, numbers.compute, numbers.device, trust)
-    pairs, note = checked_references(pairs, model, numbers.compute, ctx.config.gradients.token_budget)
-    if note:
-        ctx.progress.note(note)
-    return pairs
+    load = numbers.compute if numbers.sharded else numbers.load  # a model to be cut may not fit a device in float32
+    model = policy if same else load_causal_lm(ref, load, numbers.device, trust)
+    return checked_references(pairs, model, Scorer.of(ctx, numbers), ctx.progress.note)
 
 
 def _identity(ctx: Context, pairs: TrainingPairs) -> str:

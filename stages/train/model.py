@@ -9,7 +9,9 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -48,6 +50,12 @@ class Precision:
     def fp16(self) -> bool:
         """float16 autocast with loss scaling: also for LoRA, whose gradients would underflow without it."""
         return self.compute == torch.float16
+
+    def forward(self) -> AbstractContextManager[Any]:
+        """What the trainer's forward runs in: the autocast that accelerate puts around it, or nothing."""
+        if self.bf16 or self.fp16:
+            return torch.autocast(self.device.type, self.compute)
+        return nullcontext()
 
 
 def precision(config: RunConfig) -> Precision:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -10,18 +10,16 @@ import torch
 from transformers import PreTrainedModel
 
 from schemas.config.training import Objective
-from schemas.errors import UserError
+from schemas.errors import UserError, first_line
 from schemas.ids import content_id, seed_for
 from stages.contract import Context, Drop
 from stages.evaluate.loglik import preference
-from stages.gradients.batching import TokenBudget
-from stages.gradients.logprobs import score_rows
 from stages.gradients.rows import Pair
 from stages.text.render import Renderer, RenderError
 from stages.train.dataset import TrainingPairs
+from stages.train.scoring import Scorer
 
 NO_OBJECTIVE = "no_objective"
-_PAIRS_AT_A_TIME = 32
 _TEXTS = ("prompt", "chosen", "rejected")
 
 
@@ -86,7 +84,7 @@ def _matching(frame: pl.LazyFrame, objective: Objective, where: str, *columns: s
         return frame.filter(pl.sql_expr(objective.where)).select(columns).collect()
     except (pl.exceptions.PolarsError, ValueError) as error:
         raise UserError(
-            f"the condition of objective {objective.name} cannot be evaluated: {str(error).splitlines()[0]}",
+            f"the condition of objective {objective.name} cannot be evaluated: {first_line(error)}",
             where=where,
             fix=f"It is an SQL condition over {', '.join(frame.collect_schema().names())}.",
         ) from error
@@ -117,21 +115,11 @@ Scores = list[tuple[torch.Tensor, torch.Tensor]]
 """Token log-probabilities of both sides of each pair."""
 
 
-def score(
-    model: PreTrainedModel, pairs: Sequence[Pair], tokens: int, beats: Callable[[int, str], Callable[[], None]]
-) -> Scores:
-    """Under `model`; tokens: the batches' budget; beats(batches, unit): announces the work, what it returns is called after
-    each batch."""
-    starts = range(0, len(pairs), _PAIRS_AT_A_TIME)
-    found: Scores = []
-    beat = beats(len(starts), "batch of dev pairs") if pairs else None
-    for first in starts:
-        rows = [row for pair in pairs[first : first + _PAIRS_AT_A_TIME] for row in pair.rows]
-        values = score_rows(model, rows, TokenBudget(tokens))
-        found += zip(values[0::2], values[1::2], strict=True)
-        if beat is not None:
-            beat()
-    return found
+def score(model: PreTrainedModel, pairs: Sequence[Pair], scorer: Scorer) -> Scores:
+    """Under `model`. Raises Stopped when the run was asked to stop."""
+    rows = (row for pair in pairs for row in pair.rows)
+    values = list(scorer.stream(model, rows, 2 * len(pairs), "batch of dev pairs"))
+    return list(zip(values[0::2], values[1::2], strict=True))
 
 
 def accuracies(now: Scores, start: Scores) -> dict[str, float]:

@@ -27,6 +27,9 @@ from stages.train.processes import any_of, from_first
 from stages.train.trainer import PairTrainer
 from stages.train.vector import task_vector_for
 
+History = list[dict[str, Any]]
+"""TRL's log."""
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -49,7 +52,7 @@ class Phase:
 
 def train_phase(
     ctx: Context, model: PreTrainedModel, renderer: Renderer, numbers: Precision, phase: Phase
-) -> tuple[Any, list[dict[str, Any]]]:
+) -> tuple[Any, History]:
     """(the model trained, with its adapter if there is one; TRL's log). Raises Stopped when asked to stop; a checkpoint of
     the last step is then on disk."""
     trainer, steps = _trainer(ctx, model, renderer, numbers, phase)
@@ -61,7 +64,15 @@ def train_phase(
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if steps.stopped:
         raise Stopped
+    _restore_forward(model)
     return trainer.whole_model(), trainer.state.log_history
+
+
+def _restore_forward(model: PreTrainedModel) -> None:
+    """Take back what TRL and accelerate put in the place of `forward`: accelerate wraps a model once, so that the next phase's
+    forward, which TRL sets anew, would run without autocast."""
+    for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+        model.__dict__.pop(name, None)
 
 
 def _trainer(

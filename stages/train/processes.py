@@ -24,8 +24,9 @@ import torch
 import torch.distributed as dist
 
 from schemas.config import RunConfig
-from schemas.errors import UserError
+from schemas.errors import UserError, first_line
 from stages.contract import Context, Silent, Stopped
+from stages.gradients.batching import is_out_of_memory
 from stages.models.load import device_of
 
 T = TypeVar("T")
@@ -72,11 +73,18 @@ def any_of(flag: bool) -> bool:
 
 
 def from_first(compute: Callable[[], T]) -> T:
-    """What the first process computes, in all of them, which must all ask."""
+    """What the first process computes, in all of them, which must all ask. Stopped, if it raises that, is raised in all."""
     if count() == 1:
         return compute()
-    box: list[Any] = [compute() if is_first() else None]
+    box: list[Any] = [None, False]
+    if is_first():
+        try:
+            box[0] = compute()
+        except Stopped:
+            box[1] = True
     dist.broadcast_object_list(box)
+    if box[1]:
+        raise Stopped
     result: T = box[0]
     return result
 
@@ -191,7 +199,8 @@ def _failed(member: _Member) -> bool:
 
 
 def _raise_cause(members: list[_Member]) -> None:
-    """The first cause: what a process refused, else one that died without a word, else an error of the code."""
+    """The first cause: what a process refused, else one that died without a word, else the earliest error of the code: the others
+    lose their connection to that process."""
     for member in members:
         if member.said and member.said[0] == "refused":
             raise member.said[1]
@@ -201,14 +210,23 @@ def _raise_cause(members: list[_Member]) -> None:
             code = member.process.exitcode or 0
             cause = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
             memory = ", most often the system was out of memory" if code == -signal.SIGKILL else ""
-            raise UserError(
-                f"process {rank} of the {len(members)} that train together died by {cause}{memory}; the others were ended",
-                where="train.processes",
-                fix="The worker's log may say more; smaller train.micro_batch_size or train.gradient_checkpointing need less"
-                " memory. The same command continues from the last checkpoint.",
-            )
-    rank, said = next((r, m.said) for r, m in enumerate(members) if m.said and m.said[0] == "broke")
-    raise RuntimeError(f"process {rank} of the {len(members)} that train together: {said[1]}")
+            raise _ended(f"process {rank} of the {len(members)} that train together died by {cause}{memory}")
+    broke = [
+        (member.said[1], rank, member.said) for rank, member in enumerate(members) if member.said[:1] == ("broke",)
+    ]
+    _, rank, (_, _, out_of_memory, error) = min(broke, key=lambda entry: entry[0])
+    if out_of_memory:
+        raise _ended(f"process {rank} of the {len(members)} that train together ran out of memory: {error}")
+    raise RuntimeError(f"process {rank} of the {len(members)} that train together: {error}")
+
+
+def _ended(what: str) -> UserError:
+    return UserError(
+        f"{what}; the others were ended",
+        where="train.processes",
+        fix="The worker's log may say more; smaller train.micro_batch_size or train.gradient_checkpointing need less"
+        " memory. The same command continues from the last checkpoint.",
+    )
 
 
 def _main(seat: _Seat, connection: Connection, job: Job[Any], parts: dict[str, Any], stop: Any) -> None:
@@ -229,8 +247,10 @@ def _main(seat: _Seat, connection: Connection, job: Job[Any], parts: dict[str, A
         connection.send(("refused", error))
         os._exit(1)  # the group's threads may wait for the others for ever
     except Exception as error:
+        when = time.monotonic()  # of one clock in all processes of the machine
         logging.getLogger(__name__).exception("process %d", seat.rank)
-        connection.send(("broke", f"{type(error).__name__}: {error}"))
+        what = first_line(error) if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
+        connection.send(("broke", when, is_out_of_memory(error), what))
         os._exit(1)
     else:
         connection.send(("done", result if seat.rank == 0 else None))

@@ -31,8 +31,6 @@ from schemas.config.training import MergeConfig, OrthAlignConfig, TrainConfig
 from schemas.errors import UserError
 from schemas.ids import content_id
 from stages.contract import Context
-from stages.gradients.batching import TokenBudget
-from stages.gradients.logprobs import score_rows
 from stages.gradients.rows import Row
 from stages.models.load import free_memory
 from stages.text.render import Renderer
@@ -42,16 +40,14 @@ from stages.train.allo.masks import select_entries
 from stages.train.allo.rewards import model_rewards
 from stages.train.allo.tokens import RejectedTokens, implicit_rewards
 from stages.train.batches import BatchPlan, plan_batches
-from stages.train.callbacks import beats
 from stages.train.checkpoints import is_complete, mark_complete
 from stages.train.dataset import TrainingPairs
 from stages.train.model import Precision
 from stages.train.optimizers.active import ActiveEntries
 from stages.train.optimizers.bucket import narrowest
-from stages.train.phase import Phase, train_phase
-from stages.train.references import PAIRS_AT_A_TIME, recomputed
-
-History = list[dict[str, Any]]
+from stages.train.phase import History, Phase, train_phase
+from stages.train.references import recomputed
+from stages.train.scoring import Scorer
 
 
 def train_objective(
@@ -258,8 +254,7 @@ class _Phases:
     def _referred(self, pairs: TrainingPairs, model: Any, tokens: RejectedTokens | None) -> TrainingPairs:
         """The pairs with the references of `model`, the rejected side's over its key tokens."""
         if tokens is None or self.ctx.config.train.allo.key_fraction == 1:
-            budget = self.ctx.config.gradients.token_budget
-            return recomputed(pairs, model, budget, partial(beats, self.ctx))
+            return recomputed(pairs, model, Scorer.of(self.ctx, self.numbers))
         keys = tokens.column("key_tokens")
         chosen = self._logps(model, [pairs.pair(i).rows[0] for i in range(len(pairs))])
         rejected = self._rejected_logps(model)
@@ -274,14 +269,8 @@ class _Phases:
         return self._logps(model, _rejected(self.last.pairs))
 
     def _logps(self, model: Any, rows: list[Row]) -> list[torch.Tensor]:
-        starts = range(0, len(rows), PAIRS_AT_A_TIME)
-        found: list[torch.Tensor] = []
-        beat = beats(self.ctx, len(starts), "batch of token log-probabilities")
-        for first in starts:
-            budget = TokenBudget(self.ctx.config.gradients.token_budget)
-            found += score_rows(model, rows[first : first + PAIRS_AT_A_TIME], budget)
-            beat()
-        return found
+        unit = "batch of token log-probabilities"
+        return list(Scorer.of(self.ctx, self.numbers).stream(model, rows, len(rows), unit))
 
 
 def _rejected(pairs: TrainingPairs) -> list[Row]:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
-from schemas.errors import UserError
+from schemas.errors import UserError, first_line
 from stages.contract import Context
 from stages.gradients.batching import TokenBudget
-from stages.gradients.logprobs import score_rows
 from stages.gradients.rows import Row, RowBatch
 from stages.models.load import free_memory, load_causal_lm
 from stages.train.allo.tokens import implicit_rewards
 from stages.train.model import Precision
+from stages.train.scoring import Scorer, forward_budget
 
 _WHERE = "train.allo.reward_model"
 
@@ -35,14 +35,13 @@ def model_rewards(
     allo, trust = ctx.config.train.allo, ctx.config.model.trust_remote_code
     ref = ctx.models["token_reward"]
     _same_tokens(ref.name, str(ref.path), tokenizer)
-    budget = TokenBudget(ctx.config.gradients.token_budget)
     if allo.token_reward == "dpo_model":
-        model = load_causal_lm(ref, numbers.compute, numbers.device, trust)
-        logps = score_rows(model, rows, budget)
+        model = load_causal_lm(ref, numbers.load, numbers.device, trust)  # as the reference: rounding is no reward
+        logps = Scorer.of(ctx, numbers).stream(model, rows, len(rows), "batch of token rewards")
         found = [implicit_rewards(own, base, allo.beta) for own, base in zip(logps, ref_logps, strict=True)]
     else:
         model = _classifier(ref.name, str(ref.path), numbers, trust)
-        found = _classified(model, rows, budget, numbers.device)
+        found = _classified(model, rows, forward_budget(ctx), numbers.device)
     del model
     free_memory()
     return found
@@ -54,8 +53,7 @@ def _same_tokens(name: str, folder: str, tokenizer: PreTrainedTokenizerBase) -> 
     try:
         theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"The tokenizer of {name} cannot be loaded: {first}", where=_WHERE) from error
+        raise UserError(f"The tokenizer of {name} cannot be loaded: {first_line(error)}", where=_WHERE) from error
     if theirs.get_vocab() != tokenizer.get_vocab():
         raise UserError(
             f"{name} has another vocabulary than the policy: its rewards would be of other tokens",
@@ -75,8 +73,7 @@ def _classifier(name: str, folder: str, numbers: Precision, trust: bool) -> torc
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"The token classifier {name} cannot be loaded: {first}", where=_WHERE) from error
+        raise UserError(f"The token classifier {name} cannot be loaded: {first_line(error)}", where=_WHERE) from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])[0]
         raise UserError(

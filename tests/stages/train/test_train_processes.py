@@ -18,11 +18,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from schemas.errors import UserError
 from stages.contract import Account, Context, Rows, Stopped
 from stages.train.batches import plan_batches
+from stages.train.processes import any_of, from_first, run_together
 from stages.train.stage import Train
 
 PAIRS = 7
@@ -134,6 +136,27 @@ def test_when_a_process_dies_all_end_and_the_error_says_which(bench: Any) -> Non
     thread.join()
     assert killed and "\n" not in str(error.value)
     assert set(multiprocessing.active_children()) <= before
+
+
+def stops_in_the_first(ctx: Context) -> None:
+    def compute() -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        from_first(compute)
+
+
+def runs_out_of_memory_in_the_second(ctx: Context) -> None:
+    stops_in_the_first(ctx)  # and so in both
+    if dist.get_rank() == 1:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    any_of(False)  # breaks when the other is gone
+
+
+def test_a_stop_in_the_first_is_one_in_all_and_the_first_that_breaks_is_the_cause(bench: Any) -> None:
+    with pytest.raises(UserError, match=r"process 1 of the 2 .* ran out of memory: CUDA out of memory") as error:
+        run_together(runs_out_of_memory_in_the_second, bench.context(), 2)
+    assert "train.micro_batch_size" in error.value.fix
 
 
 def test_what_one_process_refuses_is_the_error_of_all(bench: Any) -> None:

@@ -1,0 +1,58 @@
+"""Log-probabilities of completions, in the numbers of the trainer's forward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+import torch
+from transformers import PreTrainedModel
+
+from stages.contract import Context
+from stages.gradients.batching import TokenBudget
+from stages.gradients.logprobs import score_rows
+from stages.gradients.rows import Row
+from stages.train.callbacks import beats
+from stages.train.model import Precision
+
+ROWS_AT_A_TIME = 256
+
+
+def forward_budget(ctx: Context) -> TokenBudget:
+    """Padded tokens of a forward without gradients: gradients.token_budget, or what memory left of it in this run."""
+    return TokenBudget.remembered(ctx, "gradients.token_budget", ctx.config.gradients.token_budget)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores rows as the trainer's forward does: of the policy's own weights it gives the policy's own numbers, so that the
+    margins of DPO and the ratios of NPO start at 0. A model of which that should hold is loaded in `numbers.load`.
+
+    beats(batches, unit): announces the work; what it returns is called after each batch and may raise Stopped.
+    """
+
+    numbers: Precision
+    budget: TokenBudget
+    beats: Callable[[int, str], Callable[[], None]]
+
+    @classmethod
+    def of(cls, ctx: Context, numbers: Precision) -> Scorer:
+        """With the run's token budget, progress and stop signal."""
+        return cls(numbers, forward_budget(ctx), partial(beats, ctx))
+
+    def token_logps(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[torch.Tensor]:
+        """log pi of each completion's tokens, float32 on the CPU; without progress, for few rows."""
+        with self.numbers.forward():
+            return score_rows(model, rows, self.budget)
+
+    def stream(self, model: PreTrainedModel, rows: Iterable[Row], count: int, unit: str) -> Iterator[torch.Tensor]:
+        """`token_logps` of `count` rows one after another, with progress in `unit`s of `ROWS_AT_A_TIME` rows."""
+        if not count:
+            return
+        beat, left = self.beats(math.ceil(count / ROWS_AT_A_TIME), unit), iter(rows)
+        while block := list(islice(left, ROWS_AT_A_TIME)):
+            yield from self.token_logps(model, block)
+            beat()
