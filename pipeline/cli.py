@@ -56,8 +56,9 @@ def run(
     with _errors(debug):
         from pipeline.config_file import load_config
         from pipeline.console import Display
-        from pipeline.run import Selection, preview
+        from pipeline.run import preview
         from pipeline.run import run as run_pipeline
+        from pipeline.selection import Selection
 
         overrides = [*(sets or []), *([f"run_dir={run_dir}"] if run_dir else [])]
         resolved = load_config(config, overrides)
@@ -133,8 +134,8 @@ def report(run: Run, debug: Debug = False) -> None:
     """Write report.html from what there is now."""
     with _errors(debug):
         from pipeline.console import Display
-        from pipeline.run import Selection
         from pipeline.run import run as run_pipeline
+        from pipeline.selection import Selection
 
         config = _config_of(find_run(run))
         run_pipeline(config, Selection(stage="report"), Display())

@@ -4,64 +4,27 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pipeline import config_file, files
-from pipeline.account import account_line, totals
 from pipeline.commit import write_manifest
 from pipeline.config_digests import config_files
-from pipeline.console import Display, StageBar
-from pipeline.events import Events, Meter
-from pipeline.executor import LocalExecutor, Reports
+from pipeline.console import Display
+from pipeline.events import Events
+from pipeline.executor import LocalExecutor
 from pipeline.executor_errors import ending
-from pipeline.failures import Failures
-from pipeline.fingerprint import content_of
 from pipeline.lease import Lease, LeaseLost
 from pipeline.models import Models
 from pipeline.plan import EXPENSIVE, Planner, State, Step
 from pipeline.preflight import preflight
+from pipeline.run_stage import StageRunner
 from pipeline.rundir import RunDir
+from pipeline.selection import Selection
 from pipeline.signals import StopSignals
 from pipeline.storage import ensure_usable, storage_error
-from pipeline.worker import Order
 from schemas.config import RunConfig
 from schemas.errors import UserError
-from schemas.manifests import PartManifest, StageManifest, merge_tallies
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which steps to run: all, one stage, a range of stages, one round; and which may be redone."""
-
-    stage: str | None = None
-    first: str | None = None
-    last: str | None = None
-    round: int | None = None
-    force: tuple[str, ...] = field(default=())
-
-    def of(self, steps: list[Step]) -> list[Step]:
-        """The selected steps. Raises UserError on an unknown stage or an empty selection."""
-        names = [s.spec.name for s in steps]
-        for name in (self.stage, self.first, self.last, *self.force):
-            if name is not None and name not in names:
-                raise UserError(
-                    f"This run has no stage {name!r}", fix=f"Its stages: {', '.join(dict.fromkeys(names))}."
-                )
-        order = list(dict.fromkeys(names))
-        low = order.index(self.first) if self.first else 0
-        high = order.index(self.last) if self.last else len(order) - 1
-        chosen = [
-            s
-            for s in steps
-            if (self.stage is None or s.spec.name == self.stage)
-            and low <= order.index(s.spec.name) <= high
-            and (self.round is None or s.round == self.round or not s.spec.per_round)
-        ]
-        if not chosen:
-            raise UserError("Nothing is selected: look at --stage, --from, --until and --round")
-        return chosen
 
 
 @dataclass
@@ -116,6 +79,7 @@ class _Loop:
         self.planner = Planner(config, rundir, self.models.digests, lambda spec: config_files(spec, config))
         self.events = Events(rundir.events)
         self.steps = selection.of(self.planner.steps)
+        self.stages = StageRunner(config, rundir, self.models, self.planner, self.events, display, lease)
 
     def run(self) -> Outcome:
         if any(step.spec.models for step in self.steps):
@@ -208,7 +172,7 @@ class _Loop:
         folder = self.rundir.state(step.spec, step.round)
         files.remove([folder / "_stage.json"])  # its parts are about to change
         write_manifest(folder / "plan.json", state.plan.model_dump())
-        self._run_stage(step, state, executor)
+        self.stages.run(step, state, executor)
         return True
 
     def _forced_up_to(self, step: Step) -> bool:
@@ -236,128 +200,6 @@ class _Loop:
                 f"Stage {step.title} has nothing to do: {first} is empty",
                 fix="See what was dropped and why with `python -m pipeline status`.",
             )
-
-    def _run_stage(self, step: Step, state: State, executor: LocalExecutor) -> None:
-        plan, parts = state.plan, dict(state.parts)
-        assert plan is not None
-        failures = Failures(self.rundir, step.spec, step.round, self.config.execution.max_failed_fraction)
-        for index in failures.worth_another_try(parts):
-            files.remove([self.rundir.state(step.spec, step.round) / f"part-{index:05d}.json"])
-            del parts[index]
-        pending = {s.index: s for s in plan.shards if s.index not in parts}
-        models = self.models.of(step)
-        order = Order(
-            spec=step.spec,
-            round=step.round,
-            config=self.config,
-            root=self.rundir.root,
-            fingerprint=plan.fingerprint,
-            inputs=state.inputs.records,
-            models=models,
-            shards=pending,
-            manifests=self.planner.manifests() if step.spec.name == "report" else [],
-        )
-        self.events.add(
-            "stage_started", stage=step.spec.name, round=step.round, parts=len(plan.shards), done=len(parts)
-        )
-        meter = Meter(self.events, step.spec.name, step.round)
-        with self.display.stage(step.title) as bar:
-            if step.spec.kind == "shard":
-                rows = plan.shards[-1].stop
-                done = rows - sum(s.stop - s.start for s in pending.values())
-                bar.total(rows, "rows", done)
-                meter.total(rows, "rows", done)
-            if pending:
-                executor.run(order, self._key(step, models), self._reports(step, bar, meter, parts, failures))
-        failures.check(parts, finished=True)
-        missing = [s.index for s in plan.shards if s.index not in parts]
-        if missing:
-            raise UserError(
-                f"Stage {step.title} ended without its parts {missing[:5]}", fix="Run the same command again."
-            )
-        manifest = self._finish(step, plan.fingerprint, parts, {role: m.name for role, m in models.items()})
-        self.events.add(
-            "stage_done",
-            stage=step.spec.name,
-            round=step.round,
-            seconds=manifest.seconds,
-            rows=totals(manifest.tallies),
-            stats=manifest.stats,
-        )
-        self.display.say(f"✓ {step.title}: {account_line(manifest)}", "green")
-
-    def _key(self, step: Step, models: Mapping[str, object]) -> str | None:
-        """Stages that run the engine with the same model share worker processes."""
-        if not step.spec.engine or step.spec.kind != "shard":
-            return None
-        return repr((self.config.engine, self.config.text.max_length, sorted({m.digest for m in models.values()})))  # type: ignore[attr-defined]
-
-    def _reports(
-        self, step: Step, bar: StageBar, meter: Meter, parts: dict[int, PartManifest], failures: Failures
-    ) -> Reports:
-        def committed(part: PartManifest) -> None:
-            parts[part.index] = part
-            self.events.add(
-                "part_done",
-                stage=step.spec.name,
-                round=step.round,
-                part=part.index,
-                seconds=part.seconds,
-                rows=totals(part.tallies),
-                stats=part.stats,
-            )
-            failures.check(parts, finished=False)
-
-        def started(index: int) -> None:
-            self.events.add("part_started", stage=step.spec.name, round=step.round, part=index)
-
-        def note(message: str) -> None:
-            self.events.add("note", stage=step.spec.name, round=step.round, message=message)
-            bar.say(message)
-
-        def total(amount: int, unit: str) -> None:
-            if step.spec.kind != "shard":
-                bar.total(amount, unit)
-                meter.total(amount, unit)
-
-        def advance(amount: int, rates: Mapping[str, float]) -> None:
-            bar.advance(amount, rates)
-            meter.advance(amount, rates)
-
-        return Reports(
-            total=total,
-            advance=advance,
-            note=note,
-            started=started,
-            committed=committed,
-            tick=self.lease.check_heartbeat,
-        )
-
-    def _finish(
-        self, step: Step, fingerprint: str, parts: dict[int, PartManifest], models: dict[str, str]
-    ) -> StageManifest:
-        """Write the stage's manifest: the driver's word that every part is in."""
-        ordered = [parts[index] for index in sorted(parts)]
-        records = [f for part in ordered for f in part.files]
-        stats: dict[str, float] = {}
-        for part in ordered:
-            for name, value in part.stats.items():
-                stats[name] = stats.get(name, 0.0) + value
-        manifest = StageManifest(
-            stage=step.spec.name,
-            round=step.round,
-            fingerprint=fingerprint,
-            content=content_of(records),
-            files=records,
-            tallies=merge_tallies(t for part in ordered for t in part.tallies),
-            stats=stats,
-            seconds=round(sum(part.seconds for part in ordered), 3),
-            models=models,
-        )
-        self.lease.check()
-        self.rundir.sweep(step.spec, step.round, records)
-        write_manifest(self.rundir.state(step.spec, step.round) / "_stage.json", manifest.model_dump())
-        return manifest
 
     def _clean(self) -> None:
         """Remove what a killed run left unfinished. Safe: we hold the lease."""

@@ -14,7 +14,7 @@ import pipeline.run
 from pipeline.config_file import load_config
 from pipeline.console import Display
 from pipeline.inspect import print_rows
-from pipeline.run import Selection
+from pipeline.selection import Selection
 from pipeline.status import states_of
 from tests.faults.inline import InlineExecutor
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import pipeline.run
 from pipeline.config_file import load_config
 from pipeline.console import Display
-from pipeline.run import Selection
+from pipeline.selection import Selection
 from pipeline.status import states_of
 from schemas.errors import UserError
 from tests.end_to_end.test_e2e_compression import IMPORTED

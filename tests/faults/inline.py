@@ -20,7 +20,8 @@ from pipeline import worker
 from pipeline.config_file import load_config
 from pipeline.console import Display
 from pipeline.executor import Reports
-from pipeline.run import Outcome, Selection
+from pipeline.run import Outcome
+from pipeline.selection import Selection
 from pipeline.worker import Order, PipeProgress
 from pipeline.writer import Writer
 

@@ -12,8 +12,9 @@ import pytest
 from pipeline.config_file import load_config
 from pipeline.models import Models
 from pipeline.plan import Step
-from pipeline.run import Selection, preview
+from pipeline.run import preview
 from pipeline.rundir import RunDir
+from pipeline.selection import Selection
 from schemas.errors import UserError
 from schemas.manifests import FileRecord, StageManifest
 from stages.catalog import BY_NAME

@@ -147,7 +147,7 @@ def test_a_part_committed_by_a_worker_that_died_before_it_could_say_so_counts(fa
     from collections import deque
     from multiprocessing import Pipe
 
-    member = _Worker(Ended(), Pipe()[0], Path("log"), holds={1, 99})  # type: ignore[arg-type]
+    member = _Worker(Ended(), Pipe()[0], Path("log"), 0, holds={1, 99})  # type: ignore[arg-type]
     executor._workers.append(member)
     assert executor._died(member, order, deque(), reports, deaths=1) == 0
     assert heard == [1]

@@ -15,8 +15,9 @@ from pipeline.config_file import load_config
 from pipeline.console import Display
 from pipeline.executor_errors import StageFailed
 from pipeline.lease import Lease
-from pipeline.run import Selection, preview
+from pipeline.run import preview
 from pipeline.rundir import RunDir
+from pipeline.selection import Selection
 from pipeline.status import states_of
 from schemas.errors import UserError
 

@@ -1,0 +1,159 @@
+"""One stage of a run: its order to the workers, what they report, and the manifest that says it is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline import files
+from pipeline.account import account_line, totals
+from pipeline.commit import write_manifest
+from pipeline.console import Display, StageBar
+from pipeline.events import Events, Meter
+from pipeline.executor import LocalExecutor, Reports
+from pipeline.failures import Failures
+from pipeline.fingerprint import content_of
+from pipeline.lease import Lease
+from pipeline.models import Models
+from pipeline.plan import Planner, State, Step
+from pipeline.rundir import RunDir
+from pipeline.worker import Order
+from schemas.config import RunConfig
+from schemas.errors import UserError
+from schemas.manifests import PartManifest, StageManifest, merge_tallies
+
+
+@dataclass(frozen=True)
+class StageRunner:
+    """Carries out stages, one `run` each."""
+
+    config: RunConfig
+    rundir: RunDir
+    models: Models
+    planner: Planner
+    events: Events
+    display: Display
+    lease: Lease
+
+    def run(self, step: Step, state: State, executor: LocalExecutor) -> None:
+        """What is left of the step's parts, then its manifest. Raises as `LocalExecutor.run`; UserError when too many rows fail."""
+        plan, parts = state.plan, dict(state.parts)
+        assert plan is not None
+        failures = Failures(self.rundir, step.spec, step.round, self.config.execution.max_failed_fraction)
+        for index in failures.worth_another_try(parts):
+            files.remove([self.rundir.state(step.spec, step.round) / f"part-{index:05d}.json"])
+            del parts[index]
+        pending = {s.index: s for s in plan.shards if s.index not in parts}
+        models = self.models.of(step)
+        order = Order(
+            spec=step.spec,
+            round=step.round,
+            config=self.config,
+            root=self.rundir.root,
+            fingerprint=plan.fingerprint,
+            inputs=state.inputs.records,
+            models=models,
+            shards=pending,
+            manifests=self.planner.manifests() if step.spec.name == "report" else [],
+        )
+        self.events.add(
+            "stage_started", stage=step.spec.name, round=step.round, parts=len(plan.shards), done=len(parts)
+        )
+        meter = Meter(self.events, step.spec.name, step.round)
+        with self.display.stage(step.title) as bar:
+            if step.spec.kind == "shard":
+                rows = plan.shards[-1].stop
+                done = rows - sum(s.stop - s.start for s in pending.values())
+                bar.total(rows, "rows", done)
+                meter.total(rows, "rows", done)
+            if pending:
+                executor.run(order, self._key(step, models), self._reports(step, bar, meter, parts, failures))
+        failures.check(parts, finished=True)
+        missing = [s.index for s in plan.shards if s.index not in parts]
+        if missing:
+            raise UserError(
+                f"Stage {step.title} ended without its parts {missing[:5]}", fix="Run the same command again."
+            )
+        manifest = self._finish(step, plan.fingerprint, parts, {role: m.name for role, m in models.items()})
+        self.events.add(
+            "stage_done",
+            stage=step.spec.name,
+            round=step.round,
+            seconds=manifest.seconds,
+            rows=totals(manifest.tallies),
+            stats=manifest.stats,
+        )
+        self.display.say(f"✓ {step.title}: {account_line(manifest)}", "green")
+
+    def _key(self, step: Step, models: Mapping[str, object]) -> str | None:
+        """Stages that run the engine with the same model share worker processes."""
+        if not step.spec.engine or step.spec.kind != "shard":
+            return None
+        return repr((self.config.engine, self.config.text.max_length, sorted({m.digest for m in models.values()})))  # type: ignore[attr-defined]
+
+    def _reports(
+        self, step: Step, bar: StageBar, meter: Meter, parts: dict[int, PartManifest], failures: Failures
+    ) -> Reports:
+        def committed(part: PartManifest) -> None:
+            parts[part.index] = part
+            self.events.add(
+                "part_done",
+                stage=step.spec.name,
+                round=step.round,
+                part=part.index,
+                seconds=part.seconds,
+                rows=totals(part.tallies),
+                stats=part.stats,
+            )
+            failures.check(parts, finished=False)
+
+        def started(index: int) -> None:
+            self.events.add("part_started", stage=step.spec.name, round=step.round, part=index)
+
+        def note(message: str) -> None:
+            self.events.add("note", stage=step.spec.name, round=step.round, message=message)
+            bar.say(message)
+
+        def total(amount: int, unit: str) -> None:
+            if step.spec.kind != "shard":
+                bar.total(amount, unit)
+                meter.total(amount, unit)
+
+        def advance(amount: int, rates: Mapping[str, float]) -> None:
+            bar.advance(amount, rates)
+            meter.advance(amount, rates)
+
+        return Reports(
+            total=total,
+            advance=advance,
+            note=note,
+            started=started,
+            committed=committed,
+            tick=self.lease.check_heartbeat,
+        )
+
+    def _finish(
+        self, step: Step, fingerprint: str, parts: dict[int, PartManifest], models: dict[str, str]
+    ) -> StageManifest:
+        """Write the stage's manifest: the driver's word that every part is in."""
+        ordered = [parts[index] for index in sorted(parts)]
+        records = [f for part in ordered for f in part.files]
+        stats: dict[str, float] = {}
+        for part in ordered:
+            for name, value in part.stats.items():
+                stats[name] = stats.get(name, 0.0) + value
+        manifest = StageManifest(
+            stage=step.spec.name,
+            round=step.round,
+            fingerprint=fingerprint,
+            content=content_of(records),
+            files=records,
+            tallies=merge_tallies(t for part in ordered for t in part.tallies),
+            stats=stats,
+            seconds=round(sum(part.seconds for part in ordered), 3),
+            models=models,
+        )
+        self.lease.check()
+        self.rundir.sweep(step.spec, step.round, records)
+        write_manifest(self.rundir.state(step.spec, step.round) / "_stage.json", manifest.model_dump())
+        return manifest

@@ -1,0 +1,41 @@
+"""Which steps of a run are asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pipeline.plan import Step
+from schemas.errors import UserError
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which steps to run: all, one stage, a range of stages, one round; and which may be redone."""
+
+    stage: str | None = None
+    first: str | None = None
+    last: str | None = None
+    round: int | None = None
+    force: tuple[str, ...] = field(default=())
+
+    def of(self, steps: list[Step]) -> list[Step]:
+        """The selected steps. Raises UserError on an unknown stage or an empty selection."""
+        names = [s.spec.name for s in steps]
+        for name in (self.stage, self.first, self.last, *self.force):
+            if name is not None and name not in names:
+                raise UserError(
+                    f"This run has no stage {name!r}", fix=f"Its stages: {', '.join(dict.fromkeys(names))}."
+                )
+        order = list(dict.fromkeys(names))
+        low = order.index(self.first) if self.first else 0
+        high = order.index(self.last) if self.last else len(order) - 1
+        chosen = [
+            s
+            for s in steps
+            if (self.stage is None or s.spec.name == self.stage)
+            and low <= order.index(s.spec.name) <= high
+            and (self.round is None or s.round == self.round or not s.spec.per_round)
+        ]
+        if not chosen:
+            raise UserError("Nothing is selected: look at --stage, --from, --until and --round")
+        return chosen
