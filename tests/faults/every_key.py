@@ -24,6 +24,7 @@ _SPECIAL: dict[str, Any] = {
     "loss.label_smoothing": None,  # belongs to other losses
     "loss.discopop_tau": None,
     "train.orthalign.tolerance": None,  # belongs to rank: search
+    "train.processes": None,  # objectives in sequence are trained by one
     "train.allo.mask": "gradient",
     "train.allo.forget_max_steps": 5,
     "train.allo.token_reward": "dpo_model",
@@ -40,6 +41,9 @@ _SPECIAL: dict[str, Any] = {
 }
 
 
+_ONE_SIDED = ("gradients.aggregate_size", "gradients.sketch.rank", "gradients.sketch.precondition_pairs")
+
+
 def base_config() -> dict[str, Any]:
     """A config in which every key can be changed alone."""
     return {
@@ -51,6 +55,7 @@ def base_config() -> dict[str, Any]:
         "engine": {"kind": "transformers", "base_url": "http://localhost:8000/v1"},
         "prompts": {"sources": [{"path": "prompts.jsonl"}]},
         "sft": {"sources": [{"path": "talks.jsonl"}]},
+        "conflict": {"direction": "ema", "metric": "coordinate"},
         "train": {
             "method": "full",
             "optimizer": "ondare",
@@ -70,14 +75,26 @@ def allo_config() -> dict[str, Any]:
     return base_config() | {"train": {"method": "full", "allo": allo}}
 
 
+def one_sided_config() -> dict[str, Any]:
+    """A config in which the keys that only one-sided compression or preconditioning has can be changed."""
+    sketch = {"method": "one_sided", "precondition": "adam_factored"}
+    return base_config() | {"gradients": {"sketch": sketch}, "conflict": {}}
+
+
 def every_key() -> Iterator[tuple[str, bool, dict[str, Any]]]:
-    """(dotted key, whether it is semantic, the base config with this key changed), but for train.allo."""
-    return ((k, s, c) for k, s, c in _changes(base_config()) if not k.startswith("train.allo."))
+    """(dotted key, whether it is semantic, the base config with this key changed), but for those that need another config."""
+    elsewhere = ("train.allo.", *_ONE_SIDED)
+    return ((k, s, c) for k, s, c in _changes(base_config()) if not k.startswith(elsewhere))
 
 
 def every_allo_key() -> Iterator[tuple[str, bool, dict[str, Any]]]:
     """The same of train.allo, in its own config."""
     return ((k, s, c) for k, s, c in _changes(allo_config()) if k.startswith("train.allo."))
+
+
+def every_one_sided_key() -> Iterator[tuple[str, bool, dict[str, Any]]]:
+    """The same of one-sided compression."""
+    return ((k, s, c) for k, s, c in _changes(one_sided_config()) if k in _ONE_SIDED)
 
 
 def _changes(base: dict[str, Any]) -> Iterator[tuple[str, bool, dict[str, Any]]]:
