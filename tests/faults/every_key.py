@@ -50,7 +50,7 @@ def base_config() -> dict[str, Any]:
         "model": {"policy": "some/model", "dtype": "float32"},
         "engine": {"kind": "transformers", "base_url": "http://localhost:8000/v1"},
         "prompts": {"sources": [{"path": "prompts.jsonl"}]},
-        "sft": {"sources": [{"path": "talks.jsonl"}]},
+        "sft": {"sources": [{"path": "talks.jsonl"}], "method": "lora"},
         "train": {
             "method": "full",
             "optimizer": "ondare",
@@ -70,14 +70,22 @@ def allo_config() -> dict[str, Any]:
     return base_config() | {"train": {"method": "full", "allo": allo}}
 
 
+def lora_config() -> dict[str, Any]:
+    """A config in which train.lora and train.processes can be changed alone: the base config refuses both."""
+    return base_config() | {"train": {"method": "lora"}}
+
+
+OWN = {"train.allo.": allo_config, "train.lora.": lora_config, "train.processes": lora_config}
+
+
 def every_key() -> Iterator[tuple[str, bool, dict[str, Any]]]:
-    """(dotted key, whether it is semantic, the base config with this key changed), but for train.allo."""
-    return ((k, s, c) for k, s, c in _changes(base_config()) if not k.startswith("train.allo."))
+    """(dotted key, whether it is semantic, the base config with this key changed), but for those in `OWN`."""
+    return ((k, s, c) for k, s, c in _changes(base_config()) if not k.startswith(tuple(OWN)))
 
 
-def every_allo_key() -> Iterator[tuple[str, bool, dict[str, Any]]]:
-    """The same of train.allo, in its own config."""
-    return ((k, s, c) for k, s, c in _changes(allo_config()) if k.startswith("train.allo."))
+def every_own_key(prefix: str) -> Iterator[tuple[str, bool, dict[str, Any]]]:
+    """The same of keys in `OWN`, in a config of their own."""
+    return ((k, s, c) for k, s, c in _changes(OWN[prefix]()) if k.startswith(prefix))
 
 
 def _changes(base: dict[str, Any]) -> Iterator[tuple[str, bool, dict[str, Any]]]:
