@@ -1,12 +1,13 @@
 """Time of conflict + select on synthetic pairs, as a ratio to just reading the sketches; peak memory beside it.
 
-    python -m benchmarks.conflict_scale [--pairs 100000] [--languages 10] [--dim 8192] [--folder FOLDER] [--set metric=layer]
+    python -m benchmarks.conflict_scale [--pairs 100000] [--languages 10] [--dim 8192] [--shared 0.1] [--folder FOLDER]
+        [--set metric=layer]
 
 Pairs are random sketches with a weak shared direction, written as the gradients stage writes them (float16, zstd, parts of 2,048).
 Translations of one task share a group and lie as far apart as they can: the table is in order of language. Both stages run in
 a process of their own, whose peak memory is measured; the same parts are read before and after, the faster reading counts.
-1,000,000 pairs of the default size need 17 GB of disk; with --set leave_out=group 33 GB more for the sketches that wait for their
-group (half of that with --set metric=unit). All in FOLDER, whose free space is looked at first.
+1,000,000 pairs of the default size need 17 GB of disk, and as much again where all sketches wait (--set leave_out=group). All in
+FOLDER, whose free space is looked at first.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ _CODES = [
 ]
 
 
-def write(folder: Path, pairs: int, languages: int, dim: int) -> None:
+def write(folder: Path, pairs: int, languages: int, dim: int, shared: float) -> None:
     """The gradients and pairs tables."""
     from stages.gradients.projections import LayerShape, SketchLayout
     from stages.gradients.store import LAYOUT_KEY, SEED_KEY, pack_sketches
@@ -80,6 +81,8 @@ def write(folder: Path, pairs: int, languages: int, dim: int) -> None:
         codes = [_CODES[k] for k in language]
         groups = [f"{i:032x}" for i in at % (pairs // languages)]
         logp = -20 + torch.randn(4, n, generator=generator)
+        half = pairs // 2  # a pair shares its chosen answer with one as far away as can be
+        answers = [i % half if i % half < shared * half else i for i in at.tolist()]
         columns: dict[str, Any] = {
             "pair_id": ids, "group_id": groups, "language": codes,
             "sketch": pa.FixedSizeListArray.from_arrays(pa.array(stored_ND.flatten().numpy()), layout.dim),
@@ -93,8 +96,8 @@ def write(folder: Path, pairs: int, languages: int, dim: int) -> None:
             {
                 "pair_id": ids[i], "round": 0, "prompt_id": groups[i], "group_id": groups[i], "language": codes[i],
                 "split": "train", "prompt": [{"role": "user", "content": "question"}], "source": "synthetic",
-                "chosen": [{"role": "assistant", "content": f"good {ids[i]}"}],
-                "rejected": [{"role": "assistant", "content": f"bad {ids[i]}"}],
+                "chosen": [{"role": "assistant", "content": f"good {answers[i]:032x} " * 10}],
+                "rejected": [{"role": "assistant", "content": f"bad {ids[i]} " * 10}],
             }
             for i in range(n)
         ]  # fmt: skip
@@ -153,10 +156,9 @@ def _changes(items: list[str]) -> dict[str, str]:
 
 
 def _bytes(dim: int, changes: dict[str, str]) -> int:
-    """Disk a pair needs: the tables, and the sketch that waits for its group, in float32 where the metric scales it."""
+    """Disk a pair needs: the tables, and the sketch that waits for its group."""
     config = ConflictConfig.model_validate(changes)
-    waiting = 4 if config.metric in ("coordinate", "layer") else 2
-    return 2 * dim + _BESIDE + (waiting * dim if config.leave_out == "group" else 0)
+    return (2 if config.leave_out == "pair" else 4) * dim + _BESIDE
 
 
 def main() -> None:
@@ -165,6 +167,7 @@ def main() -> None:
     parser.add_argument("--languages", type=int, default=10)
     parser.add_argument("--dim", type=int, default=8192)
     parser.add_argument("--folder", type=Path, help="where to write the tables (default: the temporary folder)")
+    parser.add_argument("--shared", type=float, default=0.1, help="share of pairs whose chosen answer another pair has")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the conflict section")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -176,7 +179,7 @@ def main() -> None:
         need, free = args.pairs * _bytes(args.dim, _changes(args.set)), shutil.disk_usage(folder).free
         if free < need:
             parser.error(f"{need / 1e9:,.1f} GB are needed in {folder.parent}, {free / 1e9:,.1f} GB are free: --folder")
-        write(folder, args.pairs, args.languages, args.dim)
+        write(folder, args.pairs, args.languages, args.dim, args.shared)
         size = sum(file.stat().st_size for file in folder.glob("gradients-*"))
         command = [sys.executable, "-m", "benchmarks.conflict_scale", "--child", "--folder", name]
         command += ["--languages", str(args.languages), *(f"--set={item}" for item in args.set)]
@@ -189,7 +192,9 @@ def main() -> None:
     assert found["scores"] == args.pairs
     ours, work = (found[f"conflict {key}"] + found[f"select {key}"] for key in ("seconds", "work"))
     reading, read_work = min(first[0], second[0]), min(first[1], second[1])
-    print(f"{args.pairs:,} pairs, {args.languages} languages, {args.dim:,} numbers each, {size / 1e9:.2f} GB")
+    print(
+        f"{args.pairs:,} pairs, {args.languages} languages, {args.dim:,} numbers each, {args.shared:.0%} share answers, {size / 1e9:.2f} GB"
+    )
     print(f"reading the sketches once: {reading:.2f} s (the other time {max(first[0], second[0]):.2f} s)")
     print(f"conflict {found['conflict seconds']:.2f} s + select {found['select seconds']:.2f} s")
     print(f"ratio: {ours / reading:.2f} x reading ({work / read_work:.2f} x its processor time)")

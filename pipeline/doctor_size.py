@@ -177,9 +177,17 @@ def _disk(config: RunConfig, sizes: Sizes) -> dict[str, float]:
         "judgements": sizes.candidates * _ROW_BYTES,
         "pairs, curated and rejected": 2 * sizes.pairs * texts,
         "gradients": sizes.pairs * per_pair + sums,
+        "sketches that wait for those they leave with": _waiting(config, sizes),
         "model and checkpoints": model,
         "copies between objectives": 3 * _copy(config, sizes),
     }
+
+
+def _waiting(config: RunConfig, sizes: Sizes) -> float:
+    """Bytes of sketches the conflict stage puts aside, at worst; with leave_out: answers only those that share one do."""
+    if config.gradients.sketch.method == "one_sided" or config.conflict.leave_out != "group":
+        return 0.0
+    return _gradient_bytes(config, sizes)[0] * sizes.pairs / (3 if config.gradients.sketch.both_sides else 1)
 
 
 def _model_bytes(method: str, sizes: Sizes) -> float:

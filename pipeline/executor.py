@@ -67,6 +67,7 @@ class LocalExecutor:
         self._key: str | None = None
         self._limits: dict[str, int] = {}
         self._started = 0
+        self._sharing = 1
         self._devices = visible_gpus() if config.execution.device != "cpu" else []
         if config.execution.device == "cuda" and not self._devices:
             raise UserError(
@@ -87,7 +88,7 @@ class LocalExecutor:
             self.close()
         self._key = key
         queue = deque(sorted(order.shards))
-        wanted = min(self._count(order), len(queue)) if order.spec.kind == "shard" else 1
+        self._sharing = wanted = min(self._count(order), len(queue)) if order.spec.kind == "shard" else 1
         while len(self._workers) < wanted:
             self._workers.append(self._start(order))
         for member in self._workers[:wanted]:
@@ -271,8 +272,7 @@ class LocalExecutor:
 
     def _environment(self, slot: int, width: int) -> dict[str, str]:
         """Set before the process starts, since native libraries read it when they load."""
-        workers = max(1, self._config.execution.workers)
-        threads = self._config.execution.threads or max(1, len(os.sched_getaffinity(0)) // workers)
+        threads = self._config.execution.threads or max(1, len(os.sched_getaffinity(0)) // self._sharing)
         environment = {
             "OMP_NUM_THREADS": str(threads),
             "POLARS_MAX_THREADS": str(threads),

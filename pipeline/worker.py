@@ -145,6 +145,7 @@ def _context(order: Order, progress: PipeProgress, stop: Any, shared: dict[str, 
         files.make_folder(folder)
     limits: dict[str, int] = shared.setdefault(_LIMITS, {})  # one for the worker's life, like the engine that holds it
     limits.update(order.limits)
+    files.make_folder(rundir.temporary)
     return Context(
         config=order.config,
         round=order.round,
@@ -152,6 +153,7 @@ def _context(order: Order, progress: PipeProgress, stop: Any, shared: dict[str, 
         models=order.models,
         progress=progress,
         folder=folder,
+        scratch=rundir.temporary,
         shared=shared,
         stop=lambda: bool(stop.value),
         manifests=order.manifests,
@@ -184,8 +186,9 @@ def _run_shards(order: Order, ctx: Context, connection: Line) -> None:
 
     with Writer(commit) as writer:
         for part in _stage(spec).run(ctx, shards()):
-            writer.put(part, time.monotonic() - begun, dict(ctx.limits))
-            begun = time.monotonic()
+            now = time.monotonic()
+            writer.put(part, now - begun, dict(ctx.limits))
+            begun = now  # waiting for the part before to be written is time of the next one
 
 
 def _commit(rundir: RunDir, order: Order, part: Part, seconds: float) -> PartManifest:

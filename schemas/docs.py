@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from schemas.config import RunConfig
 from schemas.config.base import is_execution
 from schemas.errors import UserError
+from schemas.reasons import REASONS
 from schemas.tables import TABLES, gradients_schema, products_schema
 
 _MADE = "<!-- Made by `python -m schemas.docs`. Change the schemas, not this file. -->\n"
@@ -46,6 +47,16 @@ runs/<name>/
 
 For every stage, unit and language: rows in = kept + dropped (with a reason) + failed. Ids are content hashes, languages are
 BCP 47 codes. A column is never null unless the table below says so.
+"""
+
+_REASONS_INTRO = """
+## Reasons
+
+What `reason` says in dropped rows (`python -m pipeline inspect RUN dropped/TABLE`) and in `rejected`; `detail` has the figures.
+An *error* counts against `execution.max_failed_fraction`; the others are rules. `fields` are those of the row's source.
+
+| reason | stages: units | meaning | what to change |
+| --- | --- | --- | --- |
 """
 
 _CONFIG_INTRO = """
@@ -85,7 +96,7 @@ def documents() -> dict[str, str]:
 
 
 def tables_page() -> str:
-    """Every column of every table with its type and meaning."""
+    """Every column of every table with its type and meaning, then every reason code."""
     parts = [_MADE, _TABLES_INTRO]
     for name, row, schema in _tables():
         parts.append(f"\n## {name}\n\nA row is {row}.\n\n| column | type | meaning |\n| --- | --- | --- |\n")
@@ -93,6 +104,10 @@ def tables_page() -> str:
             meaning = (field.metadata or {}).get(b"meaning", b"").decode()
             null = ", may be null" if field.nullable else ""
             parts.append(f"| `{field.name}` | {_arrow_type(field.type)}{null} | {_cell(meaning)} |\n")
+    parts.append(_REASONS_INTRO)
+    for code, reason in REASONS.items():
+        meaning = f"*error*: {reason.meaning}" if reason.failed else reason.meaning
+        parts.append(f"| `{code}` | {reason.where} | {_cell(meaning)} | {_cell(reason.change)} |\n")
     return "".join(parts)
 
 

@@ -47,7 +47,11 @@ _CURATED = [
 
 _METRICS = [
     _column("step", pa.int64(), "optimizer step"),
-    _column("name", pa.string(), "name as TRL logs it, or ours: merge/, mask/, objective/NAME/, allo/PHASE/ (docs/methods.md, sections 5 to 8)"),
+    _column(
+        "name",
+        pa.string(),
+        "name as TRL logs it, or ours: merge/, mask/, objective/NAME/, allo/PHASE/ (docs/methods.md, sections 5 to 8)",
+    ),
     _column("value", pa.float64(), "value"),
 ]
 
@@ -139,7 +143,11 @@ TABLES: dict[str, Table] = {
                     _column("cosines", COSINES, "cosine with every language's direction, pair left out"),
                     _column("conflicting_languages", pa.list_(pa.string()), "languages with cosine < 0"),
                     _column("norm", pa.float32(), "norm of the sketched gradient difference"),
-                    _column("weight", pa.float64(), "c of loss.type that weighted the gradient; two-sided losses: the mean absolute weight of the sides"),
+                    _column(
+                        "weight",
+                        pa.float64(),
+                        "c of loss.type that weighted the gradient; two-sided losses: the mean absolute weight of the sides",
+                    ),
                     _column(
                         "implicit_margin", pa.float64(), "log pi/pi_ref of chosen minus rejected, summed over tokens"
                     ),
@@ -207,7 +215,9 @@ TABLES: dict[str, Table] = {
                     _LANGUAGE,
                     _column("layer", pa.string(), "name of the layer"),
                     _column(
-                        "key", pa.string(), "hash of layers, projections, preconditioner and model: equal or refused"
+                        "key",
+                        pa.string(),
+                        "hash of layers, projections, preconditioner, model and conflict.direction: equal or refused",
                     ),
                     _column("n_pairs", pa.int64(), "pairs of the language in the part"),
                     _column("n_batches", pa.int64(), "their minibatches; 1 unless conflict.direction is ema"),

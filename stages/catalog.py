@@ -120,6 +120,7 @@ STAGES: tuple[StageSpec, ...] = (
             "execution",
         ),
         ("policy",),
+        version=2,
         when=("gradients.sketch.precondition", "adam_factored"),
     ),
     StageSpec(
@@ -143,6 +144,7 @@ STAGES: tuple[StageSpec, ...] = (
         ),
         ("policy", "reference"),
         kept_rows=(("pair",), "contributions"),
+        version=2,
         when=("gradients.sketch.method", "one_sided"),
         size="gradients.aggregate_size",
     ),
@@ -164,7 +166,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("scores", "gram", "directions"),
         ("languages.seen", "conflict", "loss"),
         kept_rows=(("pair",), "scores"),
-        version=2,
+        version=3,
     ),
     StageSpec(
         "select",

@@ -81,6 +81,7 @@ class Context:
         policy (start of this round), reference, judge, evaluation_judge, trained (after train); sft, base when
         `train.optimizer` merges; token_reward when `train.allo` has a reward model.
     folder: the ArtifactStage's own folder.
+    scratch: folder on the run's disk for files that end with the stage; None: the system's temporary folder.
     shared: lives as long as the worker process; loaded engines are kept in it by `shared_engine`.
     stop: true when the run was asked to stop; a stage then returns at its next safe point.
     limits: config field -> the smaller value that memory allowed; see `limit`.
@@ -92,6 +93,7 @@ class Context:
     models: Mapping[str, ModelRef]
     progress: Progress
     folder: Path | None = None
+    scratch: Path | None = None
     shared: dict[str, Any] = field(default_factory=dict)
     stop: Callable[[], bool] = lambda: False
     manifests: list[StageManifest] = field(default_factory=list)

@@ -10,11 +10,11 @@ import pyarrow as pa
 import torch
 
 from benchmarks.planted.damage import DamagedSet
-from stages.conflict.directions import directions, ema_omegas, mean_omegas
+from stages.conflict.directions import ema_omegas, mean_omegas, signed_directions
 from stages.conflict.groups import leaving_together
 from stages.conflict.metric import fit_metric
-from stages.conflict.scores import as_slice, score_pairs
-from stages.conflict.stream import scaled
+from stages.conflict.scoring import score_pairs
+from stages.conflict.stream import as_slice, scaled
 from stages.conflict.surgery import surgery
 from stages.conflict.table import score_rows
 from stages.gradients.projections import SketchLayout
@@ -67,7 +67,7 @@ def score(damaged: DamagedSet, setting: Setting, layout: SketchLayout | None = N
         omega_N = ema_omegas(damaged.language_N, n_languages, gamma=0.9, batch_size=32)
     else:
         omega_N = mean_omegas(damaged.language_N, n_languages)
-    merged_LD = directions(weighted, damaged.language_N, omega_N, n_languages)
+    merged_LD, _ = signed_directions(weighted, damaged.language_N, omega_N, n_languages, scale_D=metric.scale_D)
     columns: list[Any] = [slice(None)]
     if setting.scope == "layer" and layout is not None:
         columns = [as_slice(c) for c in layout.group_columns("block").values()]
@@ -78,6 +78,7 @@ def score(damaged: DamagedSet, setting: Setting, layout: SketchLayout | None = N
         merged_LD,
         surgery(setting.surgery, n_languages, seed, repeats=64),
         columns=columns,
+        scale_D=metric.scale_D,
         group_N=_groups(damaged, setting.leave_out),
     )
     tables = score_rows(damaged.frame, damaged.languages, found, weight_N, others=setting.score == "others")

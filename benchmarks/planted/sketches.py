@@ -107,6 +107,7 @@ def read(work: Path, contrasts: Sequence[str]) -> dict[str, Sketches]:
         "pair_id",
         *(pl.col(side).list.last().struct.field("content").alias(side) for side in ("prompt", "chosen", "rejected")),
     )
+    pairs = pairs.with_columns(pl.col("prompt").str.strip_prefix(f"{_SYSTEM}\n\n"))  # a template without a system role
     asked = pl.scan_ndjson(work / "pairs.jsonl")
     gradients = pl.scan_parquet(files).drop("group_id")
     texts = ["language", "prompt", "chosen", "rejected"]

@@ -112,6 +112,9 @@ class ConflictConfig(Section):
         "pcgrad", "weights from the Gram matrix; cagrad, nash_mtl, upgrad and dualproj need a solver installed"
     )
     orders: int = semantic(64, "random orders PCGrad is averaged over", ge=1)
+    refit: bool = semantic(
+        False, "solve the surgery anew for what is left of the directions when a pair leaves; slower"
+    )
     scope: Literal["model", "layer"] = semantic("model", "surgery on the whole model or per layer group")
     metric: Literal["raw", "unit", "coordinate", "layer"] = semantic(
         "layer",

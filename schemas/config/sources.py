@@ -16,7 +16,9 @@ class Source(Section):
     `package:` as prefix reads a file shipped in data/.
     """
 
-    path: str = semantic(description="file or glob (from the working directory), package:FILE or hub dataset id; {language}: of each language")
+    path: str = semantic(
+        description="file or glob (from the working directory), package:FILE or hub dataset id; {language}: of each language"
+    )
     name: str | None = semantic(None, "hub: configuration name")
     split: str = semantic("train", "hub: split")
     revision: str | None = semantic(None, "hub: revision; without one, a later change on the hub is not noticed")

@@ -60,11 +60,13 @@ def signed_directions(
     omega_N: Tensor,
     n_languages: int,
     sign_RN: Tensor | None = None,
+    scale_D: Tensor | None = None,
     keep: Callable[[Block], None] = lambda block: None,
 ) -> tuple[Tensor, Tensor | None]:
     """(G [L, D] float64, sum_i sign_ri omega_i g_i per language [R, L, D] in the rows' precision), in one pass.
 
-    sign_RN: R factors per pair (signs, or 0 and 1), for nulls; None: no second result. keep: is shown every block.
+    sign_RN: R factors per pair (signs, or 0 and 1), for nulls; None: no second result. scale_D: g_i is scale_D times the
+    stream's rows, so that the sums are scaled; None: the rows. keep: is shown every block.
     Memory: R x L x D numbers.
     Raises ValueError as `directions` does.
     """
@@ -96,6 +98,10 @@ def signed_directions(
             signed_LRD[language].addmm_(*((signs_Rn, x_ND) if whole else (signs_Rn[:, mine_m], x_ND[mine_m])))
     if total_LD is None or seen != len(language_N):
         raise ValueError(f"the stream has {seen} or more rows for {len(language_N)} pairs")
+    if scale_D is not None:
+        total_LD *= scale_D
+        if signed_LRD is not None:
+            signed_LRD *= scale_D.to(signed_LRD.dtype)
     return total_LD, None if signed_LRD is None else signed_LRD.transpose(0, 1)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from schemas.errors import UserError
 from stages.conflict.metric import unit_rows
-from stages.conflict.prepare import Prepared
-from stages.conflict.stream import Chunks, blocks, wide
+from stages.conflict.prepare import Prepared, surgery_of
+from stages.conflict.stream import Chunks, blocks, scaled_rows
 from stages.contract import Context
 
 
@@ -61,36 +61,51 @@ def explain_pair(ctx: Context, pair_id: str, k: int = 5) -> Explanation:
     if at is None:
         raise UserError(f"Pair {pair_id} has no gradient", fix="See python -m pipeline inspect RUN dropped/gradients.")
     members = [at] if ready.group_N is None else (ready.group_N == ready.group_N[at]).nonzero()[:, 0].tolist()
-    chunks = ready.chunks()
-    g_mD = _gather(chunks, members)
-    own_D = g_mD[members.index(at)]
-    nearest, opposed = _neighbours(ready, chunks, own_D, at, k)
+    chunks, scale_D = ready.chunks()
+    g_D, removed_LD, gone_L = _leaving(ready, chunks, scale_D, members, at)
+    nearest, opposed = _neighbours(ready, chunks, scale_D, g_D, at, k)
     ids = ready.store.frame["pair_id"]
-    return Explanation([ids[i] for i in members if i != at], _layer_groups(ready, g_mD, members, at), nearest, opposed)
+    groups = _layer_groups(ready, g_D, removed_LD, gone_L, members, at)
+    return Explanation([ids[i] for i in members if i != at], groups, nearest, opposed)
 
 
-def _gather(chunks: Chunks, members: list[int]) -> Tensor:
-    """The rows of `members`, which are in order, [m, D] float64."""
-    found: list[Tensor] = []
+def _leaving(
+    ready: Prepared, chunks: Chunks, scale_D: Tensor | None, members: list[int], at: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(g [D] of the pair, sum of omega_j g_j over the members of each language [L, D], sum of omega_j [L]), float64."""
+    n_languages, where = len(ready.languages), torch.tensor(members)
+    g_D, removed_LD = torch.empty(0), torch.empty(0)
     for block in blocks(chunks):
-        for i in members[len(found) :]:
-            if i >= block.stop:
-                break
-            found.append(block.x_ND[i - block.start].to(torch.float64) * block.factor_N[i - block.start])
-        if len(found) == len(members):
+        here = where[(where >= block.start) & (where < block.stop)] - block.start
+        x_mD = block.x_ND[here].to(torch.float64) * block.factor_N[here, None]
+        if not len(removed_LD):
+            removed_LD = torch.zeros(n_languages, block.x_ND.shape[1], dtype=torch.float64)
+        index_m = here + block.start
+        removed_LD.index_add_(0, ready.language_N[index_m], ready.omega_N[index_m, None] * x_mD)
+        if block.start <= at < block.stop:
+            g_D = block.x_ND[at - block.start].to(torch.float64) * block.factor_N[at - block.start]
+        if block.stop > members[-1]:
             break
-    return torch.stack(found)
+    if scale_D is not None:
+        g_D, removed_LD = g_D * scale_D, removed_LD * scale_D
+    gone_L = torch.zeros(n_languages, dtype=torch.float64).index_add_(
+        0, ready.language_N[where], ready.omega_N[where].to(torch.float64)
+    )
+    return g_D, removed_LD, gone_L
 
 
-def _layer_groups(ready: Prepared, g_mD: Tensor, members: list[int], at: int) -> list[LayerGroup]:
-    direction_LD, weight = _directions(ready, g_mD.shape[1])
-    language_m, omega_m = ready.language_N[members], ready.omega_N[members]
-    removed_LD = torch.zeros_like(direction_LD).index_add_(0, language_m, omega_m[:, None] * g_mD)
-    gone_L = torch.zeros(len(direction_LD), dtype=torch.float64).index_add_(0, language_m, omega_m)
+def _layer_groups(
+    ready: Prepared, g_D: Tensor, removed_LD: Tensor, gone_L: Tensor, members: list[int], at: int
+) -> list[LayerGroup]:
+    config = ready.ctx.config.conflict
+    direction_LD, weight = _directions(ready, len(g_D))
+    language_m = ready.language_N[members]
     left_L = torch.bincount(ready.language_N, minlength=len(gone_L)) > torch.bincount(language_m, minlength=len(gone_L))
     rest_LD = torch.where(left_L[:, None], (direction_LD - removed_LD) / (1 - gone_L).clamp_min(1e-12)[:, None], 0.0)
-    own = int(ready.language_N[at])
-    g_D, others = g_mD[members.index(at)], ready.ctx.config.conflict.score == "others" and len(gone_L) > 1
+    if config.refit:
+        method, scopes = surgery_of(ready.ctx, len(gone_L)), {"model": slice(None), **ready.blocks}
+        weight = {name: method(rest_LD[:, scopes[name]] @ rest_LD[:, scopes[name]].T) for name in weight}
+    own, others = int(ready.language_N[at]), config.score == "others" and len(gone_L) > 1
     merged_D = torch.zeros_like(g_D)
     for name, columns in ready.blocks.items():
         weight_L = weight.get(name, weight.get("model", torch.zeros(len(gone_L), dtype=torch.float64))).clone()
@@ -124,17 +139,23 @@ def _directions(ready: Prepared, dim: int) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def _neighbours(
-    ready: Prepared, chunks: Chunks, own_D: Tensor, at: int, k: int
+    ready: Prepared, chunks: Chunks, scale_D: Tensor | None, own_D: Tensor, at: int, k: int
 ) -> tuple[list[Neighbour], list[Neighbour]]:
     if not bool(own_D.any()):
         return [], []
     query = unit_rows(torch.stack([own_D, -own_D])).to(torch.float32).numpy()
     value_2n, index_2n = np.empty((2, 0), np.float32), np.empty((2, 0), np.int64)
     for block in blocks(chunks):
-        x_ND = wide(block.x_ND)
-        unit_ND = torch.nn.functional.normalize(x_ND.to(torch.float32), dim=1).numpy()
-        value, index = faiss.knn(query, unit_ND, min(k + 1, len(unit_ND)), metric=faiss.METRIC_INNER_PRODUCT)
-        value_2n, index_2n = np.hstack([value_2n, value]), np.hstack([index_2n, index + block.start])
+        (there_n,) = block.factor_N.nonzero(as_tuple=True)  # a pair that the loss gives no gradient is near nothing
+        if not len(there_n):
+            continue
+        x_nD = (
+            scaled_rows(block.x_ND[there_n], scale_D).to(torch.float32) * block.factor_N[there_n, None].sign().float()
+        )
+        unit_nD = torch.nn.functional.normalize(x_nD, dim=1).numpy()
+        value, index = faiss.knn(query, unit_nD, min(k + 1, len(unit_nD)), metric=faiss.METRIC_INNER_PRODUCT)
+        index = there_n.numpy()[index] + block.start
+        value_2n, index_2n = np.hstack([value_2n, value]), np.hstack([index_2n, index])
         best = np.argsort(-value_2n, axis=1, kind="stable")[:, : k + 1]
         value_2n, index_2n = np.take_along_axis(value_2n, best, 1), np.take_along_axis(index_2n, best, 1)
     ids, languages = ready.store.frame["pair_id"], ready.store.frame["language"]

@@ -24,14 +24,24 @@ def leaving_together(pairs: pl.DataFrame, leave_out: Literal["pair", "answers", 
     """
     if leave_out == "pair":
         return None
-    n = pairs.height
-    limit = max(_COMMON_ANSWER[0], int(_COMMON_ANSWER[1] * n))
-    texts = np.concatenate([pairs["chosen"].to_numpy(), pairs["rejected"].to_numpy()])
-    _, answers, counts = np.unique(texts, return_inverse=True, return_counts=True)
-    labels = [np.tile(np.arange(n), 2), np.where(counts[answers] > limit, -1, answers)]
+    n, answers = pairs.height, _joining_answers(pairs)
+    labels = [np.tile(np.arange(n), 2), answers]
     if leave_out == "group":
         labels.append(np.tile(pairs["group_id"].rank("dense").to_numpy().astype(np.int64), 2))
     return merge_groups(*labels)[:n]
+
+
+def with_common_answer(pairs: pl.DataFrame) -> int:
+    """Pairs one of whose answers is too common to join pairs (`_COMMON_ANSWER`): it stays in the directions they are compared with."""
+    return int((_joining_answers(pairs).reshape(2, -1) < 0).any(axis=0).sum())
+
+
+def _joining_answers(pairs: pl.DataFrame) -> np.ndarray:
+    """A number for the text of every chosen, then every rejected answer [2N]; -1 for those too common."""
+    limit = max(_COMMON_ANSWER[0], int(_COMMON_ANSWER[1] * pairs.height))
+    texts = np.concatenate([pairs["chosen"].to_numpy(), pairs["rejected"].to_numpy()])
+    _, answers, counts = np.unique(texts, return_inverse=True, return_counts=True)
+    return np.where(counts[answers] > limit, -1, answers)
 
 
 def merge_groups(*labels: Sequence[Hashable | None] | np.ndarray) -> Tensor:

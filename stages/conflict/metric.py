@@ -32,14 +32,13 @@ class Metric:
         return rows_ND if self.scale_D is None else rows_ND * self.scale_D
 
     def stream(self, chunks: Chunks) -> Chunks:
-        """The stream in this metric. Apply it to d_i, before the loss weights c_i: unit norm would undo them."""
+        """The stream in this metric but for `scale_D`, which whoever sums or compares applies: it costs less there. Apply it to
+        d_i, before the loss weights c_i: unit norm would undo them."""
 
         def generate() -> Iterator[Rows]:
             for chunk in chunks():
                 x_ND, factor_N = as_rows(chunk)
-                if self.unit:
-                    factor_N = inverse_norms(x_ND) * (factor_N != 0)
-                yield Rows(x_ND if self.scale_D is None else wide(x_ND) * self.scale_D.to(wide(x_ND).dtype), factor_N)
+                yield Rows(x_ND, inverse_norms(x_ND) * (factor_N != 0) if self.unit else factor_N)
 
         return generate
 

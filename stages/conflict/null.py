@@ -2,7 +2,7 @@
 
 Two seeded nulls, drawn as factors per pair that `directions.signed_directions` sums in one pass. Sign flips: every pair keeps its gradient but gets a random sign,
 so that languages share nothing; about half of all cosines come out negative, and the spread of the *count* tells
-how unusual the observed one is. Split halves: each language is cut in two at random; cosines between halves of the
+how unusual the observed one is. Split halves: each language is cut in two at random, pairs that share an answer on one side; cosines between halves of the
 SAME language have one direction in truth, so a negative one is sampling noise, and a conflict rate between
 languages means little unless it is clearly above this rate.
 """
@@ -32,12 +32,6 @@ class Null:
     cosine_RSM: Tensor
     valid_RSM: Tensor
 
-    def negative_rate(self) -> list[float | None]:
-        """Share of negative cosines per segment over all draws; None where nothing could be compared."""
-        negative_S = ((self.cosine_RSM < 0) & self.valid_RSM).sum(dim=(0, 2)).tolist()
-        total_S = self.valid_RSM.sum(dim=(0, 2)).tolist()
-        return [n / t if t else None for n, t in zip(negative_S, total_S, strict=True)]
-
     def tail(self, observed_S: Sequence[int]) -> list[float]:
         """Per segment (1 + draws with at least the observed number of negative cosines) / (1 + R): a one-sided
         p-value."""
@@ -51,17 +45,22 @@ def flip_signs(n: int, draws: int = 20, seed: int = 0) -> Tensor:
     return torch.randint(0, 2, (draws, n), generator=generator, dtype=torch.int8) * 2 - 1
 
 
-def half_masks(language_N: Tensor, n_languages: int, draws: int = 20, seed: int = 0) -> Tensor:
+def half_masks(language_N: Tensor, group_N: Tensor, n_languages: int, draws: int = 20, seed: int = 0) -> Tensor:
     """1 for the first of two random halves of every language, else 0 [R, N], int8.
 
-    The halves of a language differ by at most one pair in size; a language with one pair has an empty first half.
+    group_N [N] int64: pairs with equal labels are on one side, since halves that shared an answer would agree (or, as one's chosen and
+    the other's rejected, oppose each other) by that alone. The halves of a language differ by at most one group; a language with one
+    group has an empty first half.
     """
     generator = torch.Generator(device="cpu").manual_seed(seed)
     half_RN = torch.zeros(draws, language_N.shape[0], dtype=torch.int8)
     members = [(language_N == language).nonzero()[:, 0] for language in range(n_languages)]
+    labels = [torch.unique(group_N[where], return_inverse=True)[1] for where in members]
     for r in range(draws):
-        for where in members:
-            half_RN[r, where[torch.randperm(len(where), generator=generator)[: len(where) // 2]]] = 1
+        for where, label_n in zip(members, labels, strict=True):
+            first_g = torch.zeros(int(label_n.max()) + 1 if len(label_n) else 0, dtype=torch.int8)
+            first_g[torch.randperm(len(first_g), generator=generator)[: len(first_g) // 2]] = 1
+            half_RN[r, where] = first_g[label_n]
     return half_RN
 
 

@@ -9,12 +9,14 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from schemas.errors import UserError
+from schemas.ids import seed_for
 from stages.conflict.directions import ema_omegas, mean_omegas
 from stages.conflict.groups import leaving_together
 from stages.conflict.metric import fit_metric
-from stages.conflict.scores import as_slice
 from stages.conflict.store import Store, sample_windows
-from stages.conflict.stream import Chunks, Columns, scaled
+from stages.conflict.stream import Chunks, Columns, as_slice, scaled
+from stages.conflict.surgery import Surgery, surgery
 from stages.conflict.table import log_ratios
 from stages.conflict.weights import PairWeights, pair_weights
 from stages.contract import Context
@@ -66,16 +68,25 @@ class Prepared:
         n = self.store.frame.height
         return sum(map(len, sample_windows(n))) if self.ctx.config.conflict.metric in ("coordinate", "layer") else 0
 
-    def chunks(self, advance: Callable[[int], None] = lambda rows: None) -> Chunks:
-        """The gradients g_i, in the metric of the run and with their weights. Raises UserError where the loss needs what was
-        not stored."""
+    def chunks(self, advance: Callable[[int], None] = lambda rows: None) -> tuple[Chunks, Tensor | None]:
+        """(rows, scale_D): the gradients g_i = scale_D * row, in the metric of the run and with their weights; None: the rows.
+        Raises UserError where the loss needs what was not stored."""
         config, (weight_N, sides_N2) = self.ctx.config.conflict, self.weights
         chunks = self.store.chunks(advance, sides_N2=sides_N2)
         sample = self.store.chunks(advance, sides_N2=sides_N2, windows=sample_windows(self.store.frame.height))
         kind = "none" if config.metric == "raw" else config.metric
         layers = [slot.columns for slot in self.store.layout.layers]
         metric = fit_metric(sample, kind, q=config.metric_power, layers=layers)
-        return scaled(metric.stream(chunks), weight_N)
+        return scaled(metric.stream(chunks), weight_N), metric.scale_D
+
+
+def surgery_of(ctx: Context, n_languages: int) -> Surgery:
+    """The run's surgery. Raises UserError when it is unknown or its solver is missing."""
+    config = ctx.config.conflict
+    try:
+        return surgery(config.surgery, n_languages, seed_for(ctx.config.seed, ctx.round, "surgery"), config.orders)
+    except (ValueError, ImportError) as error:
+        raise UserError(str(error), where="conflict.surgery") from error
 
 
 def _weights(ctx: Context, frame: pl.DataFrame) -> PairWeights:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -21,24 +22,24 @@ _SPARE = 2**28
 class Scratch:
     """`rows` rows of `dim` numbers, each put once at its slot and read back by ranges of slots. `close` it.
 
-    Raises UserError when neither `memory_bytes` nor the temporary folder can hold them.
+    folder: of the file; None: the system's. Raises UserError when neither `memory_bytes` nor the folder can hold them.
     """
 
-    def __init__(self, rows: int, dim: int, dtype: torch.dtype, memory_bytes: int) -> None:
+    def __init__(self, rows: int, dim: int, dtype: torch.dtype, memory_bytes: int, folder: Path | None = None) -> None:
         self._dim, self._numpy = dim, torch.empty(0, dtype=dtype).numpy().dtype
         self._width = dim * self._numpy.itemsize
         need = rows * self._width
         self._memory = np.empty((rows, dim), self._numpy) if need <= memory_bytes else None
         if self._memory is None:
-            folder = tempfile.gettempdir()
-            if shutil.disk_usage(folder).free < need + _SPARE:
+            self._folder = str(folder or tempfile.gettempdir())
+            if shutil.disk_usage(self._folder).free < need + _SPARE:
                 raise UserError(
                     f"pairs that leave together lie apart in the pairs table: {need / 1e9:,.1f} GB are needed to bring"
                     " them together",
-                    where=folder,
-                    fix="Set TMPDIR to a folder with that much space, or conflict.leave_out: pair.",
+                    where=self._folder,
+                    fix="Make room there, or set conflict.leave_out: pair.",
                 )
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
 
     def close(self) -> None:
         """Give memory and file back."""
@@ -70,9 +71,12 @@ class Scratch:
 
     def _write(self, row: np.ndarray, at: int) -> None:
         left = row.data.cast("B")
-        while left:
-            wrote = os.pwrite(self._file.fileno(), left, at)
-            left, at = left[wrote:], at + wrote
+        try:
+            while left:
+                wrote = os.pwrite(self._file.fileno(), left, at)
+                left, at = left[wrote:], at + wrote
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._folder) from error  # the file has no name to blame
 
 
 class Kept:
@@ -83,10 +87,10 @@ class Kept:
     the rows' factors. Raises UserError as `Scratch` does.
     """
 
-    def __init__(self, group_N: Tensor, memory_bytes: int) -> None:
+    def __init__(self, group_N: Tensor, memory_bytes: int, folder: Path | None = None) -> None:
         self.factor_N = torch.ones(len(group_N), dtype=torch.float64)
         self.layout = Layout.of(group_N)
-        self._group_N, self._bytes = group_N, memory_bytes
+        self._group_N, self._bytes, self._folder = group_N, memory_bytes, folder
         self._scratch: Scratch | None = None
 
     @property
@@ -100,7 +104,8 @@ class Kept:
             row_bytes = block.x_ND.shape[1] * block.x_ND.element_size()
             if len(self.factor_N) * row_bytes <= self._bytes:
                 self.layout = Layout.of(self._group_N, alone=True)
-            self._scratch = Scratch(self.layout.together, block.x_ND.shape[1], block.x_ND.dtype, self._bytes)
+            dim = block.x_ND.shape[1]
+            self._scratch = Scratch(self.layout.together, dim, block.x_ND.dtype, self._bytes, self._folder)
         self.factor_N[block.start : block.stop] = block.factor_N
         slot_n = self.layout.slot_N[block.start : block.stop]
         waits_n = slot_n >= 0

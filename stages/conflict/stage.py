@@ -11,19 +11,19 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from schemas.errors import UserError
 from schemas.ids import seed_for
 from schemas.tables import TABLES
 from stages.conflict.directions import conflicts as count_conflicts
 from stages.conflict.directions import cosines, grams, signed_directions
-from stages.conflict.groups import leaving_together
+from stages.conflict.groups import leaving_together, with_common_answer
 from stages.conflict.null import flip_signs, half_masks, sign_flip_null, split_half_null
-from stages.conflict.prepare import Prepared
+from stages.conflict.prepare import Prepared, surgery_of
 from stages.conflict.products import ProductStore
-from stages.conflict.scores import KEPT_BYTES, Scores, as_slice, score_pairs, score_products
+from stages.conflict.scores import Scores
+from stages.conflict.scoring import KEPT_BYTES, score_pairs, score_products
 from stages.conflict.scratch import Kept
-from stages.conflict.stream import Columns
-from stages.conflict.surgery import Surgery, surgery
+from stages.conflict.stream import Columns, as_slice
+from stages.conflict.surgery import Surgery
 from stages.conflict.table import score_rows
 from stages.contract import Account, Context, Rows, tally
 
@@ -44,19 +44,28 @@ class Conflict:
         frame, languages, language_N, group_N = ready.store.frame, ready.languages, ready.language_N, ready.group_N
         scopes: dict[str, Columns] = {"model": slice(None), **ready.blocks}
         used: dict[str, Columns] = ready.blocks if config.scope == "layer" else {"model": slice(None)}
-        method = _method(ctx, len(languages))
-        for note in _notes(languages, language_N, group_N):
+        method = surgery_of(ctx, len(languages))
+        common = 0 if config.leave_out == "pair" else with_common_answer(frame)
+        for note in _notes(languages, language_N, group_N, common):
             ctx.progress.note(note)
 
         ctx.progress.total(2 * frame.height + ready.read_before, "sketches")
-        chunks = ready.chunks(ctx.progress.advance)
+        chunks, scale_D = ready.chunks(ctx.progress.advance)
         seed = seed_for(ctx.config.seed, ctx.round, "null")
         flips_RN = flip_signs(len(language_N), _DRAWS, seed)
-        halves_RN = half_masks(language_N, len(languages), _DRAWS, seed)
+        sharing_N = leaving_together(frame, "answers") if group_N is None else group_N
+        assert sharing_N is not None
+        halves_RN = half_masks(language_N, sharing_N, len(languages), _DRAWS, seed)
         labels_N = torch.arange(len(language_N)) if group_N is None else group_N
-        with Kept(labels_N, KEPT_BYTES) as kept:
+        with Kept(labels_N, KEPT_BYTES, ctx.scratch) as kept:
             directions_LD, signed_RLD = signed_directions(
-                chunks, language_N, ready.omega_N, len(languages), torch.cat([flips_RN, halves_RN]), kept.put
+                chunks,
+                language_N,
+                ready.omega_N,
+                len(languages),
+                torch.cat([flips_RN, halves_RN]),
+                scale_D=scale_D,
+                keep=kept.put,
             )
             assert signed_RLD is not None
             flips = sign_flip_null(signed_RLD[:_DRAWS])
@@ -69,6 +78,8 @@ class Conflict:
                 directions_LD,
                 method,
                 columns=list(used.values()),
+                scale_D=scale_D,
+                refit=config.refit,
                 min_pairs=MIN_PAIRS,
                 kept=kept,
                 advance=ctx.progress.advance,
@@ -86,6 +97,7 @@ class Conflict:
             "conflicting_language_pairs": float(found),
             "language_pairs": float(len(languages) * (len(languages) - 1) // 2),
             "conflicts_p_value": flips.tail([found])[0],
+            "common_answer_pairs": float(common),
             "largest_group": float(0 if group_N is None else torch.bincount(group_N).max()),
             **_correlations(frame, scores, config.score),
         }
@@ -96,7 +108,7 @@ def _of_products(ctx: Context) -> Iterator[Rows | Account]:
     """The same for gradients that were never stored; nothing is known of what noise alone would do."""
     config = ctx.config.conflict
     store = ProductStore.open(ctx)
-    method = _method(ctx, len(store.languages))
+    method = surgery_of(ctx, len(store.languages))
     for note in _notes(store.languages, store.language_N, None):
         ctx.progress.note(note)
     group_N = leaving_together(store.frame, "answers")
@@ -116,6 +128,7 @@ def _of_products(ctx: Context) -> Iterator[Rows | Account]:
         grams_SLL[1:] if config.scope == "layer" else grams_SLL[:1],
         method,
         count_L=store.count_L,
+        refit=config.refit,
         min_pairs=MIN_PAIRS,
     )
     for rows in score_rows(store.frame, store.languages, scores, store.weight_N, config.score == "others"):
@@ -134,15 +147,7 @@ def _of_products(ctx: Context) -> Iterator[Rows | Account]:
     yield Account(tally("pair", store.frame["language"].to_list(), []), stats=stats)
 
 
-def _method(ctx: Context, n_languages: int) -> Surgery:
-    config = ctx.config.conflict
-    try:
-        return surgery(config.surgery, n_languages, seed_for(ctx.config.seed, ctx.round, "surgery"), config.orders)
-    except (ValueError, ImportError) as error:
-        raise UserError(str(error), where="conflict.surgery") from error
-
-
-def _notes(languages: Sequence[str], language_N: Tensor, group_N: Tensor | None) -> list[str]:
+def _notes(languages: Sequence[str], language_N: Tensor, group_N: Tensor | None, common: int = 0) -> list[str]:
     notes = []
     counts = dict(zip(languages, torch.bincount(language_N, minlength=len(languages)).tolist(), strict=True))
     few = [f"{language} {count}" for language, count in counts.items() if count < MIN_PAIRS]
@@ -153,6 +158,10 @@ def _notes(languages: Sequence[str], language_N: Tensor, group_N: Tensor | None)
     if group_N is not None and (largest := int(torch.bincount(group_N).max())) > 0.2 * len(group_N):
         notes.append(
             f"{largest} of {len(group_N)} pairs hang together by translations and shared answers and leave together"
+        )
+    if common:
+        notes.append(
+            f"{common} of {len(language_N)} pairs have an answer so common that it does not leave the directions with them"
         )
     return notes
 

@@ -52,6 +52,15 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def scaled_rows(x_ND: Tensor, scale_D: Tensor | None) -> Tensor:
+    """scale_D * x_i in the precision sums are made in; narrower rows are widened, and only those copies are written to."""
+    rows_ND = wide(x_ND)
+    if scale_D is None:
+        return rows_ND
+    scale_D = scale_D.to(rows_ND.dtype)
+    return rows_ND * scale_D if rows_ND is x_ND else rows_ND.mul_(scale_D)
+
+
 def blocks(chunks: Chunks) -> Iterator[Block]:
     """The stream cut anew into blocks of `BLOCK` rows, the last one shorter."""
     start, held, kept = 0, 0, []
@@ -103,6 +112,15 @@ def check_finite(result: Tensor, block: Block) -> None:
     bad_N = ~(torch.isfinite(block.x_ND).all(dim=1) & torch.isfinite(block.factor_N))
     at = block.start + int(bad_N.nonzero()[0]) if bool(bad_N.any()) else block.start
     raise ValueError(f"the sketch of row {at} is not finite, or too long for its precision")
+
+
+def as_slice(columns: Columns) -> Columns:
+    """Column indices that follow each other as a slice: cut without copying."""
+    if isinstance(columns, slice) or not len(columns):
+        return columns
+    first = int(columns[0])
+    follow = torch.equal(columns, torch.arange(first, first + len(columns)))
+    return slice(first, first + len(columns)) if follow else columns
 
 
 def _join(start: int, kept: list[Rows]) -> Block:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+from transformers import AutoConfig
 
 from schemas.ids import seed_for
 from stages.contract import Context, Drop
-from stages.engines.base import Request
+from stages.engines.base import JUDGE_ROOM, Request, context_length
 from stages.evaluate.answers import complete
 from stages.evaluate.heldout import HeldOutPrompt
 from stages.evaluate.metrics import CHANGE, Item
@@ -19,7 +20,7 @@ from stages.judge.pairwise import choice_tokens, pairwise_ids, probability_of_a
 from stages.judge.rubric import Rubric, load_rubric
 from stages.text.language import same_language
 from stages.text.messages import comparable
-from stages.text.render import Renderer
+from stages.text.render import Renderer, RenderError
 
 MIN_MASS = 0.1
 """Least probability on the replies A and B for a verdict to count; below it the judge did not answer the question."""
@@ -66,6 +67,8 @@ class Comparison:
         self._ctx, self._renderer, self._matches = ctx, renderer, found
         self._tokens: AnswerTokens = choice_tokens(renderer.tokenizer)
         self._rubrics: dict[str, Rubric] = {}
+        self._refused: dict[str, Drop] = {}
+        self._context = _judge_context(ctx)
         self.requests = [request for match in found if not match.same for request in self._ask(match)]
         self.metric = win_rate_name(ctx)
 
@@ -84,6 +87,8 @@ class Comparison:
         """The items of the win rate, judge_consistency and judge_mass. A match without two valid replies is left out."""
         by_id = {row["request_id"]: row for row in replies.to_pylist()}
         for match in self._matches:
+            if match.prompt.row_id in self._refused:
+                continue
             if match.same:
                 yield self._item(match, self.metric, 0.5)
                 continue
@@ -99,10 +104,13 @@ class Comparison:
             yield self._item(match, self.metric, float(verdicts[0] > 0) if agree else 0.5)
 
     def drops(self, replies: pa.Table) -> list[Drop]:
-        """Comparisons without a verdict. Unit `comparison`; reason no_verdict; failed: engine_error."""
+        """Comparisons without a verdict. Unit `comparison`; reasons no_verdict, too_long_for_judge; failed: engine_error,
+        cannot_render."""
         by_id = {row["request_id"]: row for row in replies.to_pylist()}
-        found = []
+        found = list(self._refused.values())
         for match in self._matches:
+            if match.prompt.row_id in self._refused:
+                continue
             rows = [] if match.same else [by_id[_request_id(match, order)] for order in _ORDERS]
             where = "comparison", match.prompt.row_id, match.prompt.language
             errors = [row["error"] for row in rows if row["error"] is not None]
@@ -113,18 +121,25 @@ class Comparison:
                 found.append(Drop(*where, "no_verdict", f"probability {least:.3g} on A and B < {MIN_MASS}"))
         return found
 
-    def _ask(self, match: Match) -> Iterator[Request]:
-        rubric = self._rubric(match.prompt.language)
+    def _ask(self, match: Match) -> list[Request]:
+        """The question in both orders; none where it cannot be put to the judge, which is noted."""
+        rubric, prompt, requests = self._rubric(match.prompt.language), match.prompt, []
+        where = "comparison", prompt.row_id, prompt.language
         for order in _ORDERS:
             first, second = (match.after, match.before) if order == _ORDERS[0] else (match.before, match.after)
-            ids = pairwise_ids(self._renderer, rubric, match.prompt.prompt, first, second, self._tokens)
-            yield Request(
-                _request_id(match, order),
-                ids,
-                self._ctx.config.evaluate.sampling,
-                seed_for(self._ctx.config.seed, "evaluate", "win rate", match.prompt.row_id, order),
-                score_tokens=all_ids(self._tokens),
-            )
+            try:
+                ids = pairwise_ids(self._renderer, rubric, prompt.prompt, first, second, self._tokens)
+            except RenderError as error:
+                self._refused[prompt.row_id] = Drop(*where, "cannot_render", str(error), failed=True)
+                return []
+            if len(ids) + 1 > self._context:
+                detail = f"{len(ids)} tokens + 1 > {self._context}"
+                self._refused[prompt.row_id] = Drop(*where, "too_long_for_judge", detail)
+                return []
+            seed = seed_for(self._ctx.config.seed, "evaluate", "win rate", prompt.row_id, order)
+            sampling, scored = self._ctx.config.evaluate.sampling, all_ids(self._tokens)
+            requests.append(Request(_request_id(match, order), ids, sampling, seed, score_tokens=scored))
+        return requests
 
     def _rubric(self, language: str) -> Rubric:
         if language not in self._rubrics:
@@ -137,6 +152,17 @@ class Comparison:
     def _item(self, match: Match, metric: str, value: float) -> Item:
         prompt = match.prompt
         return Item(CHANGE, prompt.split, prompt.language, metric, prompt.group_id, value)
+
+
+def _judge_context(ctx: Context) -> int:
+    """Tokens the judge's engine is set up for; a server's may be fewer."""
+    path = ctx.models["evaluation_judge"].path
+    if ctx.config.engine.kind == "openai" or path is None:
+        return ctx.config.text.max_length + JUDGE_ROOM
+    trust = ctx.config.model.trust_remote_code
+    return context_length(
+        AutoConfig.from_pretrained(str(path), trust_remote_code=trust, local_files_only=True), ctx.config
+    )
 
 
 def _request_id(match: Match, order: str) -> str:

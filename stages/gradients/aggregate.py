@@ -26,7 +26,7 @@ from stages.gradients.projections import SketchLayout
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import PairSketches
 from stages.gradients.stage import Worker, sketch_shards, storable
-from stages.gradients.store import store_key
+from stages.gradients.sums import sums_key
 from stages.text.render import PairIds
 
 Kept = list[tuple[dict[str, Any], PairIds]]
@@ -83,7 +83,8 @@ class AggregateWorker(Worker):
         )
         got = got.rows([n for n, good in enumerate(finite) if good])
         rows = summing.contributions(shard.index, [row["pair_id"] for row, _ in kept], chosen, got)
-        return {"contributions": rows, "sums": summing.sums(shard.index, chosen, store_key(self.metadata))}
+        key = sums_key(self.metadata, config.conflict)
+        return {"contributions": rows, "sums": summing.sums(shard.index, chosen, key)}
 
     def _references(self, kept: Kept, drops: list[Drop]) -> tuple[Kept, Tensor | None]:
         """Log-probabilities [N, 2] under the reference; None when it is the policy. They weight the sums, so they come

@@ -137,7 +137,8 @@ def _one_side(layers: tuple[LayerShape, ...], kept: str) -> SketchLayout:
 
 
 def _sample(ctx: Context) -> list[Pair]:
-    """The first training pairs in a seeded order that render and fit `text.max_length`."""
+    """The first training pairs in a seeded order that gradients would keep: they render, differ and fit
+    `text.max_length`."""
     config = ctx.config
     wanted = config.gradients.sketch.precondition_pairs
     renderer = load_renderer(ctx.models["policy"], config.text, config.model.trust_remote_code)
@@ -151,6 +152,8 @@ def _sample(ctx: Context) -> list[Pair]:
             try:
                 one = renderer.pair_ids(row["prompt"], row["chosen"], row["rejected"])
             except RenderError:
+                continue
+            if one.chosen == one.rejected:  # gradients drops it: nothing but rounding
                 continue
             pair = Pair(tuple(one.prompt), tuple(one.chosen), tuple(one.rejected))
             if pair.longest <= config.text.max_length and len(found) < wanted:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -17,27 +18,29 @@ from schemas.tables import products_schema
 from stages.contract import Context, Drop
 from stages.gradients.projections import SketchLayout
 from stages.gradients.sketcher import PairSketches
-from stages.gradients.store import GROUPS_KEY, LANGUAGES_KEY, LAYOUT_KEY, store_key
-from stages.gradients.sums import Sums
+from stages.gradients.store import GROUPS_KEY, LANGUAGES_KEY, LAYOUT_KEY
+from stages.gradients.sums import Sums, sums_key
 from stages.text.render import PairIds
 
 Kept = list[tuple[dict[str, Any], PairIds]]
 
 
 class Products:
-    """directions_LD: G; groups [layers]: number of each layer's group (transformer block); references: pair_id -> log-
-    probabilities of (chosen, rejected) under the reference, from the first pass: used where the reference is not the policy."""
+    """directions_LD: G; groups [layers]: number of each layer's group (transformer block); contributions:
+    (pair_id, log-probability of chosen, of rejected under the reference) of every pair of the first pass; read part by part.
+    """
 
     def __init__(
         self,
         layout: SketchLayout,
         metadata: dict[bytes, bytes],
         sums: Sums,
-        references: dict[str, tuple[float, float]],
+        contributions: pl.LazyFrame,
     ) -> None:
         self.layout, self.languages = layout, sums.languages
         self._directions_LD = sums.directions(layout).to(torch.float32)
-        self._references = references
+        self._contributions = contributions
+        self._references: dict[str, tuple[float, float]] = {}
         names = list(layout.groups("block"))
         self._groups = [names.index(layout.group_of(slot)) for slot in layout.layers]
         self.schema = products_schema(len(names), len(sums.languages)).with_metadata(
@@ -51,15 +54,17 @@ class Products:
 
     @classmethod
     def open(cls, ctx: Context, metadata: dict[bytes, bytes]) -> Products:
-        """Read the first pass. Raises UserError if it was made with other layers, projections or another model."""
-        sums = Sums.open(ctx, store_key(metadata))
+        """Read the first pass. Raises UserError if it was made with other layers, projections, another model or direction."""
+        sums = Sums.open(ctx, sums_key(metadata, ctx.config.conflict))
         columns = ("pair_id", "ref_logp_chosen", "ref_logp_rejected")
-        rows = ctx.scan("contributions").select(columns).collect()
-        references = {pair: (chosen, rejected) for pair, chosen, rejected in rows.iter_rows()}
-        return cls(SketchLayout.from_json(metadata[LAYOUT_KEY].decode()), metadata, sums, references)
+        contributions = ctx.scan("contributions").select(columns)
+        return cls(SketchLayout.from_json(metadata[LAYOUT_KEY].decode()), metadata, sums, contributions)
 
     def known(self, kept: Kept, drops: list[Drop]) -> Kept:
-        """Rows that are part of a direction; the others become drops."""
+        """A part's rows that are in a direction; the others become drops. Their references are at hand until the next part."""
+        wanted = [row["pair_id"] for row, _ in kept]
+        rows = self._contributions.filter(pl.col("pair_id").is_in(wanted)).collect()
+        self._references = {pair: (chosen, rejected) for pair, chosen, rejected in rows.iter_rows()}
         detail = "it failed in the first pass: see the dropped rows of aggregate"
         left = []
         for row, ids in kept:
@@ -70,7 +75,7 @@ class Products:
         return left
 
     def references(self, pair_ids: list[str]) -> tuple[Tensor, Tensor]:
-        """Reference log-probabilities of both sides [N]."""
+        """Log-probabilities [N] of both sides under the reference, from the first pass, of pairs that are `known`."""
         both_N2 = torch.tensor([self._references[pair_id] for pair_id in pair_ids], dtype=torch.float32).view(-1, 2)
         return both_N2[:, 0], both_N2[:, 1]
 

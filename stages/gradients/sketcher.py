@@ -40,6 +40,10 @@ _LEAST_COSINE = {torch.float64: 0.99999, torch.float32: 0.9999}
 _LEAST_COSINE_HALF = 0.95
 
 
+class Unsketchable(ValueError):
+    """A batch showed what no look at the model could: a layer that gets no gradient, or whose rows are mixed."""
+
+
 @dataclass(frozen=True)
 class PairSketches:
     """Sketches of N pairs, on the CPU.
@@ -79,7 +83,7 @@ class Sketcher:
     Leaving it removes the hooks and restores mode and requires_grad flags. Gradient checkpointing
     is inert in eval mode, so every layer runs once. Raises ValueError on entering for layers that
     are missing or changed shape, for what `select_layers` refuses, and for float16 weights, whose
-    gradients underflow unnoticed.
+    gradients underflow unnoticed; Unsketchable while sketching.
 
     prefix_sharing: compute each prompt once where the loaded model gives the same result that way
     (measured on entering). Afterwards `sharing` says whether it is done and
@@ -169,7 +173,7 @@ class Sketcher:
             self._sums_RD = self._embeds = None
         silent = [slot.name for slot in self.layout.layers if slot.name not in self._reached]
         if silent:
-            raise ValueError(f"no gradient reached {len(silent)} sketched layers (first: {silent[0]}): exclude them")
+            raise Unsketchable(f"no gradient reached {len(silent)} sketched layers (first: {silent[0]}): exclude them")
         sides = (sums_RD[:n], -sums_RD[n:]) if self.both_sides else ()
         sketch_ND = sums_RD if shared else sums_RD[:n] + sums_RD[n:]
         # of equal answers only rounding is left, which a metric of unit norms would blow up
@@ -238,7 +242,7 @@ class Sketcher:
 
     def _leaf(self) -> Tensor:
         if self._embeds is None:
-            raise ValueError(f"{type(self.model).__name__} did not use its input embeddings: it cannot be sketched")
+            raise Unsketchable(f"{type(self.model).__name__} did not use its input embeddings: it cannot be sketched")
         return self._embeds
 
     def _checked_modules(self) -> dict[str, nn.Module]:
@@ -301,7 +305,7 @@ class Sketcher:
             return value
         if value.dim() == 2 and value.shape[0] == rows * tokens:
             return value.view(rows, tokens, -1)
-        raise ValueError(
+        raise Unsketchable(
             f"{slot.name} gets input of shape {tuple(value.shape)} for {rows} rows of {tokens} "
             "tokens: its rows cannot be told apart; exclude it"
         )

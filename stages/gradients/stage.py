@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from stages.gradients.preconditioner import factors_of
 from stages.gradients.products import Products
 from stages.gradients.projections import SketchLayout
 from stages.gradients.rows import Pair
-from stages.gradients.sketcher import PairSketches, Sketcher
+from stages.gradients.sketcher import PairSketches, Sketcher, Unsketchable
 from stages.gradients.store import LAYOUT_KEY, SEED_KEY, sketch_columns, store_metadata
 from stages.models.load import device_of, dtype_of, load_causal_lm, load_with_adapter, settle_threads
 from stages.text.render import PairIds, Renderer, RenderError, load_renderer
@@ -57,33 +58,43 @@ def sketch_shards(ctx: Context, shards: Iterator[Shard], kind: type[Worker]) -> 
     sketch = config.gradients.sketch
     known = sketch.method == "one_sided" and kind is Worker  # by the first pass
     reference = None if known or _is_same(ctx) else _load(ctx, "reference")
-    try:
-        check_head(policy)
-        coverage = select_layers(policy, sketch.include, sketch.exclude, of)
-        layout = SketchLayout.plan(coverage.layers, sketch.dim, sketch.method, sketch.rank)
-        factors, digest = factors_of(ctx)
-        sketcher = Sketcher(
-            policy,
-            layout,
-            sketch.seed,
-            both_sides=sketch.both_sides,
-            scales=factors,
-            prefix_sharing=shares_prefixes(config),
-            of=of,
-        )
-        with sketcher:
-            ctx.progress.note(coverage.summary())
-            if sketcher.sharing_note:
-                ctx.progress.note(sketcher.sharing_note)
-            worker = kind(ctx, renderer, sketcher, reference, digest)
-            for shard in shards:
-                yield worker.part(shard)
-    except ValueError as error:
-        raise UserError(
-            f"The gradients of {ctx.models['policy'].name} cannot be sketched: {error}",
-            where="gradients.sketch",
-            fix="Exclude the named layers with gradients.sketch.exclude, or use another model.",
-        ) from error
+    with ExitStack() as entered:
+        try:
+            check_head(policy)
+            coverage = select_layers(policy, sketch.include, sketch.exclude, of)
+            layout = SketchLayout.plan(coverage.layers, sketch.dim, sketch.method, sketch.rank)
+            factors, digest = factors_of(ctx)
+            sketcher = entered.enter_context(
+                Sketcher(
+                    policy,
+                    layout,
+                    sketch.seed,
+                    both_sides=sketch.both_sides,
+                    scales=factors,
+                    prefix_sharing=shares_prefixes(config),
+                    of=of,
+                )
+            )
+        except ValueError as error:
+            raise _refusal(ctx, error) from error
+        ctx.progress.note(coverage.summary())
+        if sketcher.sharing_note:
+            ctx.progress.note(sketcher.sharing_note)
+        worker = kind(ctx, renderer, sketcher, reference, digest)
+        for shard in shards:
+            try:
+                part = worker.part(shard)
+            except Unsketchable as error:  # any other error of a part is no word about the model
+                raise _refusal(ctx, error) from error
+            yield part
+
+
+def _refusal(ctx: Context, error: ValueError) -> UserError:
+    return UserError(
+        f"The gradients of {ctx.models['policy'].name} cannot be sketched: {error}",
+        where="gradients.sketch",
+        fix="Exclude the named layers with gradients.sketch.exclude, or use another model.",
+    )
 
 
 def _load(ctx: Context, role: str, load: Callable[..., Any] = load_causal_lm) -> Any:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from schemas.errors import UserError
-from schemas.ids import content_id
 from stages.gradients.projections import SketchLayout
 
 LAYOUT_KEY = b"sketch_layout"
@@ -64,11 +63,6 @@ def store_metadata(layout: SketchLayout, seed: int, model: str, factors: str) ->
         MODEL_KEY: model.encode(),
         FACTORS_KEY: factors.encode(),
     }
-
-
-def store_key(metadata: dict[bytes, bytes]) -> str:
-    """One hash of `store_metadata`, for tables with a fixed schema."""
-    return content_id({key.decode(): value.decode() for key, value in metadata.items()})
 
 
 def common_metadata(files: Sequence[Path]) -> dict[bytes, bytes]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -18,10 +19,23 @@ from torch import Tensor
 
 from schemas.config.curation import ConflictConfig
 from schemas.errors import UserError
+from schemas.ids import content_id
 from stages.contract import Context
 from stages.gradients.projections import SketchLayout
 
 _ROWS = 16
+
+
+def sums_key(metadata: Mapping[bytes, bytes], config: ConflictConfig) -> str:
+    """One hash of what was sketched (`store_metadata`) and of how parts are joined to a direction.
+
+    The second is in no value of a part whose languages have one minibatch each; the products that gradients makes depend
+    on it all the same.
+    """
+    joined: dict[str, Any] = {"direction": config.direction}
+    if config.direction == "ema":
+        joined |= {"gamma": config.ema_gamma, "batch": config.ema_batch}
+    return content_id({key.decode(): value.decode() for key, value in metadata.items()}, joined)
 
 
 @dataclass(frozen=True)
@@ -36,13 +50,13 @@ class Sums:
 
     @classmethod
     def open(cls, ctx: Context, key: str | None = None) -> Sums:
-        """Raises UserError if parts were made differently, or not as `key` (see `store_key`) says."""
+        """Raises UserError if parts were made differently, or not as `key` (see `sums_key`) says."""
         files = ctx.inputs["sums"]
         parts = ctx.scan("sums").select("part", "language", "key", "n_pairs", "n_batches").unique().collect()
         keys = set(parts["key"]) | ({key} if key is not None and parts.height else set())
         if len(keys) > 1:
             raise UserError(
-                "These gradient sums were made with other layers, projections or another model",
+                "These gradient sums were made with other layers or projections, another model or another conflict.direction",
                 where=str(files[0].parent),
                 fix="Redo them: --force-stage aggregate.",
             )

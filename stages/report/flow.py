@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from schemas.manifests import StageManifest, Tally, merge_tallies
+from schemas.reasons import explained
 from stages.catalog import STAGES
 from stages.report.charts import Series, share_bar
 from stages.report.data import in_order
@@ -19,7 +20,7 @@ ORDER = [spec.name for spec in STAGES]
 
 @dataclass(frozen=True)
 class Flow:
-    """One unit through one stage, over all languages or in one. reasons: largest first."""
+    """One unit through one stage, over all languages or in one. reasons: (words, rows, what it means), largest first."""
 
     stage: str
     round: int
@@ -28,13 +29,13 @@ class Flow:
     rows_in: int
     kept: int
     failed: int
-    reasons: list[tuple[str, int]]
+    reasons: list[tuple[str, int, str]]
     bar: Markup
 
     @property
     def dropped(self) -> int:
         """Rows that a rule removed."""
-        return sum(n for _, n in self.reasons)
+        return sum(n for _, n, _ in self.reasons)
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,6 @@ def _flow(manifest: StageManifest, tally: Tally) -> Flow:
         rows_in=tally.rows_in,
         kept=tally.kept,
         failed=tally.failed,
-        reasons=[(words(r), n) for r, n in reasons],
+        reasons=[(words(r), n, explained(r)) for r, n in reasons],
         bar=share_bar(parts, label),
     )

@@ -12,19 +12,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 MARKER = "complete.json"
 
 
-def mark_complete(folder: Path, identity: str, step: int) -> None:
-    """Flush every file of the checkpoint, then publish the marker by an atomic rename."""
+def mark_complete(folder: Path, identity: str, step: int, parts: Sequence[str] = ("",)) -> None:
+    """Flush every file of the checkpoint, then publish the marker by an atomic rename. parts: the files and folders in it that
+    count (default: all)."""
     sizes = {}
-    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MARKER):
+    found = [path for part in parts for path in (folder / part, *(folder / part).rglob("*"))]
+    for file in sorted(p for p in found if p.is_file() and p.name != MARKER):
         with file.open("rb+") as handle:
             os.fsync(handle.fileno())
         sizes[file.relative_to(folder).as_posix()] = file.stat().st_size
+    for inner in {(folder / name).parent for name in sizes}:
+        sync_folder(inner)
     temporary = folder / (MARKER + ".tmp")
     with temporary.open("w", encoding="utf-8") as handle:
         json.dump({"identity": identity, "step": step, "files": sizes}, handle, indent=1)

@@ -18,13 +18,19 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import nn
 
+from schemas.errors import UserError
 from stages.train.optimizers.change import Change
 from stages.train.optimizers.stream import write_stream
 from stages.train.optimizers.subspace import Protected
+from stages.train.optimizers.trust import exact
 
 Beat = Callable[[], None]
 """Called after each matrix: reports progress, raises Stopped when the run was asked to stop."""
+Announce = Callable[[int, str], Beat]
+"""Says that so many units of work follow, and gives their `Beat`."""
 Weights = Mapping[str, torch.Tensor]
+_ROUNDING = 1e-4
+"""By what share of the radius a change may be above it: W - W_start is rounded with the weights."""
 
 
 def remember(model: nn.Module, path: Path) -> Weights:
@@ -42,25 +48,70 @@ def merged(trained: Any) -> Any:
     return trained.merge_and_unload() if isinstance(trained, PeftModel) else trained
 
 
-def changed(trained: Any, before: Weights, most: Callable[[torch.Size], int], beat: Beat) -> dict[str, Change]:
-    """What happened to every matrix, `most(shape)` directions of it: from the adapter's factors, or against `before`."""
-    changes: dict[str, Change] = {}
+def bounded(model: nn.Module, before: Weights, radius: float, announce: Announce) -> tuple[float, int]:
+    """(the largest spectral norm of a matrix's change, how many were above `radius`): those are scaled back to it, in place.
+
+    The optimizer's trust region estimates norms from below; these are exact. Raises UserError, naming the matrix, for a change that
+    is not finite.
+    """
+    matrices = {name: p for name, p in model.named_parameters() if name in before}
+    beat, largest, above = announce(len(matrices), "matrix"), 0.0, 0
+    for name, parameter in matrices.items():
+        start = before[name].to(parameter.device, torch.float32)
+        change = parameter.detach().float() - start
+        norm = float(change.norm())
+        if not math.isfinite(norm):
+            raise UserError(f"The change of {name} is not a finite matrix", where="train.orthalign.trust_radius")
+        if norm > min(radius, largest):  # else the Frobenius norm, an upper bound, says enough
+            norm = exact(change)
+            largest = max(largest, norm)
+        if norm > radius * (1 + _ROUNDING):
+            parameter.data.copy_(start + change * (radius / norm))
+            above += 1
+        beat()
+    return largest, above
+
+
+def changed(trained: Any, before: Weights, most: Callable[[torch.Size], int], announce: Announce) -> dict[str, Change]:
+    """What happened to every matrix, `most(shape)` directions of it: from the adapter's factors, or against `before`. Matrices of
+    which no direction is wanted are left out."""
     if isinstance(trained, PeftModel):
-        layers: dict[str, Any] = {n: m for n, m in trained.named_modules() if isinstance(m, LoraLayer)}
-        for name, layer in layers.items():
-            (adapter,) = layer.lora_A.keys()
-            b_OR = layer.lora_B[adapter].weight.detach().double() * layer.scaling[adapter]
-            a_RI = layer.lora_A[adapter].weight.detach()
-            weight = name.removeprefix("base_model.model.") + ".weight"
-            changes[weight] = Change.of_factors(weight, b_OR, a_RI, most(torch.Size((len(b_OR), a_RI.shape[1]))))
-            beat()
-        return changes
-    for name, parameter in trained.named_parameters():
-        if name in before:
-            difference = parameter.detach().float() - before[name].to(parameter.device, torch.float32)
-            changes[name] = Change.of(name, difference, most(parameter.shape))
-            beat()
+        modules = ((name, module) for name, module in trained.named_modules() if isinstance(module, LoraLayer))
+        layers = {name.removeprefix("base_model.model.") + ".weight": _Factors(layer) for name, layer in modules}
+        shapes = {name: layer.shape for name, layer in layers.items()}
+
+        def change(name: str, q: int) -> Change:
+            return Change.of_factors(name, layers[name].b_OR(), layers[name].a_RI(), q)
+    else:
+        weights = {name: p.detach() for name, p in trained.named_parameters() if name in before}
+        shapes = {name: p.shape for name, p in weights.items()}
+
+        def change(name: str, q: int) -> Change:
+            now = weights[name]
+            return Change.of(name, now.float() - before[name].to(now.device, torch.float32), q)
+
+    wanted = {name: q for name, shape in shapes.items() if (q := most(shape))}
+    beat, changes = announce(len(wanted), "matrix"), {}
+    for name, q in wanted.items():
+        changes[name] = change(name, q)
+        beat()
     return changes
+
+
+class _Factors:
+    """s B [O, r] and A [r, I] of a layer with one adapter; shape: of their product."""
+
+    def __init__(self, layer: Any) -> None:
+        (adapter,) = layer.lora_A.keys()
+        self._b, self._a = layer.lora_B[adapter].weight.detach(), layer.lora_A[adapter].weight.detach()
+        self._scaling = layer.scaling[adapter]
+        self.shape = torch.Size((self._b.shape[0], self._a.shape[1]))
+
+    def b_OR(self) -> torch.Tensor:
+        return self._b.double() * self._scaling
+
+    def a_RI(self) -> torch.Tensor:
+        return self._a
 
 
 @contextmanager

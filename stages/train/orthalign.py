@@ -8,16 +8,17 @@ objective has an adapter of its own, merged into the weights when it ends.
 
 Rank search (ours, after the paper's): of the objective just trained the fewest singular directions q are protected without which,
 that is with its change cut to them, its reward accuracy on dev pairs falls by no more than `tolerance`: the other directions are as if a later
-objective had used all of them. Bisection over q, one for all matrices; accuracy need not be monotone in q, so the neighbours are tried.
+objective had used all of them. Bisection over q, one for all matrices; accuracy need not be monotone in q, so the one below is tried,
+and lower while it holds too.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from schemas.config.training import OrthAlignConfig
 from schemas.errors import UserError
 from schemas.ids import content_id
 from stages.contract import Context, Drop
@@ -34,9 +36,9 @@ from stages.text.render import Renderer
 from stages.train.allo.phases import total_steps, train_objective
 from stages.train.batches import BatchPlan, plan_batches
 from stages.train.callbacks import beats
-from stages.train.checkpoints import sync_folder
+from stages.train.checkpoints import MARKER, is_complete, mark_complete
 from stages.train.dataset import TrainingPairs
-from stages.train.displacement import Beat, Weights, changed, cut_to, leaks, merged, remember
+from stages.train.displacement import Beat, Weights, bounded, changed, cut_to, leaks, merged, remember
 from stages.train.model import Precision
 from stages.train.objectives import Chosen, Scores, accuracies, choose, score
 from stages.train.optimizers.change import Change
@@ -45,7 +47,7 @@ from stages.train.phase import History, Phase
 from stages.train.references import recomputed
 from stages.train.scoring import Scorer
 
-_DONE, _BASES, _BEFORE = "objective.json", "protected.safetensors", "before.safetensors"
+_MODEL, _BASES, _LOG, _BEFORE = "model", "protected.safetensors", "history.json", "before.safetensors"
 
 
 def train_objectives(
@@ -63,6 +65,7 @@ def train_objectives(
     inside the objective it was in. Raises UserError for what the config or the data make impossible, Stopped when asked to.
     """
     refuse_transposed(model)
+    _name_narrow(ctx, model)
     objectives, drops = choose(ctx, pairs, renderer)
     plans = [plan_batches(len(o.pairs), ctx.config.train) for o in objectives]
     for objective, plan in zip(objectives, plans, strict=True):
@@ -88,6 +91,23 @@ def refuse_transposed(model: nn.Module) -> None:
         )
 
 
+def most_directions(shape: torch.Size, sequence: OrthAlignConfig) -> int:
+    """Directions an objective may protect in a matrix: q_max, and no more than its share of the narrowest side that is
+    protected, so that those of all objectives together never are the whole space: none where there are fewer dimensions than objectives."""
+    width = {"left": shape[0], "right": shape[1], "both": min(shape)}[sequence.side]
+    return min(sequence.q_max, width // len(sequence.objectives))
+
+
+def _name_narrow(ctx: Context, model: nn.Module) -> None:
+    sequence = ctx.config.train.orthalign
+    shapes = {name: p.shape for name, p in model.named_parameters() if p.ndim == 2}
+    if narrow := [name for name, shape in shapes.items() if not most_directions(shape, sequence)]:
+        ctx.progress.note(
+            f"{len(narrow)} matrices have fewer dimensions than there are objectives: none of their directions are protected,"
+            f" for example {narrow[0]} {list(shapes[narrow[0]])}"
+        )
+
+
 @dataclass
 class _Sequence:
     ctx: Context
@@ -101,25 +121,24 @@ class _Sequence:
 
     def run(self, model: PreTrainedModel) -> tuple[PreTrainedModel, History]:
         """Train the objectives that are not done yet."""
-        protected, left = Protected.none(), self._left()
-        history, done = [entry for log in left for entry in log], len(left)
+        protected, history, done = Protected.none(), History(), self._done()
         if done:
             place = self._place(done - 1)
             names = ", ".join(o.name for o in self.objectives[:done])
             self.ctx.progress.note(f"objectives done before: {names}")
-            ref = replace(self.ctx.models["policy"], path=place / "model")
+            ref = replace(self.ctx.models["policy"], path=place / _MODEL)
             trust = self.ctx.config.model.trust_remote_code
             model = load_causal_lm(ref, self.numbers.load, self.numbers.device, trust)
             protected = Protected.load(place / _BASES)
+            history = json.loads((place / _LOG).read_text(encoding="utf-8"))
         for later in range(done + 1, len(self.objectives)):  # it stands on weights that are made again
             shutil.rmtree(self._place(later), ignore_errors=True)
         for number in range(done, len(self.objectives)):
-            model, protected, entries = self._objective(number, model, protected)
-            history += entries
+            model, protected, history = self._objective(number, model, protected, history)
         return model, history
 
     def _objective(
-        self, number: int, model: PreTrainedModel, protected: Protected
+        self, number: int, model: PreTrainedModel, protected: Protected, history: History
     ) -> tuple[PreTrainedModel, Protected, History]:
         objective, plan, settings = self.objectives[number], self.plans[number], self.ctx.config.train.orthalign
         place, last = self._place(number), number == len(self.objectives) - 1
@@ -127,7 +146,9 @@ class _Sequence:
         if number and settings.reference == "objective":
             pairs = recomputed(pairs, model, Scorer.of(self.ctx, self.numbers))
         place.mkdir(parents=True, exist_ok=True)
-        before = remember(model, place / _BEFORE)
+        factors = self.ctx.config.train.method == "lora" and settings.rank == "energy"  # say alone what changed
+        compared = bool(protected) or bool(settings.trust_radius) or not (last or factors)
+        before = remember(model, place / _BEFORE) if compared else {}
         phase = Phase(
             pairs,
             plan,
@@ -138,8 +159,9 @@ class _Sequence:
             protected=protected,
         )
         trained, log = train_objective(self.ctx, model, self.renderer, self.numbers, phase)
-        figures: dict[str, float] = {}
-        changes = {} if last else changed(trained, before, self._most, self._beat(len(before), "matrix"))
+        figures = self._within(objective, trained, before) if settings.trust_radius else {}
+        most = partial(most_directions, sequence=settings)
+        changes = {} if last else changed(trained, before, most, self._beat)
         plain = merged(trained)
         del trained
         if protected:
@@ -156,18 +178,22 @@ class _Sequence:
             measured = accuracies(self._score(plain, earlier), start)
             entry |= {f"objective/{earlier.name}/{name}": value for name, value in measured.items()}
         offset = sum(self._steps(earlier) for earlier in range(number))
-        entries = [logged | {"step": logged["step"] + offset} for logged in log]
-        entries.append({"step": offset + self._steps(number), **entry})
-        self._keep(number, plain, protected, entries)
+        history = history + [logged | {"step": logged["step"] + offset} for logged in log]
+        history.append({"step": offset + self._steps(number), **entry})
+        self._keep(number, plain, protected, history)
         free_memory()
-        return plain, protected, entries
+        return plain, protected, history
 
-    def _most(self, shape: torch.Size) -> int:
-        """Directions an objective may protect in a matrix: q_max, and no more than its share of the narrowest side that is
-        protected, so that those of all objectives together never are the whole space."""
-        side = self.ctx.config.train.orthalign.side
-        width = {"left": shape[0], "right": shape[1], "both": min(shape)}[side]
-        return min(self.ctx.config.train.orthalign.q_max, max(1, width // len(self.objectives)))
+    def _within(self, objective: Chosen, model: nn.Module, before: Weights) -> dict[str, float]:
+        """Hold the change to the trust region also where the optimizer's estimate was too low. Every phase has its own radius."""
+        radius, allo = self.ctx.config.train.orthalign.trust_radius, self.ctx.config.train.allo
+        radius *= 2 if allo.on and allo.forget and allo.learn else 1
+        norm, above = bounded(model, before, radius, self._beat)
+        if above:
+            self.ctx.progress.note(
+                f"objective {objective.name}: {above} changes scaled back to norm {radius:g}, from up to {norm:g}"
+            )
+        return {"spectral_norm": norm}
 
     def _kept(
         self, number: int, model: PreTrainedModel, before: Weights, changes: Mapping[str, Change]
@@ -214,41 +240,24 @@ class _Sequence:
         used = [(o.pairs.digest, o.digest) for o in self.objectives[: number + 1]]
         return content_id(self.identity, used, number)
 
-    def _left(self) -> list[History]:
-        """The logs of the objectives that were finished, under this configuration, up to the last whose weights are there."""
-        found: list[History] = []
-        for number in range(len(self.objectives)):
-            try:
-                record = json.loads((self._place(number) / _DONE).read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                break
-            if not isinstance(record, dict) or record.get("identity") != self._identity(number):
-                break
-            found.append(record["history"])
-        while found and not (self._place(len(found) - 1) / "model").is_dir():
-            found.pop()
-        return found
+    def _done(self) -> int:
+        """How many objectives were finished, under this configuration: up to the last whose weights are there."""
+        numbers = reversed(range(len(self.objectives)))
+        return next((n + 1 for n in numbers if is_complete(self._place(n), self._identity(n))), 0)
 
     def _keep(self, number: int, model: PreTrainedModel, protected: Protected, history: History) -> None:
-        """Write the objective's result, the record last; the checkpoints and the weights before it are no longer needed."""
+        """Write what the next objective starts from; then the checkpoints and the weights before it are no longer needed."""
         place = self._place(number)
-        model.save_pretrained(place / "model")
+        (place / MARKER).unlink(missing_ok=True)
+        model.save_pretrained(place / _MODEL)
         protected.save(place / _BASES)
-        for file in sorted(p for p in [*(place / "model").iterdir(), place / _BASES] if p.is_file()):
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
-        temporary = place / (_DONE + ".tmp")
-        with temporary.open("w", encoding="utf-8") as handle:
-            json.dump({"identity": self._identity(number), "history": history}, handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.rename(place / _DONE)
-        sync_folder(place)  # before the weights it stands on go
+        (place / _LOG).write_text(json.dumps(history), encoding="utf-8")
+        mark_complete(place, self._identity(number), history[-1]["step"], (_MODEL, _BASES, _LOG))
         for old in [*place.glob("checkpoint-*"), place / "allo" / "forget", place / "allo" / "forgotten"]:
             shutil.rmtree(old, ignore_errors=True)
         (place / _BEFORE).unlink(missing_ok=True)
         if number:
-            shutil.rmtree(self._place(number - 1) / "model", ignore_errors=True)
+            shutil.rmtree(self._place(number - 1) / _MODEL, ignore_errors=True)
 
 
 def _squares(change: Change) -> float:

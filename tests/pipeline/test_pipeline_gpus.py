@@ -59,3 +59,30 @@ def test_a_worker_that_replaces_a_dead_one_takes_its_gpu(
     assert seen == ["0", "1", "2", "1"]
     for member in [dead, *executor._workers]:
         member.connection.close()
+
+
+@pytest.mark.parametrize(("shards", "workers", "threads"), [(9, 0, 4), (2, 0, 8), (9, 2, 8), (1, 4, 16)])
+def test_all_cores_are_shared_between_the_workers_that_run(
+    shards: int, workers: int, threads: int, write_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.executor, "visible_gpus", lambda: ["0", "1", "2", "3"])
+    monkeypatch.setattr(pipeline.executor.os, "sched_getaffinity", lambda process: set(range(16)))
+    config = load_config(write_config(execution={"workers": workers}))
+    executor = LocalExecutor(config, tmp_path, StopSignals())
+    seen: list[dict[str, str]] = []
+
+    class Process:
+        def __init__(self, target: Any, args: tuple[Any, ...], name: str) -> None:
+            seen.append(args[3])
+
+        def start(self) -> None:
+            pass
+
+    monkeypatch.setattr(executor._context, "Process", Process)
+    monkeypatch.setattr(executor, "_attend", lambda order, queue, reports: None)
+    monkeypatch.setattr(executor, "_send", lambda member, message: None)
+    order = Order(BY_NAME["gradients"], 0, config, tmp_path, "", {}, {}, dict.fromkeys(range(shards)))  # type: ignore[arg-type]
+    executor._run(order, None, None)  # type: ignore[arg-type]
+    assert [s["OMP_NUM_THREADS"] for s in seen] == [str(threads)] * min(shards, workers or 4)
+    for member in executor._workers:
+        member.connection.close()

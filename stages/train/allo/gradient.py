@@ -23,8 +23,10 @@ class SummedGradients(torch.optim.Optimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
-                    total = self.state[param].setdefault("sum", torch.zeros_like(param, dtype=torch.float32))
-                    total.add_(param.grad.abs())
+                    state = self.state[param]
+                    if "sum" not in state:
+                        state["sum"] = torch.zeros_like(param, dtype=torch.float32)
+                    state["sum"].add_(param.grad.abs())
         return loss
 
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -20,10 +22,10 @@ _SCHEMA = pa.schema(
 )
 
 
-def key_tokens(rewards: Sequence[float], fraction: float) -> list[int]:
-    """Positions, ascending, of the k = max(1, round(fraction * n)) tokens of lowest reward; ties go to the earlier one."""
+def key_tokens(rewards: torch.Tensor, fraction: float) -> torch.Tensor:
+    """Positions, ascending, of the k = max(1, round(fraction * n)) tokens of lowest reward [n]; ties go to the earlier one."""
     k = max(1, round(fraction * len(rewards)))
-    return sorted(sorted(range(len(rewards)), key=lambda t: (rewards[t], t))[:k])
+    return rewards.sort(stable=True).indices[:k].sort().values
 
 
 def implicit_rewards(logps: torch.Tensor, ref_logps: torch.Tensor, beta: float) -> torch.Tensor:
@@ -43,20 +45,21 @@ class RejectedTokens:
         cls, rewards: Sequence[torch.Tensor], ref_logps: Sequence[torch.Tensor], fraction: float
     ) -> RejectedTokens:
         """By the rewards [n] of every pair's rejected answer."""
-        values = [reward.double().tolist() for reward in rewards]
+        values = [reward.double() for reward in rewards]
         columns = [
             values,
-            [[value < 0.5 for value in row] for row in values],
+            [row < 0.5 for row in values],
             [key_tokens(row, fraction) for row in values],
-            [logps.tolist() for logps in ref_logps],
+            ref_logps,
         ]
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
+        arrays = [_lists(rows, field.type) for rows, field in zip(columns, _SCHEMA, strict=True)]
         return cls(pa.Table.from_arrays(arrays, schema=_SCHEMA))
 
     def weights(self) -> pa.Array:
         """w_t of forgetting: 1 where the token is unlearned, else 0."""
-        rows = [[float(flag) for flag in row] for row in self.table["unlearned"].to_pylist()]
-        return pa.array(rows, pa.list_(pa.float32()))
+        unlearned = self.column("unlearned")
+        lengths = pc.list_value_length(unlearned).to_numpy()
+        return _cut(pc.list_flatten(unlearned).cast(pa.float32()), lengths, pa.list_(pa.float32()))
 
     def column(self, name: str) -> pa.Array:
         """One column."""
@@ -64,8 +67,10 @@ class RejectedTokens:
 
     def counts(self) -> tuple[int, int, int]:
         """(rejected tokens, unlearned ones, pairs without any to unlearn)."""
-        rows = self.table["unlearned"].to_pylist()
-        return sum(map(len, rows)), sum(map(sum, rows)), sum(not any(row) for row in rows)
+        unlearned = self.column("unlearned")
+        flags, rows = pc.list_flatten(unlearned).to_numpy(zero_copy_only=False), pc.list_parent_indices(unlearned)
+        each = np.bincount(rows.to_numpy()[flags], minlength=len(unlearned))
+        return len(flags), int(each.sum()), int((each == 0).sum())
 
     def save(self, path: Path) -> None:
         """As Parquet."""
@@ -75,3 +80,14 @@ class RejectedTokens:
     def load(cls, path: Path) -> RejectedTokens:
         """What `save` wrote."""
         return cls(pq.read_table(path, schema=_SCHEMA))
+
+
+def _lists(rows: Sequence[torch.Tensor], kind: pa.DataType) -> pa.Array:
+    """One list a row, from one buffer."""
+    flat = torch.cat([row.detach().cpu() for row in rows]).numpy() if rows else np.empty(0)
+    return _cut(pa.array(flat).cast(kind.value_type), np.array([len(row) for row in rows], np.int32), kind)
+
+
+def _cut(flat: pa.Array, lengths: np.ndarray, kind: pa.DataType) -> pa.Array:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), flat, kind)

@@ -17,7 +17,7 @@ from stages.train.optimizers.chain import OWN_STATE, Chain, torch_adamw
 from stages.train.optimizers.confine import FACTOR_BYTES, Confined
 from stages.train.optimizers.merging import Merging
 from stages.train.optimizers.settings import OFF, Merge
-from stages.train.optimizers.shard import Shard, flattened, local
+from stages.train.optimizers.shard import Shard, add_up, flattened, groups_of, local
 from stages.train.optimizers.subspace import Protected
 from stages.train.optimizers.task_vector import TaskVector
 from stages.train.optimizers.telemetry import Telemetry
@@ -115,13 +115,18 @@ class OnlineMergingAdamW(AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._chain.merging.settle({n: Merge.of(g) for g in self.param_groups if Merge.of(g).active for n in _names(g)})
+        if not self._chain.merging.settled:
+            merged = [(group, Merge.of(group)) for group in self.param_groups]
+            self._chain.merging.settle({name: m for group, m in merged if m.active for name in _names(group)})
         telemetry = Telemetry()
         self.telemetry = {}
-        blank = self._blank()
+        blank, confined = self._blank(), self._chain.confined
         for group in self.param_groups:
-            if Merge.of(group).active or self._constrained(group):
-                self._chained(group, telemetry, blank)
+            merge = Merge.of(group)
+            names = _names(group) if merge.active or confined or group["trust_radius"] else []
+            constrained = bool(group["trust_radius"]) or (bool(confined) and any(map(confined.covers, names)))
+            if merge.active or constrained:
+                self._chained(group, merge, names, constrained, telemetry, blank)
             else:
                 self._plain(group)
         if telemetry.sums:
@@ -138,6 +143,7 @@ class OnlineMergingAdamW(AdamW):
         self._chain.confined = Confined(protected, entries, self._chain.confined.factor_bytes)
         self._chain.merging.active = entries
         self._chain.merging.forget()
+        self._shards = WeakIdKeyDictionary()  # to be checked against these subspaces and masks
         for group in self.param_groups:
             group |= self._fingerprints()
             group["phase"] += 1
@@ -174,8 +180,15 @@ class OnlineMergingAdamW(AdamW):
         of 0 before it loads one: it must move nothing, not even with alpha_schedule constant."""
         if self.state or any(float(group["lr"]) for group in self.param_groups):
             return False
-        gradients = [local(p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        return not any(bool(gradient.any()) for gradient in gradients)
+        flags: dict[Any, list[torch.Tensor]] = {}
+        for gradient in (p.grad for group in self.param_groups for p in group["params"] if p.grad is not None):
+            flags.setdefault((gradient.device, groups_of(gradient)), []).append(local(gradient).any())
+        seen = []
+        for (_, groups), found in flags.items():
+            seen.append(torch.stack(found).any().int())
+            for others in groups:  # one process's part may be 0 by chance, and all must do the same
+                add_up(seen[-1], others)
+        return not any(map(bool, seen))
 
     def _shard(self, name: str, param: torch.Tensor) -> Shard:
         """Which rows of the parameter are here; looked up once for each parameter that takes a place in a group."""
@@ -213,15 +226,9 @@ class OnlineMergingAdamW(AdamW):
         if merge.needs_task_vector and self._vector is None:
             raise UserError(f"merge {merge.merge} needs a task vector", where="task_vector")
         for name, param in zip(_names(group), group["params"], strict=True):
-            shard = self._shard(name, param)
-            self._chain.confined.check(name, param, shard)
+            self._shard(name, param)
             if merge.active and self._vector is not None:
                 self._vector.check(name, param)
-
-    def _constrained(self, group: Mapping[str, Any]) -> bool:
-        """Whether the group has a trust region or a parameter with a mask or protected directions."""
-        confined = self._chain.confined
-        return bool(group["trust_radius"]) or (bool(confined) and any(map(confined.covers, _names(group))))
 
     def _plain(self, group: dict[str, Any]) -> None:
         """torch's step."""
@@ -237,17 +244,24 @@ class OnlineMergingAdamW(AdamW):
         self._init_group(group, *lists)
         return lists
 
-    def _chained(self, group: dict[str, Any], telemetry: Telemetry, blank: bool) -> None:
-        merge = Merge.of(group)
+    def _chained(
+        self,
+        group: dict[str, Any],
+        merge: Merge,
+        names: list[str],
+        constrained: bool,
+        telemetry: Telemetry,
+        blank: bool,
+    ) -> None:
+        """names: of the group's parameters. constrained: it has a trust region or a parameter with a mask or protected directions."""
         a = merge.alpha_at(float(group["lr"]), group["peak_lr"])
         if blank:
             a = 0.0
-        names = [name for name, p in zip(_names(group), group["params"], strict=True) if p.grad is not None]
+        names = [name for name, p in zip(names, group["params"], strict=True) if p.grad is not None]
         lists = self._gradients(group)
         shards = [self._shard(name, param) for name, param in zip(names, lists[0], strict=True)]
         states = [self.state[param] for param in lists[0]]
         lists = [*([local(tensor) for tensor in entries] for entries in lists[:5]), lists[5]]
-        constrained = self._constrained(group)
         steps = [int(step) + 1 for step in lists[5]]
         cuts = list(cut(shards, lists[0], steps))
         due = [merge.active and steps[picked[0]] % merge.every == 0 for picked in cuts]

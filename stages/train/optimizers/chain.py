@@ -16,7 +16,7 @@ from stages.train.optimizers.merging import Merging
 from stages.train.optimizers.settings import Merge
 from stages.train.optimizers.shard import Shard, local
 from stages.train.optimizers.telemetry import Telemetry
-from stages.train.optimizers.trust import keep_within
+from stages.train.optimizers.trust import keep_within, norms
 
 OWN_STATE = ("start", "displacement", "pending", "directions")
 """What a parameter's state holds beside AdamW's."""
@@ -148,8 +148,12 @@ def _way(state: Mapping[str, Any]) -> torch.Tensor:
 
 def _trust(bucket: Bucket, radius: float) -> None:
     """Scale every parameter's way from its start into the trust region."""
-    for state, shard in zip(bucket.states, bucket.shards, strict=True):
-        factor = keep_within(state, _way(state), radius, shard)  # with something pending, of a copy: both shrink alike
+    ways = [_way(state) for state in bucket.states]
+    bounds = norms(ways, bucket.peers)
+    for state, way, bound, shard in zip(bucket.states, ways, bounds, bucket.shards, strict=True):
+        if bound <= radius:
+            continue
+        factor = keep_within(state, way, radius, bound, shard)  # with something pending, of a copy: both shrink alike
         if "pending" in state:
             local(state["displacement"]).mul_(factor)
             local(state["pending"]).mul_(factor)

@@ -37,18 +37,13 @@ class Change:
         """
         if matrix.ndim != 2 or not bool(torch.isfinite(matrix).all()):
             raise UserError(f"The change of {name} is not a finite matrix", where="orthalign")
-        tall_Lm = matrix.detach() if matrix.shape[0] >= matrix.shape[1] else matrix.detach().T
-        short = tall_Lm.shape[1]
-        parts = tall_Lm.split(max(1, _SLICE // short))
-        gram_mm = torch.zeros(short, short, dtype=torch.float64, device=matrix.device)
-        for part in parts:
-            wide = part.double()
-            gram_mm.addmm_(wide.T, wide)
+        parts = _tall(matrix)
+        gram_mm = _gram(parts)
         vectors_mq = torch.linalg.eigh(gram_mm).eigenvectors[:, -q_max:]
         long_Lq, upper_qq = torch.linalg.qr(torch.cat([part.double() @ vectors_mq for part in parts]))
         left, values, right_h = torch.linalg.svd(upper_qq)
         sides = long_Lq @ left, vectors_mq @ right_h.T
-        if tall_Lm.shape != matrix.shape:
+        if matrix.shape[0] < matrix.shape[1]:
             sides = sides[1], sides[0]
         return cls._cut(sides[0], values, sides[1], q_max, float(gram_mm.diagonal().sum()))
 
@@ -81,3 +76,24 @@ class Change:
     def matrix(self) -> torch.Tensor:
         """left diag(values) right^T [O, I], float64."""
         return (self.left * self.values) @ self.right.T
+
+
+def spectral_norm(matrix: torch.Tensor) -> float:
+    """The largest singular value of a finite matrix, from the largest eigenvalue of its smaller Gram matrix in float64."""
+    return float(torch.linalg.eigvalsh(_gram(_tall(matrix)))[-1].clamp(min=0).sqrt())
+
+
+def _tall(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Slices of rows of the matrix [L, m], L >= m, transposed if need be."""
+    tall_Lm = matrix.detach() if matrix.shape[0] >= matrix.shape[1] else matrix.detach().T
+    return tall_Lm.split(max(1, _SLICE // tall_Lm.shape[1]))
+
+
+def _gram(parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """M^T M [m, m] in float64."""
+    short = parts[0].shape[1]
+    gram_mm = torch.zeros(short, short, dtype=torch.float64, device=parts[0].device)
+    for part in parts:
+        wide = part.double()
+        gram_mm.addmm_(wide.T, wide)
+    return gram_mm

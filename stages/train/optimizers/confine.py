@@ -17,7 +17,7 @@ import torch
 from schemas.errors import UserError
 from stages.train.optimizers.active import ActiveEntries
 from stages.train.optimizers.shard import Shard
-from stages.train.optimizers.subspace import Protected
+from stages.train.optimizers.subspace import Bases, Protected, take_out_
 
 COLUMNS = 256
 """Columns whose factors are found and applied together, padded to the one with the most active rows."""
@@ -52,7 +52,8 @@ class Confined:
         self.protected, self.active, self.factor_bytes = protected, active, factor_bytes
         self._bytes: dict[str, int] = {}
         self._columns: dict[str, list[_Columns]] = {}
-        self._rows: dict[str, torch.Tensor] = {}
+        self._rows: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._bases: dict[tuple[str, torch.device, torch.dtype], Bases] = {}
         self._frozen: dict[str, tuple[int, int]] = {}
         self._entries: dict[str, tuple[int, int]] = {}
 
@@ -101,14 +102,14 @@ class Confined:
         if not (masked and kept_free):
             self.active.zero_(name, update, shard)
             if kept_free:
-                self.protected.project_(name, update, shard)
+                take_out_(update, self._on(name, update, shard), None if shard is None else shard.peers)
             return
         self.active.zero_(name, update)
         if not self.active.whole_rows(name):
             self._by_columns(name, update if name in self.protected.left else update.T)
             return
         if name in self.protected.right:
-            Protected({}, {name: self.protected.right[name]}).project_(name, update)
+            take_out_(update, (None, self._on(name, update, shard)[1]))
         if name in self.protected.left:
             self._by_rows(name, update)
 
@@ -129,24 +130,32 @@ class Confined:
         left = self.protected.left.get(name)
         return (mask, left) if left is not None else (mask.T, self.protected.right[name])
 
+    def _on(self, name: str, update: torch.Tensor, shard: Shard | None) -> Bases:
+        """The parameter's bases where the update is: moved there once, and only the rows that are needed."""
+        key = (name, update.device, update.dtype)
+        if key not in self._bases:
+            self._bases[key] = self.protected.bases(name, update, shard)
+        return self._bases[key]
+
     def _by_rows(self, name: str, update: torch.Tensor) -> None:
         """One basis for all columns."""
         if name not in self._rows:
             rows = self.active.mask(name).flatten().cpu()
             basis, rank = _basis(self.protected.left[name].double().cpu()[None, rows])
             frozen = int(rank[0]) == int(rows.sum())
-            self._rows[name] = (torch.eye(int(rows.sum())) if frozen else basis[0]).float()
+            self._rows[name] = rows.nonzero().flatten(), basis[0].float()
             columns = update.shape[1] if bool(rows.any()) else 0
             self._frozen[name] = (columns if frozen else 0, columns)
         frozen_columns, columns = self._frozen[name]
         if frozen_columns or not columns:
             update.zero_()
             return
-        rows = self.active.mask(name).flatten().to(update.device)
-        self._rows[name] = self._rows[name].to(update.device)
-        basis = self._rows[name].to(update.dtype)
-        part = update[rows]
-        update[rows] = part - basis @ (basis.T @ part)
+        at, held = self._rows[name]
+        if at.device != update.device:
+            at, held = self._rows[name] = at.to(update.device), held.to(update.device)
+        basis = held.to(update.dtype)
+        part = update[at]
+        update[at] = part - basis @ (basis.T @ part)
 
     def _by_columns(self, name: str, update: torch.Tensor) -> None:
         """A basis for each column of `update`, which may be a transposed view."""

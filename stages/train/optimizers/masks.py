@@ -54,6 +54,8 @@ def keep_top_(values: torch.Tensor, reserve: float, released: bool = False, acti
     k = kept_of(count if active is None else active, reserve, released)
     if k >= count or k < 1:
         return values
+    if values.device.type != "cpu":
+        return _keep_top_on_device_(values, k)
     magnitude = values.abs().flatten()
     limit = _kth_smallest(magnitude, count - k)
     keep = magnitude >= limit
@@ -61,6 +63,16 @@ def keep_top_(values: torch.Tensor, reserve: float, released: bool = False, acti
     if surplus and limit > 0:
         ties = (magnitude == limit).nonzero().flatten()
         keep[ties[len(ties) - surplus :]] = False
+    return values.mul_(keep.view(values.shape))
+
+
+def _keep_top_on_device_(values: torch.Tensor, k: int) -> torch.Tensor:
+    """The same without waiting for the device: torch.topk uses all of it, kthvalue a single block, and refuses deterministic algorithms."""
+    magnitude = values.abs().flatten()
+    limit = magnitude.topk(k, sorted=False).values.min()
+    above, equal = magnitude > limit, magnitude == limit
+    room = k - above.sum(dtype=torch.int32)
+    keep = above | (equal & (equal.cumsum(0, dtype=torch.int32) <= room))
     return values.mul_(keep.view(values.shape))
 
 
@@ -85,7 +97,7 @@ def kept_of(count: int, reserve: float, released: bool) -> int:
 
 
 def _kth_smallest(magnitude: torch.Tensor, index: int) -> torch.Tensor:
-    """The value at `index` in ascending order. numpy's selection is the faster one on the CPU."""
-    if magnitude.device.type == "cpu" and magnitude.dtype in (torch.float32, torch.float64):
+    """The value at `index` in ascending order. numpy's selection is the faster one."""
+    if magnitude.dtype in (torch.float32, torch.float64):
         return torch.from_numpy(np.partition(magnitude.numpy(), index))[index]
     return magnitude.kthvalue(index + 1).values

@@ -28,15 +28,24 @@ class Merging:
         self.raw, self.seed, self.active = vector, seed, active
         self._trimmed: TaskVector | None = None
 
+    @property
+    def settled(self) -> bool:
+        """Whether `settle` has nothing left to do."""
+        return self._trimmed is not None or self.raw is None
+
     def settle(self, settings: Mapping[str, Merge]) -> None:
         """Trim the task vector where the trim is the same at every step; settings: of each merged parameter."""
-        if self._trimmed is not None or self.raw is None:
+        if self.settled or self.raw is None:
             return
-        if not any(_trims(merge) for merge in settings.values()):
+        trims = {name: merge for name, merge in settings.items() if _trims(merge)}
+        if not trims:
             self._trimmed = self.raw
             return
-        key = repr((self.seed, self.active.fingerprint, sorted((n, repr(merge)) for n, merge in settings.items())))
-        self._trimmed = self.raw.trimmed(lambda name, tau: self._trim(name, tau, settings.get(name)), key)
+        # What `_trim` reads, and no more: only OnTIES without masks cuts the same from one run to the next.
+        again = not self.active and all(merge.merge == "onties" for merge in trims.values())
+        read = sorted((name, m.merge, m.preset, m.reserve, m.rescale) for name, m in trims.items())
+        key = repr((read, None if again else (self.seed, self.active.fingerprint)))
+        self._trimmed = self.raw.trimmed(lambda name, tau: self._trim(name, tau, trims.get(name)), key, again)
 
     def forget(self) -> None:
         """The settings changed: trim again."""
@@ -108,7 +117,7 @@ class Merging:
 
     def _trim(self, name: str, tau: torch.Tensor, merge: Merge | None) -> torch.Tensor:
         """F(tau) where it is constant: its largest entries (OnTIES), or one random draw (OnDARE as released)."""
-        if merge is None or not _trims(merge):
+        if merge is None:
             return tau
         released = merge.preset == "released"
         if merge.merge == "onties":

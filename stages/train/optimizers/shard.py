@@ -100,6 +100,15 @@ def flattened(name: str) -> UserError:
     )
 
 
+def groups_of(tensor: torch.Tensor) -> tuple[dist.ProcessGroup, ...]:
+    """The processes that hold the other parts of a tensor, along each axis of them it is cut over; none for a whole one."""
+    if not isinstance(tensor, DTensor):
+        return ()
+    mesh = tensor.device_mesh
+    cuts = [axis for axis, placement in enumerate(tensor.placements) if not isinstance(placement, Replicate)]
+    return tuple(mesh.get_group(axis) for axis in cuts if mesh.size(axis) > 1)
+
+
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """The part of a tensor this process holds; writes go through."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from schemas.errors import UserError
@@ -17,6 +18,7 @@ from stages.train.optimizers.change import Change
 from stages.train.optimizers.shard import Shard, add_up
 
 Side = Literal["left", "right", "both"]
+Bases = tuple[torch.Tensor | None, torch.Tensor | None]
 _SIDES: dict[Side, tuple[str, ...]] = {"left": ("left",), "right": ("right",), "both": ("left", "right")}
 
 
@@ -96,20 +98,19 @@ class Protected:
         sides = [{n.removeprefix(s): q for n, q in tensors.items() if n.startswith(s)} for s in ("left/", "right/")]
         return cls(*sides)
 
-    def project_(self, name: str, update: torch.Tensor, shard: Shard | None = None) -> bool:
-        """Remove the protected directions from an update [O, I], in place: u - Q (Q^T u), then u - (u Q) Q^T. Returns
-        whether there were any. shard: the rows `update` is, if not all: Q^T u [q, I] is then summed over the processes."""
-        left, right = (
-            None if q is None else q.to(update.device, update.dtype)
-            for q in (self.left.get(name), self.right.get(name))
+    def bases(self, name: str, like: torch.Tensor, shard: Shard | None = None) -> Bases:
+        """Left (its rows that `shard` says) and right basis of a parameter, on the device and in the dtype of `like`."""
+        left, right = self.left.get(name), self.right.get(name)
+        if left is not None and shard is not None:
+            left = shard.take(left)
+        return (
+            None if left is None else left.to(like.device, like.dtype),
+            None if right is None else right.to(like.device, like.dtype),
         )
-        if left is not None:
-            rows = left if shard is None else shard.take(left)
-            inside = rows.T @ update
-            update.addmm_(rows, inside if shard is None else add_up(inside, shard.peers), alpha=-1)
-        if right is not None:
-            update.addmm_(update @ right, right.T, alpha=-1)
-        return left is not None or right is not None
+
+    def project_(self, name: str, update: torch.Tensor) -> None:
+        """Remove the protected directions from an update [O, I], in place."""
+        take_out_(update, self.bases(name, update))
 
     def leak(self, name: str, displacement: torch.Tensor) -> float:
         """|what lies in the protected subspaces| / |displacement|, in float64; 0 for no displacement."""
@@ -130,6 +131,16 @@ class Protected:
                 )
             if q is not None:
                 _leaves_room(name, q)
+
+
+def take_out_(update: torch.Tensor, bases: Bases, peers: dist.ProcessGroup | None = None) -> None:
+    """u - Q (Q^T u), then u - (u Q) Q^T, in place. peers: the processes with the other rows of the update, if it is not whole: Q^T u
+    [q, I] is summed over them."""
+    left, right = bases
+    if left is not None:
+        update.addmm_(left, add_up(left.T @ update, peers), alpha=-1)
+    if right is not None:
+        update.addmm_(update @ right, right.T, alpha=-1)
 
 
 def _leaves_room(name: str, basis: torch.Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -81,13 +82,14 @@ class TaskVector:
                 fix="Base, SFT and trained model must have the same architecture and vocabulary.",
             )
 
-    def trimmed(self, trim: Trim, key: str) -> TaskVector:
+    def trimmed(self, trim: Trim, key: str, again: bool = True) -> TaskVector:
         """The vector with `trim(name, tensor)` in place of each tensor: a file beside this one if this is one on disk (made
-        once per `key`), tensor by tensor when first used otherwise."""
+        once per `key`), tensor by tensor when first used otherwise. again: other runs will use the file; else it goes with the vector."""
         if self.keep != "disk" or self.path is None:
             return TaskVector(self._tensors, self.fingerprint, self.keep, trim=trim)
         path = self.path.with_name(f"{self.path.stem}-{content_id(self.fingerprint, key)}.safetensors")
-        with one_at_a_time(path.with_suffix(".lock")):  # the processes of a training share the file
+        lock = self.path.with_suffix(".lock")
+        with one_at_a_time(lock):  # the processes of a training share the file
             if not path.is_file():
                 shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
                 dtype = next(iter(self._tensors.values())).dtype
@@ -98,7 +100,10 @@ class TaskVector:
                     lambda name: iter([trim(name, self._tensors[name].to(wide(dtype)))]),
                     {FINGERPRINT: self.fingerprint},
                 )
-        return TaskVector.open(path, "disk")
+            found = TaskVector.open(path, "disk")
+        if not again:
+            weakref.finalize(found, _remove, path, lock)
+        return found
 
     def prefetch(self, names: Sequence[str], shards: Sequence[Shard], device: torch.device) -> None:
         """Start fetching what the next `fetch` will ask for."""
@@ -135,6 +140,12 @@ class TaskVector:
         if self._trim is not None:
             whole = self._trim(name, whole.to(wide(whole.dtype))).to(whole.dtype)
         return shard.take(whole)
+
+
+def _remove(path: Path, lock: Path) -> None:
+    """Other processes that opened the file keep what they mapped."""
+    with one_at_a_time(lock):
+        path.unlink(missing_ok=True)
 
 
 def _check(tensors: Mapping[str, torch.Tensor]) -> None:

@@ -7,24 +7,29 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from stages.train.optimizers.change import spectral_norm
 from stages.train.optimizers.shard import Shard, add_up
 
 MARGIN = 1.05
 ITERATIONS, BLOCK = 2, 4
-"""Power iteration approaches the norm from below: its estimate, continued from the last step's vectors, is taken 5% larger. At
-a checkpoint `exact` says what the norm is."""
+"""Power iteration approaches the norm from below: its estimate, continued from the last step's vectors, is taken 5% larger.
+What that misses, `displacement.bounded` finds by `exact` when an objective ends."""
 
 
-def keep_within(state: dict[str, Any], displacement: torch.Tensor, radius: float, shard: Shard | None = None) -> float:
+def norms(displacements: list[torch.Tensor], peers: dist.ProcessGroup | None) -> list[float]:
+    """Frobenius (Euclidean) norms, brought from the device at once. peers: the processes that hold the other rows."""
+    if peers is None:
+        return torch.stack(torch._foreach_norm(displacements)).tolist()
+    squares = torch.stack([part.double().square().sum() for part in displacements])
+    return add_up(squares, peers).sqrt().tolist()
+
+
+def keep_within(state: dict[str, Any], displacement: torch.Tensor, radius: float, bound: float, shard: Shard) -> float:
     """Scale the displacement, in place, so that its spectral norm stays within `radius`; returns the factor.
 
-    Matrices: by power iteration, skipped where the Frobenius norm, an upper bound, is within already. Other shapes: by the
-    Euclidean norm. state["directions"]: right singular vectors found so far. shard: the rows `displacement` is, if not all.
+    Matrices: by power iteration. Other shapes: by the Euclidean norm. bound: of `norms`; where it is within already there is nothing to
+    scale. state["directions"]: right singular vectors found so far. shard: the rows `displacement` is.
     """
-    peers = shard.peers if shard else None
-    bound = float(displacement.norm()) if peers is None else _norm(displacement, peers)
-    if bound <= radius:
-        return 1.0
     if displacement.ndim == 2:
         bound = min(bound, MARGIN * _largest(state, displacement, shard))
         if bound <= radius:
@@ -34,20 +39,15 @@ def keep_within(state: dict[str, Any], displacement: torch.Tensor, radius: float
 
 
 def exact(displacement: torch.Tensor) -> float:
-    """The spectral norm by SVD, in float64 (Euclidean norm of anything but a matrix)."""
-    wide = displacement.double()
-    return float(torch.linalg.matrix_norm(wide, 2) if wide.ndim == 2 else wide.norm())
+    """The spectral norm, in float64 (Euclidean norm of anything but a matrix)."""
+    return spectral_norm(displacement) if displacement.ndim == 2 else float(displacement.double().norm())
 
 
-def _norm(part: torch.Tensor, peers: dist.ProcessGroup) -> float:
-    return float(add_up(part.double().square().sum(), peers).sqrt())
-
-
-def _largest(state: dict[str, Any], matrix: torch.Tensor, shard: Shard | None) -> float:
+def _largest(state: dict[str, Any], matrix: torch.Tensor, shard: Shard) -> float:
     """The largest singular value, from below, by block power iteration: several vectors, so that two singular values of
     nearly one size, or a new one overtaking, do not fool it. matrix: the rows held here; its products with M^T are summed over
     the processes, so that all continue with the same block."""
-    rows, peers = (shard.shape[0], shard.peers) if shard else (matrix.shape[0], None)
+    rows, peers = shard.shape[0], shard.peers
     block = state.get("directions")
     rounds = ITERATIONS
     if block is None:

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from schemas.config.loss import LossConfig
 from schemas.errors import UserError
 from stages.conflict.explain import explain_pair
 from stages.conflict.prepare import Prepared
@@ -14,16 +15,25 @@ from tests.stages.conflict.test_conflict_stage import config, draw, tables
 from tests.stages.stage_context import collect, context
 
 
-def finished(tmp_path, **settings):
+def finished(tmp_path, loss=None, **settings):
     g_ND, languages = draw(24, 7)
     groups = [f"g{i}" for i in range(24)]
     groups[4] = groups[8] = groups[0]
     gradients, pairs = tables(g_ND, languages, groups, margin=[0.1 * i for i in range(24)])
-    ctx = context(tmp_path, config(**settings), {}, gradients=gradients, pairs=pairs)
+    run_config = config(**settings)
+    if loss:
+        run_config = run_config.model_copy(update={"loss": LossConfig.model_validate(loss)})
+    ctx = context(tmp_path, run_config, {}, gradients=gradients, pairs=pairs)
     got, _ = collect(Conflict(), ctx)
     pq.write_table(got["directions"], tmp_path / "directions.parquet")
     ctx.inputs["directions"] = [tmp_path / "directions.parquet"]
     return ctx, {row["pair_id"]: row for row in got["scores"].to_pylist()}
+
+
+def rows_of(ready: Prepared) -> torch.Tensor:
+    chunks, scale_D = ready.chunks()
+    rows = torch.cat([x.double() * f[:, None] for x, f in chunks()])
+    return rows if scale_D is None else rows * scale_D
 
 
 @pytest.mark.parametrize(
@@ -34,6 +44,8 @@ def finished(tmp_path, **settings):
         {"metric": "coordinate", "scope": "layer", "leave_out": "group"},
         {"metric": "unit", "score": "all"},
         {"weighting": "none", "surgery": "unit_mean", "leave_out": "group"},
+        {"refit": True, "orders": 8},
+        {"refit": True, "scope": "layer", "leave_out": "group", "orders": 8},
     ],
 )
 def test_layer_groups_add_up_to_the_score(tmp_path, settings):
@@ -56,7 +68,7 @@ def test_one_layer_group_has_the_cosines_of_the_scores_table(tmp_path):
     ready = Prepared.of(ctx)
     assert list(found.layer_groups[0].cosines) == ready.languages
     # shares and group cosines give the whole cosine with a language: sum of |g_s||G_s| cos_s over |g||G|
-    chunks = torch.cat([x.double() * f[:, None] for x, f in ready.chunks()()])
+    chunks = rows_of(ready)
     stay = torch.tensor([i != 3 for i in range(24)])
     for n, entry in enumerate(scores["p3"]["cosines"]):
         mine = stay & (ready.language_N == n)
@@ -70,7 +82,7 @@ def test_neighbours_are_those_of_a_plain_search(tmp_path):
     ctx, _ = finished(tmp_path)
     found = explain_pair(ctx, "p6", k=3)
     ready = Prepared.of(ctx)
-    rows = torch.cat([x.double() for x, _ in ready.chunks()()])
+    rows = rows_of(ready)
     cosine = torch.cosine_similarity(rows[6], rows, dim=1)
     cosine[6] = torch.nan
     order = [i for i in cosine.nan_to_num(2.0).argsort().tolist() if i != 6]
@@ -79,6 +91,20 @@ def test_neighbours_are_those_of_a_plain_search(tmp_path):
     assert [n.cosine for n in found.nearest] == pytest.approx(cosine[order[::-1][:3]].tolist(), abs=1e-5)
     assert [n.cosine for n in found.opposed] == pytest.approx(cosine[order[:3]].tolist(), abs=1e-5)
     assert len(explain_pair(ctx, "p6", k=100).nearest) == 23
+
+
+@pytest.mark.parametrize(("loss", "sign"), [({"type": "exo_pair", "beta": 3.0, "label_smoothing": 0.2}, -1), ({"type": "hinge", "beta": 1.0}, 0)])
+def test_neighbours_of_a_loss_that_turns_gradients_round_or_ends_them(tmp_path, loss, sign):
+    ctx, _ = finished(tmp_path, loss=loss)
+    ready = Prepared.of(ctx)
+    rows, weight = rows_of(ready), ready.weights.weight_N
+    assert (weight.sign() == sign).any() and (weight > 0).any()
+    at = int((weight > 0).nonzero()[0])
+    cosine = torch.cosine_similarity(rows[at], rows, dim=1)
+    near = [i for i in cosine.argsort(descending=True).tolist() if i != at and weight[i] != 0]
+    found = explain_pair(ctx, f"p{at}", k=24)
+    assert [n.pair_id for n in found.nearest] == [f"p{i}" for i in near]
+    assert [n.pair_id for n in found.opposed] == [f"p{i}" for i in near[::-1]]
 
 
 def test_a_pair_without_a_gradient_is_said(tmp_path):

@@ -19,7 +19,7 @@ def test_coordinate_metric(stream, fresh_seed) -> None:
     unit = rows / rows.norm(dim=1, keepdim=True)
     want = unit / unit.square().mean(dim=0).sqrt() ** 0.5
     torch.testing.assert_close(metric(rows), want)
-    got = torch.cat([x_ND * factor_N[:, None] for x_ND, factor_N in metric.stream(stream(rows))()])
+    got = torch.cat([x_ND * factor_N[:, None] * metric.scale_D for x_ND, factor_N in metric.stream(stream(rows))()])
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(metric(rows[:1] * 1e6), want[:1])
 

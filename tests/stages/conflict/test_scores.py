@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from types import SimpleNamespace
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from schemas.errors import UserError
 from stages.conflict.directions import directions, ema_omegas, mean_omegas, signed_directions
-from stages.conflict.scores import Scores, score_pairs, score_products
+from stages.conflict.scores import FLAGS, Scores
+from stages.conflict.scoring import score_pairs, score_products
 from stages.conflict.scratch import Kept
 from stages.conflict.stream import Rows
 from stages.conflict.surgery import surgery
@@ -43,6 +45,20 @@ def from_scratch(g_ND, language_N, omega_N, n_languages, method, columns, labels
 
 def as_matrix(scores: Scores) -> torch.Tensor:
     return torch.cat([torch.stack([scores.score_all, scores.score_others, scores.cosine_own], 1), scores.cosines], 1)
+
+
+def optional(scores: Scores, name: str) -> list[float | None]:
+    values, valid = getattr(scores, name), getattr(scores, f"{name}_valid")
+    return [v if ok else None for v, ok in zip(values.tolist(), valid.tolist(), strict=True)]
+
+
+def conflicting(scores: Scores, languages: list[str]) -> list[list[str]]:
+    negative = (scores.cosines_valid & (scores.cosines < 0)).tolist()
+    return [[name for name, bad in zip(languages, row, strict=True) if bad] for row in negative]
+
+
+def flag_names(scores: Scores) -> list[list[str]]:
+    return [[name for name in FLAGS if scores.flags[name][i]] for i in range(len(scores.norm))]
 
 
 WHOLE = (torch.arange(24),)
@@ -131,20 +147,20 @@ def run(g_ND, language, languages, stream, **options) -> Scores:
 
 def test_zero_gradient_has_no_score(stream) -> None:
     got = run(torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.5, 1.0]]), [0, 0, 1, 1], 2, stream)
-    assert got.optional("score_all")[1] is None
-    assert got.optional("cosine_own")[1] is None
-    assert got.conflicting(["a", "b"])[1] == []
-    assert "zero_gradient" in got.flag_names()[1]
-    assert got.optional("cosine_own")[0] is None  # what is left of its language is zero
-    assert "no_own_direction" in got.flag_names()[0]
-    assert got.optional("score_all")[0] == pytest.approx(0.75 / math.sqrt(0.75**2 + 1))
+    assert optional(got, "score_all")[1] is None
+    assert optional(got, "cosine_own")[1] is None
+    assert conflicting(got, ["a", "b"])[1] == []
+    assert "zero_gradient" in flag_names(got)[1]
+    assert optional(got, "cosine_own")[0] is None  # what is left of its language is zero
+    assert "no_own_direction" in flag_names(got)[0]
+    assert optional(got, "score_all")[0] == pytest.approx(0.75 / math.sqrt(0.75**2 + 1))
 
 
 def test_single_language_scores_against_itself(stream) -> None:
     got = run(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]), [0, 0, 0], 1, stream)
     assert got.score_all.tolist() == pytest.approx(got.cosine_own.tolist())
-    assert got.optional("score_others") == [None] * 3
-    assert all("single_language" in flags for flags in got.flag_names())
+    assert optional(got, "score_others") == [None] * 3
+    assert all("single_language" in flags for flags in flag_names(got))
 
 
 def test_empty_languages_do_not_count(stream) -> None:
@@ -156,38 +172,38 @@ def test_empty_languages_do_not_count(stream) -> None:
 
 def test_language_with_one_pair_is_scored_against_the_others(stream) -> None:
     got = run(torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, -1.0]]), [0, 1, 1], 2, stream, min_pairs=2)
-    assert got.optional("cosine_own")[0] is None
-    assert got.optional("score_all")[0] == pytest.approx(1.0)
-    assert got.optional("score_others")[0] == pytest.approx(1.0)
-    assert got.flag_names()[0] == ["few_pairs", "no_own_direction"]
-    assert got.flag_names()[1] == []
+    assert optional(got, "cosine_own")[0] is None
+    assert optional(got, "score_all")[0] == pytest.approx(1.0)
+    assert optional(got, "score_others")[0] == pytest.approx(1.0)
+    assert flag_names(got)[0] == ["few_pairs", "no_own_direction"]
+    assert flag_names(got)[1] == []
 
 
 def test_only_one_pair_at_all(stream) -> None:
     got = run(torch.tensor([[1.0, 2.0]]), [0], 1, stream)
-    assert got.optional("score_all") == [None]
-    assert got.flag_names() == [["single_language", "few_pairs", "no_own_direction", "no_direction"]]
+    assert optional(got, "score_all") == [None]
+    assert flag_names(got) == [["single_language", "few_pairs", "no_own_direction", "no_direction"]]
 
 
 def test_group_that_is_everything_has_no_score(stream) -> None:
     got = run(torch.randn(6, 4), [0, 0, 0, 1, 1, 1], 2, stream, group_N=torch.zeros(6, dtype=torch.int64))
-    assert got.optional("score_all") == [None] * 6
+    assert optional(got, "score_all") == [None] * 6
     assert got.flags["no_direction"].all()
 
 
 def test_cancelling_directions_have_no_score(stream) -> None:
     v = torch.randn(1, 5).repeat(4, 1)
     got = run(torch.cat([v, -v]), [0] * 4 + [1] * 4, 2, stream, method="mean")
-    assert got.optional("score_all") == [None] * 8
+    assert optional(got, "score_all") == [None] * 8
     assert got.flags["no_direction"].all()
-    assert got.optional("score_others") == pytest.approx([-1.0] * 8)
-    assert got.conflicting(["a", "b"]) == [["b"]] * 4 + [["a"]] * 4
+    assert optional(got, "score_others") == pytest.approx([-1.0] * 8)
+    assert conflicting(got, ["a", "b"]) == [["b"]] * 4 + [["a"]] * 4
 
 
 def test_cancelling_directions_under_pcgrad_project_to_nothing(stream) -> None:
     v = torch.randn(1, 5).repeat(4, 1)
     got = run(torch.cat([v, -v]), [0] * 4 + [1] * 4, 2, stream)
-    assert got.optional("score_all") == [None] * 8
+    assert optional(got, "score_all") == [None] * 8
 
 
 def test_neither_chunks_nor_where_rows_wait_change_a_score(world, stream, fresh_seed) -> None:
@@ -229,7 +245,7 @@ def test_a_group_too_large_to_hold_scores_the_same(world, stream, fresh_seed, mo
     omega_N = mean_omegas(language_N, 4)
     args = (language_N, omega_N, directions(stream(g_ND), language_N, omega_N, 4), surgery("pcgrad", 4))
     want = as_matrix(score_pairs(stream(g_ND), *args, columns=SEGMENTS, group_N=labels))
-    monkeypatch.setattr("stages.conflict.scores.BLOCK", 16)
+    monkeypatch.setattr("stages.conflict.scoring.BLOCK", 16)
     got = as_matrix(score_pairs(stream(g_ND), *args, columns=SEGMENTS, group_N=labels))
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
 
@@ -249,12 +265,70 @@ def test_stored_rows_score_as_their_exact_values(world, fresh_seed) -> None:
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("labels", [torch.arange(60), torch.arange(60) % 20], ids=["alone", "groups"])
+def test_columns_scaled_late_score_as_scaled_rows(labels, world, stream, fresh_seed) -> None:
+    g_ND, language_N = world(fresh_seed)
+    scale_D = torch.rand(24, generator=torch.Generator().manual_seed(fresh_seed), dtype=torch.float64) + 0.1
+    omega_N, method = mean_omegas(language_N, 4), surgery("pcgrad", 4)
+    sign_RN = torch.ones(1, 60, dtype=torch.int8)
+    late_LD, late_RLD = signed_directions(stream(g_ND), language_N, omega_N, 4, sign_RN, scale_D=scale_D)
+    early_LD = directions(stream(g_ND * scale_D), language_N, omega_N, 4)
+    torch.testing.assert_close(late_LD, early_LD)
+    torch.testing.assert_close(late_RLD[0], early_LD)
+    for bytes_ in (0, 10**6):
+        args = (language_N, omega_N, early_LD, method)
+        late = score_pairs(stream(g_ND), *args, scale_D=scale_D, group_N=labels, scratch_bytes=bytes_)
+        early = score_pairs(stream(g_ND * scale_D), *args, group_N=labels, scratch_bytes=bytes_)
+        torch.testing.assert_close(as_matrix(late), as_matrix(early))
+        torch.testing.assert_close(late.norm, early.norm)
+
+
+def test_what_float32_leaves_of_nothing_is_no_direction(world, fresh_seed) -> None:
+    """One pair of each language has a gradient, the others none: without it nothing of its language is left."""
+    g_ND, language_N = world(fresh_seed, n=400, dim=512)
+    factor_N = torch.zeros(400, dtype=torch.float64)
+    factor_N[:8] = torch.rand(8, dtype=torch.float64) + 0.5
+    omega_N = mean_omegas(language_N, 4)
+    for k in range(4):  # the first of each language alone
+        mine = (language_N[:8] == k).nonzero()[1:, 0]
+        factor_N[mine] = 0.0
+
+    def chunks():
+        return [Rows(g_ND.half(), factor_N)]
+
+    direction_LD = directions(chunks, language_N, omega_N, 4)
+    got = score_pairs(chunks, language_N, omega_N, direction_LD, surgery("pcgrad", 4))
+    alone = factor_N > 0
+    assert not got.cosine_own_valid[alone].any()
+    assert got.flags["no_own_direction"][alone].all()
+    one = [Rows(g_ND.half(), torch.where(torch.arange(400) == int(alone.nonzero()[0, 0]), factor_N, 0.0))]
+    direction_LD = directions(lambda: one, language_N, omega_N, 4)
+    got = score_pairs(lambda: one, language_N, omega_N, direction_LD, surgery("pcgrad", 4))
+    assert not got.score_all_valid.any()
+
+
+def test_rows_that_wait_lie_in_the_given_folder_which_a_full_disk_is_blamed_on(
+    world, stream, monkeypatch, tmp_path
+) -> None:
+    g_ND, language_N = world(0)
+    omega_N = mean_omegas(language_N, 4)
+    args = (stream(g_ND), language_N, omega_N, directions(stream(g_ND), language_N, omega_N, 4), surgery("mean", 4))
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        score_pairs(*args, group_N=torch.arange(60) % 20, scratch_bytes=0, scratch_folder=tmp_path)
+    assert error.value.filename == str(tmp_path)
+
+
 def test_no_room_for_rows_that_wait_is_said_with_what_to_do(world, stream, monkeypatch) -> None:
     g_ND, language_N = world(0)
     omega_N = mean_omegas(language_N, 4)
     args = (stream(g_ND), language_N, omega_N, directions(stream(g_ND), language_N, omega_N, 4), surgery("mean", 4))
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
-    with pytest.raises(UserError, match=r"TMPDIR.*leave_out: pair"):
+    with pytest.raises(UserError, match=r"Make room there.*leave_out: pair"):
         score_pairs(*args, group_N=torch.arange(60) % 20, scratch_bytes=0)
 
 

@@ -15,7 +15,7 @@ from stages.contract import ModelRef, Stopped
 from stages.engines.base import Completion, Request
 from stages.evaluate import answers as answers_module
 from stages.evaluate import loglik
-from stages.text.render import load_renderer
+from stages.text.render import RenderError, load_renderer
 
 
 def mean_logprobs(folder: Any, bench: Any, row: dict[str, Any]) -> tuple[float, float]:
@@ -343,6 +343,36 @@ def test_a_comparison_that_the_engine_failed_on_is_a_failure_and_no_verdict(
     compared = [t for t in result.account.tallies if t.unit == "comparison"]
     assert [(t.rows_in, t.kept, t.failed) for t in compared] == [(5, 0, 5), (5, 0, 5)]
     assert not [row for row in result.evaluation if row["metric"] == "judge_mass"]
+
+
+def test_a_comparison_that_cannot_be_put_to_the_judge_is_dropped_before_it_is_asked(
+    bench: Any, run_evaluate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Counting(ScriptedEngine):
+        def stream(self, requests: Iterator[Request]) -> Iterator[Completion]:
+            for request in requests:
+                asked.append(request.score_tokens)
+                yield from super().stream(iter([request]))
+
+    def scripted(ctx: Any, role: str) -> Any:
+        return Counting(load_renderer(ctx.models[role], ctx.config.text), role, lambda text: 0.8)
+
+    def unrendered(*_: Any) -> list[int]:
+        raise RenderError("no such role")
+
+    monkeypatch.setattr(answers_module, "shared_engine", scripted)
+    for name, value, want in (
+        ("_judge_context", lambda ctx: 40, ("too_long_for_judge", False)),
+        ("pairwise_ids", unrendered, ("cannot_render", True)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"stages.evaluate.winrate.{name}", value)
+            result = run_evaluate(bench.context())
+        assert {(d.unit, d.reason, d.failed) for d in result.account.drops} == {("comparison", *want)}
+        assert len(result.account.drops) == 10
+    assert not any(asked)
 
 
 def test_the_label_says_when_the_policy_judges_itself(bench: Any, run_evaluate: Any) -> None:

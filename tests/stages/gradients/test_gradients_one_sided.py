@@ -21,6 +21,7 @@ from stages.gradients.aggregate import Aggregate
 from stages.gradients.exact import exact_pair_gradient
 from stages.gradients.layers import select_layers
 from stages.gradients.preconditioner import Precondition
+from stages.gradients.products import Products
 from stages.gradients.projections import SketchLayout, projection
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import PairSketches, Sketcher
@@ -331,8 +332,22 @@ def test_sums_of_another_seed_or_model_are_refused(tmp_path, models):
         (config(), models | {"policy": ModelRef("tiny", models["policy"].path, "another")}),
     ):
         ctx = context(tmp_path, other_config, other_models, pairs=pairs, **tables)
-        with pytest.raises(UserError, match="other layers, projections or another model"):
+        with pytest.raises(UserError, match="other layers or projections, another model"):
             list(Gradients().run(ctx, shards(pairs, 4)))
+
+
+@pytest.mark.parametrize("change", [{"ema_gamma": 0.9}, {"direction": "mean"}, {"ema_batch": 16}])
+def test_sums_of_another_direction_are_refused_where_their_values_are_the_same(tmp_path, models, change):
+    """One minibatch a part: its sum is the mean, whatever gamma is. How parts are joined still depends on it."""
+    pairs, given = table(8, 7, ["en"] * 8), {"direction": "ema", "ema_gamma": 0.7, "ema_batch": 8}
+    second, _ = first_pass(tmp_path, models, pairs, config(given | change))
+    first, tables = first_pass(tmp_path, models, pairs, config(given))
+    for one, other in zip(first, second, strict=True):
+        assert one.tables["sums"].drop(["key"]).equals(other.tables["sums"].drop(["key"]))
+        assert not one.tables["sums"].equals(other.tables["sums"])
+    ctx = context(tmp_path, config(given | change), models, pairs=pairs, **tables)
+    with pytest.raises(UserError, match=r"conflict\.direction"):
+        list(Gradients().run(ctx, shards(pairs, 4)))
 
 
 def test_a_batch_that_ran_out_of_memory_half_way_is_not_added_twice(make_model, make_pairs):
@@ -423,6 +438,35 @@ def test_the_second_pass_loads_no_reference(tmp_path, models, tiny_model):
     gone = models | {"reference": ModelRef("r", None, "e")}
     (part,) = Gradients().run(context(tmp_path, config(), gone, pairs=pairs, **tables), shards(pairs, 6))
     assert part.tables["gradients"].num_rows == 5
+
+
+def test_the_second_pass_holds_the_references_of_one_part_only(tmp_path, models, tiny_model, monkeypatch):
+    known, held = Products.known, []
+
+    def watched(self, kept, drops):
+        found = known(self, kept, drops)
+        held.append((len(self._references), len(found)))
+        return found
+
+    monkeypatch.setattr(Products, "known", watched)
+    both_passes(tmp_path, models | {"reference": ModelRef("r", tiny_model, "e")}, table(12, 4), config())
+    assert held == [(3, 3), (2, 2), (3, 3), (2, 2)]
+
+
+def test_the_preconditioner_is_not_estimated_on_pairs_that_have_no_gradient(tmp_path, models):
+    """Half of the training pairs have twice the same answer: gradients drops them, and none is in the sample."""
+    rows = table(12, 4).to_pylist()
+    for row in rows[::2]:
+        row["rejected"] = row["chosen"]
+    pairs = pa.Table.from_pylist(rows, schema=TABLES["pairs"].schema)
+    without = pairs.filter(pa.array([n % 2 == 1 for n in range(12)]))
+    config_ = config(sketch={"precondition": "adam_factored", "precondition_pairs": 6})
+    got = []
+    for number, table_ in enumerate((pairs, without)):
+        (tmp_path / str(number)).mkdir()
+        got.append(collect(Precondition(), context(tmp_path / str(number), config_, models, pairs=table_)))
+    assert [account.stats["pairs"] for _, account in got] == [4, 4]
+    assert got[0][0]["preconditioner"].equals(got[1][0]["preconditioner"])
 
 
 def test_the_error_of_the_sketch_is_measured_once_in_the_first_pass(tmp_path, models):

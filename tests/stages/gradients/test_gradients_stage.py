@@ -18,6 +18,7 @@ from stages.gradients.exact import exact_pair_gradient
 from stages.gradients.layers import select_layers
 from stages.gradients.projections import SketchLayout, project_gradients
 from stages.gradients.rows import Pair, RowBatch
+from stages.gradients.sketcher import Sketcher, Unsketchable
 from stages.gradients.stage import Gradients
 from stages.gradients.store import LAYOUT_KEY, unpack_sketches
 from stages.text.render import load_renderer
@@ -200,6 +201,17 @@ def test_float16_and_layers_that_are_not_there_are_refused(tmp_path, models):
     bad.gradients.sketch.include = ["nothing.*"]
     with pytest.raises(UserError, match=r"cannot be sketched.*gradients\.sketch"):
         run(tmp_path, models, pairs(4, 6), bad)
+
+
+@pytest.mark.parametrize(("raised", "seen"), [(Unsketchable, UserError), (ValueError, ValueError)])
+def test_only_what_a_batch_says_of_the_model_asks_for_other_layers(tmp_path, models, monkeypatch, raised, seen):
+    def broken(self, *rest):
+        raise raised("2 results for a batch of 3")
+
+    monkeypatch.setattr(Sketcher, "run", broken)
+    with pytest.raises(seen) as got:
+        run(tmp_path, models, pairs(4, 6), config())
+    assert ("cannot be sketched" in str(got.value)) == (seen is UserError)
 
 
 @pytest.fixture

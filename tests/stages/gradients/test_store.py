@@ -9,9 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from schemas.config.curation import ConflictConfig
 from schemas.errors import UserError
 from stages.gradients.projections import LayerShape, SketchLayout
-from stages.gradients.store import SCALE, common_metadata, pack_sketches, store_key, store_metadata, unpack_sketches
+from stages.gradients.store import SCALE, common_metadata, pack_sketches, store_metadata, unpack_sketches
+from stages.gradients.sums import sums_key
 
 
 @settings(deadline=None, max_examples=50)
@@ -79,7 +81,8 @@ def test_sketches_of_other_projections_or_models_are_refused_by_what_differs(tmp
     assert same == store_metadata(**given)
     with pytest.raises(UserError, match=rf"c\.parquet and a\.parquet differ in .*{named}"):
         common_metadata([tmp_path / f"{name}.parquet" for name in "abc"])
-    assert store_key(same) != store_key(store_metadata(**(given | change)))
+    conflict = ConflictConfig()
+    assert sums_key(same, conflict) != sums_key(store_metadata(**(given | change)), conflict)
 
 
 def test_a_table_without_a_layout_is_refused(tmp_path) -> None:

@@ -248,7 +248,7 @@ class Builder:
             ("evaluate", "prompt", 6, {}, 240.0, {}),
         ]
         if round_ == 0:
-            steps.insert(0, ("prompts", "row", n + 9, {"duplicate": 4, "language_uncertain": 3}, 2.2, {}))
+            steps.insert(0, ("prompts", "row", n + 9, {"duplicate": 4, "low_confidence": 3}, 2.2, {}))
         tallies: dict[str, list[Tally]] = {}
         extra: dict[str, tuple[float, dict[str, float]]] = {}
         for stage, unit, rows_in, dropped, time, stats in steps:

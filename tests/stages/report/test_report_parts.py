@@ -133,6 +133,7 @@ def test_flow_totals_are_the_sums_of_the_manifests(build_run):
         assert total.kept + total.dropped + total.failed == total.rows_in
         assert sum(flow.cell(language, total).kept for language in flow.languages) == total.kept
     assert [t.stage for t in flow.totals][:4] == ["prompts", "generate", "judge", "pairs"]
+    assert all(meaning for total in flow.totals for _, _, meaning in total.reasons)
 
 
 def test_histograms_hold_every_score_and_the_cut_is_the_lowest_kept(build_run):

@@ -393,9 +393,23 @@ def test_a_token_the_warmed_model_likes_less_has_a_low_reward() -> None:
     assert table.weights().to_pylist() == [[1.0, 0.0, 0.0]] and table.column("key_tokens").to_pylist() == [[0, 1]]
 
 
+def test_tokens_of_answers_of_any_length_are_theirs(tmp_path: Path) -> None:
+    rows = [[0.7, 0.2, 0.5, 0.2], [0.9], [0.1, 0.4]]
+    logps = [torch.arange(len(row), dtype=torch.float32) - 3 for row in rows]
+    made = RejectedTokens.chosen_by([torch.tensor(row, dtype=torch.float64) for row in rows], logps, 0.5)
+    made.save(tmp_path / "tokens.parquet")
+    loaded = RejectedTokens.load(tmp_path / "tokens.parquet")
+    assert loaded.table.equals(made.table) and loaded.column("reward").to_pylist() == rows
+    assert loaded.column("unlearned").to_pylist() == [[False, True, False, True], [False], [True, True]]
+    assert loaded.column("key_tokens").to_pylist() == [[1, 3], [0], [0]]
+    assert loaded.column("ref_token_logps").to_pylist() == [lp.tolist() for lp in logps]
+    assert loaded.weights().to_pylist() == [[0.0, 1.0, 0.0, 1.0], [0.0], [1.0, 1.0]]
+    assert loaded.counts() == (7, 4, 1)
+
+
 @given(st.lists(st.sampled_from([0.1, 0.2, 0.5]), min_size=1, max_size=40), st.floats(1e-6, 1.0))
 def test_key_tokens_are_the_lowest_with_ties_by_position(rewards: list[float], fraction: float) -> None:
-    keys = key_tokens(rewards, fraction)
+    keys = key_tokens(torch.tensor(rewards, dtype=torch.float64), fraction).tolist()
     assert keys == sorted(set(keys)) and len(keys) == max(1, round(fraction * len(rewards)))
     for t, reward in enumerate(rewards):
         if t not in keys:

@@ -158,6 +158,7 @@ def two_processes(rank: int, store: str, out: str) -> None:
     for name in ("ondare released", "trust region, every 3", "onties"):
         facts[f"resumed {name}"] = _resumed(CASES[name], half, found, name, Path(out))
     facts["blank"] = _blank()
+    facts["uneven"] = _uneven(rank)
     facts["accelerate"] = _accelerate(half, found)
     facts["refused"] = _refused()
     found |= _tops(rank)
@@ -211,6 +212,22 @@ def _blank() -> bool:
         p.data.copy_(distribute_tensor(before[n], p.device_mesh, p.placements))
     train(model, fresh, range(2, 3))
     return same and all(torch.equal(p, after[n]) for n, p in whole(model).items())
+
+
+def _uneven(rank: int) -> bool:
+    """Whether a first step with learning rate 0 pulls every weight although one process has gradients of 0 alone."""
+    case = Case({"merge": Merge("ondare", alpha=0.01, alpha_schedule="constant")})
+    model = shard(make_model(case.double))
+    optimizer = make_optimizer(model, case)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+        assert isinstance(p.grad, DTensor)
+        p.grad.to_local().fill_(rank)
+    before = whole(model)
+    optimizer.step()
+    return all(bool((p != before[n]).all()) for n, p in whole(model).items())
 
 
 def _accelerate(half: slice, found: dict[str, torch.Tensor]) -> bool:

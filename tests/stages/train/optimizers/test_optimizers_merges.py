@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from optimizer_bench import Bench, run, same
 from torch import nn
 
-from stages.train.optimizers import Merge, OnlineMergingAdamW, TaskVector
+from stages.train.optimizers import Merge, OnlineMergingAdamW, TaskVector, masks
 from stages.train.optimizers.masks import BLOCK, keep_top_, random_mask
 from stages.train.optimizers.merges import anchor_, ondare_, onties_, onties_released_
 
@@ -61,6 +61,8 @@ def test_top_share_keeps_exactly_k_largest_and_the_first_of_equals(values: list[
         expected = [float(v) if i in kept else 0.0 for i, v in enumerate(values)]
         for dtype in (torch.float32, torch.bfloat16):
             assert keep_top_(torch.tensor(values, dtype=dtype), reserve, released).tolist() == expected
+            if 0 < k < len(values):
+                assert masks._keep_top_on_device_(torch.tensor(values, dtype=dtype), k).tolist() == expected
 
 
 def adam_direction(gradient: torch.Tensor, lr: float, eps: float = 1e-8) -> torch.Tensor:

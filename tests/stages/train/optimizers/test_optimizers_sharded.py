@@ -115,6 +115,10 @@ def test_torch_distributed_checkpoint_restores_a_state_without_a_step(facts: dic
     assert facts["blank"] is True
 
 
+def test_gradients_of_0_in_one_process_alone_do_not_split_the_processes(facts: dict[str, Any]) -> None:
+    assert facts["uneven"]
+
+
 def test_parameters_that_accelerate_shards_afterwards_are_found_by_name(facts: dict[str, Any]) -> None:
     assert facts["accelerate"] is True
 

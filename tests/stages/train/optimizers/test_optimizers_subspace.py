@@ -238,6 +238,15 @@ def test_bases_that_do_not_fit_are_refused_by_name() -> None:
         Protected.none().extended({"norm": torch.ones(24)})
 
 
+def test_bases_are_fetched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched, bases = [], Protected.bases
+    monkeypatch.setattr(Protected, "bases", lambda *given: fetched.append(given[1]) or bases(*given))  # type: ignore[func-returns-value]
+    bench = Bench(53)
+    weights = bench.weights()
+    run(bench.merged(weights, Merge("ondare", 0.05), protected=protect("both")), weights, bench.gradients(3))
+    assert sorted(fetched) == sorted(MATRICES)
+
+
 def test_telemetry_shows_what_the_projection_took() -> None:
     bench = Bench(49)
     weights = bench.weights()

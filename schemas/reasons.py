@@ -1,0 +1,82 @@
+"""Every reason code a dropped row can carry: who gives it, what it means, what to change. docs/tables.md is made from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A reason code's line in docs/tables.md; names in backticks are config keys, or tables that `inspect` reads.
+
+    where: `stages: units` of the rows, several joined by `; `. failed: an error (execution.max_failed_fraction), not a rule.
+    """
+
+    where: str
+    meaning: str
+    change: str
+    failed: bool = False
+
+
+# fmt: off
+REASONS: dict[str, Reason] = {
+    # rows of sources, as they are read
+    "empty": Reason("prompts, sft, pairs, evaluate: row; pairs: candidate", "there is no text", "the data, or the source's `fields`; candidates: `generate.sampling`"),
+    "not_text": Reason("prompts, sft, pairs, evaluate: row", "something else than a text or a list of text messages, for example an image", "the data, or the source's `fields`"),
+    "tool_calls": Reason("prompts, sft, pairs, evaluate: row", "the conversation calls tools, which is not supported", "the data"),
+    "unknown_role": Reason("prompts, sft, pairs, evaluate: row", "a message's role is not system, user or assistant", "the data"),
+    "no_user_turn": Reason("prompts, sft, pairs, evaluate: row", "the prompt does not end in a user turn; sft: or an answer comes before any", "the data"),
+    "no_prompt": Reason("pairs, evaluate: row", "no prompt is given, and chosen and rejected are no conversations that begin alike", "`fields.prompt`, or the data"),
+    "several_answers": Reason("sft, pairs, evaluate: row", "where one assistant message is expected there are several, none, or another role", "the data"),
+    "no_conversation": Reason("sft: row", "there are neither messages nor a completion", "`sft.sources[].fields`, or the data"),
+    "no_answer": Reason("sft: row", "the conversation does not end in an answer", "the data"),
+    "bad_score": Reason("pairs: row", "a judge score is not a number", "`fields.chosen_score`, `fields.rejected_score`, or the data"),
+    # language
+    "invalid_language": Reason("prompts, pairs, evaluate: row", "its language is not a BCP 47 code", "`fields.language`, or the data"),
+    "language_not_in_run": Reason("prompts, pairs, evaluate: row", "its language stands for none, or for more than one, of the run's", "`languages.seen`, `languages.unseen`"),
+    "no_language": Reason("prompts, pairs, evaluate: row", "nothing says its language, and it is not identified (authored pairs never are)", "`fields.language`, the source's `language`, or `languages.identify`"),
+    "low_confidence": Reason("prompts, pairs: row", "the language identifier is less sure than `languages.min_confidence`, labelled rows included", "`languages.min_confidence`, `languages.identify`"),
+    "wrong_language": Reason("prompts, pairs: row; pairs: candidate", "identified as another language than the row's; candidates: than the prompt's", "rows: `fields.language`; candidates: `generate.sampling.system_prompt`, `languages.min_confidence`; both: `languages.identify`"),
+    # length and duplicates
+    "too_short": Reason("prompts: row", "fewer characters than `prompts.min_chars`", "`prompts.min_chars`"),
+    "too_long": Reason("prompts, sft: row; pairs: prompt, row; aggregate, gradients, evaluate: pair", "prompts: more characters than `prompts.max_chars`; elsewhere: more tokens than `text.max_length`", "`prompts.max_chars`; `text.max_length`"),
+    "duplicate": Reason("prompts, pairs: row", "an earlier row of the language, named in detail, has the same text", "the data"),
+    "near_duplicate": Reason("prompts: row", "an earlier prompt of the language, named in detail, is nearly the same", "`prompts.near_duplicate_threshold`"),
+    # what may be evaluated
+    "translation_of_training": Reason("prompts: row; evaluate: prompt, pair", "held out, but its translation group is trained on", "`fields.group_id`, or hold out the whole group with `fields.split`"),
+    "in_training": Reason("evaluate: prompt, pair", "held out or authored, but the same prompt is trained on", "the data: take the prompt out of one of the two"),
+    "not_sampled": Reason("evaluate: prompt, pair", "beyond the number that is evaluated", "`evaluate.prompts_per_language`, `evaluate.pairs_per_language`"),
+    # tokens and engines
+    "cannot_render": Reason("generate, evaluate: prompt; judge: candidate; evaluate: comparison; sft: row; pairs: prompt, row; aggregate, gradients, evaluate: pair", "the chat template does not take the conversation; detail has why", "`text.chat_template`, `text.system_role`, or the data", failed=True),
+    "engine_error": Reason("generate, evaluate: prompt; judge: candidate; evaluate: comparison", "the engine gave no answer; detail has its error", "what detail names; `execution.max_tries`", failed=True),
+    "prompt_too_long": Reason("generate, evaluate: prompt", "prompt and `sampling.max_tokens` exceed `text.max_length`, or in generate the model's context", "`text.max_length`, `generate.sampling.max_tokens`, `evaluate.sampling.max_tokens`"),
+    "held_out_frozen": Reason("generate: prompt", "held out: rounds after the first answer the train split only", "nothing"),
+    # judge
+    "too_long_for_judge": Reason("judge: candidate; evaluate: comparison", "rubric, prompt and answer (both answers) exceed the judge's context: `text.max_length` + 2048 tokens, at most what the model was made for", "`text.max_length`, `generate.sampling.max_tokens`, `judge.sampling.max_tokens` (additive), `model.judge`"),
+    "low_mass": Reason("judge: candidate", "the judge's probability on the scores 0 to 5 is less than `judge.min_mass`", "`judge.min_mass`, `judge.rubric`, `model.judge`, `judge.method: additive`"),
+    "unparseable": Reason("judge: candidate", "judge.method additive: not one vote ends in a score", "`judge.sampling.max_tokens`, `judge.votes`, `model.judge`, `judge.method: expected_score`"),
+    # pairs
+    "truncated": Reason("pairs: candidate", "the answer was cut at max_tokens", "`generate.sampling.max_tokens`, `pairs.drop_truncated`"),
+    "unjudged": Reason("pairs: candidate", "the judge gave it no score; `dropped/judgements` has why", "what that reason says"),
+    "too_few_candidates": Reason("pairs: prompt", "fewer than two usable answers; `dropped/pairs` has why the others left", "`generate.candidates`, or what those reasons say"),
+    "identical": Reason("pairs: prompt, row; evaluate: row; aggregate, gradients: pair", "the answers are the same text, or the same tokens", "`generate.sampling.temperature`, `generate.candidates`; own pairs: the data"),
+    "tie": Reason("pairs: prompt", "best and worst answer score the same, or differ by less than `pairs.min_margin`", "`pairs.min_margin`, `generate.candidates`, `judge.votes` (additive)"),
+    "prompt_missing": Reason("pairs: prompt", "its candidates are there, but it is not in the prompts table", "the tables: prompts and candidates must belong together", failed=True),
+    # gradients
+    "non_finite_gradient": Reason("aggregate, gradients: pair", "the backward pass gave values that are not finite, or too large to store", "`model.dtype: float32`, or the model", failed=True),
+    "out_of_memory": Reason("aggregate, gradients, evaluate: pair", "the pair does not fit in memory, even alone", "`text.max_length`, or a larger device", failed=True),
+    "not_aggregated": Reason("gradients: pair", "one_sided: it failed in the first pass; `dropped/contributions` has why", "what that reason says", failed=True),
+    # select and after
+    "no_score": Reason("select: pair", "no conflict score (no gradient: `dropped/gradients`; or no direction to compare with: flags in scores), or nothing `select.by` could rank by", "what that reason says; `select.by: margin` needs judge scores"),
+    "below_cut": Reason("select: pair", "ranked below the share that is kept", "`select.keep`; the ranking: `select.by`, `select.quota`"),
+    "crowded_cell": Reason("select: pair", "ranked high enough, but its cell of the gradients has given its share", "`select.diversity.share`, `select.diversity.cells`"),
+    "no_objective": Reason("train: pair", "fits no condition of `train.orthalign.objectives`", "`train.orthalign.objectives[].where`"),
+    "no_verdict": Reason("evaluate: comparison", "the judge's probability on the replies A and B is less than 0.1", "`model.evaluation_judge`, `judge.rubric`"),
+}
+# fmt: on
+
+
+def explained(code: str) -> str:
+    """What a code means and what to change, as plain text; empty for a code that an older version gave."""
+    reason = REASONS.get(code)
+    return f"{reason.meaning}. Change: {reason.change}".replace("`", "") if reason else ""
