@@ -66,6 +66,10 @@ class RunConfig(Section):
             raise ValueError("run_dir is no path: it holds a NUL character")
         if not self.prompts.sources and not self.imported:
             raise ValueError("nothing to start from: give prompts.sources, or pairs.sources to curate existing pairs")
+        if not self.sft.on and self.sft != SftConfig():
+            raise ValueError(
+                "sft is set and has no sources, without which nothing is fine-tuned: give sft.sources, or leave sft out"
+            )
         if self.imported and self.rounds > 1:
             raise ValueError("rounds > 1 generates new pairs; it cannot be combined with pairs.sources")
         if self.execution.deterministic and (self.engine.kind != "transformers" or self.model.dtype != "float32"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import model_validator
+
 from schemas.config.base import Section, execution, semantic
 from schemas.config.sources import Source
 from schemas.config.training import LoraConfig
@@ -43,6 +45,12 @@ class SftConfig(Section):
     gradient_checkpointing: bool = execution(False, "recompute activations: less memory, slower")
     save_steps: int = execution(50, "steps between checkpoints", ge=1)
     report_to: list[str] = execution([], "TRL loggers: tensorboard, trackio, wandb")
+
+    @model_validator(mode="after")
+    def _lora(self) -> SftConfig:
+        if self.method == "full" and self.lora != LoraConfig():
+            raise ValueError("sft.lora is set and sft.method is full: use method: lora, or leave sft.lora out")
+        return self
 
     @property
     def on(self) -> bool:

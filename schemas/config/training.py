@@ -117,6 +117,12 @@ class TrainConfig(Section):
     report_to: list[str] = execution([], "TRL loggers: tensorboard, trackio, wandb")
 
     @model_validator(mode="after")
+    def _lora(self) -> TrainConfig:
+        if self.method == "full" and self.lora != LoraConfig():
+            raise ValueError("train.lora is set and train.method is full: use method: lora, or leave train.lora out")
+        return self
+
+    @model_validator(mode="after")
     def _processes(self) -> TrainConfig:
         if self.method == "lora" and self.sharding == "fsdp2":
             raise ValueError(
@@ -204,8 +210,8 @@ class TrainConfig(Section):
     def _merge(self) -> TrainConfig:
         merge = self.merge
         if self.optimizer == "adamw":
-            projects = bool(self.orthalign.objectives)  # then log_every is of the projection
-            if merge != MergeConfig(log_every=merge.log_every if projects else MergeConfig().log_every):
+            confined = bool(self.orthalign.objectives) or self.allo.on  # then log_every is of projection and masks
+            if merge != MergeConfig(log_every=merge.log_every if confined else MergeConfig().log_every):
                 raise ValueError("train.merge is set and train.optimizer is adamw: use ondare, onties or anchor")
             return self
         if self.method == "lora":

@@ -22,7 +22,7 @@ from stages.sft.conversations import Conversations, load_conversations
 from stages.sft.trainer import fine_tune
 from stages.text.render import load_renderer
 from stages.train.batches import plan_batches
-from stages.train.export import export_model
+from stages.train.export import export_model, exported
 from stages.train.loggers import check_loggers, logs_in
 from stages.train.model import precision
 from stages.train.stage import metrics_table
@@ -78,8 +78,7 @@ def _run(ctx: Context) -> Iterator[Rows | Account]:
         "answers_context_only": float(conversations.answers["context_only"]),
         "control_marks_broken": float(conversations.broken_marks),
     }
-    files = [path for name in ("adapter", "model") for path in (folder / name).rglob("*") if path.is_file()]
-    yield Account(tallies, conversations.drops, stats, sorted(files))
+    yield Account(tallies, conversations.drops, stats, exported(folder))
     del trained
     free_memory()
 

@@ -15,21 +15,19 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PrinterCallback, set_seed
+from transformers import PreTrainedModel, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from schemas.errors import UserError
 from schemas.ids import seed_for
-from stages.contract import Context, Stopped
+from stages.contract import Context
 from stages.sft.conversations import IGNORED, Conversations
 from stages.text.render import Renderer
 from stages.train.arguments import common_arguments
 from stages.train.batches import BatchPlan
 from stages.train.callbacks import StepCallback
-from stages.train.checkpoints import resumable
 from stages.train.model import Precision, adapter_config, disable_dropout
 from stages.train.optimizers.build import decay_groups
-from stages.train.resumable import Resumable
+from stages.train.resumable import Resumable, train_all
 
 
 class ConversationTrainer(Resumable, SFTTrainer):
@@ -93,20 +91,5 @@ def fine_tune(
         callbacks=[steps],
         identity=identity,
     )
-    trainer.remove_callback(PrinterCallback)
-    kept = trainer.num_examples(trainer.get_train_dataloader())
-    if kept != len(conversations):
-        raise UserError(
-            f"TRL kept {kept} of {len(conversations)} conversations",
-            where="sft",
-            fix="This is a change in TRL: use the pinned version.",
-        )
-    checkpoint = resumable(folder / "checkpoints", identity, ctx.progress.note)
-    if checkpoint is not None:
-        ctx.progress.note(f"resuming from {checkpoint.name}")
-    if ctx.stop():
-        raise Stopped
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if steps.stopped:
-        raise Stopped
+    train_all(ctx, trainer, steps, len(conversations), "conversations", "sft")
     return trainer.model, trainer.state.log_history

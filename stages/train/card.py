@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 from schemas.config import RunConfig
 from schemas.config.training import TrainConfig
 from stages.text.markdown import escape
 from stages.train.batches import BatchPlan
+from stages.train.card_page import card_page, common_settings
 from stages.train.optimizers.build import merge_settings
 
 
@@ -21,9 +21,8 @@ def model_card(
     plan: BatchPlan,
     steps: int,
 ) -> str:
-    """Markdown with a YAML header that Hugging Face reads. Names are escaped: they come from the user's files."""
+    """Markdown, see `card_page`; names are escaped."""
     train, loss, select = config.train, config.loss, config.select
-    languages = sorted(per_language)
     sequence = bool(train.orthalign.objectives)
     warm_up = f"{plan.warmup_steps} warm-up steps"
     if sequence:
@@ -32,14 +31,7 @@ def model_card(
     if sequence and train.orthalign.reference == "objective":
         reference = f"{reference} for the first objective, then the model as each objective starts"
     settings = {
-        "method": f"LoRA, rank {train.lora.r}, alpha {train.lora.alpha}, dropout {train.lora.dropout}"
-        if train.method == "lora"
-        else "all weights (float32 masters)",
-        "optimizer": _optimizer(train),
-        "learning rate": f"{train.learning_rate:g}, {train.schedule}, {warm_up}",
-        "weight decay": f"{train.weight_decay:g}",
-        "gradient clipping": f"{train.max_grad_norm:g}",
-        "pairs per step": str(plan.micro_batch * plan.accumulation),
+        **common_settings(train, _optimizer(train), warm_up, "pairs"),
         "optimizer steps": str(steps),
         **_objectives(train),
         **_allo(train),
@@ -49,47 +41,22 @@ def model_card(
         "numbers": config.model.dtype,
         "seed": f"{config.seed}, round {round_}",
     }
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "tags: [dpo, trl, congrad]",
-        "language:",
-        *(f"- {json.dumps(code)}" for code in dict.fromkeys(language.partition("-")[0] for language in languages)),
-        "---",
-        "",
-        f"# {escape(config.name)}, round {round_}",
-        "",
-        *([escape(config.banner), ""] if config.banner else []),
+    about = [
         f"{escape(base_name)}, aligned on preference pairs"
         + (" that were imported" if config.imported else " the model generated and judged itself")
         + f". Selection: by {escape(select.by)}, share {select.keep:g} kept"
         + (" in each language." if select.quota == "language" else " overall."),
         "",
         f"Reference model of the loss: {reference}.",
-        "",
-        "## Training pairs",
-        "",
-        "| language | pairs |",
-        "| --- | ---: |",
-        *(f"| {escape(language)} | {per_language[language]} |" for language in languages),
-        f"| all | {sum(per_language.values())} |",
-        "",
-        "## Settings",
-        "",
-        "| setting | value |",
-        "| --- | --- |",
-        *(f"| {name} | {escape(value)} |" for name, value in settings.items()),
-        "",
-        "## Method",
-        "",
+    ]
+    method = [
         _loss_text(loss.type),
         "",
         *_selection_text(select.by),
         "Weights are stored in the numbers named above; adapters are merged.",
-        "",
     ]
-    return "\n".join(lines)
+    title = f"{config.name}, round {round_}"
+    return card_page(config, title, "dpo", about, "pairs", "Training pairs", per_language, settings, method)
 
 
 def _loss_text(name: str) -> str:
@@ -108,6 +75,8 @@ def _optimizer(train: TrainConfig) -> str:
     parts = [f"alpha {merge.alpha:g} ({merge.alpha_schedule})"]
     if merge.merge != "anchor":
         parts += [f"preset {merge.preset}", f"reserve {merge.reserve:g}"]
+    if train.merge.rescale:
+        parts.append("rescaled to the L1 norm before")
     return ", ".join([train.optimizer, *parts, *([f"every {merge.every} steps"] if merge.every > 1 else [])])
 
 
@@ -121,6 +90,11 @@ def _objectives(train: TrainConfig) -> dict[str, str]:
     return {
         "objectives, in order": ", ".join(objective.name for objective in sequence.objectives),
         "kept apart (OrthAlign, arXiv 2509.24610)": f"{sequence.side} subspaces, {found}, at most {sequence.q_max} directions",
+        **(
+            {"trust region": f"spectral norm of a matrix's change in an objective at most {sequence.trust_radius:g}"}
+            if sequence.trust_radius
+            else {}
+        ),
     }
 
 
@@ -130,8 +104,17 @@ def _allo(train: TrainConfig) -> dict[str, str]:
         return {}
     source = "changed most in a warm-up" if allo.mask == "warmup" else "with the largest summed gradients"
     phases = {}
+    if allo.needs_rewards:
+        by = f"{allo.token_reward} by {allo.reward_model}" if allo.reward_model else "implicit, after the warm-up"
+        phases["rewards of tokens"] = f"{by}, beta {allo.beta:g}"
     if allo.forget:
-        phases["forgetting"] = f"token-level NPO on {allo.forget_ratio:g} of the {allo.unit}s, beta {allo.beta:g}"
+        rate = train.learning_rate if allo.forget_learning_rate is None else allo.forget_learning_rate
+        length = f"{allo.forget_epochs:g} epochs"
+        if allo.forget_max_steps > 0:
+            length += f", at most {allo.forget_max_steps} steps"
+        phases["forgetting"] = (
+            f"token-level NPO on {allo.forget_ratio:g} of the {allo.unit}s, beta {allo.beta:g}, learning rate {rate:g}, {length}"
+        )
     if allo.learn:
         phases["learning"] = (
             f"{allo.key_fraction:g} of the rejected tokens, on {allo.learn_ratio:g} of the {allo.unit}s"

@@ -8,22 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import PreTrainedModel, PrinterCallback, set_seed
+from transformers import PreTrainedModel, set_seed
 from trl import DPOConfig
 
-from schemas.errors import UserError
 from schemas.ids import seed_for
-from stages.contract import Context, Stopped
+from stages.contract import Context
 from stages.text.render import Renderer
 from stages.train.arguments import common_arguments
 from stages.train.batches import BatchPlan
 from stages.train.callbacks import StepCallback
-from stages.train.checkpoints import resumable
 from stages.train.dataset import TrainingPairs
 from stages.train.model import Precision, adapter_config, disable_dropout, protect_adapter
 from stages.train.optimizers.active import ActiveEntries
 from stages.train.optimizers.subspace import Protected
-from stages.train.processes import any_of, from_first
+from stages.train.resumable import train_all
 from stages.train.trainer import PairTrainer
 from stages.train.vector import task_vector_for
 
@@ -56,14 +54,7 @@ def train_phase(
     """(the model trained, with its adapter if there is one; TRL's log). Raises Stopped when asked to stop; a checkpoint of
     the last step is then on disk."""
     trainer, steps = _trainer(ctx, model, renderer, numbers, phase)
-    checkpoint = from_first(lambda: resumable(phase.checkpoints, trainer.identity, ctx.progress.note))
-    if checkpoint is not None:
-        ctx.progress.note(f"resuming from {checkpoint.name}")
-    if any_of(ctx.stop()):
-        raise Stopped
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if steps.stopped:
-        raise Stopped
+    train_all(ctx, trainer, steps, len(phase.pairs), "curated pairs", "train")
     _restore_forward(model)
     return trainer.whole_model(), trainer.state.log_history
 
@@ -100,14 +91,6 @@ def _trainer(
     )
     if isinstance(trainer.model, PeftModel):
         trainer.protected = protect_adapter(trainer.model, phase.protected)
-    trainer.remove_callback(PrinterCallback)
-    kept = trainer.num_examples(trainer.get_train_dataloader())
-    if kept != len(pairs):
-        raise UserError(
-            f"TRL kept {kept} of {len(pairs)} curated pairs",
-            where="train",
-            fix="This is a change in TRL: use the pinned version.",
-        )
     return trainer, callback
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerState
+from transformers import PrinterCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
-from stages.train.checkpoints import mark_complete
+from schemas.errors import UserError
+from stages.contract import Context, Stopped
+from stages.train.callbacks import StepCallback
+from stages.train.checkpoints import mark_complete, resumable
+from stages.train.processes import any_of, from_first
 
 
 class Resumable:
@@ -53,3 +57,26 @@ class Resumable:
 
     def _send_telemetry(self) -> None:
         """Nothing is sent."""
+
+
+def train_all(ctx: Context, trainer: Any, steps: StepCallback, rows: int, kind: str, where: str) -> None:
+    """Train a `Resumable` from its last checkpoint, if there is one, on all of its rows.
+
+    kind: what the rows are called; where: the config section. Raises UserError if TRL lost a row, Stopped when asked to stop; a
+    checkpoint of the last step is then on disk.
+    """
+    trainer.remove_callback(PrinterCallback)
+    kept = trainer.num_examples(trainer.get_train_dataloader())
+    if kept != rows:
+        raise UserError(
+            f"TRL kept {kept} of {rows} {kind}", where=where, fix="This is a change in TRL: use the pinned version."
+        )
+    checkpoints = Path(trainer.args.output_dir)
+    checkpoint = from_first(lambda: resumable(checkpoints, trainer.identity, ctx.progress.note))
+    if checkpoint is not None:
+        ctx.progress.note(f"resuming from {checkpoint.name}")
+    if any_of(ctx.stop()):
+        raise Stopped
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if steps.stopped:
+        raise Stopped

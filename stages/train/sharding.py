@@ -28,10 +28,16 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
     return empty
 
 
-def unsharded(model: nn.Module, empty: nn.Module) -> nn.Module:
-    """`empty` with the whole weights of the sharded model, on the CPU. Collective."""
-    named = zip(empty.parameters(), model.parameters(), strict=True)
-    filled = {id(old): nn.Parameter(whole(p), requires_grad=p.requires_grad) for old, p in named}
+def unsharded(model: nn.Module, empty: nn.Module, keep: bool) -> nn.Module:
+    """`empty` with the whole weights of the sharded model, on the CPU; as it is where not `keep`. Collective: one tensor at a time is
+    whole on a device."""
+    filled: dict[int, nn.Parameter] = {}
+    for old, parameter in zip(empty.parameters(), model.parameters(), strict=True):
+        full = _gathered(parameter)
+        if keep:
+            filled[id(old)] = nn.Parameter(full.cpu(), requires_grad=parameter.requires_grad)
+    if not keep:
+        return empty
     for module in empty.modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             setattr(module, name, filled[id(parameter)])
@@ -48,11 +54,6 @@ def whole_weights(model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
             full = _gathered(tensor)
             seen[id(tensor)] = full.cpu() if keep else None
     return {name: kept for name, tensor in named.items() if (kept := seen[id(tensor)]) is not None}
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a sharded tensor on the CPU, on every process. Collective."""
-    return _gathered(tensor).cpu()
 
 
 def _gathered(tensor: torch.Tensor) -> torch.Tensor:

@@ -92,8 +92,8 @@ class PairTrainer(Resumable, LengthPenalisedDPOTrainer):
         self._signature_columns: Any = list(dict.fromkeys([*columns, *TOKEN_COLUMNS]))
 
     def whole_model(self) -> Any:
-        """The trained model, in one piece. Collective."""
-        return self.model if self._empty is None else unsharded(self.model, self._empty)
+        """The trained model, in one piece; of a sharded one without its weights in processes that do not write. Collective."""
+        return self.model if self._empty is None else unsharded(self.model, self._empty, keep=self.args.should_save)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         if self.sharded:
@@ -105,13 +105,14 @@ class PairTrainer(Resumable, LengthPenalisedDPOTrainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
         """The step's micro-batches of this process; the last of an uneven epoch says how many of its pairs are not repeated."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         size, processes = self.args.per_device_train_batch_size, self.args.world_size
         uneven = len(self.train_dataset) % (size * processes)
         if processes > 1 and uneven and batches and self.accelerator.gradient_state.end_of_dataloader:
             mine = min(max(uneven - self.args.process_index * size, 0), size)
             batches[-1] = {**batches[-1], OWN: (mine, min(uneven, size))}
-        return batches, self._get_num_items_in_batch(batches, device)
+            items = self._get_num_items_in_batch(batches, device)
+        return batches, items
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         missing = [name for name in ROW_COLUMNS if name not in dataset.column_names]

@@ -41,6 +41,7 @@ def test_base_sft_dpo_is_one_run(write_tiny, inline, tmp_path, tiny_model, monke
         **IMPORTED,
         sft={"sources": [{"path": str(talks)}], "learning_rate": 1e-3, "batch_size": 4, "save_steps": 1},
         train__method="full",
+        train__lora={},
         train__optimizer="onties",
         train__merge={"alpha": 1e-3, "reserve": 0.2, "log_every": 1},
     )

@@ -24,7 +24,6 @@ _SPECIAL: dict[str, Any] = {
     "loss.label_smoothing": None,  # belongs to other losses
     "loss.discopop_tau": None,
     "train.orthalign.tolerance": None,  # belongs to rank: search
-    "train.processes": None,  # objectives in sequence are trained by one
     "train.allo.mask": "gradient",
     "train.allo.forget_max_steps": 5,
     "train.allo.token_reward": "dpo_model",
@@ -54,7 +53,7 @@ def base_config() -> dict[str, Any]:
         "model": {"policy": "some/model", "dtype": "float32"},
         "engine": {"kind": "transformers", "base_url": "http://localhost:8000/v1"},
         "prompts": {"sources": [{"path": "prompts.jsonl"}]},
-        "sft": {"sources": [{"path": "talks.jsonl"}]},
+        "sft": {"sources": [{"path": "talks.jsonl"}], "method": "lora"},
         "conflict": {"direction": "ema", "metric": "coordinate"},
         "train": {
             "method": "full",
@@ -81,15 +80,23 @@ def one_sided_config() -> dict[str, Any]:
     return base_config() | {"gradients": {"sketch": sketch}, "conflict": {}}
 
 
+def lora_config() -> dict[str, Any]:
+    """A config in which train.lora and train.processes can be changed alone: the base config refuses both."""
+    return base_config() | {"train": {"method": "lora"}}
+
+
+OWN = {"train.allo.": allo_config, "train.lora.": lora_config, "train.processes": lora_config}
+
+
 def every_key() -> Iterator[tuple[str, bool, dict[str, Any]]]:
     """(dotted key, whether it is semantic, the base config with this key changed), but for those that need another config."""
-    elsewhere = ("train.allo.", *_ONE_SIDED)
+    elsewhere = (*OWN, *_ONE_SIDED)
     return ((k, s, c) for k, s, c in _changes(base_config()) if not k.startswith(elsewhere))
 
 
-def every_allo_key() -> Iterator[tuple[str, bool, dict[str, Any]]]:
-    """The same of train.allo, in its own config."""
-    return ((k, s, c) for k, s, c in _changes(allo_config()) if k.startswith("train.allo."))
+def every_own_key(prefix: str) -> Iterator[tuple[str, bool, dict[str, Any]]]:
+    """The same of keys in `OWN`, in a config of their own."""
+    return ((k, s, c) for k, s, c in _changes(OWN[prefix]()) if k.startswith(prefix))
 
 
 def every_one_sided_key() -> Iterator[tuple[str, bool, dict[str, Any]]]:

@@ -22,11 +22,11 @@ from schemas.manifests import FileRecord, PartManifest, StageManifest
 from stages.catalog import StageSpec
 from stages.contract import Part, tally
 from tests.faults.every_key import (
-    allo_config,
+    OWN,
     base_config,
-    every_allo_key,
     every_key,
     every_one_sided_key,
+    every_own_key,
     one_sided_config,
 )
 from tests.faults.inline import SPECS, FakeRun, fake_pipeline
@@ -100,13 +100,20 @@ def test_every_key_is_in_the_fingerprint_of_the_stages_that_depend_on_it_and_of_
         )
 
 
-def test_every_key_of_allo_is_in_the_fingerprint_of_train_or_execution(tmp_path):
-    finish(planner(RunConfig.model_validate(allo_config()), tmp_path))
-    keys = list(every_allo_key())
-    assert len(keys) > 12 and {key for key, semantic, _ in keys if not semantic} == {
-        "train.allo.reward_model",
-        "train.allo.factor_bytes",
-    }
+@pytest.mark.parametrize(
+    ("prefix", "count", "execution"),
+    [
+        ("train.allo.", 13, {"train.allo.reward_model", "train.allo.factor_bytes"}),
+        ("train.lora.", 4, set()),
+        ("train.processes", 1, {"train.processes"}),
+    ],
+)
+def test_every_key_the_base_config_refuses_is_in_the_fingerprint_of_train_or_execution(
+    prefix, count, execution, tmp_path
+):
+    finish(planner(RunConfig.model_validate(OWN[prefix]()), tmp_path))
+    keys = list(every_own_key(prefix))
+    assert len(keys) >= count and {key for key, semantic, _ in keys if not semantic} == execution
     for key, semantic, changed in keys:
         kinds = {s.step.spec.name: s.kind for s in states(changed, tmp_path) if s.step.round == 0}
         assert kinds["train"] == ("changed" if semantic else "done") and kinds["select"] == "done", key

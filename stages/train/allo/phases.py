@@ -57,12 +57,6 @@ def train_objective(
     phases; what is logged before the last is named `allo/<phase>/...`. Raises UserError as its parts do."""
     if not ctx.config.train.allo.on:
         return train_phase(ctx, model, renderer, numbers, phase)
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        raise UserError(
-            "train.allo trains in one process: its masks and token rewards are made from whole weights",
-            where="train.allo",
-            fix="Start training with one process, or leave train.allo out.",
-        )
     return _Phases(ctx, renderer, numbers, phase, plans(ctx.config.train, phase.plan, len(phase.pairs))).run(model)
 
 
@@ -155,7 +149,8 @@ class _Phases:
             later=self.last.later + sum(self.plans[n].steps for n in order[order.index(name) + 1 :]),
             **fields,
         )
-        self.ctx.progress.note(f"phase {name}: {self.plans[name].steps} steps")
+        for line in (f"{self.plans[name].steps} steps", *self.plans[name].notes):
+            self.ctx.progress.note(f"phase {name}: {line}")
         ctx = replace(self.ctx, config=self.ctx.config.model_copy(update={"train": train}))
         _, log = train_phase(ctx, model, self.renderer, self.numbers, phase)
         before = self._before(name)

@@ -24,7 +24,7 @@ def gathered_state(optimizer: torch.optim.Optimizer, keep: bool) -> dict[str, An
     found = optimizer.state_dict()
     state: dict[Any, dict[str, Any]] = {}
     for index, entries in found["state"].items():
-        whole = {key: _whole(value) for key, value in entries.items()}
+        whole = {key: _whole(value, keep) for key, value in entries.items()}
         if keep:
             state[index] = whole
     return {**found, "state": state}
@@ -46,7 +46,7 @@ def scattered_state(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, A
     return {**state_dict, "state": state}
 
 
-def _whole(value: Any) -> Any:
+def _whole(value: Any, keep: bool) -> Any:
     if isinstance(value, DTensor):
         value = value.full_tensor()
-    return value.cpu() if isinstance(value, torch.Tensor) else value
+    return value.cpu() if keep and isinstance(value, torch.Tensor) else value

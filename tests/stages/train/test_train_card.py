@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 
 from schemas.config import RunConfig
 from schemas.config.training import TrainConfig
-from stages.train.batches import BatchPlan
+from stages.train.batches import BatchPlan, plan_batches
 from stages.train.card import model_card
 
 CONFIG = RunConfig.model_validate(
@@ -47,3 +47,31 @@ def test_the_card_of_a_sequence_names_its_references_and_its_warm_up() -> None:
     assert "10% of its steps warm up" in card and "17 warm-up" not in card
     card = model_card(CONFIG, 0, "m", "ref", {"en": 2}, plan, 1).replace("\\", "")
     assert "Reference model of the loss: ref." in card and "17 warm-up steps" in card
+
+
+def card_of(devices: int = 1, **train: object) -> str:
+    config = CONFIG.model_copy(update={"train": TrainConfig.model_validate(train)})
+    return model_card(config, 0, "m", "m", {"en": 2}, plan_batches(64, config.train, devices), 1).replace("\\", "")
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_cards_pairs_per_step_are_those_of_all_processes(devices: int) -> None:
+    assert "| pairs per step | 8 |" in card_of(devices, batch_size=8, micro_batch_size=2)
+
+
+def test_the_card_names_every_setting_of_a_method_that_changes_the_weights() -> None:
+    merge = {"alpha": 0.1, "reserve": 0.5, "preset": "released", "rescale": True}
+    assert "rescaled to the L1 norm before" in card_of(method="full", optimizer="onties", merge=merge)
+    sequence = {"objectives": [{"name": n, "where": "true"} for n in "ab"], "trust_radius": 0.25}
+    assert "at most 0.25" in card_of(method="full", orthalign=sequence)
+    allo = {
+        "mask": "gradient",
+        "token_reward": "classifier",
+        "reward_model": "judge",
+        "forget_learning_rate": 3e-4,
+        "forget_epochs": 2,
+        "forget_max_steps": 7,
+    }
+    card = card_of(method="full", allo=allo)
+    for words in ("classifier by judge", "learning rate 0.0003, 2 epochs, at most 7 steps"):
+        assert words in card

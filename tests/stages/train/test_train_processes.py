@@ -25,6 +25,7 @@ from schemas.errors import UserError
 from stages.contract import Account, Context, Rows, Stopped
 from stages.train.batches import plan_batches
 from stages.train.processes import any_of, from_first, run_together
+from stages.train.sharding import unsharded
 from stages.train.stage import Train
 
 PAIRS = 7
@@ -179,6 +180,16 @@ def test_a_batch_smaller_than_the_processes_is_refused_and_micro_batches_are_fit
         plan_batches(10, TrainConfig(batch_size=3), devices=4)
     plan = plan_batches(10, TrainConfig(batch_size=4, micro_batch_size=2), devices=4)
     assert (plan.micro_batch, plan.accumulation) == (1, 1)
+
+
+def test_a_process_that_does_not_write_holds_no_whole_weights() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3))
+    for keep in (False, True):
+        with torch.device("meta"):
+            empty = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3))
+        found = unsharded(model, empty, keep)
+        assert {p.is_meta for p in found.parameters()} == {not keep}
+    assert all(torch.equal(p, q) for p, q in zip(found.parameters(), model.parameters(), strict=True))
 
 
 def test_sharding_a_lora_model_is_refused(bench: Any) -> None:

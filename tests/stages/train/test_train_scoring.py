@@ -53,8 +53,10 @@ def test_under_autocast_dpo_starts_at_no_margin(workbench: Any) -> None:
 
 def test_under_autocast_forgetting_and_the_learning_after_it_start_at_no_ratio(workbench: Any) -> None:
     allo = {"mask": "warmup", "warmup_steps": 1, "allow_empty_layers": True, "key_fraction": 0.4}
-    ratio, margin = first(bfloat16(workbench, allo=allo), "allo/forget/log_ratio", "rewards/margins")
+    ctx = bfloat16(workbench, allo=allo, micro_batch_size=3)
+    ratio, margin = first(ctx, "allo/forget/log_ratio", "rewards/margins")
     assert (ratio, margin) == pytest.approx((0, 0), abs=1e-6)
+    assert "phase forget: train.micro_batch_size reduced to train.batch_size (2)" in ctx.progress.notes
 
 
 def test_a_reward_model_with_the_weights_of_the_reference_rewards_nothing(workbench: Any) -> None:

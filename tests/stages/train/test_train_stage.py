@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer import safe_globals
@@ -276,6 +277,24 @@ def test_lora_dropout_is_really_used(workbench: Any) -> None:
     train(plain)
     train(dropped)
     assert not same(weights(plain), weights(dropped))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"method": "full", "lora": {"r": 8}}, "train.lora is set and train.method is full"),
+        ({"sections": {"sft": {"epochs": 2}}}, "sft is set and has no sources"),
+        ({"sections": {"sft": {"sources": [{"path": "t.jsonl"}], "lora": {"r": 8}}}}, "sft.method is full"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(workbench: Any, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        workbench.context(**settings)
+
+
+def test_settings_at_their_defaults_are_no_settings_and_log_every_is_also_of_masks(workbench: Any) -> None:
+    workbench.context(method="full", lora={"r": 16}, sections={"sft": {"epochs": 1}})
+    workbench.context(method="full", merge={"log_every": 1}, allo={"mask": "warmup"})
 
 
 def test_bfloat16_is_the_dtype_of_the_result(workbench: Any) -> None:
