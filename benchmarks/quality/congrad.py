@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from benchmarks.quality.methods import Bench, Method
 from benchmarks.quality.results import Values
 from benchmarks.quality.training import config_of, context_of, train, write_pairs
+from schemas.ids import content_id
 from stages.conflict.stage import Conflict
 from stages.contract import Context, Part, Rows, Shard
 from stages.gradients.stage import Gradients
@@ -65,7 +66,7 @@ def damage(rows: list[dict[str, str]], share: float, seed: int) -> tuple[list[di
 
 
 def _curated(bench: Bench, settings: Mapping[str, Any]) -> Values:
-    world, folder = bench.world, bench.scratch / "curation"
+    world, folder = bench.world, bench.scratch / scores_name(settings["damaged"])
     rows = [row for row in bench.rows(*OBJECTIVES) if row["split"] == "train"]
     rows, hit = damage(rows, settings["damaged"], world.seed)
     bad = {f"{rows[n]['group_id']}-{rows[n]['language']}" for n in hit}
@@ -81,8 +82,13 @@ def _curated(bench: Bench, settings: Mapping[str, Any]) -> Values:
     return bench.measure(model) | {"damaged": share, "pairs": float(kept.num_rows)}
 
 
+def scores_name(damaged: float) -> str:
+    """Name of the folder of pairs, gradients and scores: what an interrupted run made with other settings is not taken up."""
+    return f"curation-{content_id(damaged, _SKETCH, _CONFLICT)[:12]}"
+
+
 def _scored(bench: Bench, folder: Path, rows: list[dict[str, str]]) -> dict[str, list[Path]]:
-    """pairs, gradients and scores, made once a seed."""
+    """pairs, gradients and scores, made once a seed; `folder` is named after what else they depend on."""
     names = ("pairs", "gradients", "scores")
     files = {name: [folder / f"{name}.parquet"] for name in names}
     if all(path.is_file() for paths in files.values() for path in paths):

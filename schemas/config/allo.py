@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from schemas.config.base import Section, execution, semantic
+from schemas.config.base import Section, execution, refuse_unused, semantic
 
 
 class AlloConfig(Section):
@@ -76,6 +76,4 @@ class AlloConfig(Section):
         return self
 
     def _unused(self, why: str, *fields: str) -> None:
-        for field in fields:
-            if getattr(self, field) != type(self).model_fields[field].default:
-                raise ValueError(f"train.allo.{field} has no use with train.allo.{why}: leave it out")
+        refuse_unused(self, "train.allo", fields, f"train.allo.{why}")

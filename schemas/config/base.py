@@ -31,6 +31,15 @@ def is_execution(field: Any) -> bool:
     return isinstance(extra, dict) and extra.get(_ROLE) == "execution"
 
 
+def refuse_unused(section: BaseModel, path: str, fields: tuple[str, ...], why: str, owner: str = "") -> None:
+    """Fields of the section at `path` that the setting `why` gives no use must have their defaults; owner: the setting they
+    belong to. Raises ValueError, naming the first that has not."""
+    for field in fields:
+        if getattr(section, field) != type(section).model_fields[field].default:
+            belongs = f" (it belongs to {owner})" if owner else ""
+            raise ValueError(f"{path}.{field} has no use with {why}{belongs}: leave it out")
+
+
 def semantic_values(section: BaseModel) -> dict[str, Any]:
     """The section's semantic fields as JSON values, nested sections included."""
     values: dict[str, Any] = {}

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from schemas.config.base import Section, execution, semantic
+from schemas.config.base import Section, execution, refuse_unused, semantic
 from schemas.config.model import Sampling
 from schemas.config.sources import PairSource
 
@@ -71,6 +71,18 @@ class SketchConfig(Section):
     include: list[str] = semantic(["*"], "glob patterns of layer names to sketch")
     exclude: list[str] = semantic([], "glob patterns of layer names to leave out")
 
+    @model_validator(mode="after")
+    def _used(self) -> SketchConfig:
+        path, method = "gradients.sketch", f"gradients.sketch.method: {self.method}"
+        if self.method != "two_sided":
+            refuse_unused(self, path, ("dim",), method, "method: two_sided")
+        if self.method != "one_sided":
+            refuse_unused(self, path, ("rank",), method, "method: one_sided")
+        if self.precondition == "none":
+            why = "gradients.sketch.precondition: none"
+            refuse_unused(self, path, ("precondition_pairs",), why, "precondition: adam_factored")
+        return self
+
 
 class GradientsConfig(Section):
     """Gradients stage."""
@@ -87,6 +99,13 @@ class GradientsConfig(Section):
     prefix_sharing: Literal["auto", "off"] = execution(
         "auto", "compute the prompt of a pair once where the model allows it; off in reference mode"
     )
+
+    @model_validator(mode="after")
+    def _used(self) -> GradientsConfig:
+        if (method := self.sketch.method) != "one_sided":
+            why = f"gradients.sketch.method: {method}"
+            refuse_unused(self, "gradients", ("aggregate_size",), why, "method: one_sided")
+        return self
 
 
 class ConflictConfig(Section):
@@ -111,7 +130,7 @@ class ConflictConfig(Section):
     ] = semantic(
         "pcgrad", "weights from the Gram matrix; cagrad, nash_mtl, upgrad and dualproj need a solver installed"
     )
-    orders: int = semantic(64, "random orders PCGrad is averaged over", ge=1)
+    orders: int = semantic(64, "pcgrad: random orders it is averaged over", ge=1)
     refit: bool = semantic(
         False, "solve the surgery anew for what is left of the directions when a pair leaves; slower"
     )
@@ -128,6 +147,18 @@ class ConflictConfig(Section):
         "answers",
         "what leaves the directions with a pair: only itself, all that share an answer, or also its translations; one_sided: pair",
     )
+
+    @model_validator(mode="after")
+    def _used(self) -> ConflictConfig:
+        if self.direction != "ema":
+            why = f"conflict.direction: {self.direction}"
+            refuse_unused(self, "conflict", ("ema_gamma", "ema_batch"), why, "direction: ema")
+        if self.surgery != "pcgrad":
+            refuse_unused(self, "conflict", ("orders",), f"conflict.surgery: {self.surgery}", "surgery: pcgrad")
+        if self.metric != "coordinate":
+            why = f"conflict.metric: {self.metric}"
+            refuse_unused(self, "conflict", ("metric_power",), why, "metric: coordinate")
+        return self
 
 
 class DiversityConfig(Section):

@@ -128,11 +128,6 @@ def weight_shape(module: nn.Module) -> tuple[int, int]:
     return module.out_features, module.in_features
 
 
-def as_out_in(module: nn.Module, weight_like: Tensor) -> Tensor:
-    """View a tensor shaped like the module's weight as (O x I)."""
-    return weight_like.T if isinstance(module, Conv1D) else weight_like
-
-
 def _is_adapter(name: str) -> bool:
     """Whether a module or parameter belongs to an adapter (PEFT's names: lora_A, lora_embedding_B, modules_to_save)."""
     return any(part.startswith("lora_") or part == "modules_to_save" for part in name.split("."))

@@ -23,7 +23,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, cast
 
@@ -201,15 +201,6 @@ def projection(seed: int, name: str, side: Side, p: int, width: int) -> Tensor:
     return (draw / math.sqrt(p)).to(torch.float32)
 
 
-def layer_projections(seed: int, slot: LayerSlot) -> tuple[Tensor, Tensor]:
-    """(P_o [P, O], P_i [P, I]) of one layer, float32 on the CPU; of a side that is not projected the identity."""
-    found = []
-    for side, width in (("out", slot.out_width), ("in", slot.in_width)):
-        drawn = side in slot.sides
-        found.append(projection(seed, slot.name, cast(Side, side), slot.p, width) if drawn else torch.eye(width))
-    return found[0], found[1]
-
-
 def side_maps(seed: int, slot: LayerSlot, scales: Scales | None = None) -> tuple[Tensor | None, Tensor | None]:
     """What turns delta_t and x_t into their sides of S (see `apply_side`), float32 on the CPU, for (out, in).
 
@@ -233,26 +224,3 @@ def apply_side(value: Tensor, side: Tensor | None) -> Tensor:
     if side is None:
         return value
     return value @ side.T if side.dim() == 2 else value * side
-
-
-def project_gradients(
-    layout: SketchLayout, seed: int, gradients: Iterable[tuple[str, Tensor]], scales: Scales | None = None
-) -> Tensor:
-    """Sketch [dim] of given full gradients G (O x I) by name: for tests and oracles.
-
-    Raises ValueError when a layer of the layout is missing or its gradient has another shape.
-    """
-    given = dict(gradients)
-    parts: list[Tensor] = []
-    for slot in layout.layers:
-        if slot.name not in given:
-            raise ValueError(f"no gradient for layer {slot.name}")
-        gradient_OI = given[slot.name]
-        if tuple(gradient_OI.shape) != (slot.out_width, slot.in_width):
-            raise ValueError(
-                f"{slot.name}: gradient has shape {tuple(gradient_OI.shape)}, expected "
-                f"{(slot.out_width, slot.in_width)}"
-            )
-        out, in_ = (None if m is None else m.to(gradient_OI) for m in side_maps(seed, slot, scales))
-        parts.append(apply_side(apply_side(gradient_OI, in_).T, out).T.reshape(-1))
-    return torch.cat(parts)

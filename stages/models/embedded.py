@@ -20,6 +20,8 @@ from schemas.errors import UserError
 from stages.models.process import one_at_a_time, run_module, say
 
 PREFIX = "embedded:"
+CONVERTER = 1
+"""Raised when `convert` makes something else of the same file: folders that another one made are left alone."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,19 @@ def fetch(name: str, cache: Path) -> Path:
         raise UserError(
             f"There is no embedded model {name}", where="model", fix=f"There are: {', '.join(sorted(MODELS))}."
         )
-    target = cache / "models" / f"{name}-{MODELS[name].sha256[:12]}"
+    target = cache / "models" / folder_name(name)
     if not target.is_dir():
         run_module("stages.models.embedded", [name, str(target)], f"Fetching {PREFIX}{name}")
     return target
+
+
+def folder_name(name: str) -> str:
+    """The name of everything the folder is made of: the GGUF file; after it the chat template and the converter, where there is
+    one or it is not the first."""
+    model = MODELS[name]
+    template = [hashlib.sha256(model.chat_template.encode()).hexdigest()[:8]] if model.chat_template else []
+    converter = [f"v{CONVERTER}"] if CONVERTER > 1 else []
+    return "-".join([name, model.sha256[:12], *template, *converter])
 
 
 def build(name: str, target: Path) -> None:

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from benchmarks.quality import merging, plot, tables
+from benchmarks.quality import congrad, merging, plot, tables
 from benchmarks.quality.congrad import damage
 from benchmarks.quality.corpus import LANGUAGES, OBJECTIVES, Questions, preference_rows, running_text
 from benchmarks.quality.measure import Measure
@@ -98,6 +98,14 @@ def test_the_right_share_of_labels_is_flipped_in_every_language() -> None:
         sides = (row["rejected"], row["chosen"]) if n in hit else (row["chosen"], row["rejected"])
         assert (other["chosen"], other["rejected"]) == sides
     assert len(hit) / len(rows) == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["_SKETCH", "_CONFLICT"])
+def test_scores_of_an_interrupted_run_are_not_taken_up_with_other_settings(name, monkeypatch) -> None:
+    before = congrad.scores_name(0.3)
+    assert congrad.scores_name(0.3) == before != congrad.scores_name(0.2)
+    monkeypatch.setattr(congrad, name, {**getattr(congrad, name), "seed": 1})
+    assert congrad.scores_name(0.3) != before
 
 
 def test_every_method_gives_every_column(bench: Bench) -> None:

@@ -19,8 +19,7 @@ from pipeline.status import states_of
 from tests.faults.inline import InlineExecutor
 
 ONE_SIDED = {
-    "gradients__sketch__method": "one_sided",
-    "gradients__sketch__rank": 3,
+    "gradients__sketch": {"method": "one_sided", "rank": 3},
     "gradients__aggregate_size": 9,
     "conflict__leave_out": "pair",
 }
@@ -186,9 +185,8 @@ def test_bad_pairs_are_dropped_or_flagged_and_no_table_has_a_nan(
     path = write_tiny(
         **{
             **IMPORTED,
-            **ONE_SIDED,
+            **(ONE_SIDED if method == "one_sided" else {"conflict__leave_out": "pair"}),
             "pairs": {"sources": [{"path": str(file)}], "test_fraction": 0.0, "dev_fraction": 0.0},
-            "gradients__sketch__method": method,
             "languages__seen": list(languages),
             "languages__unseen": [],
             "model__policy": str(model),

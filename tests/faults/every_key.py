@@ -40,6 +40,9 @@ _SPECIAL: dict[str, Any] = {
 }
 
 
+_ONE_SIDED = ("gradients.aggregate_size", "gradients.sketch.rank", "gradients.sketch.precondition_pairs")
+
+
 def base_config() -> dict[str, Any]:
     """A config in which every key can be changed alone."""
     return {
@@ -51,6 +54,7 @@ def base_config() -> dict[str, Any]:
         "engine": {"kind": "transformers", "base_url": "http://localhost:8000/v1"},
         "prompts": {"sources": [{"path": "prompts.jsonl"}]},
         "sft": {"sources": [{"path": "talks.jsonl"}], "method": "lora"},
+        "conflict": {"direction": "ema", "metric": "coordinate"},
         "train": {
             "method": "full",
             "optimizer": "ondare",
@@ -70,6 +74,12 @@ def allo_config() -> dict[str, Any]:
     return base_config() | {"train": {"method": "full", "allo": allo}}
 
 
+def one_sided_config() -> dict[str, Any]:
+    """A config in which the keys that only one-sided compression or preconditioning has can be changed."""
+    sketch = {"method": "one_sided", "precondition": "adam_factored"}
+    return base_config() | {"gradients": {"sketch": sketch}, "conflict": {}}
+
+
 def lora_config() -> dict[str, Any]:
     """A config in which train.lora and train.processes can be changed alone: the base config refuses both."""
     return base_config() | {"train": {"method": "lora"}}
@@ -79,13 +89,19 @@ OWN = {"train.allo.": allo_config, "train.lora.": lora_config, "train.processes"
 
 
 def every_key() -> Iterator[tuple[str, bool, dict[str, Any]]]:
-    """(dotted key, whether it is semantic, the base config with this key changed), but for those in `OWN`."""
-    return ((k, s, c) for k, s, c in _changes(base_config()) if not k.startswith(tuple(OWN)))
+    """(dotted key, whether it is semantic, the base config with this key changed), but for those that need another config."""
+    elsewhere = (*OWN, *_ONE_SIDED)
+    return ((k, s, c) for k, s, c in _changes(base_config()) if not k.startswith(elsewhere))
 
 
 def every_own_key(prefix: str) -> Iterator[tuple[str, bool, dict[str, Any]]]:
     """The same of keys in `OWN`, in a config of their own."""
     return ((k, s, c) for k, s, c in _changes(OWN[prefix]()) if k.startswith(prefix))
+
+
+def every_one_sided_key() -> Iterator[tuple[str, bool, dict[str, Any]]]:
+    """The same of one-sided compression."""
+    return ((k, s, c) for k, s, c in _changes(one_sided_config()) if k in _ONE_SIDED)
 
 
 def _changes(base: dict[str, Any]) -> Iterator[tuple[str, bool, dict[str, Any]]]:

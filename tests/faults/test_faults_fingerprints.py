@@ -21,7 +21,14 @@ from schemas.errors import UserError
 from schemas.manifests import FileRecord, PartManifest, StageManifest
 from stages.catalog import StageSpec
 from stages.contract import Part, tally
-from tests.faults.every_key import OWN, base_config, every_key, every_own_key
+from tests.faults.every_key import (
+    OWN,
+    base_config,
+    every_key,
+    every_one_sided_key,
+    every_own_key,
+    one_sided_config,
+)
 from tests.faults.inline import SPECS, FakeRun, fake_pipeline
 
 KEYS = list(every_key())
@@ -110,6 +117,29 @@ def test_every_key_the_base_config_refuses_is_in_the_fingerprint_of_train_or_exe
     for key, semantic, changed in keys:
         kinds = {s.step.spec.name: s.kind for s in states(changed, tmp_path) if s.step.round == 0}
         assert kinds["train"] == ("changed" if semantic else "done") and kinds["select"] == "done", key
+
+
+def test_every_key_of_one_sided_compression_redoes_what_depends_on_it(tmp_path):
+    finish(planner(RunConfig.model_validate(one_sided_config()), tmp_path))
+    keys = list(every_one_sided_key())
+    assert len(keys) == 3 and all(semantic for _, semantic, _ in keys)
+    for key, _, changed in keys:
+        kinds = {s.step.spec.name: s.kind for s in states(changed, tmp_path) if s.step.round == 0}
+        first = "changed" if key.endswith("precondition_pairs") else "done"
+        assert (kinds["pairs"], kinds["precondition"]) == ("done", first), key
+        assert kinds["aggregate"] == kinds["gradients"] == "changed", key
+
+
+@pytest.mark.parametrize("config", [base_config, one_sided_config])
+def test_another_train_reference_makes_gradients_again_only_where_the_model_is_another(tmp_path, config):
+    """The digest of the model that plays the role says it: `reference` in the specs' models."""
+    finish(planner(RunConfig.model_validate(config()), tmp_path))
+    changed = config()
+    changed["train"] = changed["train"] | {"reference": "initial"}
+    for state in states(changed, tmp_path):
+        assert (state.kind == "changed") == (state.step.spec.name == "train"), state.step.title
+    for name in ("aggregate", "gradients", "train"):
+        assert "reference" in pipeline.plan.BY_NAME[name].models
 
 
 @pytest.mark.parametrize("loss", [{"type": "hinge"}, {"beta": 0.5}, {"alpha": 0.01}])

@@ -67,7 +67,7 @@ def keep_top_(values: torch.Tensor, reserve: float, released: bool = False, acti
 
 
 def _keep_top_on_device_(values: torch.Tensor, k: int) -> torch.Tensor:
-    """The same without waiting for the device: torch.topk uses all of it, kthvalue a single block, and refuses deterministic algorithms."""
+    """The same without waiting for the device; torch.topk spreads a large tensor over all of it, kthvalue does not."""
     magnitude = values.abs().flatten()
     limit = magnitude.topk(k, sorted=False).values.min()
     above, equal = magnitude > limit, magnitude == limit

@@ -93,7 +93,10 @@ def test_neighbours_are_those_of_a_plain_search(tmp_path):
     assert len(explain_pair(ctx, "p6", k=100).nearest) == 23
 
 
-@pytest.mark.parametrize(("loss", "sign"), [({"type": "exo_pair", "beta": 3.0, "label_smoothing": 0.2}, -1), ({"type": "hinge", "beta": 1.0}, 0)])
+@pytest.mark.parametrize(
+    ("loss", "sign"),
+    [({"type": "exo_pair", "beta": 3.0, "label_smoothing": 0.2}, -1), ({"type": "hinge", "beta": 1.0}, 0)],
+)
 def test_neighbours_of_a_loss_that_turns_gradients_round_or_ends_them(tmp_path, loss, sign):
     ctx, _ = finished(tmp_path, loss=loss)
     ready = Prepared.of(ctx)

@@ -13,10 +13,11 @@ from stages.contract import ModelRef
 from stages.gradients.batching import TokenBudget
 from stages.gradients.layers import select_layers
 from stages.gradients.preconditioner import Precondition, second_moments
-from stages.gradients.projections import SketchLayout, layer_projections
+from stages.gradients.projections import SketchLayout
 from stages.gradients.sketcher import Sketcher
 from stages.gradients.stage import Gradients
 from stages.models.load import load_with_adapter
+from tests.stages.gradients.oracles import layer_projections
 from tests.stages.gradients.test_gradients_one_sided import config, files, table
 from tests.stages.stage_context import collect, context, shards
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from stages.gradients.error import cosine_error
-from stages.gradients.projections import LayerShape, SketchLayout, project_gradients
+from stages.gradients.projections import LayerShape, SketchLayout
+from tests.stages.gradients.oracles import project_gradients
 
 
 def test_the_estimate_is_the_spread_over_many_seeds() -> None:

@@ -18,7 +18,6 @@ from schemas.tables import TABLES
 from stages.conflict.stage import Conflict
 from stages.contract import ModelRef
 from stages.gradients.aggregate import Aggregate
-from stages.gradients.exact import exact_pair_gradient
 from stages.gradients.layers import select_layers
 from stages.gradients.preconditioner import Precondition
 from stages.gradients.products import Products
@@ -28,6 +27,7 @@ from stages.gradients.sketcher import PairSketches, Sketcher
 from stages.gradients.stage import Gradients
 from stages.gradients.store import FACTORS_KEY, GROUPS_KEY, LANGUAGES_KEY
 from stages.text.render import load_renderer
+from tests.stages.gradients.oracles import exact_pair_gradient
 from tests.stages.stage_context import WORDS, collect, context, shards
 
 RANK, SEED = 6, 5
@@ -35,7 +35,10 @@ CODES = ["en", "de", "zh"]
 
 
 def config(conflict=None, loss=None, **gradients) -> RunConfig:
-    sketch = {"method": "one_sided", "rank": RANK, "seed": SEED, "error_pairs": 0} | gradients.pop("sketch", {})
+    sketch = {"method": "one_sided", "seed": SEED, "error_pairs": 0} | gradients.pop("sketch", {})
+    sketch |= {"rank": RANK} if sketch["method"] == "one_sided" else {}
+    conflict = conflict or {}
+    ema = {"ema_batch": 2, "ema_gamma": 0.7} if conflict.get("direction") == "ema" else {}
     return RunConfig.model_validate(
         {
             "name": "t",
@@ -45,7 +48,7 @@ def config(conflict=None, loss=None, **gradients) -> RunConfig:
             "prompts": {"sources": [{"path": "x"}]},
             "loss": loss or {},
             "gradients": {"sketch": sketch, "token_budget": 256, **gradients},
-            "conflict": {"leave_out": "pair", "ema_batch": 2, "ema_gamma": 0.7} | (conflict or {}),
+            "conflict": {"leave_out": "pair"} | ema | conflict,
         }
     )
 
@@ -336,7 +339,9 @@ def test_sums_of_another_seed_or_model_are_refused(tmp_path, models):
             list(Gradients().run(ctx, shards(pairs, 4)))
 
 
-@pytest.mark.parametrize("change", [{"ema_gamma": 0.9}, {"direction": "mean"}, {"ema_batch": 16}])
+@pytest.mark.parametrize(
+    "change", [{"ema_gamma": 0.9}, {"direction": "mean", "ema_gamma": 0.9, "ema_batch": 32}, {"ema_batch": 16}]
+)
 def test_sums_of_another_direction_are_refused_where_their_values_are_the_same(tmp_path, models, change):
     """One minibatch a part: its sum is the mean, whatever gamma is. How parts are joined still depends on it."""
     pairs, given = table(8, 7, ["en"] * 8), {"direction": "ema", "ema_gamma": 0.7, "ema_batch": 8}
@@ -397,7 +402,7 @@ def test_unless_it_is_set_only_the_pair_leaves_and_what_stays_with_it_is_said(tm
     del given["conflict"]["leave_out"]
     config_ = RunConfig.model_validate(given)
     assert config_.conflict.leave_out == "pair"
-    given["gradients"]["sketch"]["method"] = "two_sided"
+    given["gradients"]["sketch"] |= {"method": "two_sided", "rank": 16}
     assert RunConfig.model_validate(given).conflict.leave_out == "answers"
     pairs = table(6, 8, ["en"] * 6).to_pylist()
     pairs[2]["rejected"] = pairs[3]["chosen"]
@@ -503,7 +508,8 @@ def test_an_adapter_is_preconditioned_sketched_and_measured_like_weights(tmp_pat
     peft.get_peft_model(base, settings).save_pretrained(tmp_path / "adapter")
     policy = ModelRef("a", tiny_model, "d", (tmp_path / "adapter", tiny_model))
     models = {"policy": policy, "reference": policy}
-    sketch = {"method": method, "error_pairs": 3, "precondition": "adam_factored", "precondition_pairs": 5, "dim": 512}
+    sketch = {"method": method, "error_pairs": 3, "precondition": "adam_factored", "precondition_pairs": 5}
+    sketch |= {"dim": 512} if method == "two_sided" else {}
     config_, pairs = config(sketch=sketch, of="adapter"), table(8, 10)
     rows, account = collect(Precondition(), context(tmp_path, config_, models, pairs=pairs))
     assert account.stats["pairs"] == 5

@@ -14,14 +14,14 @@ from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.tables import TABLES
 from stages.contract import ModelRef
-from stages.gradients.exact import exact_pair_gradient
 from stages.gradients.layers import select_layers
-from stages.gradients.projections import SketchLayout, project_gradients
+from stages.gradients.projections import SketchLayout
 from stages.gradients.rows import Pair, RowBatch
 from stages.gradients.sketcher import Sketcher, Unsketchable
 from stages.gradients.stage import Gradients
 from stages.gradients.store import LAYOUT_KEY, unpack_sketches
 from stages.text.render import load_renderer
+from tests.stages.gradients.oracles import exact_pair_gradient, project_gradients
 from tests.stages.stage_context import WORDS, context, shards
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from stages.gradients.batching import TokenBudget
-from stages.gradients.exact import exact_pair_gradient
 from stages.gradients.layers import select_layers
 from stages.gradients.preconditioner import FLOOR, second_moments
+from tests.stages.gradients.oracles import exact_pair_gradient
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.gradients.batching import TokenBudget
 from stages.gradients.layers import select_layers
-from stages.gradients.projections import SketchLayout, layer_projections, project_gradients
+from stages.gradients.projections import SketchLayout
 from stages.gradients.sketcher import Sketcher
+from tests.stages.gradients.oracles import layer_projections, project_gradients
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "phi", "gpt2", "cohere", "granite")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,19 @@ def test_a_kill_during_conversion_leaves_no_model_and_is_repaired(
     monkeypatch.setattr(embedded, "convert", whole)
     embedded.build("small", target)
     assert not (target / "half").exists()
+
+
+def test_another_template_or_converter_makes_another_folder_and_leaves_the_old_one(
+    tmp_path: Path, fetched: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "run_module", lambda module, given, said: embedded.build(given[0], Path(given[1])))
+    folders = [embedded.fetch("small", tmp_path)]
+    assert folders[0].name == f"small-{embedded.MODELS['small'].sha256[:12]}"
+    for template in ("one", "two"):
+        model = replace(embedded.MODELS["small"], chat_template=template)
+        monkeypatch.setitem(embedded.MODELS, "small", model)
+        folders.append(embedded.fetch("small", tmp_path))
+        assert embedded.fetch("small", tmp_path) == folders[-1]
+    monkeypatch.setattr(embedded, "CONVERTER", 2)
+    folders.append(embedded.fetch("small", tmp_path))
+    assert len(set(folders)) == 4 and all((folder / "weights").is_file() for folder in folders)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.gradients.exact import exact_pair_gradient, flatten
 from stages.gradients.layers import select_layers
+from tests.stages.gradients.oracles import exact_pair_gradient, flatten
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "gpt2", "gemma2"])
