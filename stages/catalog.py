@@ -184,6 +184,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("metrics",),
         ("model", "text", "loss", "train", "execution"),
         ("policy", "reference", "sft", "base", "token_reward"),
+        version=2,
     ),
     StageSpec(
         "evaluate",

@@ -24,6 +24,7 @@ from stages.text.render import load_renderer
 from stages.train.batches import plan_batches
 from stages.train.export import export_model, exported
 from stages.train.loggers import check_loggers, logs_in
+from stages.train.memory import memory_named
 from stages.train.model import precision
 from stages.train.stage import metrics_table
 
@@ -93,7 +94,8 @@ def _as_pairs(sft: SftConfig) -> TrainConfig:
 def _in_our_names() -> Iterator[None]:
     """What parts of the train stage refuse, with the keys of this section."""
     try:
-        yield
+        with memory_named():
+            yield
     except UserError as error:
         raise UserError(_ours(error.what), where=_ours(error.where), fix=_ours(error.fix)) from error
 

@@ -28,6 +28,7 @@ from schemas.errors import UserError, first_line
 from stages.contract import Context, Silent, Stopped
 from stages.gradients.batching import is_out_of_memory
 from stages.models.load import device_of
+from stages.train.memory import LESS_MEMORY
 
 T = TypeVar("T")
 Job = Callable[[Context], T]
@@ -224,8 +225,7 @@ def _ended(what: str) -> UserError:
     return UserError(
         f"{what}; the others were ended",
         where="train.processes",
-        fix="The worker's log may say more; smaller train.micro_batch_size or train.gradient_checkpointing need less"
-        " memory. The same command continues from the last checkpoint.",
+        fix=f"The worker's log may say more; a {LESS_MEMORY}",
     )
 
 

@@ -15,6 +15,7 @@ from stages.train.card import model_card
 from stages.train.export import exported
 from stages.train.job import train_job
 from stages.train.loggers import check_loggers
+from stages.train.memory import memory_named
 from stages.train.processes import process_count, run_together
 
 _SUMS = ("train_runtime", "total_flos")
@@ -38,7 +39,11 @@ class Train:
         config, started = ctx.config, time.monotonic()
         check_loggers(config.train.report_to)
         processes = process_count(config)
-        outcome = train_job(ctx) if processes == 1 else run_together(train_job, ctx, processes)
+        if processes == 1:
+            with memory_named():
+                outcome = train_job(ctx)
+        else:
+            outcome = run_together(train_job, ctx, processes)
         tallies = tally("pair", outcome.languages, outcome.drops)
         trained_on = {t.language: t.kept for t in tallies}
         card = folder / "model" / "README.md"

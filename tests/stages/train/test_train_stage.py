@@ -20,6 +20,7 @@ from schemas.tables import TABLES
 from stages.contract import Account, Context, ModelRef, Rows, Stopped
 from stages.train.checkpoints import MARKER
 from stages.train.stage import Train
+from stages.train.trainer import PairTrainer
 
 
 def train(ctx: Context) -> tuple[pa.Table, Account]:
@@ -244,6 +245,16 @@ def test_a_logger_that_is_missing_is_refused_before_anything_is_loaded(workbench
 def test_lora_on_the_head_or_on_nothing_is_refused(workbench: Any, target: str) -> None:
     with pytest.raises(UserError, match=target):
         train(workbench.context(lora={"target_modules": [target]}))
+
+
+def test_running_out_of_memory_says_what_to_do(workbench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    monkeypatch.setattr(PairTrainer, "compute_loss", full)
+    with pytest.raises(UserError, match="ran out of memory: CUDA out of memory") as error:
+        train(workbench.context())
+    assert "train.micro_batch_size" in error.value.fix and "more" not in str(error.value)
 
 
 def test_a_loss_that_is_not_a_number_is_refused(workbench: Any) -> None:
