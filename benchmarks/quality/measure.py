@@ -14,6 +14,7 @@ from benchmarks.planted.texts import Language
 from benchmarks.quality.corpus import LANGUAGES, OBJECTIVES, PREFERRED, PRIVATE, REFUSAL, preference_rows
 from benchmarks.quality.training import config_of, context_of
 from benchmarks.quality.world import World
+from schemas.config import RunConfig
 from schemas.config.model import Sampling
 from schemas.ids import seed_for
 from stages.contract import Context, ModelRef
@@ -24,7 +25,9 @@ from stages.gradients.logprobs import score_rows
 from stages.gradients.rows import Pair
 from stages.gradients.rows import Row as TokenRow
 from stages.models.load import device_of, dtype_of, load_causal_lm
+from stages.train.model import precision
 from stages.train.objectives import Scores, accuracies, score
+from stages.train.scoring import Scorer
 
 _BUDGET = 8192
 
@@ -44,10 +47,10 @@ class Measure:
     def __call__(self, model: ModelRef) -> dict[str, float]:
         """The figures of a model."""
         config = config_of(self.world)
-        loaded = load_causal_lm(model, dtype_of(config), device_of(config))
+        loaded, scorer = load_causal_lm(model, dtype_of(config), device_of(config)), _scorer(config)
         values: dict[str, float] = {}
         for name, pairs in self.pairs.items():
-            found = accuracies(score(loaded, pairs, _BUDGET, _silent), self.start[name])
+            found = accuracies(score(loaded, pairs, scorer), self.start[name])
             values |= {f"accuracy/{name}": found["accuracy"], f"reward/{name}": found["reward_accuracy"]}
         values |= {name: _loss(loaded, rows) for name, rows in self._taxed.items()}
         del loaded
@@ -68,8 +71,8 @@ class Measure:
     def start(self) -> dict[str, Scores]:
         """The held-out pairs under the SFT model."""
         config = config_of(self.world)
-        loaded = load_causal_lm(self.world.sft, dtype_of(config), device_of(config))
-        return {name: score(loaded, pairs, _BUDGET, _silent) for name, pairs in self.pairs.items()}
+        loaded, scorer = load_causal_lm(self.world.sft, dtype_of(config), device_of(config)), _scorer(config)
+        return {name: score(loaded, pairs, scorer) for name, pairs in self.pairs.items()}
 
     @cached_property
     def _taxed(self) -> dict[str, list[TokenRow]]:
@@ -107,6 +110,10 @@ class Measure:
                     pattern = re.compile("|".join(re.sub(r"\d+", r"\\d+", re.escape(text)) for text in sorted(both)))
                     found.append((kind in PRIVATE, language.question(question), pattern, REFUSAL[code]))
         return found
+
+
+def _scorer(config: RunConfig) -> Scorer:
+    return Scorer(precision(config), TokenBudget(_BUDGET), _silent)
 
 
 def _silent(amount: int, unit: str) -> Callable[[], None]:
