@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from schemas.errors import UserError
 from stages.contract import Account, Context, Rows, Stopped
 from stages.train.batches import plan_batches
+from stages.train.optimizers.state import gathered_state
 from stages.train.processes import any_of, from_first, run_together
 from stages.train.sharding import unsharded
 from stages.train.stage import Train
@@ -190,6 +191,16 @@ def test_a_process_that_does_not_write_holds_no_whole_weights() -> None:
         found = unsharded(model, empty, keep)
         assert {p.is_meta for p in found.parameters()} == {not keep}
     assert all(torch.equal(p, q) for p, q in zip(found.parameters(), model.parameters(), strict=True))
+
+
+def test_a_process_that_does_not_write_copies_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter])
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    assert gathered_state(optimizer, keep=True)["state"][0]["exp_avg"].shape == (3,)
+    monkeypatch.setattr(torch.Tensor, "cpu", None, raising=False)
+    assert gathered_state(optimizer, keep=False)["state"] == {}
 
 
 def test_sharding_a_lora_model_is_refused(bench: Any) -> None:

@@ -247,6 +247,19 @@ def test_lora_on_the_head_or_on_nothing_is_refused(workbench: Any, target: str) 
         train(workbench.context(lora={"target_modules": [target]}))
 
 
+def test_the_pairs_of_a_step_are_counted_once(workbench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    count = PairTrainer._get_num_items_in_batch
+
+    def counting(*arguments: Any) -> int:
+        counted.append(count(*arguments))
+        return counted[-1]
+
+    monkeypatch.setattr(PairTrainer, "_get_num_items_in_batch", counting)
+    train(workbench.context(epochs=1))
+    assert counted == [2, 2, 2]
+
+
 def test_running_out_of_memory_says_what_to_do(workbench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
