@@ -132,7 +132,7 @@ class ConflictConfig(Section):
     )
     orders: int = semantic(64, "pcgrad: random orders it is averaged over", ge=1)
     refit: bool = semantic(
-        False, "solve the surgery anew for what is left of the directions when a pair leaves; slower"
+        False, "solve the surgery anew for what is left of the directions when a pair leaves; costs a solve a pair"
     )
     scope: Literal["model", "layer"] = semantic("model", "surgery on the whole model or per layer group")
     metric: Literal["raw", "unit", "coordinate", "layer"] = semantic(

@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
+from stages.contract import ModelRef
 from stages.gradients.rows import Pair
 
 VOCABULARY = 100
@@ -116,3 +117,9 @@ def full_logits_values(model: PreTrainedModel, prompt: tuple[int, ...], completi
 def oracle_values() -> Callable[..., torch.Tensor]:
     """full_logits_values as a fixture (test folders are not packages)."""
     return full_logits_values
+
+
+@pytest.fixture
+def models(tiny_model):
+    same = ModelRef("tiny", tiny_model, "d")
+    return {"policy": same, "reference": same}

@@ -17,8 +17,8 @@ from stages.gradients.projections import SketchLayout
 from stages.gradients.sketcher import Sketcher
 from stages.gradients.stage import Gradients
 from stages.models.load import load_with_adapter
+from tests.stages.gradients.one_sided_bench import config, files, table
 from tests.stages.gradients.oracles import layer_projections
-from tests.stages.gradients.test_gradients_one_sided import config, files, table
 from tests.stages.stage_context import collect, context, shards
 
 peft = pytest.importorskip("peft")

@@ -7,105 +7,24 @@ import random
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.tables import TABLES
-from stages.conflict.stage import Conflict
 from stages.contract import ModelRef
 from stages.gradients.aggregate import Aggregate
 from stages.gradients.layers import select_layers
-from stages.gradients.preconditioner import Precondition
-from stages.gradients.products import Products
 from stages.gradients.projections import SketchLayout, projection
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import PairSketches, Sketcher
 from stages.gradients.stage import Gradients
-from stages.gradients.store import FACTORS_KEY, GROUPS_KEY, LANGUAGES_KEY
+from stages.gradients.store import GROUPS_KEY, LANGUAGES_KEY
 from stages.text.render import load_renderer
+from tests.stages.gradients.one_sided_bench import CODES, RANK, SEED, both_passes, config, first_pass, table
 from tests.stages.gradients.oracles import exact_pair_gradient
-from tests.stages.stage_context import WORDS, collect, context, shards
-
-RANK, SEED = 6, 5
-CODES = ["en", "de", "zh"]
-
-
-def config(conflict=None, loss=None, **gradients) -> RunConfig:
-    sketch = {"method": "one_sided", "seed": SEED, "error_pairs": 0} | gradients.pop("sketch", {})
-    sketch |= {"rank": RANK} if sketch["method"] == "one_sided" else {}
-    conflict = conflict or {}
-    ema = {"ema_batch": 2, "ema_gamma": 0.7} if conflict.get("direction") == "ema" else {}
-    return RunConfig.model_validate(
-        {
-            "name": "t",
-            "languages": {"seen": CODES},
-            "model": {"policy": "m", "dtype": "float32"},
-            "text": {"max_length": 60},
-            "prompts": {"sources": [{"path": "x"}]},
-            "loss": loss or {},
-            "gradients": {"sketch": sketch, "token_budget": 256, **gradients},
-            "conflict": {"leave_out": "pair"} | ema | conflict,
-        }
-    )
-
-
-def table(n: int, seed: int, languages: list[str] | None = None) -> pa.Table:
-    rng = random.Random(seed)
-
-    def text(k: int) -> str:
-        return " ".join(rng.choices(WORDS, k=k))
-
-    rows = [
-        {
-            "pair_id": f"p{i}", "round": 0, "prompt_id": f"q{i}", "group_id": f"g{i}",
-            "language": languages[i] if languages else rng.choice(CODES), "split": "test" if i % 6 == 5 else "train",
-            "prompt": [{"role": "user", "content": text(rng.randint(2, 5))}],
-            "chosen": [{"role": "assistant", "content": text(rng.randint(1, 6))}],
-            "rejected": [{"role": "assistant", "content": text(rng.randint(1, 6))}],
-            "source": "x",
-        }
-        for i in range(n)
-    ]  # fmt: skip
-    for row in rows:
-        while row["rejected"] == row["chosen"]:
-            row["rejected"] = [{"role": "assistant", "content": text(3)}]
-    return pa.Table.from_pylist(rows, schema=TABLES["pairs"].schema)
-
-
-@pytest.fixture
-def models(tiny_model):
-    same = ModelRef("tiny", tiny_model, "d")
-    return {"policy": same, "reference": same}
-
-
-def files(folder, name: str, tables: list[pa.Table]):
-    paths = []
-    for n, part in enumerate(tables):
-        paths.append(folder / f"{name}-{n}.parquet")
-        pq.write_table(part, paths[-1])
-    return paths
-
-
-def first_pass(tmp_path, models, pairs, config_, size=4):
-    ctx = context(tmp_path, config_, models, pairs=pairs)
-    parts = sorted(Aggregate().run(ctx, shards(pairs, size)), key=lambda part: part.index)
-    return parts, {name: files(tmp_path, name, [p.tables[name] for p in parts]) for name in ("contributions", "sums")}
-
-
-def both_passes(tmp_path, models, pairs, config_, size=4, second_size=3):
-    first, tables = first_pass(tmp_path, models, pairs, config_, size)
-    ctx = context(tmp_path, config_, models, pairs=pairs, **tables)
-    second = sorted(Gradients().run(ctx, shards(pairs, second_size)), key=lambda part: part.index)
-    gradients = files(tmp_path, "gradients", [part.tables["gradients"] for part in second])
-    ctx = context(tmp_path, config_, {}, pairs=pairs, gradients=gradients, **tables)
-    got, account = collect(Conflict(), ctx)
-    for name, rows in got.items():
-        assert rows.schema.equals(TABLES[name].schema)
-    return got, account, first, second
+from tests.stages.stage_context import context, shards
 
 
 def materialised(model_folder, models, pairs, config_, reference=None):
@@ -368,162 +287,3 @@ def test_a_batch_that_ran_out_of_memory_half_way_is_not_added_twice(make_model, 
     rows = sums.sums(0, [0, 1, 2, 3], "k")
     expected = (g_ND.double() / g_ND.double().norm(dim=1, keepdim=True)).mean(dim=0)
     assert np.allclose(np.concatenate(rows.column("values").to_pylist()), expected, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"conflict": {"leave_out": "group"}}, "conflict.leave_out"),
-        ({"conflict": {"leave_out": "pair", "metric": "layer"}}, "conflict.metric"),
-        ({"both_sides": True}, "both_sides"),
-    ],
-)
-def test_what_this_mode_cannot_do_is_refused_by_its_key(changes, named):
-    with pytest.raises(ValueError, match=named):
-        config(changes.get("conflict"), sketch={"both_sides": changes.get("both_sides", False)})
-
-
-def test_defaults_of_the_conflict_stage_that_this_mode_cannot_have_are_others():
-    values = {
-        "name": "t",
-        "languages": {"seen": ["en"]},
-        "model": {"policy": "m"},
-        "prompts": {"sources": [{"path": "x"}]},
-    }
-    one_sided = RunConfig.model_validate(values | {"gradients": {"sketch": {"method": "one_sided"}}})
-    assert (one_sided.conflict.leave_out, one_sided.conflict.metric) == ("pair", "unit")
-    assert RunConfig.model_validate(one_sided.model_dump()) == one_sided
-    two_sided = RunConfig.model_validate(values)
-    assert (two_sided.conflict.leave_out, two_sided.conflict.metric) == ("answers", "layer")
-
-
-def test_unless_it_is_set_only_the_pair_leaves_and_what_stays_with_it_is_said(tmp_path, models):
-    given = config().model_dump(mode="json")
-    del given["conflict"]["leave_out"]
-    config_ = RunConfig.model_validate(given)
-    assert config_.conflict.leave_out == "pair"
-    given["gradients"]["sketch"] |= {"method": "two_sided", "rank": 16}
-    assert RunConfig.model_validate(given).conflict.leave_out == "answers"
-    pairs = table(6, 8, ["en"] * 6).to_pylist()
-    pairs[2]["rejected"] = pairs[3]["chosen"]
-    pairs = pa.Table.from_pylist(pairs, schema=TABLES["pairs"].schema)
-    _, tables = first_pass(tmp_path, models, pairs, config_)
-    ctx = context(tmp_path, config_, models, pairs=pairs, **tables)
-    tables["gradients"] = files(
-        tmp_path, "gradients", [p.tables["gradients"] for p in Gradients().run(ctx, shards(pairs, 9))]
-    )
-    ctx = context(tmp_path, config_, {}, pairs=pairs, **tables)
-    collect(Conflict(), ctx)
-    assert any(note.startswith("2 of 5 pairs share an answer") for note in ctx.progress.notes)
-
-
-def test_when_no_pair_is_left_both_passes_say_so_in_their_accounts(tmp_path, models):
-    config_ = config()
-    config_.text.max_length = 4
-    pairs = table(7, 8)
-    first, tables = first_pass(tmp_path, models, pairs, config_)
-    ctx = context(tmp_path, config_, models, pairs=pairs, **tables)
-    second = list(Gradients().run(ctx, shards(pairs, 4)))
-    for parts in (first, second):
-        assert {d.reason for part in parts for d in part.drops} == {"too_long"}
-        assert sum(len(part.drops) for part in parts) == sum(t.rows_in for p in parts for t in p.tallies) == 6
-    gradients = files(tmp_path, "gradients", [part.tables["gradients"] for part in second])
-    with pytest.raises(UserError, match="No pair has a gradient"):
-        collect(Conflict(), context(tmp_path, config_, {}, pairs=pairs, gradients=gradients, **tables))
-
-
-def test_where_the_reference_is_the_policy_margins_are_zero_whatever_the_batches(tmp_path, models):
-    got, *_ = both_passes(tmp_path, models, table(24, 4), config(), size=7, second_size=3)
-    assert set(got["scores"]["implicit_margin"].to_pylist()) == {0.0}
-
-
-def test_the_second_pass_loads_no_reference(tmp_path, models, tiny_model):
-    pairs, other = table(6, 4), models | {"reference": ModelRef("r", tiny_model, "e")}
-    _, tables = first_pass(tmp_path, other, pairs, config())
-    gone = models | {"reference": ModelRef("r", None, "e")}
-    (part,) = Gradients().run(context(tmp_path, config(), gone, pairs=pairs, **tables), shards(pairs, 6))
-    assert part.tables["gradients"].num_rows == 5
-
-
-def test_the_second_pass_holds_the_references_of_one_part_only(tmp_path, models, tiny_model, monkeypatch):
-    known, held = Products.known, []
-
-    def watched(self, kept, drops):
-        found = known(self, kept, drops)
-        held.append((len(self._references), len(found)))
-        return found
-
-    monkeypatch.setattr(Products, "known", watched)
-    both_passes(tmp_path, models | {"reference": ModelRef("r", tiny_model, "e")}, table(12, 4), config())
-    assert held == [(3, 3), (2, 2), (3, 3), (2, 2)]
-
-
-def test_the_preconditioner_is_not_estimated_on_pairs_that_have_no_gradient(tmp_path, models):
-    """Half of the training pairs have twice the same answer: gradients drops them, and none is in the sample."""
-    rows = table(12, 4).to_pylist()
-    for row in rows[::2]:
-        row["rejected"] = row["chosen"]
-    pairs = pa.Table.from_pylist(rows, schema=TABLES["pairs"].schema)
-    without = pairs.filter(pa.array([n % 2 == 1 for n in range(12)]))
-    config_ = config(sketch={"precondition": "adam_factored", "precondition_pairs": 6})
-    got = []
-    for number, table_ in enumerate((pairs, without)):
-        (tmp_path / str(number)).mkdir()
-        got.append(collect(Precondition(), context(tmp_path / str(number), config_, models, pairs=table_)))
-    assert [account.stats["pairs"] for _, account in got] == [4, 4]
-    assert got[0][0]["preconditioner"].equals(got[1][0]["preconditioner"])
-
-
-def test_the_error_of_the_sketch_is_measured_once_in_the_first_pass(tmp_path, models):
-    pairs = table(10, 9)
-    first, _ = first_pass(tmp_path, models, pairs, config(sketch={"error_pairs": 3}, aggregate_size=4))
-    measured = [part.stats for part in first if "sketch_cosine_error" in part.stats]
-    assert len(measured) == 1 and measured[0]["sketch_cosine_error_pairs"] == 3
-    assert 0 < measured[0]["sketch_cosine_error"] < 1
-
-
-def test_large_sketches_make_small_batches(make_model, make_pairs, monkeypatch):
-    import stages.gradients.sketcher as module
-    from stages.gradients.batching import TokenBudget
-
-    model, pairs, sizes = make_model("llama"), make_pairs(6, seed=3), []
-    layout = SketchLayout.plan(select_layers(model).layers, method="one_sided", rank=4)
-    monkeypatch.setattr(module, "_SUMS_BYTES", 2 * 2 * 4 * layout.dim)
-    with Sketcher(model, layout, seed=0) as sketcher:
-        got = sketcher.run(pairs, TokenBudget(4096), lambda batch: sizes.append(len(batch)))
-    assert sizes == [2, 2, 2] and got.sketch_ND.shape == (6, layout.dim)
-
-
-def test_cells_of_sketches_are_refused_where_no_sketch_is_stored():
-    with pytest.raises(ValueError, match=r"select\.diversity\.cells"):
-        RunConfig.model_validate(config().model_dump() | {"select": {"diversity": {"cells": 100}}})
-
-
-@pytest.mark.parametrize("method", ["two_sided", "one_sided"])
-def test_an_adapter_is_preconditioned_sketched_and_measured_like_weights(tmp_path, tiny_model, method):
-    peft = pytest.importorskip("peft")
-    torch.manual_seed(2)
-    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    settings = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
-    peft.get_peft_model(base, settings).save_pretrained(tmp_path / "adapter")
-    policy = ModelRef("a", tiny_model, "d", (tmp_path / "adapter", tiny_model))
-    models = {"policy": policy, "reference": policy}
-    sketch = {"method": method, "error_pairs": 3, "precondition": "adam_factored", "precondition_pairs": 5}
-    sketch |= {"dim": 512} if method == "two_sided" else {}
-    config_, pairs = config(sketch=sketch, of="adapter"), table(8, 10)
-    rows, account = collect(Precondition(), context(tmp_path, config_, models, pairs=pairs))
-    assert account.stats["pairs"] == 5
-    given = {"preconditioner": files(tmp_path, "preconditioner", [rows["preconditioner"]])}
-    if method == "one_sided":
-        ctx = context(tmp_path, config_, models, pairs=pairs, **given)
-        parts = list(Aggregate().run(ctx, shards(pairs, 8)))
-        given |= {name: files(tmp_path, name, [parts[0].tables[name]]) for name in ("contributions", "sums")}
-    ctx = context(tmp_path, config_, models, pairs=pairs, **given)
-    (part,) = Gradients().run(ctx, shards(pairs, 8))
-    measured = parts[0] if method == "one_sided" else part
-    assert measured.stats["sketch_cosine_error"] > 0
-    gradients = part.tables["gradients"]
-    assert gradients.num_rows == 7 and gradients.schema.metadata[FACTORS_KEY]
-    layers = json.loads(gradients.schema.metadata[b"sketch_layout"])["layers"]
-    assert len(layers) == 8 and all("lora_" in layer["name"] for layer in layers)
-    assert set(rows["preconditioner"].column("layer").to_pylist()) == {layer["name"] for layer in layers}
