@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import files
 from pipeline.rundir import RunDir
+from schemas import files
 from schemas.manifests import FileRecord, PartManifest, Tally
 from schemas.tables import TABLES, schema_of
 from stages.catalog import StageSpec
