@@ -93,7 +93,8 @@ import numpy as np
 import polars as pl
 
 gradients = pl.scan_parquet("runs/demo/round-0/gradients/*.parquet")
-numbers = gradients.with_columns(pl.col("sketch").bin.reinterpret(dtype=pl.Array(pl.Float16, 8192), endianness="little"))
+as_numbers = pl.col("sketch").bin.reinterpret(dtype=pl.Array(pl.Float16, 8192), endianness="little")
+numbers = gradients.with_columns(as_numbers)
 rows = np.frombuffer(b"".join(gradients.collect()["sketch"]), "<f2").reshape(-1, 8192)
 ```
 
