@@ -11,6 +11,7 @@ from rich.text import Text
 from pipeline.console import printable
 from pipeline.status import states_of
 from schemas.errors import UserError
+from stages.conditions import fitting
 
 
 def table_files(folder: Path, table: str, round_: int) -> list[Path]:
@@ -48,15 +49,8 @@ def print_rows(folder: Path, table: str, where: str | None, lang: str | None, li
             raise UserError(f"Table {table} has no language column")
         frame = frame.filter(pl.col("language") == lang)
     if where is not None:
-        try:
-            frame = frame.filter(pl.sql_expr(where))
-            rows = frame.head(limit).collect()
-        except (pl.exceptions.PolarsError, ValueError) as error:
-            raise UserError(
-                f"--where cannot be evaluated: {error}", fix=f"Columns of {table}: {', '.join(names)}."
-            ) from error
-    else:
-        rows = frame.head(limit).collect()
+        frame = fitting(frame, where, "--where")
+    rows = frame.head(limit).collect()
     total = frame.select(pl.len()).collect().item()
     console = Console(highlight=False)
     for row in rows.iter_rows(named=True):
