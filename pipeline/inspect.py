@@ -11,7 +11,7 @@ from rich.text import Text
 from pipeline.console import printable
 from pipeline.status import states_of
 from schemas.errors import UserError
-from stages.conditions import fitting
+from stages.conditions import collected, fitting
 
 
 def table_files(folder: Path, table: str, round_: int) -> list[Path]:
@@ -50,8 +50,8 @@ def print_rows(folder: Path, table: str, where: str | None, lang: str | None, li
         frame = frame.filter(pl.col("language") == lang)
     if where is not None:
         frame = fitting(frame, where, "--where")
-    rows = frame.head(limit).collect()
-    total = frame.select(pl.len()).collect().item()
+    rows = collected(frame.head(limit), "--where")
+    total = collected(frame.select(pl.len()), "--where").item()
     console = Console(highlight=False)
     for row in rows.iter_rows(named=True):
         for name, value in row.items():

@@ -47,24 +47,26 @@ _UNARY: dict[str, Callable[[pl.Expr], pl.Expr]] = {
 def fitting(frame: pl.LazyFrame, condition: str, where: str) -> pl.LazyFrame:
     """The rows that fit. where: of errors.
 
-    Raises UserError, naming the columns there are, for a condition that cannot be read, names no column, or does not fit the columns'
-    types.
+    Raises UserError for a condition that cannot be read, names no column of the table (it lists those), or does not fit their types.
     """
     tree = parse_condition(condition, where)
     schema = frame.collect_schema()
     for name in sorted(columns_of(tree) - set(schema)):
         raise UserError(f"There is no column {name!r}", where=where, fix=_columns(name, schema))
-    found = frame.filter(_expression(tree))
+    fits = _expression(tree)
+    sample = collected(pl.DataFrame(schema=schema).clear(1).lazy().select(fits.alias("fits")), where)
+    if sample.schema["fits"] != pl.Boolean:
+        raise UserError("The condition is neither true nor false", where=where, fix="Compare something.")
+    return frame.filter(fits)
+
+
+def collected(frame: pl.LazyFrame, where: str) -> pl.DataFrame:
+    """The rows of a frame that a condition filters. Raises UserError where it does not fit the types or values."""
     try:
-        kind = frame.select(_expression(tree).alias("fits")).collect_schema()["fits"]
-        if kind != pl.Boolean:
-            raise UserError("The condition is neither true nor false", where=where, fix="Compare something.")
-        found.head(0).collect()
+        return frame.collect()
     except (pl.exceptions.PolarsError, ValueError, TypeError) as error:
-        raise UserError(
-            f"The condition cannot be evaluated: {first_line(error)}", where=where, fix=_columns("", schema)
-        ) from error
-    return found
+        fix = "Compare numbers with numbers and texts with quoted texts."
+        raise UserError(f"The condition cannot be evaluated: {first_line(error)}", where=where, fix=fix) from error
 
 
 def _columns(name: str, schema: Iterable[str]) -> str:
@@ -74,7 +76,7 @@ def _columns(name: str, schema: Iterable[str]) -> str:
 
 def _expression(node: Condition) -> pl.Expr:
     if isinstance(node, Column):
-        return pl.col(f"^{re.escape(node.name)}$") if _is_pattern(node.name) else pl.col(node.name)
+        return pl.col(node.name)  # of the schema, whose names are our own: none is one of Polars' patterns (^…$)
     if isinstance(node, Value):
         return pl.lit(node.value)
     if node.op in ("and", "or"):
@@ -92,11 +94,6 @@ def _expression(node: Condition) -> pl.Expr:
         case Call("coalesce"):
             return pl.coalesce(args)
     return _UNARY[node.op](*args) if len(args) == 1 else _BINARY[node.op](*args)
-
-
-def _is_pattern(name: str) -> bool:
-    """Polars takes a name between ^ and $ for a pattern."""
-    return name.startswith("^") and name.endswith("$")
 
 
 def _joined(op: str, terms: list[pl.Expr]) -> pl.Expr:

@@ -12,7 +12,6 @@ from schemas.config.base import Section, execution, semantic
 from schemas.config.model import Sampling
 from schemas.config.sources import PairSource
 from schemas.errors import UserError
-from schemas.tables import TABLES
 
 
 class LoraConfig(Section):
@@ -64,7 +63,9 @@ class Objective(Section):
     @field_validator("where")
     @classmethod
     def _readable(cls, value: str) -> str:
-        """Read before any work; that its columns exist shows when there are pairs."""
+        """Read before any work."""
+        from schemas.tables import TABLES  # loads pyarrow, which `--help` and `status` do without
+
         try:
             unknown = sorted(columns_of(parse_condition(value)) - set(TABLES["pairs"].schema.names))
         except UserError as error:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from schemas.config.training import Objective
 from schemas.errors import UserError
 from schemas.ids import content_id, seed_for
-from stages.conditions import fitting
+from stages.conditions import collected, fitting
 from stages.contract import Context, Drop
 from stages.evaluate.loglik import preference
 from stages.gradients.rows import Pair
@@ -81,7 +81,7 @@ def choose(ctx: Context, pairs: TrainingPairs, renderer: Renderer) -> tuple[list
 
 
 def _matching(frame: pl.LazyFrame, objective: Objective, where: str, *columns: str) -> pl.DataFrame:
-    return fitting(frame, objective.where, where).select(columns).collect()
+    return collected(fitting(frame, objective.where, where).select(columns), where)
 
 
 def _sample(ctx: Context, rows: pl.DataFrame) -> pl.DataFrame:
