@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from schemas.config import RunConfig
 from schemas.config.loss import LossConfig
-from stages.conflict.weights import pair_weights
+from stages.gradients.weights import pair_weights
 from stages.train.batches import BatchPlan
 from stages.train.phase import Phase, _arguments
 from stages.train.session import Session
