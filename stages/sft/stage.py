@@ -15,7 +15,7 @@ from schemas.config.sft import SftConfig
 from schemas.config.training import TrainConfig
 from schemas.errors import UserError
 from schemas.ids import content_id
-from stages.contract import Account, Context, Rows, tally
+from stages.contract import Account, ArtifactStage, Context, Rows, tally
 from stages.models.load import free_memory, load_causal_lm, settle_threads
 from stages.sft.card import sft_card
 from stages.sft.conversations import Conversations, load_conversations
@@ -31,7 +31,7 @@ from stages.train.stage import metrics_table
 _TRAIN = re.compile(rf"\btrain(?=\.(?:{'|'.join(SftConfig.model_fields)})\b)|^train$")
 
 
-class Sft:
+class Sft(ArtifactStage):
     """sft.sources -> conversations, sft_metrics, model.
 
     Unit row; drops as in `load_conversations`. ctx.folder holds checkpoints/, logs/, adapter/ (LoRA), model/ (merged safetensors,

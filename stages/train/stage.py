@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from schemas.tables import TABLES
-from stages.contract import Account, Context, Rows, tally
+from stages.contract import Account, ArtifactStage, Context, Rows, tally
 from stages.train.card import model_card
 from stages.train.export import exported
 from stages.train.job import train_job
@@ -22,7 +22,7 @@ _SUMS = ("train_runtime", "total_flos")
 _RATES = ("train_samples_per_second", "train_steps_per_second", "train_loss")
 
 
-class Train:
+class Train(ArtifactStage):
     """curated -> metrics, model.
 
     ctx.folder holds checkpoints/, logs/, adapter/ (LoRA), model/ (merged safetensors, tokenizer, card). A run that was
