@@ -92,6 +92,7 @@ class _Loop:
         if all(s.kind == "done" and s.step.spec.name not in self.selection.force for s in states):
             self.rundir.forget_forced()
             outcome.skipped = list(self.steps)
+            self._clean()  # a kill may have come while the report was written
             self._report()
             return outcome
         redone = self.selection.force

@@ -208,3 +208,30 @@ def test_every_level_accounts_for_every_row(fake):
         for t in manifest.tallies:
             assert t.rows_in == t.kept + sum(t.dropped.values()) + t.failed
     assert rundir.stage(fake_stages.GENERATE, 0).tallies[0].dropped == {"odd": 10}
+
+
+def test_the_report_is_written_after_every_run_and_again_only_when_it_is_missing_or_old(fake):
+    fake(last="generate")
+    page = fake.root / "report.html"
+    first = page.read_bytes()
+    fake()
+    second = page.read_bytes()
+    assert second != first
+    page.unlink()
+    assert fake().ran == [] and page.read_bytes() == second
+    before = page.stat().st_mtime_ns
+    fake()
+    assert page.stat().st_mtime_ns == before
+    page.write_bytes(first)
+    fake()
+    assert page.read_bytes() == second
+
+
+def test_a_run_directory_with_the_report_as_a_stage_continues(fake):
+    fake(last="select")
+    state = fake.root / "_state" / "report"
+    state.mkdir()
+    (state / "plan.json").write_text('{"of": "another time"}')
+    assert titles(fake().ran) == ["train"]
+    with pytest.raises(UserError, match="no stage 'report'"):
+        fake(stage="report")
