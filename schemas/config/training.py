@@ -264,9 +264,9 @@ class EvaluateConfig(Section):
 
 
 class ReportConfig(Section):
-    """Report stage."""
+    """The report."""
 
-    browse_pairs: int = semantic(200, "pairs in the browser of kept and dropped pairs", ge=0)
+    browse_pairs: int = execution(200, "pairs in the browser of kept and dropped pairs", ge=0)
 
 
 class ExecutionConfig(Section):
