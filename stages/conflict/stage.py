@@ -20,10 +20,10 @@ from stages.conflict.sources import MIN_PAIRS, Source, open_source
 from stages.conflict.stream import Columns
 from stages.conflict.surgery import Surgery
 from stages.conflict.table import score_rows
-from stages.contract import Account, Context, Rows, tally
+from stages.contract import Account, Context, Rows, TableStage, tally
 
 
-class Conflict:
+class Conflict(TableStage):
     """gradients, pairs -> scores, gram, directions. Unit `pair`: every pair with a gradient gets a row."""
 
     def run(self, ctx: Context) -> Iterator[Rows | Account]:

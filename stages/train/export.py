@@ -19,6 +19,7 @@ def export_model(
     folder: Path,
     base_name: str,
     dtype: torch.dtype,
+    section: str,
 ) -> None:
     """Write folder/model (merged, in `dtype`, with tokenizer and chat template) and, for LoRA, folder/adapter.
 
@@ -29,8 +30,8 @@ def export_model(
     if broken:
         raise UserError(
             f"{len(broken)} trained weights are not finite, for example {broken[0]}",
-            where="train",
-            fix="Lower train.learning_rate, or use model.dtype: bfloat16 or float32.",
+            where=section,
+            fix=f"Lower {section}.learning_rate, or use model.dtype: bfloat16 or float32.",
         )
     if isinstance(model, PeftModel):
         with files.publishing(folder / "adapter") as target:
