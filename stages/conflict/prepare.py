@@ -69,9 +69,9 @@ class Prepared:
         return sum(map(len, sample_windows(n))) if self.ctx.config.conflict.metric in ("coordinate", "layer") else 0
 
     def chunks(
-        self, advance: Callable[[int], None] = lambda rows: None, device: torch.device = torch.device("cpu")
+        self, advance: Callable[[int], None] = lambda rows: None, device: torch.device | None = None
     ) -> tuple[Chunks, Tensor | None]:
-        """(rows, scale_D): the gradients g_i = scale_D * row, in the metric of the run and with their weights, on `device`; None: the rows.
+        """(rows, scale_D): the gradients g_i = scale_D * row, in the metric of the run and with their weights, on `device` (None: the CPU); None: the rows.
         Raises UserError where the loss needs what was not stored."""
         config, (weight_N, sides_N2) = self.ctx.config.conflict, self.weights
         chunks = on_device(self.store.chunks(advance, sides_N2=sides_N2), device)

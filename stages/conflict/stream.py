@@ -78,9 +78,9 @@ def blocks(chunks: Chunks) -> Iterator[Block]:
         yield _join(start, kept)
 
 
-def on_device(chunks: Chunks, device: torch.device) -> Chunks:
-    """The stream with its rows on a device; the same stream where that is the CPU."""
-    if device.type == "cpu":
+def on_device(chunks: Chunks, device: torch.device | None) -> Chunks:
+    """The stream with its rows on a device; the same stream where that is the CPU, or None."""
+    if device is None or device.type == "cpu":
         return chunks
 
     def generate() -> Iterator[Chunk]:
