@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator
@@ -12,17 +13,24 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from pipeline import __version__
 from schemas.errors import UserError
 
 if TYPE_CHECKING:
     from schemas.config import RunConfig
 
 app = typer.Typer(
-    help="Curate multilingual preference data by gradient conflict (ConGrad) and train on it with DPO.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"congrad-pipeline {__version__}")
+        raise typer.Exit
+
 
 Config = Annotated[Path, typer.Argument(help="YAML config; `init` writes a starter one", metavar="CONFIG")]
 Run = Annotated[Path, typer.Argument(help="run directory, or the name of a run under runs/", metavar="RUN")]
@@ -33,6 +41,15 @@ RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="folder tha
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 Round = Annotated[int | None, typer.Option("--round", help="this round only", min=0)]
 Shown = Annotated[int, typer.Option("--round", help="the round to show", min=0)]
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version and stop", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Curate multilingual preference data by gradient conflict (ConGrad) and train on it with DPO."""
 
 
 @app.command()
@@ -49,7 +66,7 @@ def run(
         typer.Option("--force-stage", help="redo this stage, and allow redoing what follows (repeatable)"),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would run, and stop")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="say nothing but errors")] = False,
     debug: Debug = False,
 ) -> None:
     """Bring a run up to date. The same command continues a run that was stopped."""
@@ -62,14 +79,15 @@ def run(
 
         overrides = [*(sets or []), *([f"run_dir={run_dir}"] if run_dir else [])]
         resolved = load_config(config, overrides)
-        selection = Selection(stage, first, last, round_, tuple(force or ()))
+        command = shlex.join(["python", "-m", "pipeline", *(word for word in sys.argv[1:] if word != "--dry-run")])
+        selection = Selection(stage, first, last, round_, tuple(force or ()), command)
         display = Display(quiet)
         if resolved.banner and not dry_run:
             display.say(resolved.banner, "bold")
         if dry_run:
-            from pipeline.status import print_states
+            from pipeline.status import print_intentions
 
-            print_states(preview(resolved, selection))
+            print_intentions(preview(resolved, selection), selection)
             return
         outcome = run_pipeline(resolved, selection, display)
         if not outcome.ran:
@@ -77,9 +95,10 @@ def run(
                 f"Up to date: {resolved.folder} ({len(outcome.skipped)} stages, {outcome.seconds:.1f} s)", "green"
             )
             return
-        from pipeline.summary import print_summary
+        if not quiet:
+            from pipeline.summary import print_summary
 
-        print_summary(resolved)
+            print_summary(resolved)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -30,11 +31,21 @@ def printable(text: str) -> str:
     return visible(text)
 
 
+class _Terminal(Console):
+    """A console that falls silent when its terminal is gone: a run that is told to stop must still reach its end."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            self.quiet = True
+
+
 class Display:
     """Shows stages, notes and progress on standard error; standard output stays free for results."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.console = _Terminal(stderr=True, quiet=quiet, highlight=False)
         self._bar: StageBar | None = None
 
     def say(self, message: str, style: str = "") -> None:

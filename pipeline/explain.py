@@ -31,7 +31,11 @@ _VECTORS = ("sketch", "sketch_chosen", "sketch_rejected", "products", "squares")
 def find_pair(files: dict[str, list[Path]], prefix: str, where: str) -> dict[str, Any]:
     """The row of the pairs table whose id begins with `prefix`. Raises UserError unless there is exactly one."""
     if "pairs" not in files:
-        raise UserError("This run has no pairs yet", where=where, fix="Run it first: python -m pipeline run CONFIG.")
+        raise UserError(
+            "This run has no pairs with its settings yet",
+            where=where,
+            fix="Run it first: python -m pipeline run CONFIG.",
+        )
     rows = pl.scan_parquet(files["pairs"], glob=False).filter(pl.col("pair_id").str.starts_with(prefix))
     ids = rows.select("pair_id").head(6).collect()["pair_id"].to_list()
     if len(ids) != 1 or not prefix:
@@ -62,7 +66,7 @@ def explanation(config: RunConfig, files: dict[str, list[Path]], pair: dict[str,
     elif found["gradient"] is None and (drop := _row(files, "dropped/gradients", pair_id, key="row_id")):
         found["why_not"] = f"it has no gradient: {drop['reason']} ({drop['detail']})"
     elif found["scores"] is None or "directions" not in files:
-        found["why_not"] = "the stage conflict has not finished"
+        found["why_not"] = "the stage conflict has not finished with the run's settings"
     elif not (find_spec("torch") and find_spec("transformers")):
         found["why_not"] = "torch is not installed here: layer groups and neighbours need it"
     elif "sums" in files:
@@ -147,7 +151,9 @@ def _verdict(found: dict[str, Any], config: RunConfig) -> str:
     selection = found["selection"]
     if selection is None:
         return "Neither kept nor rejected: " + (
-            "only training pairs are." if found["split"] != "train" else "the stage select has not finished."
+            "only training pairs are."
+            if found["split"] != "train"
+            else "the stage select has not finished with the run's settings."
         )
     value = f"{selection['ranked_by']} {_number(selection['value'])}"
     if selection["kept"]:
@@ -174,7 +180,7 @@ def _selection(config: RunConfig, files: dict[str, list[Path]], pair_id: str) ->
 def _row(
     files: dict[str, list[Path]], table: str, pair_id: str, key: str = "pair_id", without: Sequence[str] = ()
 ) -> dict[str, Any] | None:
-    if table not in files:
+    if not files.get(table):
         return None
     frame = pl.scan_parquet(files[table], glob=False).filter(pl.col(key) == pair_id)
     rows = frame.drop(*without, strict=False).head(1).collect()

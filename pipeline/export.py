@@ -7,41 +7,86 @@ import shutil
 from pathlib import Path
 
 import polars as pl
-import yaml
+import pyarrow.parquet as pq
 
-from pipeline.inspect import table_files
+from pipeline.dataset_card import Contents, dataset_card
+from pipeline.fingerprint import content_of
+from pipeline.plan import State
+from pipeline.status import recorded_planner
 from schemas import files
 from schemas.config import RunConfig
 from schemas.errors import UserError
-from stages.text.markdown import escape
+from schemas.ids import content_id
+
+_TABLE = "curated"
+_PART = re.compile(r"train-\d{5}-of-\d{5}(-[0-9a-f]{16})?\.parquet")
 
 
 def export_dataset(config: RunConfig, out: Path, round_: int | None, push: str | None, private: bool) -> Path:
-    """Write data/train-*.parquet and README.md; returns the folder.
+    """Write data/train-*-HASH.parquet and README.md; returns the folder.
 
-    round_: default the last finished one. Raises UserError if nothing is curated or the folder holds something else.
+    The hash of the content is in the files' names and in the card, because `datasets` takes a folder of the same name with the same
+    card for the same data, and would load what it cached of another export.
+
+    round_: default the last finished one. Raises UserError if nothing current is curated or the folder holds something else.
     """
-    wanted = range(config.rounds - 1, -1, -1) if round_ is None else [round_]
-    parts: list[Path] = []
-    for candidate in wanted:
-        try:
-            parts, round_ = table_files(config.folder, "curated", candidate), candidate
-            break
-        except UserError:
-            if candidate == wanted[-1]:
-                raise
+    states = recorded_planner(config, config.folder).states()
+    made = _curated(config, states, round_)
     data = out / "data"
     if out.is_symlink() or data.is_symlink() or (out.exists() and _foreign(out)):
         raise UserError("This folder holds something else", where=str(out), fix="Name an empty one with --out.")
+    assert made.manifest is not None
+    records = made.manifest.table_files(_TABLE)
+    parts = [config.folder / record.path for record in records]
+    if bad := [record for record in records if not files.is_intact(config.folder, record, thorough=True)]:
+        raise UserError(
+            "This part of curated is no longer what was written", where=bad[0].path, fix="Delete it and run again."
+        )
+    content = content_id(content_of(records))[:16]
     with files.publishing(data) as fresh:
         fresh.mkdir()
         for index, part in enumerate(parts):
-            shutil.copyfile(part, fresh / f"train-{index:05d}-of-{len(parts):05d}.parquet")
+            shutil.copyfile(part, fresh / f"train-{index:05d}-of-{len(parts):05d}-{content}.parquet")
     counts = pl.scan_parquet(parts, glob=False).group_by("language").len().sort("language").collect().rows()
-    files.write_text(out / "README.md", dataset_card(config, round_ or 0, dict(counts)))
+    contents = Contents(
+        f"data/train-*-{content}.parquet", dict(counts), sum(r.bytes for r in records), sum(map(_raw_bytes, parts))
+    )
+    upstream = states[: states.index(made) + 1]
+    through = [s.manifest for s in upstream if s.kind == "done" and s.manifest and _is_of(s, made)]
+    files.write_text(out / "README.md", dataset_card(config, made.step.round, contents, through))
     if push:
         _push(out, push, private)
     return out
+
+
+def _curated(config: RunConfig, states: list[State], round_: int | None) -> State:
+    """The step whose curated pairs are exported: of the round asked for, or the last that has some."""
+    steps = [s for s in states if _TABLE in s.step.spec.writes and round_ in (None, s.step.round)]
+    done = [s for s in steps if s.kind == "done"]
+    if done:
+        return done[-1]
+    where, last = str(config.folder), steps[-1] if steps else None
+    if last is not None and last.kind in ("changed", "stale"):
+        raise UserError(
+            f"The curated pairs that are there are of other settings than the run's: {'; '.join(last.why)}",
+            where=where,
+            fix="Run the pipeline with the settings you want, then export: results that were finished are found, not made anew.",
+        )
+    raise UserError(
+        f"Round {round_ or 0} of this run has no finished table 'curated'",
+        where=where,
+        fix="Run it first: python -m pipeline run CONFIG.",
+    )
+
+
+def _is_of(state: State, made: State) -> bool:
+    """Whether a stage comes before the curated pairs: of their round, or of all rounds."""
+    return not state.step.spec.per_round or state.step.round == made.step.round
+
+
+def _raw_bytes(part: Path) -> int:
+    meta = pq.read_metadata(part)
+    return sum(meta.row_group(n).total_byte_size for n in range(meta.num_row_groups))
 
 
 def _foreign(out: Path) -> bool:
@@ -52,39 +97,8 @@ def _foreign(out: Path) -> bool:
         entry for entry in out.iterdir() if entry.name not in ("data", "README.md") and not files.is_temporary(entry)
     ]
     parts = list((out / "data").iterdir()) if (out / "data").is_dir() else []
-    known = all(re.fullmatch(r"train-\d{5}-of-\d{5}\.parquet", part.name) and part.is_file() for part in parts)
+    known = all(_PART.fullmatch(part.name) and part.is_file() for part in parts)
     return bool(entries) or not known or ((out / "README.md").exists() and not parts)
-
-
-def dataset_card(config: RunConfig, round_: int, counts: dict[str, int]) -> str:
-    """Model-card Markdown with YAML metadata. counts: language -> pairs."""
-    meta = yaml.safe_dump(
-        {
-            "language": sorted({code.split("-")[0] for code in counts}),
-            "tags": ["preference", "dpo", "trl", "congrad"],
-            "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
-        },
-        sort_keys=False,
-        allow_unicode=True,
-    )
-    rows = "\n".join(f"| {escape(language)} | {count:,} |" for language, count in sorted(counts.items()))
-    answers = f"answers of {escape(config.model.policy)}, judged by a model"
-    origin = "an existing preference data set" if config.imported else answers
-    kept = "by gradient conflict" if config.select.by == "conflict" else "by a baseline, not by gradient conflict"
-    return f"""---
-{meta}---
-# {escape(config.name)}: curated preference pairs
-
-{sum(counts.values()):,} preference pairs (columns `prompt`, `chosen`, `rejected` as messages) made from {origin}
-and kept {kept} (round {round_}): pairs were ranked by `select.by: {config.select.by}` and a share of
-{config.select.keep:g} was kept. ConGrad's code was never published; keep ratio, sketch size and similarity measure
-are this pipeline's choices.
-The texts were not checked by people and may be wrong or harmful.
-
-| language | pairs |
-|---|---|
-{rows}
-"""
 
 
 def _push(folder: Path, repo: str, private: bool) -> None:
@@ -96,7 +110,13 @@ def _push(folder: Path, repo: str, private: bool) -> None:
     api = HfApi()
     try:
         api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=repo, repo_type="dataset", allow_patterns=["data/*", "README.md"])
+        api.upload_folder(
+            folder_path=folder,
+            repo_id=repo,
+            repo_type="dataset",
+            allow_patterns=["data/*", "README.md"],
+            delete_patterns=["data/*"],
+        )
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise UserError(
             f"Pushing to {repo} failed: {error}",

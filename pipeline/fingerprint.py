@@ -43,15 +43,48 @@ def fingerprint(values: Mapping[str, Any]) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The ingredients that changed, for people: `select.keep: 0.5 -> 0.3`."""
-    lines = []
+    """The ingredients that changed, for people: `select.keep: 0.5 -> 0.3`. That inputs changed is said where nothing else did."""
+    settings: list[str] = []
+    contents: list[str] = []
+    inputs: list[str] = []
     for name in sorted(set(before) | set(now)):
-        if before.get(name) != now.get(name):
-            if name.startswith(("input ", "model ", "file ")):
-                lines.append(f"{name} changed")
-            else:
-                lines.append(f"{name}: {before.get(name)!r} -> {now.get(name)!r}")
-    return lines
+        old, new = before.get(name), now.get(name)
+        if old == new:
+            continue
+        if name in ("code", "schema"):
+            contents.append(f"the pipeline's {name} for it is another version ({old} -> {new})")
+        elif name.startswith("input "):
+            inputs.append(f"{name} changed")
+        elif name.startswith(("model ", "file ")):
+            contents.append(f"{name} changed")
+        else:
+            settings += _setting(name, old, new)
+    return [*settings, *contents] or inputs
+
+
+def _setting(name: str, old: Any, new: Any) -> list[str]:
+    """A changed setting; of lists what was added, taken away or changed in them, never the whole of them."""
+    if not isinstance(old, list) or not isinstance(new, list):
+        return [f"{name}: {_shown(old)} -> {_shown(new)}"]
+    if any(isinstance(value, (dict, list)) for value in [*old, *new]):
+        if len(old) != len(new):
+            return [f"{name}: {len(old)} -> {len(new)} entries"]
+        pairs = [
+            (f"{name}.{n}", _flatten("", a), _flatten("", b)) for n, (a, b) in enumerate(zip(old, new, strict=True))
+        ]
+        keys = [(f"{at}{key}", a.get(key), b.get(key)) for at, a, b in pairs for key in sorted(a | b)]
+        return [line for key, a, b in keys if a != b for line in _setting(key, a, b)]
+    changes = [f"+{_shown(v)}" for v in new if v not in old] + [f"-{_shown(v)}" for v in old if v not in new]
+    return [
+        f"{name}: {', '.join(changes[:6])}{', ...' if changes[6:] else ''}" if changes else f"{name}: another order"
+    ]
+
+
+def _shown(value: Any) -> str:
+    """A setting's value as it stands in a config file, cut when long."""
+    text = {None: "none", True: "true", False: "false"}.get(value) if value is None or isinstance(value, bool) else None
+    text = text or (f"{value:g}" if isinstance(value, float) else str(value))
+    return text if len(text) <= 80 else text[:80] + "..."
 
 
 def content_of(records: Iterable[FileRecord]) -> str:

@@ -9,14 +9,17 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.console import printable
+from pipeline.plan import State
+from pipeline.rundir import RunDir
 from pipeline.status import states_of
 from schemas.errors import UserError
+from schemas.manifests import StageManifest
 from schemas.sketches import scan_numbers
 from stages.conditions import collected, fitting
 
 
 def table_files(folder: Path, table: str, round_: int) -> list[Path]:
-    """Committed files of a table (`dropped/TABLE` for dropped rows). Raises UserError naming the tables there are."""
+    """Committed files of a current table (`dropped/TABLE` for dropped rows). Raises UserError naming the tables there are."""
     found = tables_of(folder, round_)
     if table not in found:
         raise UserError(
@@ -28,22 +31,52 @@ def table_files(folder: Path, table: str, round_: int) -> list[Path]:
 
 
 def tables_of(folder: Path, round_: int) -> dict[str, list[Path]]:
-    """Committed files of every finished table of a round, in order; dropped rows are under `dropped/TABLE`."""
+    """Files of every finished and current table of a round, in order; dropped rows are under `dropped/TABLE`, perhaps none."""
     found: dict[str, list[Path]] = {}
     for state in states_of(folder):
-        step, manifest = state.step, state.manifest
-        if manifest is None or (step.spec.per_round and step.round != round_):
-            continue
-        for file in manifest.files:
-            if file.table is not None:
-                name = f"dropped/{step.spec.writes[0]}" if file.table == "dropped" else file.table
-                found.setdefault(name, []).append(folder / file.path)
-    return {name: sorted(files) for name, files in found.items()}
+        if state.kind == "done" and state.manifest is not None and _is_of(state, round_):
+            found |= _tables(folder, state, state.manifest)
+    return found
+
+
+def tables_of_other_settings(folder: Path, round_: int) -> dict[str, tuple[list[Path], str]]:
+    """Tables that lie where the run's would, and were made with other settings: (files, what is other)."""
+    found: dict[str, tuple[list[Path], str]] = {}
+    rundir = RunDir(folder)
+    for state in states_of(folder):
+        old = rundir.stage(state.step.spec, state.step.round)
+        if state.kind in ("changed", "stale") and old is not None and _is_of(state, round_):
+            tables = _tables(folder, state, old)
+            found |= {name: (paths, "; ".join(state.why)) for name, paths in tables.items()}
+    return found
+
+
+def _is_of(state: State, round_: int) -> bool:
+    return not state.step.spec.per_round or state.step.round == round_
+
+
+def _tables(folder: Path, state: State, manifest: StageManifest) -> dict[str, list[Path]]:
+    spec = state.step.spec
+    dropped = f"dropped/{spec.writes[0]}" if spec.writes else ""
+    found: dict[str, list[Path]] = {name: [] for name in (*spec.writes, dropped) if name}
+    for file in manifest.files:
+        if file.table is not None:
+            found[dropped if file.table == "dropped" else file.table].append(folder / file.path)
+    return {name: sorted(paths) for name, paths in found.items()}
 
 
 def print_rows(folder: Path, table: str, where: str | None, lang: str | None, limit: int, round_: int) -> None:
     """Print rows, one field a line, with long values cut and nothing that could steer the terminal."""
-    files = table_files(folder, table, round_)
+    console = Console(highlight=False)
+    others = tables_of_other_settings(folder, round_)
+    if table in others:
+        files, why = others[table]
+        console.print(Text(printable(f"Made with other settings than the run's now: {why}"), style="yellow"))
+    else:
+        files = table_files(folder, table, round_)
+    if not files:
+        console.print(f"0 of 0 rows of {table}: nothing was dropped")
+        return
     frame = scan_numbers(files) if table == "gradients" else pl.scan_parquet(files, glob=False)
     names = frame.collect_schema().names()
     if lang is not None:
@@ -54,7 +87,6 @@ def print_rows(folder: Path, table: str, where: str | None, lang: str | None, li
         frame = fitting(frame, where, "--where")
     rows = collected(frame.head(limit), "--where")
     total = collected(frame.select(pl.len()), "--where").item()
-    console = Console(highlight=False)
     for row in rows.iter_rows(named=True):
         for name, value in row.items():
             console.print(Text.assemble((f"{name:>24}  ", "bold"), _shown(value)), soft_wrap=True)
@@ -65,7 +97,7 @@ def print_rows(folder: Path, table: str, where: str | None, lang: str | None, li
 
 
 def _cosine_error(folder: Path, round_: int) -> float | None:
-    found = [s.manifest.stats for s in states_of(folder) if s.manifest is not None and s.step.round == round_]
+    found = [s.manifest.stats for s in states_of(folder) if s.kind == "done" and s.manifest and s.step.round == round_]
     return next((stats["sketch_cosine_error"] for stats in found if "sketch_cosine_error" in stats), None)
 
 

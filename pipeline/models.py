@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pipeline.fingerprint import content_of
-from pipeline.plan import Planner
+from pipeline.makers import Makers
 from pipeline.rundir import RunDir
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.manifests import FileRecord, StageManifest
-from stages.catalog import BY_NAME
 from stages.contract import ModelRef
 from stages.schedule import Step
 
@@ -23,7 +22,7 @@ class Models:
     """Resolves models once; a trained model is known by the hashes of its files."""
 
     def __init__(self, config: RunConfig, rundir: RunDir) -> None:
-        self._config, self._rundir = config, rundir
+        self._config, self._rundir, self._makers = config, rundir, Makers(config)
         self._resolved: dict[tuple[str, str | None], ModelRef] = {}
 
     def start(self) -> ModelRef:
@@ -40,49 +39,26 @@ class Models:
 
     def missing(self, step: Step) -> list[str]:
         """Titles of the unfinished steps whose models the step needs."""
-        roles = [role for role in step.spec.models if self._takes_part(role) and not self._known(role, step.round)]
-        return list(dict.fromkeys(maker.title for role in roles if (maker := self._maker(role, step.round))))
+        roles = [role for role in step.spec.models if not self._known(role, step.round)]
+        makers = (self._makers.maker(role, step.round) for role in roles if self._makers.takes_part(role))
+        return list(dict.fromkeys(maker.title for maker in makers if maker))
 
     def files(self, step: Step) -> list[FileRecord]:
         """Files of the trained models among the step's models."""
-        makers = {self._maker(role, step.round) for role in step.spec.models if self._takes_part(role)} - {None}
-        found = [self._rundir.stage(maker.spec, maker.round) for maker in sorted(filter(None, makers), key=_order)]
+        found = [self._rundir.stage(maker.spec, maker.round) for maker in self._makers.of(step)]
         return [file for manifest in found if manifest is not None for file in model_files(manifest)]
 
     def _known(self, role: str, round_: int) -> bool:
         """A model that the run makes is not there before the stage that makes it has finished."""
-        if not self._takes_part(role):
+        if not self._makers.takes_part(role):
             return False
-        maker = self._maker(role, round_)
-        return maker is None or self._rundir.stage(maker.spec, maker.round) is not None
-
-    def _takes_part(self, role: str) -> bool:
-        """sft and base only when merging, token_reward only when ALLO has a reward model."""
-        train, sft = self._config.train, self._config.sft
-        if role == "token_reward":
-            return train.allo.reward_model is not None
-        if role not in ("sft", "base"):
-            return True
-        own_base = sft.on and train.optimizer != "anchor"  # the model the run starts from; anchor needs none
-        return train.optimizer != "adamw" and (role == "sft" or train.merge.base is not None or own_base)
-
-    def _maker(self, role: str, round_: int) -> Step | None:
-        """The step whose model plays the role; None: a model from outside the run."""
-        model, train = self._config.model, self._config.train
-        if role == "trained":
-            return Step(BY_NAME["train"], round_)
-        own = {"judge": model.judge, "evaluation_judge": model.evaluation_judge, "sft": train.merge.sft}
-        if role in ("start", "base", "token_reward") or own.get(role):
-            return None
-        moves = role in ("policy", "judge") or (role == "reference" and train.reference == "start")
-        if moves and round_ > 0:
-            return Step(BY_NAME["train"], round_ - 1)
-        return Step(BY_NAME["sft"], 0) if self._config.sft.on else None
+        maker = self._makers.maker(role, round_)
+        return maker is None or self._rundir.result(maker.spec, maker.round) is not None
 
     def _role(self, role: str, round_: int) -> ModelRef:
         if role not in _ROLES:
             raise ValueError(f"no such role: {role}")
-        maker = self._maker(role, round_)
+        maker = self._makers.maker(role, round_)
         if maker is not None:
             return self._made(maker)
         model, train = self._config.model, self._config.train
@@ -92,7 +68,7 @@ class Models:
 
     def _made(self, maker: Step) -> ModelRef:
         spec, round_ = maker.spec, maker.round
-        manifest = self._rundir.stage(spec, round_)
+        manifest = self._rundir.result(spec, round_)
         if manifest is None:
             raise UserError(f"Stage {maker.title} has not run", fix="Run it first.")
         artifacts = self._rundir.artifacts(spec, round_)
@@ -114,14 +90,3 @@ def model_files(manifest: StageManifest) -> list[FileRecord]:
     """The model's files among the artifacts of an sft or train stage."""
     folder = f"/{manifest.stage}/{TRAINED}/"
     return [f for f in manifest.files if folder in f"/{f.path}" and not f.path.endswith(".md")]
-
-
-def _order(step: Step) -> tuple[int, str]:
-    return step.round, step.spec.name
-
-
-def recorded_digests(planner: Planner, step: Step) -> dict[str, str]:
-    """Digests as they were when the step last ran, for `status`, which looks at no model."""
-    plan = planner.rundir.plan(step.spec, step.round)
-    values = plan.ingredients if plan else {}
-    return {name.removeprefix("model "): value for name, value in values.items() if name.startswith("model ")}

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline.fingerprint import content_of, differences, fingerprint, ingredients
-from pipeline.rundir import RunDir
-from schemas import files
+from pipeline.makers import Makers
+from pipeline.rundir import KeptDir, RunDir
 from schemas.config import RunConfig
 from schemas.manifests import FileRecord, PartManifest, ShardRange, StageManifest, StagePlan
 from stages.schedule import Step, schedule
@@ -26,21 +26,44 @@ class Inputs:
         return {name: content_of(records) for name, records in self.records.items()}
 
 
+Kind = Literal["done", "kept", "resume", "new", "changed", "stale", "waiting"]
+
+
 @dataclass
 class State:
-    """What is known of a step. parts: of a half-done one, those that are committed."""
+    """What is known of a step.
+
+    kind: done; kept: finished with these settings before, and kept aside; resume: half done; new; changed: made with other settings;
+        stale: with these settings, but from what is no longer current; waiting: for what has not been made.
+    manifest: of what is finished and current. seconds: of work that what is there took. parts: of a half-done one, those committed.
+    behind: the steps whose results it reads and that are not current. aside: where its results lie, if they are kept aside.
+    """
 
     step: Step
-    kind: Literal["done", "resume", "new", "changed", "waiting"]
+    kind: Kind
     why: list[str] = field(default_factory=list)
     plan: StagePlan | None = None
     manifest: StageManifest | None = None
     parts: dict[int, PartManifest] = field(default_factory=dict)
     inputs: Inputs = field(default_factory=Inputs)
+    behind: list[State] = field(default_factory=list)
+    seconds: float = 0.0
+    aside: KeptDir | None = None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether what is finished of it was made with these settings, from what is current: the one rule of what may be shown."""
+        return self.kind in ("done", "kept")
+
+    @property
+    def cause(self) -> State | None:
+        """The first step made with other settings that this one goes back to; itself, if what it reads is current."""
+        first = next((cause for behind in self.behind if (cause := behind.cause)), None)
+        return first or (self if self.kind == "changed" else None)
 
     @property
     def parts_done(self) -> int:
-        return len(self.plan.shards) if self.kind == "done" and self.plan else len(self.parts)
+        return len(self.plan.shards) if self.is_current and self.plan else len(self.parts)
 
 
 class Planner:
@@ -48,7 +71,6 @@ class Planner:
 
     models: (step) -> role -> digest, and files: (spec) -> name -> hash, are given by the caller, since
     finding them may need the models; `status` answers with what was recorded instead.
-    frozen: nothing is written meanwhile, so that every manifest is read and its files are looked at only once.
     """
 
     def __init__(
@@ -57,81 +79,106 @@ class Planner:
         rundir: RunDir,
         models: Callable[[Step], dict[str, str]],
         config_files: Callable[[StageSpec], dict[str, str]],
-        *,
-        frozen: bool = False,
     ) -> None:
-        self._read: dict[Step, StageManifest | None] | None = {} if frozen else None
         self.config, self.rundir = config, rundir
         self.steps = schedule(config)
         self._models, self._config_files = models, config_files
         self._producer = {(table, s.round): s for s in self.steps for table in s.spec.writes}
+        self._makers = Makers(config)
 
-    def manifest(self, step: Step) -> StageManifest | None:
-        """The step's manifest, if all its files are there in full size."""
-        if self._read is None:
-            return self._manifest(step)
-        if step not in self._read:
-            self._read[step] = self._manifest(step)
-        return self._read[step]
+    def states(self, until: Step | None = None) -> list[State]:
+        """The state of every step in order, up to `until`: one look, in which each answer builds on the earlier ones."""
+        found: dict[Step, State] = {}
+        self.rundir.foreseen.clear()
+        for step in self.steps:
+            found[step] = state = self._state(step, found)
+            if state.kind == "kept" and state.manifest is not None:
+                self.rundir.foreseen[step.spec.name, step.round] = state.manifest
+            if step == until:
+                break
+        return list(found.values())
 
-    def _manifest(self, step: Step) -> StageManifest | None:
-        found = self.rundir.stage(step.spec, step.round)
-        if found and all(files.is_intact(self.rundir.root, f, thorough=False) for f in found.files):
-            return found
-        return None
+    def state(self, step: Step) -> State:
+        """The state of one step."""
+        return self.states(step)[-1]
 
-    def inputs(self, step: Step) -> Inputs:
-        """The files of every table the step reads."""
-        found = Inputs()
+    def current(self) -> list[State]:
+        """Steps whose results are finished, current and in their place: all that may be shown or given away."""
+        return [state for state in self.states() if state.kind == "done"]
+
+    def _state(self, step: Step, found: dict[Step, State]) -> State:
+        inputs, behind = self._look(step, found)
+        old = self.rundir.plan(step.spec, step.round)
+        if inputs.missing or behind:
+            state = State(step, "waiting", inputs=inputs, behind=behind, seconds=self._seconds(step, old))
+            state.why = [waits_for(state)]
+            if old is not None:
+                own = self._own_differences(step, inputs, old)
+                state.kind, state.plan, state.why = "changed" if own else "stale", old, own or state.why
+            return state
+        values = self._ingredients(step, inputs)
+        print_ = fingerprint(values)
+        if old is not None and old.fingerprint == print_:
+            return self._as_planned(step, old, inputs, self.rundir)
+        if (aside := self.rundir.kept_with(step.spec, step.round, print_)) is not None:
+            plan = aside.plan(step.spec, step.round)
+            if plan is not None and plan.fingerprint == print_:
+                state = self._as_planned(step, plan, inputs, aside)
+                state.aside = aside
+                if state.kind == "done":
+                    state.kind, state.why = "kept", ["finished with these settings before"]
+                return state
+        cut = self._cut(step, inputs, values)
+        if old is None:
+            return State(step, "new", ["not run yet"], cut, inputs=inputs)
+        why, seconds = differences(old.ingredients, values), self._seconds(step, old)
+        return State(step, "changed", why, cut, inputs=inputs, seconds=seconds)
+
+    def _as_planned(self, step: Step, plan: StagePlan, inputs: Inputs, there: RunDir) -> State:
+        """The state of a step whose plan is the one that lies `there`."""
+        manifest = there.stage(step.spec, step.round)
+        whole = manifest is not None and manifest.fingerprint == plan.fingerprint
+        if manifest and whole and there.are_there(step.spec, step.round, manifest.files):
+            return State(step, "done", plan=plan, manifest=manifest, inputs=inputs, seconds=manifest.seconds)
+        parts = there.parts(step.spec, step.round, plan.fingerprint)
+        why = [f"{len(parts)} of {len(plan.shards)} parts are done"]
+        seconds = sum(part.seconds for part in parts.values())
+        return State(step, "resume", why, plan, parts=parts, inputs=inputs, seconds=seconds)
+
+    def _look(self, step: Step, found: dict[Step, State]) -> tuple[Inputs, list[State]]:
+        """The files of every table the step reads, and the steps that must be brought up to date first."""
+        inputs, behind = Inputs(), []
         for read in step.spec.reads:
             name = read.rstrip("?")
             table, _, fixed = name.partition(":")
             producer = self._find(table, int(fixed) if fixed else step.round)
             if producer is None:
                 if not read.endswith("?"):
-                    found.missing.append(table)
+                    inputs.missing.append(table)
                 continue
-            manifest = self.manifest(producer)
-            if manifest is None:
-                found.missing.append(producer.title)
+            state = found[producer]
+            if not state.is_current or state.manifest is None:
+                behind.append(state)
             else:
-                found.records[name] = manifest.table_files(table)
-        return found
+                inputs.records[name] = state.manifest.table_files(table)
+        behind += [found[maker] for maker in self._makers.of(step) if maker in found and not found[maker].is_current]
+        return inputs, list({state.step: state for state in behind}.values())
+
+    def _own_differences(self, step: Step, inputs: Inputs, old: StagePlan) -> list[str]:
+        """What is other than it was, besides the inputs that are not current."""
+        values = self._ingredients(step, inputs)
+        unknown = {name for name in old.ingredients if name.startswith("input ") and name not in values}
+        return differences({name: value for name, value in old.ingredients.items() if name not in unknown}, values)
 
     def _find(self, table: str, round_: int) -> Step | None:
         return self._producer.get((table, round_)) or self._producer.get((table, 0))
 
-    def manifests(self) -> list[StageManifest]:
-        """Manifests of all finished steps, in order."""
-        return [found for step in self.steps if (found := self.manifest(step))]
-
-    def state(self, step: Step) -> State:
-        """Whether the step is done, half done, new, or made with other settings."""
-        inputs = self.inputs(step)
-        if inputs.missing:
-            return State(step, "waiting", [f"waits for {', '.join(inputs.missing)}"], inputs=inputs)
-        values = self._ingredients(step, inputs)
-        print_ = fingerprint(values)
-        old = self.rundir.plan(step.spec, step.round)
-        if old is not None and old.fingerprint != print_:
-            return State(
-                step, "changed", differences(old.ingredients, values), self._cut(step, inputs, values), inputs=inputs
-            )
-        plan = old or self._cut(step, inputs, values)
-        manifest = self.manifest(step)
-        if manifest and manifest.fingerprint == print_:
-            return State(step, "done", plan=plan, manifest=manifest, inputs=inputs)
-        parts = self.rundir.parts(step.spec, step.round, print_)
-        if old is None:
-            return State(step, "new", ["not run yet"], plan, inputs=inputs)
-        why = [f"{len(parts)} of {len(plan.shards)} parts are done"]
-        return State(step, "resume", why, plan, parts=parts, inputs=inputs)
-
-    def has_work(self, step: Step) -> bool:
-        """Whether the step's directory holds work that would be lost if it were redone."""
-        state = self.rundir.state(step.spec, step.round)
-        folder = self.rundir.artifacts(step.spec, step.round)
-        return any(state.glob("part-*.json")) or (step.spec.checkpoints and any(folder.glob("checkpoints/*")))
+    def _seconds(self, step: Step, plan: StagePlan | None) -> float:
+        """Of work that what is there took, whatever it was made with."""
+        manifest = self.rundir.stage(step.spec, step.round)
+        if manifest is not None or plan is None:
+            return manifest.seconds if manifest else 0.0
+        return sum(part.seconds for part in self.rundir.parts(step.spec, step.round, plan.fingerprint).values())
 
     def _ingredients(self, step: Step, inputs: Inputs) -> dict[str, Any]:
         return ingredients(
@@ -156,3 +203,14 @@ class Planner:
         return StagePlan(
             stage=spec.name, round=step.round, fingerprint=fingerprint(values), ingredients=values, shards=shards
         )
+
+
+def waits_for(state: State) -> str:
+    """What a step waits for, and why that is not there."""
+    if state.inputs.missing:
+        return f"waits for {', '.join(state.inputs.missing)}"
+    titles = ", ".join(behind.step.title for behind in state.behind)
+    cause = state.cause
+    if cause is None:
+        return f"waits for {titles}"
+    return f"waits for {titles}, since {cause.step.title} was made with other settings: {'; '.join(cause.why)}"

@@ -6,8 +6,9 @@ import traceback
 from pathlib import Path
 
 from pipeline.executor_errors import StageFailed
-from pipeline.plan import Planner
+from pipeline.plan import Planner, State
 from pipeline.rundir import RunDir
+from pipeline.status import recorded_planner
 from schemas.config import RunConfig
 from schemas.errors import UserError
 
@@ -20,11 +21,13 @@ def refresh_report(config: RunConfig, rundir: RunDir, planner: Planner) -> bool:
     from stages.report.data import Tables
     from stages.report.page import is_current, write_page
 
-    manifests = planner.manifests()
-    if is_current(rundir.report, config, manifests):
+    states = planner.states()
+    made = [state.manifest for state in states if state.kind == "done" and state.manifest]
+    left_out = _left_out(states)
+    if is_current(rundir.report, config, made, left_out):
         return False
     try:
-        write_page(rundir.report, config, Tables(_tables(planner)), manifests)
+        write_page(rundir.report, config, Tables(_tables(rundir, states)), made, left_out)
     except (UserError, OSError):
         raise
     except Exception as error:
@@ -36,16 +39,22 @@ def refresh_report(config: RunConfig, rundir: RunDir, planner: Planner) -> bool:
 def report_now(config: RunConfig) -> Path:
     """The path of the page, which shows what there is now; also while the run goes on, so no lease is taken."""
     rundir = RunDir(config.folder)
-    refresh_report(config, rundir, Planner(config, rundir, lambda step: {}, lambda spec: {}, frozen=True))
+    refresh_report(config, rundir, recorded_planner(config, config.folder))
     return rundir.report
 
 
-def _tables(planner: Planner) -> dict[str, list[Path]]:
-    """Files of every finished table in order, by `table:round`, or `table` where all rounds share it."""
+def _left_out(states: list[State]) -> dict[str, str]:
+    """title -> why, of results that are there and that the page must not show beside the others: they are of other settings."""
+    return {s.step.title: "; ".join(s.why) for s in states if s.kind in ("changed", "stale") and s.seconds}
+
+
+def _tables(rundir: RunDir, states: list[State]) -> dict[str, list[Path]]:
+    """Files of every finished and current table in order, by `table:round`, or `table` where all rounds share it."""
     tables: dict[str, list[Path]] = {}
-    for step in planner.steps:
-        manifest = planner.manifest(step)
-        for table in step.spec.writes if manifest else ():
-            name = f"{table}:{step.round}" if step.spec.per_round else table
-            tables[name] = [planner.rundir.root / file.path for file in manifest.table_files(table)] if manifest else []
+    for state in states:
+        if state.kind != "done" or state.manifest is None:
+            continue
+        for table in state.step.spec.writes:
+            name = f"{table}:{state.step.round}" if state.step.spec.per_round else table
+            tables[name] = [rundir.root / file.path for file in state.manifest.table_files(table)]
     return tables

@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pipeline import config_file
+from pipeline.agenda import agenda, intention
+from pipeline.aside import Aside
 from pipeline.commit import write_manifest
 from pipeline.config_digests import config_files
 from pipeline.console import Display
@@ -16,7 +18,7 @@ from pipeline.executor import LocalExecutor
 from pipeline.executor_errors import ending
 from pipeline.lease import Lease, LeaseLost
 from pipeline.models import Models
-from pipeline.plan import Planner, State
+from pipeline.plan import Planner, State, waits_for
 from pipeline.preflight import preflight
 from pipeline.report import refresh_report
 from pipeline.run_stage import StageRunner
@@ -60,10 +62,22 @@ def run(config: RunConfig, selection: Selection, display: Display) -> Outcome:
 
 
 def preview(config: RunConfig, selection: Selection) -> list[State]:
-    """What `run` would do, without doing it."""
+    """What `run` would do, without doing it. Raises UserError where `run` would, before it does anything."""
     rundir = RunDir(config.folder)
-    planner = Planner(config, rundir, Models(config, rundir).digests, lambda spec: config_files(spec, config))
-    return [planner.state(step) for step in selection.of(planner.steps)]
+    models = Models(config, rundir)
+    planner = Planner(config, rundir, models.digests, lambda spec: config_files(spec, config))
+    states = agenda(planner, selection)
+    work = _with_work(states, selection)
+    if work:
+        preflight(config, [state.step.spec for state in work])
+    for state in work:
+        if state.plan is not None and not state.behind:
+            check_inputs(rundir, models, state)
+    return states
+
+
+def _with_work(states: list[State], selection: Selection) -> list[State]:
+    return [s for s in states if s.kind != "done" or s.step.spec.name in selection.force]
 
 
 class _Loop:
@@ -82,23 +96,26 @@ class _Loop:
         self.planner = Planner(config, rundir, self.models.digests, lambda spec: config_files(spec, config))
         self.events = Events(rundir.events)
         self.steps = selection.of(self.planner.steps)
+        self.aside = Aside(rundir)
         self.stages = StageRunner(config, rundir, self.models, self.planner, self.events, display, lease)
 
     def run(self) -> Outcome:
         if any(step.spec.models for step in self.steps):
             self.models.start()
-        states = self._refuse_lost_work()
+        self.aside.mend((step.spec, step.round) for step in self.planner.steps)
+        states = agenda(self.planner, self.selection)
         outcome = Outcome()
-        if all(s.kind == "done" and s.step.spec.name not in self.selection.force for s in states):
+        work = _with_work(states, self.selection)
+        if not work:
             self.rundir.forget_forced()
             outcome.skipped = list(self.steps)
             self._clean()  # a kill may have come while the report was written
+            self._keep_config()
             self._report()
             return outcome
-        redone = self.selection.force
-        preflight(self.config, [s.step.spec for s in states if s.kind != "done" or s.step.spec.name in redone])
+        preflight(self.config, [state.step.spec for state in work])
         self._clean()
-        files.write_text(self.rundir.config, config_file.dump(self.config))
+        self._keep_config()
         self.events.add("run_started", stages=[s.title for s in self.steps])
         executor = LocalExecutor(self.config, self.rundir.logs, self.signals)
         try:
@@ -122,94 +139,81 @@ class _Loop:
         if refresh_report(self.config, self.rundir, self.planner):
             self.events.add("report_written", path=str(self.rundir.report))
 
-    def _refuse_lost_work(self) -> list[State]:
-        """States of the selected steps. Raises UserError before anything is done if hours of work would be redone."""
-        states, tainted, forced = [], "", False
-        for step in self.steps:
-            state = self.planner.state(step)
-            states.append(state)
-            forced = forced or step.spec.name in self.selection.force
-            cause = "; ".join(state.why) if state.kind == "changed" else tainted
-            if cause and not forced and step.spec.expensive and self.planner.has_work(step):
-                raise UserError(
-                    f"Finished work of stage {step.title} was made with other settings ({cause}) and would be redone",
-                    where=str(self.rundir.root),
-                    fix=f"Repeat with --force-stage {self._origin(states)} to redo it and what follows, "
-                    "give the run another --run-dir or name, or undo the change.",
-                )
-            if state.kind == "changed":
-                tainted = tainted or f"{step.title} changes: {cause}"
-        return states
-
-    def _origin(self, states: list[State]) -> str:
-        return next(s.step.spec.name for s in states if s.kind == "changed")
+    def _keep_config(self) -> None:
+        """run.yaml says what the run directory is asked to hold; what it holds of other settings is not current."""
+        text = config_file.dump(self.config)
+        if not self.rundir.config.exists() or self.rundir.config.read_text(encoding="utf-8") != text:
+            files.write_text(self.rundir.config, text)
 
     def _bring_up_to_date(self, step: Step, executor: LocalExecutor) -> bool:
-        """Run one step if it needs it. Returns whether anything ran."""
+        """Run one step if it needs it. Returns whether anything was done."""
         state = self.planner.state(step)
-        if state.kind == "waiting":
-            raise UserError(
-                f"Stage {step.title} cannot run: it {'; '.join(state.why)}",
-                fix="Run the earlier stages first (leave --stage and --from out).",
-            )
-        forced = step.spec.name in self.selection.force and not self.rundir.was_forced(step.spec, step.round)
-        if forced and state.kind in ("done", "resume"):
-            state = State(step, "changed", ["--force-stage"], state.plan, inputs=state.inputs)
-        if state.kind == "done":
+        spec, round_ = step.spec, step.round
+        forced = spec.name in self.selection.force and not self.rundir.was_forced(spec, round_)
+        if state.kind == "done" and not forced:
             return False
+        if state.behind:  # what it reads was lost since the agenda was made
+            raise UserError(f"Stage {step.title} cannot run: it {waits_for(state)}", fix="Run the same command again.")
         if missing := self.models.missing(step):
             raise UserError(
                 f"Stage {step.title} cannot run: it needs the model that {', '.join(missing)} makes",
                 fix="Run the earlier stages first (leave --stage and --from out).",
             )
-        if state.kind == "changed":
-            allowed = self._forced_up_to(step)
-            if step.spec.expensive and self.planner.has_work(step) and not allowed:
-                raise UserError(
-                    f"Finished work of stage {step.title} was made from other inputs ({'; '.join(state.why)})",
-                    where=str(self.rundir.root),
-                    fix=f"Repeat with --force-stage {step.spec.name} to redo it and what follows.",
-                )
-            self._check_inputs(step, state)  # before anything is thrown away
-            self.display.say(f"{step.title}: redone because {'; '.join(state.why)}", "yellow")
-            self.rundir.clear(step.spec, step.round)
-            if forced:
-                self.rundir.mark_forced(step.spec, step.round)
-        else:
-            self._check_inputs(step, state)
-        assert state.plan is not None
+        lost = state.kind == "changed" and spec.expensive and self.rundir.has_work(spec, round_)
+        if lost and not self._forced_up_to(step):
+            raise UserError(
+                f"Finished work of stage {step.title} was made from other inputs ({'; '.join(state.why)})",
+                where=str(self.rundir.root),
+                fix=f"Repeat with --force-stage {spec.name} to redo it and what follows.",
+            )
+        check_inputs(self.rundir, self.models, state)  # before anything is moved
         self.lease.check()
-        folder = self.rundir.state(step.spec, step.round)
+        if state.kind in ("changed", "kept") or state.aside or forced:
+            self.display.say(f"{step.title}: {intention(state, self.selection)}", "yellow")
+        if state.kind == "changed" or state.aside or (forced and state.kind != "new"):
+            self._make_room(step)
+        if state.aside and not forced:
+            self.aside.take(spec, round_, state.aside.entry)
+            self.events.add("stage_brought_back", stage=spec.name, round=round_)
+        if state.kind == "kept" and not forced:
+            return True
+        if forced:
+            self.rundir.mark_forced(spec, round_)
+            state.parts = {}
+        assert state.plan is not None
+        folder = self.rundir.state(spec, round_)
         files.remove([folder / "_stage.json"])  # its parts are about to change
         write_manifest(folder / "plan.json", state.plan.model_dump())
-        self.stages.run(step, state, executor)
+        try:
+            self.stages.run(step, state, executor)
+        except BaseException:
+            self._put_back(step)
+            raise
+        self.aside.prune(spec, round_, self.config.execution.keep_results)
         return True
+
+    def _make_room(self, step: Step) -> None:
+        """Put what the stage made with other settings aside; what is not worth it is forgotten."""
+        if self.rundir.stage(step.spec, step.round) or self.rundir.has_work(step.spec, step.round):
+            self.aside.put(step.spec, step.round)
+        self.rundir.clear(step.spec, step.round)
+
+    def _put_back(self, step: Step) -> None:
+        """After a failure that left nothing: what was finished with other settings lies where it lay."""
+        spec, round_ = step.spec, step.round
+        before = self.aside.latest(spec, round_)
+        if before is None or self.rundir.has_work(spec, round_):
+            return
+        with suppress(OSError, LeaseLost):  # the failure itself is what must be heard
+            self.lease.check()
+            self.rundir.clear(spec, round_)
+            self.aside.take(spec, round_, before)
+            self.rundir.forget_forced(spec, round_)
 
     def _forced_up_to(self, step: Step) -> bool:
         """Whether the step or an earlier one of its round or before was forced."""
         upto = self.steps[: self.steps.index(step) + 1]
         return any(s.spec.name in self.selection.force for s in upto)
-
-    def _check_inputs(self, step: Step, state: State) -> None:
-        for name, records in state.inputs.records.items():
-            for bad in self.rundir.verify(records):
-                raise UserError(
-                    f"This part of {name} is no longer what was written",
-                    where=str(self.rundir.root / bad.path),
-                    fix="Delete it and run again: the stage that made it makes that part anew.",
-                )
-        for bad in self.rundir.verify(self.models.files(step)):
-            raise UserError(
-                "This file of the trained model is no longer what was written",
-                where=str(self.rundir.root / bad.path),
-                fix="Delete it and run again: the stage that made it continues from its last checkpoint.",
-            )
-        first = step.spec.reads[0] if step.spec.kind == "shard" else ""
-        if first and not state.plan.shards:  # type: ignore[union-attr]
-            raise UserError(
-                f"Stage {step.title} has nothing to do: {first} is empty",
-                fix="See what was dropped and why with `python -m pipeline status`.",
-            )
 
     def _clean(self) -> None:
         """Remove what a killed run left unfinished. Safe: we hold the lease."""
@@ -218,3 +222,27 @@ class _Loop:
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
                 leftover.unlink(missing_ok=True)
+
+
+def check_inputs(rundir: RunDir, models: Models, state: State) -> None:
+    """Raise UserError for a file the step reads that is no longer what was written, and for an empty first table."""
+    step = state.step
+    for name, records in state.inputs.records.items():
+        for bad in rundir.verify(records):
+            raise UserError(
+                f"This part of {name} is no longer what was written",
+                where=str(rundir.root / bad.path),
+                fix="Delete it and run again: the stage that made it makes that part anew.",
+            )
+    for bad in rundir.verify(models.files(step)):
+        raise UserError(
+            "This file of the trained model is no longer what was written",
+            where=str(rundir.root / bad.path),
+            fix="Delete it and run again: the stage that made it continues from its last checkpoint.",
+        )
+    first = step.spec.reads[0] if step.spec.kind == "shard" else ""
+    if first and state.plan is not None and not state.plan.shards:
+        raise UserError(
+            f"Stage {step.title} has nothing to do: {first} is empty",
+            fix="See what was dropped and why with `python -m pipeline status`.",
+        )

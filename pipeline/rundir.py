@@ -17,6 +17,7 @@ from stages.catalog import STAGES
 from stages.spec import StageSpec
 
 _Manifest = TypeVar("_Manifest", bound=BaseModel)
+KEPT = "_kept"
 _DELETE = "Delete the file: what it describes is then made again."
 _OTHER_VERSION = "It was written by another version of the pipeline: use that version, or another --run-dir."
 
@@ -26,6 +27,9 @@ class RunDir:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._read: dict[Path, tuple[tuple[int, int, int], StageManifest | None]] = {}
+        self.foreseen: dict[tuple[str, int], StageManifest] = {}
+        """By stage and round, what lies aside and is going to be brought back: see `Planner.states`."""
 
     @property
     def config(self) -> Path:
@@ -66,11 +70,34 @@ class RunDir:
         """An ArtifactStage's own folder."""
         return self.base(spec, round_) / spec.name
 
+    def kept(self, spec: StageSpec, round_: int) -> Path:
+        """Folder of the stage's results with other settings, see `pipeline.aside`."""
+        return self.base(spec, round_) / KEPT / spec.name
+
+    def kept_with(self, spec: StageSpec, round_: int, fingerprint: str) -> KeptDir | None:
+        """The results that were kept aside with these settings, if there are any."""
+        entry = self.kept(spec, round_) / fingerprint
+        there = KeptDir(self.root, entry)
+        return there if there.state(spec, round_).is_dir() else None
+
     def plan(self, spec: StageSpec, round_: int) -> StagePlan | None:
         return _load(self.state(spec, round_) / "plan.json", StagePlan)
 
     def stage(self, spec: StageSpec, round_: int) -> StageManifest | None:
-        return _load(self.state(spec, round_) / "_stage.json", StageManifest, torn_is_none=True)
+        """The manifest of a finished stage. With thousands of parts it is large: it is read again only when it is another file."""
+        path = self.state(spec, round_) / "_stage.json"
+        try:
+            there = path.stat()
+        except OSError:
+            return None
+        now = (there.st_ino, there.st_mtime_ns, there.st_size)
+        if path not in self._read or self._read[path][0] != now:
+            self._read[path] = now, _load(path, StageManifest, torn_is_none=True)
+        return self._read[path][1]
+
+    def result(self, spec: StageSpec, round_: int) -> StageManifest | None:
+        """The stage's manifest as a run will find it: what is brought back first is already counted."""
+        return self.foreseen.get((spec.name, round_)) or self.stage(spec, round_)
 
     def parts(self, spec: StageSpec, round_: int, fingerprint: str) -> dict[int, PartManifest]:
         """Committed parts whose files are there in full size, by index. Others are as if never made."""
@@ -79,9 +106,20 @@ class RunDir:
             part = _load(path, PartManifest, torn_is_none=True)
             if part is None or part.fingerprint != fingerprint:
                 continue
-            if all(files.is_intact(self.root, f, thorough=False) for f in part.files):
+            if self.are_there(spec, round_, part.files):
                 found[part.index] = part
         return found
+
+    def are_there(self, spec: StageSpec, round_: int, records: Iterable[FileRecord]) -> bool:
+        """Whether recorded files of a stage are there in full size."""
+        return all(files.is_intact(self.root, f, thorough=False) for f in records)
+
+    def has_work(self, spec: StageSpec, round_: int) -> bool:
+        """Whether there is work that would be lost if the stage's place were cleared."""
+        folder = self.artifacts(spec, round_)
+        return any(self.state(spec, round_).glob("part-*.json")) or (
+            spec.checkpoints and any(folder.glob("checkpoints/*"))
+        )
 
     def verify(self, records: list[FileRecord]) -> list[FileRecord]:
         """Recorded files whose content is no longer what was recorded."""
@@ -104,8 +142,9 @@ class RunDir:
     def mark_forced(self, spec: StageSpec, round_: int) -> None:
         files.write_text(self.root / f"_forced-{spec.name}-{round_}", "")
 
-    def forget_forced(self) -> None:
-        files.remove(self.root.glob("_forced-*"))
+    def forget_forced(self, spec: StageSpec | None = None, round_: int = 0) -> None:
+        """Of one stage, or of all."""
+        files.remove(self.root.glob(f"_forced-{spec.name}-{round_}" if spec else "_forced-*"))
 
     def leftovers(self) -> list[Path]:
         """Unfinished files of killed runs: temporary tables, manifests, artifacts and probes."""
@@ -114,6 +153,7 @@ class RunDir:
             if spec.kind == "artifact":
                 for base in (self.root, *self.root.glob("round-*")):
                     names += (base / spec.name).rglob(".*.tmp")
+        names += [*self.root.glob(f"{KEPT}/*/.*.tmp"), *self.root.glob(f"round-*/{KEPT}/*/.*.tmp")]
         return [*(self.temporary.iterdir() if self.temporary.is_dir() else []), *names]
 
     def sweep(self, spec: StageSpec, round_: int, records: Iterable[FileRecord]) -> None:
@@ -121,6 +161,22 @@ class RunDir:
         known = {self.root / record.path for record in records}
         for table in (*spec.writes, "dropped"):
             files.remove(path for path in self.table(spec, round_, table).glob("part-*.parquet") if path not in known)
+
+
+class KeptDir(RunDir):
+    """One entry of results that are kept aside: the same paths below another folder. Records still name the stage's own place."""
+
+    def __init__(self, root: Path, entry: Path) -> None:
+        super().__init__(root)
+        self.entry = entry
+
+    def base(self, spec: StageSpec, round_: int) -> Path:
+        return self.entry
+
+    def are_there(self, spec: StageSpec, round_: int, records: Iterable[FileRecord]) -> bool:
+        own = super().base(spec, round_).relative_to(self.root)
+        moved = (f.model_copy(update={"path": Path(f.path).relative_to(own).as_posix()}) for f in records)
+        return all(files.is_intact(self.entry, f, thorough=False) for f in moved)
 
 
 def _load(path: Path, model: type[_Manifest], *, torn_is_none: bool = False) -> _Manifest | None:

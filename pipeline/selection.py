@@ -10,13 +10,15 @@ from stages.schedule import Step
 
 @dataclass(frozen=True)
 class Selection:
-    """Which steps to run: all, one stage, a range of stages, one round; and which may be redone."""
+    """Which steps to run: all, one stage, a range of stages, one round; and which may be redone. command: the one that asked, to be
+    quoted in advice."""
 
     stage: str | None = None
     first: str | None = None
     last: str | None = None
     round: int | None = None
     force: tuple[str, ...] = field(default=())
+    command: str = "python -m pipeline run CONFIG"
 
     def of(self, steps: list[Step]) -> list[Step]:
         """The selected steps. Raises UserError on an unknown stage or an empty selection."""

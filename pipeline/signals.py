@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first lets running work reach a safe point, the second stops now."""
+"""SIGINT, SIGTERM and SIGHUP (a closed terminal): the first lets running work reach a safe point, the second stops now."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from pipeline.executor_errors import Interrupted
 
 
 class StopSignals:
-    """Context manager that catches SIGINT and SIGTERM in the main thread.
+    """Context manager that catches SIGINT, SIGTERM and SIGHUP in the main thread; under nohup SIGHUP stays ignored.
 
     While work is `deferred`, the first signal is only remembered (the executor looks at `asked`); otherwise, and when
     it is the second, Interrupted is raised where the driver is. The handler prints nothing: it may come in the middle
@@ -25,9 +26,11 @@ class StopSignals:
         self._deferring = False
 
     def __enter__(self) -> StopSignals:
-        self._previous = {}
+        self._previous: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            self._previous = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -12,38 +12,38 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.account import totals
+from pipeline.agenda import intention
 from pipeline.config_file import load_config
 from pipeline.console import printable
 from pipeline.history import last_error, progress
 from pipeline.lease import holder_of
-from pipeline.models import recorded_digests
 from pipeline.plan import Planner, State
 from pipeline.rundir import RunDir
+from pipeline.selection import Selection
 from schemas.config import RunConfig
-from stages.schedule import Step
 from stages.spec import StageSpec
 
 
 def states_of(folder: Path) -> list[State]:
     """The state of every step, with models and source files taken as they were recorded."""
-    config = load_config(folder / "run.yaml")
-    return recorded_planner(config, folder)[1]
+    return recorded_planner(load_config(folder / "run.yaml"), folder).states()
 
 
-def recorded_planner(config: RunConfig, folder: Path) -> tuple[Planner, list[State]]:
-    """A planner that answers from what was recorded, and the states it finds."""
+def recorded_planner(config: RunConfig, folder: Path) -> Planner:
+    """A planner that answers from what was recorded: it looks at no model and at no source file."""
     rundir = RunDir(folder)
 
-    def files(spec: StageSpec) -> dict[str, str]:
-        plan = rundir.plan(spec, 0)
+    def recorded(kind: str, spec: StageSpec, round_: int) -> dict[str, str]:
+        plan = rundir.plan(spec, round_)
         values = plan.ingredients if plan else {}
-        return {name.removeprefix("file "): value for name, value in values.items() if name.startswith("file ")}
+        return {name.removeprefix(kind): value for name, value in values.items() if name.startswith(kind)}
 
-    def models(step: Step) -> dict[str, str]:
-        return recorded_digests(planner, step)
-
-    planner = Planner(config, rundir, models, files, frozen=True)
-    return planner, [planner.state(step) for step in planner.steps]
+    return Planner(
+        config,
+        rundir,
+        lambda step: recorded("model ", step.spec, step.round),
+        lambda spec: recorded("file ", spec, 0),
+    )
 
 
 def print_status(folder: Path, as_json: bool) -> None:
@@ -129,6 +129,14 @@ def _reasons(state: State, row: dict[str, Any]) -> Text:
 
 def _reasons_of(row: dict[str, Any]) -> Text:
     return Text(", ".join(f"{reason} {count:,}" for reason, count in row["dropped"].items()))
+
+
+def print_intentions(states: list[State], selection: Selection) -> None:
+    """What a run would do with each step, in the words it would say."""
+    console = Console(highlight=False)
+    for state in states:
+        words = intention(state, selection) or "up to date"
+        console.print(Text(printable(f"{state.step.title}: {words}")), soft_wrap=True)
 
 
 def print_json(folder: Path, states: list[State], holder: dict[str, Any] | None) -> None:

@@ -24,7 +24,7 @@ def print_summary(config: RunConfig) -> None:
     """Print the summary of the last round that got that far."""
     folder = config.folder
     console = Console(highlight=False)
-    manifests = [state.manifest for state in states_of(folder) if state.manifest]
+    manifests = [state.manifest for state in states_of(folder) if state.kind == "done" and state.manifest]
     console.print("\nRows kept, of how many, by stage and language", style="italic")
     for part in _rows(manifests, console.width):
         console.print(part, end="\n\n")

@@ -285,6 +285,11 @@ class ExecutionConfig(Section):
     grace_seconds: float = execution(
         25.0, "after Ctrl-C or SIGTERM: how long running shards may take to finish before they are abandoned", ge=0
     )
+    keep_results: int = execution(
+        2,
+        "how many finished results with other settings each stage keeps aside (_kept/): going back to those settings redoes nothing",
+        ge=0,
+    )
     deterministic: bool = semantic(False, "reference mode: transformers engine, CPU, float32, bit for bit")
 
     @model_validator(mode="before")

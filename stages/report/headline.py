@@ -72,8 +72,12 @@ def _accuracy(results: Sequence[Results]) -> list[Card]:
     return [Card("Held-out accuracy", f"{percent(row.before, 1)} → {percent(row.after, 1)}", detail)]
 
 
-def facts(config: RunConfig, manifests: Sequence[StageManifest]) -> list[tuple[str, str]]:
-    """(name, value) lines that say what was run."""
+def facts(
+    config: RunConfig, manifests: Sequence[StageManifest], results: Sequence[Results] = ()
+) -> list[tuple[str, str]]:
+    """(name, value) lines that say what was run. No judge is named where nobody judged."""
+    measured = {one.name for result in results for _, _, measures in result.splits for one in measures}
+    compared = any(name.startswith("win_rate") for name in measured)
     names = {role: name for manifest in manifests for role, name in manifest.models.items()}
     languages = ", ".join(config.languages.seen)
     unseen = ", ".join(config.languages.unseen)
@@ -83,8 +87,12 @@ def facts(config: RunConfig, manifests: Sequence[StageManifest]) -> list[tuple[s
     lines = [
         ("Policy", config.model.policy + (f" @ {config.model.revision}" if config.model.revision else "")),
         *([("Supervised fine-tuning", _sft(config))] if config.sft.on else []),
-        ("Judge", config.model.judge or "the policy of the round, judging itself"),
-        ("Evaluation judge", config.model.evaluation_judge or names.get("evaluation_judge", "the round-0 policy")),
+        *([("Judge", config.model.judge or "the policy of the round, judging itself")] if not config.imported else []),
+        *(
+            [("Evaluation judge", config.model.evaluation_judge or names.get("evaluation_judge", "the round-0 policy"))]
+            if compared
+            else []
+        ),
         ("Languages", languages + (f"; only evaluated: {unseen}" if unseen else "")),
         ("Rounds", str(config.rounds)),
         ("Seed", str(config.seed)),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -23,30 +24,42 @@ from stages.report.data import Tables
 from stages.report.view import View, build
 from stages.text.visible import visible
 
-VERSION = 1
+VERSION = 2
 """Bumped when the same tables give another page."""
 _MADE_FROM = '<meta name="made-from" content="{}">'
 _HEAD = 4096
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-def write_page(target: Path, config: RunConfig, tables: Tables, manifests: Sequence[StageManifest]) -> None:
-    """Write the page from whatever tables and manifests there are; a reader never sees half of it."""
-    page = render(build(config, tables, manifests), made_from(config, manifests))
+def write_page(
+    target: Path,
+    config: RunConfig,
+    tables: Tables,
+    manifests: Sequence[StageManifest],
+    left_out: Mapping[str, str] = _NOTHING,
+) -> None:
+    """Write the page from whatever tables and manifests there are; a reader never sees half of it.
+
+    left_out: stage -> why, of results that are there and not given here, since they were made with other settings.
+    """
+    page = render(build(config, tables, manifests, left_out), made_from(config, manifests, left_out))
     write_text(target, page)
 
 
-def made_from(config: RunConfig, manifests: Sequence[StageManifest]) -> str:
+def made_from(config: RunConfig, manifests: Sequence[StageManifest], left_out: Mapping[str, str] = _NOTHING) -> str:
     """Hash of all that a page shows: it is in the page, so that an old one is known."""
     stages = [(m.stage, m.round, m.fingerprint, m.content) for m in manifests]
     shown = config.report.model_dump(mode="json"), config.banner, semantic_values(config)
-    return content_id(VERSION, *shown, stages)
+    return content_id(VERSION, *shown, stages, dict(left_out))
 
 
-def is_current(target: Path, config: RunConfig, manifests: Sequence[StageManifest]) -> bool:
+def is_current(
+    target: Path, config: RunConfig, manifests: Sequence[StageManifest], left_out: Mapping[str, str] = _NOTHING
+) -> bool:
     """Whether the page is there and shows what there is now."""
     try:
         with target.open(encoding="utf-8") as page:
-            return _MADE_FROM.format(made_from(config, manifests)) in page.read(_HEAD)
+            return _MADE_FROM.format(made_from(config, manifests, left_out)) in page.read(_HEAD)
     except (FileNotFoundError, UnicodeDecodeError):
         return False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from stages.report import objectives as _objectives
 from stages.report import results as _results
 from stages.report.charts import value_bar
 from stages.report.data import Tables
+from stages.report.provenance import made_by
 from stages.report.text import seconds
 
 T = TypeVar("T")
@@ -36,14 +37,32 @@ class Timing:
     stats: list[tuple[str, float]]
 
 
+_TITLES = {
+    "facts": "Run",
+    "flow": "Kept and dropped",
+    "conflict": "Agreement between languages",
+    "weights": "Weights",
+    "scores": "Conflict scores",
+    "sides": "Lengths and judge scores",
+    "training": "Training",
+    "results": "Before and after",
+    "pairs": "Pairs",
+    "timings": "Time",
+}
+
+
 @dataclass(frozen=True)
 class View:
-    """The view model of the whole report; a list holds one entry per round that has the thing."""
+    """The view model of the whole report; a list holds one entry per round that has the thing. sections: id -> title, of those
+    with something in them; made: of each, what it was made from; left_out: see `write_page`."""
 
     config: RunConfig
     config_json: str
     facts: list[tuple[str, str]]
     unfinished: list[str]
+    left_out: dict[str, str]
+    sections: dict[str, str]
+    made: dict[str, list[tuple[str, str]]]
     cards: list[_headline.Card]
     flows: list[_flow.RoundFlow]
     conflicts: list[_conflicts.Conflicts]
@@ -57,8 +76,10 @@ class View:
     timings: list[Timing]
 
 
-def build(config: RunConfig, tables: Tables, manifests: Sequence[StageManifest]) -> View:
-    """Read what there is and prepare it for the template."""
+def build(
+    config: RunConfig, tables: Tables, manifests: Sequence[StageManifest], left_out: Mapping[str, str] | None = None
+) -> View:
+    """Read what there is and prepare it for the template. left_out: see `write_page`."""
     rounds = tables.rounds()
     languages = [*config.languages.seen, *config.languages.unseen]
 
@@ -70,22 +91,43 @@ def build(config: RunConfig, tables: Tables, manifests: Sequence[StageManifest])
     sequence = [objective.name for objective in config.train.orthalign.objectives]
     select = config.select
     by_conflict = select.by == "conflict" and select.quota == "language" and not select.diversity.cells
+    flows = _flow.flows(manifests, languages)
+    scores = each(lambda r: _distributions.scores(tables, r, languages, by_conflict))
+    sides = [(r, found) for r in rounds if (found := _distributions.sides(tables, r, languages))]
+    sft, curves = _curves.curves(tables, None), each(lambda r: _curves.curves(tables, r))
+    browsers = each(lambda r: _browser.browser(tables, r, languages, config.report.browse_pairs))
+    timings = _timings(manifests)
+    filled = {
+        "facts": True,
+        "flow": flows,
+        "conflict": conflicts,
+        "weights": any(scope.weights for one in conflicts for scope in one.scopes),
+        "scores": scores,
+        "sides": sides,
+        "training": sft or curves,
+        "results": results,
+        "pairs": browsers,
+        "timings": timings,
+    }
     return View(
         config=config,
         config_json=_headline.config_json(config),
-        facts=_headline.facts(config, manifests),
-        unfinished=_headline.unfinished(config, manifests),
+        facts=_headline.facts(config, manifests, results),
+        unfinished=[title for title in _headline.unfinished(config, manifests) if title not in (left_out or {})],
+        left_out=dict(left_out or {}),
+        sections={name: title for name, title in _TITLES.items() if filled[name]},
+        made={name: made_by(name, config, manifests) for name in _TITLES},
         cards=_headline.cards(tables, conflicts, results),
-        flows=_flow.flows(manifests, languages),
+        flows=flows,
         conflicts=conflicts,
-        scores=each(lambda r: _distributions.scores(tables, r, languages, by_conflict)),
-        sides=[(r, found) for r in rounds if (found := _distributions.sides(tables, r, languages))],
-        sft=_curves.curves(tables, None),
-        curves=each(lambda r: _curves.curves(tables, r)),
+        scores=scores,
+        sides=sides,
+        sft=sft,
+        curves=curves,
         objectives=each(lambda r: _objectives.objectives(tables, r, sequence)),
         results=results,
-        browsers=each(lambda r: _browser.browser(tables, r, languages, config.report.browse_pairs)),
-        timings=_timings(manifests),
+        browsers=browsers,
+        timings=timings,
     )
 
 

@@ -216,7 +216,10 @@ def _break(folder: Path, ending: Ending, every: int, tried: Tried, before: FakeR
             faults.cut_power(ending, seed=at)
             tried.count += 1
             case = f"{ending} at operation {at} of {'a first' if before is None else 'a changed'} run"
-            tried.wrong += [f"{case}: {problem}" for problem in _resume(broken, settings, force, wanted)]
+            wrong = _resume(broken, settings, force, wanted)
+            if before is not None and not wrong:
+                wrong = _go_back(broken, before)
+            tried.wrong += [f"{case}: {problem}" for problem in wrong]
         shutil.rmtree(broken.folder)
         at += every
 
@@ -241,6 +244,17 @@ def _resume(broken: FakeRun, settings: list[str], force: tuple[str, ...], wanted
         if manifest is None or rundir.verify(manifest.files):
             wrong.append(f"{spec.name}: its manifest is missing or does not fit its files")
     return wrong
+
+
+def _go_back(broken: FakeRun, before: FakeRun) -> list[str]:
+    """Run with the settings of before: what was finished with them is found, not made anew."""
+    made = list(broken.computed)
+    try:
+        broken()
+    except UserError as error:
+        return [f"going back: {error}"]
+    wrong = [f"going back made {part} anew" for part in broken.computed[len(made) :]]
+    return wrong + (["going back gives other tables"] if broken.tables() != before.tables() else [])
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from pipeline.console import Display
 from pipeline.executor import Reports
 from pipeline.plan import Planner
 from pipeline.run import Outcome
-from pipeline.rundir import RunDir
+from pipeline.rundir import KEPT, RunDir
 from pipeline.selection import Selection
 from pipeline.worker import Order, PipeProgress
 from pipeline.writer import Writer
@@ -101,14 +101,14 @@ class FakeRun:
         return pipeline.run.run(config, Selection(**selection), Display(quiet=True))
 
     def tables(self) -> dict[str, bytes]:
-        """Every table file in the run directory, recorded or not, and the trained artifact."""
+        """Every table file in its place in the run directory, recorded or not, and the trained artifact; not what is kept aside."""
         paths = [*self.root.rglob("*.parquet"), *self.root.glob("round-0/train/result.txt")]
-        return {str(p.relative_to(self.root)): p.read_bytes() for p in sorted(paths)}
+        return {str(p.relative_to(self.root)): p.read_bytes() for p in sorted(paths) if KEPT not in p.parts}
 
 
 def light_report(config: RunConfig, rundir: RunDir, planner: Planner) -> bool:
     """A page in milliseconds: what is published and when is the run loop's."""
-    page = repr([manifest.content for manifest in planner.manifests()])
+    page = repr([state.manifest and state.manifest.content for state in planner.current()])
     if rundir.report.exists() and rundir.report.read_text(encoding="utf-8") == page:
         return False
     files.write_text(rundir.report, page)

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +15,7 @@ from pipeline.cli import app
 from pipeline.commit import TableWriter, commit_part, conform, part_name
 from pipeline.config_file import dump, load_config
 from pipeline.console import printable
-from pipeline.plan import Planner, Step
+from pipeline.plan import Inputs, Planner
 from pipeline.rundir import RunDir
 from schemas.manifests import Tally
 from schemas.sketches import sketch_array
@@ -60,7 +59,7 @@ def finished(tmp_path: Path, write_config) -> Path:
     ]
     planner = Planner(config, rundir, lambda s: {}, lambda s: {})
     step = next(s for s in planner.steps if s.spec.name == "select")
-    plan = planner._cut(step, planner.inputs(Step(BY_NAME["prompts"], 0)), {"code": 1})
+    plan = planner._cut(step, Inputs(), {"code": 1})
     write_manifest(rundir.state(spec, 0) / "plan.json", plan.model_dump())
     part = commit_part(
         rundir, spec, 0, 0, plan.fingerprint, records=records, drops=drops, tallies=tallies, stats={}, seconds=1.0
@@ -155,26 +154,6 @@ def test_rows_that_the_account_does_not_know_are_refused(finished, stage, unit):
 
 def test_printable_removes_what_steers_a_terminal():
     assert printable("a\x1b[31mb\u202ec\u200bd\r\n") == "a[U+001B][31mb[U+202E]c[U+200B]d\n"
-
-
-def test_export_loads_into_datasets(finished, tmp_path, monkeypatch):
-    from datasets import load_dataset
-
-    from pipeline import export
-
-    manifest = RunDir(finished).stage(BY_NAME["select"], 0)
-    monkeypatch.setattr(
-        export, "table_files", lambda folder, table, round_: [finished / f.path for f in manifest.table_files(table)]
-    )
-    result = CliRunner().invoke(app, ["export", str(finished), "--out", str(tmp_path / "out")])
-    assert result.exit_code == 0, result.output
-    rows = load_dataset(
-        "parquet", data_files=str(tmp_path / "out/data/*.parquet"), split="train", cache_dir=str(tmp_path / "c")
-    )
-    assert rows.num_rows == 2 and rows[0]["chosen"][0]["role"] == "assistant"
-    card = (tmp_path / "out/README.md").read_text()
-    assert card.startswith("---\n") and "| de | 1 |" in card
-    assert pl.read_parquet(tmp_path / "out/data/*.parquet").height == 2
 
 
 def test_init_writes_a_valid_config_and_never_overwrites(tmp_path):

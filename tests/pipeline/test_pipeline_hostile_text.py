@@ -19,11 +19,11 @@ from pipeline import export, inspect
 from pipeline.cli import app
 from pipeline.config_file import load_config
 from pipeline.console import Display
+from pipeline.dataset_card import Contents, dataset_card
 from pipeline.events import Events
 from pipeline.history import last_error
 from pipeline.status import print_json
 from pipeline.worker import _Harmless
-from schemas.errors import UserError
 
 STORABLE = {name: text.encode("utf-8", "replace").decode() for name, text in NASTY.items()}
 ARGUMENTS = {name: text for name, text in STORABLE.items() if "\0" not in text} | {"not-utf-8": "\udcff"}
@@ -97,36 +97,32 @@ def test_the_dataset_card_stays_a_card(name: str, write_config) -> None:
     text = STORABLE[name]
     config = load_config(write_config())
     model = config.model.model_copy(update={"policy": text})
-    card = export.dataset_card(config.model_copy(update={"name": text, "model": model}), 0, {"en": 3, text or "x": 1})
+    contents = Contents("data/train-*.parquet", {"en": 3, text or "x": 1}, 1, 1)
+    hostile = config.model_copy(update={"name": text, "model": model, "banner": text})
+    card = dataset_card(hostile, 0, contents, [])
     _, header, body = card.split("---\n", 2)
-    assert set(yaml.safe_load(header)) == {"language", "tags", "configs"}
+    assert set(yaml.safe_load(header)) == set(yaml.safe_load(dataset_card(config, 0, contents, []).split("---\n")[1]))
     assert not STEERING & set(body)
     assert sum(line.startswith("# ") for line in body.splitlines()) == 1
-    assert sum(line.startswith("|") for line in body.splitlines()) == 4
+    assert sum(line.startswith("|") for line in body.splitlines()) == 6
     tokens = MarkdownIt("commonmark", {"html": True}).parse(body)
     kinds = {child.type for token in tokens for child in [token, *(token.children or [])]}
-    assert not kinds & {"html_block", "html_inline", "link_open", "image", "fence", "hr", "em_open", "strong_open"}
+    assert not kinds & {"html_block", "html_inline", "link_open", "image", "fence", "hr", "em_open"}
+    assert sum(child.type == "strong_open" for token in tokens for child in token.children or []) == 1  # our own
 
 
-def test_export_deletes_only_what_an_export_wrote(
-    tmp_path: Path, write_config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    part = tmp_path / "part.parquet"
-    pl.DataFrame({"language": ["en"]}).write_parquet(part)
-    monkeypatch.setattr(export, "table_files", lambda *_: [part])
-    config = load_config(write_config())
+def test_export_deletes_only_what_an_export_wrote(tmp_path: Path) -> None:
     mine = tmp_path / "project"
     (mine / "data").mkdir(parents=True)
     (mine / "data/precious.csv").write_text("a")
-    link = tmp_path / "link"
-    link.symlink_to(mine)
-    for out in (mine, link, part):
-        with pytest.raises(UserError, match="holds something else"):
-            export.export_dataset(config, out, 0, None, False)
-    assert (mine / "data/precious.csv").read_text() == "a"
-    for _ in range(2):
-        export.export_dataset(config, tmp_path / "out", 0, None, False)
-    assert [path.name for path in (tmp_path / "out/data").iterdir()] == ["train-00000-of-00001.parquet"]
+    assert export._foreign(mine)
+    old = tmp_path / "old"
+    (old / "data").mkdir(parents=True)
+    (old / "README.md").write_text("x")
+    assert export._foreign(old), "a card without data is somebody else's"
+    for part in ("train-00000-of-00001.parquet", "train-00000-of-00001-0123456789abcdef.parquet"):
+        (old / "data" / part).write_text("x")
+    assert not export._foreign(old)
 
 
 def test_nothing_is_written_as_a_spreadsheet() -> None:

@@ -1,0 +1,150 @@
+"""The card of an exported data set: what it is, how it was made with its figures, and what its labels are worth."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from pipeline.account import totals
+from schemas.config import RunConfig
+from schemas.manifests import StageManifest
+from stages.sources import hub_ids
+from stages.text.markdown import escape
+
+_ISO_639 = re.compile(r"(?!und$)[a-z]{2,3}")
+"""What the hub takes for a language; und is unknown."""
+_SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is exported. pattern: of its files, content hash included. rows: by language. size: bytes of the files; raw: uncompressed."""
+
+    pattern: str
+    rows: Mapping[str, int]
+    size: int
+    raw: int
+
+
+def dataset_card(config: RunConfig, round_: int, contents: Contents, made: Sequence[StageManifest]) -> str:
+    """Markdown with a YAML header that Hugging Face reads. made: the stages the pairs went through, in order."""
+    total = sum(contents.rows.values())
+    lines = [
+        f"# {escape(config.name)}: curated preference pairs",
+        "",
+        *([escape(config.banner), ""] if config.banner else []),
+        f"{total:,} preference pairs, each with `prompt`, `chosen` and `rejected` as conversational messages, as TRL's DPOTrainer takes"
+        " them, and with the score they were ranked by.",
+        "",
+        "| language | pairs |",
+        "| --- | ---: |",
+        *(f"| {escape(language)} | {count:,} |" for language, count in sorted(contents.rows.items())),
+        "",
+        "## How it was made",
+        "",
+        _origin(config),
+        "",
+        _selection(config, round_),
+        "",
+        "| stage | in | kept | dropped, by reason |",
+        "| --- | ---: | ---: | --- |",
+        *(row for manifest in made for row in _rows(manifest)),
+        "",
+        "## What the labels are worth",
+        "",
+        _labels(config),
+        "",
+        "The texts were not checked by people: they may be wrong or harmful.",
+        "",
+    ]
+    return f"---\n{_header(config, contents, total)}---\n\n" + "\n".join(lines)
+
+
+def _header(config: RunConfig, contents: Contents, total: int) -> str:
+    codes = sorted({code.partition("-")[0] for code in contents.rows})
+    sources = config.pairs.sources if config.imported else config.prompts.sources
+    splits = [{"name": "train", "num_bytes": contents.raw, "num_examples": total}]
+    meta = {
+        "pretty_name": f"{config.name}: curated preference pairs",
+        "license": config.card.dataset_license,
+        "language": [code for code in codes if _ISO_639.fullmatch(code)],
+        "task_categories": ["text-generation"],
+        "size_categories": [_size(total)],
+        "annotations_creators": [] if config.imported else ["machine-generated"],
+        "language_creators": [] if config.imported else ["machine-generated"],
+        "source_datasets": hub_ids(sources, [*config.languages.seen, *config.languages.unseen]),
+        "tags": ["preference", "dpo", "trl", "congrad"],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": contents.pattern}]}],
+        "dataset_info": {
+            "config_name": "default",
+            "splits": splits,
+            "download_size": contents.size,
+            "dataset_size": contents.raw,
+        },
+    }
+    return yaml.safe_dump({k: v for k, v in meta.items() if v}, sort_keys=False, allow_unicode=True)
+
+
+def _size(total: int) -> str:
+    """The hub's category of so many rows."""
+    names = [f"{n // 1000}K" if n < 1_000_000 else f"{n // 1_000_000}M" for n in _SIZES]
+    if total < _SIZES[0]:
+        return f"n<{names[0]}"
+    above = next((n for n, limit in enumerate(_SIZES) if total < limit), None)
+    return f"n>{names[-1]}" if above is None else f"{names[above - 1]}<n<{names[above]}"
+
+
+def model_name(name: str) -> str:
+    """A model as a card names it, escaped: of a folder its last part, since paths are of one machine."""
+    return escape(os.path.basename(name.rstrip(os.sep)) if os.path.isabs(name) or name.startswith(".") else name)
+
+
+def _origin(config: RunConfig) -> str:
+    if config.imported:
+        sources = ", ".join(model_name(source.path) for source in config.pairs.sources)
+        return f"The pairs come from an existing preference data set: {sources}."
+    model, generate = config.model, config.generate
+    revision = f" (revision {escape(model.revision)})" if model.revision else ""
+    start = ", after supervised fine-tuning in this run," if config.sft.on else ""
+    later = " In later rounds it is the model that the round before trained." if config.rounds > 1 else ""
+    return (
+        f"{model_name(model.policy)}{revision}{start} wrote {generate.candidates} answers to every prompt (temperature"
+        f" {generate.sampling.temperature:g}, at most {generate.sampling.max_tokens} tokens, seed {config.seed}).{later}"
+    )
+
+
+def _selection(config: RunConfig, round_: int) -> str:
+    select, conflict = config.select, config.conflict
+    where = f"Round {round_}: " if config.rounds > 1 else ""
+    share = f"the best {select.keep:g} of the pairs, {'in each language' if select.quota == 'language' else 'overall'},"
+    if select.by != "conflict":
+        return f"{where}{share} were kept by {escape(select.by)} (`select.by`), a baseline, not by gradient conflict."
+    return (
+        f"{where}{share} were kept by gradient conflict: the agreement of a pair's DPO gradient with the direction merged over languages"
+        f" by {escape(conflict.surgery)}. This follows ConGrad (arXiv 2503.23777), whose code was never published; the share kept, the"
+        " compression of gradients and the similarity measure are this pipeline's choices."
+    )
+
+
+def _rows(manifest: StageManifest) -> list[str]:
+    rows = []
+    for row in totals(manifest.tallies):
+        dropped = ", ".join(f"{escape(reason)} {count:,}" for reason, count in row["dropped"].items())
+        failed = f"{', ' if dropped else ''}failed {row['failed']:,}" if row["failed"] else ""
+        rows.append(f"| {manifest.stage} | {row['in']:,} {row['unit']}s | {row['kept']:,} | {dropped}{failed} |")
+    return rows
+
+
+def _labels(config: RunConfig) -> str:
+    if config.imported:
+        return "Which answer is chosen is the source's word. This pipeline judged nothing: it only left pairs out."
+    if config.model.judge is None:
+        return (
+            "**Self-judged:** the model that wrote the answers also rated them, and chosen is the one it rated higher. That says which"
+            " answer this model prefers. Nobody, and no other model, checked that it is the better one."
+        )
+    return f"Rated by a model, {model_name(config.model.judge)}: chosen is the answer it rated higher. Nobody checked its ratings."

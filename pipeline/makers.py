@@ -1,0 +1,42 @@
+"""Which stage of the run makes the model that plays a role."""
+
+from __future__ import annotations
+
+from schemas.config import RunConfig
+from stages.catalog import BY_NAME
+from stages.schedule import Step
+
+
+class Makers:
+    """Answers from the config alone: looks at no file and no model."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+
+    def of(self, step: Step) -> list[Step]:
+        """The steps whose models the step needs, in order."""
+        makers = {self.maker(role, step.round) for role in step.spec.models if self.takes_part(role)}
+        return sorted((maker for maker in makers if maker), key=lambda maker: (maker.round, maker.spec.name))
+
+    def takes_part(self, role: str) -> bool:
+        """sft and base only when merging, token_reward only when ALLO has a reward model."""
+        train, sft = self._config.train, self._config.sft
+        if role == "token_reward":
+            return train.allo.reward_model is not None
+        if role not in ("sft", "base"):
+            return True
+        own_base = sft.on and train.optimizer != "anchor"  # the model the run starts from; anchor needs none
+        return train.optimizer != "adamw" and (role == "sft" or train.merge.base is not None or own_base)
+
+    def maker(self, role: str, round_: int) -> Step | None:
+        """The step whose model plays the role; None: a model from outside the run."""
+        model, train = self._config.model, self._config.train
+        if role == "trained":
+            return Step(BY_NAME["train"], round_)
+        own = {"judge": model.judge, "evaluation_judge": model.evaluation_judge, "sft": train.merge.sft}
+        if role in ("start", "base", "token_reward") or own.get(role):
+            return None
+        moves = role in ("policy", "judge") or (role == "reference" and train.reference == "start")
+        if moves and round_ > 0:
+            return Step(BY_NAME["train"], round_ - 1)
+        return Step(BY_NAME["sft"], 0) if self._config.sft.on else None

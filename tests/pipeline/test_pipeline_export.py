@@ -1,0 +1,148 @@
+"""What is exported is what is loaded: with the real `datasets` and one cache for everything."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pytest
+import yaml
+
+from pipeline import export
+from pipeline.config_file import dump, load_config
+from pipeline.dataset_card import Contents, dataset_card
+from pipeline.plan import Inputs, State
+from pipeline.rundir import RunDir
+from schemas import files
+from schemas.errors import UserError
+from schemas.manifests import StageManifest, Tally
+from schemas.tables import TABLES
+from stages.catalog import BY_NAME
+from stages.schedule import Step
+
+
+def pair(n: int) -> dict:
+    user, chosen, rejected = ({"role": r, "content": f"{r} {n}"} for r in ("user", "assistant", "assistant"))
+    return {
+        "pair_id": f"p{n}", "prompt_id": f"q{n}", "group_id": f"g{n}", "language": "en", "prompt": [user],
+        "chosen": [chosen], "rejected": [rejected], "chosen_score": 3.0, "rejected_score": 1.0, "conflict_score": 0.1,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def exported(tmp_path: Path, write_config, monkeypatch: pytest.MonkeyPatch):
+    """Export pairs of these numbers into a folder; returns the folder."""
+    config = load_config(write_config())
+
+    def make(out: Path, numbers: range, name: str = "t") -> Path:
+        mine = config.model_copy(update={"name": name})
+        rundir = RunDir(mine.folder)
+        folder = rundir.table(BY_NAME["select"], 0, "curated")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        rundir.config.write_text(dump(mine))
+        part = folder / "part-00000.parquet"
+        rows = pa.Table.from_pylist([pair(n) for n in numbers], schema=TABLES["curated"].schema)
+        pl.DataFrame(rows).write_parquet(part)
+        records = [files.record(rundir.root, part, "curated", len(numbers))]
+        tally = Tally(unit="pair", language="en", rows_in=9 + len(numbers), kept=len(numbers), dropped={"below_cut": 9})
+        manifest = StageManifest(stage="select", round=0, fingerprint="f", content="c", files=records, tallies=[tally])
+        done = State(Step(BY_NAME["select"], 0), "done", manifest=manifest, inputs=Inputs())
+        planner = type("Planner", (), {"states": lambda self: [done]})
+        monkeypatch.setattr(export, "recorded_planner", lambda *_: planner())
+        return export.export_dataset(mine, out, None, None, False)
+
+    return make
+
+
+def test_two_exports_are_never_taken_for_one_another(exported, tmp_path):
+    """Two runs, the same folder again, a renamed folder, and the Parquet builder by path; one cache for all."""
+    from datasets import load_dataset
+
+    cache = str(tmp_path / "cache")
+
+    def loaded(folder: Path) -> list[str]:
+        rows = load_dataset(str(folder), split="train", cache_dir=cache)
+        by_path = load_dataset("parquet", data_files=str(folder / "data/*.parquet"), split="train", cache_dir=cache)
+        assert rows["pair_id"][:] == by_path["pair_id"][:]
+        return list(rows["pair_id"][:])
+
+    one = exported(tmp_path / "a/export", range(3), "one")
+    assert loaded(one) == ["p0", "p1", "p2"]
+    two = exported(tmp_path / "b/export", range(5, 7), "one")
+    assert loaded(two) == ["p5", "p6"]
+    again = exported(tmp_path / "a/export", range(7, 10), "one")
+    assert loaded(again) == ["p7", "p8", "p9"]
+    assert loaded(two) == ["p5", "p6"]
+    (tmp_path / "c").mkdir()
+    renamed = again.rename(tmp_path / "c/export")
+    first = exported(tmp_path / "a/export", range(3), "one")
+    assert loaded(renamed) == ["p7", "p8", "p9"] and loaded(first) == ["p0", "p1", "p2"]
+
+
+def test_the_card_counts_what_is_loaded_and_says_how_it_was_made(exported, tmp_path):
+    from datasets import load_dataset_builder
+
+    out = exported(tmp_path / "out", range(4))
+    builder = load_dataset_builder(str(out), cache_dir=str(tmp_path / "cache"))
+    assert builder.info.splits["train"].num_examples == 4
+    assert builder.info.download_size == sum(path.stat().st_size for path in (out / "data").iterdir())
+    _, header, body = (out / "README.md").read_text().split("---\n", 2)
+    meta = yaml.safe_load(header)
+    assert meta["size_categories"] == ["n<1K"] and meta["task_categories"] == ["text-generation"]
+    assert meta["language"] == ["en"] and "license" not in meta
+    assert "| select | 13 pairs | 4 | below_cut 9 |" in body
+    assert "Self-judged" in body and "\\" not in body
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "unsaid"),
+    [
+        ({"model": {"policy": "a/b", "judge": "big/judge"}}, "Rated by a model, big/judge", "Self-judged"),
+        ({"pairs": {"sources": [{"path": "org/prefs"}]}, "prompts": {}}, "the source's word", "Self-judged"),
+        ({"select": {"by": "margin"}}, "a baseline", "agreement of a pair's"),
+        ({"card": {"dataset_license": "cc-by-4.0"}}, "license: cc-by-4.0", "license: apache"),
+    ],
+)
+def test_the_card_says_the_truth_about_labels_selection_and_licence(write_config, changes, said, unsaid):
+    config = load_config(write_config(**changes))
+    card = dataset_card(config, 0, Contents("data/x", {"en": 2}, 1, 1), [])
+    assert said in card and unsaid not in card
+
+
+@pytest.mark.parametrize(
+    ("rows", "category"),
+    [(0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (99_999, "10K<n<100K"), (10**6, "1M<n<10M"), (10**8, "n>10M")],
+)
+def test_sizes_are_the_hubs_categories(write_config, rows, category):
+    card = dataset_card(load_config(write_config()), 0, Contents("data/x", {"en": rows}, 1, 1), [])
+    assert yaml.safe_load(card.split("---\n")[1])["size_categories"] == [category]
+
+
+def test_pairs_of_other_settings_are_not_exported(tmp_path):
+    from tests.faults.inline import FakeRun, fake_pipeline
+
+    with fake_pipeline():
+        fake = FakeRun(tmp_path, {})
+        fake()
+        changed = load_config(fake.path, ["select.keep=0.7"])
+        (fake.root / "run.yaml").write_text(dump(changed))
+        with pytest.raises(UserError, match=re.escape("select.keep: 0.5 -> 0.7")):
+            export.export_dataset(changed, tmp_path / "out", None, None, False)
+        assert not (tmp_path / "out").exists()
+
+
+def test_pushing_again_removes_the_parts_of_before(exported, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    called = {}
+    api = type(
+        "Api", (), {"create_repo": lambda *a, **k: None, "upload_folder": lambda self, **k: called.update(k) or None}
+    )
+    monkeypatch.setattr(huggingface_hub, "HfApi", api)
+    out = exported(tmp_path / "out", range(2))
+    export._push(out, "me/pairs", False)
+    assert called["delete_patterns"] == ["data/*"]

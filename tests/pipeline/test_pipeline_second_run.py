@@ -1,0 +1,233 @@
+"""The second run: changed settings, and back. What is planned is what happens, and nothing that was finished is lost."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from pipeline.agenda import intention
+from pipeline.cli import app
+from pipeline.config_file import dump, load_config
+from pipeline.console import Display
+from pipeline.executor_errors import StageFailed
+from pipeline.inspect import table_files, tables_of, tables_of_other_settings
+from pipeline.run import preview, run
+from pipeline.selection import Selection
+from pipeline.status import states_of
+from schemas.errors import UserError
+from tests.faults.inline import FakeRun, InlineExecutor, fake_pipeline
+
+CHANGES = {
+    "nothing": [],
+    "prompts": ["prompts.max_chars=6"],
+    "generate": ["generate.candidates=5"],
+    "select": ["select.keep=0.7"],
+    "train": ["train.learning_rate=0.5"],
+    "two": ["prompts.max_chars=6", "select.keep=0.7"],
+    "failing": ["generate.candidates=13"],
+    "defect": ["generate.candidates=14"],
+}
+SELECTIONS = {
+    "all": {},
+    "until select": {"last": "select"},
+    "only select": {"stage": "select"},
+    "from train": {"first": "train"},
+    "forced": {"force": ("prompts",)},
+    "forced generate": {"force": ("generate",)},
+}
+
+
+@pytest.fixture
+def fake(tmp_path: Path):
+    with fake_pipeline():
+        fake = FakeRun(tmp_path, {})
+        InlineExecutor.computed = fake.computed
+        yield fake
+
+
+class Said(Display):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def say(self, message: str, style: str = "") -> None:
+        self.lines.append(message)
+
+
+def planned(fake: FakeRun, changes: list[str], selection: Selection) -> tuple[dict[str, str], str]:
+    """(stage -> words, error) of a dry run."""
+    try:
+        states = preview(load_config(fake.path, changes), selection)
+    except UserError as error:
+        return {}, str(error)
+    return {s.step.title: intention(s, selection) for s in states}, ""
+
+
+@pytest.mark.parametrize("finished", [None, "generate", "train"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_dry_run_says_what_the_run_does_in_the_same_words(fake, finished, change):
+    """Changes x stages: the same refusal, and of every stage whose inputs are there the same words."""
+    fake("prompts.max_chars=8", last=finished) if finished else None
+    start = ["prompts.max_chars=8"]
+    for name, options in SELECTIONS.items():
+        selection = Selection(**options)
+        changes = [*start, *CHANGES[change]]
+        words, refused = planned(fake, changes, selection)
+        assert (words, refused) == planned(fake, changes, selection), "a dry run changes nothing"
+        said = Said()
+        try:
+            outcome = run(load_config(fake.path, changes), selection, said)
+        except UserError as error:
+            if change == "failing" and not refused:
+                assert "thirteen" in str(error)
+                continue
+            assert str(error) == refused, name
+        except StageFailed:
+            assert change == "defect"
+        except RuntimeError as error:  # a defect, in the driver's process
+            assert change == "defect" and "a defect" in str(error)
+        else:
+            assert not refused, name
+            ran = {step.title for step in outcome.ran}
+            certain = {title for title, text in words.items() if text and not text.startswith("after ")}
+            open_ = {title for title, text in words.items() if text.startswith("after ")}
+            assert certain <= ran <= certain | open_, (name, words, ran)
+            for title, text in words.items():
+                if text.startswith(("redone", "brought back")):
+                    assert f"{title}: {text}" in said.lines, name
+
+
+def test_every_stage_changed_in_turn_leaves_nothing_of_other_settings_among_what_is_shown(fake):
+    """One rule for status, inspect, export, explain and the report: what is current."""
+    fake()
+    order = ["prompts", "generate", "select", "train"]
+    tables = {"prompts": "prompts", "generate": "candidates", "select": "curated"}
+    for stage in order:
+        config = load_config(fake.path, CHANGES[stage])
+        (fake.root / "run.yaml").write_text(dump(config))
+        kinds = {s.step.spec.name: s.kind for s in states_of(fake.root)}
+        at = order.index(stage)
+        assert [kinds[name] for name in order] == ["done"] * at + ["changed"] + ["stale"] * (3 - at)
+        current, others = tables_of(fake.root, 0), tables_of_other_settings(fake.root, 0)
+        for name, table in tables.items():
+            assert (table in current) == (order.index(name) < at)
+            assert (table in others) == (order.index(name) >= at)
+            if name in order[at:]:
+                assert CHANGES[stage][0].split("=")[0] in others[table][1]
+                with pytest.raises(UserError):
+                    table_files(fake.root, table, 0)
+
+
+def test_going_back_to_old_settings_finds_them_done(fake):
+    fake()
+    first = fake.tables()
+    fake("select.keep=0.7", force=("select",))
+    second = fake.tables()
+    fake("select.keep=0.8", "train.learning_rate=0.5", force=("select",))
+    fake.computed.clear()
+    said = Said()
+    run(load_config(fake.path), Selection(), said)
+    assert fake.computed == [] and fake.tables() == first
+    assert "select: brought back: it was finished with these settings before" in said.lines
+    fake("select.keep=0.7")
+    assert fake.computed == [] and fake.tables() == second
+
+
+def test_only_as_many_results_are_kept_as_asked_for(fake):
+    fake()
+    for keep in (0.6, 0.7, 0.8, 0.9):
+        fake(f"select.keep={keep}", force=("select",))
+    assert len(list((fake.root / "round-0/_kept/select").iterdir())) == 2
+    fake("select.keep=0.65", "execution.keep_results=0", force=("select",))
+    assert not list((fake.root / "round-0/_kept/select").iterdir())
+
+
+@pytest.mark.parametrize("change", ["failing", "defect"])
+def test_a_stage_that_fails_destroys_nothing(fake, change):
+    fake()
+    before = fake.tables()
+    for _ in range(2):
+        with pytest.raises((UserError, StageFailed, RuntimeError)):
+            fake(*CHANGES[change], force=("generate",))
+        assert fake.tables() == before
+    assert fake().ran == [] and [s.kind for s in states_of(fake.root)] == ["done"] * 4
+
+
+def test_work_that_was_half_done_with_other_settings_is_continued_when_they_return(fake, monkeypatch):
+    fake(last="prompts")
+    import fake_stages
+
+    class Half(fake_stages.Squares):
+        def run(self, ctx, shards):
+            yield from itertools.islice(super().run(ctx, shards), 1)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_stages, "Squares", Half)
+        with pytest.raises(KeyboardInterrupt):
+            fake()
+    with pytest.raises(UserError, match="made with other settings"):
+        fake("generate.candidates=5")
+    fake("generate.candidates=5", force=("generate",))
+    fake.computed.clear()
+    fake()
+    assert [part for part in fake.computed if part[0] == "generate"] == [("generate", 1), ("generate", 2)]
+
+
+def test_a_refusal_names_the_setting_the_stages_and_the_command(fake):
+    fake()
+    selection = Selection(command="python -m pipeline run my.yaml --set select.keep=0.7")
+    with pytest.raises(UserError) as refusal:
+        preview(load_config(fake.path, ["select.keep=0.7"]), selection)
+    text = str(refusal.value)
+    assert "select.keep: 0.5 -> 0.7" in text and "To redo select, train" in text
+    assert "python -m pipeline run my.yaml --set select.keep=0.7 --force-stage select" in text
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "words"),
+    [
+        ({"languages.seen": ["en", "de"]}, {"languages.seen": ["en", "it"]}, "languages.seen: +it, -de"),
+        ({"languages.seen": ["en", "de"]}, {"languages.seen": ["de", "en"]}, "languages.seen: another order"),
+        ({"p.sources": [{"path": "a", "limit": 1}]}, {"p.sources": [{"path": "a", "limit": 2}]}, "p.sources.0.limit: 1 -> 2"),
+        ({"p.sources": [{"path": "a"}]}, {"p.sources": []}, "p.sources: 1 -> 0 entries"),
+        ({"model.judge": None}, {"model.judge": "big"}, "model.judge: none -> big"),
+        ({"input scores": "4f" * 32}, {"input scores": "5e" * 32}, "input scores changed"),
+        ({"train.x": 1e-05}, {"train.x": 2e-05}, "train.x: 1e-05 -> 2e-05"),
+        ({"a.b": True}, {"a.b": False}, "a.b: true -> false"),
+    ],
+)  # fmt: skip
+def test_what_changed_is_said_without_hashes_and_whole_lists(before, now, words):
+    from pipeline.fingerprint import differences
+
+    assert differences(before, now) == [words]
+
+
+def test_the_command_line_gives_a_dry_run_the_exit_code_of_the_run(fake):
+    fake()
+    config = yaml.safe_load(fake.path.read_text())
+    fake.path.write_text(yaml.safe_dump(config | {"select": {"keep": 0.7}}))
+    codes = []
+    for more in (["--dry-run"], []):
+        done = CliRunner().invoke(app, ["run", str(fake.path), *more])
+        codes.append((done.exit_code, done.stderr.replace(" --dry-run", "")))
+    assert codes[0] == codes[1] and codes[0][0] == 1 and "select.keep: 0.5 -> 0.7" in codes[0][1]
+
+
+def test_quiet_says_nothing_and_version_is_said(fake):
+    done = CliRunner().invoke(app, ["run", str(fake.path), "--quiet"])
+    assert done.exit_code == 0 and done.output == ""
+    said = CliRunner().invoke(app, ["--version"])
+    assert said.exit_code == 0 and said.output.startswith("congrad-pipeline ")
+
+
+def test_dropped_rows_of_a_stage_that_dropped_none_are_an_empty_table(fake):
+    fake()
+    done = CliRunner().invoke(app, ["inspect", str(fake.root), "dropped/prompts"])
+    assert done.exit_code == 0 and "0 of 0 rows" in done.output
