@@ -67,7 +67,13 @@ class LanguageConfig(Section):
 
     seen: list[str] = semantic(description="languages that are trained on", min_length=1)
     unseen: list[str] = semantic([], "languages only evaluated")
-    min_confidence: float = semantic(0.5, "identifier's probability below which a row is dropped; 0: never", ge=0, le=1)
+    min_confidence: float = semantic(
+        0.5,
+        "identifier's probability below which a row is dropped; 0: never",
+        used_when={"languages.identify": True},
+        ge=0,
+        le=1,
+    )
     identify: bool = semantic(True, "identify the language of prompts and answers")
 
     @model_validator(mode="after")
