@@ -58,7 +58,7 @@ class EngineConfig(Section):
     api_key_env: str = execution(
         "OPENAI_API_KEY", "openai: environment variable that holds the key", used_when={"engine.kind": "openai"}
     )
-    concurrency: int = execution(32, "openai: requests in flight", ge=1, used_when={"engine.kind": "openai"})
+    concurrency: int = execution(32, "openai: requests in flight", ge=1, le=4096, used_when={"engine.kind": "openai"})
     batch_size: int = semantic(
         8, "transformers: rows per batch (fixed inside a shard)", ge=1, used_when={"engine.kind": "transformers"}
     )
@@ -68,11 +68,13 @@ class EngineConfig(Section):
     gpu_memory_utilization: float = execution(
         0.9, "vllm on CUDA: share of GPU memory", gt=0, le=1, used_when={"engine.kind": "vllm"}
     )
-    cpu_kv_cache_gib: int = execution(2, "vllm on CPU: size of the KV cache", ge=1, used_when={"engine.kind": "vllm"})
+    cpu_kv_cache_gib: int = execution(
+        2, "vllm on CPU: size of the KV cache", ge=1, le=1 << 16, used_when={"engine.kind": "vllm"}
+    )
     max_num_seqs: int = execution(
         256, "vllm: sequences decoded together", ge=1, le=1 << 16, used_when={"engine.kind": "vllm"}
     )
-    tensor_parallel: int = execution(1, "vllm: GPUs per worker", ge=1, used_when={"engine.kind": "vllm"})
+    tensor_parallel: int = execution(1, "vllm: GPUs per worker", ge=1, le=1024, used_when={"engine.kind": "vllm"})
 
     @field_validator("base_url")
     @classmethod
