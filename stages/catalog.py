@@ -143,7 +143,7 @@ STAGES: tuple[StageSpec, ...] = (
         ),
         ("policy", "reference"),
         kept_rows=(("pair",), "contributions"),
-        version=2,
+        version=3,
         when=("gradients.sketch.method", "one_sided"),
         size="gradients.aggregate_size",
     ),
@@ -156,6 +156,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("model", "text", "gradients", "execution"),
         ("policy", "reference"),
         kept_rows=(("pair",), "gradients"),
+        version=2,
     ),
     StageSpec(
         "conflict",
