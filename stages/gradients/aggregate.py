@@ -18,7 +18,7 @@ from torch import Tensor
 from schemas.config.curation import ConflictConfig
 from schemas.config.loss import LossConfig
 from schemas.tables import TABLES
-from stages.contract import Context, Drop, Part, Shard
+from stages.contract import Context, Drop, Part, Shard, ShardStage
 from stages.gradients.items import Item, sound, storable
 from stages.gradients.omegas import ema_omegas
 from stages.gradients.projections import SketchLayout
@@ -29,7 +29,7 @@ from stages.gradients.sums import sums_key
 from stages.gradients.weights import pair_weights
 
 
-class Aggregate:
+class Aggregate(ShardStage):
     """pairs -> contributions, sums. Unit `pair`: the train split's pairs; drops and failures as in gradients."""
 
     def run(self, ctx: Context, shards: Iterator[Shard]) -> Iterator[Part]:

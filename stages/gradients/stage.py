@@ -16,7 +16,7 @@ from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.ids import seed_for
 from schemas.tables import gradients_schema
-from stages.contract import Context, Drop, Part, Shard, tally
+from stages.contract import Context, Drop, Part, Shard, ShardStage, tally
 from stages.gradients.batching import TokenBudget
 from stages.gradients.error import cosine_error, first_training_row
 from stages.gradients.items import Item, number, sound, storable, without_misfits
@@ -38,7 +38,7 @@ Reduce = Callable[[list[int], PairSketches], PairSketches]
 """See `Sketcher.run`."""
 
 
-class Gradients:
+class Gradients(ShardStage):
     """pairs -> gradients. `sketch.method: one_sided`: with contributions and sums, the second of its two passes.
 
     Unit `pair`: the train split's pairs; others are held out and not input. Dropped: too_long, identical (the answers
