@@ -43,7 +43,7 @@ class Item:
         """Of the pairs table."""
         return str(self.row["language"])
 
-    def drop(self, reason: str, detail: str, failed: bool = False) -> Drop:
+    def dropped(self, reason: str, detail: str, failed: bool = False) -> Drop:
         """Why it is not kept."""
         return Drop("pair", self.pair_id, self.language, reason, detail, failed)
 
@@ -59,7 +59,7 @@ def without_misfits(items: Sequence[Item], misfits: Sequence[int], drops: list[D
     """The items that fitted in memory, with their places in the results; the others become drops."""
     for place in misfits:
         detail = f"the pair ({items[place].pair.joined} tokens) does not fit in memory, even alone"
-        drops.append(items[place].drop("out_of_memory", detail, failed=True))
+        drops.append(items[place].dropped("out_of_memory", detail, failed=True))
     left = [item for item in items if item.given not in set(misfits)]
     for place, item in enumerate(left):
         item.at = place
@@ -72,9 +72,9 @@ def sound(items: Sequence[Item], finite_N: Tensor, norm_N: Tensor, drops: list[D
     for item in items:
         if not bool(finite_N[item.at]):
             detail = "the backward pass gave values that are not finite"
-            drops.append(item.drop("non_finite_gradient", detail, failed=True))
+            drops.append(item.dropped("non_finite_gradient", detail, failed=True))
         elif float(norm_N[item.at]) == 0.0:
-            drops.append(item.drop("zero_gradient", "no layer of the sketch gets a gradient from this pair"))
+            drops.append(item.dropped("zero_gradient", "no layer of the sketch gets a gradient from this pair"))
         else:
             left.append(item)
     return left

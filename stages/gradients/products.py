@@ -69,7 +69,7 @@ class Products:
                 item.reference = references[item.pair_id]
                 left.append(item)
             else:
-                drops.append(item.drop("not_aggregated", detail, failed=True))
+                drops.append(item.dropped("not_aggregated", detail, failed=True))
         return left
 
     def reduce(self, indices: list[int], got: PairSketches) -> PairSketches:

@@ -178,10 +178,10 @@ class Worker:
             drops.append(Drop("pair", row["pair_id"], row["language"], "cannot_render", str(error), failed=True))
             return None
         if item.pair.chosen == item.pair.rejected:
-            drops.append(item.drop("identical", "both answers are the same tokens"))
+            drops.append(item.dropped("identical", "both answers are the same tokens"))
             return None
         if item.pair.longest > limit:
-            drops.append(item.drop("too_long", f"{item.pair.longest} tokens > {limit}"))
+            drops.append(item.dropped("too_long", f"{item.pair.longest} tokens > {limit}"))
             return None
         return item
 
