@@ -11,6 +11,8 @@ from rich.text import Text
 from pipeline.console import printable
 from pipeline.status import states_of
 from schemas.errors import UserError
+from schemas.sketches import scan_numbers
+from stages.conditions import collected, fitting
 
 
 def table_files(folder: Path, table: str, round_: int) -> list[Path]:
@@ -41,23 +43,17 @@ def tables_of(folder: Path, round_: int) -> dict[str, list[Path]]:
 
 def print_rows(folder: Path, table: str, where: str | None, lang: str | None, limit: int, round_: int) -> None:
     """Print rows, one field a line, with long values cut and nothing that could steer the terminal."""
-    frame = pl.scan_parquet(table_files(folder, table, round_), glob=False)
+    files = table_files(folder, table, round_)
+    frame = scan_numbers(files) if table == "gradients" else pl.scan_parquet(files, glob=False)
     names = frame.collect_schema().names()
     if lang is not None:
         if "language" not in names:
             raise UserError(f"Table {table} has no language column")
         frame = frame.filter(pl.col("language") == lang)
     if where is not None:
-        try:
-            frame = frame.filter(pl.sql_expr(where))
-            rows = frame.head(limit).collect()
-        except (pl.exceptions.PolarsError, ValueError) as error:
-            raise UserError(
-                f"--where cannot be evaluated: {error}", fix=f"Columns of {table}: {', '.join(names)}."
-            ) from error
-    else:
-        rows = frame.head(limit).collect()
-    total = frame.select(pl.len()).collect().item()
+        frame = fitting(frame, where, "--where")
+    rows = collected(frame.head(limit), "--where")
+    total = collected(frame.select(pl.len()), "--where").item()
     console = Console(highlight=False)
     for row in rows.iter_rows(named=True):
         for name, value in row.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline import files
 from pipeline.account import account_line, totals
 from pipeline.commit import write_manifest
 from pipeline.console import Display, StageBar
@@ -15,12 +14,14 @@ from pipeline.failures import Failures
 from pipeline.fingerprint import content_of
 from pipeline.lease import Lease
 from pipeline.models import Models
-from pipeline.plan import Planner, State, Step
+from pipeline.plan import Planner, State
 from pipeline.rundir import RunDir
 from pipeline.worker import Order
+from schemas import files
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.manifests import PartManifest, StageManifest, merge_tallies
+from stages.schedule import Step
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,6 @@ class StageRunner:
             inputs=state.inputs.records,
             models=models,
             shards=pending,
-            manifests=self.planner.manifests() if step.spec.name == "report" else [],
         )
         self.events.add(
             "stage_started", stage=step.spec.name, round=step.round, parts=len(plan.shards), done=len(parts)
