@@ -163,7 +163,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("metrics",),
         ("model", "text", "loss", "train", "execution"),
         ("policy", "reference", "sft", "base", "token_reward"),
-        version=2,
+        version=3,
         expensive=True,
         checkpoints=True,
         trains="policy",

@@ -49,10 +49,11 @@ class OnlineMergingAdamW(AdamW):
         before clipping too), the merged update again: the other weights stay as they are to the last bit, decay or not. With a
         protected subspace the update is projected within the active entries; factor_bytes bounds what that keeps.
     trust_radius: of a group; largest spectral norm of W - start per matrix (Euclidean norm of other shapes); 0: none.
+    compiled: whether steps are compiled (`form.py`); None: where there is enough to step, unless deterministic algorithms are asked of torch.
     seed: of the random masks.  telemetry_every: steps between entries of `telemetry`; 0: never.
 
     A group with nothing switched on takes torch's own AdamW step, bit for bit. In any other group the weights are held as
-    W = start + displacement, the displacement in float32: a*tau is far below the resolution of the weights and would be
+    W = start + displacement, moments and displacement in float32: a*tau is far below the resolution of the weights and would be
     lost if it were added to them. State per parameter beside AdamW's: `displacement` (float32), `start` (the narrowest dtype that
     holds it exactly, bfloat16 for most models), with every > 1 `pending` (AdamW's steps since the last merge). The optimizer owns the
     weights then: writing to a parameter from outside is undone by the next step. The state_dict holds the task vector's fingerprint,
@@ -199,7 +200,8 @@ class OnlineMergingAdamW(AdamW):
         self._decided = True
         if self._compiled is None:
             held = (local(p.detach()).numel() for group in self.param_groups for p in group["params"])
-            self._chain.form.compiled = sum(held) >= COMPILE_FROM
+            exact = torch.are_deterministic_algorithms_enabled()  # reference mode
+            self._chain.form.compiled = sum(held) >= COMPILE_FROM and not exact
 
     def _blank(self) -> bool:
         """Whether this step is torch.distributed.checkpoint's, which makes an optimizer's state by a step with lr 0 and gradients
