@@ -109,7 +109,7 @@ def _worth_checking(guards: Any) -> list[bool]:
     return [guard.guard_type in ("TENSOR_MATCH", "SHAPE_ENV", "DUPLICATE_INPUT") for guard in guards]
 
 
-_OPTIONS = {"compile_threads": 1, "guard_filter_fn": _worth_checking}
+_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"compile_threads": 1, "guard_filter_fn": _worth_checking}
 
 
 def _no_views(e: Entries) -> Entries:
