@@ -144,7 +144,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("scores", "gram", "directions"),
         ("languages.seen", "conflict", "loss"),
         kept_rows=(("pair",), "scores"),
-        version=3,
+        version=4,
         needs=(needs.model, needs.surgery),
     ),
     StageSpec(
@@ -164,7 +164,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("metrics",),
         ("model", "text", "loss", "train", "execution"),
         ("policy", "reference", "sft", "base", "token_reward"),
-        version=2,
+        version=3,
         expensive=True,
         checkpoints=True,
         trains="policy",
