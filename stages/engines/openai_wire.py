@@ -128,7 +128,7 @@ def _bound(response: Any) -> None:
     response.stream = _Bounded(response.stream, response.extensions, most)
 
 
-class _Bounded(_httpx.SyncByteStream):  # type: ignore[misc]
+class _Bounded(_httpx.SyncByteStream):
     def __init__(self, stream: Any, extensions: dict[str, Any], most: int) -> None:
         self._stream, self._extensions, self._most = stream, extensions, most
 
