@@ -19,7 +19,7 @@ _SPECIAL: dict[str, Any] = {
     "rounds": 1,
     "languages.seen": ["en", "fr"],
     "languages.unseen": ["sw"],
-    "select.diversity.cells": 20,
+    "select.diversity.cells": 50,
     "gradients.of": None,  # with rounds, adapter needs train.method: lora
     "loss.label_smoothing": None,  # belongs to other losses
     "loss.discopop_tau": None,
@@ -57,7 +57,7 @@ def base_config() -> dict[str, Any]:
         "prompts": {"sources": [{"path": "prompts.jsonl"}]},
         "sft": {"sources": [{"path": "talks.jsonl"}], "method": "lora"},
         "conflict": {"direction": "ema", "metric": "coordinate"},
-        "select": {"diversity": {"cells": 10}},
+        "select": {"diversity": {"cells": 40}},
         "train": {
             "method": "full",
             "optimizer": "ondare",
