@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pyarrow as pa
 from pydantic import BaseModel
@@ -53,7 +53,7 @@ BCP 47 codes. A column is never null unless the table below says so.
 _REASONS_INTRO = """
 ## Reasons
 
-What `reason` says in dropped rows (`python -m pipeline inspect RUN dropped/TABLE`) and in `rejected`; `detail` has the figures.
+What `reason` says in dropped rows (`congrad inspect RUN dropped/TABLE`) and in `rejected`; `detail` has the figures.
 An *error* counts against `execution.max_failed_fraction`; the others are rules. `fields` are those of the row's source.
 
 | reason | stages: units | meaning | what to change |
@@ -217,6 +217,8 @@ _LIMITS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"), ("min_length"
 
 def _type(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(arguments[0])
     if origin is Literal:
         return " | ".join(f"`{a}`" for a in arguments)
     if origin in (Union, UnionType):

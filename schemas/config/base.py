@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from schemas.paths import expanded
 
 _ROLE = "x-role"
 
@@ -59,6 +61,14 @@ def _field(
 @dataclass(frozen=True)
 class _UsedWhen:
     conditions: Mapping[str, Any]
+
+
+def _filled_in(value: Any) -> Any:
+    return expanded(value) if isinstance(value, str) else value
+
+
+FilePath = Annotated[str, BeforeValidator(_filled_in)]
+"""A path, or a name that stands for one (hub id, `package:FILE`, `embedded:NAME`): `~` and `$VARIABLES` are filled in."""
 
 
 def conditions_of(field: Any) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from schemas.config.base import Section, execution, other_than, semantic
+from schemas.config.base import FilePath, Section, execution, other_than, semantic
 from schemas.config.model import Sampling
 from schemas.config.sources import PairSource
 
@@ -42,7 +42,7 @@ class JudgeConfig(Section):
         ge=0,
         le=1,
     )
-    rubric: str = semantic(
+    rubric: FilePath = semantic(
         "package:rubrics/{language}.yaml", "rubric files; a missing language falls back to en, said aloud"
     )
     sampling: Sampling = semantic(

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import field_validator, model_validator
 
-from schemas.config.base import Section, execution, semantic
+from schemas.config.base import FilePath, Section, execution, semantic
 from schemas.engines import ENGINES, EngineFacts, EngineName
 
 
@@ -18,11 +18,13 @@ class ModelConfig(Section):
     a model has in its fingerprint: a moved folder is the same model, a changed one is not.
     """
 
-    policy: str = execution(description="the model to align: hub id, folder (PEFT adapters are merged), embedded:NAME")
-    judge: str | None = execution(
+    policy: FilePath = execution(
+        description="the model to align: hub id, folder (PEFT adapters are merged), embedded:NAME"
+    )
+    judge: FilePath | None = execution(
         None, "another model as judge; default: the round's policy judges itself", used_when={"pairs.sources": []}
     )
-    evaluation_judge: str | None = execution(
+    evaluation_judge: FilePath | None = execution(
         None, "judge of the evaluation; default: the round-0 policy", used_when={"evaluate.win_rate": True}
     )
     revision: str | None = execution(None, "hub revision of the policy")
@@ -36,7 +38,7 @@ class TextConfig(Section):
     system_role: Literal["fold", "refuse"] = semantic(
         "fold", "template without a system role: fold it into the user turn"
     )
-    chat_template: str | None = semantic(None, "a Jinja template file instead of the tokenizer's own")
+    chat_template: FilePath | None = semantic(None, "a Jinja template file instead of the tokenizer's own")
     chat_template_kwargs: dict[str, Any] = semantic({"enable_thinking": False}, "passed to the chat template")
     max_length: int = semantic(
         2048, "prompt + completion tokens; longer ones are dropped with a reason", ge=16, le=1 << 24

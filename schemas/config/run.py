@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, field_validator, model_validator
 
 from schemas.config.base import Section, execution, semantic
 from schemas.config.curation import (
@@ -24,16 +24,19 @@ from schemas.config.sources import LanguageConfig, PromptsConfig
 from schemas.config.training import EvaluateConfig, ExecutionConfig, ReportConfig, TrainConfig
 from schemas.config.used import unused
 from schemas.engines import ENGINES
+from schemas.paths import expanded
 from schemas.secrets import holds_credentials
 
 
 class RunConfig(Section):
-    """Everything a run needs. `python -m pipeline init` writes a commented one."""
+    """Everything a run needs. `congrad init` writes a commented one."""
 
     name: str = execution(
         description="name of the run: its folder under run_dir", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
     )
-    run_dir: Path = execution(Path("runs"), "folder that holds runs")
+    run_dir: Path = execution(
+        Path("runs"), "folder that holds runs; may lie behind a link, no folder in a run may be one"
+    )
     banner: str | None = execution(None, "shown when the run starts and ends, and in the report")
     seed: int = semantic(0, "seed of everything", ge=0, lt=1 << 63)
     rounds: int = execution(1, "self-rewarding rounds", ge=1, le=1000)
@@ -55,6 +58,11 @@ class RunConfig(Section):
     report: ReportConfig = semantic(ReportConfig(), "the report")
     execution: ExecutionConfig = semantic(ExecutionConfig(), "how the run is carried out")
 
+    @field_validator("run_dir", mode="before")
+    @classmethod
+    def _place(cls, value: Any) -> Any:
+        return expanded(str(value)) if isinstance(value, (str, Path)) else value
+
     @property
     def imported(self) -> bool:
         """Whether pairs are imported, so that generation and judging are skipped."""
@@ -72,8 +80,6 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> RunConfig:
-        if "\0" in str(self.run_dir):
-            raise ValueError("run_dir is no path: it holds a NUL character")
         for place, text in _texts(self, ""):
             if holds_credentials(text):
                 raise ValueError(

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from schemas.config.base import Section, semantic
+from schemas.config.base import FilePath, Section, semantic
 
 
 class Source(Section):
@@ -16,7 +16,7 @@ class Source(Section):
     `package:` as prefix reads a file shipped in data/.
     """
 
-    path: str = semantic(
+    path: FilePath = semantic(
         description="file or glob (from the working directory), package:FILE or hub dataset id; {language}: of each language"
     )
     name: str | None = semantic(None, "hub: configuration name")

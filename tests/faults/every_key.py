@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -187,6 +187,8 @@ def _other(annotation: Any, value: Any, key: str) -> Any:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         return _other(next(a for a in arguments if a is not NoneType), value, key)
+    if origin is Annotated:
+        return _other(arguments[0], value, key)
     if origin is Literal:
         return next((a for a in arguments if a != value), None)
     if annotation is bool:
