@@ -63,6 +63,17 @@ def publish(temporary: Path, final: Path) -> None:
         shutil.rmtree(aside)
 
 
+def move(pairs: Iterable[tuple[Path, Path]]) -> None:
+    """Give files that are whole and flushed their own names, durably."""
+    folders: dict[Path, None] = {}
+    for temporary, own in pairs:
+        make_folder(own.parent)
+        os.replace(temporary, own)
+        folders[own.parent] = None
+    for folder in folders:
+        fsync(folder)
+
+
 def temporary_beside(final: Path) -> Path:
     """An unused name in the same folder, hence on the same file system. What a kill leaves under it, `is_temporary` knows."""
     return final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
