@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 from pipeline.config_digests import config_files
 from schemas.config import RunConfig
+from schemas.config.loggers import LOGGERS
 from schemas.errors import UserError
 from stages.catalog import StageSpec
 from stages.conflict.solvers import packages
@@ -18,6 +19,7 @@ def preflight(config: RunConfig, specs: Iterable[StageSpec]) -> None:
     """Raise UserError for a missing file or package of any of the stages."""
     for spec in specs:
         config_files(spec, config)
+        _loggers(spec, config)
         missing = [package for package in _packages(spec, config) if find_spec(package) is None]
         if "vllm" in missing:
             raise UserError(
@@ -37,6 +39,18 @@ def preflight(config: RunConfig, specs: Iterable[StageSpec]) -> None:
             raise UserError(f"Stage {spec.name} needs the packages {', '.join(missing)}", fix=_INSTALL)
 
 
+def _loggers(spec: StageSpec, config: RunConfig) -> None:
+    """Raise UserError for a logger of the stage's training that is not installed."""
+    for section in (config.sft, config.train):
+        for name in section.report_to if section.section == spec.name else ():
+            if not LOGGERS[name].installed:
+                raise UserError(
+                    f"The logger {name} is not installed",
+                    where=f"{section.section}.report_to",
+                    fix=f"pip install {LOGGERS[name].install}, or remove it from {section.section}.report_to.",
+                )
+
+
 def _packages(spec: StageSpec, config: RunConfig) -> list[str]:
     engine = {"vllm": ["vllm"], "transformers": ["torch", "transformers"], "openai": ["openai", "transformers"]}
     needs = list(engine[config.engine.kind]) if spec.engine else []
@@ -50,5 +64,4 @@ def _packages(spec: StageSpec, config: RunConfig) -> list[str]:
         case "sft" | "train":
             section = config.sft if spec.name == "sft" else config.train
             needs += ["torch", "transformers", "trl", *(["peft"] if section.method == "lora" else [])]
-            needs += [name for name in section.report_to if name in ("tensorboard", "trackio", "wandb")]
     return needs

@@ -112,9 +112,7 @@ def _allo(train: TrainConfig) -> dict[str, str]:
         phases["rewards of tokens"] = f"{by}, beta {allo.beta:g}"
     if allo.forget:
         rate = train.learning_rate if allo.forget_learning_rate is None else allo.forget_learning_rate
-        length = f"{allo.forget_epochs:g} epochs"
-        if allo.forget_max_steps > 0:
-            length += f", at most {allo.forget_max_steps} steps"
+        length = f"{allo.forget_max_steps} steps" if allo.forget_max_steps > 0 else f"{allo.forget_epochs:g} epochs"
         phases["forgetting"] = (
             f"token-level NPO on {allo.forget_ratio:g} of the {allo.unit}s, beta {allo.beta:g}, learning rate {rate:g}, {length}"
         )

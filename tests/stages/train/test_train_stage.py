@@ -235,12 +235,6 @@ def test_a_pair_over_the_length_limit_is_refused_not_truncated(workbench: Any) -
         train(workbench.context(sections={"text": {"max_length": 16}}))
 
 
-def test_a_logger_that_is_missing_is_refused_before_anything_is_loaded(workbench: Any) -> None:
-    for name in ("trackio", "abacus"):
-        with pytest.raises(UserError, match=r"train\.report_to"):
-            train(workbench.context(report_to=[name]))
-
-
 @pytest.mark.parametrize("target", ["lm_head", "no_such_layer"])
 def test_lora_on_the_head_or_on_nothing_is_refused(workbench: Any, target: str) -> None:
     with pytest.raises(UserError, match=target):
