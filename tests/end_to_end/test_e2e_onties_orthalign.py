@@ -48,5 +48,5 @@ def test_base_sft_and_two_language_groups_in_one_run(tmp_path, tiny_model, pipel
     html = (root / "report.html").read_text(encoding="utf-8")
     for said in ("Objectives in sequence", "left by the projection", "Cosine of step and task vector"):
         assert said in html, said
-    card = (root / "round-0/train/model/README.md").read_text(encoding="utf-8").replace("\\", "")
+    card = (root / "round-0/train/model/README.md").read_text(encoding="utf-8")
     assert "european, others" in card and "onties, alpha 0.01" in card

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -279,15 +278,13 @@ def test_a_loss_that_is_not_a_number_is_refused(workbench: Any) -> None:
 
 def test_the_card_is_honest_and_its_text_inert(workbench: Any) -> None:
     ctx = workbench.context(sections={"banner": "![x](http://evil) <script>", "loss": {"alpha": 0.01}})
-    ref = replace(workbench.model, name="a/b_c](x)")
+    ref = replace(workbench.model, name="b_c](x)")
     train(replace(ctx, models={"policy": ref, "reference": ref}))
     card = (ctx.folder / "model" / "README.md").read_text()
     assert "| de | 3 |" in card and "| all | 6 |" in card
-    assert "0\\.01" in card and "2503.23777" in card
-    assert "<script>" not in card and "](http" not in card and "\\]\\(x\\)" in card
-    assert str(workbench.root) not in json.dumps(
-        [p.read_text() for p in (ctx.folder / "adapter").glob("*.json")] + [card]
-    )
+    assert "| 0.01 |" in card and "2503.23777" in card and "\\" not in card
+    assert "<script>" not in card and "](http" not in card and "b_c&#93;(x)" in card
+    assert str(workbench.root) not in card
 
 
 def test_lora_dropout_is_really_used(workbench: Any) -> None:
