@@ -1,53 +1,9 @@
-"""The stages in the order data flows: what each reads and writes and what its result depends on."""
+"""The stages in the order data flows: what each reads and writes, what its result depends on and what it needs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import reduce
-from typing import Any, Literal
-
-from schemas.config import RunConfig
-
-
-@dataclass(frozen=True)
-class StageSpec:
-    """A stage as the driver sees it, without importing what computes it.
-
-    reads: tables; `table:0` is round 0's; a trailing `?` marks one that may be absent.
-        The first one is what a ShardStage's shards are cut from.
-    writes: tables; dropped rows go to _dropped/<first of them>.
-    sections: config sections whose semantic fields its result depends on (`seed` always counts).
-    models: roles its result depends on.
-    kept_rows: (units, table): what the account says was kept of these units are the rows of that table.
-    version: bumped when the code's output changes.
-    engine: uses the inference engine; neighbours with the same models share a worker process.
-    when: (config key, value): the stage is part of a run only if the key has the value.
-    size: config key of the rows per shard of a ShardStage; `<name>.shard_size` if empty.
-    """
-
-    name: str
-    kind: Literal["shard", "table", "artifact"]
-    entry: str
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    sections: tuple[str, ...]
-    models: tuple[str, ...] = ()
-    kept_rows: tuple[tuple[str, ...], str] | None = None
-    version: int = 1
-    engine: bool = False
-    per_round: bool = True
-    when: tuple[str, str | bool] | None = None
-    size: str = ""
-
-    def is_part_of(self, config: RunConfig) -> bool:
-        """Whether a run with this config has the stage at all."""
-        return self.when is None or config_value(config, self.when[0]) == self.when[1]
-
-
-def config_value(config: RunConfig, key: str) -> Any:
-    """The value of a dotted config key."""
-    return reduce(getattr, key.split("."), config)
-
+from stages import needs
+from stages.spec import StageSpec
 
 STAGES: tuple[StageSpec, ...] = (
     StageSpec(
@@ -59,6 +15,8 @@ STAGES: tuple[StageSpec, ...] = (
         ("languages", "prompts"),
         kept_rows=(("row",), "prompts"),
         per_round=False,
+        when=("prompted", True),
+        sources="prompts.sources",
     ),
     StageSpec(
         "sft",
@@ -71,6 +29,12 @@ STAGES: tuple[StageSpec, ...] = (
         kept_rows=(("row",), "conversations"),
         per_round=False,
         when=("sft.on", True),
+        expensive=True,
+        checkpoints=True,
+        trains="start",
+        sources="sft.sources",
+        needs=(needs.sft_trainer, needs.sft_loggers),
+        version=2,
     ),
     StageSpec(
         "generate",
@@ -81,6 +45,10 @@ STAGES: tuple[StageSpec, ...] = (
         ("languages", "model", "text", "engine", "generate", "execution"),
         ("policy",),
         engine=True,
+        when=("imported", False),
+        expensive=True,
+        needs=(needs.engine,),
+        gpus="engine.tensor_parallel",
     ),
     StageSpec(
         "judge",
@@ -92,6 +60,10 @@ STAGES: tuple[StageSpec, ...] = (
         ("judge",),
         version=2,
         engine=True,
+        when=("imported", False),
+        expensive=True,
+        needs=(needs.engine,),
+        gpus="engine.tensor_parallel",
     ),
     StageSpec(
         "pairs",
@@ -102,6 +74,8 @@ STAGES: tuple[StageSpec, ...] = (
         ("languages", "pairs", "text", "generate.sampling", "model.trust_remote_code"),
         ("policy",),
         kept_rows=(("prompt", "row"), "pairs"),
+        sources="pairs.sources",
+        needs=(needs.tokenizer,),
     ),
     StageSpec(
         "precondition",
@@ -122,6 +96,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("policy",),
         version=2,
         when=("gradients.sketch.precondition", "adam_factored"),
+        needs=(needs.model,),
     ),
     StageSpec(
         "aggregate",
@@ -146,6 +121,8 @@ STAGES: tuple[StageSpec, ...] = (
         version=2,
         when=("gradients.sketch.method", "one_sided"),
         size="gradients.aggregate_size",
+        expensive=True,
+        needs=(needs.model,),
     ),
     StageSpec(
         "gradients",
@@ -156,6 +133,8 @@ STAGES: tuple[StageSpec, ...] = (
         ("model", "text", "gradients", "execution"),
         ("policy", "reference"),
         kept_rows=(("pair",), "gradients"),
+        expensive=True,
+        needs=(needs.model,),
     ),
     StageSpec(
         "conflict",
@@ -166,6 +145,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("languages.seen", "conflict", "loss"),
         kept_rows=(("pair",), "scores"),
         version=3,
+        needs=(needs.model, needs.surgery),
     ),
     StageSpec(
         "select",
@@ -184,7 +164,12 @@ STAGES: tuple[StageSpec, ...] = (
         ("metrics",),
         ("model", "text", "loss", "train", "execution"),
         ("policy", "reference", "sft", "base", "token_reward"),
-        version=2,
+        version=3,
+        expensive=True,
+        checkpoints=True,
+        trains="policy",
+        needs=(needs.trainer, needs.loggers),
+        gpus="train.processes",
     ),
     StageSpec(
         "evaluate",
@@ -196,8 +181,10 @@ STAGES: tuple[StageSpec, ...] = (
         ("initial", "trained", "evaluation_judge"),
         version=2,
         engine=True,
+        sources="evaluate.authored",
+        needs=(needs.engine, needs.model),
+        gpus="engine.tensor_parallel",
     ),
-    StageSpec("report", "artifact", "stages.report.stage:Report", (), (), ("report",), per_round=False),
 )
 
 BY_NAME = {spec.name: spec for spec in STAGES}

@@ -16,7 +16,7 @@ class Logger(BaseModel, frozen=True):
     @property
     def installed(self) -> bool:
         """Whether its modules are there; nothing is imported."""
-        return all(find_spec(module.partition(".")[0]) is not None for module in self.modules)
+        return all(find_spec(module) is not None for module in self.modules)
 
 
 def _of_its_own(name: str, install: str = "") -> Logger:
@@ -24,7 +24,7 @@ def _of_its_own(name: str, install: str = "") -> Logger:
 
 
 LOGGERS = {
-    "azure_ml": Logger(modules=("azureml.core",), install="azureml-core"),
+    "azure_ml": Logger(modules=("azureml",), install="azureml-core"),
     "clearml": _of_its_own("clearml"),
     "codecarbon": _of_its_own("codecarbon"),
     "comet_ml": _of_its_own("comet_ml", "comet-ml"),

@@ -25,14 +25,14 @@ from stages.conflict.scratch import Kept
 from stages.conflict.stream import Columns, as_slice
 from stages.conflict.surgery import Surgery
 from stages.conflict.table import score_rows
-from stages.contract import Account, Context, Rows, tally
+from stages.contract import Account, Context, Rows, TableStage, tally
 
 MIN_PAIRS = 20
 """A language with fewer pairs is flagged: its direction is mostly noise."""
 _DRAWS = 20
 
 
-class Conflict:
+class Conflict(TableStage):
     """gradients, pairs -> scores, gram, directions. Unit `pair`: every pair with a gradient gets a row."""
 
     def run(self, ctx: Context) -> Iterator[Rows | Account]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from schemas.config.curation import ConflictConfig
 from schemas.config.loss import LossConfig
 from schemas.tables import TABLES
-from stages.contract import Context, Drop, Part, Shard
+from stages.contract import Context, Drop, Part, Shard, ShardStage
 from stages.gradients.omegas import ema_omegas
 from stages.gradients.projections import SketchLayout
 from stages.gradients.rows import Pair
@@ -32,7 +32,7 @@ from stages.text.render import PairIds
 Kept = list[tuple[dict[str, Any], PairIds]]
 
 
-class Aggregate:
+class Aggregate(ShardStage):
     """pairs -> contributions, sums. Unit `pair`: the train split's pairs; drops and failures as in gradients."""
 
     def run(self, ctx: Context, shards: Iterator[Shard]) -> Iterator[Part]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from schemas.errors import UserError
 from schemas.ids import seed_for
 from schemas.tables import TABLES
-from stages.contract import Account, Context, Rows
+from stages.contract import Account, Context, Rows, TableStage
 from stages.gradients.batching import TokenBudget
 from stages.gradients.layers import Of, select_layers
 from stages.gradients.projections import LayerShape, LayerSlot, Scales, SketchLayout, block_and_kind
@@ -36,7 +36,7 @@ FLOOR = 1e-6
 not be blown up."""
 
 
-class Precondition:
+class Precondition(TableStage):
     """pairs -> preconditioner. No unit: the sample's pairs are accounted for by gradients."""
 
     def run(self, ctx: Context) -> Iterator[Rows | Account]:

@@ -15,7 +15,7 @@ from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.ids import seed_for
 from schemas.tables import gradients_schema
-from stages.contract import Context, Drop, Part, Shard, tally
+from stages.contract import Context, Drop, Part, Shard, ShardStage, tally
 from stages.gradients.batching import TokenBudget
 from stages.gradients.error import cosine_error, first_training_row
 from stages.gradients.layers import select_layers
@@ -32,7 +32,7 @@ from stages.text.render import PairIds, Renderer, RenderError, load_renderer
 __all__ = ["LAYOUT_KEY", "SEED_KEY", "Gradients", "Worker", "sketch_shards"]
 
 
-class Gradients:
+class Gradients(ShardStage):
     """pairs -> gradients. `sketch.method: one_sided`: with contributions and sums, the second of its two passes.
 
     Unit `pair`: the train split's pairs; others are held out and not input. Dropped: too_long, identical (the answers

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from schemas.errors import UserError
 from schemas.tables import TABLES
-from stages.contract import Account, Context, Drop, Rows, tally
+from stages.contract import Account, Context, Drop, Rows, TableStage, tally
 from stages.pairs.finish import Finisher
 from stages.pairs.from_candidates import FromCandidates
 from stages.pairs.imported import Imported
@@ -17,7 +17,7 @@ from stages.pairs.imported import Imported
 _SCHEMA = TABLES["pairs"].schema
 
 
-class Pairs:
+class Pairs(TableStage):
     """TableStage: candidates, judgements, prompts -> pairs; or pairs.sources -> pairs.
 
     From candidates, units candidate (truncated, empty, wrong_language, unjudged) and prompt (too_few_candidates,

@@ -15,7 +15,7 @@ from schemas.errors import UserError
 from schemas.ids import content_id
 from schemas.manifests import Tally
 from schemas.tables import TABLES
-from stages.contract import Account, Context, Drop, Rows, Stopped, tally
+from stages.contract import Account, Context, Drop, Rows, Stopped, TableStage, tally
 from stages.prompts.duplicates import Deduplicator
 from stages.sources import Batch, columns_of, read_rows
 from stages.text.assign import UNSEEN, RunLanguages, Splitter, group_of
@@ -37,7 +37,7 @@ class _Row:
     confidence: float = 0.0
 
 
-class Prompts:
+class Prompts(TableStage):
     """TableStage: sources -> prompts. Units: rows of the sources, in their order.
 
     Drop reasons: empty, not_text, tool_calls, unknown_role, no_user_turn; invalid_language, language_not_in_run,

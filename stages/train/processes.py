@@ -134,9 +134,7 @@ def run_together(job: Job[T], ctx: Context, processes: int) -> T:
         set_forkserver_preload([job.__module__])
     stop = context.RawValue("b", 0)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    parts = {
-        name: getattr(ctx, name) for name in ("config", "round", "inputs", "models", "folder", "manifests", "limits")
-    }
+    parts = {name: getattr(ctx, name) for name in ("config", "round", "inputs", "models", "folder", "limits")}
     members: list[_Member] = []
     try:
         for rank in range(processes):

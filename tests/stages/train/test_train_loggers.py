@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 
+import pipeline.preflight
 import schemas.config.loggers
 from pipeline.preflight import preflight
 from schemas.config import RunConfig
@@ -34,13 +34,12 @@ def test_a_missing_logger_is_named_with_its_package_before_any_stage(
     section: str, name: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(schemas.config.loggers, "find_spec", lambda module: None)
-    settings = {section: {"report_to": [name]} | ({"sources": [{"path": "t"}]} if section == "sft" else {})}
-    spec = replace(BY_NAME[section], when=None)
-    with pytest.raises(UserError, match=f"The logger {name} is not installed") as error:
-        preflight(
-            config(**settings).model_copy(update={"sft": config(**settings).sft.model_copy(update={"sources": []})}),
-            [spec],
-        )
+    monkeypatch.setattr(pipeline.preflight, "find_spec", lambda module: None if module == name else True)
+    settings: dict[str, Any] = {"report_to": [name]}
+    if section == "sft":
+        settings["sources"] = [{"path": "package:authored_pairs/{language}.jsonl"}]
+    with pytest.raises(UserError, match=f"not installed: {name}") as error:
+        preflight(config(**{section: settings}), [BY_NAME[section]])
     assert error.value.where == f"{section}.report_to" and f"pip install {package}," in error.value.fix
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,23 @@ def test_the_card_is_honest_and_its_text_inert(workbench: Any) -> None:
     assert "| 0.01 |" in card and "2503.23777" in card and "\\" not in card
     assert "<script>" not in card and "](http" not in card and "b_c&#93;(x)" in card
     assert str(workbench.root) not in card
+
+
+ALLO = {"mask": "warmup", "warmup_steps": 1, "forget": False, "allow_empty_layers": True}
+OBJECTIVES = {"objectives": [{"name": code, "where": f"language = '{code}'"} for code in ("en", "de")]}
+
+
+@pytest.mark.parametrize("settings", [{"orthalign": OBJECTIVES}, {"method": "full", "allo": ALLO}])
+def test_every_file_that_training_leaves_has_the_umasks_permissions(workbench: Any, settings: dict[str, Any]) -> None:
+    before = os.umask(0o027)
+    try:
+        ctx = workbench.context(**settings, max_steps=1, save_steps=1)
+        train(ctx)
+    finally:
+        os.umask(before)
+    files = [p for p in ctx.folder.rglob("*") if p.is_file()]
+    assert {p.name: oct(p.stat().st_mode & 0o777) for p in files if p.stat().st_mode & 0o777 != 0o640} == {}
+    assert sum(p.suffix == ".safetensors" for p in files) > 2
 
 
 def test_lora_dropout_is_really_used(workbench: Any) -> None:

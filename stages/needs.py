@@ -1,0 +1,70 @@
+"""Which packages stages need, by config: asked before a run, so nothing heavy is imported."""
+
+from __future__ import annotations
+
+from schemas.config import RunConfig
+from schemas.config.loggers import LOGGERS
+from schemas.config.trainer import TrainerConfig
+from stages.conflict.solvers import packages as surgery_packages
+from stages.spec import Needs
+
+
+def tokenizer(config: RunConfig) -> Needs:
+    """Texts become tokens."""
+    return Needs(("transformers",))
+
+
+def model(config: RunConfig) -> Needs:
+    """A model runs in the stage itself."""
+    return Needs(("torch", "transformers"))
+
+
+def engine(config: RunConfig) -> Needs:
+    """The inference engine of the config."""
+    facts = config.engine.facts
+    return Needs(facts.packages, facts.fix, facts.missing, f"engine.kind: {config.engine.kind}")
+
+
+def surgery(config: RunConfig) -> Needs:
+    """The solvers of `conflict.surgery`."""
+    return Needs(
+        tuple(surgery_packages(config.conflict.surgery)),
+        'Install them (pip install -e ".[solvers]"), or set conflict.surgery: pcgrad.',
+        "This surgery method needs the packages {}",
+        f"conflict.surgery: {config.conflict.surgery}",
+    )
+
+
+def trainer(config: RunConfig) -> Needs:
+    """What `train` trains with."""
+    return _trainer(config.train)
+
+
+def sft_trainer(config: RunConfig) -> Needs:
+    """What `sft` trains with."""
+    return _trainer(config.sft)
+
+
+def loggers(config: RunConfig) -> Needs:
+    """What `train` reports to."""
+    return _loggers(config.train)
+
+
+def sft_loggers(config: RunConfig) -> Needs:
+    """What `sft` reports to."""
+    return _loggers(config.sft)
+
+
+def _trainer(section: TrainerConfig) -> Needs:
+    return Needs(("torch", "transformers", "trl", *(["peft"] if section.method == "lora" else [])))
+
+
+def _loggers(section: TrainerConfig) -> Needs:
+    key, wanted = f"{section.section}.report_to", [LOGGERS[name] for name in section.report_to]
+    install = " ".join(logger.install for logger in wanted if not logger.installed)
+    return Needs(
+        tuple(module for logger in wanted for module in logger.modules),
+        f"pip install {install}, or remove it from {key}.",
+        "The loggers of a training need what is not installed: {}",
+        key,
+    )
