@@ -144,7 +144,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("scores", "gram", "directions"),
         ("languages.seen", "conflict", "loss"),
         kept_rows=(("pair",), "scores"),
-        version=3,
+        version=4,
         needs=(needs.model, needs.surgery),
     ),
     StageSpec(

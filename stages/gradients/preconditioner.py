@@ -27,7 +27,8 @@ from stages.gradients.layers import Of, select_layers
 from stages.gradients.projections import LayerShape, LayerSlot, Scales, SketchLayout, block_and_kind
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import PairSketches, Sketcher
-from stages.models.load import device_of, dtype_of, load_causal_lm, load_with_adapter, settle_threads
+from stages.models.device import device_of, dtype_of
+from stages.models.load import load_causal_lm, load_with_adapter, settle_threads
 from stages.text.render import RenderError, load_renderer
 
 RANK = 16

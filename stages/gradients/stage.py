@@ -26,7 +26,8 @@ from stages.gradients.projections import SketchLayout
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import PairSketches, Sketcher, Unsketchable
 from stages.gradients.store import LAYOUT_KEY, SEED_KEY, sketch_columns, store_metadata
-from stages.models.load import device_of, dtype_of, load_causal_lm, load_with_adapter, settle_threads
+from stages.models.device import device_of, dtype_of
+from stages.models.load import load_causal_lm, load_with_adapter, settle_threads
 from stages.text.render import PairIds, Renderer, RenderError, load_renderer
 
 __all__ = ["LAYOUT_KEY", "SEED_KEY", "Gradients", "Worker", "sketch_shards"]
