@@ -33,7 +33,8 @@ STAGES: tuple[StageSpec, ...] = (
         checkpoints=True,
         trains="start",
         sources="sft.sources",
-        needs=(needs.sft_trainer,),
+        needs=(needs.sft_trainer, needs.sft_loggers),
+        version=2,
     ),
     StageSpec(
         "generate",
@@ -142,7 +143,7 @@ STAGES: tuple[StageSpec, ...] = (
         "stages.conflict.stage:Conflict",
         ("gradients", "pairs", "contributions?", "sums?"),
         ("scores", "gram", "directions"),
-        ("languages.seen", "conflict", "loss"),
+        ("languages.seen", "conflict", "loss", "execution"),
         kept_rows=(("pair",), "scores"),
         version=4,
         needs=(needs.model, needs.surgery),
@@ -168,7 +169,7 @@ STAGES: tuple[StageSpec, ...] = (
         expensive=True,
         checkpoints=True,
         trains="policy",
-        needs=(needs.trainer,),
+        needs=(needs.trainer, needs.loggers),
         gpus="train.processes",
     ),
     StageSpec(

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, field_validator, model_validator
 
 from schemas.config.base import Section, execution, semantic
+from schemas.config.card import CardConfig
 from schemas.config.curation import (
     ConflictConfig,
     GenerateConfig,
@@ -55,6 +56,7 @@ class RunConfig(Section):
     select: SelectConfig = semantic(SelectConfig(), "select stage")
     train: TrainConfig = semantic(TrainConfig(), "train stage")
     evaluate: EvaluateConfig = semantic(EvaluateConfig(), "evaluate stage")
+    card: CardConfig = execution(CardConfig(), "model and dataset cards")
     report: ReportConfig = semantic(ReportConfig(), "the report")
     execution: ExecutionConfig = semantic(ExecutionConfig(), "how the run is carried out")
 
