@@ -96,6 +96,7 @@ STAGES: tuple[StageSpec, ...] = (
         version=2,
         when=("gradients.sketch.precondition", "adam_factored"),
         needs=(needs.model,),
+        sketches=True,
     ),
     StageSpec(
         "aggregate",
@@ -122,6 +123,7 @@ STAGES: tuple[StageSpec, ...] = (
         size="gradients.aggregate_size",
         expensive=True,
         needs=(needs.model,),
+        sketches=True,
     ),
     StageSpec(
         "gradients",
@@ -135,6 +137,7 @@ STAGES: tuple[StageSpec, ...] = (
         version=2,
         expensive=True,
         needs=(needs.model,),
+        sketches=True,
     ),
     StageSpec(
         "conflict",
