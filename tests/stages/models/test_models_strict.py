@@ -163,6 +163,7 @@ def test_a_hundred_million_layers_are_refused_before_they_are_laid_out(folder: P
         resolve(str(folder), cache=tmp_path / "cache")
 
 
+@pytest.mark.vllm
 def test_vllm_is_given_no_model_that_does_not_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("vllm")
     from schemas.config import RunConfig
@@ -179,7 +180,7 @@ def test_vllm_is_given_no_model_that_does_not_fit(folder: Path, monkeypatch: pyt
         }
     )
     with pytest.raises(UserError, match=r"_orig_mod"):
-        vllm.load(ModelRef("mine", folder, ""), config)
+        vllm.load(ModelRef("mine", folder, ""), config, None)
 
 
 def test_towers_of_a_wrapper_take_no_memory_and_text_is_read_as_before(folder: Path, tmp_path: Path) -> None:
