@@ -146,7 +146,7 @@ STAGES: tuple[StageSpec, ...] = (
         "stages.conflict.stage:Conflict",
         ("gradients", "pairs", "contributions?", "sums?"),
         ("scores", "gram", "directions"),
-        ("languages.seen", "conflict", "loss"),
+        ("languages.seen", "conflict", "loss", "execution"),
         kept_rows=(("pair",), "scores"),
         version=4,
         needs=(needs.model, needs.surgery),
