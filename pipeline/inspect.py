@@ -68,12 +68,14 @@ def _tables(folder: Path, state: State, manifest: StageManifest) -> dict[str, li
 def print_rows(folder: Path, table: str, where: str | None, lang: str | None, limit: int, round_: int) -> None:
     """Print rows, one field a line, with long values cut and nothing that could steer the terminal."""
     console = Console(highlight=False)
-    others = tables_of_other_settings(folder, round_)
-    if table in others:
+    try:
+        files = table_files(folder, table, round_)
+    except UserError:
+        others = tables_of_other_settings(folder, round_)
+        if table not in others:
+            raise
         files, why = others[table]
         console.print(Text(printable(f"Made with other settings than the run's now: {why}"), style="yellow"))
-    else:
-        files = table_files(folder, table, round_)
     if not files:
         console.print(f"0 of 0 rows of {table}: nothing was dropped")
         return

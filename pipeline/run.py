@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -14,12 +15,13 @@ from pipeline.commit import write_manifest
 from pipeline.config_digests import config_files
 from pipeline.console import Display
 from pipeline.events import Events
-from pipeline.executor import LocalExecutor
+from pipeline.executor import Executor
 from pipeline.executor_errors import ending
 from pipeline.lease import Lease, LeaseLost
+from pipeline.local_crew import local_executor
 from pipeline.models import Models
 from pipeline.plan import Planner, State, waits_for
-from pipeline.preflight import preflight
+from pipeline.preflight import look_at_models, preflight
 from pipeline.report import refresh_report
 from pipeline.run_stage import StageRunner
 from pipeline.rundir import RunDir
@@ -61,11 +63,14 @@ def run(config: RunConfig, selection: Selection, display: Display) -> Outcome:
     return outcome
 
 
-def preview(config: RunConfig, selection: Selection) -> list[State]:
-    """What `run` would do, without doing it. Raises UserError where `run` would, before it does anything."""
+def preview(config: RunConfig, selection: Selection) -> tuple[list[State], Callable[[], list[str]]]:
+    """What `run` would do, without doing it, and a look at the models it would read (see `look_at_models`). Raises UserError where `run`
+    would, before it does anything."""
     rundir = RunDir(config.folder)
     models = Models(config, rundir)
     planner = Planner(config, rundir, models.digests, lambda spec: config_files(spec, config))
+    if any(step.spec.models for step in selection.of(planner.steps)):
+        models.start()
     states = agenda(planner, selection)
     work = _with_work(states, selection)
     if work:
@@ -73,7 +78,7 @@ def preview(config: RunConfig, selection: Selection) -> list[State]:
     for state in work:
         if state.plan is not None and not state.behind:
             check_inputs(rundir, models, state)
-    return states
+    return states, lambda: look_at_models(config, models, [state.step for state in work])
 
 
 def _with_work(states: list[State], selection: Selection) -> list[State]:
@@ -114,10 +119,12 @@ class _Loop:
             self._report()
             return outcome
         preflight(self.config, [state.step.spec for state in work])
+        for note in look_at_models(self.config, self.models, [state.step for state in work]):
+            self.display.say(note)
         self._clean()
         self._keep_config()
         self.events.add("run_started", stages=[s.title for s in self.steps])
-        executor = LocalExecutor(self.config, self.rundir.logs, self.signals)
+        executor = local_executor(self.config, self.rundir.logs, self.signals)
         try:
             for step in self.steps:
                 (outcome.ran if self._bring_up_to_date(step, executor) else outcome.skipped).append(step)
@@ -131,6 +138,7 @@ class _Loop:
             raise
         finally:
             executor.close()
+        shutil.rmtree(self.rundir.temporary / self.lease.nonce, ignore_errors=True)
         self.rundir.forget_forced()
         self.events.add("run_ended", ok=True, exit_code=0)
         return outcome
@@ -145,7 +153,7 @@ class _Loop:
         if not self.rundir.config.exists() or self.rundir.config.read_text(encoding="utf-8") != text:
             files.write_text(self.rundir.config, text)
 
-    def _bring_up_to_date(self, step: Step, executor: LocalExecutor) -> bool:
+    def _bring_up_to_date(self, step: Step, executor: Executor) -> bool:
         """Run one step if it needs it. Returns whether anything was done."""
         state = self.planner.state(step)
         spec, round_ = step.spec, step.round
@@ -244,5 +252,5 @@ def check_inputs(rundir: RunDir, models: Models, state: State) -> None:
     if first and state.plan is not None and not state.plan.shards:
         raise UserError(
             f"Stage {step.title} has nothing to do: {first} is empty",
-            fix="See what was dropped and why with `python -m pipeline status`.",
+            fix="See what was dropped and why with `congrad status`.",
         )

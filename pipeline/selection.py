@@ -18,7 +18,7 @@ class Selection:
     last: str | None = None
     round: int | None = None
     force: tuple[str, ...] = field(default=())
-    command: str = "python -m pipeline run CONFIG"
+    command: str = "congrad run CONFIG"
 
     def of(self, steps: list[Step]) -> list[Step]:
         """The selected steps. Raises UserError on an unknown stage or an empty selection."""
@@ -27,7 +27,7 @@ class Selection:
             if name is not None and name not in names:
                 raise UserError(
                     f"This run has no stage {name!r}",
-                    fix=f"Its stages: {', '.join(dict.fromkeys(names))}. (The report is a command: `python -m pipeline report RUN`.)",
+                    fix=f"Its stages: {', '.join(dict.fromkeys(names))}. (The report is a command: `congrad report RUN`.)",
                 )
         order = list(dict.fromkeys(names))
         low = order.index(self.first) if self.first else 0

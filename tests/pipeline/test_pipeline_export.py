@@ -3,56 +3,25 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
-import polars as pl
-import pyarrow as pa
 import pytest
 import yaml
 
 from pipeline import export
 from pipeline.config_file import dump, load_config
 from pipeline.dataset_card import Contents, dataset_card
-from pipeline.plan import Inputs, State
-from pipeline.rundir import RunDir
-from schemas import files
 from schemas.errors import UserError
-from schemas.manifests import StageManifest, Tally
-from schemas.tables import TABLES
-from stages.catalog import BY_NAME
-from stages.schedule import Step
-
-
-def pair(n: int) -> dict:
-    user, chosen, rejected = ({"role": r, "content": f"{r} {n}"} for r in ("user", "assistant", "assistant"))
-    return {
-        "pair_id": f"p{n}", "prompt_id": f"q{n}", "group_id": f"g{n}", "language": "en", "prompt": [user],
-        "chosen": [chosen], "rejected": [rejected], "chosen_score": 3.0, "rejected_score": 1.0, "conflict_score": 0.1,
-    }  # fmt: skip
 
 
 @pytest.fixture
-def exported(tmp_path: Path, write_config, monkeypatch: pytest.MonkeyPatch):
+def exported(write_config, curate):
     """Export pairs of these numbers into a folder; returns the folder."""
     config = load_config(write_config())
 
     def make(out: Path, numbers: range, name: str = "t") -> Path:
         mine = config.model_copy(update={"name": name})
-        rundir = RunDir(mine.folder)
-        folder = rundir.table(BY_NAME["select"], 0, "curated")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        rundir.config.write_text(dump(mine))
-        part = folder / "part-00000.parquet"
-        rows = pa.Table.from_pylist([pair(n) for n in numbers], schema=TABLES["curated"].schema)
-        pl.DataFrame(rows).write_parquet(part)
-        records = [files.record(rundir.root, part, "curated", len(numbers))]
-        tally = Tally(unit="pair", language="en", rows_in=9 + len(numbers), kept=len(numbers), dropped={"below_cut": 9})
-        manifest = StageManifest(stage="select", round=0, fingerprint="f", content="c", files=records, tallies=[tally])
-        done = State(Step(BY_NAME["select"], 0), "done", manifest=manifest, inputs=Inputs())
-        planner = type("Planner", (), {"states": lambda self: [done]})
-        monkeypatch.setattr(export, "recorded_planner", lambda *_: planner())
+        curate(mine, numbers)
         return export.export_dataset(mine, out, None, None, False)
 
     return make

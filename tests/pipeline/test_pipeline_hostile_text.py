@@ -111,20 +111,6 @@ def test_the_dataset_card_stays_a_card(name: str, write_config) -> None:
     assert sum(child.type == "strong_open" for token in tokens for child in token.children or []) == 1  # our own
 
 
-def test_export_deletes_only_what_an_export_wrote(tmp_path: Path) -> None:
-    mine = tmp_path / "project"
-    (mine / "data").mkdir(parents=True)
-    (mine / "data/precious.csv").write_text("a")
-    assert export._foreign(mine)
-    old = tmp_path / "old"
-    (old / "data").mkdir(parents=True)
-    (old / "README.md").write_text("x")
-    assert export._foreign(old), "a card without data is somebody else's"
-    for part in ("train-00000-of-00001.parquet", "train-00000-of-00001-0123456789abcdef.parquet"):
-        (old / "data" / part).write_text("x")
-    assert not export._foreign(old)
-
-
 def test_nothing_is_written_as_a_spreadsheet() -> None:
     root = Path(export.__file__).parents[1]
     for package in ("schemas", "stages", "pipeline"):

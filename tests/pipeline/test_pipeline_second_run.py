@@ -182,12 +182,12 @@ def test_work_that_was_half_done_with_other_settings_is_continued_when_they_retu
 
 def test_a_refusal_names_the_setting_the_stages_and_the_command(fake):
     fake()
-    selection = Selection(command="python -m pipeline run my.yaml --set select.keep=0.7")
+    selection = Selection(command="congrad run my.yaml --set select.keep=0.7")
     with pytest.raises(UserError) as refusal:
         preview(load_config(fake.path, ["select.keep=0.7"]), selection)
     text = str(refusal.value)
     assert "select.keep: 0.5 -> 0.7" in text and "To redo select, train" in text
-    assert "python -m pipeline run my.yaml --set select.keep=0.7 --force-stage select" in text
+    assert "congrad run my.yaml --set select.keep=0.7 --force-stage select" in text
 
 
 @pytest.mark.parametrize(
