@@ -21,7 +21,7 @@ ready    := $(VENV)/.ready-$(call digest,locks/$(platform).txt pyproject.toml)
 resolve   = $(UV) pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
             --custom-compile-command "make locks" $(UPGRADE)
 
-.PHONY: help environment install demo demo-onties-orthalign test faults fuzz audit lint benchmarks docs locks clean distclean
+.PHONY: help environment install demo demo-onties-orthalign test faults fuzz audit lint benchmarks docs site locks clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -81,6 +81,12 @@ benchmarks: $(ready) ## the short benchmarks of docs/benchmarks.md, on this mach
 docs: $(ready) ## rewrite the parts of docs/ that are generated from the code
 	$(run) schemas.docs
 
+site: docs ## the documentation as a site in site/, every link checked (mkdocs-material gets an environment of its own)
+	@test -x "$(VENV)-site/bin/mkdocs" || { $(or $(PYTHON),python3) -m venv "$(VENV)-site" && \
+	    "$(VENV)-site/bin/pip" install --quiet --disable-pip-version-check "mkdocs-material>=9.6,<10"; }
+	@NO_MKDOCS_2_WARNING=1 "$(VENV)-site/bin/mkdocs" build --quiet --strict $(ARGS)
+	@echo "site/index.html"
+
 locks: ## resolve locks/*.in with uv, keeping versions that still fit (UPGRADE=--upgrade: take the newest)
 	$(resolve) --extra torch --extra solvers --extra dev pyproject.toml locks/cpu.in -o locks/cpu.txt \
 	    --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec --no-emit-package triton
@@ -89,8 +95,8 @@ locks: ## resolve locks/*.in with uv, keeping versions that still fit (UPGRADE=-
 	@sed -i 's/^ecos==[^ ]*$$/& ; python_version < "3.13"/' locks/cpu.txt locks/cuda.txt
 
 clean: ## remove caches and build output; keeps .venv and runs
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and .venv
-	rm -rf "$(VENV)" "$(VENV)-audit"
+	rm -rf "$(VENV)" "$(VENV)-audit" "$(VENV)-site"

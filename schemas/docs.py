@@ -43,6 +43,7 @@ runs/<name>/
   _dropped/<table>/, round-0/_dropped/<table>/   input rows that were not kept, each with its reason
   _state/<stage>/, round-0/_state/<stage>/   plan.json, part-00000.json …, _stage.json: what is done, with row counts and hashes
   round-0/train/, evaluate/         checkpoints and models
+  _kept/<stage>/, round-0/_kept/<stage>/   finished results of other settings, by fingerprint (execution.keep_results)
   report.html
 ```
 

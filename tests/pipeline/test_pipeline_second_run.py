@@ -63,7 +63,7 @@ class Said(Display):
 def planned(fake: FakeRun, changes: list[str], selection: Selection) -> tuple[dict[str, str], str]:
     """(stage -> words, error) of a dry run."""
     try:
-        states = preview(load_config(fake.path, changes), selection)
+        states, _ = preview(load_config(fake.path, changes), selection)
     except UserError as error:
         return {}, str(error)
     return {s.step.title: intention(s, selection) for s in states}, ""

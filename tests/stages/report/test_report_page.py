@@ -21,6 +21,17 @@ from stages.report.data import Tables
 from stages.report.page import is_current, write_page
 
 SECTIONS = ["facts", "flow", "conflict", "weights", "scores", "sides", "training", "results", "pairs", "timings"]
+EMPTY_WITHOUT: dict[str, set[str]] = {
+    "pairs": {"sides"},
+    "scores": {"scores"},
+    "gram": {"conflict", "weights"},
+    "curated": {"scores", "pairs"},
+    "rejected": {"scores", "pairs"},
+    "metrics": {"training"},
+    "evaluation": {"results"},
+    "directions": {"weights"},
+    "gradients": set(),
+}
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)>\" onmouseover=\"alert(3)' autofocus x='"
@@ -137,14 +148,52 @@ def test_any_table_may_be_missing(build_run, tmp_path, missing):
     builder = build_run(languages=["en", "ar"], per_language=12)
     del builder.run.inputs[f"{missing}:0"]
     page = Page(write(builder, tmp_path))
-    assert len(page.all("section")) == len(SECTIONS)
+    assert set(SECTIONS) - {a["id"] for a in page.all("section")} <= EMPTY_WITHOUT[missing]
 
 
 def test_any_table_may_be_without_rows(build_run, tmp_path):
     builder = build_run(languages=["en", "ar"], per_language=12)
     for files in builder.run.inputs.values():
         pl.read_parquet(files[0]).clear().write_parquet(files[0])
-    assert len(Page(write(builder, tmp_path)).all("section")) == len(SECTIONS)
+    html = write(builder, tmp_path)
+    assert [a["id"] for a in Page(html).all("section")] == ["facts", "flow", "timings"]
+
+
+def test_a_section_with_nothing_in_it_is_hidden_and_not_in_the_contents(build_run, tmp_path):
+    builder = build_run(languages=["en"], per_language=6)
+    for sections in (SECTIONS, ["facts", "flow", "timings"]):
+        page = Page(write(builder, tmp_path))
+        assert [a["id"] for a in page.all("section")] == sections
+        links = [a["href"] for a in page.all("a") if a.get("class") != "skip"]
+        assert links == [f"#{name}" for name in sections]
+        builder.run.inputs.clear()
+
+
+def test_every_part_says_what_it_was_made_from_and_what_is_left_out(build_run, tmp_path):
+    run = build_run(languages=["en", "de"], per_language=6, select={"keep": 0.7, "by": "margin"}).run
+    why = {"train": "waits for select, since select was made with other settings: select.keep: 0.5 -> 0.7"}
+    write_page(tmp_path / "r.html", run.config, Tables(run.inputs), run.manifests, why)
+    words = Page((tmp_path / "r.html").read_text(encoding="utf-8")).words
+    assert "Made by select with select.keep 0.7, select.by margin ." in words
+    assert "Not shown, since it is of other settings than these: train : waits for select" in words
+    assert not is_current(tmp_path / "r.html", run.config, run.manifests)
+    assert is_current(tmp_path / "r.html", run.config, run.manifests, why)
+
+
+def test_no_judge_is_named_where_nobody_judged(build_run, tmp_path):
+    def names(**config):
+        return [
+            d for d in re.findall(r"<dt>(.*?)</dt>", write(build_run(["en"], 6, **config), tmp_path)) if "udge" in d
+        ]
+
+    assert names() == ["Judge", "Evaluation judge"]
+    imported = {"prompts": {}, "pairs": {"sources": [{"path": "mine.jsonl"}]}}
+    assert names(**imported) == ["Evaluation judge"]
+    builder = build_run(["en"], 6, **imported)
+    path = builder.run.inputs["evaluation:0"][0]
+    frame = pl.read_parquet(path)
+    frame.filter(~pl.col("metric").str.starts_with("win_rate")).write_parquet(path)
+    assert "udge</dt>" not in write(builder, tmp_path)
 
 
 def test_an_unfinished_run_says_what_is_missing(build_run, tmp_path):
