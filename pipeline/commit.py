@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import files
 from pipeline.rundir import RunDir
+from schemas import files
 from schemas.manifests import FileRecord, PartManifest, Tally
 from schemas.tables import TABLES, schema_of
 from stages.catalog import StageSpec
@@ -48,7 +48,7 @@ class TableWriter:
         merged = pa.concat_tables(self._pending)
         self._pending = []
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._temporary, merged.schema, compression="zstd")
+            self._writer = pq.ParquetWriter(self._temporary, merged.schema, **_encoding(merged.schema))
         rows = max(1, int(merged.num_rows * ROW_GROUP_BYTES / max(merged.nbytes, 1)))
         self._writer.write_table(merged, row_group_size=rows)
 
@@ -60,6 +60,15 @@ class TableWriter:
         self._writer.close()
         files.publish(self._temporary, self._final)
         return files.record(self._rundir.root, self._final, self._table, self._rows)
+
+
+def _encoding(schema: pa.Schema) -> dict[str, Any]:
+    """Compressed, but for raw numbers (fixed-size binary): they gain a tenth by it and are read six times slower."""
+    raw = {field.name for field in schema if pa.types.is_fixed_size_binary(field.type)}
+    if not raw:
+        return {"compression": "zstd"}
+    others = [name for name in schema.names if name not in raw]
+    return {"compression": {**dict.fromkeys(others, "zstd"), **dict.fromkeys(raw, "none")}, "use_dictionary": others}
 
 
 def conform(data: pa.Table, schema: pa.Schema, name: str) -> pa.Table:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.files import sha256
 from schemas.config import RunConfig
 from schemas.config.sources import Source
 from schemas.errors import UserError
+from schemas.files import sha256
 from stages.catalog import StageSpec
 
 

@@ -10,6 +10,7 @@ import polars as pl
 import yaml
 
 from pipeline.inspect import table_files
+from schemas import files
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.text.markdown import escape
@@ -32,13 +33,12 @@ def export_dataset(config: RunConfig, out: Path, round_: int | None, push: str |
     data = out / "data"
     if out.is_symlink() or data.is_symlink() or (out.exists() and _foreign(out)):
         raise UserError("This folder holds something else", where=str(out), fix="Name an empty one with --out.")
-    data.mkdir(parents=True, exist_ok=True)
-    for old in data.iterdir():
-        old.unlink()
-    for index, part in enumerate(parts):
-        shutil.copyfile(part, data / f"train-{index:05d}-of-{len(parts):05d}.parquet")
+    with files.publishing(data) as fresh:
+        fresh.mkdir()
+        for index, part in enumerate(parts):
+            shutil.copyfile(part, fresh / f"train-{index:05d}-of-{len(parts):05d}.parquet")
     counts = pl.scan_parquet(parts, glob=False).group_by("language").len().sort("language").collect().rows()
-    (out / "README.md").write_text(dataset_card(config, round_ or 0, dict(counts)), encoding="utf-8")
+    files.write_text(out / "README.md", dataset_card(config, round_ or 0, dict(counts)))
     if push:
         _push(out, push, private)
     return out
@@ -48,7 +48,9 @@ def _foreign(out: Path) -> bool:
     """Whether there is anything in the folder that an earlier export did not write."""
     if not out.is_dir():
         return True
-    entries = [entry for entry in out.iterdir() if entry.name not in ("data", "README.md")]
+    entries = [
+        entry for entry in out.iterdir() if entry.name not in ("data", "README.md") and not files.is_temporary(entry)
+    ]
     parts = list((out / "data").iterdir()) if (out / "data").is_dir() else []
     known = all(re.fullmatch(r"train-\d{5}-of-\d{5}\.parquet", part.name) and part.is_file() for part in parts)
     return bool(entries) or not known or ((out / "README.md").exists() and not parts)

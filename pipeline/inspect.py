@@ -11,6 +11,7 @@ from rich.text import Text
 from pipeline.console import printable
 from pipeline.status import states_of
 from schemas.errors import UserError
+from schemas.sketches import scan_numbers
 
 
 def table_files(folder: Path, table: str, round_: int) -> list[Path]:
@@ -41,7 +42,8 @@ def tables_of(folder: Path, round_: int) -> dict[str, list[Path]]:
 
 def print_rows(folder: Path, table: str, where: str | None, lang: str | None, limit: int, round_: int) -> None:
     """Print rows, one field a line, with long values cut and nothing that could steer the terminal."""
-    frame = pl.scan_parquet(table_files(folder, table, round_), glob=False)
+    files = table_files(folder, table, round_)
+    frame = scan_numbers(files) if table == "gradients" else pl.scan_parquet(files, glob=False)
     names = frame.collect_schema().names()
     if lang is not None:
         if "language" not in names:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline import files
+from schemas import files
 from schemas.errors import UserError
 
 HEARTBEAT_SECONDS = 10.0

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline import files
 from pipeline.fingerprint import content_of, differences, fingerprint, ingredients
 from pipeline.rundir import RunDir
+from schemas import files
 from schemas.config import RunConfig
 from schemas.manifests import FileRecord, PartManifest, ShardRange, StageManifest, StagePlan
 from stages.catalog import BY_NAME, STAGES, StageSpec, config_value

@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from pipeline import config_file, files
+from pipeline import config_file
 from pipeline.commit import write_manifest
 from pipeline.config_digests import config_files
 from pipeline.console import Display
@@ -23,6 +23,7 @@ from pipeline.rundir import RunDir
 from pipeline.selection import Selection
 from pipeline.signals import StopSignals
 from pipeline.storage import ensure_usable, storage_error
+from schemas import files
 from schemas.config import RunConfig
 from schemas.errors import UserError
 

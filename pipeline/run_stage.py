@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline import files
 from pipeline.account import account_line, totals
 from pipeline.commit import write_manifest
 from pipeline.console import Display, StageBar
@@ -18,6 +17,7 @@ from pipeline.models import Models
 from pipeline.plan import Planner, State, Step
 from pipeline.rundir import RunDir
 from pipeline.worker import Order
+from schemas import files
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.manifests import PartManifest, StageManifest, merge_tallies

@@ -10,10 +10,10 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline import files
+from schemas import files
 from schemas.errors import UserError
 from schemas.manifests import MANIFEST_VERSION, FileRecord, PartManifest, StageManifest, StagePlan
-from stages.catalog import StageSpec
+from stages.catalog import STAGES, StageSpec
 
 _Manifest = TypeVar("_Manifest", bound=BaseModel)
 _DELETE = "Delete the file: what it describes is then made again."
@@ -103,8 +103,12 @@ class RunDir:
         files.remove(self.root.glob("_forced-*"))
 
     def leftovers(self) -> list[Path]:
-        """Unfinished files of killed runs: temporary tables, manifests and probes."""
+        """Unfinished files of killed runs: temporary tables, manifests, artifacts and probes."""
         names = [*self.root.glob(".*.tmp"), *self.root.glob(".probe-*"), *self.root.glob("**/_state/*/.*.tmp")]
+        for spec in STAGES:
+            if spec.kind == "artifact":
+                for base in (self.root, *self.root.glob("round-*")):
+                    names += (base / spec.name).rglob(".*.tmp")
         return [*(self.temporary.iterdir() if self.temporary.is_dir() else []), *names]
 
     def sweep(self, spec: StageSpec, round_: int, records: Iterable[FileRecord]) -> None:

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import files
+from schemas import files
 from schemas.errors import UserError
 
 _OBJECT_MOUNTS = (

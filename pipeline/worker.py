@@ -22,11 +22,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from pipeline import files
 from pipeline.commit import TableWriter, commit_part, part_name, retract_part
 from pipeline.rundir import RunDir
 from pipeline.storage import storage_error
 from pipeline.writer import Writer
+from schemas import files
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.manifests import FileRecord, PartManifest, ShardRange, StageManifest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from schemas.columns import LANGUAGE, PAIR_ID, Table, column
+from schemas.sketches import sketch_type
 
 GRADIENT_TABLES = (
     Table(
@@ -58,13 +59,15 @@ GRADIENT_TABLES = (
 
 def gradients_schema(dim: int, both_sides: bool = False) -> pa.Schema:
     """Schema of the gradients table for sketches of `dim` numbers; both_sides: with those of chosen and rejected."""
-    sketch = pa.list_(pa.float16(), dim)
+    sketch = sketch_type(dim)
     columns = [
-        column("sketch", sketch, "grad s(chosen) - grad s(rejected), unit norm x 64"),
+        column("sketch", sketch, "grad s(chosen) - grad s(rejected), unit norm x 64, as `dim` float16, little-endian"),
         column("norm", pa.float32(), "norm of the sketch before scaling"),
     ]
     for side in ("chosen", "rejected") if both_sides else ():
-        columns.append(column(f"sketch_{side}", sketch, f"only with sketch.both_sides: grad s({side}), unit norm x 64"))
+        columns.append(
+            column(f"sketch_{side}", sketch, f"only with sketch.both_sides: grad s({side}), in the same way")
+        )
         columns.append(column(f"norm_{side}", pa.float32(), "only with sketch.both_sides: its norm before scaling"))
     return _gradients(columns)
 

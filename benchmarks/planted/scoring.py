@@ -10,13 +10,14 @@ import pyarrow as pa
 import torch
 
 from benchmarks.planted.damage import DamagedSet
-from stages.conflict.directions import ema_omegas, mean_omegas, signed_directions
+from stages.conflict.directions import signed_directions
 from stages.conflict.groups import leaving_together
 from stages.conflict.metric import fit_metric
 from stages.conflict.scoring import score_pairs
 from stages.conflict.stream import as_slice, scaled
 from stages.conflict.surgery import surgery
 from stages.conflict.table import score_rows
+from stages.gradients.omegas import ema_omegas, mean_omegas
 from stages.gradients.projections import SketchLayout
 from stages.select.filters import FILTERS, ranking
 

@@ -20,6 +20,7 @@ import yaml
 from torch import Tensor
 
 from benchmarks.planted.texts import make_pairs
+from schemas.sketches import scan_numbers
 from stages.gradients.store import unpack_sketches
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -109,7 +110,7 @@ def read(work: Path, contrasts: Sequence[str]) -> dict[str, Sketches]:
     )
     pairs = pairs.with_columns(pl.col("prompt").str.strip_prefix(f"{_SYSTEM}\n\n"))  # a template without a system role
     asked = pl.scan_ndjson(work / "pairs.jsonl")
-    gradients = pl.scan_parquet(files).drop("group_id")
+    gradients = scan_numbers(files).drop("group_id")
     texts = ["language", "prompt", "chosen", "rejected"]
     frame = gradients.join(pairs, on="pair_id").join(asked, on=texts).collect()
     languages = list(dict.fromkeys(asked.select("language").collect()["language"]))

@@ -113,7 +113,7 @@ class Measure:
 
 
 def _scorer(config: RunConfig) -> Scorer:
-    return Scorer(precision(config), TokenBudget(_BUDGET), _silent)
+    return Scorer(precision(config, config.train), TokenBudget(_BUDGET), _silent)
 
 
 def _silent(amount: int, unit: str) -> Callable[[], None]:

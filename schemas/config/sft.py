@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import model_validator
-
-from schemas.config.base import Section, execution, semantic
+from schemas.config.base import Section, semantic
 from schemas.config.sources import Source
-from schemas.config.training import LoraConfig
+from schemas.config.trainer import TrainerConfig
 
 
 class ConversationFields(Section):
@@ -27,30 +25,15 @@ class ConversationSource(Source):
     fields: ConversationFields = semantic(ConversationFields(), "column names")
 
 
-class SftConfig(Section):
+class SftConfig(TrainerConfig):
     """Sft stage (TRL SFTTrainer): fine-tunes model.policy before round 0; part of a run that names sources."""
+
+    section: ClassVar[str] = "sft"
+    rows: ClassVar[str] = "conversations"
 
     sources: list[ConversationSource] = semantic([], "conversations to learn from; none: no sft stage")
     method: Literal["lora", "full"] = semantic("full", "adapters (merged at the end) or all weights")
-    lora: LoraConfig = semantic(LoraConfig(), "adapter settings")
     learning_rate: float = semantic(2e-5, "peak learning rate", gt=0)
-    schedule: Literal["linear", "cosine", "constant"] = semantic("cosine", "learning-rate schedule")
-    warmup_ratio: float = semantic(0.1, "share of steps that warm up", ge=0, lt=1)
-    weight_decay: float = semantic(0.0, "AdamW weight decay", ge=0)
-    max_grad_norm: float = semantic(1.0, "gradient clipping", gt=0)
-    epochs: float = semantic(1.0, "passes over the conversations", gt=0)
-    max_steps: int = semantic(-1, "stop after so many optimizer steps; -1: by epochs", ge=-1)
-    batch_size: int = semantic(32, "conversations per optimizer step, over all devices", ge=1)
-    micro_batch_size: int = execution(2, "conversations per forward", ge=1)
-    gradient_checkpointing: bool = execution(False, "recompute activations: less memory, slower")
-    save_steps: int = execution(50, "steps between checkpoints", ge=1)
-    report_to: list[str] = execution([], "TRL loggers: tensorboard, trackio, wandb")
-
-    @model_validator(mode="after")
-    def _lora(self) -> SftConfig:
-        if self.method == "full" and self.lora != LoraConfig():
-            raise ValueError("sft.lora is set and sft.method is full: use method: lora, or leave sft.lora out")
-        return self
 
     @property
     def on(self) -> bool:

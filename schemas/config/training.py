@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -10,15 +10,7 @@ from schemas.config.allo import AlloConfig
 from schemas.config.base import Section, execution, semantic
 from schemas.config.model import Sampling
 from schemas.config.sources import PairSource
-
-
-class LoraConfig(Section):
-    """LoRA adapters (PEFT)."""
-
-    r: int = semantic(16, "rank", ge=1)
-    alpha: int = semantic(32, "scale is alpha / r", ge=1)
-    dropout: float = semantic(0.0, "dropout on the adapter's input", ge=0, lt=1)
-    target_modules: str | list[str] = semantic("all-linear", "module names, or all-linear")
+from schemas.config.trainer import TrainerConfig
 
 
 class MergeConfig(Section):
@@ -81,27 +73,18 @@ class OrthAlignConfig(Section):
     )
 
 
-class TrainConfig(Section):
+class TrainConfig(TrainerConfig):
     """Train stage (TRL DPOTrainer)."""
 
-    method: Literal["lora", "full"] = semantic("lora", "adapters or all weights")
-    lora: LoraConfig = semantic(LoraConfig(), "adapter settings")
+    section: ClassVar[str] = "train"
+    rows: ClassVar[str] = "pairs"
+
     optimizer: Literal["adamw", "ondare", "onties", "anchor"] = semantic(
         "adamw", "AdamW, or AdamW merged online with the task vector (method: full)"
     )
     merge: MergeConfig = semantic(MergeConfig(), "settings of the online merge")
     orthalign: OrthAlignConfig = semantic(OrthAlignConfig(), "objectives in sequence; steps and epochs are of each")
     allo: AlloConfig = semantic(AlloConfig(), "few weights, forgetting before learning, key tokens (method: full)")
-    learning_rate: float = semantic(5e-6, "peak learning rate", gt=0)
-    schedule: Literal["linear", "cosine", "constant"] = semantic("cosine", "learning-rate schedule")
-    warmup_ratio: float = semantic(0.1, "share of steps that warm up", ge=0, lt=1)
-    weight_decay: float = semantic(0.0, "AdamW weight decay", ge=0)
-    max_grad_norm: float = semantic(1.0, "gradient clipping", gt=0)
-    epochs: float = semantic(1.0, "passes over curated", gt=0)
-    max_steps: int = semantic(-1, "stop after so many optimizer steps; -1: by epochs", ge=-1)
-    batch_size: int = semantic(32, "pairs per optimizer step, over all devices", ge=1)
-    micro_batch_size: int = execution(2, "pairs per forward", ge=1)
-    gradient_checkpointing: bool = execution(False, "recompute activations: less memory, slower")
     processes: int = execution(
         1, "processes that train together on this machine, one per GPU (docs/gpus.md); 0: one per visible GPU", ge=0
     )
@@ -110,17 +93,31 @@ class TrainConfig(Section):
         "several processes: fsdp2 cuts weights, gradients and optimizer state over them; ddp: all of it in each; auto: fsdp2"
         " for method full, ddp for lora",
     )
-    save_steps: int = execution(50, "steps between checkpoints", ge=1)
     reference: Literal["start", "initial"] = semantic(
         "start", "rounds after the first: reference is the round's start or the initial policy"
     )
-    report_to: list[str] = execution([], "TRL loggers: tensorboard, trackio, wandb")
 
-    @model_validator(mode="after")
-    def _lora(self) -> TrainConfig:
-        if self.method == "full" and self.lora != LoraConfig():
-            raise ValueError("train.lora is set and train.method is full: use method: lora, or leave train.lora out")
-        return self
+    @property
+    def way(self) -> Literal["plain", "phases", "sequence"]:
+        """How the pairs become a model: in one training, through the phases of `allo`, or objective after objective."""
+        if self.orthalign.objectives:
+            return "sequence"
+        return "phases" if self.allo.on else "plain"
+
+    @property
+    def window(self) -> int:
+        """Steps between two merges."""
+        return self.merge.every
+
+    @property
+    def shards(self) -> bool:
+        """Adapters are too small to be cut."""
+        return self.method == "full" and self.sharding != "ddp"
+
+    @property
+    def merges(self) -> bool:
+        """Whether the optimizer's steps are merged with a task vector."""
+        return self.optimizer != "adamw"
 
     @model_validator(mode="after")
     def _processes(self) -> TrainConfig:

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from schemas.errors import UserError
 from schemas.ids import seed_for
-from stages.conflict.directions import ema_omegas, mean_omegas
 from stages.conflict.groups import leaving_together
 from stages.conflict.metric import fit_metric
 from stages.conflict.store import Store, sample_windows
 from stages.conflict.stream import Chunks, Columns, as_slice, scaled
 from stages.conflict.surgery import Surgery, surgery
 from stages.conflict.table import log_ratios
-from stages.conflict.weights import PairWeights, pair_weights
 from stages.contract import Context
+from stages.gradients.omegas import ema_omegas, mean_omegas
+from stages.gradients.weights import PairWeights, pair_weights
 
 
 @dataclass(frozen=True)

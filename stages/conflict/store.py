@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from schemas.errors import UserError
+from schemas.sketches import sketch_values
 from stages.conflict.stream import Chunks, Rows, combined
 from stages.contract import Context
 from stages.gradients.projections import SketchLayout
@@ -145,6 +146,6 @@ def _row_group(file: Path, group: int, first: int, count: int | None, side: str)
     found = []
     for batch in table.to_batches():
         norm_N = torch.from_numpy(batch.column(f"norm{side}").to_numpy(zero_copy_only=False).astype("float64"))
-        x_ND = torch.from_dlpack(batch.column(f"sketch{side}").flatten()).view(batch.num_rows, -1)
+        x_ND = torch.from_dlpack(sketch_values(batch.column(f"sketch{side}"))).view(batch.num_rows, -1)
         found.append(Rows(x_ND, norm_N / SCALE))
     return found

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from schemas import files
 
 _IDENTITY = b"identity"
 
@@ -21,7 +22,7 @@ def is_done(path: Path, identity: str) -> bool:
 
 
 def once(path: Path, identity: str, compute: Callable[[], pa.Table]) -> pa.Table:
-    """The table in `path`, or `compute()`, published there by an atomic rename.
+    """The table in `path`, or `compute()`, published there.
 
     identity: everything the result depends on (model digest, token ids, sampling): another one computes again.
     """
@@ -29,11 +30,6 @@ def once(path: Path, identity: str, compute: Callable[[], pa.Table]) -> pa.Table
         return pq.read_table(path)
     table = compute()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _IDENTITY: identity.encode()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        pq.write_table(table, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    with files.publishing(path) as temporary:
+        pq.write_table(table, temporary)
     return table

@@ -19,14 +19,14 @@ from torch import Tensor
 from schemas.config.curation import ConflictConfig
 from schemas.config.loss import LossConfig
 from schemas.tables import TABLES
-from stages.conflict.directions import ema_omegas
-from stages.conflict.weights import pair_weights
 from stages.contract import Context, Drop, Part, Shard
+from stages.gradients.omegas import ema_omegas
 from stages.gradients.projections import SketchLayout
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import PairSketches
 from stages.gradients.stage import Worker, sketch_shards, storable
 from stages.gradients.sums import sums_key
+from stages.gradients.weights import pair_weights
 from stages.text.render import PairIds
 
 Kept = list[tuple[dict[str, Any], PairIds]]

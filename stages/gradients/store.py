@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from schemas.errors import UserError
+from schemas.sketches import sketch_array
 from stages.gradients.projections import SketchLayout
 
 LAYOUT_KEY = b"sketch_layout"
@@ -87,8 +88,4 @@ def common_metadata(files: Sequence[Path]) -> dict[bytes, bytes]:
 def sketch_columns(name: str, sketch_ND: Tensor) -> dict[str, pa.Array]:
     """Columns `sketch<name>` and `norm<name>` of the gradients table."""
     stored_ND, norm_N = pack_sketches(sketch_ND)
-    flat = pa.array(stored_ND.flatten().numpy())
-    return {
-        f"sketch{name}": pa.FixedSizeListArray.from_arrays(flat, stored_ND.shape[1]),
-        f"norm{name}": pa.array(norm_N.numpy()),
-    }
+    return {f"sketch{name}": sketch_array(stored_ND.numpy()), f"norm{name}": pa.array(norm_N.numpy())}

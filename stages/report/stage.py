@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from schemas.files import write_text
 from stages.contract import Account, Context, Rows
 from stages.report import text
 from stages.report.conflicts import FEW_PAIRS, scale
@@ -32,12 +32,7 @@ class Report:
         view = build(ctx.config, Tables(ctx.inputs), ctx.manifests)
         ctx.progress.advance()
         target = ctx.folder / FILE_NAME
-        temporary = target.with_name(f".{FILE_NAME}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(render(view), encoding="utf-8")
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(target, render(view))
         ctx.progress.advance()
         yield Account([], stats={"bytes": float(target.stat().st_size)}, artifacts=[target])
 

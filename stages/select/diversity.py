@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from schemas.ids import seed_for
+from schemas.sketches import sketch_rows
 
 _ROWS = 1024
 _SAMPLE_BYTES = 2**29
@@ -61,7 +62,6 @@ def unit_sketches(files: Sequence[Path]) -> Iterator[tuple[list[str], np.ndarray
     for file in files:
         with pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(_ROWS, columns=["pair_id", "sketch"]):
-                flat = batch.column("sketch").flatten().to_numpy(zero_copy_only=False)
-                rows = flat.astype(np.float32).reshape(batch.num_rows, -1)
+                rows = sketch_rows(batch.column("sketch")).astype(np.float32)
                 norm = np.linalg.norm(rows, axis=1, keepdims=True)
                 yield batch.column("pair_id").to_pylist(), rows / np.where(norm > 0, norm, 1.0)

@@ -15,7 +15,7 @@ def sft_card(config: RunConfig, base_name: str, per_language: Mapping[str, int],
     sft = config.sft
     sources = escape(", ".join(source.path for source in sft.sources))
     settings = {
-        **common_settings(sft, "adamw", f"{plan.warmup_steps} warm-up steps", "conversations"),
+        **common_settings(sft, "adamw", f"{plan.warmup_steps} warm-up steps"),
         "optimizer steps": str(plan.steps),
         "numbers": config.model.dtype,
         "seed": str(config.seed),

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
-import torch
-
 from schemas.config.base import semantic_values
-from schemas.config.sft import SftConfig
-from schemas.config.training import TrainConfig
-from schemas.errors import UserError
 from schemas.ids import content_id
 from stages.contract import Account, Context, Rows, tally
-from stages.models.load import free_memory, load_causal_lm, settle_threads
+from stages.models.load import free_memory
 from stages.sft.card import sft_card
 from stages.sft.conversations import Conversations, load_conversations
 from stages.sft.trainer import fine_tune
-from stages.text.render import load_renderer
 from stages.train.batches import plan_batches
 from stages.train.export import export_model, exported
 from stages.train.loggers import check_loggers, logs_in
 from stages.train.memory import memory_named
-from stages.train.model import precision
-from stages.train.stage import metrics_table
-
-_TRAIN = re.compile(rf"\btrain(?=\.(?:{'|'.join(SftConfig.model_fields)})\b)|^train$")
+from stages.train.metrics import metrics_table
+from stages.train.session import Session
 
 
 class Sft:
@@ -41,34 +31,29 @@ class Sft:
 
     def run(self, ctx: Context) -> Iterator[Rows | Account]:
         """Read, train, then yield both tables and the account."""
-        with _in_our_names():
-            yield from _run(ctx)
+        sft = ctx.config.sft
+        check_loggers(sft)
+        with memory_named(sft.section):
+            yield from _run(Session.of(ctx, sft, ctx.models["start"]))
 
 
-def _run(ctx: Context) -> Iterator[Rows | Account]:
-    folder = ctx.folder
-    if folder is None:
-        raise ValueError("sft needs a folder")
-    config, sft, start = ctx.config, ctx.config.sft, ctx.models["start"]
-    check_loggers(sft.report_to)
-    numbers = precision(config)
-    numbers = replace(numbers, load=torch.float32 if sft.method == "full" else numbers.compute)
-    settle_threads(config)
-    renderer = load_renderer(start, config.text, config.model.trust_remote_code)
-    conversations = load_conversations(ctx, renderer)
-    plan = plan_batches(len(conversations), _as_pairs(sft))
-    for line in (*renderer.notes, *map(_ours, plan.notes), *_notes(conversations)):
-        ctx.progress.note(line)
+def _run(session: Session) -> Iterator[Rows | Account]:
+    config, sft = session.config, session.config.sft
+    conversations = load_conversations(session.ctx, session.renderer)
+    plan = plan_batches(len(conversations), sft)
+    for line in (*session.renderer.notes, *plan.notes, *_notes(conversations)):
+        session.note(line)
 
-    model = load_causal_lm(start, numbers.load, numbers.device, config.model.trust_remote_code)
-    started, identity = time.monotonic(), _identity(ctx, conversations)
-    with logs_in(folder / "logs"):
-        trained, history = fine_tune(ctx, folder, model, renderer, conversations, plan, numbers, identity)
+    model = session.load()
+    started, session = time.monotonic(), replace(session, identity=_identity(session.ctx, conversations))
+    with logs_in(session.folder / "logs"):
+        trained, history = fine_tune(session, model, conversations, plan)
     del model
-    export_model(trained, renderer.tokenizer, folder, start.name, numbers.compute)
+    name = session.start.name
+    export_model(trained, session.renderer.tokenizer, session.folder, name, session.numbers.compute, sft.section)
     tallies = tally("row", conversations.languages, conversations.drops)
     learnt = {entry.language: entry.kept for entry in tallies if entry.kept}
-    (folder / "model" / "README.md").write_text(sft_card(config, start.name, learnt, plan), encoding="utf-8")
+    (session.folder / "model" / "README.md").write_text(sft_card(config, name, learnt, plan), encoding="utf-8")
     yield Rows("conversations", conversations.table)
     yield Rows("sft_metrics", metrics_table(history))
     stats = {
@@ -79,29 +64,9 @@ def _run(ctx: Context) -> Iterator[Rows | Account]:
         "answers_context_only": float(conversations.answers["context_only"]),
         "control_marks_broken": float(conversations.broken_marks),
     }
-    yield Account(tallies, conversations.drops, stats, exported(folder))
+    yield Account(tallies, conversations.drops, stats, exported(session.folder))
     del trained
     free_memory()
-
-
-def _as_pairs(sft: SftConfig) -> TrainConfig:
-    """The settings by which steps are counted, where the train stage has them."""
-    names = ("batch_size", "micro_batch_size", "epochs", "max_steps", "warmup_ratio")
-    return TrainConfig.model_validate({name: getattr(sft, name) for name in names})
-
-
-@contextmanager
-def _in_our_names() -> Iterator[None]:
-    """What parts of the train stage refuse, with the keys of this section."""
-    try:
-        with memory_named():
-            yield
-    except UserError as error:
-        raise UserError(_ours(error.what), where=_ours(error.where), fix=_ours(error.fix)) from error
-
-
-def _ours(text: str) -> str:
-    return _TRAIN.sub("sft", text).replace("curated pairs", "conversations")
 
 
 def _notes(conversations: Conversations) -> list[str]:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from schemas.config.sft import SftConfig
-from schemas.config.training import TrainConfig
+from schemas.config.trainer import TrainerConfig
 from stages.train.batches import BatchPlan
 from stages.train.model import Precision
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
-def common_arguments(
-    section: TrainConfig | SftConfig, plan: BatchPlan, numbers: Precision, seed: int
-) -> dict[str, Any]:
+def common_arguments(section: TrainerConfig, plan: BatchPlan, numbers: Precision, seed: int) -> dict[str, Any]:
     """By name. Every step is logged, the last two checkpoints are kept, and nothing is truncated."""
     return {
         "max_steps": plan.steps,

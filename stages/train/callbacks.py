@@ -9,22 +9,22 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from schemas.config.trainer import TrainerConfig
 from schemas.errors import UserError
-from stages.contract import Context, Progress, Stopped
+from stages.contract import Context, Stopped
 from stages.train.processes import any_of
 
 
 class StepCallback(TrainerCallback):
     """Report each step; stop with a checkpoint when asked; refuse a loss that is not finite.
 
-    n_pairs: rows of an epoch, and row: what one is called. later: steps that follow after this training. stopped: the run was
-    asked to stop; a checkpoint of its last step is on disk.
+    rows: of an epoch. later: steps that follow after this training. stopped: the run was asked to stop; a checkpoint of its
+    last step is on disk.
     """
 
-    def __init__(
-        self, progress: Progress, stop: Callable[[], bool], n_pairs: int, later: int = 0, row: str = "pair"
-    ) -> None:
-        self.progress, self.stop, self.n_pairs, self.later, self.row = progress, stop, n_pairs, later, row
+    def __init__(self, ctx: Context, section: TrainerConfig, rows: int, later: int = 0) -> None:
+        self.progress, self.stop = ctx.progress, ctx.stop
+        self.section, self.rows, self.later = section, rows, later
         self.stopped = False
         self._started = time.monotonic()
         self._first_epoch = 0.0
@@ -52,11 +52,11 @@ class StepCallback(TrainerCallback):
         if not math.isfinite(logs["loss"]):
             raise UserError(
                 f"the training loss is {logs['loss']} at step {state.global_step}",
-                where="train",
-                fix="Lower train.learning_rate, or use model.dtype: bfloat16 or float32.",
+                where=self.section.section,
+                fix=f"Lower {self.section.section}.learning_rate, or use model.dtype: bfloat16 or float32.",
             )
-        pairs = ((state.epoch or 0.0) - self._first_epoch) * self.n_pairs
-        rates = {f"{self.row}s_per_s": pairs / max(time.monotonic() - self._started, 1e-9), "loss": logs["loss"]}
+        rows = ((state.epoch or 0.0) - self._first_epoch) * self.rows
+        rates = {f"{self.section.rows}_per_s": rows / max(time.monotonic() - self._started, 1e-9), "loss": logs["loss"]}
         if "rewards/accuracies" in logs:
             rates["accuracy"] = logs["rewards/accuracies"]
         self.progress.advance(1, **rates)

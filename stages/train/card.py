@@ -9,7 +9,6 @@ from schemas.config.training import TrainConfig
 from stages.text.markdown import escape
 from stages.train.batches import BatchPlan
 from stages.train.card_page import card_page, common_settings
-from stages.train.optimizers.build import merge_settings
 
 
 def model_card(
@@ -31,7 +30,7 @@ def model_card(
     if sequence and train.orthalign.reference == "objective":
         reference = f"{reference} for the first objective, then the model as each objective starts"
     settings = {
-        **common_settings(train, _optimizer(train), warm_up, "pairs"),
+        **common_settings(train, _optimizer(train), warm_up),
         "optimizer steps": str(steps),
         **_objectives(train),
         **_allo(train),
@@ -69,6 +68,10 @@ def _loss_text(name: str) -> str:
 
 
 def _optimizer(train: TrainConfig) -> str:
+    if not train.merges:
+        return train.optimizer
+    from stages.train.optimizers.build import merge_settings
+
     merge = merge_settings(train)
     if not merge.active:
         return train.optimizer

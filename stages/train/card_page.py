@@ -6,14 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 
 from schemas.config import RunConfig
-from schemas.config.sft import SftConfig
-from schemas.config.training import TrainConfig
+from schemas.config.trainer import TrainerConfig
 from stages.text.language import UNKNOWN
 from stages.text.markdown import escape
 
 
-def common_settings(section: TrainConfig | SftConfig, optimizer: str, warm_up: str, unit: str) -> dict[str, str]:
-    """Rows of the table of settings; unit: what an optimizer step takes `batch_size` of."""
+def common_settings(section: TrainerConfig, optimizer: str, warm_up: str) -> dict[str, str]:
+    """Rows of the table of settings."""
     lora = section.lora
     return {
         "method": f"LoRA, rank {lora.r}, alpha {lora.alpha}, dropout {lora.dropout}"
@@ -23,7 +22,7 @@ def common_settings(section: TrainConfig | SftConfig, optimizer: str, warm_up: s
         "learning rate": f"{section.learning_rate:g}, {section.schedule}, {warm_up}",
         "weight decay": f"{section.weight_decay:g}",
         "gradient clipping": f"{section.max_grad_norm:g}",
-        f"{unit} per step": str(section.batch_size),
+        f"{section.rows} per step": str(section.batch_size),
     }
 
 

@@ -10,33 +10,27 @@ the files with their sizes and the identity of the run. A folder without a fitti
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from schemas import files
 
 MARKER = "complete.json"
 
 
 def mark_complete(folder: Path, identity: str, step: int, parts: Sequence[str] = ("",)) -> None:
-    """Flush every file of the checkpoint, then publish the marker by an atomic rename. parts: the files and folders in it that
+    """Flush every file of the checkpoint, then publish the marker. parts: the files and folders in it that
     count (default: all)."""
     sizes = {}
     found = [path for part in parts for path in (folder / part, *(folder / part).rglob("*"))]
     for file in sorted(p for p in found if p.is_file() and p.name != MARKER):
-        with file.open("rb+") as handle:
-            os.fsync(handle.fileno())
+        files.fsync(file)
         sizes[file.relative_to(folder).as_posix()] = file.stat().st_size
     for inner in {(folder / name).parent for name in sizes}:
-        sync_folder(inner)
-    temporary = folder / (MARKER + ".tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
-        json.dump({"identity": identity, "step": step, "files": sizes}, handle, indent=1)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.rename(folder / MARKER)
-    sync_folder(folder)
-    sync_folder(folder.parent)
+        files.fsync(inner)
+    files.write_json(folder / MARKER, {"identity": identity, "step": step, "files": sizes})
+    files.fsync(folder.parent)
 
 
 def is_complete(folder: Path, identity: str) -> bool:
@@ -63,12 +57,3 @@ def resumable(root: Path, identity: str, note: Callable[[str], None]) -> Path | 
             note(f"removed {folder.name}: unfinished, or of another configuration")
             shutil.rmtree(folder)
     return found[max(found)] if found else None
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush the folder's own entries, so that a rename in it outlives a crash."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

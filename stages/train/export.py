@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from schemas import files
 from schemas.errors import UserError
 
 
@@ -20,6 +19,7 @@ def export_model(
     folder: Path,
     base_name: str,
     dtype: torch.dtype,
+    section: str,
 ) -> None:
     """Write folder/model (merged, in `dtype`, with tokenizer and chat template) and, for LoRA, folder/adapter.
 
@@ -30,21 +30,19 @@ def export_model(
     if broken:
         raise UserError(
             f"{len(broken)} trained weights are not finite, for example {broken[0]}",
-            where="train",
-            fix="Lower train.learning_rate, or use model.dtype: bfloat16 or float32.",
+            where=section,
+            fix=f"Lower {section}.learning_rate, or use model.dtype: bfloat16 or float32.",
         )
     if isinstance(model, PeftModel):
-        _publish(folder / "adapter", lambda target: _save_adapter(model, target, base_name))
+        with files.publishing(folder / "adapter") as target:
+            _save_adapter(model, target, base_name)
         merged = model.merge_and_unload()
     else:
         merged = model
     merged = merged.to(dtype)
-
-    def save(target: Path) -> None:
+    with files.publishing(folder / "model") as target:
         merged.save_pretrained(target)
         tokenizer.save_pretrained(target)
-
-    _publish(folder / "model", save)
 
 
 def exported(folder: Path) -> list[Path]:
@@ -58,14 +56,3 @@ def _save_adapter(model: PeftModel, target: Path, base_name: str) -> None:
     config["base_model_name_or_path"] = base_name
     (target / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     (target / "README.md").unlink(missing_ok=True)
-
-
-def _publish(target: Path, write: Callable[[Path], None]) -> None:
-    """Write into a folder beside `target` and rename it, replacing what a crashed export left."""
-    temporary = target.with_name(target.name + ".tmp")
-    for old in (temporary, target):
-        if old.exists():
-            shutil.rmtree(old)
-    temporary.mkdir(parents=True)
-    write(temporary)
-    temporary.rename(target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,19 +11,15 @@ from transformers import PreTrainedModel
 from schemas.config.base import semantic_values
 from schemas.ids import content_id
 from stages.contract import Context, Drop
-from stages.models.load import free_memory, load_causal_lm, settle_threads
-from stages.text.render import load_renderer
-from stages.train.allo.phases import train_objective
+from stages.models.load import free_memory, load_causal_lm
 from stages.train.batches import BatchPlan, plan_batches
 from stages.train.dataset import TrainingPairs, load_pairs
 from stages.train.export import export_model
 from stages.train.loggers import logs_in
-from stages.train.model import Precision, precision
-from stages.train.orthalign import train_objectives
-from stages.train.phase import Phase
+from stages.train.phase import History, Phase, train_phase
 from stages.train.processes import count, from_first, is_first
 from stages.train.references import checked_references
-from stages.train.scoring import Scorer
+from stages.train.session import Session
 
 
 @dataclass(frozen=True)
@@ -38,45 +34,56 @@ class Outcome:
 
 def train_job(ctx: Context) -> Outcome:
     """Train and export. Raises UserError for what the config or the data make impossible, Stopped when asked to stop."""
-    folder = ctx.folder
-    if folder is None:
-        raise ValueError("train needs a folder")
-    config, policy = ctx.config, ctx.models["policy"]
-    numbers = precision(config)
-    settle_threads(config, count())
-    renderer = load_renderer(policy, config.text, config.model.trust_remote_code)
-    pairs = load_pairs(ctx, renderer)
-    sequence = bool(config.train.orthalign.objectives)
-    plan = plan_batches(len(pairs), config.train, count())
-    for line in (*renderer.notes, *(() if sequence else plan.notes)):
-        ctx.progress.note(line)
+    train = ctx.config.train
+    session = Session.of(ctx, train, ctx.models["policy"])
+    pairs = load_pairs(ctx, session.renderer)
+    plan = plan_batches(len(pairs), train, count())
+    for line in (*session.renderer.notes, *(() if train.way == "sequence" else plan.notes)):
+        session.note(line)
 
-    model = load_causal_lm(policy, numbers.load, numbers.placed, config.model.trust_remote_code)
-    pairs = from_first(partial(_with_references, ctx, pairs, model, numbers))
-    identity = _identity(ctx, pairs)
-    drops: list[Drop] = []
-    with logs_in(folder / "logs"):
-        if sequence:
-            trained, history, drops = train_objectives(ctx, folder, model, renderer, pairs, numbers, identity)
-        else:
-            phase = Phase(pairs, plan, folder / "checkpoints", identity)
-            trained, history = train_objective(ctx, model, renderer, numbers, phase)
+    model = session.load()
+    pairs = from_first(partial(_with_references, session, pairs, model))
+    session = replace(session, identity=_identity(ctx, pairs))
+    with logs_in(session.folder / "logs"):
+        trained, history, drops = _train(session, model, pairs, plan)
     del model
     if is_first():
-        export_model(trained, renderer.tokenizer, folder, policy.name, numbers.compute)
+        name = session.start.name
+        export_model(trained, session.renderer.tokenizer, session.folder, name, session.numbers.compute, train.section)
     del trained
     free_memory()
     return Outcome(history, drops, pairs.languages, plan)
 
 
-def _with_references(ctx: Context, pairs: TrainingPairs, policy: PreTrainedModel, numbers: Precision) -> TrainingPairs:
+def _train(
+    session: Session, model: PreTrainedModel, pairs: TrainingPairs, plan: BatchPlan
+) -> tuple[Any, History, list[Drop]]:
+    """(the trained model, the log, pairs that belong to no objective). What only some trainings need is imported for them."""
+    train, common = session.train, (pairs, plan, session.checkpoints, session.identity)
+    if train.way == "sequence":
+        from stages.train.orthalign import train_objectives
+
+        return train_objectives(session, model, pairs)
+    if train.way == "phases":
+        from stages.train.allo.phases import train_in_phases
+        from stages.train.confined import ConfinedPhase
+
+        return *train_in_phases(session, model, ConfinedPhase(*common)), []
+    if train.merges:
+        from stages.train.confined import ConfinedPhase
+
+        return *train_phase(session, model, ConfinedPhase(*common)), []
+    return *train_phase(session, model, Phase(*common)), []
+
+
+def _with_references(session: Session, pairs: TrainingPairs, policy: PreTrainedModel) -> TrainingPairs:
     """Check the reference log-probabilities against the reference model, which is the policy itself in most runs."""
-    ref = ctx.models["reference"]
-    same = ref.digest == ctx.models["policy"].digest and numbers.placed == numbers.device
-    trust = ctx.config.model.trust_remote_code
+    ref, numbers = session.ctx.models["reference"], session.numbers
+    same = ref.digest == session.start.digest and numbers.placed == numbers.device
+    trust = session.config.model.trust_remote_code
     load = numbers.compute if numbers.sharded else numbers.load  # a model to be cut may not fit a device in float32
     model = policy if same else load_causal_lm(ref, load, numbers.device, trust)
-    return checked_references(pairs, model, Scorer.of(ctx, numbers), ctx.progress.note)
+    return checked_references(pairs, model, session.scorer(), session.note)
 
 
 def _identity(ctx: Context, pairs: TrainingPairs) -> str:

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
+from schemas.config.trainer import TrainerConfig
 from schemas.errors import UserError
 
 _FOLDER_VARIABLES = ("TENSORBOARD_LOGGING_DIR", "TRACKIO_DIR", "WANDB_DIR")
 
 
-def check_loggers(names: Sequence[str]) -> None:
+def check_loggers(section: TrainerConfig) -> None:
     """Raise UserError for a logger transformers does not know or that is not installed."""
-    available = get_available_reporting_integrations()
-    for name in names:
+    available, where = get_available_reporting_integrations(), f"{section.section}.report_to"
+    for name in section.report_to:
         if name not in INTEGRATION_TO_CALLBACK:
             raise UserError(
                 f"{name!r} is not a logger TRL knows",
-                where="train.report_to",
+                where=where,
                 fix=f"Known: {', '.join(sorted(INTEGRATION_TO_CALLBACK))}; [] for none.",
             )
         if name not in available:
             raise UserError(
                 f"the logger {name} is not installed",
-                where="train.report_to",
-                fix=f"pip install {name}, or remove it from train.report_to.",
+                where=where,
+                fix=f"pip install {name}, or remove it from {where}.",
             )
 
 

@@ -8,14 +8,17 @@ from contextlib import contextmanager
 from schemas.errors import UserError, first_line
 from stages.gradients.batching import is_out_of_memory
 
-LESS_MEMORY = (
-    "smaller train.micro_batch_size, or train.gradient_checkpointing, needs less memory. The same command continues from the last"
-    " checkpoint."
-)
+
+def less_memory(section: str) -> str:
+    """What needs less, to be continued after "a"; section: of the config."""
+    return (
+        f"smaller {section}.micro_batch_size, or {section}.gradient_checkpointing, needs less memory. The same command continues"
+        " from the last checkpoint."
+    )
 
 
 @contextmanager
-def memory_named() -> Iterator[None]:
+def memory_named(section: str) -> Iterator[None]:
     """UserError instead of what torch raises when memory runs out."""
     try:
         yield
@@ -23,5 +26,5 @@ def memory_named() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"training ran out of memory: {first_line(error)}", where="train", fix=f"A {LESS_MEMORY}"
+            f"training ran out of memory: {first_line(error)}", where=section, fix=f"A {less_memory(section)}"
         ) from error

@@ -8,21 +8,19 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig
 from torch import nn
 from transformers import PreTrainedModel
 
 from schemas.config import RunConfig
-from schemas.config.training import LoraConfig as LoraSettings
+from schemas.config.trainer import TrainerConfig
 from schemas.errors import UserError
 from stages.models.load import device_of, dtype_of
-from stages.train.optimizers.subspace import Protected
 from stages.train.processes import count
 
 
@@ -58,8 +56,8 @@ class Precision:
         return nullcontext()
 
 
-def precision(config: RunConfig) -> Precision:
-    """Device and dtypes of the run. Raises UserError for what this machine cannot do."""
+def precision(config: RunConfig, section: TrainerConfig) -> Precision:
+    """Device and dtypes of a training. Raises UserError for what this machine cannot do."""
     device, compute = device_of(config), dtype_of(config)
     if compute == torch.float16 and device.type != "cuda":
         raise UserError(
@@ -73,15 +71,14 @@ def precision(config: RunConfig) -> Precision:
             where="model.dtype",
             fix="Use model.dtype: float16 or float32.",
         )
-    full = config.train.method == "full"
-    sharded = full and count() > 1 and config.train.sharding != "ddp"
+    sharded = section.shards and count() > 1
     if sharded and compute == torch.float16:
         raise UserError(
             "float16 scales the loss, which is not done for weights cut over processes",
-            where="model.dtype: float16, train.sharding",
-            fix="Use model.dtype: bfloat16, or train.sharding: ddp.",
+            where=f"model.dtype: float16, {section.section}.sharding",
+            fix=f"Use model.dtype: bfloat16, or {section.section}.sharding: ddp.",
         )
-    return Precision(device, compute, torch.float32 if full else compute, sharded)
+    return Precision(device, compute, torch.float32 if section.method == "full" else compute, sharded)
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -91,8 +88,12 @@ def disable_dropout(model: nn.Module) -> None:
             module.p = 0.0
 
 
-def adapter_config(settings: LoraSettings, model: PreTrainedModel) -> LoraConfig:
-    """PEFT's LoRA config. Raises UserError when `target_modules` names nothing in the model, or its head."""
+def adapter_config(section: TrainerConfig, model: PreTrainedModel) -> LoraConfig | None:
+    """PEFT's LoRA config; None where all weights are trained. Raises UserError when `target_modules` names nothing in the
+    model, or its head."""
+    if section.method == "full":
+        return None
+    settings = section.lora
     targets = settings.target_modules
     if targets != "all-linear":
         wanted = [targets] if isinstance(targets, str) else targets
@@ -102,7 +103,7 @@ def adapter_config(settings: LoraSettings, model: PreTrainedModel) -> LoraConfig
         if unknown or head in wanted:
             raise UserError(
                 f"LoRA cannot adapt {', '.join(unknown) or head}",
-                where="train.lora.target_modules",
+                where=f"{section.section}.lora.target_modules",
                 fix=f"Linear layers of this model: {', '.join(sorted(leaves - {head}))}; or use all-linear.",
             )
         targets = wanted
@@ -113,21 +114,3 @@ def adapter_config(settings: LoraSettings, model: PreTrainedModel) -> LoraConfig
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
-
-
-def protect_adapter(model: PeftModel, protected: Protected) -> Protected:
-    """The bases of matrices as bases of a fresh adapter's factors: left ones of B [O, r], right ones of A [r, I].
-
-    B starts at 0; A is projected here. With every update projected as well, no output of B A lies in a left basis and no input it
-    reads in a right one, exactly, whatever the optimizer.
-    """
-    left, right = {}, {}
-    for name, parameter in model.named_parameters():
-        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.[^.]+\.weight", name)
-        weight = f"{match[1]}.weight" if match else ""
-        if match and match[2] == "B" and weight in protected.left:
-            left[name] = protected.left[weight]
-        if match and match[2] == "A" and weight in protected.right:
-            right[name] = protected.right[weight]
-            Protected({}, {name: right[name]}).project_(name, parameter.data)
-    return Protected(left, right)

@@ -18,6 +18,7 @@ from stages.gradients.rows import Pair
 from stages.text.render import Renderer, RenderError
 from stages.train.dataset import TrainingPairs
 from stages.train.scoring import Scorer
+from stages.train.session import Session
 
 NO_OBJECTIVE = "no_objective"
 _TEXTS = ("prompt", "chosen", "rejected")
@@ -37,12 +38,13 @@ class Chosen:
         return content_id([(pair.prompt, pair.chosen, pair.rejected) for pair in self.dev])
 
 
-def choose(ctx: Context, pairs: TrainingPairs, renderer: Renderer) -> tuple[list[Chosen], list[Drop]]:
+def choose(session: Session, pairs: TrainingPairs) -> tuple[list[Chosen], list[Drop]]:
     """The objectives of `train.orthalign` with their pairs; curated pairs that belong to none are dropped.
 
     A pair that fits several conditions trains in each. Raises UserError, naming the objective, for a condition that cannot be
     evaluated or that no curated pair fits, and for one without dev pairs when its rank is searched by them.
     """
+    ctx = session.ctx
     curated = ctx.scan("curated").select("pair_id", "language").collect().with_row_index("row")
     train = ctx.scan("pairs").filter(pl.col("split") == "train")
     dev = ctx.scan("pairs:0").filter(pl.col("split") == "dev")  # held out in round 0, the same in every round
@@ -59,7 +61,7 @@ def choose(ctx: Context, pairs: TrainingPairs, renderer: Renderer) -> tuple[list
             )
         used.update(rows)
         sampled = _sample(ctx, _matching(dev, objective, where, "pair_id", "language", *_TEXTS))
-        held_out = _ids(sampled.select(_TEXTS), renderer, ctx.config.text.max_length)
+        held_out = _ids(sampled.select(_TEXTS), session.renderer, ctx.config.text.max_length)
         if not held_out and ctx.config.train.orthalign.rank == "search":
             raise UserError(
                 f"objective {objective.name} has no dev pairs to search its rank by",

@@ -27,55 +27,48 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from schemas.config.training import OrthAlignConfig
+from schemas.config.training import OrthAlignConfig, TrainConfig
 from schemas.errors import UserError
 from schemas.ids import content_id
-from stages.contract import Context, Drop
-from stages.models.load import free_memory, load_causal_lm
-from stages.text.render import Renderer
-from stages.train.allo.phases import total_steps, train_objective
+from stages.contract import Drop
+from stages.models.load import free_memory
+from stages.train.allo.phases import plans as phases_of
+from stages.train.allo.phases import train_in_phases
 from stages.train.batches import BatchPlan, plan_batches
 from stages.train.callbacks import beats
 from stages.train.checkpoints import MARKER, is_complete, mark_complete
+from stages.train.confined import ConfinedPhase
 from stages.train.dataset import TrainingPairs
 from stages.train.displacement import Beat, Weights, bounded, changed, cut_to, leaks, merged, remember
-from stages.train.model import Precision
 from stages.train.objectives import Chosen, Scores, accuracies, choose, score
 from stages.train.optimizers.change import Change
 from stages.train.optimizers.subspace import Protected
-from stages.train.phase import History, Phase
+from stages.train.phase import History, train_phase
 from stages.train.references import recomputed
-from stages.train.scoring import Scorer
+from stages.train.session import Session
 
 _MODEL, _BASES, _LOG, _BEFORE = "model", "protected.safetensors", "history.json", "before.safetensors"
 
 
 def train_objectives(
-    ctx: Context,
-    folder: Path,
-    model: PreTrainedModel,
-    renderer: Renderer,
-    pairs: TrainingPairs,
-    numbers: Precision,
-    identity: str,
+    session: Session, model: PreTrainedModel, pairs: TrainingPairs
 ) -> tuple[PreTrainedModel, History, list[Drop]]:
     """(the trained model without adapters; the log, steps counted on; pairs that belong to no objective).
 
-    Everything an objective leaves (weights, bases, log) is in folder/checkpoints/objective-K: a run that was killed continues
+    Everything an objective leaves (weights, bases, log) is in checkpoints/objective-K: a run that was killed continues
     inside the objective it was in. Raises UserError for what the config or the data make impossible, Stopped when asked to.
     """
     refuse_transposed(model)
-    _name_narrow(ctx, model)
-    objectives, drops = choose(ctx, pairs, renderer)
-    plans = [plan_batches(len(o.pairs), ctx.config.train) for o in objectives]
+    _name_narrow(session, model)
+    objectives, drops = choose(session, pairs)
+    plans = [plan_batches(len(o.pairs), session.train) for o in objectives]
     for objective, plan in zip(objectives, plans, strict=True):
-        steps = total_steps(ctx.config.train, plan, len(objective.pairs))
-        ctx.progress.note(f"objective {objective.name}: {len(objective.pairs)} pairs, {steps} steps")
+        steps = total_steps(session.train, plan, len(objective.pairs))
+        session.note(f"objective {objective.name}: {len(objective.pairs)} pairs, {steps} steps")
         for line in plan.notes:
-            ctx.progress.note(f"objective {objective.name}: {line}")
-    scorer = Scorer.of(ctx, numbers)
-    start = [score(model, o.dev, scorer) for o in objectives]
-    sequence = _Sequence(ctx, folder / "checkpoints", renderer, numbers, identity, objectives, plans, start)
+            session.note(f"objective {objective.name}: {line}")
+    start = [score(model, o.dev, session.scorer()) for o in objectives]
+    sequence = _Sequence(session, objectives, plans, start)
     trained, history = sequence.run(model)
     return trained, history, drops
 
@@ -98,11 +91,11 @@ def most_directions(shape: torch.Size, sequence: OrthAlignConfig) -> int:
     return min(sequence.q_max, width // len(sequence.objectives))
 
 
-def _name_narrow(ctx: Context, model: nn.Module) -> None:
-    sequence = ctx.config.train.orthalign
+def _name_narrow(session: Session, model: nn.Module) -> None:
+    sequence = session.train.orthalign
     shapes = {name: p.shape for name, p in model.named_parameters() if p.ndim == 2}
     if narrow := [name for name, shape in shapes.items() if not most_directions(shape, sequence)]:
-        ctx.progress.note(
+        session.note(
             f"{len(narrow)} matrices have fewer dimensions than there are objectives: none of their directions are protected,"
             f" for example {narrow[0]} {list(shapes[narrow[0]])}"
         )
@@ -110,11 +103,7 @@ def _name_narrow(ctx: Context, model: nn.Module) -> None:
 
 @dataclass
 class _Sequence:
-    ctx: Context
-    folder: Path
-    renderer: Renderer
-    numbers: Precision
-    identity: str
+    session: Session
     objectives: list[Chosen]
     plans: list[BatchPlan]
     start: list[Scores]
@@ -125,10 +114,8 @@ class _Sequence:
         if done:
             place = self._place(done - 1)
             names = ", ".join(o.name for o in self.objectives[:done])
-            self.ctx.progress.note(f"objectives done before: {names}")
-            ref = replace(self.ctx.models["policy"], path=place / _MODEL)
-            trust = self.ctx.config.model.trust_remote_code
-            model = load_causal_lm(ref, self.numbers.load, self.numbers.device, trust)
+            self.session.note(f"objectives done before: {names}")
+            model = replace(self.session, start=replace(self.session.start, path=place / _MODEL)).load()
             protected = Protected.load(place / _BASES)
             history = json.loads((place / _LOG).read_text(encoding="utf-8"))
         for later in range(done + 1, len(self.objectives)):  # it stands on weights that are made again
@@ -140,16 +127,16 @@ class _Sequence:
     def _objective(
         self, number: int, model: PreTrainedModel, protected: Protected, history: History
     ) -> tuple[PreTrainedModel, Protected, History]:
-        objective, plan, settings = self.objectives[number], self.plans[number], self.ctx.config.train.orthalign
+        objective, plan, settings = self.objectives[number], self.plans[number], self.session.train.orthalign
         place, last = self._place(number), number == len(self.objectives) - 1
         pairs = objective.pairs
         if number and settings.reference == "objective":
-            pairs = recomputed(pairs, model, Scorer.of(self.ctx, self.numbers))
+            pairs = recomputed(pairs, model, self.session.scorer())
         place.mkdir(parents=True, exist_ok=True)
-        factors = self.ctx.config.train.method == "lora" and settings.rank == "energy"  # say alone what changed
+        factors = self.session.train.method == "lora" and settings.rank == "energy"  # say alone what changed
         compared = bool(protected) or bool(settings.trust_radius) or not (last or factors)
         before = remember(model, place / _BEFORE) if compared else {}
-        phase = Phase(
+        phase = ConfinedPhase(
             pairs,
             plan,
             place,
@@ -158,7 +145,8 @@ class _Sequence:
             later=sum(self._steps(later) for later in range(number + 1, len(self.plans))),
             protected=protected,
         )
-        trained, log = train_objective(self.ctx, model, self.renderer, self.numbers, phase)
+        train = train_in_phases if self.session.train.allo.on else train_phase
+        trained, log = train(self.session, model, phase)
         figures = self._within(objective, trained, before) if settings.trust_radius else {}
         most = partial(most_directions, sequence=settings)
         changes = {} if last else changed(trained, before, most, self._beat)
@@ -166,7 +154,9 @@ class _Sequence:
         del trained
         if protected:
             beat = self._beat(len(protected.left) or len(protected.right), "matrix")
-            figures["leak"], figures["leak_exported"] = leaks(plain, before, protected, self.numbers.compute, beat)
+            figures["leak"], figures["leak_exported"] = leaks(
+                plain, before, protected, self.session.numbers.compute, beat
+            )
         if not last:  # what the last one did, nobody needs to stay out of
             kept = self._kept(number, plain, before, changes)
             protected = protected.extended(kept, settings.side, energy=1.0, q_max=settings.q_max)
@@ -186,11 +176,11 @@ class _Sequence:
 
     def _within(self, objective: Chosen, model: nn.Module, before: Weights) -> dict[str, float]:
         """Hold the change to the trust region also where the optimizer's estimate was too low. Every phase has its own radius."""
-        radius, allo = self.ctx.config.train.orthalign.trust_radius, self.ctx.config.train.allo
+        radius, allo = self.session.train.orthalign.trust_radius, self.session.train.allo
         radius *= 2 if allo.on and allo.forget and allo.learn else 1
         norm, above = bounded(model, before, radius, self._beat)
         if above:
-            self.ctx.progress.note(
+            self.session.note(
                 f"objective {objective.name}: {above} changes scaled back to norm {radius:g}, from up to {norm:g}"
             )
         return {"spectral_norm": norm}
@@ -199,7 +189,7 @@ class _Sequence:
         self, number: int, model: PreTrainedModel, before: Weights, changes: Mapping[str, Change]
     ) -> dict[str, Change]:
         """The part of every change that is protected."""
-        settings = self.ctx.config.train.orthalign
+        settings = self.session.train.orthalign
         if settings.rank == "search":
             q = self._search(number, model, before, changes)
             return {name: change.first(q) for name, change in changes.items()}
@@ -208,7 +198,7 @@ class _Sequence:
     def _search(self, number: int, model: PreTrainedModel, before: Weights, changes: Mapping[str, Change]) -> int:
         """The fewest directions a matrix that hold the objective's reward accuracy within the tolerance."""
         objective, start = self.objectives[number], self.start[number]
-        settings = self.ctx.config.train.orthalign
+        settings = self.session.train.orthalign
         whole = accuracies(self._score(model, objective), start)["reward_accuracy"]
 
         def holds(q: int) -> bool:
@@ -217,28 +207,28 @@ class _Sequence:
             return within(whole, now, settings.tolerance)
 
         q, tries = fewest(holds, settings.q_max)
-        self.ctx.progress.note(f"objective {objective.name}: {q} directions a matrix protected, {tries} ranks tried")
+        self.session.note(f"objective {objective.name}: {q} directions a matrix protected, {tries} ranks tried")
         if q == settings.q_max and not holds(q):
-            self.ctx.progress.note(
+            self.session.note(
                 f"objective {objective.name}: q_max {q} directions lose more than the tolerance: raise q_max to hold it"
             )
         return q
 
     def _steps(self, number: int) -> int:
-        return total_steps(self.ctx.config.train, self.plans[number], len(self.objectives[number].pairs))
+        return total_steps(self.session.train, self.plans[number], len(self.objectives[number].pairs))
 
     def _score(self, model: PreTrainedModel, objective: Chosen) -> Scores:
-        return score(model, objective.dev, Scorer.of(self.ctx, self.numbers))
+        return score(model, objective.dev, self.session.scorer())
 
     def _beat(self, amount: int, unit: str) -> Beat:
-        return beats(self.ctx, amount, unit)
+        return beats(self.session.ctx, amount, unit)
 
     def _place(self, number: int) -> Path:
-        return self.folder / f"objective-{number}"
+        return self.session.checkpoints / f"objective-{number}"
 
     def _identity(self, number: int) -> str:
         used = [(o.pairs.digest, o.digest) for o in self.objectives[: number + 1]]
-        return content_id(self.identity, used, number)
+        return content_id(self.session.identity, used, number)
 
     def _done(self) -> int:
         """How many objectives were finished, under this configuration: up to the last whose weights are there."""
@@ -258,6 +248,13 @@ class _Sequence:
         (place / _BEFORE).unlink(missing_ok=True)
         if number:
             shutil.rmtree(self._place(number - 1) / _MODEL, ignore_errors=True)
+
+
+def total_steps(train: TrainConfig, plan: BatchPlan, n_pairs: int) -> int:
+    """Optimizer steps of an objective, over all its phases."""
+    if not train.allo.on:
+        return plan.steps
+    return sum(phase.steps for phase in phases_of(train, plan, n_pairs).values())
 
 
 def _squares(change: Change) -> float:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 from trl import DPOConfig
 
 from schemas.ids import seed_for
-from stages.contract import Context
-from stages.text.render import Renderer
 from stages.train.arguments import common_arguments
 from stages.train.batches import BatchPlan
 from stages.train.callbacks import StepCallback
 from stages.train.dataset import TrainingPairs
-from stages.train.model import Precision, adapter_config, disable_dropout, protect_adapter
-from stages.train.optimizers.active import ActiveEntries
-from stages.train.optimizers.subspace import Protected
+from stages.train.model import adapter_config, disable_dropout
+from stages.train.processes import count
 from stages.train.resumable import train_all
+from stages.train.session import Session
 from stages.train.trainer import PairTrainer
-from stages.train.vector import task_vector_for
 
 History = list[dict[str, Any]]
 """TRL's log."""
@@ -31,10 +26,10 @@ History = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Phase:
-    """What a phase trains on and how. identity: what its weights depend on; later: optimizer steps of the phases after it.
+    """What a phase trains on: plain DPO with AdamW, unless a subclass says otherwise.
 
-    checkpoints: folder of its checkpoints. protected: subspaces no update enters. active: entries that are trained. trainer: makes the
-    trainer, a `PairTrainer`.
+    checkpoints: folder of its checkpoints; identity: what its weights depend on. number: of the phases of a training; later:
+    optimizer steps of the phases after it. kind: the trainer.
     """
 
     pairs: TrainingPairs
@@ -43,18 +38,18 @@ class Phase:
     identity: str
     number: int = 0
     later: int = 0
-    protected: Protected = field(default_factory=Protected.none)
-    active: ActiveEntries = field(default_factory=lambda: ActiveEntries({}))
-    trainer: Callable[..., PairTrainer] = PairTrainer
+    kind: type[PairTrainer] = PairTrainer
+
+    def options(self, session: Session, model: PreTrainedModel) -> dict[str, Any]:
+        """Arguments that only this kind of trainer takes."""
+        return {}
 
 
-def train_phase(
-    ctx: Context, model: PreTrainedModel, renderer: Renderer, numbers: Precision, phase: Phase
-) -> tuple[Any, History]:
+def train_phase(session: Session, model: PreTrainedModel, phase: Phase) -> tuple[Any, History]:
     """(the model trained, with its adapter if there is one; TRL's log). Raises Stopped when asked to stop; a checkpoint of
     the last step is then on disk."""
-    trainer, steps = _trainer(ctx, model, renderer, numbers, phase)
-    train_all(ctx, trainer, steps, len(phase.pairs), "curated pairs", "train")
+    trainer, steps = _trainer(session, model, phase)
+    train_all(session, trainer, steps, len(phase.pairs))
     _restore_forward(model)
     return trainer.whole_model(), trainer.state.log_history
 
@@ -66,32 +61,32 @@ def _restore_forward(model: PreTrainedModel) -> None:
         model.__dict__.pop(name, None)
 
 
-def _trainer(
-    ctx: Context, model: PreTrainedModel, renderer: Renderer, numbers: Precision, phase: Phase
-) -> tuple[PairTrainer, StepCallback]:
-    config, pairs = ctx.config, phase.pairs
-    seed = (seed_for(config.seed, ctx.round, "train") + phase.number) % 2**32
+def _trainer(session: Session, model: PreTrainedModel, phase: Phase) -> tuple[PairTrainer, StepCallback]:
+    ctx, pairs = session.ctx, phase.pairs
+    seed = (seed_for(ctx.config.seed, ctx.round, "train") + phase.number) % 2**32
     set_seed(seed)  # the adapter's first weights
     disable_dropout(model)
-    callback = StepCallback(ctx.progress, ctx.stop, len(pairs), phase.later)
-    trainer = phase.trainer(
+    steps = StepCallback(ctx, session.train, len(pairs), phase.later)
+    trainer = _kind(phase, session)(
         model=model,
-        args=_arguments(ctx, phase, numbers, seed),
+        args=_arguments(session, phase, seed),
         train_dataset=pairs.dataset(),
-        processing_class=renderer.tokenizer,
-        peft_config=adapter_config(config.train.lora, model) if config.train.method == "lora" else None,
-        callbacks=[callback],
-        train_config=config.train,
+        processing_class=session.renderer.tokenizer,
+        peft_config=adapter_config(session.train, model),
+        callbacks=[steps],
         identity=phase.identity,
-        task_vector=task_vector_for(ctx, model),
-        protected=phase.protected,
-        sharded=numbers.sharded,
-        active=phase.active,
-        alpha=config.loss.alpha,
+        alpha=ctx.config.loss.alpha,
+        **phase.options(session, model),
     )
-    if isinstance(trainer.model, PeftModel):
-        trainer.protected = protect_adapter(trainer.model, phase.protected)
-    return trainer, callback
+    return trainer, steps
+
+
+def _kind(phase: Phase, session: Session) -> Any:
+    if count() == 1:
+        return phase.kind
+    from stages.train.together import together
+
+    return together(phase.kind, session.numbers.sharded)
 
 
 class _Arguments(DPOConfig):
@@ -102,17 +97,17 @@ class _Arguments(DPOConfig):
         return False
 
 
-def _arguments(ctx: Context, phase: Phase, numbers: Precision, seed: int) -> DPOConfig:
-    train, plan = ctx.config.train, phase.plan
+def _arguments(session: Session, phase: Phase, seed: int) -> DPOConfig:
+    config = session.config
     arguments = _Arguments(
         output_dir=str(phase.checkpoints),
-        run_name=f"{ctx.config.name}-round-{ctx.round}",
-        project=ctx.config.name,
-        **common_arguments(train, plan, numbers, seed),
-        loss_type=[ctx.config.loss.type],
-        beta=ctx.config.loss.beta,
-        label_smoothing=ctx.config.loss.smoothing,
-        discopop_tau=ctx.config.loss.tau,
+        run_name=f"{config.name}-round-{session.ctx.round}",
+        project=config.name,
+        **common_arguments(config.train, phase.plan, session.numbers, seed),
+        loss_type=[config.loss.type],
+        beta=config.loss.beta,
+        label_smoothing=config.loss.smoothing,
+        discopop_tau=config.loss.tau,
         precompute_ref_log_probs=True,
         disable_dropout=False,
     )

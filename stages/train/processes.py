@@ -28,7 +28,7 @@ from schemas.errors import UserError, first_line
 from stages.contract import Context, Silent, Stopped
 from stages.gradients.batching import is_out_of_memory
 from stages.models.load import device_of
-from stages.train.memory import LESS_MEMORY
+from stages.train.memory import less_memory
 
 T = TypeVar("T")
 Job = Callable[[Context], T]
@@ -225,7 +225,7 @@ def _ended(what: str) -> UserError:
     return UserError(
         f"{what}; the others were ended",
         where="train.processes",
-        fix=f"The worker's log may say more; a {LESS_MEMORY}",
+        fix=f"The worker's log may say more; a {less_memory('train')}",
     )
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PrinterCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from schemas.errors import UserError
-from stages.contract import Context, Stopped
+from stages.contract import Stopped
+from stages.train.adamw import adamw
 from stages.train.callbacks import StepCallback
 from stages.train.checkpoints import mark_complete, resumable
 from stages.train.processes import any_of, from_first
+from stages.train.session import Session
 
 
 class Resumable:
@@ -21,13 +24,19 @@ class Resumable:
     - `train`: TRL's running token count, which its checkpoints lack, continues from the last log. From a checkpoint of the last step
       nothing is trained: transformers would take another step where `max_steps` ends inside an epoch.
     - `_save`, `_save_checkpoint`: no pickled training arguments; a checkpoint is marked complete last.
+    - `create_optimizer`: plain AdamW.
     - `create_model_card`, `_send_telemetry`: the stage writes its own card; a run reports to nobody unasked.
     """
 
-    identity: str
     accelerator: Any
     args: Any
+    model: Any
+    optimizer: Any
     state: Any
+
+    def __init__(self, *args: Any, identity: str, **kwargs: Any) -> None:
+        self.identity = identity
+        super().__init__(*args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train or resume."""
@@ -52,6 +61,13 @@ class Resumable:
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             mark_complete(folder, self.identity, self.state.global_step)
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Over the model as it is wrapped now."""
+        if self.optimizer is None:
+            wrapped = self.model if model is None else model
+            self.optimizer = adamw(wrapped, self.args.learning_rate, self.args.weight_decay)
+        return self.optimizer
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card inside checkpoints: the stage writes one for the final model."""
 
@@ -59,23 +75,24 @@ class Resumable:
         """Nothing is sent."""
 
 
-def train_all(ctx: Context, trainer: Any, steps: StepCallback, rows: int, kind: str, where: str) -> None:
+def train_all(session: Session, trainer: Any, steps: StepCallback, rows: int) -> None:
     """Train a `Resumable` from its last checkpoint, if there is one, on all of its rows.
 
-    kind: what the rows are called; where: the config section. Raises UserError if TRL lost a row, Stopped when asked to stop; a
-    checkpoint of the last step is then on disk.
+    Raises UserError if TRL lost a row, Stopped when asked to stop; a checkpoint of the last step is then on disk.
     """
     trainer.remove_callback(PrinterCallback)
     kept = trainer.num_examples(trainer.get_train_dataloader())
     if kept != rows:
         raise UserError(
-            f"TRL kept {kept} of {rows} {kind}", where=where, fix="This is a change in TRL: use the pinned version."
+            f"TRL kept {kept} of {rows} {steps.section.rows}",
+            where=steps.section.section,
+            fix="This is a change in TRL: use the pinned version.",
         )
     checkpoints = Path(trainer.args.output_dir)
-    checkpoint = from_first(lambda: resumable(checkpoints, trainer.identity, ctx.progress.note))
+    checkpoint = from_first(lambda: resumable(checkpoints, trainer.identity, session.note))
     if checkpoint is not None:
-        ctx.progress.note(f"resuming from {checkpoint.name}")
-    if any_of(ctx.stop()):
+        session.note(f"resuming from {checkpoint.name}")
+    if any_of(session.ctx.stop()):
         raise Stopped
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if steps.stopped:

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -135,7 +136,8 @@ def test_preconditioned_sketches_of_both_sides_and_their_error(write_tiny, inlin
     rows = read(root, "gradients")
     assert {"sketch_chosen", "norm_chosen", "sketch_rejected", "norm_rejected"} <= set(rows.columns)
     one = rows.row(0, named=True)
-    parts = {n: torch.tensor(one[f"sketch{n}"]).double() * one[f"norm{n}"] for n in ("", "_chosen", "_rejected")}
+    numbers = {n: np.frombuffer(one[f"sketch{n}"], "<f2").astype(float) for n in ("", "_chosen", "_rejected")}
+    parts = {n: torch.from_numpy(numbers[n]) * one[f"norm{n}"] for n in ("", "_chosen", "_rejected")}
     difference = parts["_chosen"] - parts["_rejected"]
     assert float((parts[""] - difference).norm()) <= 4e-3 * float(parts["_chosen"].norm() + parts["_rejected"].norm())
     factors = read(root, "preconditioner")

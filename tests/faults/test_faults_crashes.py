@@ -15,6 +15,6 @@ def test_a_run_ended_at_any_file_operation_is_finished_by_the_same_command(tmp_p
 
 
 def test_the_model_of_a_power_cut_notices_what_is_not_fsynced(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.files.fsync", lambda path: None)
+    monkeypatch.setattr("schemas.files.fsync", lambda path: None)
     tried = break_everywhere(tmp_path, ("empty",), every=25)
     assert tried.wrong, "without fsync, files must be found empty"

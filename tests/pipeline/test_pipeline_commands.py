@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -17,6 +19,7 @@ from pipeline.console import printable
 from pipeline.plan import Planner, Step
 from pipeline.rundir import RunDir
 from schemas.manifests import Tally
+from schemas.sketches import sketch_array
 from schemas.tables import TABLES
 from stages.catalog import BY_NAME
 from stages.contract import Drop
@@ -187,3 +190,13 @@ def test_shipped_configs_are_valid(name):
     from importlib.resources import files
 
     load_config(Path(str(files("data").joinpath(f"configs/{name}.yaml"))))
+
+
+def test_inspect_shows_sketches_as_numbers(finished, tmp_path, monkeypatch):
+    from pipeline import inspect
+
+    file = tmp_path / "part.parquet"
+    pq.write_table(pa.table({"pair_id": ["p"], "sketch": sketch_array(np.arange(20.0)[None].astype(np.float16))}), file)
+    monkeypatch.setattr(inspect, "table_files", lambda folder, table, round_: [file])
+    result = CliRunner().invoke(app, ["inspect", str(finished), "gradients"])
+    assert "[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, ... 20 values]" in result.stdout

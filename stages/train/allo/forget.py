@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from stages.train.allo.collators import RejectedSide
-from stages.train.trainer import PairTrainer
+from stages.train.allo.learn import TokenTrainer
 
 
 def npo_loss(
@@ -23,12 +23,12 @@ def npo_loss(
     return -(weights * logsigmoid(-beta * (logps - ref_logps))).sum() / n
 
 
-class ForgetTrainer(PairTrainer):
+class ForgetTrainer(TokenTrainer):
     """`npo_loss` with `train.allo.beta` on rows with `token_weights` and `ref_token_logps` (lists, one entry a rejected token); n counts the
     weights of the whole optimizer step."""
 
-    def collator(self, whole: Any) -> Any:
-        return RejectedSide(whole)
+    columns = ("token_weights", "ref_token_logps")
+    collate = RejectedSide
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> int:
         """Tokens to unlearn in this optimizer step, over all devices."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
+from stages.train.phase import Phase
+from stages.train.session import Session
 from stages.train.trainer import PairTrainer
 
 
@@ -57,3 +61,15 @@ class GradientTrainer(PairTrainer):
             wrapped: Any = self.model if model is None else model
             self.optimizer = SummedGradients([p for p in wrapped.parameters() if p.requires_grad], {"lr": 0.0})
         return self.optimizer
+
+
+@dataclass(frozen=True)
+class GradientPhase(Phase):
+    """sums: filled, see `GradientTrainer`."""
+
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    kind: type[PairTrainer] = GradientTrainer
+
+    def options(self, session: Session, model: PreTrainedModel) -> dict[str, Any]:
+        """Where the sums go."""
+        return {"sums": self.sums}

@@ -1,6 +1,6 @@
 """The phases of one objective: warm-up -> token rewards and masks -> restore -> forget -> learn. METHODS.md sections 7 and 8.
 
-Without `train.allo` there is one phase. What a finished phase leaves is in folders that are complete or not there (`checkpoints.py`), so
+What a finished phase leaves is in folders that are complete or not there (`checkpoints.py`), so
 that a run that was killed continues in the phase it was in, and ends with the same weights where training is deterministic:
 
     <checkpoints>/allo/warmup, gradient, forget    checkpoints while the phase runs
@@ -30,41 +30,34 @@ from schemas.config.allo import AlloConfig
 from schemas.config.training import MergeConfig, OrthAlignConfig, TrainConfig
 from schemas.errors import UserError
 from schemas.ids import content_id
-from stages.contract import Context
 from stages.gradients.rows import Row
 from stages.models.load import free_memory
-from stages.text.render import Renderer
 from stages.train.allo.forget import ForgetTrainer
-from stages.train.allo.gradient import GradientTrainer
+from stages.train.allo.gradient import GradientPhase
+from stages.train.allo.learn import LearnTrainer
 from stages.train.allo.masks import select_entries
 from stages.train.allo.rewards import model_rewards
 from stages.train.allo.tokens import RejectedTokens, implicit_rewards
 from stages.train.batches import BatchPlan, plan_batches
 from stages.train.checkpoints import is_complete, mark_complete
+from stages.train.confined import ConfinedPhase
 from stages.train.dataset import TrainingPairs
-from stages.train.model import Precision
 from stages.train.optimizers.active import ActiveEntries
 from stages.train.optimizers.bucket import narrowest
 from stages.train.phase import History, Phase, train_phase
 from stages.train.references import recomputed
-from stages.train.scoring import Scorer
+from stages.train.session import Session
 
 
-def train_objective(
-    ctx: Context, model: PreTrainedModel, renderer: Renderer, numbers: Precision, phase: Phase
-) -> tuple[Any, History]:
-    """As `train_phase`, through the phases of `train.allo` if it is on; phase: the last of them (learning). Steps are counted over all
-    phases; what is logged before the last is named `allo/<phase>/...`. Raises UserError as its parts do."""
-    if not ctx.config.train.allo.on:
-        return train_phase(ctx, model, renderer, numbers, phase)
-    return _Phases(ctx, renderer, numbers, phase, plans(ctx.config.train, phase.plan, len(phase.pairs))).run(model)
+def train_in_phases(session: Session, model: PreTrainedModel, last: ConfinedPhase) -> tuple[Any, History]:
+    """As `train_phase`, through the phases of `train.allo`; last: learning. Steps are counted over all phases; what is logged before
+    the last is named `allo/<phase>/...`. Raises UserError as its parts do."""
+    return _Phases(session, last, plans(session.train, last.plan, len(last.pairs))).run(model)
 
 
 def plans(train: TrainConfig, plan: BatchPlan, n_pairs: int) -> dict[str, BatchPlan]:
-    """Phase -> its steps, in order; plan: of learning, or of training without phases."""
+    """Phase -> its steps, in order; plan: of learning."""
     allo = train.allo
-    if not allo.on:
-        return {"learn": plan}
     warmup_steps = allo.warmup_steps
     short = replace(plan, steps=warmup_steps, warmup_steps=int(train.warmup_ratio * warmup_steps), notes=())
     found = {}
@@ -77,11 +70,6 @@ def plans(train: TrainConfig, plan: BatchPlan, n_pairs: int) -> dict[str, BatchP
     if allo.learn:
         found["learn"] = plan
     return found
-
-
-def total_steps(train: TrainConfig, plan: BatchPlan, n_pairs: int) -> int:
-    """Optimizer steps of all phases."""
-    return sum(p.steps for p in plans(train, plan, n_pairs).values())
 
 
 def _forgetting(train: TrainConfig) -> TrainConfig:
@@ -100,14 +88,12 @@ def _warming(train: TrainConfig) -> TrainConfig:
 
 @dataclass
 class _Phases:
-    ctx: Context
-    renderer: Renderer
-    numbers: Precision
-    last: Phase
+    session: Session
+    last: ConfinedPhase
     plans: dict[str, BatchPlan]
 
     def run(self, model: PreTrainedModel) -> tuple[Any, History]:
-        allo = self.ctx.config.train.allo
+        allo = self.session.train.allo
         self._prepare(model)
         masks = self.folder / "prepared"
         tokens = RejectedTokens.load(masks / "tokens.parquet") if allo.needs_rewards else None
@@ -120,8 +106,9 @@ class _Phases:
         pairs = self.last.pairs
         if allo.forget or allo.key_fraction < 1:
             pairs = self._referred(pairs, model, tokens)
-        learn = replace(self.last, pairs=pairs, active=ActiveEntries.load(masks / "learn.safetensors"))
-        trained, log = train_phase(self.ctx, model, self.renderer, self.numbers, learn)
+        active = ActiveEntries.load(masks / "learn.safetensors")
+        learn = replace(self.last, pairs=pairs, active=active, kind=LearnTrainer)
+        trained, log = train_phase(self.session, model, learn)
         before = self._before("learn")
         return trained, history + [entry | {"step": entry["step"] + before} for entry in log]
 
@@ -137,22 +124,22 @@ class _Phases:
     def _identity(self, *parts: str) -> str:
         return content_id(self.last.identity, "allo", *parts)
 
-    def _run(self, name: str, model: Any, train: TrainConfig, pairs: TrainingPairs, **fields: Any) -> History:
+    def _run(
+        self, name: str, model: Any, train: TrainConfig, pairs: TrainingPairs, make: Callable[..., Phase] = Phase
+    ) -> History:
         """One phase before the last; its log under its name, but for the summary of the call."""
         order = list(self.plans)
-        phase = Phase(
+        phase = make(
             pairs,
             self.plans[name],
             self.folder / name,
             self._identity(name),
             number=self.last.number + 1000 * (1 + order.index(name)),  # another order of the pairs
             later=self.last.later + sum(self.plans[n].steps for n in order[order.index(name) + 1 :]),
-            **fields,
         )
         for line in (f"{self.plans[name].steps} steps", *self.plans[name].notes):
-            self.ctx.progress.note(f"phase {name}: {line}")
-        ctx = replace(self.ctx, config=self.ctx.config.model_copy(update={"train": train}))
-        _, log = train_phase(ctx, model, self.renderer, self.numbers, phase)
+            self.session.note(f"phase {name}: {line}")
+        _, log = train_phase(self.session.trained_by(train), model, phase)
         before = self._before(name)
         counted = [entry | {"step": entry["step"] + before} for entry in log]
         return [entry if "train_runtime" in entry else _named(entry, f"allo/{name}") for entry in counted]
@@ -161,19 +148,18 @@ class _Phases:
         """Masks and tokens on disk; the model as it was. Nothing to do when they are there."""
         folder, identity = self.folder / "prepared", self._identity("prepared")
         if is_complete(folder, identity):
-            self.ctx.progress.note("masks and token rewards: made before")
+            self.session.note("masks and token rewards: made before")
             return
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        train, pairs = self.ctx.config.train, self.last.pairs
+        train, pairs = self.session.train, self.last.pairs
         allo = train.allo
         references: list[torch.Tensor] = []
         rewards: list[torch.Tensor] = []
         if allo.needs_rewards:
             references = self._rejected_logps(model)
         if allo.needs_rewards and allo.token_reward != "implicit":  # before any training: the model may be refused
-            tokenizer, rows = self.renderer.tokenizer, _rejected(pairs)
-            rewards = model_rewards(self.ctx, tokenizer, self.numbers, rows, references)
+            rewards = model_rewards(self.session, _rejected(pairs), references)
         history: History = []
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         with _restored(trained) as start:
@@ -187,8 +173,7 @@ class _Phases:
         if allo.mask == "gradient":
             sums: dict[str, torch.Tensor] = {}
             unclipped = _warming(train).model_copy(update={"max_grad_norm": 0.0})
-            trainer = partial(GradientTrainer, sums=sums)
-            history += self._run("gradient", model, unclipped, pairs, trainer=trainer)
+            history += self._run("gradient", model, unclipped, pairs, partial(GradientPhase, sums=sums))
             self._select(folder, trained, sums.__getitem__)
         if allo.needs_rewards:
             self._choose(rewards, references).save(folder / "tokens.parquet")
@@ -199,22 +184,22 @@ class _Phases:
 
     def _select(self, folder: Path, trained: Mapping[str, nn.Parameter], score: Callable[[str], torch.Tensor]) -> None:
         """The masks of both phases, from the same scores."""
-        allo = self.ctx.config.train.allo
+        allo = self.session.train.allo
         for phase, share in (("forget", allo.forget_ratio), ("learn", allo.learn_ratio)):
             if phase in self.plans:
                 active, line = select_entries(
                     trained, score, share, allo.unit, f"{phase}_ratio", allo.allow_empty_layers
                 )
                 active.save(folder / f"{phase}.safetensors")
-                self.ctx.progress.note(line)
+                self.session.note(line)
 
     def _choose(self, rewards: list[torch.Tensor], references: list[torch.Tensor]) -> RejectedTokens:
-        allo = self.ctx.config.train.allo
+        allo = self.session.train.allo
         tokens = RejectedTokens.chosen_by(rewards, references, allo.key_fraction)
         if allo.forget:
             count, unlearned, without = tokens.counts()
             line = f"{unlearned:,} of {count:,} rejected tokens have a reward below 0.5 and are unlearned"
-            self.ctx.progress.note(f"{line}; {without} of {len(rewards)} pairs have none" if without else line)
+            self.session.note(f"{line}; {without} of {len(rewards)} pairs have none" if without else line)
             if not unlearned:
                 raise UserError(
                     "no token of a rejected answer has a reward below 0.5: there is nothing to forget",
@@ -228,7 +213,7 @@ class _Phases:
         folder, identity = self.folder / "forgotten", self._identity("forgotten")
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if is_complete(folder, identity):
-            self.ctx.progress.note("phase forget: done before")
+            self.session.note("phase forget: done before")
             with safe_open(str(folder / "weights.safetensors"), framework="pt", device="cpu") as file:
                 for name, parameter in parameters.items():
                     parameter.data.copy_(file.get_tensor(name))
@@ -236,10 +221,10 @@ class _Phases:
         shutil.rmtree(folder, ignore_errors=True)
         pairs = self.last.pairs.with_tokens("token_weights", tokens.weights())
         pairs = pairs.with_tokens("ref_token_logps", tokens.column("ref_token_logps"))
-        train = _forgetting(self.ctx.config.train)
-        limits = {"protected": self.last.protected, "active": active}
-        history = history + self._run("forget", model, train, pairs, trainer=ForgetTrainer, **limits)
-        if self.ctx.config.train.allo.learn:  # else it is the last, and its checkpoints are what is resumed from
+        train = _forgetting(self.session.train)
+        confined = partial(ConfinedPhase, protected=self.last.protected, active=active, kind=ForgetTrainer)
+        history = history + self._run("forget", model, train, pairs, confined)
+        if self.session.train.allo.learn:  # else it is the last, and its checkpoints are what is resumed from
             folder.mkdir(parents=True)
             save_file({n: p.detach().contiguous() for n, p in parameters.items()}, folder / "weights.safetensors")
             _finish(folder, identity, history)
@@ -248,8 +233,8 @@ class _Phases:
 
     def _referred(self, pairs: TrainingPairs, model: Any, tokens: RejectedTokens | None) -> TrainingPairs:
         """The pairs with the references of `model`, the rejected side's over its key tokens."""
-        if tokens is None or self.ctx.config.train.allo.key_fraction == 1:
-            return recomputed(pairs, model, Scorer.of(self.ctx, self.numbers))
+        if tokens is None or self.session.train.allo.key_fraction == 1:
+            return recomputed(pairs, model, self.session.scorer())
         keys = tokens.column("key_tokens")
         chosen = self._logps(model, [pairs.pair(i).rows[0] for i in range(len(pairs))])
         rejected = self._rejected_logps(model)
@@ -265,7 +250,7 @@ class _Phases:
 
     def _logps(self, model: Any, rows: list[Row]) -> list[torch.Tensor]:
         unit = "batch of token log-probabilities"
-        return list(Scorer.of(self.ctx, self.numbers).stream(model, rows, len(rows), unit))
+        return list(self.session.scorer().stream(model, rows, len(rows), unit))
 
 
 def _rejected(pairs: TrainingPairs) -> list[Row]:

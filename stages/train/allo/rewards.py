@@ -8,40 +8,34 @@ import torch
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
 from schemas.errors import UserError, first_line
-from stages.contract import Context
 from stages.gradients.batching import TokenBudget
 from stages.gradients.rows import Row, RowBatch
 from stages.models.load import free_memory, load_causal_lm
 from stages.train.allo.tokens import implicit_rewards
 from stages.train.model import Precision
-from stages.train.scoring import Scorer, forward_budget
+from stages.train.scoring import forward_budget
+from stages.train.session import Session
 
 _WHERE = "train.allo.reward_model"
 
 
-def model_rewards(
-    ctx: Context,
-    tokenizer: PreTrainedTokenizerBase,
-    numbers: Precision,
-    rows: Sequence[Row],
-    ref_logps: Sequence[torch.Tensor],
-) -> list[torch.Tensor]:
+def model_rewards(session: Session, rows: Sequence[Row], ref_logps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The reward [n] in [0, 1] of each completion token of every row, from `train.allo.reward_model`.
 
     dpo_model: sigmoid(beta log pi_rm/pi_ref) of a causal model trained by DPO from the reference. classifier: the probability that the
     token is good, with one label its sigmoid, with two the softmax of label 1. Raises UserError when the model cannot be loaded, has other
     labels, or another tokenizer than the policy: its tokens would be others.
     """
-    allo, trust = ctx.config.train.allo, ctx.config.model.trust_remote_code
-    ref = ctx.models["token_reward"]
-    _same_tokens(ref.name, str(ref.path), tokenizer)
+    allo, trust, numbers = session.train.allo, session.config.model.trust_remote_code, session.numbers
+    ref = session.ctx.models["token_reward"]
+    _same_tokens(ref.name, str(ref.path), session.renderer.tokenizer)
     if allo.token_reward == "dpo_model":
         model = load_causal_lm(ref, numbers.load, numbers.device, trust)  # as the reference: rounding is no reward
-        logps = Scorer.of(ctx, numbers).stream(model, rows, len(rows), "batch of token rewards")
+        logps = session.scorer().stream(model, rows, len(rows), "batch of token rewards")
         found = [implicit_rewards(own, base, allo.beta) for own, base in zip(logps, ref_logps, strict=True)]
     else:
         model = _classifier(ref.name, str(ref.path), numbers, trust)
-        found = _classified(model, rows, forward_budget(ctx), numbers.device)
+        found = _classified(model, rows, forward_budget(session.ctx), numbers.device)
     del model
     free_memory()
     return found

@@ -6,12 +6,11 @@ model wrapped by FSDP hands over its sharded parameters.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from schemas.config.training import TrainConfig
+from stages.train.adamw import adamw, decay_groups
 from stages.train.optimizers.active import ActiveEntries
 from stages.train.optimizers.adamw import OnlineMergingAdamW
 from stages.train.optimizers.settings import OFF, Merge
@@ -37,12 +36,11 @@ def build_optimizer(
     TRL's defaults). seed: of the random masks. protected: what no update enters (`train.orthalign`). active: entries that are trained
     (`train.allo`).
     """
-    groups = decay_groups(model, config.weight_decay)
     radius = config.orthalign.trust_radius
     if config.optimizer == "adamw" and not protected and not radius and not active:
-        return torch.optim.AdamW(groups, lr=config.learning_rate)
+        return adamw(model, config.learning_rate, config.weight_decay)
     return OnlineMergingAdamW(
-        groups,
+        decay_groups(model, config.weight_decay),
         lr=config.learning_rate,
         merge=merge_settings(config),
         task_vector=task_vector,
@@ -53,16 +51,6 @@ def build_optimizer(
         seed=seed,
         telemetry_every=config.merge.log_every,
     )
-
-
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The trainable parameters by name: matrices with weight decay, biases and norms without."""
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [(n, p) for n, p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [(n, p) for n, p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
 
 
 def merge_settings(config: TrainConfig) -> Merge:

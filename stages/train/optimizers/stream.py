@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from schemas import files
 from schemas.errors import UserError
 
 SLICE = 1 << 24
@@ -39,24 +39,16 @@ def write_stream(
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with temporary.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name, shape in shapes.items():
-                written = 0
-                for part in slices(name):
-                    flat = part.detach().to("cpu", dtype).contiguous().view(-1)
-                    file.write(flat.view(torch.uint8).numpy().data)
-                    written += flat.numel()
-                if written != torch.Size(shape).numel():
-                    raise ValueError(f"{name}: {written} elements written for shape {shape}")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.publishing(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in shapes.items():
+            written = 0
+            for part in slices(name):
+                flat = part.detach().to("cpu", dtype).contiguous().view(-1)
+                file.write(flat.view(torch.uint8).numpy().data)
+                written += flat.numel()
+            if written != torch.Size(shape).numel():
+                raise ValueError(f"{name}: {written} elements written for shape {shape}")
 
 
 class Checkpoint:

@@ -10,6 +10,7 @@ import torch
 from schemas.config import RunConfig
 from schemas.config.loss import LossConfig
 from schemas.errors import UserError
+from schemas.sketches import sketch_array
 from schemas.tables import TABLES, gradients_schema
 from stages.conflict.stage import Conflict
 from stages.gradients.projections import LayerShape, SketchLayout
@@ -40,7 +41,7 @@ def tables(g_ND: torch.Tensor, languages: list[str], groups=None, texts=None, se
             "pair_id": [f"p{i}" for i in range(n)],
             "group_id": groups or [f"g{i}" for i in range(n)],
             "language": languages,
-            "sketch": pa.FixedSizeListArray.from_arrays(pa.array(stored.flatten().numpy()), stored.shape[1]),
+            "sketch": sketch_array(stored.numpy()),
             "norm": norm.numpy(),
             "logp_chosen": margin or zeros, "logp_rejected": zeros, "ref_logp_chosen": zeros, "ref_logp_rejected": zeros,
             "n_prompt": [3] * n, "n_chosen": list(range(2, n + 2)), "n_rejected": [4] * n, "ids_hash": ["h"] * n,

@@ -7,15 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.conflict.directions import (
-    conflicts,
-    cosines,
-    directions,
-    ema_omegas,
-    grams,
-    mean_omegas,
-)
+from stages.conflict.directions import conflicts, cosines, directions, grams
 from stages.conflict.stream import BLOCK, Rows, blocks, scaled
+from stages.gradients.omegas import ema_omegas, mean_omegas
 
 
 @settings(deadline=None, max_examples=60)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from stages.conflict import null as nulls
-from stages.conflict.directions import conflicts, directions, mean_omegas, signed_directions
+from stages.conflict.directions import conflicts, directions, signed_directions
+from stages.gradients.omegas import mean_omegas
 
 
 def sign_flip_null(chunks, language_N, omega_N, n_languages, columns=(slice(None),), draws=20, seed=0):

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import UserError
-from stages.conflict.directions import directions, ema_omegas, mean_omegas, signed_directions
+from stages.conflict.directions import directions, signed_directions
 from stages.conflict.scores import FLAGS, Scores
 from stages.conflict.scoring import score_pairs, score_products
 from stages.conflict.scratch import Kept
 from stages.conflict.stream import Rows
 from stages.conflict.surgery import surgery
+from stages.gradients.omegas import ema_omegas, mean_omegas
 
 
 def from_scratch(g_ND, language_N, omega_N, n_languages, method, columns, labels, refit):

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from schemas.config import RunConfig
 from schemas.errors import UserError
+from schemas.sketches import sketch_dim, sketch_rows
 from schemas.tables import TABLES
 from stages.contract import ModelRef
 from stages.gradients.layers import select_layers
@@ -87,7 +88,7 @@ def run(tmp_path, models, table, config_, size=4):
 
 
 def sketches(table: pa.Table) -> torch.Tensor:
-    stored = torch.from_numpy(np.stack(table.column("sketch").to_numpy()).astype(np.float32))
+    stored = torch.from_numpy(sketch_rows(table.column("sketch").combine_chunks()).astype(np.float32))
     return unpack_sketches(stored, torch.from_numpy(table.column("norm").to_numpy().copy()))
 
 
@@ -332,14 +333,15 @@ def test_both_sides_are_stored_beside_their_difference(tmp_path, models, tiny_mo
             gradients = torch.autograd.grad(total, [model.get_submodule(s.name).weight for s in layout.layers])
             named = zip([s.name for s in layout.layers], gradients, strict=True)
             exact = project_gradients(layout, 5, named)
-            stored = unpack_sketches(torch.tensor([row[f"sketch_{side}"]]), torch.tensor([row[f"norm_{side}"]]))[0]
+            stored = torch.from_numpy(np.frombuffer(row[f"sketch_{side}"], "<f2").copy())
+            stored = unpack_sketches(stored[None], torch.tensor([row[f"norm_{side}"]]))[0]
             assert torch.linalg.vector_norm(stored - exact) <= 1e-3 * torch.linalg.vector_norm(exact)
 
 
 def test_exact_gradients_are_stored_for_small_models_and_refused_for_others(tmp_path, models, monkeypatch):
     exact = config(gradients={"sketch": {"method": "exact"}})
     got, parts, _ = run(tmp_path, models, pairs(5, 9), exact)
-    assert got.schema.field("sketch").type.list_size == 73_728
+    assert sketch_dim(got.schema.field("sketch").type) == 73_728
     assert not any("sketch_cosine_error" in part.stats for part in parts), "there is nothing to measure"
     two_sided, parts, _ = run(tmp_path, models, pairs(5, 9), config())
     assert sum("sketch_cosine_error" in part.stats for part in parts) == 1

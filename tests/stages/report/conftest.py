@@ -120,7 +120,7 @@ class Builder:
                     "pair_id": pair["pair_id"],
                     "group_id": pair["group_id"],
                     "language": pair["language"],
-                    "sketch": [0.0] * 4,
+                    "sketch": bytes(8),
                     "norm": self.random.lognormvariate(1, 0.4),
                     **dict.fromkeys(("logp_chosen", "ref_logp_chosen"), -20.0),
                     **dict.fromkeys(("logp_rejected", "ref_logp_rejected"), -22.0),

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from schemas.config.curation import DiversityConfig, SelectConfig
+from schemas.sketches import sketch_array
 from stages.select.diversity import cells
 from stages.select.stage import Select, rank
 from tests.stages.select.test_select_stage import config, many, tables
@@ -30,8 +31,7 @@ def gradients(ids: list[str], centre: list[int], seed: int = 0) -> pa.Table:
     rng = np.random.default_rng(seed)
     rows = 0.05 * rng.normal(size=(len(ids), DIM)) + np.eye(DIM)[centre]
     rows *= rng.uniform(0.5, 30, size=(len(ids), 1))
-    sketch = pa.FixedSizeListArray.from_arrays(pa.array(rows.astype(np.float16).ravel()), DIM)
-    return pa.table({"pair_id": ids, "sketch": sketch})
+    return pa.table({"pair_id": ids, "sketch": sketch_array(rows.astype(np.float16))})
 
 
 def parts(folder: Path, table: pa.Table, rows: int) -> list[Path]:
@@ -57,7 +57,7 @@ def test_what_points_alike_shares_a_cell_whatever_its_length_and_the_parts(tmp_p
 
 def test_other_seeds_may_cut_otherwise_but_each_is_reproducible(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    sketch = pa.FixedSizeListArray.from_arrays(pa.array(rng.normal(size=300 * DIM).astype(np.float16)), DIM)
+    sketch = sketch_array(rng.normal(size=(300, DIM)).astype(np.float16))
     files = parts(tmp_path, pa.table({"pair_id": [f"p{i}" for i in range(300)], "sketch": sketch}), 300)
     results = [cells(files, 8, (seed,)) for seed in (0, 0, 1)]
     assert results[0].equals(results[1]) and not results[0].equals(results[2])

@@ -158,7 +158,7 @@ class Workbench:
                     "pair_id": row["pair_id"],
                     "group_id": row["group_id"],
                     "language": row["language"],
-                    "sketch": [0.0] * 4,
+                    "sketch": bytes(8),
                     "norm": 1.0,
                     "logp_chosen": chosen,
                     "logp_rejected": rejected,

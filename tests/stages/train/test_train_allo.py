@@ -24,8 +24,8 @@ from stages.train.allo.forget import npo_loss
 from stages.train.allo.masks import select_entries
 from stages.train.allo.rewards import model_rewards
 from stages.train.allo.tokens import RejectedTokens, implicit_rewards, key_tokens
-from stages.train.model import precision
 from stages.train.optimizers import ActiveEntries, Protected
+from stages.train.session import Session
 from stages.train.stage import Train
 
 ALLO = {
@@ -285,7 +285,7 @@ def test_token_rewards_of_a_classifier(workbench: Any, tmp_path: Path, labels: i
     tokenizer, rows = workbench.renderer.tokenizer, rejected(workbench)
     ref = make_classifier(tmp_path / "classifier", tokenizer, labels)
     ctx = rewarded(workbench, ref, "classifier")
-    found = model_rewards(ctx, tokenizer, precision(ctx.config), rows, [])
+    found = model_rewards(Session.of(ctx, ctx.config.train, workbench.model), rows, [])
     model = LlamaForTokenClassification.from_pretrained(str(ref.path), dtype=torch.float64)
     for row, reward in zip(rows, found, strict=True):
         with torch.no_grad():
@@ -304,7 +304,7 @@ def test_token_rewards_of_a_model_trained_by_dpo(workbench: Any, tmp_path: Path)
     models[1].save_pretrained(tmp_path / "dpo")
     tokenizer.save_pretrained(tmp_path / "dpo")
     ctx = rewarded(workbench, ModelRef("dpo", tmp_path / "dpo", "digest-of-dpo"), "dpo_model", beta=0.5)
-    found = model_rewards(ctx, tokenizer, precision(ctx.config), rows, logps[0])
+    found = model_rewards(Session.of(ctx, ctx.config.train, workbench.model), rows, logps[0])
     for reward, reference, trained in zip(found, *logps, strict=True):
         assert reward.tolist() == pytest.approx(torch.sigmoid(0.5 * (trained - reference)).tolist(), abs=1e-4)
 

@@ -28,7 +28,7 @@ def test_a_micro_batch_above_the_batch_is_reduced_aloud() -> None:
 
 def test_a_batch_larger_than_the_data_is_said_aloud() -> None:
     plan = plan_batches(5, TrainConfig(batch_size=32, micro_batch_size=2))
-    assert plan.steps_per_epoch == 1 and any("5 curated pairs" in note for note in plan.notes)
+    assert plan.steps_per_epoch == 1 and any("the 5 pairs" in note for note in plan.notes)
 
 
 def test_max_steps_is_an_upper_bound() -> None:

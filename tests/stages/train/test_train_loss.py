@@ -13,7 +13,6 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-from schemas.config.training import TrainConfig
 from stages.train.trainer import PairTrainer
 
 ROWS = {
@@ -44,7 +43,7 @@ def trainer_for(
     )
     extra: dict[str, Any] = {}
     if cls is PairTrainer:
-        extra = {"train_config": TrainConfig(learning_rate=1e-2), "identity": "test", "alpha": alpha}
+        extra = {"identity": "test", "alpha": alpha}
     return cls(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
         args=args,

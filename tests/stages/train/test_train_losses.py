@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from schemas.config import RunConfig
 from schemas.config.loss import LossConfig
-from stages.conflict.weights import pair_weights
+from stages.gradients.weights import pair_weights
 from stages.train.batches import BatchPlan
-from stages.train.model import precision
 from stages.train.phase import Phase, _arguments
+from stages.train.session import Session
 from stages.train.stage import Train
 from tests.stages.pair_losses import LOSSES, SETTINGS
 
@@ -101,7 +101,7 @@ def test_the_stage_trains_with_the_loss_and_settings_of_the_config(workbench, na
 def test_a_loss_without_settings_takes_those_of_its_paper(workbench, name: str) -> None:
     ctx = workbench.context(sections={"loss": {"type": name}})
     phase = Phase(None, BatchPlan(1, 1, 1, 1, 0), ctx.folder, "i")  # type: ignore[arg-type]
-    arguments = _arguments(ctx, phase, precision(ctx.config), 0)
+    arguments = _arguments(Session.of(ctx, ctx.config.train, workbench.model), phase, 0)
     assert arguments.loss_type == [name]
     assert arguments.discopop_tau == 0.05 and arguments.label_smoothing == (0.1 if name == "robust" else 0.0)
 

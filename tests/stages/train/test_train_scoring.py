@@ -17,6 +17,7 @@ from stages.train.allo.rewards import model_rewards
 from stages.train.model import precision
 from stages.train.references import recomputed
 from stages.train.scoring import Scorer
+from stages.train.session import Session
 from stages.train.stage import Train
 
 BFLOAT16 = {"execution": {"deterministic": False, "device": "cpu"}}
@@ -63,10 +64,10 @@ def test_a_reward_model_with_the_weights_of_the_reference_rewards_nothing(workbe
     allo = {"mask": "warmup", "token_reward": "dpo_model", "reward_model": str(workbench.policy)}
     ctx = bfloat16(workbench, allo=allo)
     ctx.models["token_reward"] = workbench.model
-    numbers, rows = precision(ctx.config), [Row((3, 4, 5), tuple(range(6, 60)))]
+    numbers, rows = precision(ctx.config, ctx.config.train), [Row((3, 4, 5), tuple(range(6, 60)))]
     policy = AutoModelForCausalLM.from_pretrained(workbench.policy, dtype=numbers.load)
     references = Scorer.of(ctx, numbers).token_logps(policy, rows)
-    (reward,) = model_rewards(ctx, workbench.renderer.tokenizer, numbers, rows, references)
+    (reward,) = model_rewards(Session.of(ctx, ctx.config.train, workbench.model), rows, references)
     assert set(reward.tolist()) == {0.5}
 
 
@@ -95,7 +96,9 @@ def test_recomputing_shows_its_progress_and_stops(workbench: Any) -> None:
     ctx.progress.stop_unit = "batch of references"
     with pytest.raises(Stopped):
         recomputed(
-            Pairs(300), AutoModelForCausalLM.from_pretrained(workbench.policy), Scorer.of(ctx, precision(ctx.config))
+            Pairs(300),
+            AutoModelForCausalLM.from_pretrained(workbench.policy),
+            Scorer.of(ctx, precision(ctx.config, ctx.config.train)),
         )  # type: ignore[arg-type]
     assert ctx.progress.units == [(3, "batch of references")] and ctx.progress.done == 1
 
@@ -115,7 +118,7 @@ def test_memory_that_ran_out_is_remembered_by_the_run(workbench: Any, monkeypatc
     monkeypatch.setattr(scoring, "score_rows", scored)
     ctx = workbench.context(sections={"gradients": {"token_budget": 80}})
     for _ in range(2):
-        found: Any = recomputed(Pairs(300), None, Scorer.of(ctx, precision(ctx.config)))  # type: ignore[arg-type]
+        found: Any = recomputed(Pairs(300), None, Scorer.of(ctx, precision(ctx.config, ctx.config.train)))  # type: ignore[arg-type]
         assert len(found) == 300
     assert sum(size > 20 for size in sizes) == 1
     assert ctx.limits["gradients.token_budget"] < 80

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from schemas.config.loss import LossConfig
-from stages.conflict.weights import pair_weights
+from stages.gradients.weights import pair_weights
 from tests.stages.pair_losses import LOSSES, SETTINGS
 
 N_W, N_L = torch.tensor([3, 5, 2, 7, 1]), torch.tensor([4, 1, 2, 9, 6])

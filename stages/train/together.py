@@ -1,0 +1,115 @@
+"""What a trainer does otherwise as one of several processes: uneven batches, a model that is cut over them.
+
+Overrides of transformers 5.19 and accelerate 1.15:
+- `get_batch_samples`: the pairs accelerate repeats to make an epoch's last batches even weigh nothing.
+- `_prepare_for_training`, `_save_optimizer_and_scheduler`, `_load_optimizer_and_scheduler`: a model cut over several processes
+  (`sharding.py`), by the way transformers has for a model that was cut before; its checkpoints hold whole tensors. `_save`: so do
+  its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+
+from stages.train.optimizers.state import gathered_state, scattered_state
+from stages.train.sharding import shard, unsharded, whole_weights
+from stages.train.trainer import PairTrainer
+
+OWN = "own"
+"""(this process's own pairs, the most of any process) of a micro-batch whose other pairs accelerate repeated to fill it."""
+
+
+def together(kind: type[PairTrainer], sharded: bool) -> type[PairTrainer]:
+    """The trainer as one of several processes; sharded: the weights are cut over them."""
+    mixins = (_Sharded, _Uneven) if sharded else (_Uneven,)
+    return type(f"{kind.__name__}Together", (*mixins, kind), {})
+
+
+class _Uneven(PairTrainer):
+    """A share of every step's pairs; every pair of a step weighs the same, wherever it is."""
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """The step's micro-batches of this process; the last of an uneven epoch says how many of its pairs are not repeated."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        size, processes = self.args.per_device_train_batch_size, self.args.world_size
+        uneven = len(self.train_dataset) % (size * processes)
+        if uneven and batches and self.accelerator.gradient_state.end_of_dataloader:
+            mine = min(max(uneven - self.args.process_index * size, 0), size)
+            batches[-1] = {**batches[-1], OWN: (mine, min(uneven, size))}
+            items = self._get_num_items_in_batch(batches, device)
+        return batches, items
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> int:
+        """Pairs in this optimizer step, over all devices."""
+        pairs = sum(int(b[OWN][0]) if OWN in b else b["input_ids"].shape[0] // 2 for b in batch_samples)
+        return int(self.accelerator.gather(torch.tensor([pairs], device=device)).sum())
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """A filled-up micro-batch goes pair by pair, repeated ones without weight: TRL gathers figures of every forward, so that
+        the processes must forward equally many pairs."""
+        if OWN not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        assert num_items_in_batch is not None and not return_outputs
+        own, most = inputs.pop(OWN)
+        losses = [super(PairTrainer, self).compute_loss(model, one_pair(inputs, i)) * (i < own) for i in range(most)]
+        return torch.stack(losses).sum() * self.args.world_size / num_items_in_batch
+
+
+class _Sharded(PairTrainer):
+    """The weights, their gradients and the optimizer's state are cut over the processes."""
+
+    _empty: torch.nn.Module
+
+    def whole_model(self) -> Any:
+        """The trained model, in one piece; without its weights in processes that do not write. Collective."""
+        return unsharded(self.model, self._empty, keep=self.args.should_save)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._empty = shard(self.model, self.args.device)
+        self.is_distributed_loading_by_transformers = True
+        return super()._prepare_for_training(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        state_dict = whole_weights(self.model, keep=self.args.should_save)
+        if self.args.should_save:
+            super()._save(output_dir, state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        state = gathered_state(self.optimizer.optimizer, keep=self.args.should_save)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir, OPTIMIZER_NAME))
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        read = partial(torch.load, map_location="cpu", weights_only=True, mmap=True)
+        state = scattered_state(self.optimizer.optimizer, read(Path(checkpoint, OPTIMIZER_NAME)))
+        self.optimizer.load_state_dict(state)
+        self.lr_scheduler.load_state_dict(read(Path(checkpoint, SCHEDULER_NAME)))
+
+
+def one_pair(batch: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """One pair of a micro-batch. TRL stacks all chosen sides above all rejected ones; what has one row a pair is cut."""
+    pairs = batch["input_ids"].shape[0] // 2
+
+    def cut(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or not value.ndim:
+            return value
+        return value[index::pairs] if len(value) == 2 * pairs else value[index : index + 1]
+
+    return {name: cut(value) for name, value in batch.items()}
