@@ -91,6 +91,23 @@ def part_name(index: int) -> str:
     return f"part-{index:05d}.parquet"
 
 
+def refused_path(rundir: RunDir, spec: StageSpec, round_: int) -> Path:
+    """Where the dropped rows of a stage are that could not go on with what it kept."""
+    return rundir.state(spec, round_) / "refused.parquet"
+
+
+def keep_refused(rundir: RunDir, spec: StageSpec, round_: int, drops: Sequence[Drop]) -> None:
+    """Write the dropped rows of a stage that refuses to go on, for `inspect`: no commit, nothing reads them but people."""
+    writer = TableWriter(rundir, refused_path(rundir, spec, round_), "dropped")
+    writer.write(drops_table(drops))
+    writer.close()
+
+
+def retract_refused(rundir: RunDir, spec: StageSpec, round_: int) -> None:
+    """Forget an earlier refusal."""
+    files.remove([refused_path(rundir, spec, round_)])
+
+
 def retract_part(rundir: RunDir, spec: StageSpec, round_: int, index: int) -> None:
     """Take back the commit of a part that is made anew, before its files are replaced: its hashes are of the old ones."""
     files.remove([rundir.state(spec, round_) / f"part-{index:05d}.json"])

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from pipeline.commit import TableWriter, commit_part, part_name, retract_part
+from pipeline.commit import TableWriter, commit_part, keep_refused, part_name, retract_part, retract_refused
 from pipeline.rundir import RunDir
 from pipeline.storage import storage_error
 from pipeline.writer import Writer
@@ -219,6 +219,7 @@ def _run_whole(order: Order, ctx: Context, connection: Line) -> None:
     rundir, spec = RunDir(order.root), order.spec
     begun = time.monotonic()
     retract_part(rundir, spec, order.round, 0)
+    retract_refused(rundir, spec, order.round)
     writers: dict[str, TableWriter] = {}
     rows: dict[str, int] = {}
     parts: dict[str, int] = {}
@@ -231,6 +232,9 @@ def _run_whole(order: Order, ctx: Context, connection: Line) -> None:
         _append(item, rundir, order, writers, rows, parts, records)
     if account is None:
         raise ValueError(f"{spec.name} ended without an account")
+    if account.refusal is not None:
+        keep_refused(rundir, spec, order.round, account.drops)
+        raise account.refusal
     if missing := set(spec.writes) - set(parts):
         raise ValueError(f"{spec.name} wrote no {sorted(missing)}, not even an empty table")
     records += [writer.close() for writer in writers.values()]

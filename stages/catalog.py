@@ -56,9 +56,10 @@ STAGES: tuple[StageSpec, ...] = (
         "stages.prompts.stage:Prompts",
         (),
         ("prompts",),
-        ("languages", "prompts"),
+        ("languages", "prompts", "pairs.on_empty_language"),
         kept_rows=(("row",), "prompts"),
         per_round=False,
+        version=2,
     ),
     StageSpec(
         "sft",
@@ -71,6 +72,7 @@ STAGES: tuple[StageSpec, ...] = (
         kept_rows=(("row",), "conversations"),
         per_round=False,
         when=("sft.on", True),
+        version=2,
     ),
     StageSpec(
         "generate",
@@ -81,6 +83,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("languages", "model", "text", "engine", "generate", "execution"),
         ("policy",),
         engine=True,
+        version=2,
     ),
     StageSpec(
         "judge",
@@ -90,7 +93,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("judgements",),
         ("model", "text", "engine", "judge", "execution"),
         ("judge",),
-        version=2,
+        version=3,
         engine=True,
     ),
     StageSpec(
@@ -102,6 +105,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("languages", "pairs", "text", "generate.sampling", "model.trust_remote_code"),
         ("policy",),
         kept_rows=(("prompt", "row"), "pairs"),
+        version=2,
     ),
     StageSpec(
         "precondition",
@@ -194,7 +198,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("evaluation", "answers"),
         ("languages", "model", "text", "engine", "judge.rubric", "evaluate", "execution"),
         ("initial", "trained", "evaluation_judge"),
-        version=2,
+        version=3,
         engine=True,
     ),
     StageSpec("report", "artifact", "stages.report.stage:Report", (), (), ("report",), per_round=False),

@@ -80,8 +80,8 @@ class Layout:
     def _reader(self, where: str, column: str, head: Sequence[dict[str, Any]]) -> Callable[[str], Any] | None:
         """What makes messages of the column's texts, if half of them at least are not just text."""
         cells = [row.get(column) for row in head]
-        texts = [cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell for cell in cells]
-        texts = [text for text in texts if isinstance(text, str) and text.strip()]
+        shown = [cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell for cell in cells]
+        texts: list[str] = [text for text in shown if isinstance(text, str) and text.strip()]
 
         def most(looks: Callable[[str], bool]) -> bool:
             return bool(texts) and 2 * sum(map(looks, texts)) >= len(texts)

@@ -13,7 +13,13 @@ from typing import Any, BinaryIO, cast
 
 from schemas.errors import UserError, first_line
 
-_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x04\x22\x4d\x18": "lz4"}
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bz2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x04\x22\x4d\x18": "lz4",
+}
 _ARCHIVES = {b"PK\x03\x04": "ZIP", b"7z\xbc\xaf\x27\x1c": "7-Zip", b"Rar!": "RAR"}
 COMPRESSIONS = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz", ".lz4")
 
@@ -56,5 +62,5 @@ def _stream(path: Path) -> Any:
 
         import pyarrow as pa
 
-        return io.BufferedReader(pa.input_stream(str(path), compression=kind), 1 << 20)  # type: ignore[arg-type]
+        return io.BufferedReader(pa.input_stream(str(path), compression=kind), 1 << 20)
     return path.open("rb")

@@ -63,7 +63,9 @@ def read_json(path: Path, wanted: Wanted) -> Iterator[dict[str, Any]]:
         yield _checked(value, where)
         at = _skip(text, at, where)
     if at >= len(text):
-        raise UserError("broken JSON: the array has no end", where=str(path), fix="The file may be cut off: copy it again.")
+        raise UserError(
+            "broken JSON: the array has no end", where=str(path), fix="The file may be cut off: copy it again."
+        )
 
 
 def _skip(text: str, at: int, where: str, first: bool = False) -> int:
@@ -108,7 +110,9 @@ def _parsed(text: str, at: int, where: str) -> tuple[Any, int]:
         except ValueError:  # an integer of thousands of digits
             return _LONG_DECODER.raw_decode(text, at)
     except _Twice as error:
-        raise UserError(f"the key {str(error)[:80]!r} is there twice in one object", where=where, fix="Keep one of them.") from error
+        raise UserError(
+            f"the key {str(error)[:80]!r} is there twice in one object", where=where, fix="Keep one of them."
+        ) from error
     except (json.JSONDecodeError, RecursionError) as error:
         reason = (
             f"{error.msg.removesuffix(' at')} at column {error.colno}"
@@ -128,7 +132,9 @@ def _object(text: str, where: str) -> dict[str, Any]:
     start = len(text) - len(text.lstrip())
     value, end = _parsed(text, start, where)
     if text[end:].strip():
-        raise UserError(f"broken JSON: more than one value on the line, at column {end + 1}", where=where, fix=_repair("{"))
+        raise UserError(
+            f"broken JSON: more than one value on the line, at column {end + 1}", where=where, fix=_repair("{")
+        )
     return _checked(value, where)
 
 
@@ -258,7 +264,9 @@ def _rows(batch: Any, path: Path) -> list[dict[str, Any]]:
                 where=str(path),
                 fix="Take the column out of the file, or write it as text.",
             ) from error
-    return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)] if columns else []
+    return (
+        [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)] if columns else []
+    )
 
 
 def refuse_twice(where: str, names: Sequence[str]) -> None:

@@ -47,5 +47,3 @@ def read_hub(source: Source) -> Iterator[dict[str, Any]]:
             where=where,
             fix="If you meant a local file, there is none of this name. Otherwise check network, name and split.",
         ) from error
-
-

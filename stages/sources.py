@@ -62,7 +62,9 @@ def excerpt(cells: Mapping[str, Any]) -> str:
     texts = []
     for cell in cells.values():
         if isinstance(cell, list):
-            cell = " ".join(str(part.get("content")) if isinstance(part, dict) else str(part)[:_EXCERPT] for part in cell[:4])
+            cell = " ".join(
+                str(part.get("content")) if isinstance(part, dict) else str(part)[:_EXCERPT] for part in cell[:4]
+            )
         if isinstance(cell, str):
             texts.append(storable(cell[:_EXCERPT]))
     return max(texts, key=len, default="")
@@ -76,10 +78,10 @@ def columns_of(fields: Section, optional: Sequence[str]) -> tuple[list[str], lis
     """
     required: list[str] = []
     absent_ok: list[str] = []
-    for field, info in type(fields).model_fields.items():
-        column = getattr(fields, field)
-        if column is not None and field not in getattr(fields, "no_columns", ()):
-            (absent_ok if field in optional and column == info.default else required).append(column)
+    for name, info in type(fields).model_fields.items():
+        column = getattr(fields, name)
+        if column is not None and name not in getattr(fields, "no_columns", ()):
+            (absent_ok if name in optional and column == info.default else required).append(column)
     return required, absent_ok
 
 

@@ -26,7 +26,10 @@ class Source(Section):
         "auto", "auto: by the file's ending; csv: with any delimiter"
     )
     delimiter: str | None = semantic(
-        None, "csv: one character; default: the comma, tab, semicolon or bar that the header has", min_length=1, max_length=1
+        None,
+        "csv: one character; default: the comma, tab, semicolon or bar that the header has",
+        min_length=1,
+        max_length=1,
     )
     language: str | None = semantic(None, "language of every row, when there is no such column")
     limit: int | None = semantic(None, "first rows of each file (hub: of the split) only", ge=1)

@@ -68,7 +68,10 @@ def answer(ctx: Context, role: str, renderer: Renderer, requests: Sequence[Reque
     found = {}
     opened = {request.id: renderer.opened_thought(request.prompt_ids) for request in requests}
     for completion in complete(ctx, role, requests):
-        text = completion.error or renderer.neutralise(renderer.thoughts.said(opened.get(completion.id, "") + completion.text))[0]
+        text = (
+            completion.error
+            or renderer.neutralise(renderer.thoughts.said(opened.get(completion.id, "") + completion.text))[0]
+        )
         found[completion.id] = {"row_id": completion.id, "text": text, "finish_reason": completion.finish_reason}
     return pa.Table.from_pylist([found[request.id] for request in requests], schema=_SCHEMA)
 

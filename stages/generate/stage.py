@@ -100,7 +100,9 @@ def _part(
             )
             continue
         for number, completion in enumerate(completions):
-            text, broken = engine.renderer.neutral_answer(f"{opened.get(row['prompt_id'], '')}{completion.text}".strip())
+            text, broken = engine.renderer.neutral_answer(
+                f"{opened.get(row['prompt_id'], '')}{completion.text}".strip()
+            )
             marks += broken
             candidates.append(_candidate(ctx.round, row, number, text, completion))
     _add_languages(ctx, engine.renderer, candidates)
@@ -134,6 +136,8 @@ def _add_languages(ctx: Context, renderer: Renderer, candidates: list[dict[str, 
     languages = ctx.config.languages
     found = [(UNKNOWN, 0.0)] * len(candidates)
     if languages.identify:
-        found = identify([renderer.thoughts.said(row["text"]) for row in candidates], [*languages.seen, *languages.unseen])
+        found = identify(
+            [renderer.thoughts.said(row["text"]) for row in candidates], [*languages.seen, *languages.unseen]
+        )
     for row, (language, confidence) in zip(candidates, found, strict=True):
         row["detected_language"], row["language_confidence"] = language, confidence

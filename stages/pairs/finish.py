@@ -11,7 +11,6 @@ from schemas.ids import content_id
 from stages.contract import Context, Drop
 from stages.text.messages import BadRow, Messages, comparable
 from stages.text.render import Renderer, RenderError, check_thoughts, load_renderer
-from stages.text.thoughts import Policy
 
 _EXCERPT = 200  # characters
 

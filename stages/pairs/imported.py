@@ -94,11 +94,13 @@ class Imported:
                 row_id = f"{batch.source}:{number}" + (f"#{place}" if len(found) > 1 else "")
                 try:
                     label = self._languages.label(_cell(cells, source.fields.language), batch.language)
-                    if isinstance(pair, BadRow):
-                        raise pair
-                    rows.append((row_id, cells, label, pair))
                 except BadRow as bad:
-                    self._drop(row_id, label[0] if isinstance(pair, BadRow) and label else None, bad, cells)
+                    self._drop(row_id, None, bad, cells)
+                    continue
+                if isinstance(pair, BadRow):
+                    self._drop(row_id, label[0] if label else None, pair, cells)
+                else:
+                    rows.append((row_id, cells, label, pair))
         texts = [text for _, _, _, pair in rows for text in (spoken(pair.prompt), pair.chosen)]
         guesses = self._languages.guess(texts)
         drafts = []
@@ -161,5 +163,3 @@ class Imported:
 
 def _cell(cells: dict[str, Any], column: str | None) -> Any:
     return cells.get(column) if column else None
-
-

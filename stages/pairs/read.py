@@ -104,7 +104,7 @@ def _of_sides(cells: Mapping[str, Any], source: PairSource) -> list[Sides]:
     fields = source.fields
     chosen, rejected = cells.get(fields.chosen), cells.get(fields.rejected)
     given = [_cell(cells, name) for name in (fields.chosen_score, fields.rejected_score)]
-    if not is_several(rejected):
+    if not isinstance(rejected, list) or not is_several(rejected):
         return [(chosen, rejected, (given[0], given[1]))]
     taken = rejected if source.many == "all" else rejected[:1]
     scores = given[1] if isinstance(given[1], list) else [given[1]] * len(rejected)
@@ -165,12 +165,12 @@ def _cell(cells: Mapping[str, Any], column: str | None) -> Any:
 
 def needs_prompt(rows: Sequence[Mapping[str, Any]], fields: PairFields) -> bool:
     """Whether no row does without a prompt: not one has chosen and rejected as whole conversations."""
-    return not any(
-        all(_is_whole(row.get(side)) for side in (fields.chosen, fields.rejected)) for row in rows
-    )
+    return not any(all(_is_whole(row.get(side)) for side in (fields.chosen, fields.rejected)) for row in rows)
 
 
 def _is_whole(value: Any) -> bool:
     if isinstance(value, list) and value and isinstance(value[0], list):
         value = value[0]
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and value[0].get("role") != "assistant"
+    return (
+        isinstance(value, list) and bool(value) and isinstance(value[0], dict) and value[0].get("role") != "assistant"
+    )

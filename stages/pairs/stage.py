@@ -15,7 +15,9 @@ from stages.pairs.from_candidates import FromCandidates
 from stages.pairs.imported import Imported
 
 _SCHEMA = TABLES["pairs"].schema
-_FIX = "More or longer answers help (generate.candidates, generate.sampling.max_tokens), and a smaller pairs.min_margin."
+_FIX = (
+    "More or longer answers help (generate.candidates, generate.sampling.max_tokens), and a smaller pairs.min_margin."
+)
 _FIX_IMPORTED = "Look at pairs.sources (`fields`, `language`) and at what those reasons say."
 
 
@@ -52,8 +54,8 @@ class Pairs:
         drops = origin.drops + drops
         tallies = [entry for unit, languages in origin.units().items() for entry in tally(unit, languages, drops)]
         empty = [language for language in ctx.config.languages.seen if not train[language]]
-        refusal = without_languages(
-            ctx, "pairs", empty, drops, held_out=sum(entry.kept for entry in tallies) > 0, fix=_FIX_IMPORTED if imported else _FIX
-        )
+        kept = Counter({entry.language: entry.kept for entry in tallies if entry.unit in ("row", "prompt")})
+        fix = _FIX_IMPORTED if imported else _FIX
+        refusal = without_languages(ctx, "pairs", empty, drops, kept=kept, fix=fix)
         stats = {"languages_without_pairs": float(len(empty)), **finisher.stats, **origin.stats}
         yield Account(tallies, drops, stats, refusal=refusal)

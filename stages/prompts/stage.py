@@ -111,9 +111,10 @@ class _Run:
                 f"{overruled:,} rows keep their label although the language identifier does not confirm it"
             )
         empty = [code for code in self.ctx.config.languages.seen if not self.kept[code, "train"]]
-        refusal = without_languages(
-            self.ctx, "prompts", empty, self.drops, held_out=sum(self.kept.values()) > 0, fix=_FIX
-        )
+        kept: Counter[str] = Counter()
+        for (code, _), count in self.kept.items():
+            kept[code] += count
+        refusal = without_languages(self.ctx, "prompts", empty, self.drops, kept=kept, fix=_FIX)
         stats = {"labels_overruled": float(overruled), "languages_without_prompts": float(len(empty))}
         yield Account(tallies, self.drops, stats, refusal=refusal)
 
@@ -127,15 +128,15 @@ class _Run:
         texts = [spoken(row.messages) for row in rows]
         guesses = self.languages.guess(texts)
         rows = [
-            row
-            for row, text, said in zip(rows, texts, guesses, strict=True)
-            if self._settle(row, Spoken(text, said))
+            row for row, text, said in zip(rows, texts, guesses, strict=True) if self._settle(row, Spoken(text, said))
         ]
         return [self._finish(row, source, batch) for row in self._without_duplicates(rows)]
 
     def _parse(self, row: _Row, fields: PromptFields, source_language: str | None) -> bool:
         try:
-            row.label = self.languages.label(row.cells.get(fields.language) if fields.language else None, source_language)
+            row.label = self.languages.label(
+                row.cells.get(fields.language) if fields.language else None, source_language
+            )
             row.language = row.label[0] if row.label else None
             prompt, most = row.cells.get(fields.prompt), self.config.max_chars
             if beyond := too_long(prompt, _RAW * most):

@@ -71,7 +71,7 @@ def read_conversation(cells: dict[str, Any], fields: ConversationFields) -> Mess
             raise BadRow("several_answers", f"{len(answer)} messages in the completion")
         found = [*found, *answer]
     else:
-        raise BadRow("no_conversation")
+        raise BadRow("no_conversation" if cells.get(fields.prompt) is None else "empty")
     if found[-1]["role"] != "assistant":
         raise BadRow("no_answer", f"the last message is the {found[-1]['role']}'s")
     roles = [message["role"] for message in found]
@@ -179,10 +179,10 @@ def _learnt(messages: Messages, renderer: Renderer, policy: Policy) -> tuple[Mes
     """
     neutral, broken = [], 0
     for message in messages:
-        content, neutralise = message["content"], renderer.neutralise
         if message["role"] == "assistant":
-            content, neutralise = renderer.thoughts.target(content, policy), renderer.neutral_answer
-        content, count = neutralise(content)
+            content, count = renderer.neutral_answer(renderer.thoughts.target(message["content"], policy))
+        else:
+            content, count = renderer.neutralise(message["content"])
         neutral.append({"role": message["role"], "content": content})
         broken += count
     return neutral, broken

@@ -80,7 +80,9 @@ class RunLanguages:
         """
         tag = standard(code)
         if tag is None:
-            raise BadRow("invalid_language", f"{code[:40]!r} is no BCP 47 code (en, de, zh-Hant) and no language's name")
+            raise BadRow(
+                "invalid_language", f"{code[:40]!r} is no BCP 47 code (en, de, zh-Hant) and no language's name"
+            )
         same = next((language for language in self.codes if standard(language) == tag), None)
         if same is not None:
             return (same,)
@@ -130,7 +132,9 @@ class RunLanguages:
         if said.alone < max(SURE, self._config.min_confidence):
             return 0
         script, wanted = script_in(part.text), script_of(language)
-        elsewhere = script == "Latn" and wanted not in (None, "Latn") and said.code not in map(base_language, self.codes)
+        elsewhere = (
+            script == "Latn" and wanted not in (None, "Latn") and said.code not in map(base_language, self.codes)
+        )
         return 0 if elsewhere else -1
 
     def _in_passing(self, language: str, spoken: Sequence[Spoken]) -> bool:

@@ -16,7 +16,9 @@ from langcodes.registry_parser import parse_registry
 from stages.data import read_data
 
 UNKNOWN = "und"
-_NOTE = re.compile(r"\s*\((?:macrolanguage|individual language|[0-9c. -]+)\)|^(?:Modern|Standard) (?=Greek)", re.IGNORECASE)
+_NOTE = re.compile(
+    r"\s*\((?:macrolanguage|individual language|[0-9c. -]+)\)|^(?:Modern|Standard) (?=Greek)", re.IGNORECASE
+)
 _ANY_HAN = "Hani"
 
 
@@ -65,7 +67,10 @@ def counts_for(code: str, language: str) -> bool:
     if langcodes.standardize_tag(one) == langcodes.standardize_tag(other):
         return True
     over_one, over_other = macrolanguage(one), macrolanguage(other)
-    if (one, other) == ("ms", "id"):  # a macrolanguage that Indonesian is a member of, and a language beside it to everyone
+    if (one, other) == (
+        "ms",
+        "id",
+    ):  # a macrolanguage that Indonesian is a member of, and a language beside it to everyone
         return False
     return over_one == over_other and (over_one == one or over_other == other)
 

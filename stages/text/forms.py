@@ -25,7 +25,17 @@ _ROLES = {
     ),
     **dict.fromkeys(("system", "developer", "sys"), "system"),
 }
-_TOOLS = ("tool", "tools", "function", "function_call", "function_response", "tool_call", "tool_response", "observation", "ipython")
+_TOOLS = (
+    "tool",
+    "tools",
+    "function",
+    "function_call",
+    "function_response",
+    "tool_call",
+    "tool_response",
+    "observation",
+    "ipython",
+)
 _ROLE_KEYS = ("role", "from", "speaker", "author")
 _CONTENT_KEYS = ("content", "value", "text", "message")
 _THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -35,7 +45,9 @@ _THOUGHT_PARTS = ("thinking", "reasoning")
 
 _WRITTEN = re.compile(r"""\s*[\[{].{0,200}?["'](?:role|from|speaker|messages|conversations)["']\s*:""", re.DOTALL)
 _LONGEST_PYTHON = 1_000_000
-_RENDERED = re.compile(r"\s*(?:<\|begin_of_text\|>|<s>|<bos>)?\s*(?:<\|im_start\|>|<\|start_header_id\|>|\[INST\]|<start_of_turn>|<\|(?:user|system|assistant|prompter)\|>)")
+_RENDERED = re.compile(
+    r"\s*(?:<\|begin_of_text\|>|<s>|<bos>)?\s*(?:<\|im_start\|>|<\|start_header_id\|>|\[INST\]|<start_of_turn>|<\|(?:user|system|assistant|prompter)\|>)"
+)
 _NAMES = r"(?:#{1,4} ?)?(?:Human|User|H|Assistant|A|System|Bot|AI|GPT)"
 _OPENING = re.compile(r"\s*(?:#{1,4} ?)?(?:Human|User|H|System)\s?:", re.IGNORECASE)
 _ANSWER = re.compile(r"\n\s*(?:#{1,4} ?)?(?:Assistant|A|Bot|AI|GPT)\s?:", re.IGNORECASE)
@@ -168,5 +180,10 @@ def _joined(parts: list[Any]) -> tuple[str, str]:
             inner = part.get(kind, part.get("text"))
             thoughts.append(_joined(inner)[0] if isinstance(inner, list) else str(inner or ""))
         elif part is not None:
-            raise BadRow("not_text", f"content has a part of type {str(kind)[:40]!r}" if isinstance(part, dict) else f"content has a {type(part).__name__}")
+            raise BadRow(
+                "not_text",
+                f"content has a part of type {str(kind)[:40]!r}"
+                if isinstance(part, dict)
+                else f"content has a {type(part).__name__}",
+            )
     return "\n".join(texts), "\n".join(thoughts).strip()

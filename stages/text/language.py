@@ -28,7 +28,8 @@ characters. (Asking for one language outside with probability 0.7 instead finds 
 _LONGEST = 2000  # characters looked at
 _NOT_A_LANGUAGE = "zxx"
 _NO_PROSE = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]+`|(?:https?|ftp)://\S+|www\.\S+|\S+@\S+\.\S+|<[^<>\n]{1,200}>|\\[A-Za-z]+|\$[^$\n]{1,200}\$", re.DOTALL
+    r"```.*?(?:```|\Z)|`[^`\n]+`|(?:https?|ftp)://\S+|www\.\S+|\S+@\S+\.\S+|<[^<>\n]{1,200}>|\\[A-Za-z]+|\$[^$\n]{1,200}\$",
+    re.DOTALL,
 )
 _STAND_INS = {("pa", "Arab"): ("ur", "lah", "pnb")}
 """(language, script) that the identifier has not seen -> what it takes such texts for. Others in a script of their own are

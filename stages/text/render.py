@@ -158,10 +158,10 @@ class Renderer:
                     f"A message has role {role!r} and content of type {type(content).__name__}",
                     fix="Messages are text with role system, user or assistant; tool calls are not supported.",
                 )
-            if role == "assistant" and answers:
-                content = self.neutral_answer(content)[0]
+            if role == "assistant" and (found := self.thoughts.split(content)).thought is not None:
+                content = self.neutral_answer(content)[0] if answers else self.neutralise(found.said.strip())[0]
             else:
-                content = self.neutralise(self.thoughts.said(content) if role == "assistant" else content)[0]
+                content = self.neutralise(content)[0]
             prepared.append({"role": role, "content": content})
         if system_prompt and not (prepared and prepared[0]["role"] == "system"):
             prepared.insert(0, {"role": "system", "content": self.neutralise(system_prompt)[0]})

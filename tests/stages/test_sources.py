@@ -45,7 +45,7 @@ def test_parquet_jsonl_and_csv_give_the_same_rows(tmp_path: Path) -> None:
 def test_batches_carry_the_source_and_consecutive_row_numbers(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     batches = list(read_rows(Source(path=str(path), language="en"), ["en"], ["prompt"]))
-    assert [batch.start for batch in batches] == [0, BATCH_ROWS, 2 * BATCH_ROWS]
+    assert [batch.start for batch in batches] == [1, BATCH_ROWS + 1, 2 * BATCH_ROWS + 1]
     assert {(batch.source, batch.language) for batch in batches} == {(str(path), "en")}
 
 
@@ -84,7 +84,7 @@ def test_byte_order_marks_blank_lines_quotes_and_newlines_are_handled(tmp_path: 
     table.write_bytes(b'\xef\xbb\xbfprompt,n\n"a, ""b""\nc",007\nNA,\n')
     assert rows_of(Source(path=str(table)), required=["prompt", "n"]) == [
         {"prompt": 'a, "b"\nc', "n": "007"},
-        {"prompt": "NA", "n": ""},
+        {"prompt": "NA", "n": None},
     ]
 
 
@@ -172,7 +172,7 @@ def test_a_hub_dataset_is_streamed_through_datasets(tmp_path: Path) -> None:
     messages = [[{"role": "user", "content": row["prompt"]}] for row in ROWS]
     pq.write_table(pa.table({"prompt": messages, "n": list(range(len(ROWS)))}), tmp_path / "train-0.parquet")
     batches = list(read_rows(Source(path=str(tmp_path), format="hub", limit=1500), ["en"], ["prompt"]))
-    assert [batch.start for batch in batches] == [0, 1024]
+    assert [batch.start for batch in batches] == [1, 1025]
     assert [row["prompt"] for batch in batches for row in batch.rows] == messages[:1500]
     with pytest.raises(UserError, match="no column 'question'"):
         list(read_rows(Source(path=str(tmp_path), format="hub"), ["en"], ["question"]))
