@@ -1,9 +1,9 @@
 """Time of conflict + select on synthetic pairs, as a ratio to just reading the sketches; peak memory beside it.
 
-    python -m benchmarks.conflict_scale [--pairs 100000] [--languages 10] [--dim 8192] [--shared 0.1] [--folder FOLDER]
-        [--set metric=layer]
+    python -m benchmarks.conflict_scale [--pairs 100000] [--languages 10] [--dim 8192] [--shared 0.1] [--mixed]
+        [--folder FOLDER | --at FOLDER] [--set metric=layer]
 
-Pairs are random sketches with a weak shared direction, written as the gradients stage writes them (float16, zstd, parts of 2,048).
+Pairs are random sketches with a weak shared direction, written as the gradients stage writes them (float16, parts of 2,048).
 Translations of one task share a group and lie as far apart as they can: the table is in order of language. Both stages run in
 a process of their own, whose peak memory is measured; the same parts are read before and after, the faster reading counts.
 1,000,000 pairs of the default size need 17 GB of disk, and as much again where all sketches wait (--set leave_out=group). All in
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -37,64 +38,49 @@ from stages.contract import Account, Context, Rows, Silent
 _PART = 2048
 _BESIDE = 1024
 """Bytes of a pair beside its sketch, in all tables."""
-_CODES = [
-    "en",
-    "de",
-    "fr",
-    "es",
-    "it",
-    "pt",
-    "nl",
-    "sv",
-    "pl",
-    "ru",
-    "zh",
-    "ja",
-    "ko",
-    "ar",
-    "hi",
-    "sw",
-    "th",
-    "tr",
-    "vi",
-    "id",
-]
 
 
-def write(folder: Path, pairs: int, languages: int, dim: int, shared: float) -> None:
-    """The gradients and pairs tables."""
+def codes(languages: int) -> list[str]:
+    """As many languages of ISO 639-3, private use: qaa, qab, …"""
+    letters = "abcdefghijklmnopqrst"
+    return [f"q{letters[n // 26]}{chr(97 + n % 26)}" for n in range(languages)]
+
+
+def write(folder: Path, pairs: int, languages: int, dim: int, shared: float, mixed: bool) -> None:
+    """The gradients and pairs tables. Noise is a pool of rows whose columns are turned by another step in every part: cheap, and as good as new."""
     from stages.gradients.projections import LayerShape, SketchLayout
-    from stages.gradients.store import LAYOUT_KEY, SEED_KEY, pack_sketches
+    from stages.gradients.store import LAYOUT_KEY, SEED_KEY, sketch_columns
 
     shapes = [LayerShape(f"model.layers.{n // 4}.proj{n % 4}", 4096, 4096) for n in range(32)]
     layout = SketchLayout.plan(shapes, dim)
     metadata = {LAYOUT_KEY: layout.to_json().encode(), SEED_KEY: b"0"}
     schema = gradients_schema(layout.dim).with_metadata(metadata)
     generator = torch.Generator().manual_seed(0)
-    common_D = torch.randn(layout.dim, generator=generator)
+    common_D, known = 0.05 * torch.randn(layout.dim, generator=generator), codes(languages)
+    pool_ND = torch.randn(_PART, layout.dim, generator=generator)
+    compression: Any = {name: "none" if name == "sketch" else "zstd" for name in schema.names}
     for start in range(0, pairs, _PART):
         at = np.arange(start, min(start + _PART, pairs))
-        n, language = len(at), at * languages // pairs
-        sketch_ND = torch.randn(n, layout.dim, generator=generator) + 0.05 * common_D
-        stored_ND, norm_N = pack_sketches(sketch_ND)
+        n, language = len(at), at % languages if mixed else at * languages // pairs
+        sketch_ND = pool_ND[:n].roll(37 * (start // _PART), dims=1).add_(common_D)
         ids = [f"{i:032x}" for i in at]
-        codes = [_CODES[k] for k in language]
-        groups = [f"{i:032x}" for i in at % (pairs // languages)]
+        names = [known[k] for k in language]
+        groups = [f"{i:032x}" for i in (at // languages if mixed else at % (pairs // languages))]
         logp = -20 + torch.randn(4, n, generator=generator)
         half = pairs // 2  # a pair shares its chosen answer with one as far away as can be
         answers = [i % half if i % half < shared * half else i for i in at.tolist()]
         columns: dict[str, Any] = {
-            "pair_id": ids, "group_id": groups, "language": codes,
-            "sketch": pa.FixedSizeListArray.from_arrays(pa.array(stored_ND.flatten().numpy()), layout.dim),
-            "norm": norm_N.numpy(), "logp_chosen": logp[0].numpy(), "logp_rejected": logp[1].numpy(),
+            "pair_id": ids, "group_id": groups, "language": names, **sketch_columns("", sketch_ND),
+            "logp_chosen": logp[0].numpy(), "logp_rejected": logp[1].numpy(),
             "ref_logp_chosen": logp[2].numpy(), "ref_logp_rejected": logp[3].numpy(),
             "n_prompt": [9] * n, "n_chosen": [20] * n, "n_rejected": [20] * n, "ids_hash": ids,
         }  # fmt: skip
         table = pa.table(columns, schema=schema)
-        pq.write_table(table, folder / f"gradients-{start:09}.parquet", compression="zstd")
+        file = folder / f"gradients-{start:09}.parquet"
+        pq.write_table(table, file, compression=compression, use_dictionary=["language"])
         rows = [
             {
-                "pair_id": ids[i], "round": 0, "prompt_id": groups[i], "group_id": groups[i], "language": codes[i],
+                "pair_id": ids[i], "round": 0, "prompt_id": groups[i], "group_id": groups[i], "language": names[i],
                 "split": "train", "prompt": [{"role": "user", "content": "question"}], "source": "synthetic",
                 "chosen": [{"role": "assistant", "content": f"good {answers[i]:032x} " * 10}],
                 "rejected": [{"role": "assistant", "content": f"bad {ids[i]} " * 10}],
@@ -123,7 +109,7 @@ def stages(folder: Path, languages: int, changes: dict[str, Any]) -> dict[str, f
     config = RunConfig.model_validate(
         {
             "name": "scale",
-            "languages": {"seen": _CODES[:languages]},
+            "languages": {"seen": codes(languages)},
             "model": {"policy": "none"},
             "prompts": {"sources": [{"path": "none"}]},
             "conflict": changes,
@@ -167,6 +153,10 @@ def main() -> None:
     parser.add_argument("--languages", type=int, default=10)
     parser.add_argument("--dim", type=int, default=8192)
     parser.add_argument("--folder", type=Path, help="where to write the tables (default: the temporary folder)")
+    parser.add_argument(
+        "--at", type=Path, help="take the tables of an earlier run with --at from this folder, or write them there"
+    )
+    parser.add_argument("--mixed", action="store_true", help="languages take turns, instead of one after the other")
     parser.add_argument("--shared", type=float, default=0.1, help="share of pairs whose chosen answer another pair has")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the conflict section")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -174,17 +164,21 @@ def main() -> None:
     if args.child:
         print(json.dumps(stages(args.folder, args.languages, _changes(args.set))))
         return
-    with tempfile.TemporaryDirectory(prefix="conflict-scale-", dir=args.folder) as name:
-        folder = Path(name)
-        need, free = args.pairs * _bytes(args.dim, _changes(args.set)), shutil.disk_usage(folder).free
-        if free < need:
-            parser.error(f"{need / 1e9:,.1f} GB are needed in {folder.parent}, {free / 1e9:,.1f} GB are free: --folder")
-        write(folder, args.pairs, args.languages, args.dim, args.shared)
+    with ExitStack() as entered:
+        folder = args.at or Path(
+            entered.enter_context(tempfile.TemporaryDirectory(prefix="conflict-scale-", dir=args.folder))
+        )
+        folder.mkdir(exist_ok=True)
+        if not any(folder.glob("gradients-*")):
+            need, free = args.pairs * _bytes(args.dim, _changes(args.set)), shutil.disk_usage(folder).free
+            if free < need:
+                parser.error(f"{need / 1e9:,.1f} GB are needed in {folder}, {free / 1e9:,.1f} GB are free: --folder")
+            write(folder, args.pairs, args.languages, args.dim, args.shared, args.mixed)
         size = sum(file.stat().st_size for file in folder.glob("gradients-*"))
-        command = [sys.executable, "-m", "benchmarks.conflict_scale", "--child", "--folder", name]
+        command = [sys.executable, "-m", "benchmarks.conflict_scale", "--child", "--folder", str(folder)]
         command += ["--languages", str(args.languages), *(f"--set={item}" for item in args.set)]
         first = read(folder)
-        environment = {**os.environ, "TMPDIR": name}
+        environment = {**os.environ, "TMPDIR": str(folder)}
         child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
         lines = child.stdout.splitlines()
         second = read(folder)
@@ -197,6 +191,7 @@ def main() -> None:
     )
     print(f"reading the sketches once: {reading:.2f} s (the other time {max(first[0], second[0]):.2f} s)")
     print(f"conflict {found['conflict seconds']:.2f} s + select {found['select seconds']:.2f} s")
+    print(f"{1e6 * ours / args.pairs:.1f} µs a pair; {1e6 * ours / args.pairs:.0f} s a million")
     print(f"ratio: {ours / reading:.2f} x reading ({work / read_work:.2f} x its processor time)")
     print(f"peak memory: {found['peak'] / 1e9:.2f} GB")
 

@@ -133,13 +133,9 @@ def explain(
 def report(run: Run, debug: Debug = False) -> None:
     """Write report.html from what there is now."""
     with _errors(debug):
-        from pipeline.console import Display
-        from pipeline.run import run as run_pipeline
-        from pipeline.selection import Selection
+        from pipeline.report import report_now
 
-        config = _config_of(find_run(run))
-        run_pipeline(config, Selection(stage="report"), Display())
-        typer.echo(config.folder / "report.html")
+        typer.echo(report_now(_config_of(find_run(run))))
 
 
 @app.command()

@@ -15,8 +15,8 @@ from pipeline.rundir import RunDir
 from schemas import files
 from schemas.manifests import FileRecord, PartManifest, Tally
 from schemas.tables import TABLES, schema_of
-from stages.catalog import StageSpec
 from stages.contract import Drop
+from stages.spec import StageSpec
 
 ROW_GROUP_BYTES = 32 * 2**20
 

@@ -8,13 +8,13 @@ from schemas.config import RunConfig
 from schemas.config.sources import Source
 from schemas.errors import UserError
 from schemas.files import sha256
-from stages.catalog import StageSpec
+from stages.spec import StageSpec
 
 
 def config_files(spec: StageSpec, config: RunConfig) -> dict[str, str]:
     """name -> SHA-256 of every local file the stage reads outside the run directory."""
     found: dict[str, str] = {}
-    for source in _sources(spec, config):
+    for source in spec.sources_of(config):
         found.update(_source(source, config))
     if any(section.startswith("judge") for section in spec.sections):
         found.update(_rubrics(config))
@@ -24,16 +24,6 @@ def config_files(spec: StageSpec, config: RunConfig) -> dict[str, str]:
             raise UserError("There is no such chat template", where=f"text.chat_template: {path}")
         found[path.name] = sha256(path)
     return found
-
-
-def _sources(spec: StageSpec, config: RunConfig) -> list[Source]:
-    by_stage: dict[str, list[Source]] = {
-        "prompts": list(config.prompts.sources),
-        "sft": list(config.sft.sources),
-        "pairs": list(config.pairs.sources),
-        "evaluate": list(config.evaluate.authored),
-    }
-    return by_stage.get(spec.name, [])
 
 
 def _source(source: Source, config: RunConfig) -> dict[str, str]:

@@ -19,7 +19,6 @@ from pipeline.console import printable
 from pipeline.doctor_machine import installation, run_directory
 from pipeline.doctor_size import Sizes, matrices, needs, rows_of_sources, times
 from pipeline.models import Models
-from pipeline.plan import schedule
 from pipeline.preflight import preflight
 from pipeline.rundir import RunDir
 from schemas.config import RunConfig
@@ -27,6 +26,7 @@ from schemas.errors import UserError
 from stages.catalog import BY_NAME
 from stages.checks.finding import Finding, State
 from stages.contract import ModelRef
+from stages.schedule import schedule
 
 _STYLES: dict[State, str] = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 _EXPECTED = (UserError, OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError)

@@ -238,9 +238,9 @@ def _memory(config: RunConfig, sizes: Sizes) -> dict[str, tuple[float, str]]:
     if config.sft.on:
         fix = "Set sft.method: lora and sft.gradient_checkpointing: true, lower sft.micro_batch_size."
         found = {"sft": (training(config.sft.method), fix), **found}
-    if config.engine.kind != "openai" and not config.imported:
-        cache = config.engine.cpu_kv_cache_gib * GIB if config.engine.kind == "vllm" else GIB
-        per_gpu = config.engine.tensor_parallel if config.engine.kind == "vllm" else 1
+    if config.engine.facts.has_weights and not config.imported:
+        cache = config.engine.cpu_kv_cache_gib * GIB if config.engine.facts.reserves else GIB
+        per_gpu = config.engine.tensor_parallel if config.engine.facts.parallel else 1
         fix = "Raise engine.tensor_parallel (vllm), lower text.max_length, or take a smaller model."
         found = {"generate": (weights / per_gpu + cache, fix), **found}
     return found

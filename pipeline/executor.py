@@ -266,9 +266,7 @@ class LocalExecutor:
 
     def _width(self, order: Order) -> int:
         """GPUs that a worker sees."""
-        if order.spec.name == "train":
-            return self._config.train.processes or len(self._devices)
-        return self._config.engine.tensor_parallel if order.spec.engine else 1
+        return order.spec.gpus_per_worker(self._config, len(self._devices))
 
     def _environment(self, slot: int, width: int) -> dict[str, str]:
         """Set before the process starts, since native libraries read it when they load."""

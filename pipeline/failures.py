@@ -10,7 +10,7 @@ from pipeline.account import totals
 from pipeline.rundir import RunDir
 from schemas.errors import UserError
 from schemas.manifests import PartManifest, Tally
-from stages.catalog import StageSpec
+from stages.spec import StageSpec
 
 _NUMBER = re.compile(r"\d+")
 _LEAST = 10

@@ -12,7 +12,7 @@ from schemas.config import RunConfig
 from schemas.config.base import is_execution, semantic_values
 from schemas.ids import canonical_json, content_id
 from schemas.manifests import SCHEMA_VERSION, FileRecord
-from stages.catalog import StageSpec
+from stages.spec import StageSpec
 
 
 def ingredients(

@@ -15,6 +15,7 @@ from pipeline.status import states_of
 from schemas.errors import UserError
 from schemas.sketches import scan_numbers
 from schemas.tables import TABLES
+from stages.conditions import collected, fitting
 
 
 def table_files(folder: Path, table: str, round_: int) -> list[Path]:
@@ -60,16 +61,9 @@ def print_rows(folder: Path, table: str, where: str | None, lang: str | None, li
             raise UserError(f"Table {table} has no language column")
         frame = frame.filter(pl.col("language") == lang)
     if where is not None:
-        try:
-            frame = frame.filter(pl.sql_expr(where))
-            rows = frame.head(limit).collect()
-        except (pl.exceptions.PolarsError, ValueError) as error:
-            raise UserError(
-                f"--where cannot be evaluated: {error}", fix=f"Columns of {table}: {', '.join(names)}."
-            ) from error
-    else:
-        rows = frame.head(limit).collect()
-    total = frame.select(pl.len()).collect().item()
+        frame = fitting(frame, where, "--where")
+    rows = collected(frame.head(limit), "--where")
+    total = collected(frame.select(pl.len()), "--where").item()
     console = Console(highlight=False)
     for row in rows.iter_rows(named=True):
         for name, value in row.items():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pipeline.fingerprint import content_of
-from pipeline.plan import Planner, Step
+from pipeline.plan import Planner
 from pipeline.rundir import RunDir
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.manifests import FileRecord, StageManifest
 from stages.catalog import BY_NAME
 from stages.contract import ModelRef
+from stages.schedule import Step
 
 TRAINED = "model"
 ADAPTER = "adapter"
@@ -93,13 +94,12 @@ class Models:
         spec, round_ = maker.spec, maker.round
         manifest = self._rundir.stage(spec, round_)
         if manifest is None:
-            what = "The sft stage has not run" if spec.name == "sft" else f"Round {round_} has not been trained"
-            raise UserError(what, fix=f"Run its {spec.name} stage first.")
+            raise UserError(f"Stage {maker.title} has not run", fix="Run it first.")
         artifacts = self._rundir.artifacts(spec, round_)
-        base = self._role("start" if spec.name == "sft" else "policy", round_).path
+        base = self._role(spec.trains, round_).path
         adapter = artifacts / ADAPTER
         merged = None if base is None or not adapter.is_dir() else (adapter, base)
-        name = f"{self._config.name} {'sft' if spec.name == 'sft' else f'round {round_}'}"
+        name = f"{self._config.name} " + (f"round {round_}" if spec.per_round else spec.name)
         return ModelRef(name, artifacts / TRAINED, content_of(model_files(manifest)), merged)
 
     def _resolve(self, name: str, revision: str | None) -> ModelRef:

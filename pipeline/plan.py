@@ -11,32 +11,8 @@ from pipeline.rundir import RunDir
 from schemas import files
 from schemas.config import RunConfig
 from schemas.manifests import FileRecord, PartManifest, ShardRange, StageManifest, StagePlan
-from stages.catalog import BY_NAME, STAGES, StageSpec, config_value
-
-EXPENSIVE = frozenset({"sft", "generate", "judge", "aggregate", "gradients", "train"})
-
-
-@dataclass(frozen=True)
-class Step:
-    """One stage of one round."""
-
-    spec: StageSpec
-    round: int
-
-    @property
-    def title(self) -> str:
-        return f"{self.spec.name} (round {self.round})" if self.round else self.spec.name
-
-
-def schedule(config: RunConfig) -> list[Step]:
-    """The steps of a run in order. Imported pairs need no generation and no judging."""
-    skipped = set()
-    if config.imported:
-        skipped = {"generate", "judge"} | ({"prompts"} if not config.prompts.sources else set())
-    specs = [spec for spec in STAGES if spec.name not in skipped and spec.is_part_of(config)]
-    first = [Step(s, 0) for s in specs if not s.per_round and s.name != "report"]
-    rounds = [Step(s, k) for k in range(config.rounds) for s in specs if s.per_round]
-    return [*first, *rounds, Step(BY_NAME["report"], 0)]
+from stages.schedule import Step, schedule
+from stages.spec import StageSpec
 
 
 @dataclass
@@ -106,8 +82,6 @@ class Planner:
 
     def inputs(self, step: Step) -> Inputs:
         """The files of every table the step reads."""
-        if step.spec.name == "report":
-            return self._everything()
         found = Inputs()
         for read in step.spec.reads:
             name = read.rstrip("?")
@@ -127,18 +101,9 @@ class Planner:
     def _find(self, table: str, round_: int) -> Step | None:
         return self._producer.get((table, round_)) or self._producer.get((table, 0))
 
-    def _everything(self) -> Inputs:
-        found = Inputs()
-        for step in self.steps:
-            manifest = self.manifest(step) if step.spec.name != "report" else None
-            for table in step.spec.writes if manifest else ():
-                name = f"{table}:{step.round}" if step.spec.per_round else table
-                found.records[name] = manifest.table_files(table) if manifest else []
-        return found
-
     def manifests(self) -> list[StageManifest]:
-        """Manifests of all finished steps but the report, in order."""
-        return [m for s in self.steps if s.spec.name != "report" and (m := self.manifest(s))]
+        """Manifests of all finished steps, in order."""
+        return [found for step in self.steps if (found := self.manifest(step))]
 
     def state(self, step: Step) -> State:
         """Whether the step is done, half done, new, or made with other settings."""
@@ -166,12 +131,10 @@ class Planner:
         """Whether the step's directory holds work that would be lost if it were redone."""
         state = self.rundir.state(step.spec, step.round)
         folder = self.rundir.artifacts(step.spec, step.round)
-        return any(state.glob("part-*.json")) or (
-            step.spec.name in ("sft", "train") and any(folder.glob("checkpoints/*"))
-        )
+        return any(state.glob("part-*.json")) or (step.spec.checkpoints and any(folder.glob("checkpoints/*")))
 
     def _ingredients(self, step: Step, inputs: Inputs) -> dict[str, Any]:
-        values = ingredients(
+        return ingredients(
             step.spec,
             self.config,
             step.round,
@@ -179,16 +142,13 @@ class Planner:
             models=self._models(step),
             files=self._config_files(step.spec),
         )
-        if step.spec.name == "report":
-            values["manifests"] = [m.fingerprint for m in self.manifests()]
-        return values
 
     def _cut(self, step: Step, inputs: Inputs, values: dict[str, Any]) -> StagePlan:
         spec = step.spec
         shards = [ShardRange(index=0, start=0, stop=0)]
         if spec.kind == "shard":
             rows = sum(f.rows or 0 for f in inputs.records[spec.reads[0].rstrip("?")])
-            size = config_value(self.config, spec.size or f"{spec.name}.shard_size")
+            size = spec.shard_rows(self.config)
             shards = [
                 ShardRange(index=n, start=start, stop=min(start + size, rows))
                 for n, start in enumerate(range(0, rows, size))

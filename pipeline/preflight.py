@@ -8,47 +8,16 @@ from importlib.util import find_spec
 from pipeline.config_digests import config_files
 from schemas.config import RunConfig
 from schemas.errors import UserError
-from stages.catalog import StageSpec
-from stages.conflict.solvers import packages
-
-_INSTALL = 'Install them: pip install -e ".[cpu]" or ".[cuda]".'
+from stages.spec import StageSpec
 
 
 def preflight(config: RunConfig, specs: Iterable[StageSpec]) -> None:
     """Raise UserError for a missing file or package of any of the stages."""
     for spec in specs:
         config_files(spec, config)
-        missing = [package for package in _packages(spec, config) if find_spec(package) is None]
-        if "vllm" in missing:
-            raise UserError(
-                "vLLM is not installed",
-                where="engine.kind: vllm",
-                fix='Install it (pip install -e ".[cuda]", or make with PLATFORM=cpu), or set engine.kind: transformers.',
-            )
-        if spec.name == "conflict" and (
-            solvers := [name for name in packages(config.conflict.surgery) if name in missing]
-        ):
-            raise UserError(
-                f"This surgery method needs the packages {', '.join(solvers)}",
-                where=f"conflict.surgery: {config.conflict.surgery}",
-                fix='Install them (pip install -e ".[solvers]"), or set conflict.surgery: pcgrad.',
-            )
-        if missing:
-            raise UserError(f"Stage {spec.name} needs the packages {', '.join(missing)}", fix=_INSTALL)
-
-
-def _packages(spec: StageSpec, config: RunConfig) -> list[str]:
-    engine = {"vllm": ["vllm"], "transformers": ["torch", "transformers"], "openai": ["openai", "transformers"]}
-    needs = list(engine[config.engine.kind]) if spec.engine else []
-    match spec.name:
-        case "pairs":
-            needs += ["transformers"]
-        case "precondition" | "aggregate" | "gradients" | "evaluate":
-            needs += ["torch", "transformers"]
-        case "conflict":
-            needs += ["torch", "transformers", *packages(config.conflict.surgery)]
-        case "sft" | "train":
-            section = config.sft if spec.name == "sft" else config.train
-            needs += ["torch", "transformers", "trl", *(["peft"] if section.method == "lora" else [])]
-            needs += [name for name in section.report_to if name in ("tensorboard", "trackio", "wandb")]
-    return needs
+        for need in (needs(config) for needs in spec.needs):
+            missing = [package for package in need.packages if find_spec(package) is None]
+            if missing:
+                names = ", ".join(missing)
+                what = need.what.format(names) if need.what else f"Stage {spec.name} needs the packages {names}"
+                raise UserError(what, where=need.where, fix=need.fix)

@@ -16,8 +16,9 @@ from pipeline.executor import LocalExecutor
 from pipeline.executor_errors import ending
 from pipeline.lease import Lease, LeaseLost
 from pipeline.models import Models
-from pipeline.plan import EXPENSIVE, Planner, State, Step
+from pipeline.plan import Planner, State
 from pipeline.preflight import preflight
+from pipeline.report import refresh_report
 from pipeline.run_stage import StageRunner
 from pipeline.rundir import RunDir
 from pipeline.selection import Selection
@@ -26,6 +27,7 @@ from pipeline.storage import ensure_usable, storage_error
 from schemas import files
 from schemas.config import RunConfig
 from schemas.errors import UserError
+from stages.schedule import Step
 
 
 @dataclass
@@ -90,6 +92,8 @@ class _Loop:
         if all(s.kind == "done" and s.step.spec.name not in self.selection.force for s in states):
             self.rundir.forget_forced()
             outcome.skipped = list(self.steps)
+            self._clean()  # a kill may have come while the report was written
+            self._report()
             return outcome
         redone = self.selection.force
         preflight(self.config, [s.step.spec for s in states if s.kind != "done" or s.step.spec.name in redone])
@@ -100,6 +104,7 @@ class _Loop:
         try:
             for step in self.steps:
                 (outcome.ran if self._bring_up_to_date(step, executor) else outcome.skipped).append(step)
+            self._report()
         except BaseException as error:
             executor.close()
             with suppress(OSError):  # of a full disk: the error itself is what must be heard
@@ -113,6 +118,10 @@ class _Loop:
         self.events.add("run_ended", ok=True, exit_code=0)
         return outcome
 
+    def _report(self) -> None:
+        if refresh_report(self.config, self.rundir, self.planner):
+            self.events.add("report_written", path=str(self.rundir.report))
+
     def _refuse_lost_work(self) -> list[State]:
         """States of the selected steps. Raises UserError before anything is done if hours of work would be redone."""
         states, tainted, forced = [], "", False
@@ -121,7 +130,7 @@ class _Loop:
             states.append(state)
             forced = forced or step.spec.name in self.selection.force
             cause = "; ".join(state.why) if state.kind == "changed" else tainted
-            if cause and not forced and step.spec.name in EXPENSIVE and self.planner.has_work(step):
+            if cause and not forced and step.spec.expensive and self.planner.has_work(step):
                 raise UserError(
                     f"Finished work of stage {step.title} was made with other settings ({cause}) and would be redone",
                     where=str(self.rundir.root),
@@ -155,7 +164,7 @@ class _Loop:
             )
         if state.kind == "changed":
             allowed = self._forced_up_to(step)
-            if step.spec.name in EXPENSIVE and self.planner.has_work(step) and not allowed:
+            if step.spec.expensive and self.planner.has_work(step) and not allowed:
                 raise UserError(
                     f"Finished work of stage {step.title} was made from other inputs ({'; '.join(state.why)})",
                     where=str(self.rundir.root),

@@ -14,13 +14,14 @@ from pipeline.failures import Failures
 from pipeline.fingerprint import content_of
 from pipeline.lease import Lease
 from pipeline.models import Models
-from pipeline.plan import Planner, State, Step
+from pipeline.plan import Planner, State
 from pipeline.rundir import RunDir
 from pipeline.worker import Order
 from schemas import files
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.manifests import PartManifest, StageManifest, merge_tallies
+from stages.schedule import Step
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,6 @@ class StageRunner:
             inputs=state.inputs.records,
             models=models,
             shards=pending,
-            manifests=self.planner.manifests() if step.spec.name == "report" else [],
         )
         self.events.add(
             "stage_started", stage=step.spec.name, round=step.round, parts=len(plan.shards), done=len(parts)

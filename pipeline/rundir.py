@@ -13,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 from schemas import files
 from schemas.errors import UserError
 from schemas.manifests import MANIFEST_VERSION, FileRecord, PartManifest, StageManifest, StagePlan
-from stages.catalog import STAGES, StageSpec
+from stages.catalog import STAGES
+from stages.spec import StageSpec
 
 _Manifest = TypeVar("_Manifest", bound=BaseModel)
 _DELETE = "Delete the file: what it describes is then made again."
@@ -33,6 +34,10 @@ class RunDir:
     @property
     def events(self) -> Path:
         return self.root / "events.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
 
     @property
     def logs(self) -> Path:
@@ -58,8 +63,8 @@ class RunDir:
         return self.base(spec, round_) / "_state" / spec.name
 
     def artifacts(self, spec: StageSpec, round_: int) -> Path:
-        """An ArtifactStage's own folder; the report is written to the root."""
-        return self.root if spec.name == "report" else self.base(spec, round_) / spec.name
+        """An ArtifactStage's own folder."""
+        return self.base(spec, round_) / spec.name
 
     def plan(self, spec: StageSpec, round_: int) -> StagePlan | None:
         return _load(self.state(spec, round_) / "plan.json", StagePlan)
@@ -89,8 +94,8 @@ class RunDir:
         files.remove([state / "plan.json"])
         for table in (*spec.writes, "dropped"):
             shutil.rmtree(self.table(spec, round_, table), ignore_errors=True)
-        if spec.kind == "artifact" and (folder := self.artifacts(spec, round_)) != self.root:
-            shutil.rmtree(folder, ignore_errors=True)
+        if spec.kind == "artifact":
+            shutil.rmtree(self.artifacts(spec, round_), ignore_errors=True)
 
     def was_forced(self, spec: StageSpec, round_: int) -> bool:
         """Whether an unfinished run with --force-stage has already begun this stage anew: the same command continues."""

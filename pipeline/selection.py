@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipeline.plan import Step
 from schemas.errors import UserError
+from stages.schedule import Step
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Selection:
         for name in (self.stage, self.first, self.last, *self.force):
             if name is not None and name not in names:
                 raise UserError(
-                    f"This run has no stage {name!r}", fix=f"Its stages: {', '.join(dict.fromkeys(names))}."
+                    f"This run has no stage {name!r}",
+                    fix=f"Its stages: {', '.join(dict.fromkeys(names))}. (The report is a command: `python -m pipeline report RUN`.)",
                 )
         order = list(dict.fromkeys(names))
         low = order.index(self.first) if self.first else 0

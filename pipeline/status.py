@@ -17,10 +17,11 @@ from pipeline.console import printable
 from pipeline.history import last_error, progress
 from pipeline.lease import holder_of
 from pipeline.models import recorded_digests
-from pipeline.plan import Planner, State, Step
+from pipeline.plan import Planner, State
 from pipeline.rundir import RunDir
 from schemas.config import RunConfig
-from stages.catalog import StageSpec
+from stages.schedule import Step
+from stages.spec import StageSpec
 
 
 def states_of(folder: Path) -> list[State]:

@@ -153,8 +153,7 @@ def _read(folder: Path, table: str, round_: int) -> pl.DataFrame | None:
 
 def _next(folder: Path, manifests: list[StageManifest]) -> str:
     done = {m.stage for m in manifests}
-    report = f"Look next at: {folder}/report.html"
-    lines = [report if "report" in done else f"Report so far: python -m pipeline report {folder}"]
+    lines = [f"Look next at: {folder}/report.html"]
     if "select" in done:
         lines.append(f"  rows:    python -m pipeline inspect {folder} curated --limit 3")
         lines.append(f"  data:    python -m pipeline export {folder}")

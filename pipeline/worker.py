@@ -29,9 +29,9 @@ from pipeline.writer import Writer
 from schemas import files
 from schemas.config import RunConfig
 from schemas.errors import UserError
-from schemas.manifests import FileRecord, PartManifest, ShardRange, StageManifest
-from stages.catalog import StageSpec
+from schemas.manifests import FileRecord, PartManifest, ShardRange
 from stages.contract import Account, Context, Drop, ModelRef, Part, Rows, Shard, Stopped
+from stages.spec import StageSpec
 from stages.text.visible import visible
 
 _PR_SET_PDEATHSIG = 1
@@ -52,7 +52,6 @@ class Order:
     inputs: dict[str, list[FileRecord]]
     models: dict[str, ModelRef]
     shards: dict[int, ShardRange]
-    manifests: list[StageManifest] = field(default_factory=list)
     limits: dict[str, int] = field(default_factory=dict)
 
 
@@ -156,7 +155,6 @@ def _context(order: Order, progress: PipeProgress, stop: Any, shared: dict[str, 
         scratch=rundir.temporary,
         shared=shared,
         stop=lambda: bool(stop.value),
-        manifests=order.manifests,
         limits=limits,
     )
 

@@ -1,53 +1,9 @@
-"""The stages in the order data flows: what each reads and writes and what its result depends on."""
+"""The stages in the order data flows: what each reads and writes, what its result depends on and what it needs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import reduce
-from typing import Any, Literal
-
-from schemas.config import RunConfig
-
-
-@dataclass(frozen=True)
-class StageSpec:
-    """A stage as the driver sees it, without importing what computes it.
-
-    reads: tables; `table:0` is round 0's; a trailing `?` marks one that may be absent.
-        The first one is what a ShardStage's shards are cut from.
-    writes: tables; dropped rows go to _dropped/<first of them>.
-    sections: config sections whose semantic fields its result depends on (`seed` always counts).
-    models: roles its result depends on.
-    kept_rows: (units, table): what the account says was kept of these units are the rows of that table.
-    version: bumped when the code's output changes.
-    engine: uses the inference engine; neighbours with the same models share a worker process.
-    when: (config key, value): the stage is part of a run only if the key has the value.
-    size: config key of the rows per shard of a ShardStage; `<name>.shard_size` if empty.
-    """
-
-    name: str
-    kind: Literal["shard", "table", "artifact"]
-    entry: str
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    sections: tuple[str, ...]
-    models: tuple[str, ...] = ()
-    kept_rows: tuple[tuple[str, ...], str] | None = None
-    version: int = 1
-    engine: bool = False
-    per_round: bool = True
-    when: tuple[str, str | bool] | None = None
-    size: str = ""
-
-    def is_part_of(self, config: RunConfig) -> bool:
-        """Whether a run with this config has the stage at all."""
-        return self.when is None or config_value(config, self.when[0]) == self.when[1]
-
-
-def config_value(config: RunConfig, key: str) -> Any:
-    """The value of a dotted config key."""
-    return reduce(getattr, key.split("."), config)
-
+from stages import needs
+from stages.spec import StageSpec
 
 STAGES: tuple[StageSpec, ...] = (
     StageSpec(
@@ -60,6 +16,8 @@ STAGES: tuple[StageSpec, ...] = (
         kept_rows=(("row",), "prompts"),
         per_round=False,
         version=2,
+        when=("prompted", True),
+        sources="prompts.sources",
     ),
     StageSpec(
         "sft",
@@ -73,6 +31,11 @@ STAGES: tuple[StageSpec, ...] = (
         per_round=False,
         when=("sft.on", True),
         version=2,
+        expensive=True,
+        checkpoints=True,
+        trains="start",
+        sources="sft.sources",
+        needs=(needs.sft_trainer,),
     ),
     StageSpec(
         "generate",
@@ -84,6 +47,10 @@ STAGES: tuple[StageSpec, ...] = (
         ("policy",),
         engine=True,
         version=2,
+        when=("imported", False),
+        expensive=True,
+        needs=(needs.engine,),
+        gpus="engine.tensor_parallel",
     ),
     StageSpec(
         "judge",
@@ -95,6 +62,10 @@ STAGES: tuple[StageSpec, ...] = (
         ("judge",),
         version=3,
         engine=True,
+        when=("imported", False),
+        expensive=True,
+        needs=(needs.engine,),
+        gpus="engine.tensor_parallel",
     ),
     StageSpec(
         "pairs",
@@ -106,6 +77,8 @@ STAGES: tuple[StageSpec, ...] = (
         ("policy",),
         kept_rows=(("prompt", "row"), "pairs"),
         version=2,
+        sources="pairs.sources",
+        needs=(needs.tokenizer,),
     ),
     StageSpec(
         "precondition",
@@ -126,6 +99,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("policy",),
         version=2,
         when=("gradients.sketch.precondition", "adam_factored"),
+        needs=(needs.model,),
     ),
     StageSpec(
         "aggregate",
@@ -147,9 +121,11 @@ STAGES: tuple[StageSpec, ...] = (
         ),
         ("policy", "reference"),
         kept_rows=(("pair",), "contributions"),
-        version=2,
+        version=3,
         when=("gradients.sketch.method", "one_sided"),
         size="gradients.aggregate_size",
+        expensive=True,
+        needs=(needs.model,),
     ),
     StageSpec(
         "gradients",
@@ -160,6 +136,9 @@ STAGES: tuple[StageSpec, ...] = (
         ("model", "text", "gradients", "execution"),
         ("policy", "reference"),
         kept_rows=(("pair",), "gradients"),
+        version=2,
+        expensive=True,
+        needs=(needs.model,),
     ),
     StageSpec(
         "conflict",
@@ -169,7 +148,8 @@ STAGES: tuple[StageSpec, ...] = (
         ("scores", "gram", "directions"),
         ("languages.seen", "conflict", "loss"),
         kept_rows=(("pair",), "scores"),
-        version=3,
+        version=4,
+        needs=(needs.model, needs.surgery),
     ),
     StageSpec(
         "select",
@@ -188,7 +168,12 @@ STAGES: tuple[StageSpec, ...] = (
         ("metrics",),
         ("model", "text", "loss", "train", "execution"),
         ("policy", "reference", "sft", "base", "token_reward"),
-        version=2,
+        version=3,
+        expensive=True,
+        checkpoints=True,
+        trains="policy",
+        needs=(needs.trainer,),
+        gpus="train.processes",
     ),
     StageSpec(
         "evaluate",
@@ -200,8 +185,10 @@ STAGES: tuple[StageSpec, ...] = (
         ("initial", "trained", "evaluation_judge"),
         version=3,
         engine=True,
+        sources="evaluate.authored",
+        needs=(needs.engine, needs.model),
+        gpus="engine.tensor_parallel",
     ),
-    StageSpec("report", "artifact", "stages.report.stage:Report", (), (), ("report",), per_round=False),
 )
 
 BY_NAME = {spec.name: spec for spec in STAGES}

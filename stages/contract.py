@@ -5,10 +5,13 @@ Three kinds of stages share one context:
 - TableStage: reads whole tables (lazily), yields rows of named tables, then its account.
 - ArtifactStage: a TableStage that also owns a folder it may checkpoint into; after a crash it finds
   the folder as it left it.
+
+A stage is a subclass of one of them, made without arguments; its facts are its `stages.spec.StageSpec` in the catalog.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from schemas.config import RunConfig
 from schemas.errors import UserError
-from schemas.manifests import StageManifest, Tally
+from schemas.manifests import Tally
 
 if TYPE_CHECKING:
     import polars as pl
@@ -97,8 +100,14 @@ class Context:
     scratch: Path | None = None
     shared: dict[str, Any] = field(default_factory=dict)
     stop: Callable[[], bool] = lambda: False
-    manifests: list[StageManifest] = field(default_factory=list)
     limits: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def own_folder(self) -> Path:
+        """The folder of an ArtifactStage."""
+        if self.folder is None:
+            raise ValueError("only an ArtifactStage has a folder")
+        return self.folder
 
     def scan(self, table: str) -> pl.LazyFrame:
         """The table as a lazy frame."""
@@ -170,20 +179,32 @@ class Account:
     refusal: UserError | None = None
 
 
-class ShardStage(Protocol):
-    """generate, judge, gradients."""
+class ShardStage(ABC):
+    """A stage whose input is cut into shards, each computed and committed by itself."""
 
+    @abstractmethod
     def run(self, ctx: Context, shards: Iterator[Shard]) -> Iterator[Part]:
         """Yield every shard's part, in any order; pull further shards to stay fed."""
-        ...
 
 
-class TableStage(Protocol):
-    """prompts, pairs, conflict, select; with a folder: train, evaluate, report."""
+class TableStage(ABC):
+    """A stage that reads whole tables and is committed as one."""
 
+    @abstractmethod
     def run(self, ctx: Context) -> Iterator[Rows | Account]:
         """Yield rows, then exactly one Account."""
-        ...
+
+
+class ArtifactStage(TableStage):
+    """A TableStage with a folder of its own, `ctx.own_folder`."""
+
+
+STAGE_KINDS: Mapping[str, type[ShardStage | TableStage]] = {
+    "shard": ShardStage,
+    "table": TableStage,
+    "artifact": ArtifactStage,
+}
+"""The base class of the stages of a kind."""
 
 
 def tally(unit: str, languages_in: Iterable[str], drops: Iterable[Drop]) -> list[Tally]:

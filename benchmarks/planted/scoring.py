@@ -13,7 +13,7 @@ from benchmarks.planted.damage import DamagedSet
 from stages.conflict.directions import signed_directions
 from stages.conflict.groups import leaving_together
 from stages.conflict.metric import fit_metric
-from stages.conflict.scoring import score_pairs
+from stages.conflict.scoring import score_sketches
 from stages.conflict.stream import as_slice, scaled
 from stages.conflict.surgery import surgery
 from stages.conflict.table import score_rows
@@ -72,7 +72,7 @@ def score(damaged: DamagedSet, setting: Setting, layout: SketchLayout | None = N
     columns: list[Any] = [slice(None)]
     if setting.scope == "layer" and layout is not None:
         columns = [as_slice(c) for c in layout.group_columns("block").values()]
-    found = score_pairs(
+    found = score_sketches(
         weighted,
         damaged.language_N,
         omega_N,
@@ -95,4 +95,4 @@ def _groups(damaged: DamagedSet, leave_out: str) -> torch.Tensor | None:
     if leave_out == "kind":
         kinds = {kind: n for n, kind in enumerate(dict.fromkeys(damaged.frame["kind"]))}
         return torch.tensor([kinds[kind] for kind in damaged.frame["kind"]])
-    return leaving_together(damaged.frame, leave_out)  # type: ignore[arg-type]
+    return leaving_together(damaged.frame, leave_out).label_N  # type: ignore[arg-type]

@@ -24,7 +24,8 @@ from stages.gradients.batching import TokenBudget
 from stages.gradients.logprobs import score_rows
 from stages.gradients.rows import Pair
 from stages.gradients.rows import Row as TokenRow
-from stages.models.load import device_of, dtype_of, load_causal_lm
+from stages.models.device import device_of, dtype_of
+from stages.models.load import load_causal_lm
 from stages.train.model import precision
 from stages.train.objectives import Scores, accuracies, score
 from stages.train.scoring import Scorer

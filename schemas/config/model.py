@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from schemas.config.base import Section, execution, semantic
+from schemas.engines import ENGINES, EngineFacts, EngineName
 
 
 class ModelConfig(Section):
@@ -43,7 +44,7 @@ class TextConfig(Section):
 class EngineConfig(Section):
     """What runs generation and judging."""
 
-    kind: Literal["vllm", "transformers", "openai"] = semantic("vllm", "inference engine")
+    kind: EngineName = semantic("vllm", "inference engine")
     base_url: str | None = semantic(None, "openai: server, for example http://localhost:8000/v1")
     served_model: str | None = semantic(None, "openai: model name on the server; default: model.policy")
     api_key_env: str = execution("OPENAI_API_KEY", "openai: environment variable that holds the key")
@@ -57,9 +58,15 @@ class EngineConfig(Section):
 
     @model_validator(mode="after")
     def _server(self) -> EngineConfig:
-        if self.kind == "openai" and not self.base_url:
-            raise ValueError("engine.kind: openai needs engine.base_url")
+        for key in self.facts.requires:
+            if not getattr(self, key):
+                raise ValueError(f"engine.kind: {self.kind} needs engine.{key}")
         return self
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What is true of the engine."""
+        return ENGINES[self.kind]
 
 
 class Sampling(Section):

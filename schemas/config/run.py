@@ -20,6 +20,7 @@ from schemas.config.model import EngineConfig, ModelConfig, TextConfig
 from schemas.config.sft import SftConfig
 from schemas.config.sources import LanguageConfig, PromptsConfig
 from schemas.config.training import EvaluateConfig, ExecutionConfig, ReportConfig, TrainConfig
+from schemas.engines import ENGINES
 
 
 class RunConfig(Section):
@@ -47,13 +48,18 @@ class RunConfig(Section):
     select: SelectConfig = semantic(SelectConfig(), "select stage")
     train: TrainConfig = semantic(TrainConfig(), "train stage")
     evaluate: EvaluateConfig = semantic(EvaluateConfig(), "evaluate stage")
-    report: ReportConfig = semantic(ReportConfig(), "report stage")
+    report: ReportConfig = semantic(ReportConfig(), "the report")
     execution: ExecutionConfig = semantic(ExecutionConfig(), "how the run is carried out")
 
     @property
     def imported(self) -> bool:
         """Whether pairs are imported, so that generation and judging are skipped."""
         return bool(self.pairs.sources)
+
+    @property
+    def prompted(self) -> bool:
+        """Whether prompts are read: to generate from, or to evaluate imported pairs on."""
+        return bool(self.prompts.sources)
 
     @property
     def folder(self) -> Path:
@@ -72,9 +78,10 @@ class RunConfig(Section):
             )
         if self.imported and self.rounds > 1:
             raise ValueError("rounds > 1 generates new pairs; it cannot be combined with pairs.sources")
-        if self.execution.deterministic and (self.engine.kind != "transformers" or self.model.dtype != "float32"):
+        if self.execution.deterministic and (not self.engine.facts.deterministic or self.model.dtype != "float32"):
+            kinds = " or ".join(name for name, facts in ENGINES.items() if facts.deterministic)
             raise ValueError(
-                "execution.deterministic (reference mode) needs engine.kind: transformers and model.dtype: float32"
+                f"execution.deterministic (reference mode) needs engine.kind: {kinds} and model.dtype: float32"
             )
         leaves_adapter = self.train.method == "lora" and not self.train.orthalign.objectives
         if self.rounds > 1 and self.gradients.of == "adapter" and not leaves_adapter:
@@ -102,10 +109,11 @@ class RunConfig(Section):
                 f"train.optimizer: {self.train.optimizer} needs train.merge.base, the pretrained model before SFT (a run with"
                 " sft.sources has its own)"
             )
-        if self.sft.on and self.engine.kind == "openai" and not self.imported:
+        if self.sft.on and not self.engine.facts.has_weights and not self.imported:
+            kinds = " or ".join(name for name, facts in ENGINES.items() if facts.has_weights)
             raise ValueError(
-                "sft trains the policy here, and engine.kind: openai generates with whatever the server has: use vllm or"
-                " transformers, or run sft by itself first and serve its model"
+                f"sft trains the policy here, and engine.kind: {self.engine.kind} generates with whatever the server has: use"
+                f" {kinds}, or run sft by itself first and serve its model"
             )
 
     def _sides(self) -> None:

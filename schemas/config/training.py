@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
+from schemas.conditions import columns_of, parse_condition
 from schemas.config.allo import AlloConfig
 from schemas.config.base import Section, execution, semantic
 from schemas.config.model import Sampling
 from schemas.config.sources import PairSource
 from schemas.config.trainer import TrainerConfig
+from schemas.errors import UserError
 
 
 class MergeConfig(Section):
@@ -49,6 +51,22 @@ class Objective(Section):
 
     name: str = semantic(description="what figures call it", min_length=1)
     where: str = semantic(description="SQL condition over the columns of pairs, as in inspect --where", min_length=1)
+
+    @field_validator("where")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        """Read before any work."""
+        from schemas.tables import TABLES  # loads pyarrow, which `--help` and `status` do without
+
+        try:
+            unknown = sorted(columns_of(parse_condition(value)) - set(TABLES["pairs"].schema.names))
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        if unknown:
+            raise ValueError(
+                f"pairs have no column {unknown[0]!r}; they have {', '.join(TABLES['pairs'].schema.names)}"
+            )
+        return value
 
 
 class OrthAlignConfig(Section):
@@ -246,9 +264,9 @@ class EvaluateConfig(Section):
 
 
 class ReportConfig(Section):
-    """Report stage."""
+    """The report."""
 
-    browse_pairs: int = semantic(200, "pairs in the browser of kept and dropped pairs", ge=0)
+    browse_pairs: int = execution(200, "pairs in the browser of kept and dropped pairs", ge=0)
 
 
 class ExecutionConfig(Section):

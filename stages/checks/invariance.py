@@ -23,7 +23,8 @@ from stages.gradients.projections import SketchLayout
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import Sketcher
 from stages.gradients.stage import shares_prefixes
-from stages.models.load import device_of, dtype_of, free_memory, load_causal_lm, load_with_adapter
+from stages.models.device import device_of, dtype_of
+from stages.models.load import free_memory, load_causal_lm, load_with_adapter
 from stages.text.render import load_renderer
 
 FINE, USABLE = 0.99, 0.95

@@ -39,16 +39,10 @@ def device_findings(config: RunConfig) -> Iterator[Finding]:
         if config.model.dtype in ("auto", "bfloat16") and found.major < 8:
             fix = "bfloat16 needs capability 8.0: set model.dtype: float32."
             yield Finding("device", "problem", what, fix, values)
-        elif config.engine.kind == "vllm" and free < config.engine.gpu_memory_utilization * total:
-            fix = "Free the GPU or lower engine.gpu_memory_utilization: vLLM takes that share of the whole memory."
+        elif config.engine.facts.reserves and free < config.engine.gpu_memory_utilization * total:
+            fix = (
+                "Free the GPU or lower engine.gpu_memory_utilization: the engine takes that share of the whole memory."
+            )
             yield Finding("device", "problem", what, fix, values)
         else:
             yield Finding("device", "ok", what, values=values)
-
-
-def free_memory_bytes(config: RunConfig) -> int:
-    """Free memory of the first device that the run would use."""
-    for finding in device_findings(config):
-        if "memory_bytes" in finding.values:
-            return int(finding.values["memory_bytes"])
-    return 0

@@ -19,7 +19,7 @@ from stages.contract import Context, ModelRef, Part, Shard
 from stages.engines import shared_engine
 from stages.generate.stage import Generate
 from stages.judge.stage import Judge
-from stages.models.load import device_of
+from stages.models.device import device_of
 
 _TOKENS = 32
 _PROMPTS = {"cpu": 6, "cuda": 96}

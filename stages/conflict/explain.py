@@ -60,7 +60,8 @@ def explain_pair(ctx: Context, pair_id: str, k: int = 5) -> Explanation:
     at = ready.store.frame["pair_id"].index_of(pair_id)
     if at is None:
         raise UserError(f"Pair {pair_id} has no gradient", fix="See python -m pipeline inspect RUN dropped/gradients.")
-    members = [at] if ready.group_N is None else (ready.group_N == ready.group_N[at]).nonzero()[:, 0].tolist()
+    label_N = ready.groups.label_N
+    members = [at] if label_N is None else (label_N == label_N[at]).nonzero()[:, 0].tolist()
     chunks, scale_D = ready.chunks()
     g_D, removed_LD, gone_L = _leaving(ready, chunks, scale_D, members, at)
     nearest, opposed = _neighbours(ready, chunks, scale_D, g_D, at, k)

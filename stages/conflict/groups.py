@@ -13,27 +13,87 @@ from torch import Tensor
 
 _COMMON_ANSWER = (20, 0.01)
 """An answer shared by more pairs than both (a number, a share of all) does not join them into one group: "Yes." would
-chain unrelated tasks together until nothing is left to compare with."""
+chain unrelated tasks together."""
 
 
-def leaving_together(pairs: pl.DataFrame, leave_out: Literal["pair", "answers", "group"]) -> Tensor | None:
-    """Group labels [N] of the pairs that leave every direction together; None: each leaves alone.
+@dataclass(frozen=True)
+class Groups:
+    """Which of N pairs leave every direction together.
 
-    pairs: chosen, rejected (texts, or any id of them) and group_id. answers: pairs that share an answer, whichever side
-    it is on; group: or a translation group.
+    label_N: equal labels leave together; None: each pair leaves alone. common: pairs one of whose answers is too common to join pairs; cut:
+    pairs one of whose answers does not join them because all it joins would leave nothing to compare them with. Such answers stay in the
+    directions that their pairs are compared with.
+    """
+
+    n: int
+    label_N: Tensor | None
+    common: int = 0
+    cut: int = 0
+
+    @property
+    def shared(self) -> int:
+        """Pairs that leave with others."""
+        return 0 if self.label_N is None else int((torch.bincount(self.label_N)[self.label_N] > 1).sum())
+
+    @property
+    def largest(self) -> int:
+        """Pairs in the largest group; 0 where all leave alone."""
+        return 0 if self.label_N is None else int(torch.bincount(self.label_N).max())
+
+    def notes(self) -> list[str]:
+        """What people should know about them."""
+        notes = []
+        if self.largest > 0.2 * self.n:
+            notes.append(
+                f"{self.largest} of {self.n} pairs hang together by translations and shared answers and leave together"
+            )
+        if self.common:
+            notes.append(
+                f"{self.common} of {self.n} pairs have an answer so common that it does not leave the directions with them"
+            )
+        if self.cut:
+            notes.append(
+                f"{self.cut} of {self.n} pairs share an answer with so many others that, if all left together, nothing would be left to "
+                "compare them with: the answer stays in the directions (conflict.leave_out)"
+            )
+        return notes
+
+
+def leaving_together(pairs: pl.DataFrame, leave_out: Literal["pair", "answers", "group"]) -> Groups:
+    """The pairs that leave every direction together.
+
+    pairs: language, chosen, rejected (texts, or any id of them) and group_id. answers: pairs that share an answer, whichever side
+    it is on; group: or a translation group. Answers that would join more than half of all pairs, or leave a pair no other language,
+    are given up, the most shared ones first; translation groups are not.
     """
     if leave_out == "pair":
-        return None
+        return Groups(pairs.height, None)
     n, answers = pairs.height, _joining_answers(pairs)
-    labels = [np.tile(np.arange(n), 2), answers]
+    common = int((answers.reshape(2, -1) < 0).any(axis=0).sum())
+    fixed = [np.tile(np.arange(n), 2)]
     if leave_out == "group":
-        labels.append(np.tile(pairs["group_id"].rank("dense").to_numpy().astype(np.int64), 2))
-    return merge_groups(*labels)[:n]
+        fixed.append(np.tile(pairs["group_id"].rank("dense").to_numpy().astype(np.int64), 2))
+    language = pairs["language"].rank("dense").to_numpy().astype(np.int64) - 1
+    cut = np.zeros(n, bool)
+    while True:
+        label = merge_groups(*fixed, answers)[:n]
+        joined = np.tile(_leaves_too_little(label.numpy(), language), 2) & (answers >= 0)
+        counts = np.bincount(answers[joined], minlength=1)
+        if counts.max() < 2:
+            return Groups(n, label, common, int(cut.sum()))
+        given_up = joined & (counts[answers] > counts.max() // 2)
+        cut |= given_up.reshape(2, -1).any(axis=0)
+        answers[given_up] = -1
 
 
-def with_common_answer(pairs: pl.DataFrame) -> int:
-    """Pairs one of whose answers is too common to join pairs (`_COMMON_ANSWER`): it stays in the directions they are compared with."""
-    return int((_joining_answers(pairs).reshape(2, -1) < 0).any(axis=0).sum())
+def _leaves_too_little(label: np.ndarray, language: np.ndarray) -> np.ndarray:
+    """Of each pair whether its group holds more than half of all pairs, or every pair of the other languages, which there are."""
+    size = np.bincount(label)[label]
+    of_language = np.bincount(language)[language]
+    mine = np.unique(np.stack([label, language]), axis=1, return_inverse=True, return_counts=True)
+    own = mine[2][mine[1].reshape(-1)]
+    others = len(label) - of_language
+    return (2 * size > len(label)) | ((others > 0) & (size - own == others))
 
 
 def _joining_answers(pairs: pl.DataFrame) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stages.conflict.stream import Chunks, Rows, as_rows, blocks, check_finite, wide
+from stages.conflict.stream import Chunk, Chunks, as_chunk, blocks, check_finite, widened
 
 MetricName = Literal["none", "unit", "coordinate", "layer"]
 
@@ -35,18 +35,18 @@ class Metric:
         """The stream in this metric but for `scale_D`, which whoever sums or compares applies: it costs less there. Apply it to
         d_i, before the loss weights c_i: unit norm would undo them."""
 
-        def generate() -> Iterator[Rows]:
+        def generate() -> Iterator[Chunk]:
             for chunk in chunks():
-                x_ND, factor_N = as_rows(chunk)
-                yield Rows(x_ND, inverse_norms(x_ND) * (factor_N != 0) if self.unit else factor_N)
+                x_ND, factor_N = as_chunk(chunk)
+                yield Chunk(x_ND, inverse_norms(x_ND) * (factor_N != 0) if self.unit else factor_N)
 
         return generate
 
 
 def inverse_norms(x_ND: Tensor) -> Tensor:
-    """1 / |x_i| [N], float64; 0 for a zero row."""
+    """1 / |x_i| [N], float64, on the CPU; 0 for a zero row."""
     kind = torch.float64 if x_ND.dtype == torch.float64 else torch.float32
-    norm_N = torch.linalg.vector_norm(x_ND, dim=1, dtype=kind).to(torch.float64)  # no widened copy of the rows
+    norm_N = torch.linalg.vector_norm(x_ND, dim=1, dtype=kind).to(torch.float64).cpu()  # no widened copy of the rows
     return torch.where(norm_N > 0, 1.0 / torch.where(norm_N > 0, norm_N, 1.0), 0.0)
 
 
@@ -81,11 +81,13 @@ def fit_metric(
     sum_D: Tensor | None = None
     rows = 0
     for block in blocks(chunks):
-        inverse_N = inverse_norms(block.x_ND) * (block.factor_N != 0)
+        x_ND = widened(block.x_ND)
+        inverse_N = inverse_norms(x_ND) * (block.factor_N != 0)
         rows += int((inverse_N > 0).sum())
-        part_D = inverse_N.square().to(wide(block.x_ND).dtype) @ wide(block.x_ND).square()
+        part_D = inverse_N.square().to(x_ND.device, x_ND.dtype) @ x_ND.square()
         check_finite(part_D, block)
-        sum_D = part_D.to(torch.float64) if sum_D is None else sum_D + part_D
+        part_D = part_D.to(torch.float64).cpu()
+        sum_D = part_D if sum_D is None else sum_D + part_D
     if sum_D is None or rows == 0:
         raise ValueError("a metric cannot be fitted: every sketch is zero")
     square_D = sum_D / rows

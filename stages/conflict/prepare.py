@@ -11,10 +11,10 @@ from torch import Tensor
 
 from schemas.errors import UserError
 from schemas.ids import seed_for
-from stages.conflict.groups import leaving_together
+from stages.conflict.groups import Groups, leaving_together
 from stages.conflict.metric import fit_metric
 from stages.conflict.store import Store, sample_windows
-from stages.conflict.stream import Chunks, Columns, as_slice, scaled
+from stages.conflict.stream import Chunks, Columns, as_slice, on_device, scaled
 from stages.conflict.surgery import Surgery, surgery
 from stages.conflict.table import log_ratios
 from stages.contract import Context
@@ -26,7 +26,7 @@ from stages.gradients.weights import PairWeights, pair_weights
 class Prepared:
     """Pairs in the store's order. languages: those with a pair; blocks: sketch columns of each layer group.
 
-    weights: c_i and the sides' weights; omega_N: omega_i, which sum to one in a language; group_N: pairs that leave together, None: alone.
+    weights: c_i and the sides' weights; omega_N: omega_i, which sum to one in a language; groups: pairs that leave together.
     """
 
     ctx: Context
@@ -35,7 +35,7 @@ class Prepared:
     language_N: Tensor
     weights: PairWeights
     omega_N: Tensor
-    group_N: Tensor | None
+    groups: Groups
     blocks: dict[str, Columns]
 
     @classmethod
@@ -58,7 +58,7 @@ class Prepared:
             language_N=language_N,
             weights=_weights(ctx, store.frame),
             omega_N=omega_N,
-            group_N=leaving_together(store.frame, config.leave_out),
+            groups=leaving_together(store.frame, config.leave_out),
             blocks={name: as_slice(columns) for name, columns in blocks},
         )
 
@@ -68,12 +68,15 @@ class Prepared:
         n = self.store.frame.height
         return sum(map(len, sample_windows(n))) if self.ctx.config.conflict.metric in ("coordinate", "layer") else 0
 
-    def chunks(self, advance: Callable[[int], None] = lambda rows: None) -> tuple[Chunks, Tensor | None]:
-        """(rows, scale_D): the gradients g_i = scale_D * row, in the metric of the run and with their weights; None: the rows.
+    def chunks(
+        self, advance: Callable[[int], None] = lambda rows: None, device: torch.device | None = None
+    ) -> tuple[Chunks, Tensor | None]:
+        """(rows, scale_D): the gradients g_i = scale_D * row, in the metric of the run and with their weights, on `device` (None: the CPU); None: the rows.
         Raises UserError where the loss needs what was not stored."""
         config, (weight_N, sides_N2) = self.ctx.config.conflict, self.weights
-        chunks = self.store.chunks(advance, sides_N2=sides_N2)
-        sample = self.store.chunks(advance, sides_N2=sides_N2, windows=sample_windows(self.store.frame.height))
+        chunks = on_device(self.store.chunks(advance, sides_N2=sides_N2), device)
+        windows = sample_windows(self.store.frame.height)
+        sample = on_device(self.store.chunks(advance, sides_N2=sides_N2, windows=windows), device)
         kind = "none" if config.metric == "raw" else config.metric
         layers = [slot.columns for slot in self.store.layout.layers]
         metric = fit_metric(sample, kind, q=config.metric_power, layers=layers)

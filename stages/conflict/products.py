@@ -19,6 +19,7 @@ from torch import Tensor
 
 from schemas.errors import UserError
 from stages.conflict.store import answers
+from stages.conflict.stream import Columns, as_slice
 from stages.contract import Context
 from stages.gradients.projections import SketchLayout
 from stages.gradients.store import LANGUAGES_KEY, LAYOUT_KEY, common_metadata
@@ -46,6 +47,11 @@ class ProductStore:
     omega_N: Tensor
     weight_N: Tensor
     factor_N: Tensor
+
+    @property
+    def blocks(self) -> dict[str, Columns]:
+        """Sketch columns of each layer group."""
+        return {name: as_slice(columns) for name, columns in self.layout.group_columns("block").items()}
 
     @classmethod
     def open(cls, ctx: Context) -> ProductStore:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from stages.conflict.directions import grams
-from stages.conflict.leave_out import LeftOut, Scorer, rounding
-from stages.conflict.scores import Scores
-from stages.conflict.scratch import Kept
+from stages.conflict.leave_out import LeaveOut, LeftOut, Summed, rounding
+from stages.conflict.scores import PairScores
 from stages.conflict.stream import BLOCK, Chunks, Columns, as_slice, blocks, check_finite, scaled_rows
 from stages.conflict.surgery import Surgery
+from stages.conflict.waiting import Waiting
 
-KEPT_BYTES = 2**30
+WAITING_BYTES = 2**29
 """Of sketches that wait in memory for those they leave with."""
 
 
-def score_pairs(
+def score_sketches(
     chunks: Chunks,
     language_N: Tensor,
     omega_N: Tensor,
@@ -31,27 +32,29 @@ def score_pairs(
     group_N: Tensor | None = None,
     refit: bool = False,
     min_pairs: int = 20,
-    scratch_bytes: int = KEPT_BYTES,
+    waiting_bytes: int = WAITING_BYTES,
     scratch_folder: Path | None = None,
-    kept: Kept | None = None,
+    waiting: Waiting | None = None,
     advance: Callable[[int], None] = lambda pairs: None,
-) -> Scores:
+) -> PairScores:
     """Score every pair of the stream the directions were made from (same g_i, same order, same omegas).
 
-    scale_D: g_i is scale_D times the stream's rows; None: the rows. columns: the S segments of sketch columns that get their own surgery; they partition D. group_N [N] int64: pairs
-    with equal labels leave together (see `merge_groups`); None: each pair leaves alone. refit=False keeps w at its
-    value from all pairs; True solves for w again on every K', with the same random orders.
+    scale_D: g_i is scale_D times the stream's rows; None: the rows. columns: the S segments of sketch columns that get their own surgery; they
+    partition D. group_N [N] int64: pairs with equal labels leave together (see `merge_groups`); None: each pair leaves alone. refit=False keeps
+    w at its value from all pairs; True solves for w again on every K', with the same random orders.
 
-    kept: the rows that an earlier pass over the stream put aside, by the labels that count then; only if it is not
-    `complete` the stream is read again. None: a pass here puts them aside, in memory of at most `scratch_bytes` or a
-    temporary file in `scratch_folder`. advance: is told of pairs that are scored without being read. Raises UserError when there is no room.
+    waiting: the rows that an earlier pass over the stream put aside, by the labels that count then; only if it is not
+    `complete` the stream is read again. None: a pass here puts them aside, in memory of at most `waiting_bytes` or a
+    temporary file in `scratch_folder`. advance: is told of pairs that are scored without being read. Close the result. Raises UserError when
+    there is no room.
     """
     n, n_languages = language_N.shape[0], directions_LD.shape[0]
-    if kept is None:
-        with Kept(torch.arange(n) if group_N is None else group_N, scratch_bytes, scratch_folder) as found:
+    if waiting is None:
+        labels_N = torch.arange(n) if group_N is None else group_N
+        with closing(Waiting(labels_N, waiting_bytes, scratch_folder)) as put_aside:
             for block in blocks(chunks):
-                found.put(block)
-            return score_pairs(
+                put_aside.put(block)
+            return score_sketches(
                 chunks,
                 language_N,
                 omega_N,
@@ -61,29 +64,31 @@ def score_pairs(
                 scale_D=scale_D,
                 refit=refit,
                 min_pairs=min_pairs,
-                kept=found,
+                scratch_folder=scratch_folder,
+                waiting=put_aside,
                 advance=advance,
             )
-    products = _Products(directions_LD, columns, scale_D)
+    products = _InnerProducts(directions_LD, columns, scale_D)
     count_L = torch.bincount(language_N, minlength=n_languages)
-    scorer = Scorer(language_N, omega_N, products.gram_SLL, method, count_L, refit, min_pairs)
-    scores = Scores.empty(n, n_languages)
-    for block in () if kept.complete else blocks(chunks):
-        (alone_m,) = (kept.layout.slot_N[block.start : block.stop] < 0).nonzero(as_tuple=True)
-        for few_n in scorer.cut(alone_m):
+    leave_out = LeaveOut(language_N, omega_N, products.gram_SLL, method, count_L, refit, min_pairs)
+    scores = PairScores(n, n_languages, scratch_folder)
+    for block in () if waiting.complete else blocks(chunks):
+        (alone_m,) = (waiting.layout.slot_N[block.start : block.stop] < 0).nonzero(as_tuple=True)
+        for few_n in leave_out.cut(alone_m):
             index_n1 = block.start + few_n[:, None]
-            x_nD = products.rows(block.x_ND if len(few_n) == len(block.x_ND) else block.x_ND[few_n])
+            whole = len(few_n) == len(block.x_ND)
+            x_nD = products.rows(block.x_ND if whole else block.x_ND[few_n.to(block.x_ND.device)])
             a_nSL, p_nmmS = products(x_nD[:, None], block.factor_N[few_n, None])
             check_finite(p_nmmS, block)
-            scorer.write(scores, index_n1, scorer.leave(index_n1, a_nSL, p_nmmS, rounding(x_nD.dtype)))
-    for start, index_gm in kept.layout.batches(min(BLOCK, scorer.at_once)):
+            leave_out.write(scores, index_n1, leave_out.leave(index_n1, a_nSL, p_nmmS, rounding(x_nD.dtype)))
+    for start, index_gm in waiting.layout.batches(min(BLOCK, leave_out.at_once)):
         if index_gm.shape[1] > BLOCK:
-            _score_large(scores, scorer, products, kept, start, index_gm[0])
+            _score_large(scores, leave_out, products, waiting, start, index_gm[0])
         else:
-            x_gmD = products.rows(kept.get(start, start + index_gm.numel())).view(*index_gm.shape, -1)
-            a_gmSL, p_gmmS = products(x_gmD, kept.factor_N[index_gm])
-            scorer.write(scores, index_gm, scorer.leave(index_gm, a_gmSL, p_gmmS, rounding(x_gmD.dtype)))
-        if kept.complete:
+            x_gmD = products.rows(waiting.get(start, start + index_gm.numel())).view(*index_gm.shape, -1)
+            a_gmSL, p_gmmS = products(x_gmD, waiting.factor_N[index_gm])
+            leave_out.write(scores, index_gm, leave_out.leave(index_gm, a_gmSL, p_gmmS, rounding(x_gmD.dtype)))
+        if waiting.complete:
             advance(index_gm.numel())
     return scores
 
@@ -98,42 +103,44 @@ def score_products(
     count_L: Tensor,
     refit: bool = False,
     min_pairs: int = 20,
-) -> Scores:
-    """`score_pairs` with every pair leaving alone, from a stream of inner products instead of sketches.
+    scratch_folder: Path | None = None,
+) -> PairScores:
+    """`score_sketches` with every pair leaving alone, from a stream of inner products instead of sketches.
 
     chunks: (<g_i, G_k> [n, S, L], |g_i|^2 [n, S]) of consecutive pairs; gram_SLL = <G_l, G_k>; count_L: pairs in each
     direction. Raises ValueError when the stream and `language_N` differ in length.
     """
-    scorer = Scorer(language_N, omega_N, gram_SLL, method, count_L, refit, min_pairs)
-    scores = Scores.empty(language_N.shape[0], gram_SLL.shape[-1])
+    leave_out = LeaveOut(language_N, omega_N, gram_SLL, method, count_L, refit, min_pairs)
+    scores = PairScores(language_N.shape[0], gram_SLL.shape[-1], scratch_folder)
     start, total = 0, language_N.shape[0]
     for a_nSL, square_nS in chunks:
-        for few_n in scorer.cut(torch.arange(min(len(a_nSL), total - start))):
+        for few_n in leave_out.cut(torch.arange(min(len(a_nSL), total - start))):
             index_n1 = start + few_n[:, None]
-            left = scorer.leave(index_n1, a_nSL[few_n, None], square_nS[few_n, None, None], rounding(a_nSL.dtype))
-            scorer.write(scores, index_n1, left)
+            left = leave_out.leave(index_n1, a_nSL[few_n, None], square_nS[few_n, None, None], rounding(a_nSL.dtype))
+            leave_out.write(scores, index_n1, left)
         start += len(a_nSL)
     if start != total:
         raise ValueError(f"the stream has {start} or more rows for {total} pairs")
     return scores
 
 
-class _Products:
-    """Inner products of pairs with the directions and with each other, per segment."""
+class _InnerProducts:
+    """Inner products of pairs with the directions and with each other, per segment, made where the rows are."""
 
     def __init__(self, directions_LD: Tensor, columns: Sequence[Columns], scale_D: Tensor | None) -> None:
         self.columns = [as_slice(c) for c in columns]
         self.directions_LD, self.scale_D = directions_LD, scale_D
         self.gram_SLL = grams(directions_LD, self.columns)
+        self._parts: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
 
     def rows(self, x_ND: Tensor) -> Tensor:
         """Rows as the directions are scaled."""
         return scaled_rows(x_ND, self.scale_D)
 
     def __call__(self, x_gmD: Tensor, factor_gm: Tensor) -> tuple[Tensor, Tensor]:
-        """(<g_i, G_k> [g, m, S, L], <g_i, g_j> [g, m, m, S]) float64 of g = factor * x, in the precision of x."""
+        """(<g_i, G_k> [g, m, S, L], <g_i, g_j> [g, m, m, S]) float64 on the CPU of g = factor * x, in the precision of x."""
         parts = [x_gmD[..., c] for c in self.columns]
-        a_gmSL = torch.stack([self._along(part, c) for part, c in zip(parts, self.columns, strict=True)], dim=2)
+        a_gmSL = torch.stack([part @ d_LD.T for part, d_LD in zip(parts, self._directions(x_gmD), strict=True)], dim=2)
         if x_gmD.shape[1] == 1:
             inner_gmmS = torch.stack([torch.linalg.vector_norm(part, dim=-1).square() for part in parts], -1)[
                 :, :, None
@@ -142,19 +149,21 @@ class _Products:
             inner_gmmS = torch.stack([torch.bmm(part, part.mT) for part in parts], dim=-1)
         factor_gm = factor_gm.to(torch.float64)
         outer_gmm = factor_gm[:, :, None] * factor_gm[:, None, :]
-        return a_gmSL.to(torch.float64) * factor_gm[..., None, None], inner_gmmS.to(torch.float64) * outer_gmm[
-            ..., None
-        ]
+        a_gmSL, inner_gmmS = a_gmSL.cpu().to(torch.float64), inner_gmmS.cpu().to(torch.float64)
+        return a_gmSL * factor_gm[..., None, None], inner_gmmS * outer_gmm[..., None]
 
-    def _along(self, part: Tensor, columns: Columns) -> Tensor:
-        return part @ self.directions_LD[:, columns].to(part.dtype).T
+    def _directions(self, like: Tensor) -> list[Tensor]:
+        key = (like.dtype, like.device)
+        if key not in self._parts:
+            self._parts[key] = [self.directions_LD[:, c].to(like.device, like.dtype) for c in self.columns]
+        return self._parts[key]
 
 
 def _score_large(
-    scores: Scores,
-    scorer: Scorer,
-    products: _Products,
-    kept: Kept,
+    scores: PairScores,
+    leave_out: LeaveOut,
+    products: _InnerProducts,
+    waiting: Waiting,
     start: int,
     index_m: Tensor,
 ) -> None:
@@ -162,19 +171,19 @@ def _score_large(
     removed_LD = torch.zeros_like(products.directions_LD)
     for at in range(0, len(index_m), BLOCK):
         here = index_m[at : at + BLOCK]
-        x_nD = products.rows(kept.get(start + at, start + at + len(here)))
-        part_nL = scorer.parts(here[None])[0] * kept.factor_N[here, None]
+        x_nD = products.rows(waiting.get(start + at, start + at + len(here)))
+        part_nL = leave_out.parts(here[None])[0] * waiting.factor_N[here, None]
         removed_LD += part_nL.to(x_nD.dtype).T @ x_nD
     pairs_of_columns = [(removed_LD[:, c], products.directions_LD[:, c]) for c in products.columns]
     cross_SLL = torch.stack([removed @ direction.T for removed, direction in pairs_of_columns])
-    omega_L = scorer.parts(index_m[None])[0].sum(dim=0)
-    count_L = torch.bincount(scorer.language_N[index_m], minlength=len(omega_L))
-    beside = _Products(removed_LD, products.columns, products.scale_D)
+    omega_L = leave_out.parts(index_m[None])[0].sum(dim=0)
+    count_gL = leave_out.counts(index_m[None])
+    beside = _InnerProducts(removed_LD, products.columns, products.scale_D)
+    removal = Summed(cross_SLL, beside.gram_SLL)
     for at in range(0, len(index_m), BLOCK):
         here = index_m[at : at + BLOCK]
-        x_nD = products.rows(kept.get(start + at, start + at + len(here)))
-        a_nSL, square_nmmS = products(x_nD[:, None], kept.factor_N[here, None])
-        removed_nSL, _ = beside(x_nD[:, None], kept.factor_N[here, None])
-        shared = (omega_L[None], count_L[None], cross_SLL[None], beside.gram_SLL[None], rounding(x_nD.dtype))
-        left = LeftOut(a_nSL.transpose(0, 1), square_nmmS[:, 0].transpose(0, 1), removed_nSL.transpose(0, 1), *shared)
-        scorer.write(scores, here[None], left)
+        x_nD = products.rows(waiting.get(start + at, start + at + len(here)))
+        a_nSL, square_nmmS = products(x_nD[:, None], waiting.factor_N[here, None])
+        removed_nSL, _ = beside(x_nD[:, None], waiting.factor_N[here, None])
+        pairs_1n = (a_nSL.transpose(0, 1), square_nmmS[:, 0].transpose(0, 1), removed_nSL.transpose(0, 1))
+        leave_out.write(scores, here[None], LeftOut(*pairs_1n, omega_L[None], count_gL, removal, rounding(x_nD.dtype)))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from schemas.errors import UserError
 from schemas.sketches import sketch_values
-from stages.conflict.stream import Chunks, Rows, combined
+from stages.conflict.stream import Chunk, Chunks, combined
 from stages.contract import Context
 from stages.gradients.projections import SketchLayout
 from stages.gradients.store import LAYOUT_KEY, SCALE, common_metadata
@@ -78,10 +78,10 @@ class Store:
 
 
 def _counted(chunks: Chunks, advance: Callable[[int], None]) -> Chunks:
-    def generate() -> Iterator[Tensor | Rows]:
+    def generate() -> Iterator[Tensor | Chunk]:
         for chunk in chunks():
             yield chunk
-            advance(len(chunk.x_ND if isinstance(chunk, Rows) else chunk))
+            advance(len(chunk.x_ND if isinstance(chunk, Chunk) else chunk))
 
     return generate
 
@@ -103,7 +103,7 @@ def answers(ctx: Context) -> pl.LazyFrame:
 
 def read_sketches(
     files: Sequence[Path], readers: int | None = None, windows: Sequence[range] | None = None, side: str = ""
-) -> Iterator[Rows]:
+) -> Iterator[Chunk]:
     """Stored sketches [n, D] float16 and the factors that give them their norms, a row group (about 32 MB) at a time.
 
     Row groups are decoded ahead by `readers` threads (None: a thread per core, at most 4), and come in order.
@@ -140,12 +140,12 @@ def _units(files: Sequence[Path], windows: Sequence[range] | None) -> Iterator[t
             start += size
 
 
-def _row_group(file: Path, group: int, first: int, count: int | None, side: str) -> list[Rows]:
+def _row_group(file: Path, group: int, first: int, count: int | None, side: str) -> list[Chunk]:
     with pq.ParquetFile(file) as parquet:
         table = parquet.read_row_group(group, columns=[f"sketch{side}", f"norm{side}"]).slice(first, count)
     found = []
     for batch in table.to_batches():
         norm_N = torch.from_numpy(batch.column(f"norm{side}").to_numpy(zero_copy_only=False).astype("float64"))
         x_ND = torch.from_dlpack(sketch_values(batch.column(f"sketch{side}"))).view(batch.num_rows, -1)
-        found.append(Rows(x_ND, norm_N / SCALE))
+        found.append(Chunk(x_ND, norm_N / SCALE))
     return found

@@ -1,4 +1,4 @@
-"""The scores table from what `score_pairs` found: column by column, without a Python object per pair."""
+"""The scores table from what `scoring.py` found: column by column, without a Python object per pair."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import pyarrow as pa
 from torch import Tensor
 
 from schemas.tables import COSINES, TABLES
-from stages.conflict.scores import FLAGS, Scores
+from stages.conflict.scores import FLAGS, PairScores
 
 _ROWS = 65_536
 
 
 def score_rows(
-    pairs: pl.DataFrame, languages: Sequence[str], scores: Scores, weight_N: Tensor, others: bool = False
+    pairs: pl.DataFrame, languages: Sequence[str], scores: PairScores, weight_N: Tensor, others: bool = False
 ) -> Iterator[pa.Table]:
     """The scores table in batches of rows.
 
     pairs: pair_id, language, norm, logp_chosen, logp_rejected, ref_logp_chosen, ref_logp_rejected, n_chosen,
-    n_rejected, in the order of `scores`. weight_N: c_i. others: `score` is score_others where there is one, else (and
-    by default) score_all.
+    n_rejected, in the order of `scores`. weight_N: c_i. others: `score` is score_others, else score_all (`PairScores.used`).
     """
     scalars = pairs.select(
         "pair_id",
@@ -42,9 +41,10 @@ def score_rows(
         for name in ("score_all", "score_others", "score_mean", "cosine_own"):
             values[name] = _optional(getattr(scores, name)[rows], getattr(scores, f"{name}_valid")[rows])
         values["score"] = _optional(score_N[rows], scored_N[rows])
-        valid_NL, cosine_NL = scores.cosines_valid[rows].numpy(), scores.cosines[rows].numpy()
+        cosine_NL = scores.cosines(rows.start, rows.stop).numpy()
+        valid_NL = ~np.isnan(cosine_NL)
         names = pa.array(languages, pa.string()).take(pa.array(valid_NL.nonzero()[1]))
-        flat = pa.array(cosine_NL[valid_NL].astype(np.float32))
+        flat = pa.array(cosine_NL[valid_NL])
         entries = pa.StructArray.from_arrays([names, flat], fields=list(COSINES.value_type))
         values["cosines"] = pa.ListArray.from_arrays(_offsets(valid_NL), entries)
         values["conflicting_languages"] = _labels(valid_NL & (cosine_NL < 0), languages)

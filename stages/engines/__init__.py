@@ -1,9 +1,11 @@
-"""Inference engines behind one interface: vLLM, transformers, OpenAI-compatible servers."""
+"""Inference engines behind one interface: `schemas.engines` says what is true of each, its module loads it."""
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from stages.contract import Context
-from stages.engines.base import Engine
+from stages.engines.base import Engine, Load
 from stages.text.render import load_renderer
 
 _ENGINE, _KEY = "engine", "engine key"
@@ -17,28 +19,22 @@ def shared_engine(ctx: Context, role: str) -> Engine:
     """
     config, model = ctx.config, ctx.models[role]
     key = repr((model.digest, model.path, config.engine, config.model.dtype, config.text, config.execution))
+    engine: Engine
     if ctx.shared.get(_KEY) == key:
-        engine: Engine = ctx.shared[_ENGINE]
+        engine = ctx.shared[_ENGINE]
         return engine
     if _ENGINE in ctx.shared:
         ctx.shared.pop(_KEY)
         ctx.shared.pop(_ENGINE).close()
-    renderer = load_renderer(model, config.text, config.model.trust_remote_code)
-    for note in renderer.notes:
+    load: Load = import_module(f"{__name__}.{config.engine.kind}").load
+    if config.engine.facts.own_process:
+        from stages.engines.process import ProcessEngine
+
+        renderer = load_renderer(model, config.text, config.model.trust_remote_code)
+        engine = ProcessEngine(load, ctx, model, renderer)
+    else:
+        engine = load(model, config, ctx)
+    for note in engine.renderer.notes:
         ctx.progress.note(f"{model.name}: {note}")
-    match config.engine.kind:
-        case "vllm":
-            from stages.engines.process import ProcessEngine
-            from stages.engines.vllm import load
-
-            engine = ProcessEngine(load, ctx, model, renderer)
-        case "transformers":
-            from stages.engines.transformers import TransformersEngine
-
-            engine = TransformersEngine(model, config, renderer, ctx)
-        case "openai":
-            from stages.engines.openai import OpenAIEngine
-
-            engine = OpenAIEngine(model, config, renderer)
     ctx.shared[_ENGINE], ctx.shared[_KEY] = engine, key
     return engine

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from schemas.config import RunConfig
 from schemas.config.model import Sampling
+from stages.contract import Context, ModelRef
 from stages.text.messages import storable
 
 if TYPE_CHECKING:
@@ -53,22 +55,35 @@ class Completion:
     error: str = ""
 
 
-class Engine(Protocol):
+class Engine(ABC):
     """A loaded model. context_length: most tokens of prompt and answer together."""
 
     renderer: Renderer
     context_length: int
 
+    @abstractmethod
     def stream(self, requests: Iterator[Request]) -> Iterator[Completion]:
         """Yield each request's completion as it finishes; requests are pulled lazily, as the engine has room.
 
         A request longer than the context gives a completion with finish_reason error; it is never cut.
         """
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """Give memory back; the engine is not used afterwards."""
-        ...
+
+
+class StreamingEngine(Engine):
+    """An engine that goes on with what it has when no request is at hand: what one in a process of its own must do."""
+
+    @abstractmethod
+    def stream(self, requests: Iterator[Request | None]) -> Iterator[Completion]:
+        """See `Engine.stream`. A None among the requests: there is none just now."""
+
+
+Load = Callable[[ModelRef, RunConfig, Context | None], Engine]
+"""`load` of an engine's module: the engine of a model. ctx: where it may note and lower its limits, if anywhere. Raises
+UserError when the model cannot be loaded."""
 
 
 def context_length(hf_config: Any, config: RunConfig) -> int:

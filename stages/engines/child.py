@@ -9,14 +9,13 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import ModelRef
-from stages.engines.base import Request, first_line
+from stages.engines.base import Load, Request, StreamingEngine, first_line
 
 END = "end of stream"
 _PR_SET_PDEATHSIG = 1
@@ -63,9 +62,7 @@ class _Inbox:
         self._running -= 1
 
 
-def main(
-    connection: Connection, parent: int, load: Callable[[ModelRef, RunConfig], Any], model: ModelRef, config: RunConfig
-) -> None:
+def main(connection: Connection, parent: int, load: Load, model: ModelRef, config: RunConfig) -> None:
     """Entry point of the engine's process."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -73,7 +70,8 @@ def main(
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        engine = load(model, config)
+        engine = load(model, config, None)
+        assert isinstance(engine, StreamingEngine), "an engine with own_process takes None among its requests"
         connection.send((engine.context_length, 3 * config.engine.max_num_seqs))
         messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=_read, args=(connection, messages), daemon=True).start()

@@ -11,17 +11,17 @@ import openai
 
 from schemas.config import RunConfig
 from schemas.errors import UserError
-from stages.contract import ModelRef
-from stages.engines.base import JUDGE_ROOM, Completion, Request, first_line, too_long
+from stages.contract import Context, ModelRef
+from stages.engines.base import JUDGE_ROOM, Completion, Engine, Request, first_line, too_long
 from stages.text.messages import storable
-from stages.text.render import Renderer
+from stages.text.render import Renderer, load_renderer
 
 _RETRIES = 6
 _TIMEOUT_SECONDS = 600.0
 _TOP_LOGPROBS = 20
 
 
-class OpenAIEngine:
+class OpenAIEngine(Engine):
     """`engine.concurrency` requests in flight, retried with growing pauses; see `stages.engines.base.Engine`.
 
     On vLLM servers scores are the log-probabilities of exactly the score tokens; on others those among the 20
@@ -176,3 +176,8 @@ class OpenAIEngine:
                 )
         fix = "It must take prompts as lists of token ids, seeds and log-probabilities, as vllm serve does."
         return UserError(f"The inference server refuses the request: {first_line(error)}", where=where, fix=fix)
+
+
+def load(model: ModelRef, config: RunConfig, ctx: Context | None) -> OpenAIEngine:
+    """See `stages.engines.base.Load`."""
+    return OpenAIEngine(model, config, load_renderer(model, config.text, config.model.trust_remote_code))

@@ -9,16 +9,15 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import Context, ModelRef
-from stages.engines.base import Completion, Engine, Request, too_long
+from stages.engines.base import Completion, Engine, Load, Request, too_long
 from stages.engines.child import END, EngineDied, main
 from stages.text.render import Renderer
 
@@ -30,8 +29,8 @@ _MAX_FRUITLESS = 12
 _CLOSE_SECONDS = 20.0
 
 
-class ProcessEngine:
-    """Runs `load(model, config)` in a child process; see `stages.engines.base.Engine`.
+class ProcessEngine(Engine):
+    """Runs `load` in a child process; see `stages.engines.base.Engine`.
 
     When the child dies, the requests in flight are asked again by its successor: all of them the first time, then fewer
     at a time, until the one that brings it down is alone; after execution.max_tries it gets a completion with
@@ -39,9 +38,7 @@ class ProcessEngine:
     Raises UserError when the model cannot be loaded, or the engine keeps dying without answering anything.
     """
 
-    def __init__(
-        self, load: Callable[[ModelRef, RunConfig], Engine], ctx: Context, model: ModelRef, renderer: Renderer
-    ) -> None:
+    def __init__(self, load: Load, ctx: Context, model: ModelRef, renderer: Renderer) -> None:
         self.renderer = renderer
         self._load, self._ctx, self._model = load, ctx, model
         self._max_tries = ctx.config.execution.max_tries

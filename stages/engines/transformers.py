@@ -16,16 +16,17 @@ from transformers import LogitsProcessor, StoppingCriteria
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import Context, ModelRef
-from stages.engines.base import Completion, Request, context_length, too_long
+from stages.engines.base import Completion, Engine, Request, context_length, too_long
 from stages.engines.sampling import RowSampler
 from stages.gradients.batching import is_out_of_memory
-from stages.models.load import device_of, dtype_of, free_memory, load_causal_lm, settle_threads
-from stages.text.render import Renderer
+from stages.models.device import device_of, dtype_of
+from stages.models.load import free_memory, load_causal_lm, settle_threads
+from stages.text.render import Renderer, load_renderer
 
 _BATCH = "engine.batch_size"
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """`generate` of transformers with our own seeded sampling; see `stages.engines.base.Engine`.
 
     A batch that does not fit in memory is halved, and the smaller size kept (ctx: for the rest of the run); in
@@ -170,3 +171,8 @@ class _Watcher(StoppingCriteria):
         for row, new_T in enumerate(input_ids[:, self._width :].tolist()):
             self._done[row] = self._done[row] or self._engine.ended(self._batch[row], new_T)
         return torch.tensor(self._done, device=input_ids.device)
+
+
+def load(model: ModelRef, config: RunConfig, ctx: Context | None) -> TransformersEngine:
+    """See `stages.engines.base.Load`."""
+    return TransformersEngine(model, config, load_renderer(model, config.text, config.model.trust_remote_code), ctx)

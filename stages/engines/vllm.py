@@ -14,12 +14,12 @@ from typing import Any
 
 from schemas.config import RunConfig
 from schemas.errors import UserError
-from stages.contract import ModelRef
-from stages.engines.base import Completion, Request, context_length, first_line, too_long
+from stages.contract import Context, ModelRef
+from stages.engines.base import Completion, Request, StreamingEngine, context_length, first_line, too_long
 from stages.text.render import Renderer, load_renderer
 
 
-class VllmEngine:
+class VllmEngine(StreamingEngine):
     """vLLM's engine core driven request by request; see `stages.engines.base.Engine`.
 
     About 2 * engine.max_num_seqs requests are in flight, over shard borders, so the engine never drains in between.
@@ -79,7 +79,7 @@ class VllmEngine:
         self._in_flight = 2 * engine.max_num_seqs
 
     def stream(self, requests: Iterator[Request | None]) -> Iterator[Completion]:
-        """See `Engine.stream`. A None among the requests: there is none at hand just now."""
+        """See `StreamingEngine.stream`."""
         core = self._llm.llm_engine
         open_requests: dict[str, Request] = {}
         exhausted = False
@@ -161,8 +161,8 @@ class VllmEngine:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 
-def load(model: ModelRef, config: RunConfig) -> VllmEngine:
-    """The engine with its own renderer: what `ProcessEngine` calls in the engine's process."""
+def load(model: ModelRef, config: RunConfig, ctx: Context | None) -> VllmEngine:
+    """See `stages.engines.base.Load`; called in the engine's process."""
     return VllmEngine(model, config, load_renderer(model, config.text, config.model.trust_remote_code))
 
 

@@ -14,7 +14,8 @@ from stages.evaluate.metrics import AFTER, BEFORE, CHANGE, Item
 from stages.gradients.batching import TokenBudget
 from stages.gradients.logprobs import check_head, score_rows
 from stages.gradients.rows import Row
-from stages.models.load import device_of, dtype_of, free_memory, load_causal_lm
+from stages.models.device import device_of, dtype_of
+from stages.models.load import free_memory, load_causal_lm
 
 _SCHEMA = pa.schema([("row_id", pa.string()), ("chosen", pa.float64()), ("rejected", pa.float64())])
 _CHUNK = 64

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stages.contract import Account, Context, Drop, Rows
+from stages.contract import Account, ArtifactStage, Context, Drop, Rows
 from stages.engines.base import Request
 from stages.evaluate import answers, loglik
 from stages.evaluate.heldout import AUTHORED, HeldOut
@@ -22,7 +22,7 @@ from stages.text.render import load_renderer
 _ROLES = {BEFORE: "initial", AFTER: "trained"}
 
 
-class Evaluate:
+class Evaluate(ArtifactStage):
     """pairs:0, prompts, curated -> evaluation, answers.
 
     before is the round-0 policy, after this round's trained model; the judge is the same in every round. Each model is
@@ -49,9 +49,7 @@ class _Evaluation:
     """One call of the stage. rows: of the answers table; drops: prompts that could not be answered."""
 
     def __init__(self, ctx: Context) -> None:
-        if ctx.folder is None:
-            raise ValueError("evaluate needs a folder")
-        self._ctx, self._folder = ctx, Path(ctx.folder)
+        self._ctx, self._folder = ctx, ctx.own_folder
         trust = ctx.config.model.trust_remote_code
         self._renderers = {
             role: load_renderer(ctx.models[role], ctx.config.text, trust)
@@ -158,7 +156,7 @@ class _Evaluation:
 
 def _with_local_engine(ctx: Context) -> Context:
     """A server serves the model it was started with, not the one just trained: answer with transformers, said aloud."""
-    if ctx.config.engine.kind != "openai":
+    if ctx.config.engine.facts.has_weights:
         return ctx
     ctx.progress.note("evaluate answers with the transformers engine: engine.base_url does not serve the trained model")
     engine = ctx.config.engine.model_copy(update={"kind": "transformers"})

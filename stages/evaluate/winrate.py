@@ -157,7 +157,7 @@ class Comparison:
 def _judge_context(ctx: Context) -> int:
     """Tokens the judge's engine is set up for; a server's may be fewer."""
     path = ctx.models["evaluation_judge"].path
-    if ctx.config.engine.kind == "openai" or path is None:
+    if not ctx.config.engine.facts.has_weights or path is None:
         return ctx.config.text.max_length + JUDGE_ROOM
     trust = ctx.config.model.trust_remote_code
     return context_length(

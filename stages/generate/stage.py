@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from schemas.ids import content_id, seed_for
 from schemas.tables import TABLES
-from stages.contract import Context, Drop, Part, Shard, tally
+from stages.contract import Context, Drop, Part, Shard, ShardStage, tally
 from stages.engines import shared_engine
 from stages.engines.base import Completion, Engine, Request
 from stages.engines.sharded import OpenShard, Results, run_shards
@@ -17,7 +17,7 @@ from stages.text.language import UNKNOWN, identify
 from stages.text.render import Renderer, RenderError
 
 
-class Generate:
+class Generate(ShardStage):
     """prompts -> candidates.
 
     Unit `prompt`: kept = prompts with all their candidates. Dropped: held_out_frozen (after round 0 only the train

@@ -17,13 +17,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stages.gradients.batching import TokenBudget
-from stages.gradients.layers import backbone
+from schemas.errors import first_line
+from stages.gradients.batching import TokenBudget, is_out_of_memory
 from stages.gradients.rows import Row, RowBatch
 from stages.gradients.sharing import shared_prefixes
+from stages.models.text_model import backbone
 
 CHUNK_ELEMENTS = 32 * 1024 * 1024
 """Logits held at a time (float32: 128 MiB, half as much again for a bfloat16 copy)."""
+
+_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
+_TOLERANCE_HALF = 2e-2
+"""Relative difference of log-probabilities that rounding explains."""
+_KNOWN = "logit_scale, logits_scaling, lm_head_multiplier, final_logit_softcapping, logits_soft_cap"
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Head:
 
     weight [V, H], bias [V] or None. `scale` covers Cohere's logit_scale, Granite's logits_scaling
     (its inverse) and Falcon-H1's lm_head_multiplier; `softcap` covers Gemma's
-    final_logit_softcapping.
+    final_logit_softcapping and RecurrentGemma's logits_soft_cap.
     """
 
     weight: Tensor
@@ -56,7 +62,7 @@ class Head:
             value = getattr(config, name, None)
             if value is not None:
                 scale *= float(value) ** power
-        softcap = getattr(config, "final_logit_softcapping", None)
+        softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
         return cls(layer.weight, getattr(layer, "bias", None), scale, None if softcap is None else float(softcap))
 
     def logits(self, hidden_MH: Tensor) -> Tensor:
@@ -171,15 +177,16 @@ def score_rows(
 
 
 @torch.no_grad()
-def check_head(model: PreTrainedModel, tolerance: float = 2e-2) -> None:
+def check_head(model: PreTrainedModel) -> None:
     """Compare our log-probabilities with the model's own logits on one short row, and test that
     padding is inert.
 
-    Raises ValueError when they differ by more than `tolerance` relative to the spread of
-    log-probabilities: the model does something to its logits that `Head` does not know, or its
+    Raises ValueError when the model cannot be run on text alone, or when they differ by more than rounding of its dtype,
+    relative to the spread of log-probabilities: the model does something to its logits that `Head` does not know, or its
     attention is not causal. Costs four tiny forwards.
     """
     head = Head.of(model)
+    tolerance = _TOLERANCE.get(head.weight.dtype, _TOLERANCE_HALF)
     vocabulary = head.weight.shape[0]
     ids = tuple(1 + (7919 * k) % max(1, min(vocabulary, 1000) - 2) for k in range(8))
     training = model.training
@@ -195,13 +202,18 @@ def check_head(model: PreTrainedModel, tolerance: float = 2e-2) -> None:
         filled = replace(plain, ids_BT=plain.ids_BT.clone())
         filled.ids_BT[0, len(ids) :] = ids[2]
         plain_M, filled_M = (completion_logprobs(model, b, head)[0, : len(ids) - 2] for b in (plain, filled))
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(f"{type(model).__name__} cannot be run on text alone: {first_line(error)}") from error
     finally:
         model.train(training)
     scale = float(theirs_M.abs().mean().clamp_min(1e-6))
-    if float((ours_M - theirs_M).abs().max()) > tolerance * scale:
+    off = float((ours_M - theirs_M).abs().max())
+    if not off <= tolerance * scale:  # NaN included
         raise ValueError(
-            f"{type(model).__name__} transforms its logits in a way this version does not know "
-            "(known: logit_scale, logits_scaling, lm_head_multiplier, final_logit_softcapping)"
+            f"{type(model).__name__} transforms its logits in a way this version does not know (known: {_KNOWN}); "
+            f"log-probabilities are off by {off / scale:.2g} of their size"
         )
-    if float((filled_M - plain_M).abs().max()) > tolerance * scale:
+    if not float((filled_M - plain_M).abs().max()) <= tolerance * scale:
         raise ValueError(f"{type(model).__name__} is not causal: tokens after a row's end change its log-probabilities")

@@ -21,13 +21,14 @@ from torch import Tensor
 from schemas.errors import UserError
 from schemas.ids import seed_for
 from schemas.tables import TABLES
-from stages.contract import Account, Context, Rows
+from stages.contract import Account, Context, Rows, TableStage
 from stages.gradients.batching import TokenBudget
 from stages.gradients.layers import Of, select_layers
 from stages.gradients.projections import LayerShape, LayerSlot, Scales, SketchLayout, block_and_kind
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import PairSketches, Sketcher
-from stages.models.load import device_of, dtype_of, load_causal_lm, load_with_adapter, settle_threads
+from stages.models.device import device_of, dtype_of
+from stages.models.load import load_causal_lm, load_with_adapter, settle_threads
 from stages.text.render import RenderError, load_renderer
 
 RANK = 16
@@ -36,7 +37,7 @@ FLOOR = 1e-6
 not be blown up."""
 
 
-class Precondition:
+class Precondition(TableStage):
     """pairs -> preconditioner. No unit: the sample's pairs are accounted for by gradients."""
 
     def run(self, ctx: Context) -> Iterator[Rows | Account]:

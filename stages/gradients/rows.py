@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.gradients.sharing import Sharing
+from stages.gradients.sharing import Sharing, moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +111,8 @@ class RowBatch:
             [k for completion in completions for k in range(len(completion))],
         )
         shape = (len(completions), max(len(completion) for completion in completions))
-        row_M, at_M, target_M, completion_M, place_M = (torch.tensor(column).to(device) for column in columns)
-        return cls(ids_BT.to(device), row_M, at_M, target_M, completion_M, place_M, shape, sharing)
+        row_M, at_M, target_M, completion_M, place_M = (moved(torch.tensor(column), device) for column in columns)
+        return cls(moved(ids_BT, device), row_M, at_M, target_M, completion_M, place_M, shape, sharing)
 
     def spread(self, value_M: Tensor) -> Tensor:
         """[M] values per completion token as [completions, C] with zeros after each completion's end;

@@ -18,7 +18,8 @@ want of a GPU; it uses no operation that is not used on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -28,9 +29,18 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+from stages.models.text_model import backbone
 
 _NAME = "shared_prefix"
+
+
+def moved(value: Tensor, device: torch.device | str) -> Tensor:
+    """On the device; to CUDA from pinned memory, so that nobody waits for what the GPU is doing."""
+    if torch.device(device).type != "cuda":
+        return value.to(device)
+    return value.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +81,10 @@ class Sharing:
             own_RL[b, : p + c] = index[: p + c]
             own_RL[rows + b, : p + r] = torch.cat([index[:p], index[p + c :]])
             joined_RL[b, : p + c] = joined_RL[rows + b, p : p + r] = True
-        flat = [x.flatten().to(device) for x in (first_BT, second_BT, prompt_BT, token_BT, own_RL, joined_RL)]
+        flat = [moved(x.flatten(), device) for x in (first_BT, second_BT, prompt_BT, token_BT, own_RL, joined_RL)]
         first_K, second_K, prompt_K, token_K, own_N, joined_N = flat
         shape = (2 * rows, longest)
-        return cls(position_BT.to(device), first_K, second_K, prompt_K, token_K, own_N, joined_N, shape)
+        return cls(moved(position_BT, device), first_K, second_K, prompt_K, token_K, own_N, joined_N, shape)
 
     def apart(self, value_BHTD: Tensor) -> Tensor:
         """[B, heads, T, D] of joined rows as [2B, heads, L, D]; a prompt's gradient is the sum over both its rows."""
@@ -114,24 +124,41 @@ class _Join(torch.autograd.Function):
         return grad_KC.index_select(0, sharing.own_N).masked_fill_(~sharing.joined_N[:, None], 0), None
 
 
-_SHARING: ContextVar[Sharing] = ContextVar("sharing")
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """An attention of the model's own, and the masks it reads."""
+
+    attend: Callable[..., tuple[Tensor, Any]]
+    mask: Callable[..., Tensor | None]
+
+
+def _own_eager(module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+    """The attention that the model's own file spells out: some have terms that no kernel has (sinks, soft caps)."""
+    found: tuple[Tensor, Any] = sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
+    return found
+
+
+_KINDS = {"sdpa": _Kind(sdpa_attention_forward, sdpa_mask), "eager": _Kind(_own_eager, eager_mask)}
+
+_SHARING: ContextVar[tuple[Sharing, _Kind]] = ContextVar("sharing")
 """Of the forward pass under way: transformers calls attention and mask functions by name, without our arguments."""
 
 
 def _attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """SDPA on rows [prompt | side]; transformers' attention interface."""
-    sharing = _SHARING.get()
+    """The model's attention on rows [prompt | side]; transformers' attention interface."""
+    sharing, kind = _SHARING.get()
     query, key, value = (sharing.apart(part) for part in (query, key, value))
-    out_RLHD, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    out_RLHD, _ = kind.attend(module, query, key, value, attention_mask, **kwargs)
     return sharing.join(out_RLHD), None
 
 
 def _mask(batch_size: int, q_length: int, kv_length: int, attention_mask: Any = None, **kwargs: Any) -> Tensor | None:
     """The mask that the model makes for rows [prompt | side], windows and all; transformers' mask interface."""
-    rows, longest = _SHARING.get().shape
-    return sdpa_mask(batch_size=rows, q_length=longest, kv_length=longest, attention_mask=None, **kwargs)
+    sharing, kind = _SHARING.get()
+    rows, longest = sharing.shape
+    return kind.mask(batch_size=rows, q_length=longest, kv_length=longest, attention_mask=None, **kwargs)
 
 
 AttentionInterface.register(_NAME, _attention)
@@ -143,15 +170,16 @@ def shared_prefixes(model: PreTrainedModel, sharing: Sharing) -> Iterator[dict[s
     """The model attends to rows [prompt | side] while the context lasts; gives the arguments its backbone then needs.
 
     The mask of ones keeps transformers from taking restarting positions for packed sequences. Raises ValueError for
-    attention other than SDPA.
+    attention other than SDPA and the model's own.
     """
-    before = model.config.get_text_config()._attn_implementation
-    if before != "sdpa":
-        raise ValueError(f"its attention is {before}, not sdpa")
-    token = _SHARING.set(sharing)
-    model.set_attn_implementation(_NAME)
+    base: Any = backbone(model)
+    before = base.config._attn_implementation
+    if before not in _KINDS:
+        raise ValueError(f"its attention is {before}, not {' or '.join(_KINDS)}")
+    token = _SHARING.set((sharing, _KINDS[before]))
+    base.set_attn_implementation(_NAME)
     try:
         yield {"position_ids": sharing.position_BT, "attention_mask": torch.ones_like(sharing.position_BT)}
     finally:
-        model.set_attn_implementation(before)
+        base.set_attn_implementation(before)
         _SHARING.reset(token)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any
@@ -25,8 +26,10 @@ from transformers import PreTrainedModel
 
 from schemas.errors import first_line
 from stages.gradients.batching import TokenBudget
-from stages.gradients.layers import Of, refuse_unsupported, weight_shape
+from stages.gradients.experts import Listener, Packed, Place, Stack, heard
+from stages.gradients.layers import Of, linear_layers, refuse_adapters, stacked_layers, weight_shape
 from stages.gradients.logprobs import CHUNK_ELEMENTS, Head, accumulation_dtype, completion_logprobs
+from stages.gradients.probe import Leaves, by_row, frozen, given
 from stages.gradients.projections import LayerSlot, Scales, SketchLayout, apply_side, side_maps
 from stages.gradients.rows import Pair, RowBatch
 
@@ -106,24 +109,31 @@ class Sketcher:
         self.prefix_sharing, self.sharing, self.sharing_note = prefix_sharing, False, ""
         self.both_sides, self.chunk_elements, self.of = both_sides, chunk_elements, of
         self._projections: dict[tuple[str, torch.device, torch.dtype], tuple[Tensor | None, Tensor | None]] = {}
-        self._handles: list[Any] = []
-        self._restore: list[tuple[nn.Parameter, bool]] = []
+        self._entered = ExitStack()
+        self._is_entered = False
+        self._experts: dict[tuple[int, Place], Listener] = {}
         self._sums_RD: Tensor | None = None  # rows x dim; None: hooks are idle
         self._rows_tokens = (0, 0)
         self._reached: set[str] = set()
-        self._embeds: Tensor | None = None
+        self._leaves = Leaves()
 
     def __enter__(self) -> Sketcher:
-        modules = self._checked_modules()
+        modules, stacks = self._checked_modules()
         self._head = Head.of(self.model)
-        self._was_training = self.model.training
-        self.model.eval()
-        self._restore = [(p, p.requires_grad) for p in self.model.parameters()]
-        for parameter, _ in self._restore:
-            parameter.requires_grad_(False)
-        self._handles = [self.model.get_input_embeddings().register_forward_hook(self._open_graph)]
-        for slot in self.layout.layers:
-            self._handles.append(modules[slot.name].register_forward_hook(self._listener(slot)))
+        with ExitStack() as entered:
+            entered.enter_context(frozen(self.model))
+            entered.callback(self.model.get_input_embeddings().register_forward_hook(self._open_graph).remove)
+            for slot in self.layout.layers:
+                for module in modules.get(slot.name, ()):
+                    hook = module.register_forward_hook(self._listener(slot), with_kwargs=True)
+                    entered.callback(hook.remove)
+                if slot.name in stacks:
+                    stack = stacks[slot.name]
+                    self._experts[id(stack.module), stack.place] = self._expert_listener(slot)
+            entered.callback(self._experts.clear)
+            entered.callback(self._projections.clear)
+            self._entered = entered.pop_all()
+        self._is_entered = True
         if self.prefix_sharing:
             self.sharing_note = self._why_not_share()
             self.sharing = not self.sharing_note
@@ -132,13 +142,8 @@ class Sketcher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        for parameter, wanted in self._restore:
-            parameter.requires_grad_(wanted)
-        self.model.train(self._was_training)
-        self._handles, self._restore = [], []
-        self._projections.clear()
+        self._is_entered = False
+        self._entered.close()
 
     def sketch(self, pairs: Sequence[Pair], shared: bool = False) -> PairSketches:
         """Sketch pairs as one batch of 2N rows, or of N rows that share the prompt. Use `run` for many pairs."""
@@ -148,7 +153,7 @@ class Sketcher:
 
     def _launch(self, pairs: Sequence[Pair], shared: bool) -> PairSketches:
         """`sketch`, but on CUDA the copies to the CPU (pinned) are under way until `_settle`."""
-        if not self._handles:
+        if not self._is_entered:
             raise RuntimeError("enter the Sketcher first: with Sketcher(...) as sketcher")
         if shared and self.both_sides:
             raise ValueError("sketches of both sides need a row for each side")
@@ -163,21 +168,24 @@ class Sketcher:
         self._sums_RD = torch.zeros(rows, self.layout.dim, dtype=dtype, device=device)
         self._reached = set()
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), heard(self.model, self._experts):
                 value_BC = completion_logprobs(self.model, batch, self._head, self.chunk_elements)
                 value_R = value_BC.sum(dim=1)
                 signed = value_R[:n].sum() - value_R[n:].sum()
-                torch.autograd.grad(signed, self._leaf())
+                torch.autograd.grad(signed, self._checked_leaves(), allow_unused=True)
             sums_RD = self._sums_RD
         finally:
-            self._sums_RD = self._embeds = None
+            self._sums_RD = None
+            self._leaves.clear()
         silent = [slot.name for slot in self.layout.layers if slot.name not in self._reached]
         if silent:
             raise Unsketchable(f"no gradient reached {len(silent)} sketched layers (first: {silent[0]}): exclude them")
         sides = (sums_RD[:n], -sums_RD[n:]) if self.both_sides else ()
         sketch_ND = sums_RD if shared else sums_RD[:n] + sums_RD[n:]
         # of equal answers only rounding is left, which a metric of unit norms would blow up
-        sketch_ND[[k for k, pair in enumerate(pairs) if pair.chosen == pair.rejected]] = 0.0
+        for k, pair in enumerate(pairs):
+            if pair.chosen == pair.rejected:
+                sketch_ND[k] = 0.0
         value_R = value_R.detach()
         return PairSketches(*(_to_cpu(part) for part in (sketch_ND, value_R[:n], value_R[n:], *sides)))
 
@@ -240,51 +248,76 @@ class Sketcher:
             f"(log-probability off by {gap:.2%}, cosine of the sketches {cosine:.4f})"
         )
 
-    def _leaf(self) -> Tensor:
-        if self._embeds is None:
+    def _checked_leaves(self) -> list[Tensor]:
+        if not self._leaves.tensors:
             raise Unsketchable(f"{type(self.model).__name__} did not use its input embeddings: it cannot be sketched")
-        return self._embeds
+        return self._leaves.tensors
 
-    def _checked_modules(self) -> dict[str, nn.Module]:
-        refuse_unsupported(self.model, self.of)
-        modules = dict(self.model.named_modules())
+    def _checked_modules(self) -> tuple[dict[str, list[Any]], dict[str, Stack]]:
+        """(modules, stacked experts) by slot."""
+        refuse_adapters(self.model, self.of)
+        modules, stacks = linear_layers(self.model), stacked_layers(self.model)
         for slot in self.layout.layers:
-            if slot.name not in modules:
+            if slot.name not in modules and slot.name not in stacks:
                 raise ValueError(f"no layer {slot.name}: the layout belongs to another model")
-            shape = weight_shape(modules[slot.name])
+            stack = stacks.get(slot.name)
+            shape = weight_shape(modules[slot.name][0]) if stack is None else stack.shape
             if shape != (slot.out_width, slot.in_width):
                 raise ValueError(f"{slot.name} is {shape}, not {(slot.out_width, slot.in_width)} as planned")
         if any(parameter.dtype == torch.float16 for parameter in self.model.parameters()):
             raise ValueError("float16 weights: gradients underflow; load bfloat16 or float32")
-        return modules
+        return modules, stacks
 
     def _open_graph(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        """Make the embeddings' output the leaf the whole graph hangs on (weights are frozen)."""
-        if self._sums_RD is None or self._embeds is not None:
-            return None
-        self._embeds = output.detach().requires_grad_(True)
-        return self._embeds
+        """Make the embeddings' output a leaf that the graph hangs on (weights are frozen)."""
+        return None if self._sums_RD is None else self._leaves.open(output)
 
     def _listener(self, slot: LayerSlot) -> Any:
-        def forward_hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if self._sums_RD is None or not output.requires_grad:
-                return
+        def forward_hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
+            if self._sums_RD is None or not torch.is_grad_enabled():
+                return None
+            output = self._leaves.open(output)
             out, in_ = self._layer_projections(slot, output)
             with torch.no_grad():
-                x_BTP = apply_side(self._by_row(slot, args[0]), in_)  # all that is kept of the input
+                x_BTP = apply_side(self._by_row(slot, given(args, kwargs)), in_)  # all that is kept of the input
 
             def backward_hook(delta: Tensor) -> None:
-                sums_RD = self._sums_RD
-                if sums_RD is None:
+                if (sums_RD := self._sums_RD) is None:
                     return
                 d_BTP = apply_side(self._by_row(slot, delta), out)
-                s_BPP = torch.bmm(d_BTP.to(sums_RD.dtype).transpose(1, 2), x_BTP.to(sums_RD.dtype))
-                sums_RD[:, slot.columns] += s_BPP.reshape(s_BPP.shape[0], -1).to(sums_RD.device)
-                self._reached.add(slot.name)
+                self._add(slot, torch.bmm(d_BTP.to(sums_RD.dtype).transpose(1, 2), x_BTP.to(sums_RD.dtype)))
 
             output.register_hook(backward_hook)
+            return output
 
         return forward_hook
+
+    def _expert_listener(self, slot: LayerSlot) -> Listener:
+        def heard_linear(packed: Packed, x_SI: Tensor, output: Tensor) -> Tensor:
+            if self._sums_RD is None or not torch.is_grad_enabled():
+                return output
+            output = self._leaves.open(output)
+            out, in_ = self._layer_projections(slot, output)
+            rows, tokens = self._rows_tokens
+            if len(packed.order_S) % (rows * tokens):
+                raise Unsketchable(f"{slot.name} gets some tokens only: its rows cannot be told apart; exclude it")
+            with torch.no_grad():
+                x_SP = apply_side(x_SI, in_)
+
+            def backward_hook(delta: Tensor) -> None:
+                if (sums_RD := self._sums_RD) is not None:
+                    self._add(slot, packed.sketch(delta, x_SP, out, rows, sums_RD.dtype))
+
+            output.register_hook(backward_hook)
+            return output
+
+        return heard_linear
+
+    def _add(self, slot: LayerSlot, s_BPP: Tensor) -> None:
+        sums_RD = self._sums_RD
+        assert sums_RD is not None
+        sums_RD[:, slot.columns] += s_BPP.reshape(s_BPP.shape[0], -1).to(sums_RD.device)
+        self._reached.add(slot.name)
 
     def _layer_projections(self, slot: LayerSlot, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Projections (`side_maps`) in the activations' dtype and device; drawn once while the sketcher is
@@ -299,16 +332,15 @@ class Sketcher:
         return self._projections[key]
 
     def _by_row(self, slot: LayerSlot, value: Tensor) -> Tensor:
-        """[B, T, width], also from layers that are called on flattened tokens."""
+        """[B, places, width] of a layer's input or output gradient."""
         rows, tokens = self._rows_tokens
-        if value.dim() == 3 and value.shape[:2] == (rows, tokens):
-            return value
-        if value.dim() == 2 and value.shape[0] == rows * tokens:
-            return value.view(rows, tokens, -1)
-        raise Unsketchable(
-            f"{slot.name} gets input of shape {tuple(value.shape)} for {rows} rows of {tokens} "
-            "tokens: its rows cannot be told apart; exclude it"
-        )
+        found = by_row(value, rows, tokens)
+        if found is None:
+            raise Unsketchable(
+                f"{slot.name} gets input of shape {tuple(value.shape)} for {rows} rows of {tokens} "
+                "tokens: its rows cannot be told apart; exclude it"
+            )
+        return found
 
 
 def _to_cpu(value: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from schemas.ids import seed_for
 from schemas.tables import TABLES
-from stages.contract import Context, Drop, Part, Shard, tally
+from stages.contract import Context, Drop, Part, Shard, ShardStage, tally
 from stages.engines import shared_engine
 from stages.engines.base import Completion, Request
 from stages.engines.sharded import OpenShard, Results, run_shards
@@ -22,7 +22,7 @@ from stages.text.language import same_language
 from stages.text.render import RenderError
 
 
-class Judge:
+class Judge(ShardStage):
     """candidates, prompts -> judgements.
 
     Unit `candidate`: kept = candidates with a score. Dropped: low_mass (expected_score: too little probability on the

@@ -23,23 +23,6 @@ def settle_threads(config: RunConfig, processes: int = 1) -> None:
         torch.set_num_threads(max(1, (config.execution.threads or torch.get_num_threads()) // processes))
 
 
-def device_of(config: RunConfig) -> torch.device:
-    """Where the run computes. Raises UserError when CUDA is asked for and not there."""
-    wanted = config.execution.device
-    if config.execution.deterministic or wanted == "cpu":
-        return torch.device("cpu")
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "There is no CUDA device", where="execution.device", fix="Set execution.device: cpu, or check the driver."
-        )
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def dtype_of(config: RunConfig) -> torch.dtype:
-    """model.dtype; auto is bfloat16."""
-    return torch.bfloat16 if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
-
-
 def load_causal_lm(model: ModelRef, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> Any:
     """The model in evaluation mode on `device`, from safetensors only. Raises UserError when it cannot be loaded."""
     if model.path is None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from schemas.tables import TABLES
-from stages.contract import Account, Context, Drop, Rows, tally
+from stages.contract import Account, Context, Drop, Rows, TableStage, tally
 from stages.empty import without_languages
 from stages.pairs.finish import Finisher
 from stages.pairs.from_candidates import FromCandidates
@@ -21,7 +21,7 @@ _FIX = (
 _FIX_IMPORTED = "Look at pairs.sources (`fields`, `language`) and at what those reasons say."
 
 
-class Pairs:
+class Pairs(TableStage):
     """TableStage: candidates, judgements, prompts -> pairs; or pairs.sources -> pairs.
 
     From candidates, units candidate (truncated, empty, thought, broken_thought, wrong_language, unjudged) and prompt

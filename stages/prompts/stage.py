@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from schemas.config.sources import PromptFields, PromptSource
 from schemas.ids import content_id
 from schemas.tables import TABLES
-from stages.contract import Account, Context, Drop, Rows, Stopped, tally
+from stages.contract import Account, Context, Drop, Rows, Stopped, TableStage, tally
 from stages.empty import without_languages
 from stages.prompts.duplicates import Deduplicator
 from stages.sources import Batch, columns_of, excerpt, read_rows
@@ -43,7 +43,7 @@ class _Row:
     confidence: float = 0.0
 
 
-class Prompts:
+class Prompts(TableStage):
     """TableStage: sources -> prompts. Units: rows of the sources, in their order.
 
     Drop reasons: empty, not_text, tool_calls, unknown_role, no_user_turn; invalid_language, language_not_in_run,

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from schemas.config import RunConfig
 from schemas.config.curation import SelectConfig
 from schemas.manifests import StageManifest
-from stages.catalog import STAGES
 from stages.report.conflicts import Conflicts
 from stages.report.data import Tables
 from stages.report.results import ALL, Results
 from stages.report.text import count, number, percent
+from stages.schedule import schedule
 
 
 @dataclass(frozen=True)
@@ -145,17 +145,11 @@ def config_json(config: RunConfig) -> str:
 def unfinished(config: RunConfig, manifests: Sequence[StageManifest]) -> list[str]:
     """Stages without a finished result, in order; empty when the run is complete."""
     done = {(manifest.stage, manifest.round) for manifest in manifests}
-    skipped = {"report"} | ({"generate", "judge"} if config.imported else set())
-    if config.imported and not config.prompts.sources:
-        skipped.add("prompts")
-    missing = []
-    for round_ in range(config.rounds):
-        for spec in STAGES:
-            if spec.name in skipped or not spec.is_part_of(config) or (not spec.per_round and round_ > 0):
-                continue
-            if (spec.name, round_) not in done:
-                missing.append(f"{spec.name} (round {round_})" if config.rounds > 1 and spec.per_round else spec.name)
-    return missing
+    titles = {}
+    for step in schedule(config):
+        numbered = config.rounds > 1 and step.spec.per_round
+        titles[step] = f"{step.spec.name} (round {step.round})" if numbered else step.spec.name
+    return [title for step, title in titles.items() if (step.spec.name, step.round) not in done]
 
 
 def _selection(select: SelectConfig) -> str:

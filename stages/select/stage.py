@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from schemas.config.curation import SelectConfig
 from schemas.errors import UserError
 from schemas.tables import TABLES
-from stages.contract import Account, Context, Drop, Rows, Stopped, tally
+from stages.contract import Account, Context, Drop, Rows, Stopped, TableStage, tally
 from stages.select.filters import FILTERS, ranking, rankings
 
 _BATCH = 4096
@@ -23,7 +23,7 @@ _UNRANKED = {
 }
 
 
-class Select:
+class Select(TableStage):
     """TableStage: pairs, scores -> curated, rejected. Unit pair: the pairs of the train split.
 
     Reasons in rejected: no_score (no gradient, so no conflict score; or nothing that `select.by` could rank by, such

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from schemas.config.base import semantic_values
 from schemas.ids import content_id
-from stages.contract import Account, Context, Rows, tally
+from stages.contract import Account, ArtifactStage, Context, Rows, tally
 from stages.models.load import free_memory
 from stages.sft.card import sft_card
 from stages.sft.conversations import Conversations, load_conversations
@@ -21,7 +21,7 @@ from stages.train.metrics import metrics_table
 from stages.train.session import Session
 
 
-class Sft:
+class Sft(ArtifactStage):
     """sft.sources -> conversations, sft_metrics, model.
 
     Unit row; drops as in `load_conversations`. ctx.folder holds checkpoints/, logs/, adapter/ (LoRA), model/ (merged safetensors,

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from schemas.config import RunConfig
 from schemas.config.trainer import TrainerConfig
 from schemas.errors import UserError
-from stages.models.load import device_of, dtype_of
+from stages.models.device import device_of, dtype_of
 from stages.train.processes import count
 
 

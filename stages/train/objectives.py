@@ -10,8 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from schemas.config.training import Objective
-from schemas.errors import UserError, first_line
+from schemas.errors import UserError
 from schemas.ids import content_id, seed_for
+from stages.conditions import collected, fitting
 from stages.contract import Context, Drop
 from stages.evaluate.loglik import preference
 from stages.gradients.rows import Pair
@@ -82,14 +83,7 @@ def choose(session: Session, pairs: TrainingPairs) -> tuple[list[Chosen], list[D
 
 
 def _matching(frame: pl.LazyFrame, objective: Objective, where: str, *columns: str) -> pl.DataFrame:
-    try:
-        return frame.filter(pl.sql_expr(objective.where)).select(columns).collect()
-    except (pl.exceptions.PolarsError, ValueError) as error:
-        raise UserError(
-            f"the condition of objective {objective.name} cannot be evaluated: {first_line(error)}",
-            where=where,
-            fix=f"It is an SQL condition over {', '.join(frame.collect_schema().names())}.",
-        ) from error
+    return collected(fitting(frame, objective.where, where).select(columns), where)
 
 
 def _sample(ctx: Context, rows: pl.DataFrame) -> pl.DataFrame:

@@ -27,7 +27,7 @@ from schemas.config import RunConfig
 from schemas.errors import UserError, first_line
 from stages.contract import Context, Silent, Stopped
 from stages.gradients.batching import is_out_of_memory
-from stages.models.load import device_of
+from stages.models.device import device_of
 from stages.train.memory import less_memory
 
 T = TypeVar("T")
@@ -134,9 +134,7 @@ def run_together(job: Job[T], ctx: Context, processes: int) -> T:
         set_forkserver_preload([job.__module__])
     stop = context.RawValue("b", 0)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    parts = {
-        name: getattr(ctx, name) for name in ("config", "round", "inputs", "models", "folder", "manifests", "limits")
-    }
+    parts = {name: getattr(ctx, name) for name in ("config", "round", "inputs", "models", "folder", "limits")}
     members: list[_Member] = []
     try:
         for rank in range(processes):

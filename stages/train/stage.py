@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from stages.contract import Account, Context, Rows, tally
+from stages.contract import Account, ArtifactStage, Context, Rows, tally
 from stages.train.card import model_card
 from stages.train.export import exported
 from stages.train.job import train_job
@@ -15,7 +15,7 @@ from stages.train.metrics import metrics_table, totals
 from stages.train.processes import process_count, run_together
 
 
-class Train:
+class Train(ArtifactStage):
     """curated -> metrics, model.
 
     ctx.folder holds checkpoints/, logs/, adapter/ (LoRA), model/ (merged safetensors, tokenizer, card). A run that was

@@ -28,7 +28,7 @@ pytestmark = [
     ),
 ]
 
-STAGES = ["prompts", "generate", "judge", "pairs", "gradients", "conflict", "select", "train", "evaluate", "report"]
+STAGES = ["prompts", "generate", "judge", "pairs", "gradients", "conflict", "select", "train", "evaluate"]
 SEEN, UNSEEN = ["en", "de", "hi"], ["th"]
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "pipeline")]
 
 if __name__ == "__main__":
-    import pipeline.plan
     import pipeline.run
     import pipeline.summary
+    import stages.schedule
     from pipeline.cli import app
-    from tests.faults.inline import SPECS
+    from tests.faults.inline import SPECS, light_report
 
-    pipeline.plan.STAGES = SPECS
-    pipeline.plan.BY_NAME = {spec.name: spec for spec in SPECS}
+    stages.schedule.STAGES = SPECS
     pipeline.run.config_files = lambda spec, config: {}
     pipeline.run.preflight = lambda config, specs: None
+    pipeline.run.refresh_report = light_report
     pipeline.summary.print_summary = lambda config: None
     app()

@@ -28,11 +28,16 @@ from typing import Any
 
 import psutil
 
+from schemas.config import RunConfig
 from schemas.manifests import StageManifest
 from stages.catalog import STAGES as ALL_STAGES
 
 START = "start"
-STAGES = tuple(spec for spec in ALL_STAGES if spec.when is None)
+_PLAIN = RunConfig.model_validate(
+    {"name": "plain", "model": {"policy": "x"}, "languages": {"seen": ["en"]}, "prompts": {"sources": [{"path": "x"}]}}
+)
+STAGES = tuple(spec for spec in ALL_STAGES if spec.is_part_of(_PLAIN))
+"""Of a run without any of the extras."""
 TARGETS = (START, *(spec.name for spec in STAGES))
 _START_SECONDS = 1.5
 _PATIENCE_SECONDS = 900.0

@@ -114,7 +114,7 @@ def test_a_moved_and_renamed_run_continues_where_it_was(fake):
         :2
     ] == ["done", "done"]
     fake(f"run_dir={moved.parent}", "name=renamed")
-    assert [stage for stage, _ in fake.computed[done:]] == ["select", "train", "report"]
+    assert [stage for stage, _ in fake.computed[done:]] == ["select", "train"]
 
 
 def test_a_forced_stage_that_was_interrupted_continues_with_the_same_command(fake, monkeypatch):

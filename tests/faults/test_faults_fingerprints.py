@@ -11,7 +11,8 @@ import polars as pl
 import pytest
 import yaml
 
-import pipeline.plan
+import stages.catalog
+import stages.schedule
 from pipeline.commit import write_manifest
 from pipeline.fingerprint import content_of
 from pipeline.plan import Planner, State
@@ -19,8 +20,8 @@ from pipeline.rundir import RunDir
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.manifests import FileRecord, PartManifest, StageManifest
-from stages.catalog import StageSpec
 from stages.contract import Part, tally
+from stages.spec import StageSpec
 from tests.faults.every_key import (
     OWN,
     base_config,
@@ -92,7 +93,7 @@ def test_every_key_is_in_the_fingerprint_of_the_stages_that_depend_on_it_and_of_
         named = [line for line in state.why if line.startswith(re.split(r"\.\d+\.", key)[0])]
         if semantic and depends(state.step.spec, key):
             assert state.kind == "changed" and named, (state.step.title, state.why)
-        elif state.step.spec.name != "report":
+        else:
             assert state.kind == "done", (state.step.title, state.why)
     if semantic:
         assert any(depends(step.spec, key) for step in planner(RunConfig.model_validate(changed), finished).steps), (
@@ -139,7 +140,7 @@ def test_another_train_reference_makes_gradients_again_only_where_the_model_is_a
     for state in states(changed, tmp_path):
         assert (state.kind == "changed") == (state.step.spec.name == "train"), state.step.title
     for name in ("aggregate", "gradients", "train"):
-        assert "reference" in pipeline.plan.BY_NAME[name].models
+        assert "reference" in stages.catalog.BY_NAME[name].models
 
 
 @pytest.mark.parametrize("loss", [{"type": "hinge"}, {"beta": 0.5}, {"alpha": 0.01}])
@@ -175,9 +176,9 @@ def test_a_changed_model_or_file_changes_the_stages_that_read_it(finished, what)
         path.write_text(before)
     changed = {name for (name, _), (kind, why) in kinds.items() if kind == "changed" and f"{what} " in "".join(why)}
     readers = {
-        "model": {s.name for s in pipeline.plan.STAGES if s.models and s.is_part_of(config)},
+        "model": {s.name for s in stages.schedule.STAGES if s.models and s.is_part_of(config)},
         "file": {"prompts"},
-        "input": {"generate", "judge", "pairs", "evaluate", "report"},
+        "input": {"generate", "judge", "pairs", "evaluate"},
     }
     assert changed == readers[what]
 
@@ -212,9 +213,8 @@ def test_rows_of_two_configs_never_mix_after_a_crash(tmp_path, key):
     changed = changed | {"run_dir": str(tmp_path / "runs"), "name": "t", "rounds": 1}
     with fake_pipeline(), pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(fake_stages, "Stamp", Stamp, raising=False)
-        specs = (SPECS[0], generate, SPECS[4])
-        monkeypatch.setattr(pipeline.plan, "STAGES", specs)
-        monkeypatch.setattr(pipeline.plan, "BY_NAME", {s.name: s for s in specs})
+        specs = (SPECS[0], generate)
+        monkeypatch.setattr(stages.schedule, "STAGES", specs)
         small = {"prompts": {**base_config()["prompts"], "max_chars": 12}, "generate": {"shard_size": 4}, "rounds": 1}
         run = FakeRun(tmp_path, base_config() | small | {"run_dir": str(tmp_path / "runs")})
         monkeypatch.setattr(Stamp, "stop_after", 2)

@@ -12,14 +12,15 @@ import pyarrow as pa
 
 from schemas.errors import UserError
 from schemas.tables import TABLES
-from stages.catalog import StageSpec
-from stages.contract import Account, Context, Drop, Part, Rows, Shard, tally
+from stages.contract import Account, ArtifactStage, Context, Drop, Part, Rows, Shard, ShardStage, TableStage, tally
+from stages.spec import StageSpec
 
 PROMPTS = StageSpec("prompts", "table", "fake_stages:Numbers", (), ("prompts",), ("prompts",), per_round=False)
-GENERATE = StageSpec("generate", "shard", "fake_stages:Squares", ("prompts",), ("candidates",), ("generate",))
+GENERATE = StageSpec(
+    "generate", "shard", "fake_stages:Squares", ("prompts",), ("candidates",), ("generate",), expensive=True
+)
 SELECT = StageSpec("select", "table", "fake_stages:Sum", ("candidates",), ("curated",), ("select",))
-TRAIN = StageSpec("train", "artifact", "fake_stages:Folder", ("curated",), (), ("train",))
-REPORT = StageSpec("report", "artifact", "fake_stages:Page", (), (), ("report",), per_round=False)
+TRAIN = StageSpec("train", "artifact", "fake_stages:Folder", ("curated",), (), ("train",), expensive=True)
 
 
 def rows(table: str, **columns: list) -> pa.Table:
@@ -42,14 +43,14 @@ def _maybe_die(name: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Numbers:
+class Numbers(TableStage):
     def run(self, ctx: Context) -> Iterator[Rows | Account]:
         n = ctx.config.prompts.max_chars
         yield Rows("prompts", rows("prompts", source_row=list(range(n))))
         yield Account(tally("row", ["en"] * n, []))
 
 
-class Squares:
+class Squares(ShardStage):
     def run(self, ctx: Context, shards: Iterator[Shard]) -> Iterator[Part]:
         for shard in shards:
             numbers = shard.rows.column("source_row").to_pylist()
@@ -77,7 +78,7 @@ class Squares:
             )
 
 
-class Sum:
+class Sum(TableStage):
     def run(self, ctx: Context) -> Iterator[Rows | Account]:
         frame = ctx.scan("candidates").collect()
         ctx.progress.note(f"limits {ctx.limits}")
@@ -85,7 +86,7 @@ class Sum:
         yield Account(tally("candidate", ["en"] * frame.height, []))
 
 
-class Folder:
+class Folder(ArtifactStage):
     def run(self, ctx: Context) -> Iterator[Rows | Account]:
         assert ctx.folder is not None
         marker = ctx.folder / "checkpoint"
@@ -95,11 +96,3 @@ class Folder:
         out = ctx.folder / "result.txt"
         out.write_text("resumed" if resumed else "fresh")
         yield Account([], artifacts=[out])
-
-
-class Page:
-    def run(self, ctx: Context) -> Iterator[Rows | Account]:
-        assert ctx.folder is not None
-        page = ctx.folder / "report.html"
-        page.write_text(repr(sorted(ctx.inputs)) + repr([m.stage for m in ctx.manifests]))
-        yield Account([], artifacts=[page])

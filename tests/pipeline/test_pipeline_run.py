@@ -9,8 +9,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-import pipeline.plan
 import pipeline.run
+import stages.schedule
 from pipeline.config_file import load_config
 from pipeline.console import Display
 from pipeline.executor_errors import StageFailed
@@ -24,15 +24,13 @@ from schemas.errors import UserError
 sys.path.insert(0, str(Path(__file__).parent))
 import fake_stages
 
-SPECS = (fake_stages.PROMPTS, fake_stages.GENERATE, fake_stages.SELECT, fake_stages.TRAIN, fake_stages.REPORT)
+SPECS = (fake_stages.PROMPTS, fake_stages.GENERATE, fake_stages.SELECT, fake_stages.TRAIN)
 
 
 @pytest.fixture
 def fake(monkeypatch, tmp_path, write_config):
     """Run the fake pipeline; returns a function (overrides, selection) -> outcome and the run directory."""
-    by_name = {spec.name: spec for spec in SPECS}
-    monkeypatch.setattr(pipeline.plan, "STAGES", SPECS)
-    monkeypatch.setattr(pipeline.plan, "BY_NAME", by_name)
+    monkeypatch.setattr(stages.schedule, "STAGES", SPECS)
     monkeypatch.setattr(pipeline.run, "config_files", lambda spec, config: {})
     monkeypatch.setattr(pipeline.run, "preflight", lambda config, specs: None)
     monkeypatch.setenv("FAKE_DIR", str(tmp_path))
@@ -58,15 +56,15 @@ def titles(steps) -> list[str]:
 
 def test_a_run_completes_and_running_again_does_nothing(fake):
     outcome = fake()
-    assert titles(outcome.ran) == ["prompts", "generate", "select", "train", "report"]
+    assert titles(outcome.ran) == ["prompts", "generate", "select", "train"]
     assert pl.read_parquet(fake.root / "round-0/curated/*.parquet")["chosen_score"][0] == sum(
         n * n for n in range(0, 20, 2)
     )
     dropped = pl.read_parquet(fake.root / "round-0/_dropped/candidates/*.parquet")
     assert dropped["reason"].to_list() == ["odd"] * 10
     again = fake()
-    assert again.ran == [] and len(again.skipped) == 5
-    assert [s.kind for s in states_of(fake.root)] == ["done"] * 5
+    assert again.ran == [] and len(again.skipped) == 4
+    assert [s.kind for s in states_of(fake.root)] == ["done"] * 4
 
 
 def test_table_folders_hold_only_parquet(fake):
@@ -187,7 +185,7 @@ def test_a_dead_holder_does_not_block(fake):
 
 def test_dry_run_changes_nothing(fake):
     states = preview(fake.config(), Selection())
-    assert [s.kind for s in states] == ["new", "waiting", "waiting", "waiting", "new"]
+    assert [s.kind for s in states] == ["new", "waiting", "waiting", "waiting"]
     assert not (fake.root / "prompts").exists()
 
 
@@ -210,3 +208,30 @@ def test_every_level_accounts_for_every_row(fake):
         for t in manifest.tallies:
             assert t.rows_in == t.kept + sum(t.dropped.values()) + t.failed
     assert rundir.stage(fake_stages.GENERATE, 0).tallies[0].dropped == {"odd": 10}
+
+
+def test_the_report_is_written_after_every_run_and_again_only_when_it_is_missing_or_old(fake):
+    fake(last="generate")
+    page = fake.root / "report.html"
+    first = page.read_bytes()
+    fake()
+    second = page.read_bytes()
+    assert second != first
+    page.unlink()
+    assert fake().ran == [] and page.read_bytes() == second
+    before = page.stat().st_mtime_ns
+    fake()
+    assert page.stat().st_mtime_ns == before
+    page.write_bytes(first)
+    fake()
+    assert page.read_bytes() == second
+
+
+def test_a_run_directory_with_the_report_as_a_stage_continues(fake):
+    fake(last="select")
+    state = fake.root / "_state" / "report"
+    state.mkdir()
+    (state / "plan.json").write_text('{"of": "another time"}')
+    assert titles(fake().ran) == ["train"]
+    with pytest.raises(UserError, match="no stage 'report'"):
+        fake(stage="report")

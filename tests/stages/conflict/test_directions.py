@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.conflict.directions import conflicts, cosines, directions, grams
-from stages.conflict.stream import BLOCK, Rows, blocks, scaled
+from stages.conflict.directions import cosines, count_conflicts, directions, grams
+from stages.conflict.stream import BLOCK, Chunk, blocks, scaled
 from stages.gradients.omegas import ema_omegas, mean_omegas
 
 
@@ -64,7 +64,7 @@ def test_scaled_multiplies_rows(world, stream) -> None:
 def test_blocks_are_the_same_whatever_the_chunks(sizes) -> None:
     total = sum(sizes)
     x_ND, factor_N = torch.arange(float(total))[:, None], torch.arange(float(total)).double()
-    cuts = [Rows(x, f) for x, f in zip(x_ND.split(sizes), factor_N.split(sizes), strict=True)]
+    cuts = [Chunk(x, f) for x, f in zip(x_ND.split(sizes), factor_N.split(sizes), strict=True)]
     got = list(blocks(lambda: cuts))
     assert [len(block.x_ND) for block in got] == [min(BLOCK, total - at) for at in range(0, total, BLOCK)]
     assert [block.start for block in got] == list(range(0, total, BLOCK))
@@ -86,7 +86,7 @@ def test_cosines_and_conflicts_with_an_empty_direction() -> None:
     assert valid.tolist() == [[True, True, False], [True, True, False], [False] * 3]
     assert float(value[0, 1]) == pytest.approx(-(0.5**0.5))
     assert value[2].tolist() == [0.0, 0.0, 0.0]
-    assert conflicts(direction_LD @ direction_LD.T) == 1
+    assert count_conflicts(direction_LD @ direction_LD.T) == 1
 
 
 def test_bad_streams_are_refused(stream) -> None:

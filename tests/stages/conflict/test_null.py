@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.conflict import null as nulls
-from stages.conflict.directions import conflicts, directions, signed_directions
+from stages.conflict.directions import count_conflicts, directions, signed_directions
 from stages.gradients.omegas import mean_omegas
 
 
@@ -105,7 +105,7 @@ def test_tail_tells_real_conflict_from_noise(stream, fresh_seed) -> None:
     g_ND = 5 * centre_LD[language_N] + torch.randn(200, 60, generator=generator, dtype=torch.float64)
     omega_N = mean_omegas(language_N, 4)
     direction_LD = directions(stream(g_ND), language_N, omega_N, 4)
-    observed = conflicts(direction_LD @ direction_LD.T)
+    observed = count_conflicts(direction_LD @ direction_LD.T)
     null = sign_flip_null(stream(g_ND), language_N, omega_N, 4, draws=99)
     assert observed == 6
     assert null.tail([observed])[0] <= 0.1

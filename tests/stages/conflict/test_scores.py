@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
@@ -13,11 +14,11 @@ from hypothesis import strategies as st
 
 from schemas.errors import UserError
 from stages.conflict.directions import directions, signed_directions
-from stages.conflict.scores import FLAGS, Scores
-from stages.conflict.scoring import score_pairs, score_products
-from stages.conflict.scratch import Kept
-from stages.conflict.stream import Rows
+from stages.conflict.scores import FLAGS, PairScores
+from stages.conflict.scoring import score_products, score_sketches
+from stages.conflict.stream import Chunk
 from stages.conflict.surgery import surgery
+from stages.conflict.waiting import Waiting
 from stages.gradients.omegas import ema_omegas, mean_omegas
 
 
@@ -44,21 +45,36 @@ def from_scratch(g_ND, language_N, omega_N, n_languages, method, columns, labels
     return torch.tensor(out, dtype=torch.float64)
 
 
-def as_matrix(scores: Scores) -> torch.Tensor:
-    return torch.cat([torch.stack([scores.score_all, scores.score_others, scores.cosine_own], 1), scores.cosines], 1)
+def as_matrix(scores: PairScores) -> torch.Tensor:
+    return torch.cat([torch.stack([scores.score_all, scores.score_others, scores.cosine_own], 1), cosines(scores)], 1)
 
 
-def optional(scores: Scores, name: str) -> list[float | None]:
+def cosines(scores: PairScores) -> torch.Tensor:
+    """0 where there is none."""
+    return scores.cosines(0, len(scores.norm)).double().nan_to_num(0.0)
+
+
+def cosines_valid(scores: PairScores) -> torch.Tensor:
+    return ~scores.cosines(0, len(scores.norm)).isnan()
+
+
+def assert_same(got: torch.Tensor, want: torch.Tensor, rtol: float = 1e-8, atol: float = 1e-9) -> None:
+    """Scores; the cosines beside them are float32."""
+    torch.testing.assert_close(got[:, :3], want[:, :3], rtol=rtol, atol=atol)
+    torch.testing.assert_close(got[:, 3:], want[:, 3:], rtol=max(rtol, 2e-6), atol=max(atol, 2e-7))
+
+
+def optional(scores: PairScores, name: str) -> list[float | None]:
     values, valid = getattr(scores, name), getattr(scores, f"{name}_valid")
     return [v if ok else None for v, ok in zip(values.tolist(), valid.tolist(), strict=True)]
 
 
-def conflicting(scores: Scores, languages: list[str]) -> list[list[str]]:
-    negative = (scores.cosines_valid & (scores.cosines < 0)).tolist()
+def conflicting(scores: PairScores, languages: list[str]) -> list[list[str]]:
+    negative = (cosines(scores) < 0).tolist()
     return [[name for name, bad in zip(languages, row, strict=True) if bad] for row in negative]
 
 
-def flag_names(scores: Scores) -> list[list[str]]:
+def flag_names(scores: PairScores) -> list[list[str]]:
     return [[name for name in FLAGS if scores.flags[name][i]] for i in range(len(scores.norm))]
 
 
@@ -69,10 +85,10 @@ SEGMENTS = (torch.arange(0, 24, 3), torch.arange(1, 24, 3), torch.arange(2, 24, 
 @pytest.mark.parametrize("refit", [False, True])
 @pytest.mark.parametrize("columns", [WHOLE, SEGMENTS], ids=["whole", "segments"])
 @pytest.mark.parametrize(
-    ("grouping", "scratch_bytes"),
+    ("grouping", "waiting_bytes"),
     [("alone", 0), ("pairs", 10**6), ("mixed", 0), ("scattered", 10**6), ("scattered", 0)],
 )
-def test_scores_equal_recomputation(grouping, scratch_bytes, columns, refit, world, stream, fresh_seed) -> None:
+def test_scores_equal_recomputation(grouping, waiting_bytes, columns, refit, world, stream, fresh_seed) -> None:
     g_ND, language_N = world(fresh_seed)
     n = len(g_ND)
     labels = {
@@ -84,15 +100,15 @@ def test_scores_equal_recomputation(grouping, scratch_bytes, columns, refit, wor
     omega_N = ema_omegas(language_N, 4, 0.8, 3)
     method = surgery("pcgrad", 4, seed=1, repeats=3)
     direction_LD = directions(stream(g_ND), language_N, omega_N, 4)
-    got = score_pairs(
+    got = score_sketches(
         stream(g_ND, 11), language_N, omega_N, direction_LD, method, columns=columns,
-        group_N=None if grouping == "alone" else torch.tensor(labels), refit=refit, scratch_bytes=scratch_bytes,
+        group_N=None if grouping == "alone" else torch.tensor(labels), refit=refit, waiting_bytes=waiting_bytes,
     )  # fmt: skip
     want = from_scratch(g_ND, language_N, omega_N, 4, method, columns, labels, refit)
-    torch.testing.assert_close(as_matrix(got), want, rtol=1e-8, atol=1e-9)
+    assert_same(as_matrix(got), want)
     torch.testing.assert_close(got.norm, g_ND.norm(dim=1))
     assert got.score_all_valid.all()
-    assert got.cosines_valid.all()
+    assert cosines_valid(got).all()
 
 
 def test_pure_noise_scores_zero_only_when_left_out(world, stream, fresh_seed) -> None:
@@ -100,7 +116,7 @@ def test_pure_noise_scores_zero_only_when_left_out(world, stream, fresh_seed) ->
     g_ND, language_N = world(fresh_seed, n=400, dim=400, signal=0.0)
     omega_N = mean_omegas(language_N, 4)
     direction_LD = directions(stream(g_ND), language_N, omega_N, 4)
-    got = score_pairs(stream(g_ND, 64), language_N, omega_N, direction_LD, surgery("pcgrad", 4)).score_all
+    got = score_sketches(stream(g_ND, 64), language_N, omega_N, direction_LD, surgery("pcgrad", 4)).score_all
     assert abs(float(got.mean())) < 5 * float(got.std()) / 20 + 1 / 400
     kept_in = torch.cosine_similarity(g_ND, direction_LD.sum(dim=0)[None], dim=1)
     assert float(kept_in.mean()) > 0.04
@@ -114,8 +130,8 @@ def test_translations_leak_unless_the_group_leaves(stream, fresh_seed) -> None:
     g_ND = torch.randn(50, 300, generator=generator, dtype=torch.float64)[task]
     omega_N = mean_omegas(language_N, 4)
     args = (stream(g_ND), language_N, omega_N, directions(stream(g_ND), language_N, omega_N, 4), surgery("mean", 4))
-    alone = score_pairs(*args).score_all.mean()
-    together = score_pairs(*args, group_N=task).score_all
+    alone = score_sketches(*args).score_all.mean()
+    together = score_sketches(*args, group_N=task).score_all
     assert float(alone) > 0.08
     assert abs(float(together.mean())) < 5 * float(together[:50].std()) / 50**0.5 + 1 / 50
 
@@ -126,7 +142,7 @@ def test_planted_conflicts_rank_last(world, stream, fresh_seed) -> None:
     flipped = torch.arange(200) % 5 == 0
     g_ND = g_ND + 0.5 * shared * torch.where(flipped, -1.0, 1.0)[:, None]
     omega_N = mean_omegas(language_N, 3)
-    got = score_pairs(
+    got = score_sketches(
         stream(g_ND), language_N, omega_N, directions(stream(g_ND), language_N, omega_N, 3), surgery("pcgrad", 3)
     )
     for score in (got.score_all, got.score_others):
@@ -134,14 +150,14 @@ def test_planted_conflicts_rank_last(world, stream, fresh_seed) -> None:
         assert float(auroc) > 0.95
 
 
-def run(g_ND, language, languages, stream, **options) -> Scores:
+def run(g_ND, language, languages, stream, **options) -> PairScores:
     language_N = torch.tensor(language)
     g_ND = g_ND.double()
     omega_N = mean_omegas(language_N, languages)
     direction_LD = directions(stream(g_ND), language_N, omega_N, languages)
     method = surgery(options.pop("method", "pcgrad"), languages)
-    scores = score_pairs(stream(g_ND), language_N, omega_N, direction_LD, method, **options)
-    for value in (scores.score_all, scores.score_others, scores.cosine_own, scores.cosines, scores.norm):
+    scores = score_sketches(stream(g_ND), language_N, omega_N, direction_LD, method, **options)
+    for value in (scores.score_all, scores.score_others, scores.cosine_own, scores.norm):
         assert torch.isfinite(value).all()
     return scores
 
@@ -167,7 +183,7 @@ def test_single_language_scores_against_itself(stream) -> None:
 def test_empty_languages_do_not_count(stream) -> None:
     got = run(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]), [1, 1, 1], 3, stream)
     assert got.score_all_valid.all()
-    assert got.cosines_valid.tolist() == [[False, True, False]] * 3
+    assert cosines_valid(got).tolist() == [[False, True, False]] * 3
     assert got.flags["single_language"].all()
 
 
@@ -213,9 +229,9 @@ def test_neither_chunks_nor_where_rows_wait_change_a_score(world, stream, fresh_
     omega_N = mean_omegas(language_N, 4)
     direction_LD = directions(stream(g_ND), language_N, omega_N, 4)
     args = (language_N, omega_N, direction_LD, surgery("pcgrad", 4))
-    want = as_matrix(score_pairs(stream(g_ND), *args, group_N=labels))
-    for chunk, scratch_bytes in ((1, 0), (60, 0), (13, 10**6)):
-        got = as_matrix(score_pairs(stream(g_ND, chunk), *args, group_N=labels, scratch_bytes=scratch_bytes))
+    want = as_matrix(score_sketches(stream(g_ND), *args, group_N=labels))
+    for chunk, waiting_bytes in ((1, 0), (60, 0), (13, 10**6)):
+        got = as_matrix(score_sketches(stream(g_ND, chunk), *args, group_N=labels, waiting_bytes=waiting_bytes))
         assert torch.equal(got, want)
 
 
@@ -224,20 +240,20 @@ def test_what_an_earlier_pass_kept_is_not_read_again(world, stream, fresh_seed) 
     g_ND, language_N = world(fresh_seed)
     omega_N = mean_omegas(language_N, 4)
     everyone, some = torch.arange(60) % 20, torch.where(torch.arange(60) < 50, torch.arange(60), 50)
-    for labels, scratch_bytes, passes in ((everyone, 10**6, 1), (everyone, 0, 1), (some, 10**6, 1), (some, 0, 2)):
+    for labels, waiting_bytes, passes in ((everyone, 10**6, 1), (everyone, 0, 1), (some, 10**6, 1), (some, 0, 2)):
         read, scored = [], []
 
         def chunks(read=read):
             read.append(len(g_ND))
             return stream(g_ND, 13)()
 
-        with Kept(labels, scratch_bytes) as kept:
+        with closing(Waiting(labels, waiting_bytes)) as kept:
             direction_LD, _ = signed_directions(chunks, language_N, omega_N, 4, keep=kept.put)
             args = (language_N, omega_N, direction_LD, surgery("pcgrad", 4))
-            got = score_pairs(chunks, *args, kept=kept, advance=scored.append)
+            got = score_sketches(chunks, *args, waiting=kept, advance=scored.append)
         assert len(read) == passes and sum(read) + sum(scored) == 120  # progress is the same
-        want = score_pairs(stream(g_ND), *args, group_N=labels)
-        torch.testing.assert_close(as_matrix(got), as_matrix(want), rtol=1e-9, atol=1e-10)
+        want = score_sketches(stream(g_ND), *args, group_N=labels)
+        assert_same(as_matrix(got), as_matrix(want), 1e-9, 1e-10)
 
 
 def test_a_group_too_large_to_hold_scores_the_same(world, stream, fresh_seed, monkeypatch) -> None:
@@ -245,10 +261,10 @@ def test_a_group_too_large_to_hold_scores_the_same(world, stream, fresh_seed, mo
     labels = torch.where(torch.arange(90) % 3 > 0, 0, torch.arange(90))
     omega_N = mean_omegas(language_N, 4)
     args = (language_N, omega_N, directions(stream(g_ND), language_N, omega_N, 4), surgery("pcgrad", 4))
-    want = as_matrix(score_pairs(stream(g_ND), *args, columns=SEGMENTS, group_N=labels))
+    want = as_matrix(score_sketches(stream(g_ND), *args, columns=SEGMENTS, group_N=labels))
     monkeypatch.setattr("stages.conflict.scoring.BLOCK", 16)
-    got = as_matrix(score_pairs(stream(g_ND), *args, columns=SEGMENTS, group_N=labels))
-    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
+    got = as_matrix(score_sketches(stream(g_ND), *args, columns=SEGMENTS, group_N=labels))
+    assert_same(got, want, 1e-9, 1e-10)
 
 
 def test_stored_rows_score_as_their_exact_values(world, fresh_seed) -> None:
@@ -258,10 +274,10 @@ def test_stored_rows_score_as_their_exact_values(world, fresh_seed) -> None:
     exact_ND = stored_ND.double() * factor_N[:, None]
     omega_N, labels = mean_omegas(language_N, 4), torch.arange(1500) % 700
     found = []
-    for chunks in (lambda: [Rows(stored_ND, factor_N)], lambda: [exact_ND]):
+    for chunks in (lambda: [Chunk(stored_ND, factor_N)], lambda: [exact_ND]):
         direction_LD = directions(chunks, language_N, omega_N, 4)
         found.append(
-            as_matrix(score_pairs(chunks, language_N, omega_N, direction_LD, surgery("pcgrad", 4), group_N=labels))
+            as_matrix(score_sketches(chunks, language_N, omega_N, direction_LD, surgery("pcgrad", 4), group_N=labels))
         )
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=2e-6)
 
@@ -278,9 +294,9 @@ def test_columns_scaled_late_score_as_scaled_rows(labels, world, stream, fresh_s
     torch.testing.assert_close(late_RLD[0], early_LD)
     for bytes_ in (0, 10**6):
         args = (language_N, omega_N, early_LD, method)
-        late = score_pairs(stream(g_ND), *args, scale_D=scale_D, group_N=labels, scratch_bytes=bytes_)
-        early = score_pairs(stream(g_ND * scale_D), *args, group_N=labels, scratch_bytes=bytes_)
-        torch.testing.assert_close(as_matrix(late), as_matrix(early))
+        late = score_sketches(stream(g_ND), *args, scale_D=scale_D, group_N=labels, waiting_bytes=bytes_)
+        early = score_sketches(stream(g_ND * scale_D), *args, group_N=labels, waiting_bytes=bytes_)
+        assert_same(as_matrix(late), as_matrix(early), 1e-7, 1e-7)
         torch.testing.assert_close(late.norm, early.norm)
 
 
@@ -295,16 +311,16 @@ def test_what_float32_leaves_of_nothing_is_no_direction(world, fresh_seed) -> No
         factor_N[mine] = 0.0
 
     def chunks():
-        return [Rows(g_ND.half(), factor_N)]
+        return [Chunk(g_ND.half(), factor_N)]
 
     direction_LD = directions(chunks, language_N, omega_N, 4)
-    got = score_pairs(chunks, language_N, omega_N, direction_LD, surgery("pcgrad", 4))
+    got = score_sketches(chunks, language_N, omega_N, direction_LD, surgery("pcgrad", 4))
     alone = factor_N > 0
     assert not got.cosine_own_valid[alone].any()
     assert got.flags["no_own_direction"][alone].all()
-    one = [Rows(g_ND.half(), torch.where(torch.arange(400) == int(alone.nonzero()[0, 0]), factor_N, 0.0))]
+    one = [Chunk(g_ND.half(), torch.where(torch.arange(400) == int(alone.nonzero()[0, 0]), factor_N, 0.0))]
     direction_LD = directions(lambda: one, language_N, omega_N, 4)
-    got = score_pairs(lambda: one, language_N, omega_N, direction_LD, surgery("pcgrad", 4))
+    got = score_sketches(lambda: one, language_N, omega_N, direction_LD, surgery("pcgrad", 4))
     assert not got.score_all_valid.any()
 
 
@@ -320,7 +336,7 @@ def test_rows_that_wait_lie_in_the_given_folder_which_a_full_disk_is_blamed_on(
 
     monkeypatch.setattr("os.pwrite", full)
     with pytest.raises(OSError, match="No space left") as error:
-        score_pairs(*args, group_N=torch.arange(60) % 20, scratch_bytes=0, scratch_folder=tmp_path)
+        score_sketches(*args, group_N=torch.arange(60) % 20, waiting_bytes=0, scratch_folder=tmp_path)
     assert error.value.filename == str(tmp_path)
 
 
@@ -330,7 +346,7 @@ def test_no_room_for_rows_that_wait_is_said_with_what_to_do(world, stream, monke
     args = (stream(g_ND), language_N, omega_N, directions(stream(g_ND), language_N, omega_N, 4), surgery("mean", 4))
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
     with pytest.raises(UserError, match=r"Make room there.*leave_out: pair"):
-        score_pairs(*args, group_N=torch.arange(60) % 20, scratch_bytes=0)
+        score_sketches(*args, group_N=torch.arange(60) % 20, waiting_bytes=0)
 
 
 def test_products_alone_score_as_the_pairs_themselves(world, stream, fresh_seed) -> None:
@@ -338,13 +354,13 @@ def test_products_alone_score_as_the_pairs_themselves(world, stream, fresh_seed)
     omega_N = mean_omegas(language_N, 4)
     direction_LD = directions(stream(g_ND), language_N, omega_N, 4)
     method = surgery("pcgrad", 4)
-    want = score_pairs(stream(g_ND), language_N, omega_N, direction_LD, method)
+    want = score_sketches(stream(g_ND), language_N, omega_N, direction_LD, method)
     products_NSL, square_NS = (g_ND @ direction_LD.T)[:, None], g_ND.square().sum(dim=1)[:, None]
     for size in (7, 60):  # the stream's chunks change nothing
         chunks = list(zip(products_NSL.split(size), square_NS.split(size), strict=True))
         gram_SLL, count_L = (direction_LD @ direction_LD.T)[None], torch.bincount(language_N, minlength=4)
         got = score_products(chunks, language_N, omega_N, gram_SLL, method, count_L=count_L)
-        torch.testing.assert_close(as_matrix(got), as_matrix(want))
+        assert_same(as_matrix(got), as_matrix(want))
     for wrong in (chunks * 2, [], [(products_NSL[1:], square_NS[1:])]):
         with pytest.raises(ValueError, match="rows for 60 pairs"):
             score_products(wrong, language_N, omega_N, gram_SLL, method, count_L=count_L)
@@ -365,17 +381,17 @@ def test_scores_know_no_scale_no_order_of_pairs_and_no_names(seed, scale, name) 
         omega_N = mean_omegas(language, 3)
         direction_LD = directions(lambda: [rows_ND], language, omega_N, 3)
         return as_matrix(
-            score_pairs(lambda: [rows_ND], language, omega_N, direction_LD, surgery(method, 3), group_N=groups)
+            score_sketches(lambda: [rows_ND], language, omega_N, direction_LD, surgery(method, 3), group_N=groups)
         )
 
     want = matrix(g_ND, language_N, labels)
-    torch.testing.assert_close(matrix(scale * g_ND, language_N, labels), want, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(matrix(g_ND[turn], language_N[turn], labels[turn]), want[turn], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(matrix(scale * g_ND, language_N, labels), want, rtol=2e-6, atol=2e-7)
+    torch.testing.assert_close(matrix(g_ND[turn], language_N[turn], labels[turn]), want[turn], rtol=2e-6, atol=2e-7)
     if name != "pcgrad":
         names = torch.randperm(3, generator=generator)
         renamed = matrix(g_ND, names[language_N], labels)
         torch.testing.assert_close(renamed[:, :3], want[:, :3], rtol=1e-6, atol=1e-7)
-        torch.testing.assert_close(renamed[:, 3:][:, names], want[:, 3:], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(renamed[:, 3:][:, names], want[:, 3:], rtol=2e-6, atol=2e-7)
 
 
 @settings(max_examples=30, deadline=None)
@@ -391,9 +407,9 @@ def test_a_language_duplicated_scores_the_old_pairs_as_if_counted_twice(seed) ->
     group_N = torch.cat([torch.arange(20), torch.arange(20)[copies]])
     omega_N = mean_omegas(more_N, 3)
     direction_LD = directions(lambda: [more_ND], more_N, omega_N, 3)
-    got = score_pairs(lambda: [more_ND], more_N, omega_N, direction_LD, surgery("mean", 3), group_N=group_N)
+    got = score_sketches(lambda: [more_ND], more_N, omega_N, direction_LD, surgery("mean", 3), group_N=group_N)
     torch.testing.assert_close(got.score_all[20:], got.score_all[:20][copies])
-    torch.testing.assert_close(got.cosines[:, 0], got.cosines[:, 2])
+    torch.testing.assert_close(cosines(got)[:, 0], cosines(got)[:, 2], rtol=1e-6, atol=1e-6)
     for i in range(20):
         stay = torch.arange(20) != i
         means = [g_ND[stay & (language_N == k)].mean(dim=0) for k in (0, 1)]
@@ -410,6 +426,6 @@ def test_noise_scores_nothing_on_average_left_out(seed, name) -> None:
     omega_N = mean_omegas(language_N, 4)
     direction_LD = directions(lambda: [g_ND], language_N, omega_N, 4)
     for group_N in (None, torch.arange(160) // 4):
-        got = score_pairs(lambda: [g_ND], language_N, omega_N, direction_LD, surgery(name, 4), group_N=group_N)
+        got = score_sketches(lambda: [g_ND], language_N, omega_N, direction_LD, surgery(name, 4), group_N=group_N)
         assert abs(float(got.score_all.mean())) < 0.04  # kept in, noise scores 1 / sqrt(160 / 4) or so
     assert float(torch.cosine_similarity(g_ND, direction_LD.sum(dim=0)[None], dim=1).mean()) > 0.06

@@ -10,12 +10,12 @@ from pathlib import Path
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import ModelRef
-from stages.engines.base import Completion, Request
+from stages.engines.base import Completion, Request, StreamingEngine
 
 POISON, REFUSED, FINE = 666, 7, 1
 
 
-class CrashingEngine:
+class CrashingEngine(StreamingEngine):
     """Answers the newest request first, as it has room for max_num_seqs.
 
     Files in `folder`: starts, asked: what was done; die-after: a number of answers after which the process is killed,
@@ -74,6 +74,6 @@ class CrashingEngine:
             file.write(line + "\n")
 
 
-def load(model: ModelRef, config: RunConfig) -> CrashingEngine:
+def load(model: ModelRef, config: RunConfig, ctx: object) -> CrashingEngine:
     assert model.path is not None
     return CrashingEngine(model.path, config)

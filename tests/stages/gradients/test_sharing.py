@@ -13,14 +13,13 @@ from stages.gradients.sketcher import Sketcher
 
 SHARING = (
     *("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "mistral_sliding", "phi", "phi3"),
-    *("gpt2", "cohere", "granite"),
+    *("gpt2", "cohere", "granite", "gemma2_eager"),
 )
 NOT_SHARING = ("bloom", "mamba", "lfm2")
 
 
 def entered(model, dim=600, **options) -> Sketcher:
-    unreached = ["*.dt_proj"] if model.config.model_type == "mamba" else []  # its weight is used without calling it
-    return Sketcher(model, SketchLayout.plan(select_layers(model, exclude=unreached).layers, dim), seed=3, **options)
+    return Sketcher(model, SketchLayout.plan(select_layers(model).layers, dim), seed=3, **options)
 
 
 @pytest.mark.parametrize("architecture", SHARING)
@@ -73,13 +72,21 @@ def test_run_shares_in_any_batch_and_keeps_the_order(budget, make_model, make_pa
         assert len(batch) == 1 or len(batch) * max(pair.joined for pair in batch) <= budget
 
 
-def test_attention_other_than_sdpa_is_left_alone_and_the_model_as_it_was(make_model, make_pairs) -> None:
-    with entered(make_model("gemma2_eager"), prefix_sharing=True) as sketcher:
-        assert "eager" in sketcher.sharing_note
-    model = make_model("gemma2")
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma2_eager"])
+def test_the_model_is_left_as_it_was(architecture, make_model, make_pairs) -> None:
+    model = make_model(architecture)
+    before = model.config._attn_implementation
     with entered(model, prefix_sharing=True) as sketcher:
         sketcher.run(make_pairs(2), TokenBudget(100))
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == before
+
+
+def test_an_attention_kernel_that_is_not_known_is_left_alone(make_model, make_pairs) -> None:
+    model = make_model("gemma2")
+    with entered(model) as sketcher:
+        model.config._attn_implementation_internal = "flex_attention"
+        with pytest.raises(ValueError, match="its attention is flex_attention"):
+            sketcher.sketch(make_pairs(1), shared=True)
 
 
 def test_pairs_that_do_not_fit_are_named_by_their_place(make_model, make_pairs, monkeypatch) -> None:

@@ -17,8 +17,8 @@ from hostile import NASTY, STEERING
 
 from schemas.config.sft import SftConfig
 from schemas.manifests import StageManifest, Tally
-from stages.contract import Account, Context, Silent
-from stages.report.stage import Report
+from stages.report.data import Tables
+from stages.report.page import is_current, write_page
 
 SECTIONS = ["facts", "flow", "conflict", "weights", "scores", "sides", "training", "results", "pairs", "timings"]
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
@@ -71,19 +71,8 @@ class Page(HTMLParser):
 
 
 def write(builder, folder: Path) -> str:
-    """Run the stage; the page it wrote."""
-    ctx = Context(
-        config=builder.run.config,
-        round=0,
-        inputs=builder.run.inputs,
-        models={},
-        progress=Silent(),
-        folder=folder,
-        manifests=builder.run.manifests,
-    )
-    (account,) = list(Report().run(ctx))
-    assert isinstance(account, Account)
-    assert account.artifacts == [folder / "report.html"]
+    """The page as it was written."""
+    write_page(folder / "report.html", builder.run.config, Tables(builder.run.inputs), builder.run.manifests)
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -305,5 +294,20 @@ def test_equal_inputs_give_an_equal_page(build_run, tmp_path):
 
 
 def test_it_needs_no_torch():
-    code = "import sys, stages.report.stage as s; assert not {'torch', 'transformers', 'vllm'} & set(sys.modules)"
+    code = "import sys, stages.report.page as s; assert not {'torch', 'transformers', 'vllm'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_page_says_what_it_was_made_from_and_is_old_when_that_is_another(build_run, tmp_path):
+    run = build_run(languages=["en", "de"]).run
+    page = tmp_path / "report.html"
+    assert not is_current(page, run.config, run.manifests)
+    write_page(page, run.config, Tables(run.inputs), run.manifests)
+    assert is_current(page, run.config, run.manifests)
+    other = run.manifests[0].model_copy(update={"content": "other"})
+    assert not is_current(page, run.config, [other, *run.manifests[1:]])
+    fewer = run.config.model_copy(update={"report": run.config.report.model_copy(update={"browse_pairs": 1})})
+    assert not is_current(page, fewer, run.manifests)
+    assert not is_current(page, run.config, run.manifests[1:])
+    page.write_text("a page of an earlier version")
+    assert not is_current(page, run.config, run.manifests)

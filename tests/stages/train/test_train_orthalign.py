@@ -326,6 +326,9 @@ def test_a_change_of_factors_is_the_change_of_their_product(rank: int) -> None:
         ({"orthalign": sequence(EN)}, "needs two"),
         ({"orthalign": sequence(EN, EN | {"where": "language = 'de'"})}, "same name"),
         ({"orthalign": {"energy": 0.5}}, "no objectives"),
+        ({"orthalign": sequence(EN, {"name": "bad", "where": "conflict_score > 0"})}, "no column 'conflict_score'"),
+        ({"orthalign": sequence(EN, {"name": "bad", "where": "language = "})}, "ends too early"),
+        ({"orthalign": sequence(EN, {"name": "bad", "where": "language IN (SELECT 1)"})}, "IN needs a list"),
         ({"method": "full", "optimizer": "anchor", "merge": {"alpha": 0.01}, "orthalign": sequence()}, "anchor"),
         ({"method": "lora", "orthalign": sequence(trust_radius=1.0)}, "LoRA"),
         ({"orthalign": sequence(tolerance=0.1)}, "belongs to train.orthalign.rank: search"),
@@ -344,9 +347,8 @@ def test_combinations_without_sense_are_refused(workbench: Any, settings: dict[s
     ("where", "words"),
     [
         ("language = 'xx'", "no curated pair fits"),
-        ("conflict_score > 0", "cannot be evaluated"),
-        ("language = ", "cannot be evaluated"),
-        ("nothing", "cannot be evaluated"),
+        ("language > 1", "cannot be evaluated"),
+        ("language", "neither true nor false"),
     ],
 )
 def test_a_condition_that_finds_nothing_is_refused(workbench: Any, where: str, words: str) -> None:

@@ -1,0 +1,56 @@
+"""What the catalog says of a stage is so."""
+
+from __future__ import annotations
+
+import importlib
+from multiprocessing.reduction import ForkingPickler
+
+import pytest
+
+from schemas.config import RunConfig
+from schemas.engines import ENGINES
+from stages.catalog import STAGES
+from stages.contract import STAGE_KINDS
+from stages.engines.base import Engine, StreamingEngine
+from stages.spec import StageSpec, config_value
+
+CONFIG = RunConfig.model_validate(
+    {
+        "name": "t",
+        "languages": {"seen": ["en"]},
+        "model": {"policy": "x"},
+        "prompts": {"sources": [{"path": "p.jsonl"}]},
+    }
+)
+
+
+@pytest.mark.parametrize("spec", STAGES, ids=lambda spec: spec.name)
+def test_a_stage_is_of_the_kind_its_facts_say_and_its_keys_exist(spec: StageSpec) -> None:
+    module, name = spec.entry.split(":")
+    stage = getattr(importlib.import_module(module), name)()
+    assert isinstance(stage, STAGE_KINDS[spec.kind])
+    assert ForkingPickler.dumps(spec), "an order carries it to another process"
+    for key in (*spec.sections, *filter(None, (spec.sources, spec.gpus, spec.size))):
+        config_value(CONFIG, key)
+    if spec.kind == "shard":
+        assert spec.shard_rows(CONFIG) > 0
+    for needs in spec.needs:
+        assert needs(CONFIG).packages is not None
+    assert spec.kind == "artifact" or not (spec.checkpoints or spec.trains), "only an ArtifactStage has a folder"
+    assert not spec.trains or spec.trains in spec.models
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_is_a_module_of_its_name_with_a_load(name: str) -> None:
+    module = importlib.import_module(f"stages.engines.{name}")
+    facts = ENGINES[name]  # type: ignore[index]
+    made = importlib.import_module("typing").get_type_hints(module.load)["return"]
+    assert issubclass(made, StreamingEngine if facts.own_process else Engine)
+    assert facts.packages
+
+
+def test_a_worker_sees_the_gpus_that_its_stage_asks_for() -> None:
+    by_name = {spec.name: spec for spec in STAGES}
+    assert by_name["gradients"].gpus_per_worker(CONFIG, 8) == 1
+    assert by_name["train"].gpus_per_worker(CONFIG, 8) == (CONFIG.train.processes or 8)
+    assert by_name["generate"].gpus_per_worker(CONFIG, 8) == CONFIG.engine.tensor_parallel
