@@ -100,7 +100,7 @@ class Models:
         adapter = artifacts / ADAPTER
         merged = None if base is None or not adapter.is_dir() else (adapter, base)
         name = f"{self._config.name} " + (f"round {round_}" if spec.per_round else spec.name)
-        return ModelRef(name, artifacts / TRAINED, content_of(model_files(manifest)), merged)
+        return ModelRef(name, artifacts / TRAINED, content_of(model_files(manifest)), merged, hub=self.start().hub)
 
     def _resolve(self, name: str, revision: str | None) -> ModelRef:
         if (name, revision) not in self._resolved:

@@ -35,7 +35,8 @@ STAGES: tuple[StageSpec, ...] = (
         checkpoints=True,
         trains="start",
         sources="sft.sources",
-        needs=(needs.sft_trainer,),
+        needs=(needs.sft_trainer, needs.sft_loggers),
+        version=2,
     ),
     StageSpec(
         "generate",
@@ -172,7 +173,7 @@ STAGES: tuple[StageSpec, ...] = (
         expensive=True,
         checkpoints=True,
         trains="policy",
-        needs=(needs.trainer,),
+        needs=(needs.trainer, needs.loggers),
         gpus="train.processes",
     ),
     StageSpec(

@@ -74,4 +74,5 @@ def _from_hub(name: str, revision: str | None) -> ModelRef:
         ) from error
     check_folder(folder, name)
     files = [[path.name, path.stat().st_size] for path in content_files(folder)]
-    return ModelRef(name, folder, content_id("hub model", name, folder.name, files))
+    digest = content_id("hub model", name, folder.name, files)
+    return ModelRef(name, folder, digest, hub=name, revision=folder.name)
