@@ -12,9 +12,10 @@ from pipeline.commit import write_manifest
 from pipeline.config_digests import config_files
 from pipeline.console import Display
 from pipeline.events import Events
-from pipeline.executor import LocalExecutor
+from pipeline.executor import Executor
 from pipeline.executor_errors import ending
 from pipeline.lease import Lease, LeaseLost
+from pipeline.local_crew import local_executor
 from pipeline.models import Models
 from pipeline.plan import Planner, State
 from pipeline.preflight import preflight
@@ -100,7 +101,7 @@ class _Loop:
         self._clean()
         files.write_text(self.rundir.config, config_file.dump(self.config))
         self.events.add("run_started", stages=[s.title for s in self.steps])
-        executor = LocalExecutor(self.config, self.rundir.logs, self.signals)
+        executor = local_executor(self.config, self.rundir.logs, self.signals)
         try:
             for step in self.steps:
                 (outcome.ran if self._bring_up_to_date(step, executor) else outcome.skipped).append(step)
@@ -114,6 +115,7 @@ class _Loop:
             raise
         finally:
             executor.close()
+        shutil.rmtree(self.rundir.temporary / self.lease.nonce, ignore_errors=True)
         self.rundir.forget_forced()
         self.events.add("run_ended", ok=True, exit_code=0)
         return outcome
@@ -144,7 +146,7 @@ class _Loop:
     def _origin(self, states: list[State]) -> str:
         return next(s.step.spec.name for s in states if s.kind == "changed")
 
-    def _bring_up_to_date(self, step: Step, executor: LocalExecutor) -> bool:
+    def _bring_up_to_date(self, step: Step, executor: Executor) -> bool:
         """Run one step if it needs it. Returns whether anything ran."""
         state = self.planner.state(step)
         if state.kind == "waiting":

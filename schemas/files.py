@@ -65,6 +65,17 @@ def publish(temporary: Path, final: Path) -> None:
         shutil.rmtree(aside)
 
 
+def move(pairs: Iterable[tuple[Path, Path]]) -> None:
+    """Give files that are whole and flushed their own names, durably."""
+    folders: dict[Path, None] = {}
+    for temporary, own in pairs:
+        make_folder(own.parent)
+        os.replace(temporary, own)
+        folders[own.parent] = None
+    for folder in folders:
+        fsync(folder)
+
+
 def open_up(path: Path) -> None:
     """Give the files in a folder, or a file, that a library made for their owner alone (safetensors: 0600) the permissions that any new
     file has here."""
