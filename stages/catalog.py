@@ -100,6 +100,7 @@ STAGES: tuple[StageSpec, ...] = (
         version=2,
         when=("gradients.sketch.precondition", "adam_factored"),
         needs=(needs.model,),
+        sketches=True,
     ),
     StageSpec(
         "aggregate",
@@ -126,6 +127,7 @@ STAGES: tuple[StageSpec, ...] = (
         size="gradients.aggregate_size",
         expensive=True,
         needs=(needs.model,),
+        sketches=True,
     ),
     StageSpec(
         "gradients",
@@ -139,6 +141,7 @@ STAGES: tuple[StageSpec, ...] = (
         version=2,
         expensive=True,
         needs=(needs.model,),
+        sketches=True,
     ),
     StageSpec(
         "conflict",
