@@ -127,9 +127,7 @@ class ConflictConfig(Section):
         "upgrad",
         "aligned_mtl",
         "dualproj",
-    ] = semantic(
-        "pcgrad", "weights from the Gram matrix; cagrad, nash_mtl, upgrad and dualproj need a solver installed"
-    )
+    ] = semantic("pcgrad", "weights from the Gram matrix; cagrad, upgrad and dualproj need a solver installed")
     orders: int = semantic(64, "pcgrad: random orders it is averaged over", ge=1)
     refit: bool = semantic(
         False, "solve the surgery anew for what is left of the directions when a pair leaves; costs a solve a pair"
