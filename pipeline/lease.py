@@ -80,6 +80,11 @@ class Lease:
         if _nonce(_read(self._path)) == self._me["nonce"]:
             self._path.unlink(missing_ok=True)
 
+    @property
+    def nonce(self) -> str:
+        """What no other holder of any lease has."""
+        return str(self._me["nonce"])
+
     def check(self) -> None:
         """Raise LeaseLost unless the lease on disk is ours."""
         self.check_heartbeat()

@@ -64,6 +64,7 @@ REASONS: dict[str, Reason] = {
     "prompt_missing": Reason("pairs: prompt", "its candidates are there, but it is not in the prompts table", "the tables: prompts and candidates must belong together", failed=True),
     # gradients
     "non_finite_gradient": Reason("aggregate, gradients: pair", "the backward pass gave values that are not finite, or too large to store", "`model.dtype: float32`, or the model", failed=True),
+    "zero_gradient": Reason("aggregate, gradients: pair", "no sketched layer gets a gradient from the pair: both answers are certain, or its numbers underflow", "`model.dtype: float32`, or sketch more layers"),
     "out_of_memory": Reason("aggregate, gradients, evaluate: pair", "the pair does not fit in memory, even alone", "`text.max_length`, or a larger device", failed=True),
     "not_aggregated": Reason("gradients: pair", "one_sided: it failed in the first pass; `dropped/contributions` has why", "what that reason says", failed=True),
     # select and after

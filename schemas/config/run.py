@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import model_validator
 
 from schemas.config.base import Section, execution, semantic
+from schemas.config.card import CardConfig
 from schemas.config.curation import (
     ConflictConfig,
     GenerateConfig,
@@ -48,6 +49,7 @@ class RunConfig(Section):
     select: SelectConfig = semantic(SelectConfig(), "select stage")
     train: TrainConfig = semantic(TrainConfig(), "train stage")
     evaluate: EvaluateConfig = semantic(EvaluateConfig(), "evaluate stage")
+    card: CardConfig = execution(CardConfig(), "model and dataset cards")
     report: ReportConfig = semantic(ReportConfig(), "the report")
     execution: ExecutionConfig = semantic(ExecutionConfig(), "how the run is carried out")
 

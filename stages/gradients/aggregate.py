@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -20,16 +19,14 @@ from schemas.config.curation import ConflictConfig
 from schemas.config.loss import LossConfig
 from schemas.tables import TABLES
 from stages.contract import Context, Drop, Part, Shard, ShardStage
+from stages.gradients.items import Item, sound, storable
 from stages.gradients.omegas import ema_omegas
 from stages.gradients.projections import SketchLayout
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import PairSketches
-from stages.gradients.stage import Worker, sketch_shards, storable
+from stages.gradients.stage import Report, Worker, sketch_shards
 from stages.gradients.sums import sums_key
 from stages.gradients.weights import pair_weights
-from stages.text.render import PairIds
-
-Kept = list[tuple[dict[str, Any], PairIds]]
 
 
 class Aggregate(ShardStage):
@@ -50,54 +47,27 @@ class AggregateWorker(Worker):
     def _products(self) -> None:
         return None
 
-    def _tables(self, shard: Shard, kept: Kept, drops: list[Drop]) -> dict[str, pa.Table]:
-        config, report = self.ctx.config, self._report
-        kept, references_N2 = self._references(kept, drops)
-        while kept:
-            pairs = [Pair(tuple(ids.prompt), tuple(ids.chosen), tuple(ids.rejected)) for _, ids in kept]
-            languages = [row["language"] for row, _ in kept]
-            summing = PartSums(self.sketcher.layout, config.conflict, config.loss, languages, pairs, references_N2)
-            misfits: list[int] = []
-            got = self.sketcher.run(pairs, self.budget, report, misfits, summing.reduce)
-            if report == self._report:  # what a repeated sum leaves out was counted when it was first summed
-                self.ctx.progress.advance(len(misfits))
-            fitting = [n for n in range(len(pairs)) if n not in misfits]
-            kept, pairs = self._without(misfits, kept, pairs, drops)
-            finite = storable(got).tolist()
-            for (row, _), good in zip(kept, finite, strict=True):
-                if not good:
-                    detail = "the backward pass gave values that are not finite"
-                    drops.append(
-                        Drop("pair", row["pair_id"], row["language"], "non_finite_gradient", detail, failed=True)
-                    )
-            kept = [pair for pair, good in zip(kept, finite, strict=True) if good]
-            chosen = [n for n, good in zip(fitting, finite, strict=True) if good]
-            if len(chosen) == len(languages) or config.conflict.direction == "mean":
+    def _tables(self, shard: Shard, items: list[Item], drops: list[Drop]) -> dict[str, pa.Table]:
+        config = self.ctx.config
+        before = len(drops)
+        items = self._refer(items, drops) if items else items  # they weight the sums, so they come first
+        self.ctx.progress.advance(len(drops) - before)
+        report: Report | None = None
+        while items:
+            summing = PartSums(self.sketcher.layout, config.conflict, config.loss, items, self.reference is not None)
+            got, fitting = self._sketched(items, drops, report, summing.reduce)
+            left = sound(fitting, storable(got), got.sketch_ND[:, 0], drops)
+            whole = len(left) == len(items)
+            items = left
+            if whole or config.conflict.direction == "mean":
                 break
-            references_N2 = None if references_N2 is None else references_N2[chosen]
-            report = self._report_again
-        if not kept:
+            report = self._report_again  # what a repeated sum leaves out was counted when it was first summed
+        if not items:
             return {name: TABLES[name].schema.empty_table() for name in ("contributions", "sums")}
-        self._measure_error(
-            shard, [row["pair_id"] for row, _ in kept], [p for p, good in zip(pairs, finite, strict=True) if good]
-        )
-        got = got.rows([n for n, good in enumerate(finite) if good])
-        rows = summing.contributions(shard.index, [row["pair_id"] for row, _ in kept], chosen, got)
+        self._measure_error(shard, items)
+        rows = summing.contributions(shard.index, items, got.rows([item.at for item in items]))
         key = sums_key(self.metadata, config.conflict)
-        return {"contributions": rows, "sums": summing.sums(shard.index, chosen, key)}
-
-    def _references(self, kept: Kept, drops: list[Drop]) -> tuple[Kept, Tensor | None]:
-        """Log-probabilities [N, 2] under the reference; None when it is the policy. They weight the sums, so they come
-        first."""
-        if self.reference is None or not kept:
-            return kept, None
-        pairs = [Pair(tuple(ids.prompt), tuple(ids.chosen), tuple(ids.rejected)) for _, ids in kept]
-        nothing = PairSketches(torch.zeros(0, 0), torch.zeros(0), torch.zeros(0))
-        chosen_N, rejected_N, misfits = self._reference(pairs, nothing)
-        fitting = [n for n in range(len(pairs)) if n not in misfits]
-        kept, _ = self._without(misfits, kept, pairs, drops)
-        self.ctx.progress.advance(len(misfits))
-        return kept, torch.stack([chosen_N, rejected_N], dim=1)[fitting]
+        return {"contributions": rows, "sums": summing.sums(shard.index, items, key)}
 
     def _report_again(self, batch: list[Pair]) -> None:
         """A repeated batch is no progress."""
@@ -108,22 +78,22 @@ class AggregateWorker(Worker):
 class PartSums:
     """The weighted sums of one part while its batches come in.
 
-    languages, pairs [N]; references_N2: log-probabilities of both sides under the reference, None if it is the policy.
+    items [N]: in the order they are given to the pass; referred: whether their references are another model's, not the
+    policy's own.
     """
 
     layout: SketchLayout
     config: ConflictConfig
     loss: LossConfig
-    languages: list[str]
-    pairs: list[Pair]
-    references_N2: Tensor | None
+    items: list[Item]
+    referred: bool
     _sums: dict[str, Tensor] = field(default_factory=dict)
     _added: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        index = {code: n for n, code in enumerate(dict.fromkeys(self.languages))}
-        language_N = torch.tensor([index[code] for code in self.languages], dtype=torch.int64)
-        self.omega_N = torch.ones(len(self.languages), dtype=torch.float64)
+        index = {code: n for n, code in enumerate(dict.fromkeys(item.language for item in self.items))}
+        language_N = torch.tensor([index[item.language] for item in self.items], dtype=torch.int64)
+        self.omega_N = torch.ones(len(self.items), dtype=torch.float64)
         if self.config.direction == "ema":
             self.omega_N = ema_omegas(language_N, len(index), self.config.ema_gamma, self.config.ema_batch)
 
@@ -140,24 +110,23 @@ class PartSums:
                 continue
             factor = float(self.omega_N[i]) * weight / (norm if self.config.metric == "unit" else 1.0)
             wide_D = got.sketch_ND[row].to(torch.float64)
-            language = self.languages[i]
+            language = self.items[i].language
             if language not in self._sums:
                 self._sums[language] = torch.zeros(self.layout.dim, dtype=torch.float64)
             self._sums[language].add_(wide_D, alpha=factor)
             self._added.add(i)
         return PairSketches(torch.stack([norm_N, weight_N], dim=1), got.logp_chosen_N, got.logp_rejected_N)
 
-    def contributions(self, part: int, pair_ids: list[str], chosen: list[int], got: PairSketches) -> pa.Table:
-        """Rows of the pairs `chosen`, those that did not fail; `got` is what `reduce` made of them, in this order."""
-        total = self._totals(chosen)
-        references_N2 = torch.stack([got.logp_chosen_N, got.logp_rejected_N], dim=1)
-        if self.references_N2 is not None:
-            references_N2 = self.references_N2[chosen]
+    def contributions(self, part: int, items: list[Item], got: PairSketches) -> pa.Table:
+        """Rows of the pairs that did not fail; `got` is what `reduce` made of them, in this order."""
+        total = self._totals(items)
+        own_N2 = torch.stack([got.logp_chosen_N, got.logp_rejected_N], dim=1)
+        references_N2 = self._referred(items) if self.referred else own_N2
         columns = {
-            "pair_id": pair_ids,
-            "language": [self.languages[n] for n in chosen],
-            "part": [part] * len(chosen),
-            "omega": [float(self.omega_N[n]) / total[self.languages[n]] for n in chosen],
+            "pair_id": [item.pair_id for item in items],
+            "language": [item.language for item in items],
+            "part": [part] * len(items),
+            "omega": [float(self.omega_N[item.given]) / total[item.language] for item in items],
             "weight": got.sketch_ND[:, 1].numpy(),
             "norm": got.sketch_ND[:, 0].numpy(),
             "ref_logp_chosen": references_N2[:, 0].float().numpy(),
@@ -165,11 +134,11 @@ class PartSums:
         }
         return pa.table(columns, schema=TABLES["contributions"].schema)
 
-    def sums(self, part: int, chosen: list[int], key: str) -> pa.Table:
+    def sums(self, part: int, items: list[Item], key: str) -> pa.Table:
         """A row per language and layer."""
-        rows, totals = [], self._totals(chosen)
+        rows, totals = [], self._totals(items)
         for language, total in totals.items():
-            count = sum(self.languages[n] == language for n in chosen)
+            count = sum(item.language == language for item in items)
             batches = math.ceil(count / self.config.ema_batch) if self.config.direction == "ema" else 1
             sum_D = self._sums.get(language, torch.zeros(self.layout.dim, dtype=torch.float64)) / total
             for slot in self.layout.layers:
@@ -178,16 +147,21 @@ class PartSums:
                 rows.append({**row, "n_pairs": count, "n_batches": batches, "values": values})
         return pa.Table.from_pylist(rows, schema=TABLES["sums"].schema)
 
+    @staticmethod
+    def _referred(items: list[Item]) -> Tensor:
+        return torch.tensor([item.reference for item in items], dtype=torch.float64)
+
     def _weights(self, indices: list[int], got: PairSketches) -> Tensor:
         """c_i [N] of the run's loss, or ones; not a number where a log-probability is not finite."""
         logp_N2 = torch.stack([got.logp_chosen_N, got.logp_rejected_N], dim=1)
-        references_N2 = logp_N2 if self.references_N2 is None else self.references_N2[indices].to(logp_N2.dtype)
+        items = [self.items[i] for i in indices]
+        references_N2 = self._referred(items).to(logp_N2.dtype) if self.referred else logp_N2
         good_N = torch.isfinite(logp_N2).all(dim=1) & torch.isfinite(references_N2).all(dim=1)
         weight_N = torch.full((len(indices),), float("nan"), dtype=torch.float64)
         if self.config.weighting == "none":
             return torch.where(good_N, 1.0, weight_N)
         ratio_N2 = (logp_N2.to(torch.float64) - references_N2.to(torch.float64))[good_N]
-        counts_2N = [[len(getattr(self.pairs[i], side)) for i in indices] for side in ("chosen", "rejected")]
+        counts_2N = [[len(getattr(item.pair, side)) for item in items] for side in ("chosen", "rejected")]
         n_chosen_N, n_rejected_N = (torch.tensor(counts)[good_N] for counts in counts_2N)
         got_weights = pair_weights(self.loss, ratio_N2[:, 0], ratio_N2[:, 1], n_chosen_N, n_rejected_N)
         if got_weights.sides_N2 is not None:
@@ -197,9 +171,9 @@ class PartSums:
         weight_N[good_N] = got_weights.weight_N
         return weight_N
 
-    def _totals(self, chosen: list[int]) -> dict[str, float]:
+    def _totals(self, items: list[Item]) -> dict[str, float]:
         """language -> sum of the weights of its pairs: those of an EMA sum to 1 already."""
         found: dict[str, float] = {}
-        for n in chosen:
-            found[self.languages[n]] = found.get(self.languages[n], 0.0) + float(self.omega_N[n])
+        for item in items:
+            found[item.language] = found.get(item.language, 0.0) + float(self.omega_N[item.given])
         return found

@@ -16,13 +16,11 @@ from torch import Tensor
 
 from schemas.tables import products_schema
 from stages.contract import Context, Drop
+from stages.gradients.items import Item
 from stages.gradients.projections import SketchLayout
 from stages.gradients.sketcher import PairSketches
 from stages.gradients.store import GROUPS_KEY, LANGUAGES_KEY, LAYOUT_KEY
 from stages.gradients.sums import Sums, sums_key
-from stages.text.render import PairIds
-
-Kept = list[tuple[dict[str, Any], PairIds]]
 
 
 class Products:
@@ -40,7 +38,6 @@ class Products:
         self.layout, self.languages = layout, sums.languages
         self._directions_LD = sums.directions(layout).to(torch.float32)
         self._contributions = contributions
-        self._references: dict[str, tuple[float, float]] = {}
         names = list(layout.groups("block"))
         self._groups = [names.index(layout.group_of(slot)) for slot in layout.layers]
         self.schema = products_schema(len(names), len(sums.languages)).with_metadata(
@@ -60,24 +57,20 @@ class Products:
         contributions = ctx.scan("contributions").select(columns)
         return cls(SketchLayout.from_json(metadata[LAYOUT_KEY].decode()), metadata, sums, contributions)
 
-    def known(self, kept: Kept, drops: list[Drop]) -> Kept:
-        """A part's rows that are in a direction; the others become drops. Their references are at hand until the next part."""
-        wanted = [row["pair_id"] for row, _ in kept]
+    def known(self, items: list[Item], drops: list[Drop]) -> list[Item]:
+        """A part's pairs that are in a direction, with the references of the first pass; the others become drops."""
+        wanted = [item.pair_id for item in items]
         rows = self._contributions.filter(pl.col("pair_id").is_in(wanted)).collect()
-        self._references = {pair: (chosen, rejected) for pair, chosen, rejected in rows.iter_rows()}
+        references = {pair: (chosen, rejected) for pair, chosen, rejected in rows.iter_rows()}
         detail = "it failed in the first pass: see the dropped rows of aggregate"
         left = []
-        for row, ids in kept:
-            if row["pair_id"] in self._references:
-                left.append((row, ids))
+        for item in items:
+            if item.pair_id in references:
+                item.reference = references[item.pair_id]
+                left.append(item)
             else:
-                drops.append(Drop("pair", row["pair_id"], row["language"], "not_aggregated", detail, failed=True))
+                drops.append(item.dropped("not_aggregated", detail, failed=True))
         return left
-
-    def references(self, pair_ids: list[str]) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [N] of both sides under the reference, from the first pass, of pairs that are `known`."""
-        both_N2 = torch.tensor([self._references[pair_id] for pair_id in pair_ids], dtype=torch.float32).view(-1, 2)
-        return both_N2[:, 0], both_N2[:, 1]
 
     def reduce(self, indices: list[int], got: PairSketches) -> PairSketches:
         """The same with sketch_ND [N, S * L + S] = (a [S, L], |g|^2 [S]), float64; one layer at a time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from schemas.tables import gradients_schema
 from stages.contract import Context, Drop, Part, Shard, ShardStage, tally
 from stages.gradients.batching import TokenBudget
 from stages.gradients.error import cosine_error, first_training_row
+from stages.gradients.items import Item, number, sound, storable, without_misfits
 from stages.gradients.layers import select_layers
 from stages.gradients.logprobs import check_head, score_rows
 from stages.gradients.preconditioner import factors_of
@@ -27,17 +29,21 @@ from stages.gradients.rows import Pair
 from stages.gradients.sketcher import PairSketches, Sketcher, Unsketchable
 from stages.gradients.store import LAYOUT_KEY, SEED_KEY, sketch_columns, store_metadata
 from stages.models.device import device_of, dtype_of
-from stages.models.load import load_causal_lm, load_with_adapter, settle_threads
-from stages.text.render import PairIds, Renderer, RenderError, load_renderer
+from stages.models.load import load_text_model, load_with_adapter, settle_threads
+from stages.text.render import Renderer, RenderError, load_renderer
 
 __all__ = ["LAYOUT_KEY", "SEED_KEY", "Gradients", "Worker", "sketch_shards"]
+
+Report = Callable[[list[Pair]], None]
+Reduce = Callable[[list[int], PairSketches], PairSketches]
+"""See `Sketcher.run`."""
 
 
 class Gradients(ShardStage):
     """pairs -> gradients. `sketch.method: one_sided`: with contributions and sums, the second of its two passes.
 
     Unit `pair`: the train split's pairs; others are held out and not input. Dropped: too_long, identical (the answers
-    are the same tokens: the gradient is nothing but rounding). Failed: cannot_render,
+    are the same tokens: the gradient is nothing but rounding), zero_gradient. Failed: cannot_render,
     non_finite_gradient, out_of_memory (a pair that does not fit alone; a batch that does not fit is halved),
     not_aggregated (one_sided: it failed in the first pass).
     In reference mode every pair is a batch of its own, so that no bit depends on the batching.
@@ -55,7 +61,7 @@ def sketch_shards(ctx: Context, shards: Iterator[Shard], kind: type[Worker]) -> 
     settle_threads(config)
     renderer = load_renderer(ctx.models["policy"], config.text, config.model.trust_remote_code)
     of = config.gradients.of
-    policy = _load(ctx, "policy", load_causal_lm if of == "weights" else load_with_adapter)
+    policy = _load(ctx, "policy", load_text_model if of == "weights" else load_with_adapter)
     sketch = config.gradients.sketch
     known = sketch.method == "one_sided" and kind is Worker  # by the first pass
     reference = None if known or _is_same(ctx) else _load(ctx, "reference")
@@ -98,7 +104,7 @@ def _refusal(ctx: Context, error: ValueError) -> UserError:
     )
 
 
-def _load(ctx: Context, role: str, load: Callable[..., Any] = load_causal_lm) -> Any:
+def _load(ctx: Context, role: str, load: Callable[..., Any] = load_text_model) -> Any:
     config = ctx.config
     if config.model.dtype == "float16":
         raise UserError(
@@ -147,17 +153,11 @@ class Worker:
         rows = [row for row in shard.rows.to_pylist() if row["split"] == "train"]
         self.ctx.progress.advance(shard.rows.num_rows - len(rows))
         drops: list[Drop] = []
-        kept: list[tuple[dict[str, Any], PairIds]] = []
-        for row in rows:
-            ids = self._ids(row)
-            if isinstance(ids, Drop):
-                drops.append(ids)
-            else:
-                kept.append((row, ids))
+        items = [item for row in rows if (item := self._item(row, drops)) is not None]
         self.ctx.progress.advance(len(drops))
         before, backoffs = self.tokens, self.budget.backoffs
         self.stats = {}
-        tables = self._tables(shard, kept, drops)
+        tables = self._tables(shard, items, drops)
         return Part(
             index=shard.index,
             tables=tables,
@@ -170,77 +170,99 @@ class Worker:
             },
         )
 
+    def _item(self, row: dict[str, Any], drops: list[Drop]) -> Item | None:
+        """A row with its token ids; None, and a drop, for one that is not sketched."""
+        limit = self.ctx.config.text.max_length
+        try:
+            item = Item(row, self.renderer.pair_ids(row["prompt"], row["chosen"], row["rejected"]))
+        except RenderError as error:
+            drops.append(Drop("pair", row["pair_id"], row["language"], "cannot_render", str(error), failed=True))
+            return None
+        if item.pair.chosen == item.pair.rejected:
+            drops.append(item.dropped("identical", "both answers are the same tokens"))
+            return None
+        if item.pair.longest > limit:
+            drops.append(item.dropped("too_long", f"{item.pair.longest} tokens > {limit}"))
+            return None
+        return item
+
     def _products(self) -> Products | None:
         """What the second pass of one_sided compares with."""
         return (
             Products.open(self.ctx, self.metadata) if self.ctx.config.gradients.sketch.method == "one_sided" else None
         )
 
-    def _tables(
-        self, shard: Shard, kept: list[tuple[dict[str, Any], PairIds]], drops: list[Drop]
-    ) -> dict[str, pa.Table]:
+    def _tables(self, shard: Shard, items: list[Item], drops: list[Drop]) -> dict[str, pa.Table]:
         """The part's tables; pairs that fail are added to `drops`."""
         if self.products is not None:
-            before = len(kept)
-            kept = self.products.known(kept, drops)
-            self.ctx.progress.advance(before - len(kept))
-        return {"gradients": self._sketch(shard, kept, drops) if kept else self._empty()}
-
-    def _ids(self, row: dict[str, Any]) -> PairIds | Drop:
-        limit = self.ctx.config.text.max_length
-        try:
-            ids = self.renderer.pair_ids(row["prompt"], row["chosen"], row["rejected"])
-        except RenderError as error:
-            return Drop("pair", row["pair_id"], row["language"], "cannot_render", str(error), failed=True)
-        if ids.chosen == ids.rejected:
-            return Drop("pair", row["pair_id"], row["language"], "identical", "both answers are the same tokens")
-        length = len(ids.prompt) + max(len(ids.chosen), len(ids.rejected))
-        if length > limit:
-            return Drop("pair", row["pair_id"], row["language"], "too_long", f"{length} tokens > {limit}")
-        return ids
-
-    def _sketch(self, shard: Shard, kept: list[tuple[dict[str, Any], PairIds]], drops: list[Drop]) -> pa.Table:
-        pairs = [Pair(tuple(i.prompt), tuple(i.chosen), tuple(i.rejected)) for _, i in kept]
-        misfits: list[int] = []
-        reduce = None if self.products is None else self.products.reduce
-        got = self.sketcher.run(pairs, self.budget, self._report, misfits, reduce)
-        self.ctx.progress.advance(len(misfits))
-        kept, pairs = self._without(misfits, kept, pairs, drops)
-        if self.products is None or _is_same(self.ctx):
-            ref_chosen, ref_rejected, misfits = self._reference(pairs, got)
-        else:
-            ref_chosen, ref_rejected, misfits = *self.products.references([row["pair_id"] for row, _ in kept]), []
-        fitting = [n for n in range(len(pairs)) if n not in misfits]
-        got, ref_chosen, ref_rejected = got.rows(fitting), ref_chosen[fitting], ref_rejected[fitting]
-        kept, pairs = self._without(misfits, kept, pairs, drops)
-        scalars = torch.stack([got.logp_chosen_N, got.logp_rejected_N, ref_chosen, ref_rejected], dim=1)
-        finite = storable(got) & torch.isfinite(scalars).all(dim=1)
-        for (row, _), good in zip(kept, finite.tolist(), strict=True):
-            if not good:
-                detail = "the backward pass gave values that are not finite"
-                drops.append(Drop("pair", row["pair_id"], row["language"], "non_finite_gradient", detail, failed=True))
-        good_rows = [pair for pair, good in zip(kept, finite.tolist(), strict=True) if good]
-        if not good_rows:
-            return self._empty()
-        got, scalars = got.rows(finite.nonzero()[:, 0].tolist()), scalars[finite]
+            before = len(items)
+            items = self.products.known(items, drops)
+            self.ctx.progress.advance(before - len(items))
+        if not items:
+            return {"gradients": self._empty()}
+        got, items = self._sketched(items, drops, reduce=None if self.products is None else self.products.reduce)
         if self.products is None:
-            pairs = [pair for pair, good in zip(pairs, finite.tolist(), strict=True) if good]
-            self._measure_error(shard, [row["pair_id"] for row, _ in good_rows], pairs, got.sketch_ND)
-        columns: dict[str, Any] = {
-            "pair_id": [row["pair_id"] for row, _ in good_rows],
-            "group_id": [row["group_id"] for row, _ in good_rows],
-            "language": [row["language"] for row, _ in good_rows],
+            items = self._refer(items, drops, got)
+        elif _is_same(self.ctx):
+            _own_reference(items, got)
+        finite_N = storable(got) & torch.isfinite(got.logp_chosen_N) & torch.isfinite(got.logp_rejected_N)
+        for item in items:
+            finite_N[item.at] &= math.isfinite(sum(item.reference))
+        items = sound(items, finite_N, torch.linalg.vector_norm(got.sketch_ND, dim=1, dtype=torch.float64), drops)
+        if not items:
+            return {"gradients": self._empty()}
+        got = got.rows([item.at for item in items])
+        if self.products is None:
+            self._measure_error(shard, items, got.sketch_ND)
+        return {"gradients": pa.table(self._columns(items, got), schema=self._schema())}
+
+    def _sketched(
+        self, items: list[Item], drops: list[Drop], report: Report | None = None, reduce: Reduce | None = None
+    ) -> tuple[PairSketches, list[Item]]:
+        """Sketches, and the items that have them at their place `at`."""
+        misfits: list[int] = []
+        got = self.sketcher.run(number(items), self.budget, report or self._report, misfits, reduce)
+        if report is None:
+            self.ctx.progress.advance(len(misfits))
+        return got, without_misfits(items, misfits, drops)
+
+    def _refer(self, items: list[Item], drops: list[Drop], got: PairSketches | None = None) -> list[Item]:
+        """Give items their log-probabilities under the reference: what the policy gave (got) when they are the same model.
+        What does not fit in memory becomes a drop; places in `got` stay."""
+        if self.reference is None:
+            if got is not None:
+                _own_reference(items, got)
+            return items
+        unfit: list[int] = []
+        rows = [side for item in items for side in item.pair.rows]
+        found = iter(score_rows(self.reference, rows, self.budget, misfits=unfit))
+        sums = [float("nan") if n in unfit else float(next(found).double().sum()) for n in range(len(rows))]
+        for n, item in enumerate(items):
+            item.reference = (sums[2 * n], sums[2 * n + 1])
+        places = [item.at for item in items]
+        number(items)
+        left = without_misfits(items, sorted({n // 2 for n in unfit}), drops)
+        for item in left:
+            item.at = places[item.given]
+        return left
+
+    def _columns(self, items: list[Item], got: PairSketches) -> dict[str, Any]:
+        """The gradients table of items whose sketches are `got`, in order."""
+        reference_N2 = torch.tensor([item.reference for item in items], dtype=torch.float64).float()
+        return {
+            "pair_id": [item.pair_id for item in items],
+            "group_id": [item.row["group_id"] for item in items],
+            "language": [item.language for item in items],
             **self._vectors(got),
-            "logp_chosen": scalars[:, 0].float().numpy(),
-            "logp_rejected": scalars[:, 1].float().numpy(),
-            "ref_logp_chosen": scalars[:, 2].float().numpy(),
-            "ref_logp_rejected": scalars[:, 3].float().numpy(),
-            "n_prompt": [len(ids.prompt) for _, ids in good_rows],
-            "n_chosen": [len(ids.chosen) for _, ids in good_rows],
-            "n_rejected": [len(ids.rejected) for _, ids in good_rows],
-            "ids_hash": [ids.hash() for _, ids in good_rows],
+            "logp_chosen": got.logp_chosen_N.float().numpy(),
+            "logp_rejected": got.logp_rejected_N.float().numpy(),
+            "ref_logp_chosen": reference_N2[:, 0].numpy(),
+            "ref_logp_rejected": reference_N2[:, 1].numpy(),
+            "n_prompt": [len(item.ids.prompt) for item in items],
+            "n_chosen": [len(item.ids.chosen) for item in items],
+            "n_rejected": [len(item.ids.rejected) for item in items],
+            "ids_hash": [item.ids.hash() for item in items],
         }
-        return pa.table(columns, schema=self._schema())
 
     def _vectors(self, got: PairSketches) -> dict[str, Any]:
         """The columns that hold vectors."""
@@ -251,15 +273,13 @@ class Worker:
             columns |= sketch_columns("_chosen", got.chosen_ND) | sketch_columns("_rejected", got.rejected_ND)
         return columns
 
-    def _measure_error(
-        self, shard: Shard, ids: list[str], pairs: list[Pair], first_ND: torch.Tensor | None = None
-    ) -> None:
+    def _measure_error(self, shard: Shard, items: list[Item], first_ND: torch.Tensor | None = None) -> None:
         """On the shard that has the first training pair: sketch some pairs again with another seed and compare cosines.
 
-        first_ND: the sketches with the first seed, if they are at hand.
+        first_ND: the items' sketches with the first seed, if they are at hand.
         """
         config, sketcher = self.ctx.config, self.sketcher
-        count = min(config.gradients.sketch.error_pairs, len(pairs))
+        count = min(config.gradients.sketch.error_pairs, len(items))
         size = config.gradients.shard_size if first_ND is not None else config.gradients.aggregate_size
         if count < 2 or config.gradients.sketch.method == "exact":
             return
@@ -267,8 +287,9 @@ class Worker:
             self.first_row = first_training_row(self.ctx)
         if self.first_row // size != shard.index:
             return
-        order = sorted(range(len(pairs)), key=lambda n: (seed_for(config.seed, "sketch error", ids[n]), n))[:count]
-        sample, misfits = [pairs[n] for n in order], list[int]()
+        seeds = [seed_for(config.seed, "sketch error", item.pair_id) for item in items]
+        order = sorted(range(len(items)), key=lambda n: (seeds[n], n))[:count]
+        sample, misfits = [items[n].pair for n in order], list[int]()
         seed = seed_for(sketcher.seed, "second seed")
         second = Sketcher(
             sketcher.model,
@@ -282,31 +303,10 @@ class Worker:
             again_ND = second.run(sample, self.budget, misfits=misfits).sketch_ND
         order = [n for k, n in enumerate(order) if k not in misfits]
         if first_ND is None:
-            first_nD = sketcher.run([pairs[n] for n in order], self.budget).sketch_ND if order else again_ND
+            first_nD = sketcher.run([items[n].pair for n in order], self.budget).sketch_ND if order else again_ND
         else:
             first_nD = first_ND[order]
         self.stats |= cosine_error(first_nD, again_ND)
-
-    @staticmethod
-    def _without(
-        misfits: list[int], kept: list[tuple[dict[str, Any], PairIds]], pairs: list[Pair], drops: list[Drop]
-    ) -> tuple[list[tuple[dict[str, Any], PairIds]], list[Pair]]:
-        """Rows and pairs without the misfits, which become drops."""
-        for n in misfits:
-            row, detail = kept[n][0], f"the pair ({pairs[n].joined} tokens) does not fit in memory, even alone"
-            drops.append(Drop("pair", row["pair_id"], row["language"], "out_of_memory", detail, failed=True))
-        left = [n for n in range(len(pairs)) if n not in misfits]
-        return [kept[n] for n in left], [pairs[n] for n in left]
-
-    def _reference(self, pairs: list[Pair], got: PairSketches) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-        """Log-probabilities of both sides under the reference [N], and the pairs that do not fit in memory."""
-        if self.reference is None:
-            return got.logp_chosen_N, got.logp_rejected_N, []
-        rows, unfit = [side for pair in pairs for side in pair.rows], list[int]()
-        found = iter(score_rows(self.reference, rows, self.budget, misfits=unfit))
-        sums = [float("nan") if n in unfit else float(next(found).double().sum()) for n in range(len(rows))]
-        values = torch.tensor(sums, dtype=torch.float64).to(got.logp_chosen_N.dtype)
-        return values[0::2], values[1::2], sorted({n // 2 for n in unfit})
 
     def _report(self, batch: list[Pair]) -> None:
         self.tokens += sum(2 * len(p.prompt) + len(p.chosen) + len(p.rejected) for p in batch)
@@ -323,8 +323,7 @@ class Worker:
         return self._schema().empty_table()
 
 
-def storable(got: PairSketches) -> torch.Tensor:
-    """Which pairs have finite sketches whose norms fit float32 [N]."""
-    parts = [part for part in (got.sketch_ND, got.chosen_ND, got.rejected_ND) if part is not None]
-    norms = [torch.linalg.vector_norm(part, dim=1, dtype=torch.float64).float() for part in parts]
-    return torch.isfinite(torch.stack(norms)).all(dim=0)
+def _own_reference(items: list[Item], got: PairSketches) -> None:
+    """The reference is the policy."""
+    for item in items:
+        item.reference = (float(got.logp_chosen_N[item.at]), float(got.logp_rejected_N[item.at]))

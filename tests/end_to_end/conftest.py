@@ -112,7 +112,7 @@ def inline_stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The real run loop and the real stages, in this process: no worker processes that import torch anew."""
     threads, environment = torch.get_num_threads(), dict(os.environ)
     monkeypatch.setattr(InlineExecutor, "computed", [], raising=False)
-    monkeypatch.setattr(pipeline.run, "LocalExecutor", InlineExecutor)
+    monkeypatch.setattr(pipeline.run, "local_executor", InlineExecutor)
     yield
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)

@@ -26,6 +26,9 @@ _SPECIAL: dict[str, Any] = {
     "train.orthalign.tolerance": None,  # belongs to rank: search
     "train.allo.mask": "gradient",
     "train.allo.forget_max_steps": 5,
+    "train.max_steps": 5,
+    "sft.max_steps": 5,
+    "sft.report_to": ["tensorboard"],
     "train.allo.token_reward": "dpo_model",
     "pairs.sources": None,  # ends generation: see test_imported_pairs_replace_generation
     "engine.base_url": "http://localhost:9/v1",

@@ -41,8 +41,8 @@ class Module:
         self.constants = dict(self._constants())
 
     def found(self) -> Iterator[Found]:
-        """By calls of Drop, BadRow and functions with a parameter `reason`; in columns; by CHOOSERS."""
-        parameters = {"Drop": DROP_FIELDS, "BadRow": ["reason", "detail"]}
+        """By calls of Drop, BadRow, `Item.dropped` and functions with a parameter `reason`; in columns; by CHOOSERS."""
+        parameters = {"Drop": DROP_FIELDS, "BadRow": ["reason", "detail"], "dropped": DROP_FIELDS[3:]}
         for node in self.nodes:
             if isinstance(node, ast.FunctionDef):
                 names = [argument.arg for argument in node.args.args if argument.arg != "self"]

@@ -74,18 +74,26 @@ class ActiveEntries:
             self._counts[name] = int((~frozen).sum())
         return self._counts[name] * (entries // frozen.numel())
 
+    def frozen(self, name: str, shard: Shard, device: torch.device) -> torch.Tensor | None:
+        """The inverted mask, broadcast to the parameter's shape or of it: the rows `shard` says, on a device; None: all are free."""
+        if not self.covers(name):
+            return None
+        if shard.peers is not None:
+            return self._rows(name, shard, device)
+        if self._frozen[name].device != device:
+            self._frozen[name] = self._frozen[name].to(device)
+        return self._frozen[name]
+
     def zero_(self, name: str, values: torch.Tensor, shard: Shard | None = None) -> None:
         """Set what is not active to exactly 0, in place; values: of the parameter's shape, or the rows of it that `shard` says."""
         if not self.covers(name):
             return
-        if isinstance(values, DTensor):
-            shard, values = Shard.of(name, values), local(values)
-        if shard is not None and shard.peers is not None:
-            values.masked_fill_(self._rows(name, shard, values.device), 0)
-            return
-        if self._frozen[name].device != values.device:
-            self._frozen[name] = self._frozen[name].to(values.device)
-        values.masked_fill_(self._frozen[name], 0)
+        if shard is None or isinstance(values, DTensor):
+            shard = Shard.of(name, values)
+        values = local(values)
+        frozen = self.frozen(name, shard, values.device)
+        assert frozen is not None
+        values.masked_fill_(frozen, 0)
 
     def _rows(self, name: str, shard: Shard, device: torch.device) -> torch.Tensor:
         """What `shard` says of the inverted mask; a mask of one row is that of every row."""

@@ -12,10 +12,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from schemas.errors import UserError
 from stages.train.optimizers.active import ActiveEntries
-from stages.train.optimizers.bucket import Bucket, cut
-from stages.train.optimizers.chain import OWN_STATE, Chain, torch_adamw
+from stages.train.optimizers.bucket import cut
+from stages.train.optimizers.chain import OWN_STATE, Ahead, Bucket, Chain, torch_adamw
 from stages.train.optimizers.confine import FACTOR_BYTES, Confined
+from stages.train.optimizers.form import COMPILE_FROM, Form
 from stages.train.optimizers.merging import Merging
+from stages.train.optimizers.part import MOMENTS, Part
+from stages.train.optimizers.rules import RULES
 from stages.train.optimizers.settings import OFF, Merge
 from stages.train.optimizers.shard import Shard, add_up, flattened, groups_of, local
 from stages.train.optimizers.subspace import Protected
@@ -24,6 +27,8 @@ from stages.train.optimizers.telemetry import Telemetry
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
 _FSDP1 = "_fsdp_wrapped_module"
+DRAWS = 2
+"""How random masks are drawn: a hash of every entry. Before, one random stream a block."""
 
 
 class OnlineMergingAdamW(AdamW):
@@ -44,10 +49,11 @@ class OnlineMergingAdamW(AdamW):
         before clipping too), the merged update again: the other weights stay as they are to the last bit, decay or not. With a
         protected subspace the update is projected within the active entries; factor_bytes bounds what that keeps.
     trust_radius: of a group; largest spectral norm of W - start per matrix (Euclidean norm of other shapes); 0: none.
+    compiled: whether steps are compiled (`form.py`); None: where there is enough to step, unless deterministic algorithms are asked of torch.
     seed: of the random masks.  telemetry_every: steps between entries of `telemetry`; 0: never.
 
     A group with nothing switched on takes torch's own AdamW step, bit for bit. In any other group the weights are held as
-    W = start + displacement, the displacement in float32: a*tau is far below the resolution of the weights and would be
+    W = start + displacement, moments and displacement in float32: a*tau is far below the resolution of the weights and would be
     lost if it were added to them. State per parameter beside AdamW's: `displacement` (float32), `start` (the narrowest dtype that
     holds it exactly, bfloat16 for most models), with every > 1 `pending` (AdamW's steps since the last merge). The optimizer owns the
     weights then: writing to a parameter from outside is undone by the next step. The state_dict holds the task vector's fingerprint,
@@ -82,11 +88,13 @@ class OnlineMergingAdamW(AdamW):
         telemetry_every: int = 0,
         maximize: bool = False,
         foreach: bool | None = None,
+        compiled: bool | None = None,
     ) -> None:
         self._defaults = merge.knobs() | {"trust_radius": trust_radius, "phase": 0}
         entries = ActiveEntries({}) if active is None else active
         confined = Confined(protected or Protected.none(), entries, factor_bytes)
-        self._chain = Chain(Merging(task_vector, seed, entries), confined)
+        self._chain = Chain(Merging(task_vector, seed, entries), confined, Form(bool(compiled)))
+        self._compiled = compiled
         self._vector = task_vector
         self._telemetry_every = telemetry_every
         self._loaded = False
@@ -100,13 +108,14 @@ class OnlineMergingAdamW(AdamW):
         for name, value in self._defaults.items():
             param_group.setdefault(name, value)
         param_group.setdefault("task_vector", self._vector.fingerprint if self._vector else "")
-        param_group |= self._fingerprints()
+        param_group |= self._fingerprints() | {"draws": DRAWS}
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group.setdefault("peak_lr", float(group["lr"]))
         group.setdefault("alpha_sum", 0.0)
         self._check(group)
         self._chain.merging.forget()
+        self._decided = False
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -115,11 +124,9 @@ class OnlineMergingAdamW(AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not self._chain.merging.settled:
-            merged = [(group, Merge.of(group)) for group in self.param_groups]
-            self._chain.merging.settle({name: m for group, m in merged if m.active for name in _names(group)})
         telemetry = Telemetry()
         self.telemetry = {}
+        self._decide()
         blank, confined = self._blank(), self._chain.confined
         for group in self.param_groups:
             merge = Merge.of(group)
@@ -137,8 +144,10 @@ class OnlineMergingAdamW(AdamW):
     def start_phase(self, protected: Protected, active: ActiveEntries | None = None) -> None:
         """Begin another objective or phase from the weights as they are: displacement 0, AdamW's moments reset, another protected
         subspace, other masks (none by default). Raises UserError for the anchor, whose anchor would move with the start."""
-        if any(Merge.of(group).active and group["merge"] == "anchor" for group in self.param_groups):
-            raise UserError("anchor cannot be followed over phases", where="merge", fix="Use ondare, onties or none.")
+        for group in self.param_groups:
+            if not Merge.of(group).over_phases:
+                known = " or ".join([*(name for name, rule in RULES.items() if rule.over_phases), "none"])
+                raise UserError(f"{group['merge']} cannot be followed over phases", where="merge", fix=f"Use {known}.")
         entries = ActiveEntries({}) if active is None else active
         self._chain.confined = Confined(protected, entries, self._chain.confined.factor_bytes)
         self._chain.merging.active = entries
@@ -165,15 +174,34 @@ class OnlineMergingAdamW(AdamW):
             if any(group.get(what, "") != fingerprint for group in state_dict["param_groups"]):
                 words = "protected subspaces" if what == "protected" else "masks"
                 raise UserError(f"This optimizer state was made with other {words}", where=what)
+        for group in state_dict["param_groups"]:
+            if "merge" in group and Merge.of(group).random and group.get("draws") != DRAWS:
+                raise UserError(
+                    "This optimizer state is of a version that drew other random masks",
+                    where="merge",
+                    fix="Finish the training with that version, or start it again.",
+                )
         super().load_state_dict(dict(state_dict))
         indices = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for index, param in zip(indices, params, strict=True):
             for key, value in state_dict["state"].get(index, {}).items():
-                if key in OWN_STATE:
+                if key in OWN_STATE or key in MOMENTS:
                     self.state[param][key] = value.to(param.device)
+        for group in self.param_groups:
+            group["draws"] = DRAWS
         self._chain.merging.forget()
         self._loaded = True
+
+    def _decide(self) -> None:
+        """Whether steps are compiled, when nobody said: whether there is enough to step."""
+        if self._decided:
+            return
+        self._decided = True
+        if self._compiled is None:
+            held = (local(p.detach()).numel() for group in self.param_groups for p in group["params"])
+            exact = torch.are_deterministic_algorithms_enabled()  # reference mode
+            self._chain.form.compiled = sum(held) >= COMPILE_FROM and not exact
 
     def _blank(self) -> bool:
         """Whether this step is torch.distributed.checkpoint's, which makes an optimizer's state by a step with lr 0 and gradients
@@ -232,17 +260,16 @@ class OnlineMergingAdamW(AdamW):
 
     def _plain(self, group: dict[str, Any]) -> None:
         """torch's step."""
-        lists = self._gradients(group)
-        for param in lists[0]:
+        for param in (p for p in group["params"] if p.grad is not None and p in self.state):
+            state = self.state[param]
             for key in OWN_STATE:
-                self.state[param].pop(key, None)
-        torch_adamw(lists, group, group["weight_decay"], group["eps"])
-
-    def _gradients(self, group: dict[str, Any]) -> list[list[torch.Tensor]]:
-        """Parameters with a gradient, gradients, both moments, largest second moments, steps."""
+                state.pop(key, None)
+            for key in MOMENTS:  # of a merged step
+                if key in state:
+                    state[key] = state[key].to(param.dtype)
         lists: list[list[torch.Tensor]] = [[] for _ in range(6)]
         self._init_group(group, *lists)
-        return lists
+        torch_adamw(lists, group)
 
     def _chained(
         self,
@@ -254,37 +281,46 @@ class OnlineMergingAdamW(AdamW):
         blank: bool,
     ) -> None:
         """names: of the group's parameters. constrained: it has a trust region or a parameter with a mask or protected directions."""
-        a = merge.alpha_at(float(group["lr"]), group["peak_lr"])
-        if blank:
-            a = 0.0
-        names = [name for name, p in zip(names, group["params"], strict=True) if p.grad is not None]
-        lists = self._gradients(group)
-        shards = [self._shard(name, param) for name, param in zip(names, lists[0], strict=True)]
-        states = [self.state[param] for param in lists[0]]
-        lists = [*([local(tensor) for tensor in entries] for entries in lists[:5]), lists[5]]
-        steps = [int(step) + 1 for step in lists[5]]
-        cuts = list(cut(shards, lists[0], steps))
-        due = [merge.active and steps[picked[0]] % merge.every == 0 for picked in cuts]
-        ahead = [
-            ([names[i] for i in picked], [shards[i] for i in picked], lists[0][picked[0]].device) for picked in cuts
-        ]
-        if cuts and due[0]:
-            self._chain.merging.prefetch(*ahead[0])
-        masked_first = bool(self._chain.confined.active) and steps[:1] == [1]
-        for turn, picked in enumerate(cuts):
-            mine = [[entries[i] for i in picked] for entries in lists[:4]]
-            mine += [[entries[i] for i in picked] if entries else [] for entries in lists[4:]]
-            theirs = [states[i] for i in picked]
-            bucket = Bucket(group, *ahead[turn][:2], mine[0], theirs, steps[picked[0]])
-            watched = bool(self._telemetry_every) and (bucket.step % self._telemetry_every == 0 or masked_first)
-            following = ahead[turn + 1] if turn + 1 < len(cuts) else None
-            self._chain.step(
-                bucket, mine, merge, a, due[turn], constrained, self._loaded, telemetry if watched else None, following
+        a = 0.0 if blank else merge.alpha_at(float(group["lr"]), group["peak_lr"])
+        active = self._chain.confined.active
+        parts = []
+        for name, param in zip(names, group["params"], strict=True):
+            if param.grad is None:
+                continue
+            shard = self._shard(name, param)
+            if param.grad.is_sparse:
+                raise UserError(f"The gradient of {name} is sparse", where="params", fix="Set sparse=False.")
+            frozen = active.frozen(name, shard, local(param.detach()).device)
+            parts.append(Part(name, shard, param, self.state[param], frozen))
+        steps = [int(part.state.get("step", 0)) + 1 for part in parts]
+        cuts = list(cut([part.shard for part in parts], [part.param for part in parts], steps))
+        buckets = [
+            Bucket(
+                group,
+                [parts[i] for i in picked],
+                step := steps[picked[0]],
+                merge,
+                a,
+                merge.active and step % merge.every == 0,
+                constrained,
             )
-        if due and due[0]:
+            for picked in cuts
+        ]
+        if buckets and buckets[0].due:
+            self._chain.merging.prefetch(*_ahead(buckets[0]))
+        masked_first = bool(active) and steps[:1] == [1]
+        for bucket, following in zip(buckets, [*buckets[1:], None], strict=True):
+            watched = bool(self._telemetry_every) and (bucket.step % self._telemetry_every == 0 or masked_first)
+            then = _ahead(following) if following is not None else None
+            self._chain.step(bucket, self._loaded, telemetry if watched else None, then)
+        if buckets and buckets[0].due:
             group["alpha_sum"] += a
         if telemetry.sums and "alpha" not in self.telemetry:
             self.telemetry |= {"alpha": a, "alpha_sum": group["alpha_sum"]}
+
+
+def _ahead(bucket: Bucket) -> Ahead:
+    return [p.name for p in bucket.parts], [p.shard for p in bucket.parts], bucket.parts[0].param.device
 
 
 def _names(group: Mapping[str, Any]) -> list[str]:

@@ -1,65 +1,21 @@
-"""Parameters that are updated together: one flat buffer, so that every transform is a few large operations."""
+"""Which parameters are updated together, and in which dtypes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from stages.train.optimizers.shard import Shard, add_up, local
+from stages.train.optimizers.shard import Shard, add_up
 
 BUCKET = 1 << 22
-"""Elements of a bucket: what a step needs beside weights and state is a few buffers of this size."""
-
-
-@dataclass
-class Bucket:
-    """Some parameters of one group at the same step, on one device, of one dtype, sharded over the same processes.
-
-    params: what of them this process holds.  shards: which rows that is.
-
-    update: flat buffer [sum of sizes] in float32 (float64 for float64 weights): AdamW's step first, at the end what is
-    added to the displacements.  states: the optimizer's state of each parameter.  step: AdamW's, counting from 1.
-    """
-
-    group: dict[str, Any]
-    names: list[str]
-    shards: list[Shard]
-    params: list[torch.Tensor]
-    states: list[dict[str, Any]]
-    step: int
-    update: torch.Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        size = sum(p.numel() for p in self.params)
-        self.update = torch.zeros(size, dtype=wide(self.params[0].dtype), device=self.params[0].device)
-
-    def views(self, flat: torch.Tensor) -> list[torch.Tensor]:
-        """`flat` cut into the parameters' shapes; writes go through."""
-        parts = flat.split([p.numel() for p in self.params])
-        return [part.view(p.shape) for part, p in zip(parts, self.params, strict=True)]
-
-    def gather(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """A flat copy of tensors that have the parameters' shapes."""
-        flat = torch.empty_like(self.update)
-        torch._foreach_copy_(self.views(flat), list(tensors))
-        return flat
-
-    def state(self, key: str) -> list[torch.Tensor]:
-        """One entry of every parameter's state, what of it this process holds."""
-        return [local(state[key]) for state in self.states]
-
-    @property
-    def peers(self) -> dist.ProcessGroup | None:
-        """The processes that hold the rest of the parameters; None: there is no rest."""
-        return self.shards[0].peers
+"""Elements of a bucket: parameters whose task vector is read ahead together, and whose sums over processes go in one message."""
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """dtype of displacements and updates: float32, or float64 for float64 weights."""
+    """dtype of moments, displacements and updates: float32, or float64 for float64 weights."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

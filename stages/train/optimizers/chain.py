@@ -1,167 +1,214 @@
-"""One step of the chain on one bucket: mask -> AdamW's moments -> merge -> mask and project -> trust region -> apply. METHODS.md
-section 8."""
+"""One step of the chain on the parameters of a bucket: mask -> AdamW's moments -> merge -> mask and project -> trust region -> apply.
+METHODS.md section 8.
+
+What is elementwise is one function of every entry (`step.py`), carried out by a `Form`. A step stops in between only for what needs a whole
+parameter: OnTIES' cut and rescaling look at the step first, a projection is a matrix product, a trust region a norm.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.optim.adamw import adamw
 
-from schemas.errors import UserError
-from stages.train.optimizers.bucket import Bucket, narrowest, wide
+from stages.train.optimizers.bucket import wide
 from stages.train.optimizers.confine import Confined
-from stages.train.optimizers.merging import Merging
+from stages.train.optimizers.form import Form
+from stages.train.optimizers.merging import NOWHERE, Merging
+from stages.train.optimizers.part import Part, check_place, moved, prepare
 from stages.train.optimizers.settings import Merge
 from stages.train.optimizers.shard import Shard, local
+from stages.train.optimizers.step import Decay, Plan, decayed, moments, pull_of
 from stages.train.optimizers.telemetry import Telemetry
-from stages.train.optimizers.trust import keep_within, norms
+from stages.train.optimizers.terms import Mask, Numbers, Places
+from stages.train.optimizers.trust import factors
 
 OWN_STATE = ("start", "displacement", "pending", "directions")
 """What a parameter's state holds beside AdamW's."""
+
+Ahead = tuple[list[str], list[Shard], torch.device]
+
+
+@dataclass
+class Bucket:
+    """Parameters of one group at the same step, on one device, of one dtype, sharded over the same processes. step: AdamW's, from 1.
+
+    a: weight of the task vector.  due: a merge is due at this step.  constrained: decay goes towards the start.
+    """
+
+    group: dict[str, Any]
+    parts: list[Part]
+    step: int
+    merge: Merge
+    a: float
+    due: bool
+    constrained: bool
+
+    def plan(self, confined: bool) -> Plan:
+        """What the step of the bucket's parameters is made of; confined: an update is projected."""
+        group, decay = self.group, self._decay()
+        beta1, beta2 = group["betas"]
+        end = "update" if confined else ("displacement" if group["trust_radius"] else "weights")
+        waits = self.merge.active and not self.due
+        return Plan(
+            beta1,
+            beta2,
+            rule=self.merge.rule() if self.due else None,
+            due=not waits,
+            maximize=group["maximize"],
+            decay=decay,
+            end=end,  # type: ignore[arg-type]
+        )
+
+    def _decay(self) -> Decay:
+        if not float(self.group["lr"]) * self.group["weight_decay"]:
+            return "none"
+        if self.constrained:
+            return "start"
+        return "late" if self.merge.preset == "released" else "zero"
+
+    def numbers(self) -> Numbers:
+        """This step's. Released: eps is added before the bias correction of the second moment."""
+        group = self.group
+        lr, eps = float(group["lr"]), group["eps"]
+        beta1, beta2 = group["betas"]
+        root = (1 - beta2**self.step) ** 0.5
+        if self.merge.preset == "released":
+            eps /= root
+        decay = lr * group["weight_decay"]
+        size = -(lr / (1 - beta1**self.step))
+        return Numbers(size, root, eps, 1 - decay, -decay, self.a, 1 - self.a, self.merge.reserve)
 
 
 class Chain:
     """The transforms in the order they must have: projecting before a mask or an election of signs would not hold, and a
     displacement outside the trust region is scaled last, which leaves it in its subspace."""
 
-    def __init__(self, merging: Merging, confined: Confined) -> None:
-        self.merging, self.confined = merging, confined
+    def __init__(self, merging: Merging, confined: Confined, form: Form) -> None:
+        self.merging, self.confined, self.form = merging, confined, form
 
-    def step(
-        self,
-        bucket: Bucket,
-        lists: list[list[torch.Tensor]],
-        merge: Merge,
-        a: float,
-        due: bool,
-        constrained: bool,
-        loaded: bool,
-        telemetry: Telemetry | None,
-        following: tuple[list[str], list[Shard], torch.device] | None,
-    ) -> None:
-        """Update the bucket's parameters.
-
-        lists: parameters, gradients, moments, largest second moments and steps, as torch's functional AdamW takes them.
-        a: weight of the task vector.  due: a merge is due at this step.  constrained: decay goes towards the start.
-        loaded: this is the first step after a load.  following: names, shards and device of the next bucket whose merge is due.
-        """
-        group, released = bucket.group, merge.preset == "released"
-        self._begin(bucket, merge, loaded)
-        for name, gradient, shard in zip(bucket.names, lists[1], bucket.shards, strict=True):
-            self.confined.active.zero_(name, gradient, shard)
-        _adamw_step(bucket, lists, released)
-        displacements = bucket.state("displacement")
-        decay = float(group["lr"]) * group["weight_decay"]
-        if decay and (constrained or not released):
-            _decay(bucket, decay, to_start=constrained)
-        if due:
-            if merge.every > 1:
-                bucket.update.add_(bucket.gather(bucket.state("pending")))
-                torch._foreach_zero_(bucket.state("pending"))
-            self.merging(bucket, merge, a, telemetry)
+    def step(self, bucket: Bucket, loaded: bool, telemetry: Telemetry | None, following: Ahead | None) -> None:
+        """Update the bucket's parameters. loaded: this is the first step after a load.  following: names, shards and device of the next
+        bucket whose merge is due."""
+        parts = bucket.parts
+        for part in parts:
+            prepare(part, bucket.merge.every, bool(bucket.group["amsgrad"]))
+            if loaded:
+                check_place(part)
+            part.state["step"] += 1
+        if bucket.due:
+            self.merging.fetch(parts)
             if following is not None:
                 self.merging.prefetch(*following)
-        if self.confined:
-            self._project(bucket, telemetry)
-        waits = merge.active and not due
-        torch._foreach_add_(bucket.state("pending") if waits else displacements, bucket.views(bucket.update))
-        if group["trust_radius"] and (
-            float(group["lr"]) or a
-        ):  # else nothing moved, and the estimate's last bits must not
-            _trust(bucket, group["trust_radius"])
-        if decay and released and not constrained:
-            _decay(bucket, decay, to_start=False)
+        numbers, lasts, fresh = self._looked(bucket, telemetry)
+        for i, part in enumerate(parts):
+            self._advance(bucket, part, numbers[i], lasts[i], fresh, telemetry)
+        if bucket.group["trust_radius"]:
+            self._trust(bucket)
+        for part in parts:
+            if telemetry is not None:
+                telemetry.drift(local(part.state["displacement"]), part.shard.peers)
+            part.written()
+
+    def _looked(
+        self, bucket: Bucket, telemetry: Telemetry | None
+    ) -> tuple[list[Numbers], list[int | torch.Tensor], bool]:
+        """(each parameter's numbers, the last ties of its cut, whether the moments still have to take the gradient in)."""
+        parts, base, plan = bucket.parts, bucket.numbers(), bucket.plan(False)
+        nothing: list[int | torch.Tensor] = [-1] * len(parts)
+        if plan.rule is None:
+            return [base] * len(parts), nothing, True
+        numbers = self.merging.numbers(parts, bucket.merge, base)
         if telemetry is not None:
-            telemetry.drift(bucket.gather(displacements), bucket.peers)
-        _place(bucket)
+            for part, n in zip(parts, numbers, strict=True):
+                self._observe(bucket, part, n, plan, telemetry)
+        looks = plan.rule.selection == "top" and plan.rule.partial
+        if not (looks or plan.rule.rescale):
+            return numbers, nothing, True
+        cuts = self.merging.cuts(self.form, parts, bucket.merge, base, plan)
+        numbers = [n._replace(step_limit=cut.limit) for n, cut in zip(numbers, cuts, strict=True)]
+        lasts = [cut.last for cut in cuts]
+        plan = plan._replace(fresh=False)
+        if plan.rule is not None and plan.rule.rescale:
 
-    def _project(self, bucket: Bucket, telemetry: Telemetry | None) -> None:
-        """Take what is masked, and the protected directions, out of the update."""
-        for name, view, shard in zip(bucket.names, bucket.views(bucket.update), bucket.shards, strict=True):
-            if not self.confined.covers(name):
-                continue
-            watched = telemetry if self.confined.protected.covers(name) else None
-            before = float(view.norm()) if watched is not None else 0.0
-            self.confined.apply_(name, view, shard)
-            if watched is not None:
-                watched.project(before**2, float(view.norm()) ** 2, shard.peers)
+            def places(i: int, begin: int) -> Places:
+                return self._places(bucket, parts[i], begin, lasts[i])
 
-    def _begin(self, bucket: Bucket, merge: Merge, loaded: bool) -> None:
-        """First step: remember where each parameter starts. First step after a load: check that it is where it should be."""
-        for name, param, shard, state in zip(bucket.names, bucket.params, bucket.shards, bucket.states, strict=True):
-            if "displacement" not in state:
-                state["start"] = shard.wrap(narrowest(param, shard.peers))
-                state["displacement"] = shard.wrap(torch.zeros_like(param, dtype=wide(param.dtype)))
-            if merge.every > 1 and "pending" not in state:
-                state["pending"] = torch.zeros_like(state["displacement"])
-            if loaded and not torch.equal((_way(state) + local(state["start"])).to(param.dtype), param):
-                raise UserError(
-                    f"{name} is not where the optimizer's state left it",
-                    where="load_state_dict",
-                    fix="Load the weights and the optimizer's state of the same checkpoint.",
-                )
+            found = self.merging.factors(
+                self.form, parts, bucket.merge, numbers, plan, places, float(bucket.group["eps"])
+            )
+            numbers = [n._replace(step_factor=f) for n, f in zip(numbers, found, strict=True)]
+        return numbers, lasts, False
 
+    def _places(self, bucket: Bucket, part: Part, begin: int, last: int | torch.Tensor) -> Places:
+        if not bucket.due:
+            return NOWHERE
+        return self.merging.places(part, bucket.merge, bucket.group, bucket.step, begin, last)
 
-def _adamw_step(bucket: Bucket, lists: list[list[torch.Tensor]], released: bool) -> None:
-    """AdamW's step into `bucket.update`, by torch's own code on weights of 0 without decay.
+    def _observe(self, bucket: Bucket, part: Part, n: Numbers, plan: Plan, telemetry: Telemetry) -> None:
+        """What the merge is about to see; changes nothing."""
+        assert plan.rule is not None
+        for begin, end in part.runs(self.form.chunk(part.param.device)):
+            e = part.entries(begin, end)
+            _, delta = moments(e, n, plan)
+            if e.pending is not None:
+                delta = delta + e.pending
+            index = torch.arange(end - begin, dtype=torch.int32, device=delta.device)
+            mask = Mask(index, self._places(bucket, part, begin, -1), n)
+            pull = pull_of(e, decayed(e, n, plan), mask, n, plan.rule)
+            telemetry.merge(delta, pull, bucket.a, part.shard.peers)
 
-    released: eps is added before the bias correction of the second moment, as in the released code.
-    """
-    group, eps = bucket.group, bucket.group["eps"]
-    if released:
-        eps /= (1 - group["betas"][1] ** bucket.step) ** 0.5
-    direct = bucket.update.dtype == bucket.params[0].dtype
-    steps = bucket.views(bucket.update) if direct else [torch.zeros_like(p) for p in bucket.params]
-    torch_adamw([steps, *lists[1:]], group, 0.0, eps)
-    if not direct:
-        bucket.update = bucket.gather(steps)
-
-
-def _decay(bucket: Bucket, decay: float, to_start: bool) -> None:
-    """W *= 1 - decay, or W - start *= 1 - decay, as a change of the displacement."""
-    displacements = bucket.state("displacement")
-    torch._foreach_mul_(displacements, 1 - decay)
-    if "pending" in bucket.states[0]:
-        torch._foreach_add_(displacements, bucket.state("pending"), alpha=-decay)
-    if not to_start:
-        for displacement, start in zip(displacements, bucket.state("start"), strict=True):
-            displacement.add_(start, alpha=-decay)
-
-
-def _place(bucket: Bucket) -> None:
-    """W = start + displacement + what is pending, added in the displacement's dtype."""
-    for param, state, start in zip(bucket.params, bucket.states, bucket.state("start"), strict=True):
-        way = _way(state)
-        if param.dtype == way.dtype:
-            torch.add(way, start, out=param)
+    def _advance(
+        self,
+        bucket: Bucket,
+        part: Part,
+        n: Numbers,
+        last: int | torch.Tensor,
+        fresh: bool,
+        telemetry: Telemetry | None,
+    ) -> None:
+        projected = self.confined.protected.covers(part.name)
+        plan = bucket.plan(projected)._replace(fresh=fresh)
+        if projected:
+            part.update = torch.empty(part.size, dtype=wide(part.param.dtype), device=part.param.device)
+        for begin, end in part.runs(self.form.chunk(part.param.device)):
+            self.form.advance(part.entries(begin, end), n, self._places(bucket, part, begin, last), plan)
+        if part.update is None:
+            return
+        update = part.update.view(part.param.shape)
+        if telemetry is not None:
+            before = update.norm()
+        self.confined.apply_(part.name, update, part.shard)
+        if telemetry is not None:
+            telemetry.project(before, update.norm(), part.shard.peers)
+        if bucket.group["trust_radius"]:
+            local(part.state["displacement" if plan.due else "pending"]).add_(update)
         else:
-            param.copy_(way + start)
+            self._settle(part, None, plan.due)
+        part.update = None
+
+    def _settle(self, part: Part, factor: float | torch.Tensor | None, due: bool) -> None:
+        for begin, end in part.runs(self.form.chunk(part.param.device)):
+            self.form.settle(part.entries(begin, end), factor, due)
+
+    def _trust(self, bucket: Bucket) -> None:
+        """Scale every parameter's way from its start into the trust region, and place the weights."""
+        radius, parts = bucket.group["trust_radius"], bucket.parts
+        if float(bucket.group["lr"]) or bucket.a:  # else nothing moved, and the estimate's last bits must not
+            ways = [moved(part) for part in parts]
+            found = factors(ways, [part.state for part in parts], [part.shard for part in parts], radius)
+        else:
+            found = [None] * len(parts)
+        for part, factor in zip(parts, found, strict=True):
+            self._settle(part, factor, True)
 
 
-def _way(state: Mapping[str, Any]) -> torch.Tensor:
-    """A parameter's way from its start, what of it this process holds: displacement + what is pending."""
-    way = local(state["displacement"])
-    return way + local(state["pending"]) if "pending" in state else way
-
-
-def _trust(bucket: Bucket, radius: float) -> None:
-    """Scale every parameter's way from its start into the trust region."""
-    ways = [_way(state) for state in bucket.states]
-    bounds = norms(ways, bucket.peers)
-    for state, way, bound, shard in zip(bucket.states, ways, bounds, bucket.shards, strict=True):
-        if bound <= radius:
-            continue
-        factor = keep_within(state, way, radius, bound, shard)  # with something pending, of a copy: both shrink alike
-        if "pending" in state:
-            local(state["displacement"]).mul_(factor)
-            local(state["pending"]).mul_(factor)
-
-
-def torch_adamw(lists: list[Any], group: Mapping[str, Any], weight_decay: float, eps: float) -> None:
+def torch_adamw(lists: list[Any], group: Mapping[str, Any]) -> None:
     """torch's functional AdamW on parameters, gradients, moments, largest second moments and steps."""
     beta1, beta2 = group["betas"]
-    names = ("foreach", "capturable", "differentiable", "fused", "amsgrad", "lr", "maximize")
+    names = ("foreach", "capturable", "differentiable", "fused", "amsgrad", "lr", "maximize", "weight_decay", "eps")
     same = {name: group[name] for name in names}
-    adamw(*lists, **same, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=eps)
+    adamw(*lists, **same, beta1=beta1, beta2=beta2)

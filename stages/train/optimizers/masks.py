@@ -1,103 +1,116 @@
-"""Which entries a merge keeps: at random (DARE) or by magnitude (TIES)."""
+"""Which entries a merge keeps: at random (DARE) or by magnitude (TIES).
+
+A random mask is a hash of (key, index of the entry in its whole parameter), counter-based: the same bits on every device, eager and
+compiled, however a parameter is cut, after every resume; nothing is stored. A mask by magnitude is two numbers, a `Cut`.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from schemas.ids import canonical_json
-from stages.train.optimizers.shard import Shard
-from stages.train.optimizers.top import keep_top_sharded_
+from stages.train.optimizers.bucket import wide
+from stages.train.optimizers.top import EVERYTHING, Cut, cut_whole
 
-BLOCK = 65_536
-"""Entries of one random stream."""
+HALF = 1 << 31
+SPAN = 1 << 32
+"""Indices under one key; entries beyond have another (`words`)."""
+_FIRST, _SECOND = 0x7FEB352D, 0x846CA68B - SPAN
+"""Multipliers of Wellons' lowbias32, as int32."""
+
+Key = tuple[int | str, ...]
 
 
-def random_mask(
-    reserve: float, key: tuple[int | str, ...], start: int, stop: int, device: torch.device | str = "cpu"
+class Words(NamedTuple):
+    """Two int32 that a key became."""
+
+    first: int
+    second: int
+
+
+def words(key: Key, span: int = 0) -> Words:
+    """The words of a key, for example (seed, phase, step, "task", name). span: the index divided by 2^32."""
+    digest = hashlib.blake2b(canonical_json([*key, span]).encode(), digest_size=8).digest()
+    first, second = (int.from_bytes(part, "little", signed=True) for part in (digest[:4], digest[4:]))
+    return Words(first, second)
+
+
+def share_of(reserve: float) -> int:
+    """The bound that a share `reserve` of all uint32 is below, as an int32 of the same order."""
+    return min(round(reserve * SPAN), SPAN - 1) - HALF
+
+
+def is_kept(
+    index: torch.Tensor, first: int | torch.Tensor, second: int | torch.Tensor, share: int | torch.Tensor
 ) -> torch.Tensor:
-    """Entries `start` to `stop` of a tensor's mask, each True with probability `reserve`, as bool [stop - start].
+    """Bool, True with probability `share_of`. index: int32, the entries' indices modulo 2^32. first, second: `Words`.
 
-    The stream is Philox (counter-based; numpy keeps its output stable over versions and machines): the counter is the
-    global block of 65,536 entries, the Philox key a hash of `key`, for example (seed, step, parameter's name). So a mask does not
-    depend on how a tensor is cut into shards, is the same after a resume, and needs no stored state.
+    Two rounds of an integer hash with a word of the key before each; int32 throughout, which every backend has.
     """
-    mask = np.empty(stop - start, dtype=np.bool_)
+    return (_mix(_mix(index ^ first) + second) ^ -HALF) < share
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    x = (x ^ ((x >> 16) & 0xFFFF)) * _FIRST
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * _SECOND
+    return x ^ ((x >> 16) & 0xFFFF)
+
+
+def wrapped(index: int) -> int:
+    """An index modulo 2^32, as an int32."""
+    return (index + HALF) % SPAN - HALF
+
+
+def random_mask(reserve: float, key: Key, start: int, stop: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Entries `start` to `stop` of a tensor's mask, each True with probability `reserve`, as bool [stop - start]."""
     if reserve >= 1:
-        mask.fill(True)
-        return torch.from_numpy(mask).to(device)
-    limit = np.uint32(min(round(reserve * 2**32), 2**32 - 1))
-    digest = hashlib.blake2b(canonical_json(key).encode(), digest_size=16).digest()
-    for block in range(start // BLOCK, -(-stop // BLOCK)):
-        first = max(start, block * BLOCK)
-        last = min(stop, (block + 1) * BLOCK)
-        draws = _draws(digest, block, last - block * BLOCK)[first - block * BLOCK :]
-        np.less(draws, limit, out=mask[first - start : last - start])
-    return torch.from_numpy(mask).to(device)
+        return torch.ones(stop - start, dtype=torch.bool, device=device)
+    parts = [torch.empty(0, dtype=torch.bool, device=device)]
+    while start < stop:
+        end = min(stop, (start // SPAN + 1) * SPAN)
+        index = torch.arange(end - start, dtype=torch.int32, device=device) + wrapped(start)
+        parts.append(is_kept(index, *words(key, start // SPAN), share_of(reserve)))
+        start = end
+    return torch.cat(parts)
 
 
-def _draws(digest: bytes, block: int, count: int) -> np.ndarray:
-    """The first `count` uint32 of a block."""
-    philox = np.random.Philox(key=int.from_bytes(digest, "little"), counter=[0, 0, block, 0])
-    return np.asarray(philox.random_raw((count + 1) // 2)).astype("<u8", copy=False).view("<u4")[:count]
+def is_top(
+    magnitude: torch.Tensor, local: torch.Tensor, limit: float | torch.Tensor, room: int | torch.Tensor
+) -> torch.Tensor:
+    """Bool, True for what a `Cut` keeps. local: int32, indices from some first entry on; room: the cut's last tie, counted from there."""
+    return (magnitude > limit) | ((magnitude == limit) & (local <= room))
+
+
+def room_of(last: int | torch.Tensor, first: int) -> int | torch.Tensor:
+    """A cut's last tie, counted from entry `first`, within int32."""
+    if isinstance(last, torch.Tensor):
+        return (last - first).clamp(-1, HALF - 1).to(torch.int32)
+    return min(max(last - first, -1), HALF - 1)
+
+
+def kept_of(count: int, reserve: float, released: bool) -> int:
+    """k: how many of `count` entries are kept; 0: all of them, as released when k < 1."""
+    return int(reserve * count) if released else max(1, round(reserve * count))
+
+
+def top_cut(values: torch.Tensor, k: int) -> Cut:
+    """The cut that keeps the k entries of largest magnitude of a whole tensor on the CPU; k = 0 or all there are: everything."""
+    if not 0 < k < values.numel():
+        return EVERYTHING
+    flat = values.detach().reshape(-1)
+    return cut_whole((part.to(wide(part.dtype)).abs() for part in flat.split(1 << 20)), k)
 
 
 def keep_top_(values: torch.Tensor, reserve: float, released: bool = False, active: int | None = None) -> torch.Tensor:
-    """Zero, in place, all but the k entries of largest magnitude; ties go to the lower position.
+    """Zero, in place, all but the k entries of largest magnitude of a tensor on the CPU; ties go to the lower position.
 
     k = max(1, round(reserve * n)); as released k = int(reserve * n), and k < 1 keeps everything. values: any shape. active: n, when only
     so many of the values may differ from 0; default: all.
     """
-    count = values.numel()
-    k = kept_of(count if active is None else active, reserve, released)
-    if k >= count or k < 1:
-        return values
-    if values.device.type != "cpu":
-        return _keep_top_on_device_(values, k)
-    magnitude = values.abs().flatten()
-    limit = _kth_smallest(magnitude, count - k)
-    keep = magnitude >= limit
-    surplus = int(keep.sum()) - k
-    if surplus and limit > 0:
-        ties = (magnitude == limit).nonzero().flatten()
-        keep[ties[len(ties) - surplus :]] = False
-    return values.mul_(keep.view(values.shape))
-
-
-def _keep_top_on_device_(values: torch.Tensor, k: int) -> torch.Tensor:
-    """The same without waiting for the device; torch.topk spreads a large tensor over all of it, kthvalue does not."""
-    magnitude = values.abs().flatten()
-    limit = magnitude.topk(k, sorted=False).values.min()
-    above, equal = magnitude > limit, magnitude == limit
-    room = k - above.sum(dtype=torch.int32)
-    keep = above | (equal & (equal.cumsum(0, dtype=torch.int32) <= room))
-    return values.mul_(keep.view(values.shape))
-
-
-def keep_top_of_(
-    values: list[torch.Tensor], shards: list[Shard], reserve: float, released: bool, active: list[int]
-) -> None:
-    """`keep_top_` of several parameters of which this process holds `shards`: k and ties are those of the whole parameters,
-    `active` counts over the whole."""
-    if shards[0].peers is None:
-        for value, n in zip(values, active, strict=True):
-            keep_top_(value, reserve, released, n)
-        return
-    kept = [kept_of(n, reserve, released) for n in active]
-    some = [i for i, shard in enumerate(shards) if 0 < kept[i] < shard.numel]
-    if some:
-        keep_top_sharded_([values[i] for i in some], [kept[i] for i in some], shards[0].peers)
-
-
-def kept_of(count: int, reserve: float, released: bool) -> int:
-    """k: how many of `count` entries are kept."""
-    return int(reserve * count) if released else max(1, round(reserve * count))
-
-
-def _kth_smallest(magnitude: torch.Tensor, index: int) -> torch.Tensor:
-    """The value at `index` in ascending order. numpy's selection is the faster one."""
-    if magnitude.dtype in (torch.float32, torch.float64):
-        return torch.from_numpy(np.partition(magnitude.numpy(), index))[index]
-    return magnitude.kthvalue(index + 1).values
+    cut = top_cut(values, kept_of(values.numel() if active is None else active, reserve, released))
+    local = torch.arange(values.numel(), dtype=torch.int32)
+    assert isinstance(cut.last, int)
+    return values.mul_(is_top(values.abs(), local.view(values.shape), cut.limit, room_of(cut.last, 0)))

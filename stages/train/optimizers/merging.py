@@ -1,139 +1,164 @@
-"""The merge as a step of the chain: AdamW's step and the task vector in, the update out."""
+"""The merge's side of a step: which rule, its numbers and keys, and what it must know of a whole parameter first."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
-from stages.train.optimizers import masks, merges
 from stages.train.optimizers.active import ActiveEntries
-from stages.train.optimizers.bucket import Bucket
+from stages.train.optimizers.bucket import wide
+from stages.train.optimizers.form import Form
+from stages.train.optimizers.masks import kept_of, room_of, share_of, top_cut, words, wrapped
+from stages.train.optimizers.part import Part
+from stages.train.optimizers.rules import Rule
 from stages.train.optimizers.settings import Merge
 from stages.train.optimizers.shard import Shard, add_up
+from stages.train.optimizers.step import Plan
 from stages.train.optimizers.task_vector import TaskVector
-from stages.train.optimizers.telemetry import Telemetry
+from stages.train.optimizers.terms import Numbers, Places
+from stages.train.optimizers.top import EVERYTHING, Cut, Held, cut_whole, cuts_by_digits
 
-CLAMP = 1.0
-"""The released OnDARE clamps the task vector, and a rescaled step, to [-1, 1]."""
+_SMALL = 1e-8
+"""As released: a smaller L1 norm is not restored."""
 
 
 class Merging:
-    """Applies `Merge` settings to buckets. vector: raw; what is constant over a run is trimmed once (`settle`).
-
-    active: entries that may change; the shares that OnTIES keeps are of them.
-    """
+    """The task vector and what is found in it and in a step. active: entries that may change; the shares that OnTIES keeps are of them."""
 
     def __init__(self, vector: TaskVector | None, seed: int, active: ActiveEntries) -> None:
-        self.raw, self.seed, self.active = vector, seed, active
-        self._trimmed: TaskVector | None = None
-
-    @property
-    def settled(self) -> bool:
-        """Whether `settle` has nothing left to do."""
-        return self._trimmed is not None or self.raw is None
-
-    def settle(self, settings: Mapping[str, Merge]) -> None:
-        """Trim the task vector where the trim is the same at every step; settings: of each merged parameter."""
-        if self.settled or self.raw is None:
-            return
-        trims = {name: merge for name, merge in settings.items() if _trims(merge)}
-        if not trims:
-            self._trimmed = self.raw
-            return
-        # What `_trim` reads, and no more: only OnTIES without masks cuts the same from one run to the next.
-        again = not self.active and all(merge.merge == "onties" for merge in trims.values())
-        read = sorted((name, m.merge, m.preset, m.reserve, m.rescale) for name, m in trims.items())
-        key = repr((read, None if again else (self.seed, self.active.fingerprint)))
-        self._trimmed = self.raw.trimmed(lambda name, tau: self._trim(name, tau, trims.get(name)), key, again)
+        self.vector, self.seed, self.active = vector, seed, active
+        self._cuts: dict[tuple[str, Rule, float], tuple[Cut, float]] = {}
 
     def forget(self) -> None:
-        """The settings changed: trim again."""
-        self._trimmed = None
+        """Settings or masks changed: what was found in the task vector does not hold any more."""
+        self._cuts.clear()
+
+    def fetch(self, parts: list[Part]) -> None:
+        """Hand the parts their task vectors."""
+        if self.vector is None or not parts:
+            return
+        names, shards = [part.name for part in parts], [part.shard for part in parts]
+        for part, task in zip(parts, self.vector.fetch(names, shards, parts[0].param.device), strict=True):
+            part.task = task.reshape(-1)
 
     def prefetch(self, names: list[str], shards: list[Shard], device: torch.device) -> None:
-        """Have the task vector of the next bucket read ahead."""
-        if self._trimmed is not None:
-            self._trimmed.prefetch(names, shards, device)
+        """Have the task vectors of the next bucket read ahead."""
+        if self.vector is not None:
+            self.vector.prefetch(names, shards, device)
 
-    def __call__(self, bucket: Bucket, merge: Merge, a: float, telemetry: Telemetry | None) -> None:
-        """Replace the bucket's AdamW step by the merged update."""
-        delta = bucket.update
-        tau = self._task(bucket)
-        if merge.merge == "anchor":
-            displacement = bucket.gather(bucket.state("displacement"))
-            tau = displacement.neg_() if tau is None else tau.sub_(displacement)
-        assert tau is not None
-        for name, view, shard in zip(bucket.names, bucket.views(tau), bucket.shards, strict=True):
-            self.active.zero_(name, view, shard)
-        if telemetry is not None:
-            telemetry.merge(delta, tau, a, bucket.peers)
-        if merge.merge == "anchor":
-            bucket.update = merges.anchor_(delta, tau, a)
-            return
-        released = merge.preset == "released"
-        norms = _norms(bucket, delta) if merge.rescale else None
-        self._mask(bucket, merge, delta, tau)
-        if norms is not None:
-            self._rescale(bucket, merge, delta, norms)
-        if merge.merge == "ondare":
-            bucket.update = merges.ondare_(delta, tau, a)
-        elif released:
-            bucket.update = merges.onties_released_(delta, tau, a)
-        else:
-            bucket.update = merges.onties_(delta, tau, a)
+    def of_vector(self, part: Part, merge: Merge) -> tuple[Cut, float]:
+        """(cut, factor) of F(tau) of a parameter, found in the whole tensor when first asked for."""
+        rule = merge.rule()
+        if rule.selection != "top" or not (rule.partial or rule.rescale) or self.vector is None:
+            return EVERYTHING, 1.0
+        key = (part.name, rule, merge.reserve)
+        if key not in self._cuts:
+            tau = self.vector.whole(part.name)
+            tau = tau.to("cpu", wide(tau.dtype), copy=True)
+            self.active.zero_(part.name, tau)
+            k = kept_of(self.active.count(part.name, tau.numel()), merge.reserve, rule.released)
+            cut, factor = top_cut(tau, k) if rule.partial else EVERYTHING, 1.0
+            if rule.rescale:
+                magnitude = tau.abs()
+                kept = _sum_kept(magnitude.view(-1), cut)
+                before = magnitude.sum()
+                factor = float(before / kept) if before >= _SMALL else 1.0
+            self._cuts[key] = cut, factor
+        return self._cuts[key]
 
-    def _task(self, bucket: Bucket) -> torch.Tensor | None:
-        if self._trimmed is None:
-            return None
-        return bucket.gather(self._trimmed.fetch(bucket.names, bucket.shards, bucket.update.device))
+    def numbers(self, parts: list[Part], merge: Merge, base: Numbers) -> list[Numbers]:
+        """The base numbers with each parameter's of the task vector."""
+        found = [self.of_vector(part, merge) for part in parts]
+        return [base._replace(task_limit=cut.limit, task_factor=factor) for cut, factor in found]
 
-    def _mask(self, bucket: Bucket, merge: Merge, delta: torch.Tensor, tau: torch.Tensor) -> None:
-        """F: of AdamW's step always; of the task vector where it is drawn anew every step."""
-        if merge.reserve >= 1:
-            return
-        if merge.merge == "onties":
-            active = [self.active.count(n, shard.numel) for n, shard in zip(bucket.names, bucket.shards, strict=True)]
-            masks.keep_top_of_(bucket.views(delta), bucket.shards, merge.reserve, merge.preset == "released", active)
-            return
-        delta.mul_(self._random(bucket, merge, "step"))
-        if merge.preset == "released":
-            delta.div_(merge.reserve)
-        else:
-            tau.mul_(self._random(bucket, merge, "task"))
+    def places(self, part: Part, merge: Merge, group: dict[str, Any], step: int, begin: int, last: Any) -> Places:
+        """What decides about the entries from `begin` on by where they are. last: of the step's cut."""
+        rule, first = merge.rule(), part.first + begin
+        if not rule.partial or rule.selection == "none":
+            return NOWHERE
+        if rule.selection == "top":
+            task = self.of_vector(part, merge)[0]
+            return NOWHERE._replace(step_room=room_of(last, first), task_room=room_of(task.last, first))
+        span = first >> 32
+        key = (self.seed, group["phase"], step)
+        of_step = words((*key, "step", part.name), span)
+        of_task = words((self.seed, "task", part.name) if rule.released else (*key, "task", part.name), span)
+        return Places(wrapped(first), *of_step, *of_task, share_of(merge.reserve))
 
-    def _random(self, bucket: Bucket, merge: Merge, what: str) -> torch.Tensor:
-        keys = [(self.seed, bucket.group["phase"], bucket.step, what, name) for name in bucket.names]
-        device, shards = bucket.update.device, bucket.shards
-        return torch.cat(
-            [masks.random_mask(merge.reserve, k, *s.entries, device) for k, s in zip(keys, shards, strict=True)]
-        )
+    def cuts(self, form: Form, parts: list[Part], merge: Merge, base: Numbers, plan: Plan) -> list[Cut]:
+        """Of every parameter's step: F's cut. The moments take the gradients in on the way."""
+        rule = merge.rule()
+        counts = [self.active.count(part.name, part.shard.numel) for part in parts]
+        kept = [kept_of(count, merge.reserve, rule.released) for count in counts]
+        top = rule.selection == "top" and rule.partial
+        wanted = [top and 0 < k < part.shard.numel for k, part in zip(kept, parts, strict=True)]
+        cuts = [EVERYTHING] * len(parts)
+        device, peers = parts[0].param.device, parts[0].shard.peers
+        if peers is None and device.type == "cpu":
+            for i, (part, k) in enumerate(zip(parts, kept, strict=True)):
+                magnitudes = _magnitudes(form, part, base, plan._replace(end="magnitude"))
+                if wanted[i]:
+                    cuts[i] = cut_whole(magnitudes, k)
+                else:
+                    _exhaust(magnitudes)
+            return cuts
+        for part in parts:
+            _exhaust(_magnitudes(form, part, base, plan._replace(end="magnitude")))
+        picked = [i for i, w in enumerate(wanted) if w]
+        if picked:
+            look = plan._replace(end="magnitude", fresh=False)
+            held = [_held(form, parts[i], base, look, kept[i]) for i in picked]
+            found = cuts_by_digits(held, wide(parts[0].param.dtype), device, peers)
+            for i, cut in zip(picked, found, strict=True):
+                cuts[i] = cut
+        return cuts
 
-    def _rescale(self, bucket: Bucket, merge: Merge, delta: torch.Tensor, before: torch.Tensor) -> None:
-        ondare = merge.merge == "ondare"
-        eps, clamp = (bucket.group["eps"], CLAMP) if ondare else (0.0, None)
-        for view, norm, now in zip(bucket.views(delta), before, _norms(bucket, delta), strict=True):
-            merges.rescale_(view, norm, now, eps, clamp)
-
-    def _trim(self, name: str, tau: torch.Tensor, merge: Merge | None) -> torch.Tensor:
-        """F(tau) where it is constant: its largest entries (OnTIES), or one random draw (OnDARE as released)."""
-        if merge is None:
-            return tau
-        released = merge.preset == "released"
-        if merge.merge == "onties":
-            tau = tau.clone()
-            self.active.zero_(name, tau)
-            norm = tau.abs().sum()
-            kept = masks.keep_top_(tau, merge.reserve, released, self.active.count(name, tau.numel()))
-            return merges.rescale_(kept, norm, kept.abs().sum(), 0.0, None) if merge.rescale else kept
-        mask = masks.random_mask(merge.reserve, (self.seed, "task", name), 0, tau.numel(), tau.device)
-        return (tau * mask.view(tau.shape)).div_(merge.reserve).clamp_(-CLAMP, CLAMP)
+    def factors(
+        self, form: Form, parts: list[Part], merge: Merge, numbers: list[Numbers], plan: Plan, places: Any, eps: float
+    ) -> list[torch.Tensor]:
+        """What restores the L1 norm of every parameter's step (released option). places: of (index of the part, first entry)."""
+        sums = []
+        for i, (part, n) in enumerate(zip(parts, numbers, strict=True)):
+            total = torch.zeros(2, dtype=wide(part.param.dtype), device=part.param.device)
+            for begin, end in part.runs(form.chunk(part.param.device)):
+                found = form.advance(part.entries(begin, end), n, places(i, begin), plan._replace(end="norms"))
+                assert found is not None
+                total += found
+            sums.append(total)
+        both = add_up(torch.stack(sums), parts[0].shard.peers)
+        before, now = both[:, 0], both[:, 1]
+        factors = torch.where(before >= _SMALL, before / (now + merge.rule().eps_of_norm(eps)), torch.ones_like(before))
+        return list(factors.unbind())
 
 
-def _norms(bucket: Bucket, flat: torch.Tensor) -> torch.Tensor:
-    """L1 norm of each parameter's part of `flat`, over all processes."""
-    return add_up(torch.stack([view.abs().sum() for view in bucket.views(flat)]), bucket.peers)
+NOWHERE = Places(0, 0, 0, 0, 0, 0)
 
 
-def _trims(merge: Merge) -> bool:
-    return merge.merge == "onties" or (merge.merge == "ondare" and merge.preset == "released")
+def _magnitudes(form: Form, part: Part, n: Numbers, plan: Plan) -> Iterator[torch.Tensor]:
+    """|step| of the entries held, in runs."""
+    size = form.chunk(part.param.device, looking=True)
+    for begin in range(0, part.size, size):
+        found = form.advance(part.entries(begin, min(begin + size, part.size)), n, NOWHERE, plan)
+        assert found is not None
+        yield found
+
+
+def _held(form: Form, part: Part, n: Numbers, plan: Plan, k: int) -> Held:
+    def at(places: torch.Tensor) -> torch.Tensor:
+        found = form.advance(part.at(places), n, NOWHERE, plan)
+        assert found is not None
+        return found
+
+    return Held(lambda: _magnitudes(form, part, n, plan), at, part.first, part.size, k)
+
+
+def _exhaust(runs: Iterator[torch.Tensor]) -> None:
+    for _ in runs:
+        pass
+
+
+def _sum_kept(magnitude: torch.Tensor, cut: Cut) -> torch.Tensor:
+    local = torch.arange(magnitude.numel())
+    return (magnitude * ((magnitude > cut.limit) | ((magnitude == cut.limit) & (local <= cut.last)))).sum()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import Any, Literal, get_args
 
 from schemas.errors import UserError
+from stages.train.optimizers.rules import RULES, Rule
 
-Kind = Literal["none", "ondare", "onties", "anchor"]
 Preset = Literal["paper", "released"]
 AlphaSchedule = Literal["lr", "constant"]
 
@@ -17,16 +18,15 @@ AlphaSchedule = Literal["lr", "constant"]
 class Merge:
     """Online merging of AdamW's step with a task vector (arXiv 2405.17931); METHODS.md section 5.
 
-    merge: ondare (random masks), onties (largest entries, then an election of signs), anchor (a dense pull to the SFT
-        weights: ours), none.
-    preset: paper (the text) or released (what QwenLM/online_merging_optimizers computes). They differ: see `merges.py`.
-    alpha: a in [0, 1), the weight of the task vector.  reserve: p in (0, 1], the share of entries kept (not for anchor).
+    merge: the name of a rule in `rules/`, or none.
+    preset: paper (the text) or released (what QwenLM/online_merging_optimizers computes). They differ: see the rules.
+    alpha: a in [0, 1), the weight of the task vector.  reserve: p in (0, 1], the share of entries kept, of a rule that drops any.
     every: merge after so many AdamW steps (the paper's step-K merging).
     alpha_schedule: lr: a_t = alpha * lr_t / peak lr (ours), so that a step with lr 0 moves nothing; constant: a_t = alpha.
-    rescale: released only: scale what was kept to the L1 norm before the mask, then, for ondare, clamp to [-1, 1].
+    rescale: released only: scale what was kept to the L1 norm before the mask.
     """
 
-    merge: Kind
+    merge: str
     alpha: float
     reserve: float = 1.0
     preset: Preset = "paper"
@@ -35,12 +35,11 @@ class Merge:
     rescale: bool = False
 
     def __post_init__(self) -> None:
-        for name, kinds in (("merge", Kind), ("preset", Preset), ("alpha_schedule", AlphaSchedule)):
-            if getattr(self, name) not in get_args(kinds):
+        choices = {"merge": ("none", *RULES), "preset": get_args(Preset), "alpha_schedule": get_args(AlphaSchedule)}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
                 raise UserError(
-                    f"{name} cannot be {getattr(self, name)!r}",
-                    where="merge",
-                    fix=f"Use {' or '.join(get_args(kinds))}.",
+                    f"{name} cannot be {getattr(self, name)!r}", where="merge", fix=f"Use {' or '.join(known)}."
                 )
         if not 0 <= self.alpha < 1:
             raise UserError(f"alpha is {self.alpha}", where="merge.alpha", fix="It is a share: 0 <= alpha < 1.")
@@ -48,18 +47,23 @@ class Merge:
             raise UserError(f"reserve is {self.reserve}", where="merge.reserve", fix="It is a share: 0 < reserve <= 1.")
         if self.every < 1:
             raise UserError(f"every is {self.every}", where="merge.every", fix="Merge every 1 or more steps.")
-        if self.rescale and (self.preset != "released" or self.merge == "anchor"):
+        dense = self.merge != "none" and RULES[self.merge].selection == "none"
+        if self.rescale and (self.preset != "released" or dense):
             raise UserError(
                 "rescale belongs to the released code of OnDARE and OnTIES",
                 where="merge.rescale",
                 fix="Set preset: released, or leave rescale out.",
             )
-        if self.merge == "anchor" and (self.preset != "paper" or self.reserve != 1):
+        if dense and (self.preset != "paper" or self.reserve != 1):
             raise UserError(
-                "anchor is a dense merge of this project: it has no released form and drops nothing",
+                f"{self.merge} is a dense merge of this project: it has no released form and drops nothing",
                 where="merge.preset, merge.reserve",
                 fix="Leave both out.",
             )
+
+    def rule(self) -> Rule:
+        """The merge rule; not for none."""
+        return _rule(self.merge, self.reserve < 1, self.preset == "released", self.rescale)
 
     @property
     def active(self) -> bool:
@@ -67,14 +71,23 @@ class Merge:
         outvotes even at alpha = 0."""
         if self.merge == "none":
             return False
-        if self.merge == "onties" and self.preset == "released":
-            return True
-        return self.alpha > 0 or self.reserve < 1
+        always = self.preset == "released" and RULES[self.merge].changes_at_zero
+        return always or self.alpha > 0 or self.reserve < 1
+
+    @property
+    def random(self) -> bool:
+        """Whether what it drops is drawn at random."""
+        return self.active and self.reserve < 1 and RULES[self.merge].selection == "random"
 
     @property
     def needs_task_vector(self) -> bool:
-        """anchor can do without: it then pulls to where training started."""
-        return self.active and self.merge != "anchor"
+        """Whether the merge cannot do without one."""
+        return self.active and RULES[self.merge].needs_vector
+
+    @property
+    def over_phases(self) -> bool:
+        """Whether what training starts from may move with every objective or phase."""
+        return not self.active or RULES[self.merge].over_phases
 
     def alpha_at(self, lr: float, peak_lr: float) -> float:
         """a_t of a step with learning rate `lr`."""
@@ -90,6 +103,11 @@ class Merge:
     def of(cls, group: Mapping[str, Any]) -> Merge:
         """The settings of a parameter group."""
         return cls(**{field.name: group[field.name] for field in fields(cls)})
+
+
+@cache
+def _rule(name: str, partial: bool, released: bool, rescale: bool) -> Rule:
+    return RULES[name](partial, released, rescale)
 
 
 OFF = Merge("none", 0.0)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -14,14 +13,10 @@ from safetensors import safe_open
 
 from schemas.errors import UserError
 from schemas.ids import content_id
-from stages.models.process import one_at_a_time
-from stages.train.optimizers.bucket import wide
 from stages.train.optimizers.build_vector import FINGERPRINT
 from stages.train.optimizers.shard import Shard
-from stages.train.optimizers.stream import write_stream
 
 Keep = Literal["device", "cpu", "disk"]
-Trim = Callable[[str, torch.Tensor], torch.Tensor]
 
 
 class TaskVector:
@@ -30,7 +25,6 @@ class TaskVector:
     keep: device: copied to the parameter's device at first use and left there; cpu: in memory, copied to the device when
     needed; disk: a memory-mapped file, read when needed. With cpu and disk the next tensors are fetched by a thread while
     the current ones are used. Of a sharded parameter only the rows this process holds are kept (device, cpu).
-    trim: what is done to each whole tensor, in float32, before it is used for the first time.
     """
 
     def __init__(
@@ -39,11 +33,9 @@ class TaskVector:
         fingerprint: str,
         keep: Keep = "device",
         path: Path | None = None,
-        trim: Trim | None = None,
     ) -> None:
         self.fingerprint, self.keep, self.path = fingerprint, keep, path
         self._tensors = dict(tensors)
-        self._trim = trim
         self._held: dict[str, torch.Tensor] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._ahead: tuple[tuple[str, ...], Future[list[torch.Tensor]]] | None = None
@@ -82,28 +74,9 @@ class TaskVector:
                 fix="Base, SFT and trained model must have the same architecture and vocabulary.",
             )
 
-    def trimmed(self, trim: Trim, key: str, again: bool = True) -> TaskVector:
-        """The vector with `trim(name, tensor)` in place of each tensor: a file beside this one if this is one on disk (made
-        once per `key`), tensor by tensor when first used otherwise. again: other runs will use the file; else it goes with the vector."""
-        if self.keep != "disk" or self.path is None:
-            return TaskVector(self._tensors, self.fingerprint, self.keep, trim=trim)
-        path = self.path.with_name(f"{self.path.stem}-{content_id(self.fingerprint, key)}.safetensors")
-        lock = self.path.with_suffix(".lock")
-        with one_at_a_time(lock):  # the processes of a training share the file
-            if not path.is_file():
-                shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
-                dtype = next(iter(self._tensors.values())).dtype
-                write_stream(
-                    path,
-                    shapes,
-                    dtype,
-                    lambda name: iter([trim(name, self._tensors[name].to(wide(dtype)))]),
-                    {FINGERPRINT: self.fingerprint},
-                )
-            found = TaskVector.open(path, "disk")
-        if not again:
-            weakref.finalize(found, _remove, path, lock)
-        return found
+    def whole(self, name: str) -> torch.Tensor:
+        """One tensor as it was given or is on disk."""
+        return self._tensors[name]
 
     def prefetch(self, names: Sequence[str], shards: Sequence[Shard], device: torch.device) -> None:
         """Start fetching what the next `fetch` will ask for."""
@@ -136,16 +109,7 @@ class TaskVector:
         return self._held[name]
 
     def _rows(self, name: str, shard: Shard) -> torch.Tensor:
-        whole = self._tensors[name]
-        if self._trim is not None:
-            whole = self._trim(name, whole.to(wide(whole.dtype))).to(whole.dtype)
-        return shard.take(whole)
-
-
-def _remove(path: Path, lock: Path) -> None:
-    """Other processes that opened the file keep what they mapped."""
-    with one_at_a_time(lock):
-        path.unlink(missing_ok=True)
+        return shard.take(self._tensors[name])
 
 
 def _check(tensors: Mapping[str, torch.Tensor]) -> None:

@@ -12,44 +12,44 @@ from stages.train.optimizers.shard import add_up
 
 
 class Telemetry:
-    """Sums over parameters within one step, in float64 on the CPU; of sharded ones over what each process holds. peers: the
-    processes that hold the rest."""
+    """Sums over parameters within one step, kept where they are made and fetched once, in `values`; of sharded ones over what each process
+    holds. peers: the processes that hold the rest."""
 
     def __init__(self) -> None:
-        self.sums: dict[dist.ProcessGroup | None, defaultdict[str, float]] = {}
+        self.sums: dict[dist.ProcessGroup | None, defaultdict[str, list[torch.Tensor]]] = {}
 
     def merge(self, delta: torch.Tensor, tau: torch.Tensor, a: float, peers: dist.ProcessGroup | None = None) -> None:
-        """AdamW's step and what pulls at it, before the merge."""
-        sums = self._of(peers)
-        sums["delta"] += _square(delta)
-        sums["tau"] += _square(tau)
-        sums["a_tau"] += a * a * _square(tau)
-        sums["product"] += float(torch.dot(delta, tau))
-        sums["conflicts"] += float(((delta * tau) < 0).sum())
-        sums["both"] += float(((delta != 0) & (tau != 0)).sum())
+        """AdamW's step and what pulls at it, before the merge; flat."""
+        of_tau = torch.dot(tau, tau)
+        self._add(
+            peers,
+            delta=torch.dot(delta, delta),
+            tau=of_tau,
+            a_tau=a * a * of_tau,
+            product=torch.dot(delta, tau),
+            conflicts=((delta * tau) < 0).sum(),
+            both=((delta != 0) & (tau != 0)).sum(),
+        )
 
     def drift(self, displacement: torch.Tensor, peers: dist.ProcessGroup | None = None) -> None:
         """The weights' way from their start."""
-        self._of(peers)["drift"] += _square(displacement)
+        self._add(peers, drift=displacement.square().sum())
 
-    def project(self, before: float, after: float, peers: dist.ProcessGroup | None = None) -> None:
-        """Squared norms of an update before and after the projection."""
-        sums = self._of(peers)
-        sums["before"] += before
-        sums["after"] += after
+    def project(self, before: torch.Tensor, after: torch.Tensor, peers: dist.ProcessGroup | None = None) -> None:
+        """Norms of an update before and after the projection."""
+        self._add(peers, before=before.square(), after=after.square())
 
-    def _of(self, peers: dist.ProcessGroup | None) -> defaultdict[str, float]:
-        return self.sums.setdefault(peers, defaultdict(float))
+    def _add(self, peers: dist.ProcessGroup | None, **values: torch.Tensor) -> None:
+        sums = self.sums.setdefault(peers, defaultdict(list))
+        for name, value in values.items():
+            sums[name].append(value.double())
 
     def _total(self) -> defaultdict[str, float]:
         """The sums over all parameters. Collective for sharded ones."""
         total: defaultdict[str, float] = defaultdict(float)
         for peers, sums in self.sums.items():
-            values = torch.tensor([sums[name] for name in sorted(sums)], dtype=torch.float64)
-            if peers is not None:
-                device = "cpu" if "gloo" in dist.get_backend(peers) else "cuda"
-                values = add_up(values.to(device), peers)
-            for name, value in zip(sorted(sums), values.tolist(), strict=True):
+            values = torch.stack([torch.stack(sums[name]).sum() for name in sorted(sums)])
+            for name, value in zip(sorted(sums), add_up(values, peers).tolist(), strict=True):
                 total[name] += value
         return total
 
@@ -69,7 +69,3 @@ class Telemetry:
         if total["before"]:
             found["projected"] = math.sqrt(total["after"] / total["before"])
         return found
-
-
-def _square(flat: torch.Tensor) -> float:
-    return float(torch.dot(flat, flat))

@@ -1,55 +1,156 @@
-"""The k largest entries of tensors whose parts lie on several processes, exactly as if they were whole.
+"""The k entries of largest magnitude of a parameter, exactly, as a `Cut`; ties go to the lower position.
 
-Radix selection: the bits of a non-negative float, read as an integer, order as the float does. Three rounds (six in float64) over
-11-bit digits from the top, each a histogram of the entries that are still in question, summed over the processes, narrow the k-th
-largest value down to all its bits. Memory: a copy of this process's magnitudes, and 2,048 counts a tensor; nothing is gathered.
+Whole parameters on a CPU: one pass that remembers the k best so far (`cut_whole`). On a GPU, or where the parts of a parameter lie on
+several processes: radix selection (`cuts_by_digits`). The bits of a non-negative float, read as an integer, order as the float does; three
+rounds (six in float64) over 11-bit digits from the top, each a histogram of the entries that are still in question, summed over the
+processes, narrow the k-th largest value down to all its bits. Nothing is sorted or gathered, nothing waits for the device, and what is
+kept beside a chunk of magnitudes is counts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from stages.train.optimizers.shard import add_up, before_me
 
 _DIGIT = 11
+_BINS = 1 << _DIGIT
+_BLOCK = 2048
+"""Entries whose ties are counted together."""
 _INTEGERS = {torch.float32: (torch.int32, 31), torch.float64: (torch.int64, 63)}
 
 
-def keep_top_sharded_(values: list[torch.Tensor], kept: list[int], peers: dist.ProcessGroup) -> None:
-    """Zero, in place, all but the kept[i] entries of largest magnitude of tensor i, of which `values[i]` are this process's
-    rows; ties go to the lower position in the whole tensor. Collective: every process calls it with its part."""
-    integer, _ = _INTEGERS[values[0].dtype]
-    bits = [value.abs().flatten().view(integer) for value in values]
-    limits, ties = _kth_largest(bits, kept, peers)
-    equal = [(b == limit).nonzero().flatten() for b, limit in zip(bits, limits, strict=True)]
-    here = torch.tensor([len(e) for e in equal], device=values[0].device)
-    room = (ties - before_me(here, peers)).clamp_(min=0).tolist()
-    for value, b, limit, e, n in zip(values, bits, limits, equal, room, strict=True):
-        keep = b > limit
-        keep[e[:n]] = True
-        value.mul_(keep.view(value.shape))
+class Cut(NamedTuple):
+    """Kept are magnitudes above `limit`, and those equal to it up to position `last` of the whole parameter. Tensors [] on a GPU."""
+
+    limit: float | torch.Tensor
+    last: int | torch.Tensor
 
 
-def _kth_largest(
-    bits: list[torch.Tensor], kept: list[int], peers: dist.ProcessGroup
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per tensor the bits of its k-th largest entry over all processes, and how many of the entries that equal it are among
-    the k."""
-    device = bits[0].device
-    high = _INTEGERS[torch.float32 if bits[0].dtype == torch.int32 else torch.float64][1]
-    left, prefix = torch.tensor(kept, device=device), torch.zeros(len(kept), dtype=torch.int64, device=device)
-    asked = bits
+EVERYTHING = Cut(-1.0, -1)
+
+
+def cut_whole(magnitudes: Iterable[torch.Tensor], k: int) -> Cut:
+    """Of the flat magnitudes of a whole parameter in parts, float32 or float64 on the CPU, k >= 1.
+
+    The k-th largest so far never exceeds the k-th largest of all, so what is below it is passed over; of equal ones the first stay.
+    """
+    values, places = np.empty(0), np.empty(0, dtype=np.int64)
+    limit, first = 0.0, 0
+    for part in magnitudes:
+        given = part.numpy()
+        full = len(values) >= k
+        found = np.flatnonzero(given > limit if full else given >= limit)
+        values = np.concatenate([values, given[found]]) if len(values) else given[found]
+        places = np.concatenate([places, found + first])
+        first += len(given)
+        if len(values) > k + (k >> 1) + _BLOCK:
+            values, places, limit = _best(values, places, k)
+    if len(values) < k:  # NaN, which keeps itself
+        return EVERYTHING
+    values, places, limit = _best(values, places, k)
+    return Cut(limit, int(places[values == limit][-1]))
+
+
+def _best(values: np.ndarray, places: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """The k largest, in their order, the first of equal ones; and the smallest of them."""
+    limit = np.partition(values, len(values) - k)[len(values) - k]
+    keep = values > limit
+    ties = np.flatnonzero(values == limit)
+    keep[ties[: k - int(np.count_nonzero(keep))]] = True
+    return values[keep], places[keep], float(limit)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one process holds of a parameter. chunks: its magnitudes in flat parts whose lengths are multiples of 2,048 (but the last), the
+    same at every call. at: magnitudes at these positions, counted from `first`, the position of the first entry held. k: how many of the
+    whole parameter's entries to keep."""
+
+    chunks: Callable[[], Iterator[torch.Tensor]]
+    at: Callable[[torch.Tensor], torch.Tensor]
+    first: int
+    size: int
+    k: int
+
+
+def cuts_by_digits(
+    held: list[Held], dtype: torch.dtype, device: torch.device, peers: dist.ProcessGroup | None
+) -> list[Cut]:
+    """A cut for each parameter; 1 <= k <= its entries. Collective: every process calls it with what it holds of the same ones."""
+    integer, high = _INTEGERS[dtype]
+    left = torch.tensor([h.k for h in held]).to(device, non_blocking=True)
+    prefix = torch.zeros(len(held), dtype=torch.int64, device=device)
+    top = True
     while high:
         width = min(_DIGIT, high)
         high -= width
-        digits = [(b >> high) & ((1 << width) - 1) for b in asked]
-        counts = add_up(torch.stack([torch.bincount(d, minlength=1 << width) for d in digits]), peers)
+        found = [_histogram(h.chunks(), integer, high, width, None if top else prefix[i]) for i, h in enumerate(held)]
+        counts = add_up(torch.stack([f if f is not None else prefix.new_zeros(_BINS) for f in found]), peers)
         from_top = counts.flip(1).cumsum(1)
         steps = (from_top < left[:, None]).sum(1)  # digits above the one the k-th largest has
         above = torch.where(steps > 0, from_top.gather(1, (steps - 1).clamp(min=0)[:, None])[:, 0], 0)
-        digit = (1 << width) - 1 - steps
         left = left - above
-        prefix = (prefix << width) | digit
-        asked = [b[d == wanted] for b, d, wanted in zip(asked, digits, digit, strict=True)]
-    return prefix, left
+        prefix = (prefix << width) | (_BINS - 1 - steps)
+        top = False
+    blocks = [_ties(h.chunks(), integer, prefix[i]) for i, h in enumerate(held)]
+    here = torch.stack([b.sum() if b is not None else prefix.new_zeros(()) for b in blocks])
+    room = torch.minimum((left - before_me(here, peers)).clamp(min=0), here)
+    lasts = [_last(h, b, room[i], prefix[i], integer) for i, (h, b) in enumerate(zip(held, blocks, strict=True))]
+    limits = prefix.to(integer).view(dtype)
+    return [Cut(limits[i], last) for i, last in enumerate(lasts)]
+
+
+def _histogram(
+    chunks: Iterator[torch.Tensor], integer: torch.dtype, high: int, width: int, prefix: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Counts of the `width` bits above bit `high`, of the entries whose bits above those are `prefix`; None: there are no entries."""
+    total = None
+    for chunk in chunks:
+        bits = chunk.view(integer)
+        digit = (bits >> high) & ((1 << width) - 1)
+        if prefix is not None:
+            digit = torch.where((bits >> (high + width)) == prefix, digit, _BINS)
+        counts = _count(digit)
+        total = counts if total is None else total + counts
+    return total
+
+
+def _count(digit: torch.Tensor) -> torch.Tensor:
+    """How often each of 0 to 2,047 occurs. bincount would wait for a GPU to say the largest; histc counts in float32, exact up to 2^24."""
+    if digit.device.type == "cpu":
+        return torch.bincount(digit, minlength=_BINS + 1)[:_BINS]
+    parts = digit.to(torch.float32).split(1 << 24)
+    return torch.stack([torch.histc(part, _BINS + 1, 0, _BINS + 1).long() for part in parts]).sum(0)[:_BINS]
+
+
+def _ties(chunks: Iterator[torch.Tensor], integer: torch.dtype, limit: torch.Tensor) -> torch.Tensor | None:
+    """Entries equal to the limit in each block of 2,048."""
+    counts = []
+    for chunk in chunks:
+        equal = chunk.view(integer) == limit
+        equal = torch.nn.functional.pad(equal, (0, -len(equal) % _BLOCK))
+        counts.append(equal.view(-1, _BLOCK).sum(1))
+    return torch.cat(counts) if counts else None
+
+
+def _last(
+    held: Held, blocks: torch.Tensor | None, room: torch.Tensor, limit: torch.Tensor, integer: torch.dtype
+) -> torch.Tensor:
+    """Position of the room-th entry that equals the limit; -1 where there is no room."""
+    if blocks is None:
+        return torch.full_like(room, -1)
+    upto = blocks.cumsum(0)
+    block = torch.searchsorted(upto, room.clamp(min=1)).clamp(max=len(upto) - 1)
+    before = upto.gather(0, (block - 1).clamp(min=0).view(1))[0]  # an index of 0 dimensions would wait for the device
+    inner = room - torch.where(block > 0, before, 0)
+    places = block * _BLOCK + torch.arange(_BLOCK, device=room.device)
+    equal = (held.at(places.clamp(max=held.size - 1)).view(integer) == limit) & (places < held.size)
+    offset = (equal.cumsum(0) < inner).sum()
+    return torch.where(room > 0, held.first + block * _BLOCK + offset, -1)

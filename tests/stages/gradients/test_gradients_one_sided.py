@@ -15,13 +15,14 @@ from schemas.errors import UserError
 from schemas.tables import TABLES
 from stages.contract import ModelRef
 from stages.gradients.aggregate import Aggregate
+from stages.gradients.items import Item, number
 from stages.gradients.layers import select_layers
 from stages.gradients.projections import SketchLayout, projection
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import PairSketches, Sketcher
 from stages.gradients.stage import Gradients
 from stages.gradients.store import GROUPS_KEY, LANGUAGES_KEY
-from stages.text.render import load_renderer
+from stages.text.render import PairIds, load_renderer
 from tests.stages.gradients.one_sided_bench import CODES, RANK, SEED, both_passes, config, first_pass, table
 from tests.stages.gradients.oracles import exact_pair_gradient
 from tests.stages.stage_context import context, shards
@@ -279,11 +280,16 @@ def test_a_batch_that_ran_out_of_memory_half_way_is_not_added_twice(make_model, 
 
     pairs, settings = make_pairs(4, seed=1), config({"weighting": "none"})
     layout = SketchLayout.plan(select_layers(make_model("llama")).layers, method="one_sided", rank=2)
-    sums = PartSums(layout, settings.conflict, settings.loss, ["en"] * 4, pairs, None)
+    items = [
+        Item({"pair_id": f"p{n}", "language": "en"}, PairIds(list(pair.prompt), list(pair.chosen), list(pair.rejected)))
+        for n, pair in enumerate(pairs)
+    ]
+    number(items)
+    sums = PartSums(layout, settings.conflict, settings.loss, items, referred=False)
     g_ND = torch.randn(4, layout.dim)
     got = PairSketches(g_ND, torch.zeros(4), torch.zeros(4))
     sums.reduce([0, 1], got.rows([0, 1]))
     sums.reduce([0, 1, 2, 3], got)
-    rows = sums.sums(0, [0, 1, 2, 3], "k")
+    rows = sums.sums(0, items, "k")
     expected = (g_ND.double() / g_ND.double().norm(dim=1, keepdim=True)).mean(dim=0)
     assert np.allclose(np.concatenate(rows.column("values").to_pylist()), expected, atol=1e-6)

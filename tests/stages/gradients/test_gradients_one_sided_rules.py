@@ -17,7 +17,6 @@ from stages.contract import ModelRef
 from stages.gradients.aggregate import Aggregate
 from stages.gradients.layers import select_layers
 from stages.gradients.preconditioner import Precondition
-from stages.gradients.products import Products
 from stages.gradients.projections import SketchLayout
 from stages.gradients.sketcher import Sketcher
 from stages.gradients.stage import Gradients
@@ -99,19 +98,6 @@ def test_the_second_pass_loads_no_reference(tmp_path, models, tiny_model):
     gone = models | {"reference": ModelRef("r", None, "e")}
     (part,) = Gradients().run(context(tmp_path, config(), gone, pairs=pairs, **tables), shards(pairs, 6))
     assert part.tables["gradients"].num_rows == 5
-
-
-def test_the_second_pass_holds_the_references_of_one_part_only(tmp_path, models, tiny_model, monkeypatch):
-    known, held = Products.known, []
-
-    def watched(self, kept, drops):
-        found = known(self, kept, drops)
-        held.append((len(self._references), len(found)))
-        return found
-
-    monkeypatch.setattr(Products, "known", watched)
-    both_passes(tmp_path, models | {"reference": ModelRef("r", tiny_model, "e")}, table(12, 4), config())
-    assert held == [(3, 3), (2, 2), (3, 3), (2, 2)]
 
 
 def test_the_preconditioner_is_not_estimated_on_pairs_that_have_no_gradient(tmp_path, models):

@@ -75,6 +75,21 @@ def test_answers_that_are_the_same_tokens_are_dropped(tmp_path, models):
     assert got.column("pair_id").to_pylist() == ["p0", "p2", "p3"]
 
 
+def test_a_pair_without_a_gradient_is_dropped_with_that_reason(tmp_path, models, monkeypatch):
+    """Answers the model is certain of, or numbers too small for the dtype: a zero is no direction."""
+    compute = Sketcher.run
+
+    def silent(self, *args, **kwargs):
+        got = compute(self, *args, **kwargs)
+        got.sketch_ND[1] = 0.0
+        return got
+
+    monkeypatch.setattr(Sketcher, "run", silent)
+    got, parts, _ = run(tmp_path, models, pairs(4, 11), config())
+    assert [(d.row_id, d.reason, d.failed) for p in parts for d in p.drops] == [("p1", "zero_gradient", False)]
+    assert got.column("pair_id").to_pylist() == ["p0", "p2", "p3"]
+
+
 @pytest.fixture
 def models(tiny_model):
     same = ModelRef("tiny", tiny_model, "d")

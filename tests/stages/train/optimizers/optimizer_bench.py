@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from stages.train.optimizers import Merge, OnlineMergingAdamW, TaskVector
+from stages.train.optimizers.rules import Rule
+from stages.train.optimizers.terms import Numbers
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "embed.weight": (40, 24),
@@ -61,3 +63,8 @@ def run(
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def merged(rule: Rule, delta: torch.Tensor, pull: torch.Tensor, a: float) -> torch.Tensor:
+    """A rule's update of a step and what it is merged with, both masked already."""
+    return rule.merged(delta, pull, Numbers(-1.0, 1.0, 0.0, 1.0, 0.0, a, 1 - a, 1.0))

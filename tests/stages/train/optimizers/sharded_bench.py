@@ -17,9 +17,10 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from schemas.errors import UserError
 from stages.train.optimizers import ActiveEntries, Merge, OnlineMergingAdamW, Protected, TaskVector
-from stages.train.optimizers.masks import keep_top_of_
-from stages.train.optimizers.shard import Shard as Held
+from stages.train.optimizers.masks import is_top, kept_of, room_of
+from stages.train.optimizers.shard import Shard as Rows
 from stages.train.optimizers.state import gathered_state, scattered_state
+from stages.train.optimizers.top import Held, cuts_by_digits
 
 STEPS, ROWS = 6, 8
 INPUTS, OUTPUTS = 12_000, 3
@@ -266,17 +267,34 @@ def _refused() -> list[str]:
 
 
 def _tops(rank: int) -> dict[str, torch.Tensor]:
-    """`keep_top_of_` on cut tensors, put together again."""
+    """The largest entries of cut tensors, put together again."""
     mesh = dist.init_device_mesh("cpu", (2,))
     found: dict[str, torch.Tensor] = {}
     for number, (reserve, released, double) in enumerate(TOPS):
         tensors = [distribute_tensor(t.double() if double else t, mesh, [Shard(0)]) for t in top_inputs()]
-        keep_top_of_(
-            [t.to_local() for t in tensors],
-            [Held.of("t", t) for t in tensors],
-            reserve,
-            released,
-            [t.numel() for t in tensors],
-        )
+        held, places = [], []
+        for i, t in enumerate(tensors):
+            rows, mine = Rows.of("t", t), t.to_local().abs().flatten()
+            k = kept_of(t.numel(), reserve, released)
+            if 0 < k < t.numel():
+                places.append(i)
+                held.append(_held(mine, rows.entries[0], k))
+        peers = mesh.get_group()
+        dtype = torch.float64 if double else torch.float32
+        for i, cut in zip(places, cuts_by_digits(held, dtype, torch.device("cpu"), peers) if held else [], strict=True):
+            mine = tensors[i].to_local()
+            local = torch.arange(mine.numel(), dtype=torch.int32).view(mine.shape)
+            mine.mul_(is_top(mine.abs(), local, cut.limit, room_of(cut.last, Rows.of("t", tensors[i]).entries[0])))
         found |= {f"top {number}/{i}": t.full_tensor() for i, t in enumerate(tensors)}
     return found
+
+
+def _held(magnitudes: torch.Tensor, first: int, k: int) -> Held:
+    """In chunks of 2,048, none if nothing is held."""
+    return Held(
+        lambda: (chunk for chunk in magnitudes.split(2048) if len(chunk)),
+        magnitudes.__getitem__,
+        first,
+        len(magnitudes),
+        k,
+    )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from optimizer_bench import SHAPES, Bench, run
+from optimizer_bench import SHAPES, Bench, merged, run
 from torch import nn
 
 from schemas.errors import UserError
@@ -18,7 +18,7 @@ from stages.train.optimizers import ActiveEntries, Merge, OnlineMergingAdamW, Pr
 from stages.train.optimizers.active import select_top
 from stages.train.optimizers.confine import Confined
 from stages.train.optimizers.masks import keep_top_
-from stages.train.optimizers.merges import onties_
+from stages.train.optimizers.rules.onties import OnTies
 
 MATRICES = ("embed.weight", "layer.weight")
 MERGES = [
@@ -225,13 +225,13 @@ def test_an_election_after_the_projection_would_leak() -> None:
     name = "embed.weight"
     confined = Confined(protected, active)
     delta, tau = 0.1 * bench.normal(name), bench.tau[name].clone()
-    right = onties_(delta.clone(), tau, 0.5)
+    right = merged(OnTies(), delta, tau, 0.5)
     confined.apply_(name, right)
     assert protected.leak(name, right) <= 1e-6
     wrong = delta.clone()
     confined.apply_(name, wrong)
     confined.active.zero_(name, tau)
-    assert protected.leak(name, onties_(wrong, tau, 0.5)) > 0.05
+    assert protected.leak(name, merged(OnTies(), wrong, tau, 0.5)) > 0.05
 
 
 def test_no_learning_rate_moves_nothing_under_a_mask() -> None:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optimizer_bench import Bench, run, same
+from optimizer_bench import Bench, merged, run, same
 from torch import nn
 
-from stages.train.optimizers import Merge, OnlineMergingAdamW, TaskVector, masks
-from stages.train.optimizers.masks import BLOCK, keep_top_, random_mask
-from stages.train.optimizers.merges import anchor_, ondare_, onties_, onties_released_
+from stages.train.optimizers import Merge, OnlineMergingAdamW, TaskVector
+from stages.train.optimizers.masks import keep_top_, random_mask
+from stages.train.optimizers.rules.anchor import Anchor
+from stages.train.optimizers.rules.ondare import OnDare
+from stages.train.optimizers.rules.onties import OnTies
 
 A = 0.25
 
 
 def test_ondare_adds_the_weighted_sum() -> None:
-    update = ondare_(torch.tensor([4.0, 0.0, -8.0]), torch.tensor([8.0, 4.0, 0.0]), A)
+    update = merged(OnDare(), torch.tensor([4.0, 0.0, -8.0]), torch.tensor([8.0, 4.0, 0.0]), A)
     assert update.tolist() == [5.0, 1.0, -6.0]
 
 
@@ -30,25 +31,25 @@ def test_onties_elects_by_weighted_magnitude() -> None:
     delta = torch.tensor([4.0, -4.0, 4.0, 4.0, 0.0, 4.0, 0.0, -4.0])
     tau = torch.tensor([4.0, -4.0, -8.0, -16.0, -4.0, 0.0, 0.0, 12.0])
     #       x, y:      3,1    -3,-1   3,-2    3,-4    0,-1   3,0    0,0   -3,3
-    assert onties_(delta, tau, A).tolist() == [4.0, -4.0, 3.0, -4.0, -1.0, 3.0, 0.0, 0.0]
+    assert merged(OnTies(), delta, tau, A).tolist() == [4.0, -4.0, 3.0, -4.0, -1.0, 3.0, 0.0, 0.0]
 
 
 def test_onties_election_does_not_underflow() -> None:
     delta, tau = torch.tensor([1e-30, -1e-30]), torch.tensor([-4e-30, -1e-30])
-    torch.testing.assert_close(onties_(delta, tau, 0.5), torch.tensor([-2e-30, -1e-30]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(merged(OnTies(), delta, tau, 0.5), torch.tensor([-2e-30, -1e-30]), rtol=1e-6, atol=0)
 
 
 def test_onties_as_released_votes_unweighted_and_zero_counts_as_plus() -> None:
     delta = torch.tensor([4.0, 1.0, -1.0, 4.0, -4.0, -2.0])
     tau = torch.tensor([4.0, -4.0, 4.0, -4.0, 4.0, 0.0])
     # vote on delta + tau:  +     -     +     + (0)  + (0)  -
-    assert onties_released_(delta, tau, A).tolist() == [4.0, -1.0, 1.0, 3.0, 1.0, -1.5]
+    assert merged(OnTies(released=True), delta, tau, A).tolist() == [4.0, -1.0, 1.0, 3.0, 1.0, -1.5]
 
 
 def test_anchor_is_the_exact_interpolation_of_weights() -> None:
     """(1 - a)(theta + delta) + a theta_SFT."""
     theta, delta, sft = (torch.randn(50, dtype=torch.float64) for _ in range(3))
-    update = anchor_(delta.clone(), sft - theta, A)
+    update = merged(Anchor(), delta, sft - theta, A)
     torch.testing.assert_close(theta + update, (1 - A) * (theta + delta) + A * sft, rtol=1e-14, atol=1e-14)
 
 
@@ -61,8 +62,6 @@ def test_top_share_keeps_exactly_k_largest_and_the_first_of_equals(values: list[
         expected = [float(v) if i in kept else 0.0 for i, v in enumerate(values)]
         for dtype in (torch.float32, torch.bfloat16):
             assert keep_top_(torch.tensor(values, dtype=dtype), reserve, released).tolist() == expected
-            if 0 < k < len(values):
-                assert masks._keep_top_on_device_(torch.tensor(values, dtype=dtype), k).tolist() == expected
 
 
 def adam_direction(gradient: torch.Tensor, lr: float, eps: float = 1e-8) -> torch.Tensor:
@@ -125,7 +124,7 @@ def test_rescaling_keeps_the_l1_norm_of_the_step() -> None:
     gradients = bench.gradients(1)
     for kind in ("ondare", "onties"):
         weights = bench.weights()
-        merge = Merge(kind, 0.0, 0.3, "released", rescale=True)  # type: ignore[arg-type]
+        merge = Merge(kind, 0.0, 0.3, "released", rescale=True)
         run(bench.merged(weights, merge, lr=1e-2, weight_decay=0.0), weights, gradients)
         if kind == "ondare":  # OnTIES drops outvoted entries afterwards
             for name in ("embed.weight", "layer.weight", "norm"):
@@ -165,13 +164,13 @@ def test_step_k_merges_the_window_of_every_parameter(kind: str) -> None:
     gradients = bench.gradients(2 * every)
     plain, weights = bench.weights(), bench.weights()
     adam = torch.optim.AdamW(plain.values(), lr=lr, weight_decay=0.0)
-    merged = bench.merged(weights, Merge(kind, alpha, every=every), lr=lr, weight_decay=0.0)  # type: ignore[arg-type]
+    optimizer = bench.merged(weights, Merge(kind, alpha, every=every), lr=lr, weight_decay=0.0)
     before = {name: p.detach().clone() for name, p in plain.items()}
     window = {name: torch.zeros_like(p) for name, p in before.items()}
     for step, gradient in enumerate(gradients, start=1):
         last = {name: p.detach().clone() for name, p in plain.items()}
         run(adam, plain, [gradient])
-        run(merged, weights, [gradient])
+        run(optimizer, weights, [gradient])
         for name, p in plain.items():
             window[name] += p.detach() - last[name]
             here = before[name] + window[name]
@@ -217,32 +216,6 @@ def test_alpha_follows_the_learning_rate_or_stays() -> None:
     assert Merge("ondare", 0.4).alpha_at(5e-4, 1e-3) == pytest.approx(0.2)
     assert Merge("ondare", 0.4).alpha_at(0.0, 1e-3) == 0.0
     assert Merge("ondare", 0.4, alpha_schedule="constant").alpha_at(0.0, 1e-3) == 0.4
-
-
-def test_masks_do_not_depend_on_how_a_tensor_is_cut() -> None:
-    """Two, three and many workers see the mask one worker sees."""
-    size = 3 * BLOCK + 1234
-    whole = random_mask(0.3, (1, 2, "step", "w"), 0, size)
-    for workers in (2, 3, 7, 64):
-        edges = [size * i // workers for i in range(workers + 1)]
-        parts = [random_mask(0.3, (1, 2, "step", "w"), a, b) for a, b in pairwise(edges)]
-        assert torch.equal(torch.cat(parts), whole)
-
-
-def test_masks_keep_the_asked_share_and_differ_by_seed_step_name_and_block() -> None:
-    size = 16 * BLOCK
-    for reserve in (0.0005, 0.1, 0.5):
-        mask = random_mask(reserve, (0, 1, "step", "w"), 0, size)
-        spread = math.sqrt(reserve * (1 - reserve) / size)
-        assert abs(float(mask.float().mean()) - reserve) < 5 * spread
-    base = random_mask(0.5, (0, 1, "step", "w"), 0, size).view(16, BLOCK)
-    others = [
-        random_mask(0.5, key, 0, BLOCK) for key in ((1, 1, "step", "w"), (0, 2, "step", "w"), (0, 1, "step", "v"))
-    ]
-    for other in [*others, *base[1:]]:
-        agreement = float((base[0] == other).float().mean())
-        assert abs(agreement - 0.5) < 5 * 0.5 / math.sqrt(BLOCK)
-    assert bool(random_mask(1.0, ("any",), 0, 10).all())
 
 
 def test_random_masks_change_every_step_but_the_released_task_mask_does_not() -> None:

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from optimizer_bench import SHAPES, Bench, run, same
+from optimizer_bench import SHAPES, Bench, merged, run, same
 from torch import nn
 
 from schemas.errors import UserError
-from stages.train.optimizers import Merge, OnlineMergingAdamW, Protected, masks, merges
+from stages.train.optimizers import Merge, OnlineMergingAdamW, Protected, masks
+from stages.train.optimizers.rules.ondare import OnDare
+from stages.train.optimizers.rules.onties import OnTies
 from stages.train.optimizers.trust import exact
 
 MATRICES = ("embed.weight", "layer.weight")
@@ -148,9 +150,9 @@ def test_merging_after_the_projection_would_leak(what: str) -> None:
     elif what == "random share":
         update *= masks.random_mask(0.5, ("k",), 0, update.numel()).view(update.shape)
     elif what == "election":
-        update = merges.onties_(update, tau, 0.9)
+        update = merged(OnTies(), update, tau, 0.9)
     else:
-        update = merges.ondare_(update, tau, 0.9)
+        update = merged(OnDare(), update, tau, 0.9)
     assert protected.leak(name, update) > 0.05
     protected.project_(name, update)  # the chain's order: last
     assert protected.leak(name, update) <= 1e-6
