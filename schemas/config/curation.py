@@ -156,9 +156,7 @@ class ConflictConfig(Section):
         "upgrad",
         "aligned_mtl",
         "dualproj",
-    ] = semantic(
-        "pcgrad", "weights from the Gram matrix; cagrad, nash_mtl, upgrad and dualproj need a solver installed"
-    )
+    ] = semantic("pcgrad", "weights from the Gram matrix; cagrad, upgrad and dualproj need a solver installed")
     orders: int = semantic(
         64, "pcgrad: random orders it is averaged over", used_when={".surgery": "pcgrad"}, ge=1, le=1 << 20
     )
