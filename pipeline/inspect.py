@@ -8,6 +8,7 @@ import polars as pl
 from rich.console import Console
 from rich.text import Text
 
+from pipeline.commit import refused_path
 from pipeline.console import printable
 from pipeline.plan import State
 from pipeline.rundir import RunDir
@@ -15,6 +16,7 @@ from pipeline.status import states_of
 from schemas.errors import UserError
 from schemas.manifests import StageManifest
 from schemas.sketches import scan_numbers
+from schemas.tables import TABLES
 from stages.conditions import collected, fitting
 
 
@@ -31,11 +33,18 @@ def table_files(folder: Path, table: str, round_: int) -> list[Path]:
 
 
 def tables_of(folder: Path, round_: int) -> dict[str, list[Path]]:
-    """Files of every finished and current table of a round, in order; dropped rows are under `dropped/TABLE`, perhaps none."""
+    """Files of every finished and current table of a round, in order.
+
+    Dropped rows are under `dropped/TABLE`: those of a stage that refused to go on too; no file where none was dropped."""
     found: dict[str, list[Path]] = {}
     for state in states_of(folder):
-        if state.kind == "done" and state.manifest is not None and _is_of(state, round_):
+        spec = state.step.spec
+        if not _is_of(state, round_):
+            continue
+        if state.kind == "done" and state.manifest is not None:
             found |= _tables(folder, state, state.manifest)
+        elif (refused := refused_path(RunDir(folder), spec, state.step.round)).is_file():
+            found[f"dropped/{spec.writes[0]}"] = [refused]
     return found
 
 
@@ -76,10 +85,7 @@ def print_rows(folder: Path, table: str, where: str | None, lang: str | None, li
             raise
         files, why = others[table]
         console.print(Text(printable(f"Made with other settings than the run's now: {why}"), style="yellow"))
-    if not files:
-        console.print(f"0 of 0 rows of {table}: nothing was dropped")
-        return
-    frame = scan_numbers(files) if table == "gradients" else pl.scan_parquet(files, glob=False)
+    frame = _scan(table, files)
     names = frame.collect_schema().names()
     if lang is not None:
         if "language" not in names:
@@ -96,6 +102,18 @@ def print_rows(folder: Path, table: str, where: str | None, lang: str | None, li
     console.print(f"{rows.height:,} of {total:,} rows of {table}")
     if table == "gradients" and (off := _cosine_error(folder, round_)) is not None:
         console.print(f"standard error of a cosine between two pairs, from a second sketch seed: {off:.3f}")
+
+
+def _scan(table: str, files: list[Path]) -> pl.LazyFrame:
+    """The table's rows. Dropped rows of an older version lack columns, and where nothing was dropped there is no file."""
+    if table == "gradients":
+        return scan_numbers(files)
+    if not table.startswith("dropped/"):
+        return pl.scan_parquet(files, glob=False)
+    schema = pl.from_arrow(TABLES["dropped"].schema.empty_table()).schema  # type: ignore[union-attr]
+    if not files:
+        return pl.LazyFrame(schema=schema)
+    return pl.scan_parquet(files, glob=False, schema=schema, missing_columns="insert")
 
 
 def _cosine_error(folder: Path, round_: int) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from pipeline import config_file
 from pipeline.agenda import agenda, intention
 from pipeline.aside import Aside
-from pipeline.commit import write_manifest
+from pipeline.commit import refused_path, write_manifest
 from pipeline.config_digests import config_files
 from pipeline.console import Display
 from pipeline.events import Events
@@ -24,7 +25,7 @@ from pipeline.plan import Planner, State, waits_for
 from pipeline.preflight import look_at_models, preflight
 from pipeline.report import refresh_report
 from pipeline.run_stage import StageRunner
-from pipeline.rundir import RunDir
+from pipeline.rundir import KeptDir, RunDir
 from pipeline.selection import Selection
 from pipeline.signals import StopSignals
 from pipeline.storage import ensure_usable, storage_error
@@ -215,6 +216,8 @@ class _Loop:
         with suppress(OSError, LeaseLost):  # the failure itself is what must be heard
             self.lease.check()
             self.rundir.clear(spec, round_)
+            if (refused := refused_path(self.rundir, spec, round_)).is_file():  # why it failed is still to be looked at
+                os.replace(refused, refused_path(KeptDir(self.rundir.root, before), spec, round_))
             self.aside.take(spec, round_, before)
             self.rundir.forget_forced(spec, round_)
 
