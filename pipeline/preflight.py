@@ -30,7 +30,9 @@ def look_at_models(config: RunConfig, models: Models, steps: Iterable[Step]) -> 
     do not fit their architecture, and for a policy whose gradients cannot be sketched."""
     if not all(map(find_spec, ("torch", "transformers"))):
         return []
-    from stages.checks.architecture import look
-
     found = [(model, sketched) for model, sketched in models.outside(steps).items() if model.path is not None]
+    if not found:
+        return []
+    from stages.checks.architecture import look  # imports torch
+
     return [note for model, sketched in found if (note := look(model, config, sketched).note)]
