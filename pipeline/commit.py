@@ -1,10 +1,16 @@
-"""The commit protocol of a part: its files first, its JSON last. A part without its JSON does not exist."""
+"""The commit protocol of a part: its files first, its JSON last. A part without its JSON does not exist.
+
+A worker prepares a part under temporary names and offers it; the driver commits it while that worker holds the shard. So a
+worker that was given up and wakes again can damage nothing.
+"""
 
 from __future__ import annotations
 
 import json
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +25,34 @@ from stages.contract import Drop
 from stages.spec import StageSpec
 
 ROW_GROUP_BYTES = 32 * 2**20
+_MAX_ROWS_PER_FILE = 1_000_000
+
+
+@dataclass(frozen=True)
+class PreparedPart:
+    """A part whose files are whole and flushed, tables under temporary names: it does not exist before `commit`.
+
+    moves: (temporary, own) name of every table's file, relative to the run directory.
+    """
+
+    manifest: PartManifest
+    moves: tuple[tuple[str, str], ...]
+
+    @property
+    def index(self) -> int:
+        """Which shard it is."""
+        return self.manifest.index
 
 
 class TableWriter:
-    """Writes one table's part under a temporary name in row groups of about 32 MB; publishes it when closed."""
+    """Writes one table's part under a temporary name, in row groups of about 32 MB."""
 
-    def __init__(self, rundir: RunDir, final: Path, table: str) -> None:
-        self._rundir, self._final, self._table = rundir, final, table
-        files.make_folder(rundir.temporary)
-        self._temporary = rundir.temporary / f"{uuid.uuid4().hex}.parquet"
+    def __init__(self, scratch: Path, table: str) -> None:
+        self._table = table
+        self.temporary = scratch / f"{uuid.uuid4().hex}.parquet"
         self._writer: pq.ParquetWriter | None = None
         self._pending: list[pa.Table] = []
-        self._rows = 0
+        self.rows = 0
 
     def write(self, data: pa.Table) -> None:
         """Append rows. Raises ValueError if they do not fit the table's documented schema."""
@@ -38,37 +60,109 @@ class TableWriter:
         if fixed is not None:
             data = conform(data, fixed, self._table)
         self._pending.append(data)
-        self._rows += data.num_rows
+        self.rows += data.num_rows
         if sum(t.nbytes for t in self._pending) >= ROW_GROUP_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         if not self._pending:
             return
-        merged = pa.concat_tables(self._pending)
+        group = pa.concat_tables(self._pending)
         self._pending = []
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._temporary, merged.schema, **_encoding(merged.schema))
-        rows = max(1, int(merged.num_rows * ROW_GROUP_BYTES / max(merged.nbytes, 1)))
-        self._writer.write_table(merged, row_group_size=rows)
+            self._writer = pq.ParquetWriter(self.temporary, group.schema, compression="zstd")
+        rows = max(1, int(group.num_rows * ROW_GROUP_BYTES / max(group.nbytes, 1)))
+        self._writer.write_table(group, row_group_size=rows)
 
-    def close(self) -> FileRecord:
-        """Publish the part and describe it."""
+    def close(self) -> None:
+        """Finish the file and flush it to disk. Raises ValueError if nothing was written, not even an empty table."""
         self._flush()
         if self._writer is None:
             raise ValueError(f"no rows were written to {self._table}, not even an empty table")
         self._writer.close()
-        files.publish(self._temporary, self._final)
-        return files.record(self._rundir.root, self._final, self._table, self._rows)
+        files.fsync(self.temporary)
 
 
-def _encoding(schema: pa.Schema) -> dict[str, Any]:
-    """Compressed, but for raw numbers (fixed-size binary): they gain a tenth by it and are read six times slower."""
-    raw = {field.name for field in schema if pa.types.is_fixed_size_binary(field.type)}
-    if not raw:
-        return {"compression": "zstd"}
-    others = [name for name in schema.names if name not in raw]
-    return {"compression": {**dict.fromkeys(others, "zstd"), **dict.fromkeys(raw, "none")}, "use_dictionary": others}
+class PartBuilder:
+    """Writes what a part is made of under temporary names in `scratch`, and checks its account.
+
+    A part of a stage that is not cut into shards has a file per million rows of each table.
+    """
+
+    def __init__(
+        self, rundir: RunDir, spec: StageSpec, round_: int, index: int, fingerprint: str, scratch: Path
+    ) -> None:
+        self._rundir, self._spec, self._round, self._index = rundir, spec, round_, index
+        self._fingerprint, self._scratch = fingerprint, scratch
+        self._open: dict[str, TableWriter] = {}
+        self._files: Counter[str] = Counter()
+        self._moves: list[tuple[str, str]] = []
+        self._records: list[FileRecord] = []
+
+    @property
+    def tables(self) -> set[str]:
+        """Tables that were written, perhaps without a row."""
+        return set(self._files)
+
+    def write(self, table: str, data: pa.Table) -> None:
+        """Append rows of a table. Raises ValueError for a table that is not the stage's."""
+        if table not in self._spec.writes:
+            raise ValueError(f"{self._spec.name} may not write {table}")
+        if self._spec.kind != "shard" and table in self._open and self._open[table].rows >= _MAX_ROWS_PER_FILE:
+            self._close(table)
+        self._append(table, data)
+
+    def add_artifacts(self, paths: Iterable[Path], folder: Path | None) -> None:
+        """Files of the stage's own folder, which lie under their own names already: flushed with the folders they are in."""
+        paths = list(paths)
+        for path in paths:
+            files.fsync(path)
+            self._records.append(files.record(self._rundir.root, path))
+        for inner in {parent for path in paths for parent in path.parents if folder and parent.is_relative_to(folder)}:
+            files.fsync(inner)
+
+    def finish(
+        self, tallies: list[Tally], drops: Sequence[Drop], stats: dict[str, float], seconds: float
+    ) -> PreparedPart:
+        """The part. Raises ValueError for an account that does not fit what is in the files."""
+        for table in list(self._open):
+            self._close(table)
+        dropped = sum(sum(t.dropped.values()) + t.failed for t in tallies)
+        if dropped != len(drops):
+            raise ValueError(
+                f"{self._spec.name}: the account says {dropped} dropped or failed, but {len(drops)} rows name a reason"
+            )
+        _check_kept(self._spec, self._records, tallies)
+        if drops:
+            self._append("dropped", drops_table(drops))
+            self._close("dropped")
+        manifest = PartManifest(
+            stage=self._spec.name,
+            round=self._round,
+            index=self._index,
+            fingerprint=self._fingerprint,
+            files=self._records,
+            tallies=tallies,
+            stats=stats,
+            seconds=round(seconds, 3),
+        )
+        return PreparedPart(manifest, tuple(self._moves))
+
+    def _append(self, table: str, data: pa.Table) -> None:
+        if table not in self._open:
+            self._open[table] = TableWriter(self._scratch, table)
+            self._files[table] += 1
+        self._open[table].write(data)
+
+    def _close(self, table: str) -> None:
+        writer = self._open.pop(table)
+        writer.close()
+        number = self._index if self._spec.kind == "shard" else self._files[table] - 1
+        own = self._rundir.table(self._spec, self._round, table) / part_name(number)
+        written = files.record(self._rundir.root, writer.temporary, table, writer.rows)
+        record = written.model_copy(update={"path": own.relative_to(self._rundir.root).as_posix()})
+        self._records.append(record)
+        self._moves.append((written.path, record.path))
 
 
 def conform(data: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
@@ -91,48 +185,23 @@ def part_name(index: int) -> str:
     return f"part-{index:05d}.parquet"
 
 
-def retract_part(rundir: RunDir, spec: StageSpec, round_: int, index: int) -> None:
-    """Take back the commit of a part that is made anew, before its files are replaced: its hashes are of the old ones."""
-    files.remove([rundir.state(spec, round_) / f"part-{index:05d}.json"])
+def part_json(rundir: RunDir, spec: StageSpec, round_: int, index: int) -> Path:
+    """The commit of a part: it exists if and only if this file does."""
+    return rundir.state(spec, round_) / f"part-{index:05d}.json"
 
 
-def commit_part(
-    rundir: RunDir,
-    spec: StageSpec,
-    round_: int,
-    index: int,
-    fingerprint: str,
-    *,
-    records: Iterable[FileRecord],
-    drops: Sequence[Drop],
-    tallies: list[Tally],
-    stats: dict[str, float],
-    seconds: float,
-) -> PartManifest:
-    """Write the dropped rows, check the account against what is in the files, and write the part's JSON last."""
-    records = list(records)
-    dropped = sum(sum(t.dropped.values()) + t.failed for t in tallies)
-    if dropped != len(drops):
-        raise ValueError(
-            f"{spec.name}: the account says {dropped} dropped or failed, but {len(drops)} rows name a reason"
-        )
-    _check_kept(spec, records, tallies)
-    if drops:
-        writer = TableWriter(rundir, rundir.table(spec, round_, "dropped") / part_name(index), "dropped")
-        writer.write(drops_table(drops))
-        records.append(writer.close())
-    part = PartManifest(
-        stage=spec.name,
-        round=round_,
-        index=index,
-        fingerprint=fingerprint,
-        files=records,
-        tallies=tallies,
-        stats=stats,
-        seconds=round(seconds, 3),
-    )
-    write_manifest(rundir.state(spec, round_) / f"part-{index:05d}.json", part.model_dump())
-    return part
+def commit(rundir: RunDir, spec: StageSpec, part: PreparedPart) -> None:
+    """Make a prepared part exist: an earlier commit is taken back first, since its hashes are of other files; then the files get
+    their names; then its JSON is written."""
+    commit_of = part_json(rundir, spec, part.manifest.round, part.index)
+    files.remove([commit_of])
+    files.move([(rundir.root / temporary, rundir.root / own) for temporary, own in part.moves])
+    write_manifest(commit_of, part.manifest.model_dump())
+
+
+def withdraw(root: Path, part: PreparedPart) -> None:
+    """Delete the files of a part that is not committed."""
+    files.remove(root / temporary for temporary, _ in part.moves)
 
 
 def _check_kept(spec: StageSpec, records: Sequence[FileRecord], tallies: Sequence[Tally]) -> None:

@@ -80,6 +80,11 @@ class Lease:
         if _nonce(_read(self._path)) == self._me["nonce"]:
             self._path.unlink(missing_ok=True)
 
+    @property
+    def nonce(self) -> str:
+        """What no other holder of any lease has."""
+        return str(self._me["nonce"])
+
     def check(self) -> None:
         """Raise LeaseLost unless the lease on disk is ours."""
         self.check_heartbeat()
@@ -94,7 +99,7 @@ class Lease:
             raise LeaseLost(
                 f"This run no longer holds its directory: {self._lost}",
                 where=str(self._path.parent),
-                fix="It stopped, so that two runs never write at once. See what `python -m pipeline status` says.",
+                fix="It stopped, so that two runs never write at once. See what `congrad status` says.",
             )
 
     def _refuse_if_held(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -12,12 +13,13 @@ from pipeline.commit import write_manifest
 from pipeline.config_digests import config_files
 from pipeline.console import Display
 from pipeline.events import Events
-from pipeline.executor import LocalExecutor
+from pipeline.executor import Executor
 from pipeline.executor_errors import ending
 from pipeline.lease import Lease, LeaseLost
+from pipeline.local_crew import local_executor
 from pipeline.models import Models
 from pipeline.plan import Planner, State
-from pipeline.preflight import preflight
+from pipeline.preflight import look_at_models, preflight
 from pipeline.report import refresh_report
 from pipeline.run_stage import StageRunner
 from pipeline.rundir import RunDir
@@ -59,11 +61,14 @@ def run(config: RunConfig, selection: Selection, display: Display) -> Outcome:
     return outcome
 
 
-def preview(config: RunConfig, selection: Selection) -> list[State]:
-    """What `run` would do, without doing it."""
+def preview(config: RunConfig, selection: Selection) -> tuple[list[State], Callable[[], list[str]]]:
+    """What `run` would do, without doing it, and a look at the models it would read (see `look_at_models`)."""
     rundir = RunDir(config.folder)
-    planner = Planner(config, rundir, Models(config, rundir).digests, lambda spec: config_files(spec, config))
-    return [planner.state(step) for step in selection.of(planner.steps)]
+    models = Models(config, rundir)
+    planner = Planner(config, rundir, models.digests, lambda spec: config_files(spec, config))
+    states = [planner.state(step) for step in selection.of(planner.steps)]
+    todo = [state.step for state in states if state.kind != "done"]
+    return states, lambda: look_at_models(config, models, todo)
 
 
 class _Loop:
@@ -96,11 +101,14 @@ class _Loop:
             self._report()
             return outcome
         redone = self.selection.force
-        preflight(self.config, [s.step.spec for s in states if s.kind != "done" or s.step.spec.name in redone])
+        todo = [s.step for s in states if s.kind != "done" or s.step.spec.name in redone]
+        preflight(self.config, [step.spec for step in todo])
+        for note in look_at_models(self.config, self.models, todo):
+            self.display.say(note)
         self._clean()
         files.write_text(self.rundir.config, config_file.dump(self.config))
         self.events.add("run_started", stages=[s.title for s in self.steps])
-        executor = LocalExecutor(self.config, self.rundir.logs, self.signals)
+        executor = local_executor(self.config, self.rundir.logs, self.signals)
         try:
             for step in self.steps:
                 (outcome.ran if self._bring_up_to_date(step, executor) else outcome.skipped).append(step)
@@ -114,6 +122,7 @@ class _Loop:
             raise
         finally:
             executor.close()
+        shutil.rmtree(self.rundir.temporary / self.lease.nonce, ignore_errors=True)
         self.rundir.forget_forced()
         self.events.add("run_ended", ok=True, exit_code=0)
         return outcome
@@ -144,7 +153,7 @@ class _Loop:
     def _origin(self, states: list[State]) -> str:
         return next(s.step.spec.name for s in states if s.kind == "changed")
 
-    def _bring_up_to_date(self, step: Step, executor: LocalExecutor) -> bool:
+    def _bring_up_to_date(self, step: Step, executor: Executor) -> bool:
         """Run one step if it needs it. Returns whether anything ran."""
         state = self.planner.state(step)
         if state.kind == "waiting":
@@ -208,7 +217,7 @@ class _Loop:
         if first and not state.plan.shards:  # type: ignore[union-attr]
             raise UserError(
                 f"Stage {step.title} has nothing to do: {first} is empty",
-                fix="See what was dropped and why with `python -m pipeline status`.",
+                fix="See what was dropped and why with `congrad status`.",
             )
 
     def _clean(self) -> None:

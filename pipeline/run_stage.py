@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.account import account_line, totals
-from pipeline.commit import write_manifest
+from pipeline.commit import PreparedPart, commit, part_json, write_manifest
 from pipeline.console import Display, StageBar
 from pipeline.events import Events, Meter
-from pipeline.executor import LocalExecutor, Reports
+from pipeline.executor import Executor, Reports
 from pipeline.failures import Failures
 from pipeline.fingerprint import content_of
 from pipeline.lease import Lease
+from pipeline.messages import Order
 from pipeline.models import Models
 from pipeline.plan import Planner, State
 from pipeline.rundir import RunDir
-from pipeline.worker import Order
 from schemas import files
 from schemas.config import RunConfig
 from schemas.errors import UserError
@@ -36,14 +36,15 @@ class StageRunner:
     display: Display
     lease: Lease
 
-    def run(self, step: Step, state: State, executor: LocalExecutor) -> None:
-        """What is left of the step's parts, then its manifest. Raises as `LocalExecutor.run`; UserError when too many rows fail."""
+    def run(self, step: Step, state: State, executor: Executor) -> None:
+        """What is left of the step's parts, then its manifest. Raises as `Executor.run`; UserError when too many rows fail."""
         plan, parts = state.plan, dict(state.parts)
         assert plan is not None
         failures = Failures(self.rundir, step.spec, step.round, self.config.execution.max_failed_fraction)
         for index in failures.worth_another_try(parts):
-            files.remove([self.rundir.state(step.spec, step.round) / f"part-{index:05d}.json"])
             del parts[index]
+        there = self.rundir.state(step.spec, step.round).glob("part-*.json")
+        files.remove(set(there) - {part_json(self.rundir, step.spec, step.round, index) for index in parts})
         pending = {s.index: s for s in plan.shards if s.index not in parts}
         models = self.models.of(step)
         order = Order(
@@ -51,6 +52,7 @@ class StageRunner:
             round=step.round,
             config=self.config,
             root=self.rundir.root,
+            scratch=self.rundir.temporary / self.lease.nonce,
             fingerprint=plan.fingerprint,
             inputs=state.inputs.records,
             models=models,
@@ -94,7 +96,10 @@ class StageRunner:
     def _reports(
         self, step: Step, bar: StageBar, meter: Meter, parts: dict[int, PartManifest], failures: Failures
     ) -> Reports:
-        def committed(part: PartManifest) -> None:
+        def offered(prepared: PreparedPart) -> None:
+            self.lease.check_heartbeat()
+            commit(self.rundir, step.spec, prepared)
+            part = prepared.manifest
             parts[part.index] = part
             self.events.add(
                 "part_done",
@@ -128,7 +133,7 @@ class StageRunner:
             advance=advance,
             note=note,
             started=started,
-            committed=committed,
+            offered=offered,
             tick=self.lease.check_heartbeat,
         )
 

@@ -1,4 +1,4 @@
-"""Committing parts in the background: the stage computes the next shard while the last part is written."""
+"""Preparing parts in the background: the stage computes the next shard while the last part is written."""
 
 from __future__ import annotations
 

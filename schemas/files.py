@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -52,6 +53,7 @@ def publish(temporary: Path, final: Path) -> None:
     """Make a finished temporary file or folder appear under its final name, durably. It replaces what had the name: a file in
     one step; a folder is moved aside first, so that a crash in between leaves none, and never a mixture.
     """
+    open_up(temporary)
     fsync_tree(temporary)
     make_folder(final.parent)
     aside = temporary_beside(final) if temporary.is_dir() and final.is_dir() else None
@@ -61,6 +63,34 @@ def publish(temporary: Path, final: Path) -> None:
     fsync(final.parent)
     if aside is not None:
         shutil.rmtree(aside)
+
+
+def move(pairs: Iterable[tuple[Path, Path]]) -> None:
+    """Give files that are whole and flushed their own names, durably."""
+    folders: dict[Path, None] = {}
+    for temporary, own in pairs:
+        make_folder(own.parent)
+        os.replace(temporary, own)
+        folders[own.parent] = None
+    for folder in folders:
+        fsync(folder)
+
+
+def open_up(path: Path) -> None:
+    """Give the files in a folder, or a file, that a library made for their owner alone (safetensors: 0600) the permissions that any new
+    file has here."""
+    found = [path, *path.rglob("*")] if path.is_dir() else [path]
+    private = [p for p in found if p.is_file() and not p.is_symlink() and not stat.S_IMODE(p.stat().st_mode) & 0o077]
+    if not private:
+        return
+    probe = temporary_beside(path)
+    probe.touch()  # what the umask, or the folder's default permissions, make of a new file
+    try:
+        mode = stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink()
+    for file in private:
+        file.chmod(mode)
 
 
 def temporary_beside(final: Path) -> Path:

@@ -33,7 +33,8 @@ STAGES: tuple[StageSpec, ...] = (
         checkpoints=True,
         trains="start",
         sources="sft.sources",
-        needs=(needs.sft_trainer,),
+        needs=(needs.sft_trainer, needs.sft_loggers),
+        version=2,
     ),
     StageSpec(
         "generate",
@@ -96,6 +97,7 @@ STAGES: tuple[StageSpec, ...] = (
         version=2,
         when=("gradients.sketch.precondition", "adam_factored"),
         needs=(needs.model,),
+        sketches=True,
     ),
     StageSpec(
         "aggregate",
@@ -122,6 +124,7 @@ STAGES: tuple[StageSpec, ...] = (
         size="gradients.aggregate_size",
         expensive=True,
         needs=(needs.model,),
+        sketches=True,
     ),
     StageSpec(
         "gradients",
@@ -135,6 +138,7 @@ STAGES: tuple[StageSpec, ...] = (
         version=2,
         expensive=True,
         needs=(needs.model,),
+        sketches=True,
     ),
     StageSpec(
         "conflict",
@@ -142,7 +146,7 @@ STAGES: tuple[StageSpec, ...] = (
         "stages.conflict.stage:Conflict",
         ("gradients", "pairs", "contributions?", "sums?"),
         ("scores", "gram", "directions"),
-        ("languages.seen", "conflict", "loss"),
+        ("languages.seen", "conflict", "loss", "execution"),
         kept_rows=(("pair",), "scores"),
         version=4,
         needs=(needs.model, needs.surgery),
@@ -168,7 +172,7 @@ STAGES: tuple[StageSpec, ...] = (
         expensive=True,
         checkpoints=True,
         trains="policy",
-        needs=(needs.trainer,),
+        needs=(needs.trainer, needs.loggers),
         gpus="train.processes",
     ),
     StageSpec(

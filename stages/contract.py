@@ -35,13 +35,16 @@ class ModelRef:
     """A model that is on this machine: the name the user gave, its folder, the hash of its content.
 
     For the `openai` engine there may be no folder: path is then None. A merged adapter keeps (its folder, the folder of
-    its base) in `adapter`.
+    its base) in `adapter`. hub: the hub id of the model, or of the one the run trained it from; revision: its commit there,
+    only of a model that is the hub's own.
     """
 
     name: str
     path: Path | None
     digest: str
     adapter: tuple[Path, Path] | None = None
+    hub: str = ""
+    revision: str = ""
 
 
 class Progress(Protocol):

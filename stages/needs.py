@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from schemas.config import RunConfig
-from schemas.config.sft import SftConfig
-from schemas.config.training import TrainConfig
+from schemas.config.loggers import LOGGERS
+from schemas.config.trainer import TrainerConfig
 from stages.conflict.solvers import packages as surgery_packages
 from stages.spec import Needs
-
-_LOGGERS = ("tensorboard", "trackio", "wandb")
 
 
 def tokenizer(config: RunConfig) -> Needs:
@@ -38,15 +36,35 @@ def surgery(config: RunConfig) -> Needs:
 
 
 def trainer(config: RunConfig) -> Needs:
-    """What `train` trains and logs with."""
+    """What `train` trains with."""
     return _trainer(config.train)
 
 
 def sft_trainer(config: RunConfig) -> Needs:
-    """What `sft` trains and logs with."""
+    """What `sft` trains with."""
     return _trainer(config.sft)
 
 
-def _trainer(section: TrainConfig | SftConfig) -> Needs:
-    loggers = [name for name in section.report_to if name in _LOGGERS]
-    return Needs(("torch", "transformers", "trl", *(["peft"] if section.method == "lora" else []), *loggers))
+def loggers(config: RunConfig) -> Needs:
+    """What `train` reports to."""
+    return _loggers(config.train)
+
+
+def sft_loggers(config: RunConfig) -> Needs:
+    """What `sft` reports to."""
+    return _loggers(config.sft)
+
+
+def _trainer(section: TrainerConfig) -> Needs:
+    return Needs(("torch", "transformers", "trl", *(["peft"] if section.method == "lora" else [])))
+
+
+def _loggers(section: TrainerConfig) -> Needs:
+    key, wanted = f"{section.section}.report_to", [LOGGERS[name] for name in section.report_to]
+    install = " ".join(logger.install for logger in wanted if not logger.installed)
+    return Needs(
+        tuple(module for logger in wanted for module in logger.modules),
+        f"pip install {install}, or remove it from {key}.",
+        "The loggers of a training need what is not installed: {}",
+        key,
+    )

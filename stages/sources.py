@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
@@ -66,6 +66,15 @@ def is_hub(source: Source) -> bool:
     path = source.path
     looks_local = path.startswith((PREFIX, "/", "./", "../", "~")) or _ending(path) or _is_glob(path)
     return not looks_local and path.count("/") <= 1 and not os.path.exists(path)
+
+
+def hub_ids(sources: Iterable[Source], languages: Sequence[str]) -> list[str]:
+    """The ids of the Hugging Face datasets among the sources, each once."""
+    found: dict[str, None] = {}
+    for source in filter(is_hub, sources):
+        filled = languages if _PLACEHOLDER in source.path else [""]
+        found |= dict.fromkeys(source.path.replace(_PLACEHOLDER, language) for language in filled)
+    return list(found)
 
 
 def local_files(source: Source, languages: Sequence[str]) -> list[SourceFile]:

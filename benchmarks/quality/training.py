@@ -184,7 +184,6 @@ def _settings(world: World, given: Mapping[str, Any]) -> dict[str, Any]:
         "method": "full",
         "learning_rate": world.size.learning_rate,
         "max_steps": world.size.steps,
-        "epochs": 1000,
         "batch_size": 8,
         "micro_batch_size": 8 if world.dtype == "float32" else 2,
         "save_steps": 1_000_000,

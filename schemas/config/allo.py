@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from schemas.config.base import Section, execution, refuse_unused, semantic
+from schemas.config.base import FilePath, Section, execution, refuse_unused, semantic
 
 
 class AlloConfig(Section):
@@ -20,7 +20,9 @@ class AlloConfig(Section):
     forget: bool = semantic(True, "first unlearn the low-reward tokens of rejected answers (token-level NPO)")
     forget_ratio: float = semantic(0.05, "share of weights (rows) that forgetting trains", gt=0, le=1)
     forget_epochs: float = semantic(1.0, "passes over the pairs in forgetting", gt=0)
-    forget_max_steps: int = semantic(-1, "stop forgetting after so many optimizer steps; -1: by epochs", ge=-1)
+    forget_max_steps: int = semantic(
+        -1, "optimizer steps of forgetting, instead of forget_epochs; -1: by epochs", ge=-1
+    )
     forget_learning_rate: float | None = semantic(None, "default: train.learning_rate", gt=0)
     learn: bool = semantic(True, "then DPO, its rejected side on key tokens only; steps as the train section says")
     learn_ratio: float = semantic(0.1, "share of weights (rows) that learning trains", gt=0, le=1)
@@ -32,7 +34,7 @@ class AlloConfig(Section):
         "implicit",
         "log pi/pi_ref of the model after the warm-up, or of reward_model trained by DPO; or reward_model classifies tokens",
     )
-    reward_model: str | None = execution(
+    reward_model: FilePath | None = execution(
         None, "dpo_model, classifier: a model with the policy's tokenizer: hub id, folder, embedded:NAME"
     )
     allow_empty_layers: bool = semantic(False, "train although a matrix has no selected weight; else that is an error")
@@ -67,6 +69,8 @@ class AlloConfig(Section):
             self._unused("learn: false", "learn_ratio", "key_fraction")
         if self.forget_max_steps == 0:
             raise ValueError("train.allo.forget_max_steps is 0: use forget: false, -1, or a positive number of steps")
+        if self.forget_max_steps > 0:
+            self._unused("forget_max_steps, which says how long instead", "forget_epochs")
         if self.token_reward == "implicit" and self.reward_model is not None:
             raise ValueError("train.allo.token_reward: implicit has no use for train.allo.reward_model: leave it out")
         if self.token_reward != "implicit" and self.reward_model is None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from schemas.config.base import Section, execution, semantic
+from schemas.config.base import Section, execution, refuse_unused, semantic
+from schemas.config.loggers import LOGGERS
 
 
 class LoraConfig(Section):
@@ -32,12 +34,14 @@ class TrainerConfig(Section):
     weight_decay: float = semantic(0.0, "AdamW weight decay", ge=0)
     max_grad_norm: float = semantic(1.0, "gradient clipping", gt=0)
     epochs: float = semantic(1.0, "passes over the rows", gt=0)
-    max_steps: int = semantic(-1, "stop after so many optimizer steps; -1: by epochs", ge=-1)
+    max_steps: int = semantic(
+        -1, "optimizer steps, however many passes that is, instead of epochs; -1: by epochs (as in transformers)", ge=-1
+    )
     batch_size: int = semantic(32, "rows (pairs, conversations) per optimizer step, over all devices", ge=1)
     micro_batch_size: int = execution(2, "rows per forward", ge=1)
     gradient_checkpointing: bool = execution(False, "recompute activations: less memory, slower")
     save_steps: int = execution(50, "steps between checkpoints", ge=1)
-    report_to: list[str] = execution([], "TRL loggers: tensorboard, trackio, wandb")
+    report_to: list[str] = execution([], f"loggers, each a package of its own: {', '.join(LOGGERS)}")
 
     @model_validator(mode="after")
     def _lora(self) -> Self:
@@ -46,6 +50,28 @@ class TrainerConfig(Section):
                 f"{self.section}.lora is set and {self.section}.method is full: use method: lora, or leave"
                 f" {self.section}.lora out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _length(self) -> Self:
+        if self.max_steps == 0:
+            raise ValueError(
+                f"{self.section}.max_steps is 0: nothing would be trained; use -1 to train by epochs, or give a number of steps"
+            )
+        if self.max_steps > 0:
+            refuse_unused(self, self.section, ("epochs",), f"{self.section}.max_steps, which says how long instead")
+        return self
+
+    @model_validator(mode="after")
+    def _loggers(self) -> Self:
+        for name in self.report_to:
+            if name not in LOGGERS:
+                near = get_close_matches(name, LOGGERS, 1)
+                raise ValueError(
+                    f"{self.section}.report_to: {name!r} is not a logger that transformers knows"
+                    + (f" (did you mean {near[0]}?)" if near else "")
+                    + f": use {', '.join(LOGGERS)}, or [] for none"
+                )
         return self
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -126,6 +127,8 @@ class _Judging:
             return _drop(row, "engine_error", error, failed=True)
         if self._scoring:
             score, mass = expected_score(completions[0].score_logprobs, self._tokens)
+            if not math.isfinite(mass):
+                return _drop(row, "engine_error", "the judge's probabilities are not finite (NaN)", failed=True)
             if score is None or mass < self._config.min_mass:
                 return _drop(row, "low_mass", f"probability {mass:.3g} on the score tokens < {self._config.min_mass}")
             return [self._row(row, 0, score, mass)]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from schemas.config import RunConfig
+from stages.contract import ModelRef
 from stages.text.markdown import escape
 from stages.train.batches import BatchPlan
-from stages.train.card_page import card_page, common_settings
+from stages.train.card_page import Page, card_page, common_settings, shown
+from stages.train.seen import Seen
 
 
-def sft_card(config: RunConfig, base_name: str, per_language: Mapping[str, int], plan: BatchPlan) -> str:
+def sft_card(config: RunConfig, base: ModelRef, seen: Seen, plan: BatchPlan) -> str:
     """Markdown, see `card_page`."""
     sft = config.sft
     sources = escape(", ".join(source.path for source in sft.sources))
@@ -24,14 +24,6 @@ def sft_card(config: RunConfig, base_name: str, per_language: Mapping[str, int],
         "Cross-entropy of the answers' tokens, end of turn included, given everything before them; the mean over the answer"
         " tokens of an optimizer step. Trained with TRL's SFTTrainer, without packing."
     )
-    return card_page(
-        config,
-        f"{config.name}, before round 0",
-        "sft",
-        [f"{escape(base_name)}, fine-tuned on conversations from {sources}."],
-        "conversations",
-        "Conversations",
-        per_language,
-        settings,
-        [method],
-    )
+    about = [f"{shown(base)}, fine-tuned on conversations from {sources}."]
+    page = Page(f"{config.name}, before round 0", "sft", about, seen, settings, [method])
+    return card_page(config, sft, base, sft.sources, page)

@@ -12,12 +12,13 @@ from stages.contract import Account, ArtifactStage, Context, Rows, tally
 from stages.models.load import free_memory
 from stages.sft.card import sft_card
 from stages.sft.conversations import Conversations, load_conversations
-from stages.sft.trainer import fine_tune
+from stages.sft.trainer import data_seed, fine_tune
 from stages.train.batches import plan_batches
-from stages.train.export import export_model, exported
+from stages.train.export import export_model, exported, write_cards
 from stages.train.loggers import check_loggers, logs_in
 from stages.train.memory import memory_named
 from stages.train.metrics import metrics_table
+from stages.train.seen import Seen, rows_seen
 from stages.train.session import Session
 
 
@@ -49,15 +50,16 @@ def _run(session: Session) -> Iterator[Rows | Account]:
     with logs_in(session.folder / "logs"):
         trained, history = fine_tune(session, model, conversations, plan)
     del model
-    name = session.start.name
-    export_model(trained, session.renderer.tokenizer, session.folder, name, session.numbers.compute, sft.section)
+    export_model(session, sft, trained)
     tallies = tally("row", conversations.languages, conversations.drops)
-    learnt = {entry.language: entry.kept for entry in tallies if entry.kept}
-    (session.folder / "model" / "README.md").write_text(sft_card(config, name, learnt, plan), encoding="utf-8")
+    seen = rows_seen(len(conversations), plan, sft.batch_size, data_seed(session))
+    learnt = Seen.of(conversations.table["language"].to_pylist(), seen)
+    write_cards(session.folder, sft_card(config, session.start, learnt, plan))
     yield Rows("conversations", conversations.table)
     yield Rows("sft_metrics", metrics_table(history))
     stats = {
         "steps": float(plan.steps),
+        "rows_seen": float(learnt.count),
         "seconds": time.monotonic() - started,
         "tokens": float(sum(conversations.table["n_tokens"].to_pylist())),
         "learnt_tokens": float(sum(conversations.table["n_learnt"].to_pylist())),

@@ -39,13 +39,18 @@ class ConversationTrainer(Resumable, SFTTrainer):
         return self.accelerator.gather(tokens).sum() if self.args.world_size > 1 else tokens
 
 
+def data_seed(session: Session) -> int:
+    """Of the order of the conversations, and of an adapter's first weights."""
+    return seed_for(session.config.seed, "sft") % 2**32
+
+
 def fine_tune(
     session: Session, model: PreTrainedModel, conversations: Conversations, plan: BatchPlan
 ) -> tuple[Any, list[dict[str, Any]]]:
     """(the trained model, with its adapter if there is one; TRL's log). Raises Stopped when asked to stop; a checkpoint of the
     last step is then on disk."""
     config, sft = session.config, session.config.sft
-    seed = seed_for(config.seed, "sft") % 2**32
+    seed = data_seed(session)
     set_seed(seed)  # the adapter's first weights
     disable_dropout(model)
     steps = StepCallback(session.ctx, sft, len(conversations))

@@ -25,26 +25,18 @@ def plan_batches(rows: int, config: TrainerConfig, devices: int = 1) -> BatchPla
     """Plan the steps over so many rows.
 
     An epoch has ceil(rows / batch_size) steps; the last one takes what is left, every row weighing the same inside
-    its step. `max_steps` is an upper bound on `epochs`, never an extension. A batch larger than the data is said aloud:
+    its step. `max_steps` counts instead of `epochs`, as in transformers. A batch larger than the data is said aloud:
     each step then uses all rows. Raises UserError when batch_size is not a multiple of micro_batch_size * devices, and when
     the run is shorter than the window between two merges.
     """
     section = config.section
-    if config.max_steps == 0:
-        raise UserError(
-            f"{section}.max_steps is 0: nothing would be trained",
-            where=f"{section}.max_steps",
-            fix="Use -1 to train by epochs, or give a positive number of steps.",
-        )
     micro, notes = _micro_batch(config, devices)
     if config.batch_size > rows:
         notes.append(
             f"{section}.batch_size {config.batch_size} is larger than the {rows} {config.rows}: each step uses them all"
         )
     steps_per_epoch = math.ceil(rows / config.batch_size)
-    steps = math.ceil(config.epochs * steps_per_epoch)
-    if 0 < config.max_steps < steps:
-        steps = config.max_steps
+    steps = config.max_steps if config.max_steps > 0 else math.ceil(config.epochs * steps_per_epoch)
     return BatchPlan(
         micro_batch=micro,
         accumulation=config.batch_size // (micro * devices),

@@ -2,46 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 from schemas.config import RunConfig
 from schemas.config.training import TrainConfig
+from stages.contract import ModelRef
 from stages.text.markdown import escape
 from stages.train.batches import BatchPlan
-from stages.train.card_page import card_page, common_settings
+from stages.train.card_page import Page, card_page, common_settings, shown
+from stages.train.seen import Seen
 
 
-def model_card(
-    config: RunConfig,
-    round_: int,
-    base_name: str,
-    reference_name: str,
-    per_language: Mapping[str, int],
-    plan: BatchPlan,
-    steps: int,
-) -> str:
+@dataclass(frozen=True)
+class Training:
+    """What the card tells of a training: from which model, against which, on what, how long."""
+
+    base: ModelRef
+    reference: ModelRef
+    round: int
+    seen: Seen
+    plan: BatchPlan
+    steps: int
+
+
+def model_card(config: RunConfig, training: Training) -> str:
     """Markdown, see `card_page`; names are escaped."""
     train, loss, select = config.train, config.loss, config.select
-    sequence = bool(train.orthalign.objectives)
-    warm_up = f"{plan.warmup_steps} warm-up steps"
-    if sequence:
+    warm_up = f"{training.plan.warmup_steps} warm-up steps"
+    reference = shown(training.reference)
+    if train.way == "sequence":
         warm_up = f"anew in every objective, {train.warmup_ratio:.0%} of its steps warm up"
-    reference = escape(reference_name)
-    if sequence and train.orthalign.reference == "objective":
-        reference = f"{reference} for the first objective, then the model as each objective starts"
+        if train.orthalign.reference == "objective":
+            reference = f"{reference} for the first objective, then the model as each objective starts"
     settings = {
         **common_settings(train, _optimizer(train), warm_up),
-        "optimizer steps": str(steps),
+        "optimizer steps": str(training.steps),
         **_objectives(train),
         **_allo(train),
         "loss": loss.label,
         "beta": f"{loss.beta:g}",
         "alpha (length penalty)": f"{loss.alpha:g}",
         "numbers": config.model.dtype,
-        "seed": f"{config.seed}, round {round_}",
+        "seed": f"{config.seed}, round {training.round}",
     }
     about = [
-        f"{escape(base_name)}, aligned on preference pairs"
+        f"{shown(training.base)}, aligned on preference pairs"
         + (" that were imported" if config.imported else " the model generated and judged itself")
         + f". Selection: by {escape(select.by)}, share {select.keep:g} kept"
         + (" in each language." if select.quota == "language" else " overall."),
@@ -54,8 +59,9 @@ def model_card(
         *_selection_text(select.by),
         "Weights are stored in the numbers named above; adapters are merged.",
     ]
-    title = f"{config.name}, round {round_}"
-    return card_page(config, title, "dpo", about, "pairs", "Training pairs", per_language, settings, method)
+    title = f"{config.name}, round {training.round}"
+    sources = [*config.sft.sources, *(config.pairs.sources if config.imported else config.prompts.sources)]
+    return card_page(config, train, training.base, sources, Page(title, "dpo", about, training.seen, settings, method))
 
 
 def _loss_text(name: str) -> str:
@@ -112,9 +118,7 @@ def _allo(train: TrainConfig) -> dict[str, str]:
         phases["rewards of tokens"] = f"{by}, beta {allo.beta:g}"
     if allo.forget:
         rate = train.learning_rate if allo.forget_learning_rate is None else allo.forget_learning_rate
-        length = f"{allo.forget_epochs:g} epochs"
-        if allo.forget_max_steps > 0:
-            length += f", at most {allo.forget_max_steps} steps"
+        length = f"{allo.forget_max_steps} steps" if allo.forget_max_steps > 0 else f"{allo.forget_epochs:g} epochs"
         phases["forgetting"] = (
             f"token-level NPO on {allo.forget_ratio:g} of the {allo.unit}s, beta {allo.beta:g}, learning rate {rate:g}, {length}"
         )

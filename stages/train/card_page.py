@@ -1,14 +1,44 @@
-"""The page that the model cards of the train and sft stages share."""
+"""The page that the model cards of the train and sft stages share, with the header Hugging Face reads."""
 
 from __future__ import annotations
 
-import json
+import os
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
 
 from schemas.config import RunConfig
+from schemas.config.sources import Source
 from schemas.config.trainer import TrainerConfig
-from stages.text.language import UNKNOWN
+from stages.contract import ModelRef
+from stages.sources import hub_ids
 from stages.text.markdown import escape
+from stages.train.seen import Seen
+
+_ISO_639 = re.compile(r"(?!und$)[a-z]{2,3}")
+"""What the hub takes for a language; und is unknown."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a card says. about and method are Markdown; title, and the values of settings, are escaped by `card_page`."""
+
+    title: str
+    tag: str
+    about: Sequence[str]
+    seen: Seen
+    settings: Mapping[str, str]
+    method: Sequence[str]
+
+
+def shown(model: ModelRef) -> str:
+    """The model's name as Markdown: of a folder its last part, since paths are of one machine."""
+    return escape(
+        model.name if model.revision or os.sep not in model.name else os.path.basename(model.name.rstrip(os.sep))
+    )
 
 
 def common_settings(section: TrainerConfig, optimizer: str, warm_up: str) -> dict[str, str]:
@@ -26,50 +56,57 @@ def common_settings(section: TrainerConfig, optimizer: str, warm_up: str) -> dic
     }
 
 
-def card_page(
-    config: RunConfig,
-    title: str,
-    tag: str,
-    about: Sequence[str],
-    unit: str,
-    heading: str,
-    per_language: Mapping[str, int],
-    settings: Mapping[str, str],
-    method: Sequence[str],
-) -> str:
-    """Markdown with a YAML header that Hugging Face reads. Title, languages and values of settings are escaped here: they come
-    from the user's files; about and method are Markdown."""
-    languages = sorted(per_language)
-    codes = dict.fromkeys(language.partition("-")[0] for language in languages if language != UNKNOWN)
+def card_page(config: RunConfig, section: TrainerConfig, base: ModelRef, sources: Sequence[Source], page: Page) -> str:
+    """Markdown with a YAML header. base: what was trained; sources: what it learnt from."""
+    seen, rows = page.seen, section.rows
+    languages = sorted(seen.per_language)
+    every = seen.count == seen.given
     lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        f"tags: [{tag}, trl, congrad]",
-        *(["language:", *(f"- {json.dumps(code)}" for code in codes)] if codes else []),
-        "---",
-        "",
-        f"# {escape(title)}",
+        f"# {escape(page.title)}",
         "",
         *([escape(config.banner), ""] if config.banner else []),
-        *about,
+        *page.about,
         "",
-        f"## {heading}",
+        f"## Training {rows}",
         "",
-        f"| language | {unit} |",
+        *([] if every else [f"Training saw {seen.count} of {seen.given} {rows}: it ended inside its first pass.", ""]),
+        f"| language | {rows} |",
         "| --- | ---: |",
-        *(f"| {escape(language)} | {per_language[language]} |" for language in languages),
-        f"| all | {sum(per_language.values())} |",
+        *(f"| {escape(language)} | {seen.per_language[language]} |" for language in languages),
+        f"| all | {seen.count} |",
         "",
         "## Settings",
         "",
         "| setting | value |",
         "| --- | --- |",
-        *(f"| {name} | {escape(value)} |" for name, value in settings.items()),
+        *(f"| {name} | {escape(value)} |" for name, value in page.settings.items()),
         "",
         "## Method",
         "",
-        *method,
+        *page.method,
         "",
     ]
-    return "\n".join(lines)
+    return f"---\n{_header(config, base, sources, languages, page.tag)}\n---\n\n" + "\n".join(lines)
+
+
+def adapter_card(card: str) -> str:
+    """The card of the adapter that a merged model was made with."""
+    found: Any = ModelCard(card, ignore_metadata_errors=True)
+    found.data.library_name = "peft"
+    found.data.tags = [*(found.data.tags or []), "lora"]
+    return str(found)
+
+
+def _header(config: RunConfig, base: ModelRef, sources: Sequence[Source], languages: Sequence[str], tag: str) -> str:
+    codes = list(dict.fromkeys(filter(_ISO_639.fullmatch, (language.partition("-")[0] for language in languages))))
+    return str(
+        ModelCardData(
+            library_name="transformers",
+            pipeline_tag="text-generation",
+            base_model=base.hub or None,
+            license=config.card.model_license,
+            datasets=hub_ids(sources, [*config.languages.seen, *config.languages.unseen]) or None,
+            language=codes or None,
+            tags=[tag, "trl", "congrad"],
+        ).to_yaml()
+    )

@@ -23,6 +23,7 @@ def mark_complete(folder: Path, identity: str, step: int, parts: Sequence[str] =
     """Flush every file of the checkpoint, then publish the marker. parts: the files and folders in it that
     count (default: all)."""
     sizes = {}
+    files.open_up(folder)
     found = [path for part in parts for path in (folder / part, *(folder / part).rglob("*"))]
     for file in sorted(p for p in found if p.is_file() and p.name != MARKER):
         files.fsync(file)

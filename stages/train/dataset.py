@@ -6,8 +6,8 @@ ids of `stages/text/render.py`, so that training pushes on exactly the tokens th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,12 @@ _BATCH = 1024
 
 @dataclass(frozen=True)
 class TrainingPairs:
-    """The curated pairs in table order. rows: `_ROWS`; digest: content of ids and order."""
+    """The curated pairs in table order. rows: `_ROWS`; digest: content of ids and order; numbers: positions in curated."""
 
     rows: pa.Table
     languages: list[str]
     digest: str
+    numbers: Sequence[int]
 
     def __len__(self) -> int:
         return self.rows.num_rows
@@ -48,7 +49,8 @@ class TrainingPairs:
     def take(self, rows: list[int]) -> TrainingPairs:
         """Some of the pairs, in the order given."""
         languages = [self.languages[row] for row in rows]
-        return TrainingPairs(self.rows.take(rows), languages, content_id(self.digest, rows))
+        numbers = [self.numbers[row] for row in rows]
+        return TrainingPairs(self.rows.take(rows), languages, content_id(self.digest, rows), numbers)
 
     def pair(self, index: int) -> Pair:
         """Token ids of one pair."""
@@ -66,11 +68,11 @@ class TrainingPairs:
         for position, name in enumerate(("ref_chosen_logps", "ref_rejected_logps")):
             values = pa.array([pair[position] for pair in references], pa.float32())
             rows = rows.set_column(rows.schema.get_field_index(name), _ROWS.field(name), values)
-        return TrainingPairs(rows, self.languages, self.digest)
+        return replace(self, rows=rows)
 
     def with_tokens(self, name: str, values: pa.Array) -> TrainingPairs:
         """The same pairs with another column: for each pair a list about its rejected tokens."""
-        return TrainingPairs(self.rows.append_column(name, values), self.languages, self.digest)
+        return replace(self, rows=self.rows.append_column(name, values))
 
     def dataset(self) -> Dataset:
         """As a `datasets.Dataset`. Raises UserError if the library lost a row."""
@@ -101,7 +103,7 @@ def load_pairs(ctx: Context, renderer: Renderer) -> TrainingPairs:
             where=f"round {ctx.round}, curated",
             fix="`status` shows where pairs were dropped; loosen that rule, raise select.keep, or give more prompts.",
         )
-    return TrainingPairs(pa.concat_tables(tables), languages, content_id(hashes))
+    return TrainingPairs(pa.concat_tables(tables), languages, content_id(hashes), range(len(languages)))
 
 
 def _training_row(

@@ -16,19 +16,22 @@ from stages.train.batches import BatchPlan, plan_batches
 from stages.train.dataset import TrainingPairs, load_pairs
 from stages.train.export import export_model
 from stages.train.loggers import logs_in
-from stages.train.phase import History, Phase, train_phase
+from stages.train.phase import History, Phase, pairs_seen, train_phase
 from stages.train.processes import count, from_first, is_first
 from stages.train.references import checked_references
+from stages.train.seen import Seen
 from stages.train.session import Session
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """history: TRL's log. drops: pairs that belong to no objective. languages: of every curated pair. The model is on disk."""
+    """history: TRL's log. drops: pairs that belong to no objective. languages: of every curated pair; seen: those learnt from. The model
+    is on disk."""
 
     history: list[dict[str, Any]]
     drops: list[Drop]
     languages: list[str]
+    seen: Seen
     plan: BatchPlan
 
 
@@ -45,35 +48,37 @@ def train_job(ctx: Context) -> Outcome:
     pairs = from_first(partial(_with_references, session, pairs, model))
     session = replace(session, identity=_identity(ctx, pairs))
     with logs_in(session.folder / "logs"):
-        trained, history, drops = _train(session, model, pairs, plan)
+        trained, history, drops, seen = _train(session, model, pairs, plan)
     del model
     if is_first():
-        name = session.start.name
-        export_model(trained, session.renderer.tokenizer, session.folder, name, session.numbers.compute, train.section)
+        export_model(session, train, trained)
     del trained
     free_memory()
-    return Outcome(history, drops, pairs.languages, plan)
+    return Outcome(history, drops, pairs.languages, Seen.of(pairs.languages, seen), plan)
 
 
 def _train(
     session: Session, model: PreTrainedModel, pairs: TrainingPairs, plan: BatchPlan
-) -> tuple[Any, History, list[Drop]]:
-    """(the trained model, the log, pairs that belong to no objective). What only some trainings need is imported for them."""
+) -> tuple[Any, History, list[Drop], set[int]]:
+    """(the trained model, the log, pairs that belong to no objective, positions of the pairs learnt from). What only some trainings
+    need is imported for them."""
     train, common = session.train, (pairs, plan, session.checkpoints, session.identity)
     if train.way == "sequence":
         from stages.train.orthalign import train_objectives
 
         return train_objectives(session, model, pairs)
     if train.way == "phases":
-        from stages.train.allo.phases import train_in_phases
+        from stages.train.allo.phases import pairs_seen_in_phases, train_in_phases
         from stages.train.confined import ConfinedPhase
 
-        return *train_in_phases(session, model, ConfinedPhase(*common)), []
+        last = ConfinedPhase(*common)
+        return *train_in_phases(session, model, last), [], pairs_seen_in_phases(session, last)
+    phase = Phase(*common)
     if train.merges:
         from stages.train.confined import ConfinedPhase
 
-        return *train_phase(session, model, ConfinedPhase(*common)), []
-    return *train_phase(session, model, Phase(*common)), []
+        phase = ConfinedPhase(*common)
+    return *train_phase(session, model, phase), [], pairs_seen(session, phase)
 
 
 def _with_references(session: Session, pairs: TrainingPairs, policy: PreTrainedModel) -> TrainingPairs:

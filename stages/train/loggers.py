@@ -7,29 +7,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.integrations import get_available_reporting_integrations
 
+from schemas.config.loggers import LOGGERS
 from schemas.config.trainer import TrainerConfig
 from schemas.errors import UserError
 
-_FOLDER_VARIABLES = ("TENSORBOARD_LOGGING_DIR", "TRACKIO_DIR", "WANDB_DIR")
+_FOLDER_VARIABLES = ("TENSORBOARD_LOGGING_DIR", "TRACKIO_DIR", "WANDB_DIR", "MLFLOW_TRACKING_URI")
 
 
 def check_loggers(section: TrainerConfig) -> None:
-    """Raise UserError for a logger transformers does not know or that is not installed."""
+    """Raise UserError for a logger that cannot report: not installed (preflight says so earlier), or switched off in the environment."""
     available, where = get_available_reporting_integrations(), f"{section.section}.report_to"
     for name in section.report_to:
-        if name not in INTEGRATION_TO_CALLBACK:
-            raise UserError(
-                f"{name!r} is not a logger TRL knows",
-                where=where,
-                fix=f"Known: {', '.join(sorted(INTEGRATION_TO_CALLBACK))}; [] for none.",
-            )
         if name not in available:
             raise UserError(
-                f"the logger {name} is not installed",
+                f"the logger {name} is not available",
                 where=where,
-                fix=f"pip install {name}, or remove it from {where}.",
+                fix=f"pip install {LOGGERS[name].install}, or remove it from {where}.",
             )
 
 

@@ -32,8 +32,8 @@ from schemas.errors import UserError
 from schemas.ids import content_id
 from stages.contract import Drop
 from stages.models.load import free_memory
+from stages.train.allo.phases import pairs_seen_in_phases, train_in_phases
 from stages.train.allo.phases import plans as phases_of
-from stages.train.allo.phases import train_in_phases
 from stages.train.batches import BatchPlan, plan_batches
 from stages.train.callbacks import beats
 from stages.train.checkpoints import MARKER, is_complete, mark_complete
@@ -43,7 +43,7 @@ from stages.train.displacement import Beat, Weights, bounded, changed, cut_to, l
 from stages.train.objectives import Chosen, Scores, accuracies, choose, score
 from stages.train.optimizers.change import Change
 from stages.train.optimizers.subspace import Protected
-from stages.train.phase import History, train_phase
+from stages.train.phase import History, pairs_seen, train_phase
 from stages.train.references import recomputed
 from stages.train.session import Session
 
@@ -52,8 +52,9 @@ _MODEL, _BASES, _LOG, _BEFORE = "model", "protected.safetensors", "history.json"
 
 def train_objectives(
     session: Session, model: PreTrainedModel, pairs: TrainingPairs
-) -> tuple[PreTrainedModel, History, list[Drop]]:
-    """(the trained model without adapters; the log, steps counted on; pairs that belong to no objective).
+) -> tuple[PreTrainedModel, History, list[Drop], set[int]]:
+    """(the trained model without adapters; the log, steps counted on; pairs that belong to no objective; positions of
+    those that were learnt from).
 
     Everything an objective leaves (weights, bases, log) is in checkpoints/objective-K: a run that was killed continues
     inside the objective it was in. Raises UserError for what the config or the data make impossible, Stopped when asked to.
@@ -70,7 +71,7 @@ def train_objectives(
     start = [score(model, o.dev, session.scorer()) for o in objectives]
     sequence = _Sequence(session, objectives, plans, start)
     trained, history = sequence.run(model)
-    return trained, history, drops
+    return trained, history, drops, sequence.seen()
 
 
 def refuse_transposed(model: nn.Module) -> None:
@@ -127,7 +128,7 @@ class _Sequence:
     def _objective(
         self, number: int, model: PreTrainedModel, protected: Protected, history: History
     ) -> tuple[PreTrainedModel, Protected, History]:
-        objective, plan, settings = self.objectives[number], self.plans[number], self.session.train.orthalign
+        objective, settings = self.objectives[number], self.session.train.orthalign
         place, last = self._place(number), number == len(self.objectives) - 1
         pairs = objective.pairs
         if number and settings.reference == "objective":
@@ -136,15 +137,7 @@ class _Sequence:
         factors = self.session.train.method == "lora" and settings.rank == "energy"  # say alone what changed
         compared = bool(protected) or bool(settings.trust_radius) or not (last or factors)
         before = remember(model, place / _BEFORE) if compared else {}
-        phase = ConfinedPhase(
-            pairs,
-            plan,
-            place,
-            self._identity(number),
-            number=number,
-            later=sum(self._steps(later) for later in range(number + 1, len(self.plans))),
-            protected=protected,
-        )
+        phase = self._phase(number, pairs, protected)
         train = train_in_phases if self.session.train.allo.on else train_phase
         trained, log = train(self.session, model, phase)
         figures = self._within(objective, trained, before) if settings.trust_radius else {}
@@ -173,6 +166,19 @@ class _Sequence:
         self._keep(number, plain, protected, history)
         free_memory()
         return plain, protected, history
+
+    def _phase(self, number: int, pairs: TrainingPairs, protected: Protected) -> ConfinedPhase:
+        later = sum(self._steps(later) for later in range(number + 1, len(self.plans)))
+        place, identity = self._place(number), self._identity(number)
+        return ConfinedPhase(
+            pairs, self.plans[number], place, identity, number=number, later=later, protected=protected
+        )
+
+    def seen(self) -> set[int]:
+        """Positions in curated of the pairs that any objective learns from."""
+        seen = pairs_seen_in_phases if self.session.train.allo.on else pairs_seen
+        phases = (self._phase(n, o.pairs, Protected.none()) for n, o in enumerate(self.objectives))
+        return set().union(*(seen(self.session, phase) for phase in phases))
 
     def _within(self, objective: Chosen, model: nn.Module, before: Weights) -> dict[str, float]:
         """Hold the change to the trust region also where the optimizer's estimate was too low. Every phase has its own radius."""

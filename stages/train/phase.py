@@ -17,6 +17,7 @@ from stages.train.dataset import TrainingPairs
 from stages.train.model import adapter_config, disable_dropout
 from stages.train.processes import count
 from stages.train.resumable import train_all
+from stages.train.seen import rows_seen
 from stages.train.session import Session
 from stages.train.trainer import PairTrainer
 
@@ -54,6 +55,18 @@ def train_phase(session: Session, model: PreTrainedModel, phase: Phase) -> tuple
     return trainer.whole_model(), trainer.state.log_history
 
 
+def pairs_seen(session: Session, phase: Phase) -> set[int]:
+    """Positions in curated of the pairs that the phase learns from."""
+    seed = phase_seed(session, phase.number)
+    rows = rows_seen(len(phase.pairs), phase.plan, session.train.batch_size, seed)
+    return {phase.pairs.numbers[row] for row in rows}
+
+
+def phase_seed(session: Session, number: int) -> int:
+    """Of everything random in a phase: the first weights of an adapter, the order of the pairs, dropout, random masks."""
+    return (seed_for(session.config.seed, session.ctx.round, "train") + number) % 2**32
+
+
 def _restore_forward(model: PreTrainedModel) -> None:
     """Take back what TRL and accelerate put in the place of `forward`: accelerate wraps a model once, so that the next phase's
     forward, which TRL sets anew, would run without autocast."""
@@ -62,8 +75,7 @@ def _restore_forward(model: PreTrainedModel) -> None:
 
 
 def _trainer(session: Session, model: PreTrainedModel, phase: Phase) -> tuple[PairTrainer, StepCallback]:
-    ctx, pairs = session.ctx, phase.pairs
-    seed = (seed_for(ctx.config.seed, ctx.round, "train") + phase.number) % 2**32
+    ctx, pairs, seed = session.ctx, phase.pairs, phase_seed(session, phase.number)
     set_seed(seed)  # the adapter's first weights
     disable_dropout(model)
     steps = StepCallback(ctx, session.train, len(pairs), phase.later)

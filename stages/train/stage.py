@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 
 from stages.contract import Account, ArtifactStage, Context, Rows, tally
-from stages.train.card import model_card
-from stages.train.export import exported
+from stages.train.card import Training, model_card
+from stages.train.export import exported, write_cards
 from stages.train.job import train_job
 from stages.train.loggers import check_loggers
 from stages.train.memory import memory_named
@@ -38,16 +38,18 @@ class Train(ArtifactStage):
         else:
             outcome = run_together(train_job, ctx, processes)
         tallies = tally("pair", outcome.languages, outcome.drops)
-        trained_on = {t.language: t.kept for t in tallies}
-        card = folder / "model" / "README.md"
-        policy, reference = ctx.models["policy"].name, ctx.models["reference"].name
         steps = max(entry["step"] for entry in outcome.history)
-        text = model_card(config, ctx.round, policy, reference, trained_on, outcome.plan, steps)
-        card.write_text(text, encoding="utf-8")
+        training = Training(ctx.models["policy"], ctx.models["reference"], ctx.round, outcome.seen, outcome.plan, steps)
+        write_cards(folder, model_card(config, training))
         yield Rows("metrics", metrics_table(outcome.history))
         yield Account(
             tallies=tallies,
             drops=outcome.drops,
-            stats={"steps": float(steps), "seconds": time.monotonic() - started, **totals(outcome.history)},
+            stats={
+                "steps": float(steps),
+                "pairs_seen": float(outcome.seen.count),
+                "seconds": time.monotonic() - started,
+                **totals(outcome.history),
+            },
             artifacts=exported(folder),
         )

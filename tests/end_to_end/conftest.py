@@ -67,6 +67,9 @@ def tiny_config(tmp_path: Path, model: Path, **changes: object) -> dict:
         for section in sections:
             target = target.setdefault(section, {})
         target[last] = value
+    if config["pairs"].get("sources"):  # neither generated nor judged
+        config = {name: section for name, section in config.items() if name not in ("generate", "judge")}
+        config["pairs"] = {name: value for name, value in config["pairs"].items() if name != "drop_truncated"}
     return config
 
 
@@ -112,7 +115,7 @@ def inline_stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The real run loop and the real stages, in this process: no worker processes that import torch anew."""
     threads, environment = torch.get_num_threads(), dict(os.environ)
     monkeypatch.setattr(InlineExecutor, "computed", [], raising=False)
-    monkeypatch.setattr(pipeline.run, "LocalExecutor", InlineExecutor)
+    monkeypatch.setattr(pipeline.run, "local_executor", InlineExecutor)
     yield
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)

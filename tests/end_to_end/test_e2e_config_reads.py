@@ -6,25 +6,18 @@ import shutil
 
 import pytest
 
-from pipeline import worker
 from pipeline.config_digests import config_files
 from pipeline.config_file import load_config
+from pipeline.messages import Order
 from pipeline.models import Models
 from pipeline.plan import Planner
 from pipeline.rundir import RunDir
-from pipeline.worker import Order, PipeProgress, read_range
+from pipeline.runner import context_of, read_range, stage_of
 from schemas.config.base import Section, is_execution
-from stages.contract import Account, Shard
+from stages.contract import Account, Shard, Silent
 
 _FOR_THE_CARD = {"train": {"pairs.sources", "select.by", "select.keep", "select.quota"}}
 """Read for the text of the model card only, which is no part of the model's digest; curated says what was selected."""
-
-
-class Nobody:
-    """A pipe whose other end does not listen."""
-
-    def send(self, message: object) -> None:
-        """Forget it."""
 
 
 def paths_of(section: Section, prefix: str = "") -> dict[int, str]:
@@ -71,9 +64,11 @@ def test_every_setting_a_stage_reads_is_in_its_fingerprint(whole_run, tmp_path, 
         state = planner.state(step)
         assert state.plan is not None
         records = state.inputs.records
-        order = Order(step.spec, 0, config, root, state.plan.fingerprint, records, models.of(step), {})
-        ctx = worker._context(order, PipeProgress(Nobody()), type("Stop", (), {"value": 0})(), shared)
-        stage = worker._stage(step.spec)
+        order = Order(
+            step.spec, 0, config, root, rundir.temporary, state.plan.fingerprint, records, models.of(step), {}
+        )
+        ctx = context_of(order, Silent(), lambda: False, shared)
+        stage = stage_of(step.spec)
         source = records.get(step.spec.reads[0].rstrip("?"), []) if step.spec.reads else []
         shards = [Shard(s.index, read_range(root, source, s)) for s in state.plan.shards[:2] if s.stop]
         with monkeypatch.context() as patch:

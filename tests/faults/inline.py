@@ -16,15 +16,15 @@ import yaml
 import pipeline.lease
 import pipeline.run
 import stages.schedule
-from pipeline import worker
+from pipeline import runner
 from pipeline.config_file import load_config
 from pipeline.console import Display
 from pipeline.executor import Reports
+from pipeline.messages import Noted, Offered, Order, ToDriver
 from pipeline.plan import Planner
 from pipeline.run import Outcome
 from pipeline.rundir import RunDir
 from pipeline.selection import Selection
-from pipeline.worker import Order, PipeProgress
 from pipeline.writer import Writer
 from schemas import files
 from schemas.config import RunConfig
@@ -36,19 +36,25 @@ SPECS = (fake_stages.PROMPTS, fake_stages.GENERATE, fake_stages.SELECT, fake_sta
 
 
 class InlineExecutor:
-    """What LocalExecutor does, with the worker's own code but no worker process."""
+    """An executor with the worker's own code but no worker process."""
 
     computed: list[tuple[str, int]]
-    """Parts that were committed, over all executors of a `fake_run`."""
+    """Parts that were offered, over all executors of a `fake_run`."""
 
-    def __init__(self, *ignored: object) -> None:
-        self._stop = type("Stop", (), {"value": 0})()
+    def __init__(self, *ignored: object) -> None: ...
 
     def run(self, order: Order, key: str | None, reports: Reports) -> None:
-        pipe = _Pipe(order, reports, self.computed)
-        ctx = worker._context(order, PipeProgress(pipe), self._stop, {})  # type: ignore[arg-type]
-        carry_out = worker._run_shards if order.spec.kind == "shard" else worker._run_whole
-        carry_out(order, ctx, pipe)  # type: ignore[arg-type]
+        queue = deque(sorted(order.shards))
+
+        def tell(message: ToDriver) -> None:
+            if isinstance(message, Offered):
+                self.computed.append((order.spec.name, message.part.index))
+                reports.offered(message.part)
+            elif isinstance(message, Noted):
+                reports.note(message.message)
+
+        ctx = runner.context_of(order, runner.ToldProgress(tell), lambda: False, {})
+        runner.run_order(order, ctx, lambda: queue.popleft() if queue else None, tell)
 
     def close(self) -> None:
         """Nothing to end."""
@@ -59,22 +65,6 @@ class InlineWriter(Writer[...]):
 
     def put(self, *args: Any, **kwargs: Any) -> None:
         self._commit(*args, **kwargs)
-
-
-class _Pipe:
-    def __init__(self, order: Order, reports: Reports, computed: list[tuple[str, int]]) -> None:
-        self._order, self._reports, self._computed = order, reports, computed
-        self._queue = deque(sorted(order.shards))
-
-    def send(self, message: tuple[Any, ...]) -> None:
-        if message[0] == "committed":
-            self._computed.append((self._order.spec.name, message[1].index))
-            self._reports.committed(message[1])
-        if message[0] == "note":
-            self._reports.note(message[1])
-
-    def recv(self) -> int | None:
-        return self._queue.popleft() if self._queue else None
 
 
 class FakeRun:
@@ -123,8 +113,8 @@ def fake_pipeline() -> Iterator[None]:
         patch.setattr(pipeline.run, "config_files", lambda spec, config: {})
         patch.setattr(pipeline.run, "preflight", lambda config, specs: None)
         patch.setattr(pipeline.run, "refresh_report", light_report)
-        patch.setattr(pipeline.run, "LocalExecutor", InlineExecutor)
-        patch.setattr(worker, "Writer", InlineWriter)
+        patch.setattr(pipeline.run, "local_executor", InlineExecutor)
+        patch.setattr(runner, "Writer", InlineWriter)
         patch.setattr(pipeline.lease, "_process_lives", lambda holder: False)
         patch.setattr(pipeline.lease, "_SETTLE_SECONDS", 0.0)
         patch.setattr(

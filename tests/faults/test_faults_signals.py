@@ -6,17 +6,11 @@ import json
 import os
 import signal
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 
-from pipeline.config_file import load_config
-from pipeline.executor import LocalExecutor, Reports, _Worker
-from pipeline.rundir import RunDir
 from pipeline.signals import StopSignals
-from pipeline.worker import Order
-from tests.faults.inline import SPECS
 
 
 def wait_for(run, event: str, stage: str = "generate", count: int = 1) -> None:
@@ -116,38 +110,3 @@ def test_a_worker_killed_alone_is_replaced(fake_process):
     assert sorted(_column(run)) == [n * n for n in range(0, 12, 2)]
     finished = [e["part"] for e in seen(run) if e["event"] == "part_done" and e["stage"] == "generate"]
     assert sorted(finished) == [0, 1, 2, 3], "what was committed is not made again"
-
-
-def test_a_part_committed_by_a_worker_that_died_before_it_could_say_so_counts(fake):
-    fake(last="generate")
-    rundir, spec = RunDir(fake.root), SPECS[1]
-    plan = rundir.plan(spec, 0)
-    assert plan is not None
-    config = load_config(fake.path)
-    order = Order(spec, 0, config, fake.root, plan.fingerprint, {}, {}, {s.index: s for s in plan.shards})
-    heard: list[int] = []
-    reports = Reports(
-        total=lambda amount, unit: None,
-        advance=lambda amount, rates: None,
-        note=lambda message: None,
-        started=lambda index: None,
-        committed=lambda part: heard.append(part.index),
-        tick=lambda: None,
-    )
-    signals = StopSignals()
-    signals.asked = signal.SIGTERM  # so that no replacement is started
-    executor = LocalExecutor(config, rundir.logs, signals)
-
-    class Ended:
-        exitcode, pid = -9, None
-
-        def join(self) -> None:
-            pass
-
-    from collections import deque
-    from multiprocessing import Pipe
-
-    member = _Worker(Ended(), Pipe()[0], Path("log"), 0, holds={1, 99})  # type: ignore[arg-type]
-    executor._workers.append(member)
-    assert executor._died(member, order, deque(), reports, deaths=1) == 0
-    assert heard == [1]

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.commit import TableWriter, commit_part, conform, part_name
+from pipeline.commit import PartBuilder, commit, conform, withdraw
 from pipeline.config_file import dump, load_config
 from pipeline.console import printable
 from pipeline.plan import Planner, Step
@@ -48,11 +48,7 @@ def finished(tmp_path: Path, write_config) -> Path:
             "chosen_score": 3.0, "rejected_score": 1.0, "conflict_score": n / 10, **more,
         }  # fmt: skip
 
-    records = []
-    for table, rows in {"curated": [pair(1), pair(2)], "rejected": [pair(3, reason="below_cut")]}.items():
-        writer = TableWriter(rundir, rundir.table(spec, 0, table) / part_name(0), table)
-        writer.write(pa.Table.from_pylist(rows, schema=TABLES[table].schema))
-        records.append(writer.close())
+    tables = {"curated": [pair(1), pair(2)], "rejected": [pair(3, reason="below_cut")]}
     drops = [Drop("pair", "p3", "en", "below_cut")]
     tallies = [
         Tally(unit="pair", language="de", rows_in=1, kept=1),
@@ -62,9 +58,13 @@ def finished(tmp_path: Path, write_config) -> Path:
     step = next(s for s in planner.steps if s.spec.name == "select")
     plan = planner._cut(step, planner.inputs(Step(BY_NAME["prompts"], 0)), {"code": 1})
     write_manifest(rundir.state(spec, 0) / "plan.json", plan.model_dump())
-    part = commit_part(
-        rundir, spec, 0, 0, plan.fingerprint, records=records, drops=drops, tallies=tallies, stats={}, seconds=1.0
-    )
+    rundir.temporary.mkdir()
+    builder = PartBuilder(rundir, spec, 0, 0, plan.fingerprint, rundir.temporary)
+    for table, rows in tables.items():
+        builder.write(table, pa.Table.from_pylist(rows, schema=TABLES[table].schema))
+    prepared = builder.finish(tallies, drops, {}, 1.0)
+    commit(rundir, spec, prepared)
+    part = prepared.manifest
     manifest = StageManifest(
         stage="select",
         round=0,
@@ -121,12 +121,9 @@ def test_tables_refuse_wrong_columns_and_nulls():
 
 def test_an_account_that_does_not_match_the_dropped_rows_is_refused(finished):
     rundir = RunDir(finished)
+    tallies = [Tally(unit="pair", language="en", rows_in=1, kept=0, dropped={"x": 1})]
     with pytest.raises(ValueError, match=r"1 dropped or failed, but 0"):
-        commit_part(
-            rundir, BY_NAME["select"], 0, 1, "f", records=[], drops=[], stats={}, seconds=0.0,
-            tallies=[Tally(unit="pair", language="en", rows_in=1, kept=0, dropped={"x": 1})],
-        )  # fmt: skip
-    assert not (rundir.state(BY_NAME["select"], 0) / "part-00001.json").exists()
+        PartBuilder(rundir, BY_NAME["select"], 0, 1, "f", rundir.temporary).finish(tallies, [], {}, 0.0)
 
 
 def test_unbalanced_accounts_cannot_be_made():
@@ -145,12 +142,11 @@ def test_an_account_below_zero_cannot_be_made():
 def test_rows_that_the_account_does_not_know_are_refused(finished, stage, unit):
     spec, rundir = BY_NAME[stage], RunDir(finished)
     table = spec.kept_rows[1]
-    writer = TableWriter(rundir, rundir.table(spec, 0, table) / part_name(7), table)
-    writer.write(TABLES[table].schema.empty_table())
+    builder = PartBuilder(rundir, spec, 0, 7, "f", rundir.temporary)
+    builder.write(table, TABLES[table].schema.empty_table())
     kept = Tally(unit=unit, language="en", rows_in=1, kept=1)
     with pytest.raises(ValueError, match=rf"1 {spec.kept_rows[0][0]}s kept, but {table} has 0 rows"):
-        commit_part(rundir, spec, 0, 7, "f", records=[writer.close()], drops=[], stats={}, seconds=0.0, tallies=[kept])
-    assert not (rundir.state(spec, 0) / "part-00007.json").exists()
+        builder.finish([kept], [], {}, 0.0)
 
 
 def test_printable_removes_what_steers_a_terminal():
@@ -200,3 +196,17 @@ def test_inspect_shows_sketches_as_numbers(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(inspect, "table_files", lambda folder, table, round_: [file])
     result = CliRunner().invoke(app, ["inspect", str(finished), "gradients"])
     assert "[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, ... 20 values]" in result.stdout
+
+
+def test_a_late_writer_cannot_damage_a_committed_part(finished):
+    """A worker that was given up prepares its part again: what is committed stays, whatever order they write in."""
+    rundir, spec = RunDir(finished), BY_NAME["select"]
+    (record,) = [r for r in rundir.stage(spec, 0).files if r.table == "curated"]
+    before = (finished / record.path).read_bytes()
+    late = PartBuilder(rundir, spec, 0, 0, "f", rundir.temporary)
+    late.write("curated", TABLES["curated"].schema.empty_table())
+    prepared = late.finish([], [], {}, 0.0)
+    assert (finished / record.path).read_bytes() == before
+    assert not rundir.verify(rundir.stage(spec, 0).files)
+    withdraw(finished, prepared)
+    assert list(rundir.temporary.iterdir()) == []

@@ -65,7 +65,7 @@ def test_a_worker_without_progress_is_ended_and_replaced(fake, tmp_path):
 
 
 def test_workers_that_keep_hanging_end_the_run(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.executor._MAX_DEATHS", 1)
+    monkeypatch.setattr("pipeline.pool._MAX_DEATHS", 1)
     (tmp_path / "hang-2").touch()
     with pytest.raises(
         UserError, match=r"the last by the watchdog.*execution\.watchdog_minutes.*same command continues"

@@ -1,4 +1,4 @@
-"""Which GPUs a worker process sees."""
+"""Which GPUs and how many threads a worker process sees."""
 
 from __future__ import annotations
 
@@ -8,12 +8,40 @@ from typing import Any
 
 import pytest
 
-import pipeline.executor
+from pipeline import local_crew
 from pipeline.config_file import load_config
-from pipeline.executor import LocalExecutor
+from pipeline.local_crew import LocalCrew
+from pipeline.messages import Order
+from pipeline.pool import Pool, _Job
 from pipeline.signals import StopSignals
-from pipeline.worker import Order
 from stages.catalog import BY_NAME
+
+
+class NoChild:
+    """A child that was never started."""
+
+    def send(self, message: object) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """The environment of every worker that would have been started, on a machine with four GPUs and 16 cores."""
+    environments: list[dict[str, str]] = []
+
+    def start(entry: Any, arguments: Any, name: str, *, environment: dict[str, str], leads: bool) -> NoChild:
+        environments.append(environment)
+        return NoChild()
+
+    monkeypatch.setattr(local_crew, "start_child", start)
+    monkeypatch.setattr(local_crew, "visible_gpus", lambda: ["0", "1", "2", "3"])
+    monkeypatch.setattr(local_crew.os, "sched_getaffinity", lambda process: set(range(16)))
+    return environments
+
+
+def order_of(stage: str, config: Any, folder: Path, shards: int = 0) -> Order:
+    return Order(BY_NAME[stage], 0, config, folder, folder, "", {}, {}, dict.fromkeys(range(shards)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -21,68 +49,37 @@ from stages.catalog import BY_NAME
     [(1, ["0"], ["0,1", "2,3"]), (3, ["0,1,2"], ["0,1", "2,3"]), (0, ["0,1,2,3"], ["0,1", "2,3"])],
 )
 def test_the_train_worker_sees_a_gpu_per_process_and_other_workers_their_own(
-    processes: int, train: list[str], others: list[str], write_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    processes: int, train: list[str], others: list[str], write_config, tmp_path: Path, seen
 ) -> None:
-    monkeypatch.setattr(pipeline.executor, "visible_gpus", lambda: ["0", "1", "2", "3"])
     config = load_config(write_config(train={"processes": processes}, engine={"tensor_parallel": 2}))
-    executor = LocalExecutor(config, tmp_path, StopSignals())
-    order = Order(BY_NAME["train"], 0, config, tmp_path, "", {}, {}, {})
+    crew = LocalCrew(config, tmp_path)
+    order = order_of("train", config, tmp_path)
     generate, gradients = (replace(order, spec=BY_NAME[name]) for name in ("generate", "gradients"))
-    assert executor._count(generate) == 2
-    assert executor._count(gradients) == 4
-    for order_, seen in ((order, train), (generate, others), (gradients, ["0", "1", "2", "3"])):
-        for slot, devices in enumerate(seen):
-            assert executor._environment(slot, executor._width(order_))["CUDA_VISIBLE_DEVICES"] == devices
+    assert (crew.size(generate), crew.size(gradients)) == (2, 4)
+    for each, wanted in ((order, train), (generate, others), (gradients, ["0", "1", "2", "3"])):
+        seen.clear()
+        for slot in range(len(wanted)):
+            crew.start(each, slot, len(wanted))
+        assert [environment["CUDA_VISIBLE_DEVICES"] for environment in seen] == wanted
 
 
-def test_a_worker_that_replaces_a_dead_one_takes_its_gpu(
-    write_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pipeline.executor, "visible_gpus", lambda: ["0", "1", "2"])
+def test_a_worker_that_replaces_a_dead_one_takes_its_gpu(write_config, tmp_path: Path, seen) -> None:
     config = load_config(write_config())
-    executor = LocalExecutor(config, tmp_path, StopSignals())
-    seen: list[str] = []
-
-    class Process:
-        def __init__(self, target: Any, args: tuple[Any, ...], name: str) -> None:
-            seen.append(args[3]["CUDA_VISIBLE_DEVICES"])
-
-        def start(self) -> None:
-            pass
-
-    monkeypatch.setattr(executor._context, "Process", Process)
-    order = Order(BY_NAME["gradients"], 0, config, tmp_path, "", {}, {}, {})
+    pool = Pool(LocalCrew(config, tmp_path), config.execution, StopSignals())
+    job = _Job(order_of("gradients", config, tmp_path), None, None, 3)  # type: ignore[arg-type]
     for _ in range(3):
-        executor._workers.append(executor._start(order))
-    dead = executor._workers.pop(1)
-    executor._workers.append(executor._start(order))
-    assert seen == ["0", "1", "2", "1"]
-    for member in [dead, *executor._workers]:
-        member.connection.close()
+        pool._seats.append(pool._start(job))
+    pool._seats.pop(1)
+    pool._seats.append(pool._start(job))
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in seen] == ["0", "1", "2", "1"]
 
 
 @pytest.mark.parametrize(("shards", "workers", "threads"), [(9, 0, 4), (2, 0, 8), (9, 2, 8), (1, 4, 16)])
 def test_all_cores_are_shared_between_the_workers_that_run(
-    shards: int, workers: int, threads: int, write_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shards: int, workers: int, threads: int, write_config, tmp_path: Path, seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.executor, "visible_gpus", lambda: ["0", "1", "2", "3"])
-    monkeypatch.setattr(pipeline.executor.os, "sched_getaffinity", lambda process: set(range(16)))
     config = load_config(write_config(execution={"workers": workers}))
-    executor = LocalExecutor(config, tmp_path, StopSignals())
-    seen: list[dict[str, str]] = []
-
-    class Process:
-        def __init__(self, target: Any, args: tuple[Any, ...], name: str) -> None:
-            seen.append(args[3])
-
-        def start(self) -> None:
-            pass
-
-    monkeypatch.setattr(executor._context, "Process", Process)
-    monkeypatch.setattr(executor, "_attend", lambda order, queue, reports: None)
-    monkeypatch.setattr(executor, "_send", lambda member, message: None)
-    order = Order(BY_NAME["gradients"], 0, config, tmp_path, "", {}, {}, dict.fromkeys(range(shards)))  # type: ignore[arg-type]
-    executor._run(order, None, None)  # type: ignore[arg-type]
+    pool = Pool(LocalCrew(config, tmp_path), config.execution, StopSignals())
+    monkeypatch.setattr(pool, "_attend", lambda job: None)
+    pool.run(order_of("gradients", config, tmp_path, shards), None, None)  # type: ignore[arg-type]
     assert [s["OMP_NUM_THREADS"] for s in seen] == [str(threads)] * min(shards, workers or 4)
-    for member in executor._workers:
-        member.connection.close()

@@ -92,7 +92,7 @@ def test_a_worker_killed_in_the_middle_loses_and_doubles_nothing(fake, tmp_path)
 
 
 def test_a_stage_whose_workers_keep_dying_ends_with_advice(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.executor._MAX_DEATHS", 1)
+    monkeypatch.setattr("pipeline.pool._MAX_DEATHS", 1)
     (tmp_path / "die-0").touch()
     with pytest.raises(UserError, match=r"died.*same command continues"):
         fake()

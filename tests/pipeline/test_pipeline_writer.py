@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline import worker
+from pipeline import runner
 from pipeline.config_file import load_config
-from pipeline.worker import Order
+from pipeline.messages import Order
 from pipeline.writer import Writer
 from schemas.manifests import ShardRange
 from stages.catalog import BY_NAME
-from stages.contract import Context, Part, Shard, Silent
+from stages.contract import Context, Part, Shard, ShardStage, Silent
 
 PATIENCE = 60.0
 
@@ -106,7 +106,7 @@ def test_time_spent_waiting_for_the_disk_is_in_the_seconds_of_the_parts(tmp_path
     """A part takes 2 s to compute and 5 s to write: what the second waits for the first is its own."""
     clock, committed = [0.0], []
 
-    class Stage:
+    class Stage(ShardStage):
         def run(self, ctx: Context, shards: Iterator[Shard]) -> Iterator[Part]:
             for shard in shards:
                 clock[0] += 2.0
@@ -117,20 +117,13 @@ def test_time_spent_waiting_for_the_disk_is_in_the_seconds_of_the_parts(tmp_path
             committed.append((part.index, seconds))
             clock[0] += 5.0
 
-    class Line:
-        indices = iter([0, 1, 2, None])
-
-        def send(self, message: object) -> None: ...
-
-        def recv(self) -> int | None:
-            return next(self.indices)
-
-    monkeypatch.setattr(worker.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(worker, "_stage", lambda spec: Stage())
-    monkeypatch.setattr(worker, "read_range", lambda root, source, shard: None)
-    monkeypatch.setattr(worker, "Writer", SlowWriter)
+    monkeypatch.setattr(runner.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(runner, "stage_of", lambda spec: Stage())
+    monkeypatch.setattr(runner, "read_range", lambda root, source, shard: None)
+    monkeypatch.setattr(runner, "Writer", SlowWriter)
     config = load_config(write_config())
     shards = {n: ShardRange(index=n, start=n, stop=n + 1) for n in range(3)}
-    order = Order(BY_NAME["generate"], 0, config, tmp_path, "", {"prompts": []}, {}, shards)
-    worker._run_shards(order, Context(config, 0, {}, {}, Silent()), Line())
+    order = Order(BY_NAME["generate"], 0, config, tmp_path, tmp_path, "", {"prompts": []}, {}, shards)
+    indices = iter([0, 1, 2, None])
+    runner.run_order(order, Context(config, 0, {}, {}, Silent()), lambda: next(indices), lambda message: None)
     assert committed == [(0, 2.0), (1, 7.0), (2, 7.0)]

@@ -44,15 +44,24 @@ from stages.train.confined import ConfinedPhase
 from stages.train.dataset import TrainingPairs
 from stages.train.optimizers.active import ActiveEntries
 from stages.train.optimizers.bucket import narrowest
-from stages.train.phase import History, Phase, train_phase
+from stages.train.phase import History, Phase, pairs_seen, train_phase
 from stages.train.references import recomputed
 from stages.train.session import Session
+
+_KEPT = ("forget", "learn")
+"""Phases whose weights stay."""
 
 
 def train_in_phases(session: Session, model: PreTrainedModel, last: ConfinedPhase) -> tuple[Any, History]:
     """As `train_phase`, through the phases of `train.allo`; last: learning. Steps are counted over all phases; what is logged before
     the last is named `allo/<phase>/...`. Raises UserError as its parts do."""
     return _Phases(session, last, plans(session.train, last.plan, len(last.pairs))).run(model)
+
+
+def pairs_seen_in_phases(session: Session, last: ConfinedPhase) -> set[int]:
+    """As `pairs_seen`, of forgetting and learning: what the warm-up did is undone."""
+    phases = _Phases(session, last, plans(session.train, last.plan, len(last.pairs)))
+    return set().union(*(pairs_seen(session, phases.phase(name, last.pairs)) for name in phases.plans if name in _KEPT))
 
 
 def plans(train: TrainConfig, plan: BatchPlan, n_pairs: int) -> dict[str, BatchPlan]:
@@ -112,6 +121,20 @@ class _Phases:
         before = self._before("learn")
         return trained, history + [entry | {"step": entry["step"] + before} for entry in log]
 
+    def phase(self, name: str, pairs: TrainingPairs, make: Callable[..., Phase] = Phase) -> Phase:
+        """A phase by its name; the last is learning."""
+        if name == "learn":
+            return replace(self.last, pairs=pairs)
+        order = list(self.plans)
+        return make(
+            pairs,
+            self.plans[name],
+            self.folder / name,
+            self._identity(name),
+            number=self.last.number + 1000 * (1 + order.index(name)),  # another order of the pairs
+            later=self.last.later + sum(self.plans[n].steps for n in order[order.index(name) + 1 :]),
+        )
+
     @property
     def folder(self) -> Path:
         return self.last.checkpoints / "allo"
@@ -128,15 +151,7 @@ class _Phases:
         self, name: str, model: Any, train: TrainConfig, pairs: TrainingPairs, make: Callable[..., Phase] = Phase
     ) -> History:
         """One phase before the last; its log under its name, but for the summary of the call."""
-        order = list(self.plans)
-        phase = make(
-            pairs,
-            self.plans[name],
-            self.folder / name,
-            self._identity(name),
-            number=self.last.number + 1000 * (1 + order.index(name)),  # another order of the pairs
-            later=self.last.later + sum(self.plans[n].steps for n in order[order.index(name) + 1 :]),
-        )
+        phase = self.phase(name, pairs, make)
         for line in (f"{self.plans[name].steps} steps", *self.plans[name].notes):
             self.session.note(f"phase {name}: {line}")
         _, log = train_phase(self.session.trained_by(train), model, phase)

@@ -47,7 +47,8 @@ def candidates(texts: list[str], language: str = "en") -> list[dict[str, Any]]:
 def judge_context(make_context: Callable[..., Context], tmp_path: Path) -> Callable[..., Context]:
     def make(method: str = "expected_score", **judge: Any) -> Context:
         pq.write_table(pa.Table.from_pylist(ASK, schema=TABLES["prompts"].schema), tmp_path / "prompts.parquet")
-        section = {"method": method, "min_mass": 0.0, "sampling": {"max_tokens": 16}, **judge}
+        own = {"min_mass": 0.0} if method == "expected_score" else {"sampling": {"max_tokens": 16}}
+        section = {"method": method, **own, **judge}
         inputs = {"prompts": [tmp_path / "prompts.parquet"]}
         return make_context(inputs=inputs, judge=section, text={"max_length": 1024})
 
@@ -180,3 +181,21 @@ def test_the_judges_name_is_recorded(judge_context: Callable[..., Context], tiny
     ctx.models = {"judge": ModelRef("another/judge", tiny_model, "other")}
     (part,) = Judge().run(ctx, shards_of(candidates(["a"]), "candidates", 9))
     assert joined([part], "judgements")[0]["judge_model"] == "another/judge"
+
+
+def test_probabilities_that_are_not_numbers_are_no_score(judge_context: Callable[..., Context], monkeypatch) -> None:
+    """Of an engine that reports them: NaN is not less than any min_mass."""
+    nan = float("nan")
+    rows = candidates(["a"])
+
+    class Broken(Scripted):
+        def stream(self, requests):
+            for request in requests:
+                yield Completion(request.id, "", [], 0, "length", dict.fromkeys(request.score_tokens, nan))
+
+    ctx = judge_context(min_mass=0.0)
+    engine = Broken(shared_engine(ctx, "judge"), {})
+    monkeypatch.setattr("stages.judge.stage.shared_engine", lambda ctx, role: engine)
+    (part,) = Judge().run(ctx, shards_of(rows, "candidates", 9))
+    assert [(d.reason, d.failed) for d in part.drops] == [("engine_error", True)]
+    assert part.tables["judgements"].num_rows == 0

@@ -92,7 +92,7 @@ class Bench:
                     "sources": [{"path": str(path)}],
                     "batch_size": 2,
                     "micro_batch_size": 1,
-                    "epochs": 2,
+                    **({} if "max_steps" in sft else {"epochs": 2}),
                     "learning_rate": 1e-3,
                     "save_steps": 1,
                 }

@@ -203,9 +203,7 @@ def test_an_answer_that_the_template_changes_later_is_context_only(bench: Any, t
 REFUSED: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     "columns": ([{"question": "q", "answer": "a"}], {}, "no row has a conversation"),
     "nothing left": ([{"messages": turns("q")}], {}, "no conversation is left to learn from: 1 rows in, no_answer 1"),
-    "no steps": (CONVERSATIONS, {"max_steps": 0}, "sft.max_steps is 0"),
     "batches": (CONVERSATIONS, {"batch_size": 3, "micro_batch_size": 2}, "sft.batch_size 3 is not a multiple"),
-    "loggers": (CONVERSATIONS, {"report_to": ["nobody"]}, "not a logger TRL knows"),
     "targets": (CONVERSATIONS, {"method": "lora", "lora": {"target_modules": ["nope"]}}, "cannot adapt nope"),
     "diverges": (
         CONVERSATIONS,

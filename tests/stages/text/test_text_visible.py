@@ -44,6 +44,24 @@ def test_markdown_of_any_text_is_that_text(name: str) -> None:
     assert sum(token.type in ("th_open", "td_open") for token in tokens) == 4
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["google/gemma-2-2b-it", "0.01", "-0.5", "snake_case_name", "demo, round 0 (en)", "embedded:x-0.5b", "a = b!"],
+)
+def test_ordinary_names_and_figures_are_written_as_they_are(text: str) -> None:
+    assert escape(text) == text
+
+
+@given(st.text(max_size=40))
+def test_markdown_of_any_text_shows_it_and_holds_no_backslash(text: str) -> None:
+    from markdown_it import MarkdownIt
+
+    wanted = " ".join(visible(text).split())
+    assert "\\" not in escape(text)
+    (block,) = MarkdownIt("commonmark", {"html": True}).parseInline(f"x {escape(text)}")
+    assert "".join(child.content for child in block.children or []) == f"x {wanted}"
+
+
 @pytest.mark.parametrize("name", NASTY)
 def test_stored_text_is_clean(name: str) -> None:
     cleaned = clean(NASTY[name])

@@ -175,6 +175,7 @@ class Workbench:
     def context(self, folder: str = "train", stop_at: int | None = None, round_: int = 0, **train: Any) -> Context:
         """`train` overrides fields of the train section; `other` sections may be given as dicts."""
         sections = train.pop("sections", {})
+        length = {} if "max_steps" in train else {"epochs": 2}
         config = RunConfig.model_validate(
             {
                 "name": "tiny-run",
@@ -184,7 +185,7 @@ class Workbench:
                 "prompts": {"sources": [{"path": "unused.jsonl"}]},
                 "execution": {"deterministic": True},
                 **sections,
-                "train": {"batch_size": 2, "micro_batch_size": 1, "epochs": 2, "learning_rate": 1e-2} | train,
+                "train": {"batch_size": 2, "micro_batch_size": 1, "learning_rate": 1e-2, **length, **train},
             }
         )
         progress = Recorder(stop_at)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from schemas.config.allo import AlloConfig
+from schemas.config.sft import SftConfig
+from schemas.config.trainer import TrainerConfig
 from schemas.config.training import TrainConfig
 from schemas.errors import UserError
 from stages.train.batches import plan_batches
@@ -31,11 +35,25 @@ def test_a_batch_larger_than_the_data_is_said_aloud() -> None:
     assert plan.steps_per_epoch == 1 and any("the 5 pairs" in note for note in plan.notes)
 
 
-def test_max_steps_is_an_upper_bound() -> None:
+def test_max_steps_counts_instead_of_epochs_as_in_transformers() -> None:
     assert plan_batches(100, TrainConfig(batch_size=10, micro_batch_size=2, max_steps=3)).steps == 3
-    assert plan_batches(100, TrainConfig(batch_size=10, micro_batch_size=2, max_steps=30)).steps == 10
-    with pytest.raises(UserError, match="max_steps"):
-        plan_batches(100, TrainConfig(max_steps=0))
+    assert plan_batches(100, TrainConfig(batch_size=10, micro_batch_size=2, max_steps=30)).steps == 30
+
+
+@pytest.mark.parametrize("section", [TrainConfig, SftConfig])
+def test_a_length_that_would_be_ignored_or_is_none_is_refused(section: type[TrainerConfig]) -> None:
+    with pytest.raises(
+        ValidationError, match=rf"{section.section}\.epochs has no use with {section.section}\.max_steps"
+    ):
+        section(max_steps=5, epochs=2)
+    with pytest.raises(ValidationError, match=rf"{section.section}\.max_steps is 0"):
+        section(max_steps=0)
+    assert section(max_steps=5, epochs=1).max_steps == 5  # a resolved config names both
+
+
+def test_forgetting_has_one_length() -> None:
+    with pytest.raises(ValidationError, match="forget_epochs has no use"):
+        AlloConfig(mask="warmup", forget_max_steps=5, forget_epochs=2)
 
 
 @settings(deadline=None, print_blob=True)  # the promise is arithmetic, not speed

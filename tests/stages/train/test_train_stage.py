@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -235,12 +235,6 @@ def test_a_pair_over_the_length_limit_is_refused_not_truncated(workbench: Any) -
         train(workbench.context(sections={"text": {"max_length": 16}}))
 
 
-def test_a_logger_that_is_missing_is_refused_before_anything_is_loaded(workbench: Any) -> None:
-    for name in ("trackio", "abacus"):
-        with pytest.raises(UserError, match=r"train\.report_to"):
-            train(workbench.context(report_to=[name]))
-
-
 @pytest.mark.parametrize("target", ["lm_head", "no_such_layer"])
 def test_lora_on_the_head_or_on_nothing_is_refused(workbench: Any, target: str) -> None:
     with pytest.raises(UserError, match=target):
@@ -285,15 +279,30 @@ def test_a_loss_that_is_not_a_number_is_refused(workbench: Any) -> None:
 
 def test_the_card_is_honest_and_its_text_inert(workbench: Any) -> None:
     ctx = workbench.context(sections={"banner": "![x](http://evil) <script>", "loss": {"alpha": 0.01}})
-    ref = replace(workbench.model, name="a/b_c](x)")
+    ref = replace(workbench.model, name="b_c](x)")
     train(replace(ctx, models={"policy": ref, "reference": ref}))
     card = (ctx.folder / "model" / "README.md").read_text()
     assert "| de | 3 |" in card and "| all | 6 |" in card
-    assert "0\\.01" in card and "2503.23777" in card
-    assert "<script>" not in card and "](http" not in card and "\\]\\(x\\)" in card
-    assert str(workbench.root) not in json.dumps(
-        [p.read_text() for p in (ctx.folder / "adapter").glob("*.json")] + [card]
-    )
+    assert "| 0.01 |" in card and "2503.23777" in card and "\\" not in card
+    assert "<script>" not in card and "](http" not in card and "b_c&#93;(x)" in card
+    assert str(workbench.root) not in card
+
+
+ALLO = {"mask": "warmup", "warmup_steps": 1, "forget": False, "allow_empty_layers": True}
+OBJECTIVES = {"objectives": [{"name": code, "where": f"language = '{code}'"} for code in ("en", "de")]}
+
+
+@pytest.mark.parametrize("settings", [{"orthalign": OBJECTIVES}, {"method": "full", "allo": ALLO}])
+def test_every_file_that_training_leaves_has_the_umasks_permissions(workbench: Any, settings: dict[str, Any]) -> None:
+    before = os.umask(0o027)
+    try:
+        ctx = workbench.context(**settings, max_steps=1, save_steps=1)
+        train(ctx)
+    finally:
+        os.umask(before)
+    files = [p for p in ctx.folder.rglob("*") if p.is_file()]
+    assert {p.name: oct(p.stat().st_mode & 0o777) for p in files if p.stat().st_mode & 0o777 != 0o640} == {}
+    assert sum(p.suffix == ".safetensors" for p in files) > 2
 
 
 def test_lora_dropout_is_really_used(workbench: Any) -> None:

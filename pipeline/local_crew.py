@@ -1,0 +1,123 @@
+"""Workers on this machine: processes that die with the driver, one per GPU or N on the CPU."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from pipeline import worker
+from pipeline.crew import Member, MemberDied
+from pipeline.executor import Executor
+from pipeline.messages import Leave, Order, ToDriver, ToWorker
+from pipeline.pool import Pool
+from pipeline.signals import StopSignals
+from schemas.config import RunConfig
+from schemas.errors import UserError
+from stages.children import Child, ChildDied, start_child, stop_flag, wait_for
+
+
+class LocalMember:
+    """See `pipeline.crew.Member`."""
+
+    def __init__(self, child: Child, log: Path) -> None:
+        self.child, self.log = child, log
+
+    def send(self, message: ToWorker) -> None:
+        """See Member."""
+        with suppress(ChildDied):
+            self.child.send(message)
+
+    def received(self) -> Iterator[ToDriver]:
+        """See Member."""
+        try:
+            yield from self.child.messages()
+        except ChildDied as death:
+            raise MemberDied(death.cause) from None
+
+    def end(self, seconds: float) -> None:
+        """See Member."""
+        self.child.end(Leave(), seconds)
+
+    def kill(self) -> None:
+        """See Member."""
+        self.child.kill()
+
+
+class LocalCrew:
+    """See `pipeline.crew.Crew`."""
+
+    def __init__(self, config: RunConfig, logs: Path) -> None:
+        self._config, self._logs = config, logs
+        self._stop = stop_flag()
+        self._started = 0
+        self._devices = visible_gpus() if config.execution.device != "cpu" else []
+        if config.execution.device == "cuda" and not self._devices:
+            raise UserError(
+                "execution.device is cuda, but no GPU is visible", fix="Use execution.device: cpu, or check nvidia-smi."
+            )
+
+    def size(self, order: Order) -> int:
+        """See Crew: what the config says, or one per GPU (or per group of them), or one on the CPU."""
+        return self._config.execution.workers or max(1, len(self._devices) // self._width(order))
+
+    def start(self, order: Order, slot: int, of: int) -> LocalMember:
+        """See Crew."""
+        log = self._logs / f"worker-{self._started:03d}.log"
+        self._started += 1
+        child = start_child(
+            worker.main,
+            (log, self._stop),
+            f"congrad-worker-{slot}",
+            environment=self._environment(slot, self._width(order), of),
+            leads=True,
+        )
+        return LocalMember(child, log)
+
+    def wait(self, members: Sequence[Member], seconds: float) -> None:
+        """See Crew."""
+        wait_for([member.child for member in members if isinstance(member, LocalMember)], seconds)
+
+    def stop(self) -> None:
+        """See Crew."""
+        self._stop.value = 1
+
+    def _width(self, order: Order) -> int:
+        """GPUs that a worker sees."""
+        return max(1, order.spec.gpus_per_worker(self._config, len(self._devices)))
+
+    def _environment(self, slot: int, width: int, sharing: int) -> dict[str, str]:
+        threads = self._config.execution.threads or max(1, len(os.sched_getaffinity(0)) // sharing)
+        environment = {
+            "OMP_NUM_THREADS": str(threads),
+            "POLARS_MAX_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONFAULTHANDLER": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+        }
+        if self._devices:
+            first = slot * width % len(self._devices)
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices[first : first + width])
+        elif self._config.execution.device == "cpu":
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        return environment
+
+
+def local_executor(config: RunConfig, logs: Path, signals: StopSignals) -> Executor:
+    """The executor on this machine."""
+    return Pool(LocalCrew(config, logs), config.execution, signals)
+
+
+def visible_gpus() -> list[str]:
+    """Ids of the GPUs this process may use, without loading CUDA."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [device for device in chosen.split(",") if device.strip() and device.strip() != "-1"]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return [str(n) for n in range(sum(line.startswith("GPU ") for line in listed.stdout.splitlines()))]

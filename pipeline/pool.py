@@ -1,0 +1,211 @@
+"""An executor over a crew of workers: hands out shards, takes parts, replaces the dead, ends those that hang.
+
+The shard is the unit of work and of retry. The shards of a worker that dies (out of memory, a crash in native code) go back
+to the queue; a stage whose workers keep dying without finishing anything ends the run.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import deque
+from dataclasses import dataclass, field, replace
+
+from pipeline.commit import withdraw
+from pipeline.crew import Crew, Member, MemberDied
+from pipeline.executor import Reports
+from pipeline.executor_errors import Interrupted, StageFailed
+from pipeline.messages import (
+    Advanced,
+    Assigned,
+    Broke,
+    Done,
+    Limited,
+    Noted,
+    Offered,
+    Order,
+    Refused,
+    ToDriver,
+    Total,
+    Want,
+)
+from pipeline.signals import StopSignals
+from schemas.config.training import ExecutionConfig
+from schemas.errors import UserError
+
+_MAX_DEATHS = 3
+_CLOSE_SECONDS = 10.0
+
+
+@dataclass
+class _Seat:
+    """A member at work. holds: the shards it took and has not offered. heard: when it last made progress."""
+
+    member: Member
+    slot: int
+    holds: set[int] = field(default_factory=set)
+    busy: bool = False
+    heard: float = 0.0
+
+
+@dataclass
+class _Job:
+    """An order while it is carried out. queue: shards that nobody holds. of: members that share it. deaths: since a part was
+    last committed. asked: when the members were asked to stop."""
+
+    order: Order
+    reports: Reports
+    queue: deque[int]
+    of: int
+    deaths: int = 0
+    asked: float = 0.0
+
+    @property
+    def sharded(self) -> bool:
+        return self.order.spec.kind == "shard"
+
+
+class Pool:
+    """See `pipeline.executor.Executor`. Keeps its members between orders that share an engine."""
+
+    def __init__(self, crew: Crew, execution: ExecutionConfig, signals: StopSignals) -> None:
+        self._crew, self._execution, self._signals = crew, execution, signals
+        self._seats: list[_Seat] = []
+        self._key: str | None = None
+        self._limits: dict[str, int] = {}
+
+    def run(self, order: Order, key: str | None, reports: Reports) -> None:
+        """See Executor."""
+        with self._signals.deferred():
+            if key is None or key != self._key:
+                self.close()
+            self._key = key
+            job = _Job(order, reports, deque(sorted(order.shards)), 1)
+            if job.sharded:
+                job.of = min(self._crew.size(order), len(job.queue))
+            while len(self._seats) < job.of:
+                self._seats.append(self._start(job))
+            for seat in self._seats[: job.of]:
+                self._give(job, seat)
+            self._attend(job)
+            self._signals.raise_if_asked()
+
+    def close(self) -> None:
+        """See Executor. What is loaded is closed first where nothing runs."""
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        for seat in self._seats:
+            if seat.busy:
+                seat.member.kill()
+            else:
+                seat.member.end(max(0.0, deadline - time.monotonic()))
+        self._seats, self._key = [], None
+
+    def _start(self, job: _Job) -> _Seat:
+        slot = min(set(range(len(self._seats) + 1)) - {seat.slot for seat in self._seats})  # of one that died
+        return _Seat(self._crew.start(job.order, slot, job.of), slot)
+
+    def _give(self, job: _Job, seat: _Seat) -> None:
+        """Send the order. A stage that is not cut into shards holds its one part from the start."""
+        seat.busy, seat.holds, seat.heard = True, set(), time.monotonic()
+        if not job.sharded:
+            seat.holds = set(job.order.shards)
+            for index in job.order.shards:
+                job.reports.started(index)
+        seat.member.send(replace(job.order, limits=dict(self._limits)))
+
+    def _attend(self, job: _Job) -> None:
+        while busy := [seat for seat in self._seats if seat.busy]:
+            job.reports.tick()
+            if self._signals.asked:
+                self._stop(job)
+            self._crew.wait([seat.member for seat in busy], 0.5)
+            for seat in busy:
+                try:
+                    for message in seat.member.received():
+                        self._hear(job, seat, message)
+                        if not seat.busy:
+                            break
+                except MemberDied as death:
+                    self._replace(job, seat, death.cause)
+                else:
+                    if seat.busy and (cause := self._hangs(seat)):
+                        self._replace(job, seat, cause)
+
+    def _stop(self, job: _Job) -> None:
+        """Pass the signal on once; raise Interrupted when the time that it left is over."""
+        if not job.asked:
+            job.asked = time.monotonic()
+            self._crew.stop()
+            job.reports.note(
+                f"{signal.Signals(self._signals.asked).name}: stopping at the next safe point, in "
+                f"{self._execution.grace_seconds:.0f} s at the latest; once more to stop now"
+            )
+        if time.monotonic() - job.asked > self._execution.grace_seconds:
+            raise Interrupted(self._signals.asked)
+
+    def _hear(self, job: _Job, seat: _Seat, message: ToDriver) -> None:
+        if isinstance(message, Want | Offered | Total) or (isinstance(message, Advanced) and message.amount):
+            seat.heard = time.monotonic()
+        match message:
+            case Want():
+                index = job.queue.popleft() if job.queue and not self._signals.asked else None
+                if index is not None:
+                    seat.holds.add(index)
+                    job.reports.started(index)
+                seat.member.send(Assigned(index))
+            case Offered(part):
+                if part.index not in seat.holds:  # it was given to another meanwhile
+                    withdraw(job.order.root, part)
+                    return
+                job.reports.offered(part)
+                seat.holds.discard(part.index)
+                job.deaths = 0
+            case Advanced(amount, rates):
+                job.reports.advance(amount, rates)
+            case Total(amount, unit):
+                job.reports.total(amount, unit)
+            case Noted(text):
+                job.reports.note(text)
+            case Limited(limits):
+                self._limits.update(limits)
+            case Done():
+                seat.busy = False
+                if seat.holds and not self._signals.asked:
+                    what = f"shards {sorted(seat.holds)} were taken but not returned"
+                    raise StageFailed(job.order.spec.name, what, "", seat.member.log)
+            case Refused(error):
+                seat.busy = False
+                raise error
+            case Broke(what, trace):
+                seat.busy = False
+                raise StageFailed(job.order.spec.name, what, trace, seat.member.log)
+
+    def _hangs(self, seat: _Seat) -> str:
+        """Why the member is taken to hang; empty if it is not."""
+        minutes = self._execution.watchdog_minutes
+        if not minutes or time.monotonic() - seat.heard <= 60 * minutes:
+            return ""
+        return f"the watchdog after {minutes:g} minutes without any progress (execution.watchdog_minutes)"
+
+    def _replace(self, job: _Job, seat: _Seat, cause: str) -> None:
+        """Another member for one that died or hangs; what it held goes back to the queue."""
+        seat.busy = False
+        seat.member.kill()
+        self._seats.remove(seat)
+        job.deaths += 1
+        if self._signals.asked or not (job.sharded or seat.holds):
+            return
+        if job.deaths >= _MAX_DEATHS:
+            raise UserError(
+                f"{job.order.spec.name}: {job.deaths} worker processes died one after another without finishing a shard; "
+                f"the last by {cause}",
+                where=str(seat.member.log),
+                fix="Look at the end of that log; fewer execution.workers or smaller batches need less memory. "
+                "Nothing that was finished is lost: the same command continues.",
+            )
+        job.reports.note(f"a worker died ({cause}); starting another")
+        if job.sharded:
+            job.queue.extendleft(sorted(seat.holds, reverse=True))
+        replacement = self._start(job)
+        self._seats.append(replacement)
+        self._give(job, replacement)
