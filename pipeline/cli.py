@@ -69,7 +69,10 @@ def run(
         if dry_run:
             from pipeline.status import print_states
 
-            print_states(preview(resolved, selection))
+            states, look = preview(resolved, selection)
+            print_states(states)
+            for note in look():
+                display.say(note)
             return
         outcome = run_pipeline(resolved, selection, display)
         if not outcome.ran:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from pipeline.console import printable
 from pipeline.doctor_machine import installation, run_directory
-from pipeline.doctor_size import Sizes, matrices, needs, rows_of_sources, times
+from pipeline.doctor_size import Sizes, needs, rows_of_sources, times
 from pipeline.models import Models
 from pipeline.preflight import preflight
 from pipeline.rundir import RunDir
@@ -74,6 +74,7 @@ class Doctor:
         yield "model", self._model
         if self.value("model", "found") is None:
             return
+        yield "architecture", self._architecture
         yield "tokenizer", self._text
         yield "context", self._lengths
         if not self.quick:
@@ -139,6 +140,11 @@ class Doctor:
         start = models.start()
         return {"policy": start, **({} if self.config.imported else {"judge": start}), **models.of(step)}
 
+    def _architecture(self) -> Iterator[Finding]:
+        from stages.checks.architecture import architecture_findings
+
+        return architecture_findings(self._roles()["policy"], self.config)
+
     def _text(self) -> Iterator[Finding]:
         from stages.checks.text import text_findings
 
@@ -167,10 +173,20 @@ class Doctor:
         return Sizes.of(
             self.config,
             rows=int(sum(map(float, pairs or prompts))),
-            weights=self.value("weights", "bytes") or self.value("model", "bytes") or 0,
+            weights=self.value("architecture", "bytes") or self.value("model", "bytes") or 0,
             memory=self.value("device", "memory_bytes") or 0,
-            layers=matrices(policy.path) if policy is not None and policy.path else (),
+            layers=self._layers(policy) if policy is not None and policy.path else (),
         )
+
+    def _layers(self, policy: ModelRef) -> tuple[tuple[str, int, int], ...]:
+        """(name, O, I) of what a sketch covers; none where that cannot be known without weights."""
+        from stages.checks.architecture import look
+
+        try:
+            coverage = look(policy, self.config, sketched=True).coverage
+        except UserError:  # a finding of its own
+            return ()
+        return tuple((s.name, s.out_width, s.in_width) for s in coverage.layers) if coverage else ()
 
 
 def print_doctor(config: RunConfig, quick: bool, as_json: bool) -> int:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import psutil
@@ -31,8 +29,8 @@ _ROW_BYTES = 300
 
 @dataclass(frozen=True)
 class Sizes:
-    """Row counts (upper bounds) and model size in bytes. memory: free bytes of the device; layers: (name, O, I) of the
-    matrices in the policy's files."""
+    """Row counts (upper bounds) and model size in bytes. memory: free bytes of the device; layers: (name, O, I) of what
+    a sketch of the policy covers."""
 
     prompts: int
     candidates: int
@@ -68,19 +66,6 @@ def rows_of_sources(config: RunConfig) -> Iterator[tuple[str, str, int | None, b
         yield from _rows("prompts.sources", list(config.prompts.sources), config)
     yield from _rows("sft.sources", list(config.sft.sources), config)
     yield from _rows("evaluate.authored", list(config.evaluate.authored), config)
-
-
-def matrices(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """(name, O, I) of the matrices inside the blocks of a model, from the headers of its safetensors files."""
-    found = []
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, tensor in header.items():
-            shape = tensor.get("shape", [])
-            if name.endswith(".weight") and len(shape) == 2 and re.search(r"\.\d+\.", name):
-                found.append((name.removesuffix(".weight"), int(shape[0]), int(shape[1])))
-    return tuple(found)
 
 
 def _rows(key: str, sources: list[Source], config: RunConfig) -> Iterator[tuple[str, str, int | None, bool]]:
@@ -144,11 +129,7 @@ def _gradient_bytes(config: RunConfig, sizes: Sizes) -> tuple[float, float]:
     sketch, languages = config.gradients.sketch, len(config.languages.seen)
     if sketch.method == "two_sided":
         return 2 * sketch.dim * (3 if sketch.both_sides else 1) + _ROW_BYTES, 0.0
-    layers = [
-        (rows, columns)
-        for name, rows, columns in sizes.layers
-        if any(fnmatchcase(name, p) for p in sketch.include) and not any(fnmatchcase(name, p) for p in sketch.exclude)
-    ]
+    layers = [(rows, columns) for _, rows, columns in sizes.layers]
     if sketch.method == "exact":
         return 2.0 * sum(rows * columns for rows, columns in layers) * (3 if sketch.both_sides else 1) + _ROW_BYTES, 0.0
     blocks = len({number.group() for name, _, _ in sizes.layers if (number := re.search(r"\.\d+\.", name))})

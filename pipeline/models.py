@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pipeline.fingerprint import content_of
 from pipeline.plan import Planner
 from pipeline.rundir import RunDir
@@ -33,6 +35,17 @@ class Models:
     def of(self, step: Step) -> dict[str, ModelRef]:
         """role -> model for a step; only the roles its result depends on."""
         return {role: self._role(role, step.round) for role in step.spec.models if self._known(role, step.round)}
+
+    def outside(self, steps: Iterable[Step]) -> dict[ModelRef, bool]:
+        """Models from outside the run that steps read -> whether their gradients are sketched. What the run itself makes has
+        the architecture of what it starts from."""
+        found: dict[ModelRef, bool] = {}
+        for step in steps:
+            roles = [role for role in step.spec.models if self._takes_part(role)]
+            for role in roles:
+                model = self._role(role, step.round) if self._maker(role, step.round) is None else self.start()
+                found[model] = found.get(model, False) or (step.spec.sketches and role == "policy")
+        return found
 
     def digests(self, step: Step) -> dict[str, str]:
         """role -> content hash."""

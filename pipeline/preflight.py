@@ -1,4 +1,4 @@
-"""Checks before hours are spent: the files the config points to, and the packages the stages need."""
+"""Checks before hours are spent: the files the config points to, the packages the stages need, the models they read."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 
 from pipeline.config_digests import config_files
+from pipeline.models import Models
 from schemas.config import RunConfig
 from schemas.errors import UserError
+from stages.schedule import Step
 from stages.spec import StageSpec
 
 
@@ -21,3 +23,14 @@ def preflight(config: RunConfig, specs: Iterable[StageSpec]) -> None:
                 names = ", ".join(missing)
                 what = need.what.format(names) if need.what else f"Stage {spec.name} needs the packages {names}"
                 raise UserError(what, where=need.where, fix=need.fix)
+
+
+def look_at_models(config: RunConfig, models: Models, steps: Iterable[Step]) -> list[str]:
+    """What there is to say of the models that steps read, looked at without their weights. Raises UserError for files that
+    do not fit their architecture, and for a policy whose gradients cannot be sketched."""
+    if not all(map(find_spec, ("torch", "transformers"))):
+        return []
+    from stages.checks.architecture import look
+
+    found = [(model, sketched) for model, sketched in models.outside(steps).items() if model.path is not None]
+    return [note for model, sketched in found if (note := look(model, config, sketched).note)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from pipeline.lease import Lease, LeaseLost
 from pipeline.local_crew import local_executor
 from pipeline.models import Models
 from pipeline.plan import Planner, State
-from pipeline.preflight import preflight
+from pipeline.preflight import look_at_models, preflight
 from pipeline.report import refresh_report
 from pipeline.run_stage import StageRunner
 from pipeline.rundir import RunDir
@@ -60,11 +61,14 @@ def run(config: RunConfig, selection: Selection, display: Display) -> Outcome:
     return outcome
 
 
-def preview(config: RunConfig, selection: Selection) -> list[State]:
-    """What `run` would do, without doing it."""
+def preview(config: RunConfig, selection: Selection) -> tuple[list[State], Callable[[], list[str]]]:
+    """What `run` would do, without doing it, and a look at the models it would read (see `look_at_models`)."""
     rundir = RunDir(config.folder)
-    planner = Planner(config, rundir, Models(config, rundir).digests, lambda spec: config_files(spec, config))
-    return [planner.state(step) for step in selection.of(planner.steps)]
+    models = Models(config, rundir)
+    planner = Planner(config, rundir, models.digests, lambda spec: config_files(spec, config))
+    states = [planner.state(step) for step in selection.of(planner.steps)]
+    todo = [state.step for state in states if state.kind != "done"]
+    return states, lambda: look_at_models(config, models, todo)
 
 
 class _Loop:
@@ -97,7 +101,10 @@ class _Loop:
             self._report()
             return outcome
         redone = self.selection.force
-        preflight(self.config, [s.step.spec for s in states if s.kind != "done" or s.step.spec.name in redone])
+        todo = [s.step for s in states if s.kind != "done" or s.step.spec.name in redone]
+        preflight(self.config, [step.spec for step in todo])
+        for note in look_at_models(self.config, self.models, todo):
+            self.display.say(note)
         self._clean()
         files.write_text(self.rundir.config, config_file.dump(self.config))
         self.events.add("run_started", stages=[s.title for s in self.steps])

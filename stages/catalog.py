@@ -97,6 +97,7 @@ STAGES: tuple[StageSpec, ...] = (
         version=2,
         when=("gradients.sketch.precondition", "adam_factored"),
         needs=(needs.model,),
+        sketches=True,
     ),
     StageSpec(
         "aggregate",
@@ -123,6 +124,7 @@ STAGES: tuple[StageSpec, ...] = (
         size="gradients.aggregate_size",
         expensive=True,
         needs=(needs.model,),
+        sketches=True,
     ),
     StageSpec(
         "gradients",
@@ -136,6 +138,7 @@ STAGES: tuple[StageSpec, ...] = (
         version=2,
         expensive=True,
         needs=(needs.model,),
+        sketches=True,
     ),
     StageSpec(
         "conflict",

@@ -43,6 +43,7 @@ class StageSpec:
     trains: role of the model that it trains further; the result is the `model/` in its folder. Empty: it trains none.
     sources: config key of the files it reads from outside the run directory.
     needs: packages, by config.
+    sketches: sketches gradients of its `policy`.
     gpus: config key of the GPUs that one worker sees, 0 for all there are; empty: one.
     """
 
@@ -64,6 +65,7 @@ class StageSpec:
     trains: str = ""
     sources: str = ""
     needs: tuple[Callable[[RunConfig], Needs], ...] = ()
+    sketches: bool = False
     gpus: str = ""
 
     def is_part_of(self, config: RunConfig) -> bool:

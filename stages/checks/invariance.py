@@ -24,7 +24,7 @@ from stages.gradients.rows import Pair
 from stages.gradients.sketcher import Sketcher
 from stages.gradients.stage import shares_prefixes
 from stages.models.device import device_of, dtype_of
-from stages.models.load import free_memory, load_causal_lm, load_with_adapter
+from stages.models.load import free_memory, load_text_model, load_with_adapter
 from stages.text.render import load_renderer
 
 FINE, USABLE = 0.99, 0.95
@@ -50,7 +50,7 @@ def sample_pairs(model: ModelRef, config: RunConfig, count: int) -> list[Pair]:
 def invariance_findings(model: ModelRef, config: RunConfig) -> Iterator[Finding]:
     """Load the model as the gradients stage does, sketch some pairs alone and together, compare; times both."""
     of = config.gradients.of
-    load = load_causal_lm if of == "weights" else load_with_adapter
+    load = load_text_model if of == "weights" else load_with_adapter
     policy = load(model, dtype_of(config), device_of(config), config.model.trust_remote_code)
     size = sum(p.numel() * p.element_size() for p in policy.parameters())
     what = f"{model.name}: {sum(p.numel() for p in policy.parameters()) / 1e9:.2f} billion parameters, {policy.dtype}"

@@ -103,7 +103,9 @@ def length_findings(model: ModelRef, config: RunConfig) -> Iterator[Finding]:
             "context", "problem", f"text.max_length {longest} exceeds the model's context of {limit}", "Lower it."
         )
         return
-    room = {"evaluate": config.evaluate.sampling.max_tokens}
+    room = {}
+    if config.evaluate.win_rate and config.evaluate.prompts_per_language:
+        room["evaluate"] = config.evaluate.sampling.max_tokens
     if not config.imported:
         room["generate"] = config.generate.sampling.max_tokens
     renderer = load_renderer(model, config.text, trust)

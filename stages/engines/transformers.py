@@ -20,7 +20,7 @@ from stages.engines.base import Completion, Engine, Request, context_length, too
 from stages.engines.sampling import RowSampler
 from stages.gradients.batching import is_out_of_memory
 from stages.models.device import device_of, dtype_of
-from stages.models.load import free_memory, load_causal_lm, settle_threads
+from stages.models.load import free_memory, load_text_model, settle_threads
 from stages.text.render import Renderer, load_renderer
 
 _BATCH = "engine.batch_size"
@@ -40,7 +40,7 @@ class TransformersEngine(Engine):
         self._batch_size = ctx.limited(_BATCH, config.engine.batch_size) if ctx else config.engine.batch_size
         self._device = device_of(config)
         settle_threads(config)
-        self._model = load_causal_lm(model, dtype_of(config), self._device, config.model.trust_remote_code)
+        self._model = load_text_model(model, dtype_of(config), self._device, config.model.trust_remote_code)
         self.context_length = context_length(self._model.config, config)
         ends = self._model.generation_config.eos_token_id
         ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)

@@ -16,6 +16,7 @@ from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import Context, ModelRef
 from stages.engines.base import Completion, Request, StreamingEngine, context_length, first_line, too_long
+from stages.models.strict import skeleton
 from stages.text.render import Renderer, load_renderer
 
 
@@ -51,6 +52,9 @@ class VllmEngine(StreamingEngine):
                 fix="Set execution.device: auto, or install the other build of vllm.",
             )
         engine = config.engine
+        skeleton(
+            model, config.model.trust_remote_code
+        )  # vLLM fills some of what is missing with zeros, and ignores the rest
         try:
             hf_config = AutoConfig.from_pretrained(str(model.path), trust_remote_code=config.model.trust_remote_code)
             self._llm: Any = vllm.LLM(

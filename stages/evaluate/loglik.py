@@ -15,7 +15,7 @@ from stages.gradients.batching import TokenBudget
 from stages.gradients.logprobs import check_head, score_rows
 from stages.gradients.rows import Row
 from stages.models.device import device_of, dtype_of
-from stages.models.load import free_memory, load_causal_lm
+from stages.models.load import free_memory, load_text_model
 
 _SCHEMA = pa.schema([("row_id", pa.string()), ("chosen", pa.float64()), ("rejected", pa.float64())])
 _CHUNK = 64
@@ -38,7 +38,7 @@ def score_pairs(ctx: Context, model: ModelRef, pairs: Sequence[HeldOutPair]) -> 
     if not pairs:
         return _SCHEMA.empty_table()
     config = ctx.config
-    loaded = load_causal_lm(model, dtype_of(config), device_of(config), config.model.trust_remote_code)
+    loaded = load_text_model(model, dtype_of(config), device_of(config), config.model.trust_remote_code)
     try:
         check_head(loaded)
     except ValueError as error:

@@ -28,7 +28,7 @@ from stages.gradients.projections import LayerShape, LayerSlot, Scales, SketchLa
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import PairSketches, Sketcher
 from stages.models.device import device_of, dtype_of
-from stages.models.load import load_causal_lm, load_with_adapter, settle_threads
+from stages.models.load import load_text_model, load_with_adapter, settle_threads
 from stages.text.render import RenderError, load_renderer
 
 RANK = 16
@@ -46,7 +46,7 @@ class Precondition(TableStage):
         settle_threads(config)
         pairs = _sample(ctx)
         of = config.gradients.of
-        load = load_causal_lm if of == "weights" else load_with_adapter
+        load = load_text_model if of == "weights" else load_with_adapter
         model = load(ctx.models["policy"], dtype_of(config), device_of(config), config.model.trust_remote_code)
         ctx.progress.total(2 * len(pairs), "pairs")
         budget = TokenBudget.remembered(

@@ -29,7 +29,7 @@ from stages.gradients.rows import Pair
 from stages.gradients.sketcher import PairSketches, Sketcher, Unsketchable
 from stages.gradients.store import LAYOUT_KEY, SEED_KEY, sketch_columns, store_metadata
 from stages.models.device import device_of, dtype_of
-from stages.models.load import load_causal_lm, load_with_adapter, settle_threads
+from stages.models.load import load_text_model, load_with_adapter, settle_threads
 from stages.text.render import Renderer, RenderError, load_renderer
 
 __all__ = ["LAYOUT_KEY", "SEED_KEY", "Gradients", "Worker", "sketch_shards"]
@@ -61,7 +61,7 @@ def sketch_shards(ctx: Context, shards: Iterator[Shard], kind: type[Worker]) -> 
     settle_threads(config)
     renderer = load_renderer(ctx.models["policy"], config.text, config.model.trust_remote_code)
     of = config.gradients.of
-    policy = _load(ctx, "policy", load_causal_lm if of == "weights" else load_with_adapter)
+    policy = _load(ctx, "policy", load_text_model if of == "weights" else load_with_adapter)
     sketch = config.gradients.sketch
     known = sketch.method == "one_sided" and kind is Worker  # by the first pass
     reference = None if known or _is_same(ctx) else _load(ctx, "reference")
@@ -104,7 +104,7 @@ def _refusal(ctx: Context, error: ValueError) -> UserError:
     )
 
 
-def _load(ctx: Context, role: str, load: Callable[..., Any] = load_causal_lm) -> Any:
+def _load(ctx: Context, role: str, load: Callable[..., Any] = load_text_model) -> Any:
     config = ctx.config
     if config.model.dtype == "float16":
         raise UserError(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import UserError
+from safetensors import SafetensorError, safe_open
+
+from schemas.errors import UserError, first_line
 from schemas.ids import content_id
 from stages.models.cache import file_hashes
 
@@ -33,7 +36,11 @@ CONTENT = (
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"  # without it PEFT would read adapter_model.bin
-_LONGEST_HEADER = 100 << 20  # of a safetensors file, as the library has it
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_LAYER_COUNTS = (
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth"),
+    *("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"),
+)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -60,7 +67,7 @@ def check_folder(folder: Path, name: str) -> None:
     if not folder.is_dir():
         raise UserError(f"The model {name} is not there", where=str(folder), fix="Check the path or the hub id.")
     adapter = is_adapter(folder)
-    read_json(folder / ("adapter_config.json" if adapter else "config.json"), name)
+    config = read_json(folder / ("adapter_config.json" if adapter else "config.json"), name)
     weights = sorted(folder.glob(_ADAPTER_WEIGHTS if adapter else "*.safetensors"))
     if not weights:
         pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
@@ -73,19 +80,10 @@ def check_folder(folder: Path, name: str) -> None:
             )
         wanted = _ADAPTER_WEIGHTS if adapter else "*.safetensors"
         raise UserError(f"The model {name} has no {wanted} weights", where=str(folder), fix="Check the folder.")
-    for path in weights:
-        _check_safetensors(path, name)
-    for index in folder.glob("*.safetensors.index.json"):
-        files = read_json(index, name).get("weight_map")
-        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-            raise UserError(f"The weight index of the model {name} has no weight_map", where=str(index))
-        missing = sorted(set(files.values()) - {path.name for path in weights})
-        if missing:
-            raise UserError(
-                f"The model {name} lacks weight files: {', '.join(missing[:3])}",
-                where=str(index),
-                fix="Download or copy the model again.",
-            )
+    tensors = {path: _tensors(path, name) for path in weights}
+    if not adapter:
+        _check_index(folder, name, tensors)
+        _check_depth(config, name, folder, sum(map(len, tensors.values())))
     if not adapter and not any((folder / tokenizer).is_file() for tokenizer in _TOKENIZERS):
         raise UserError(
             f"The model {name} has no tokenizer",
@@ -111,21 +109,89 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def _check_safetensors(path: Path, name: str) -> None:
-    """The header parses and the file is as long as it says: finds cut downloads and Git LFS pointers at once."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > min(size - 8, _LONGEST_HEADER):
-                raise ValueError("the header is longer than the file, or than 100 MB")
-            header = json.loads(file.read(length))
-        ends = [tensor["data_offsets"][1] for key, tensor in header.items() if key != "__metadata__"]
-        if 8 + length + max(ends, default=0) != size:
-            raise ValueError(f"it should be {8 + length + max(ends, default=0)} bytes long and is {size}")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that loaders read: those the index names, or the only one, or all."""
+    index = folder / _INDEX
+    if index.is_file() and not (folder / _SINGLE).is_file():
+        return [folder / file for file in sorted(set(read_json(index, folder.name)["weight_map"].values()))]
+    single = folder / _SINGLE
+    return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+
+
+def is_quantised(folder: Path) -> bool:
+    """Whether the folder's weights are packed by some quantisation."""
+    return bool(read_json(folder / "config.json", folder.name).get("quantization_config"))
+
+
+def _check_index(folder: Path, name: str, tensors: Mapping[Path, Sequence[str]]) -> None:
+    """The weight index names files that are there and hold what it says; without one there is model.safetensors."""
+    index = folder / _INDEX
+    if not index.is_file():
+        if not (folder / _SINGLE).is_file():
+            found = ", ".join(sorted(path.name for path in tensors)[:3])
+            raise UserError(
+                f"The model {name} has no {_SINGLE} and no {_INDEX} that names its files ({found})",
+                where=str(folder),
+                fix="Save it with save_pretrained, or rename its only file.",
+            )
+        return
+    files = read_json(index, name).get("weight_map")
+    if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):
+        raise UserError(f"The weight index of the model {name} has no weight_map", where=str(index))
+    missing = sorted(set(files.values()) - {path.name for path in tensors})
+    if missing:
         raise UserError(
-            f"The weights of the model {name} are damaged: {error}",
+            f"The model {name} lacks weight files: {', '.join(missing[:3])}",
+            where=str(index),
+            fix="Download or copy the model again.",
+        )
+    held = {path.name: set(keys) for path, keys in tensors.items()}
+    absent = sorted(tensor for tensor, file in files.items() if tensor not in held[file])
+    if absent:
+        raise UserError(
+            f"The weight index of the model {name} names {len(absent)} tensors that their files do not hold: "
+            f"{', '.join(absent[:3])}",
+            where=str(index),
+            fix="Download or copy the model again: files of two versions are mixed.",
+        )
+
+
+def _check_depth(config: dict[str, Any], name: str, folder: Path, tensors: int) -> None:
+    """No more layers than tensors: a model of 10^8 layers must not even be laid out."""
+    for key, value in _counts(config):
+        if value > tensors:
+            raise UserError(
+                f"config.json of the model {name} says {key}: {value:,}, and its files hold {tensors} tensors",
+                where=str(folder / "config.json"),
+                fix="Correct config.json, or download the model again.",
+            )
+
+
+def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """(key, value) of what says how many layers there are, in sub-configurations too."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _counts(value)
+        elif key in _LAYER_COUNTS and isinstance(value, int):
+            yield key, value
+
+
+def _tensors(path: Path, name: str) -> list[str]:
+    """Names in a safetensors file whose header is sound and whose size is what it says: finds cut downloads and Git LFS
+    pointers at once."""
+    try:
+        with safe_open(path, "numpy") as file:
+            found = list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"The weights of the model {name} are damaged: {first_line(error)}",
             where=str(path),
             fix="Download or copy the file again (a Git LFS pointer needs `git lfs pull`).",
         ) from error
+    if not found:
+        raise UserError(
+            f"The weights of the model {name} are empty: the file holds no tensor",
+            where=str(path),
+            fix="Save the model again: with FSDP or DeepSpeed its full state dict.",
+        )
+    return found

@@ -6,11 +6,12 @@ import gc
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from schemas.config import RunConfig
-from schemas.errors import UserError, first_line
+from schemas.errors import UserError
 from stages.contract import ModelRef
+from stages.models.strict import config_of, refuse_misfits, unloadable
+from stages.models.text_model import auto_class, drop_towers
 
 
 def settle_threads(config: RunConfig, processes: int = 1) -> None:
@@ -24,23 +25,36 @@ def settle_threads(config: RunConfig, processes: int = 1) -> None:
 
 
 def load_causal_lm(model: ModelRef, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> Any:
-    """The model in evaluation mode on `device`, from safetensors only. Raises UserError when it cannot be loaded."""
+    """The model in evaluation mode on `device`, from safetensors only; a multimodal wrapper whole (see `drop_towers`).
+
+    Raises UserError when it cannot be loaded, and for tensors that are missing, unexpected or misshapen.
+    """
     if model.path is None:
         raise UserError(
             f"There is no folder of {model.name} on this machine", where="model", fix="Give a hub id or a folder."
         )
+    config = config_of(model, trust_remote_code)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            model.path, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=trust_remote_code
+        loaded, found = auto_class(config).from_pretrained(
+            model.path,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # said by refuse_misfits, with their names
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise UserError(
-            f"The model {model.name} cannot be loaded: {first_line(error)}",
-            where=str(model.path),
-            fix="Check that transformers knows this architecture; code shipped with a model needs "
-            "model.trust_remote_code: true.",
-        ) from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError) as error:
+        raise unloadable(model, error) from error
+    refuse_misfits(model, loaded, found)
     return loaded.to(device).eval()
+
+
+def load_text_model(model: ModelRef, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> Any:
+    """`load_causal_lm` for reading text only: towers for images and sound take no memory. Not to be saved."""
+    loaded = load_causal_lm(model, dtype, torch.device("cpu"), trust_remote_code)
+    drop_towers(loaded)
+    return loaded.to(device)
 
 
 def load_with_adapter(

@@ -18,10 +18,8 @@ from stages.models.folder import check_folder, read_json
 from stages.models.process import one_at_a_time, run_module, say
 
 
-def merged(adapter: ModelRef, cache: Path) -> ModelRef:
-    """The adapter merged into the base that its adapter_config.json names, from the cache if it was merged before."""
-    from stages.models.resolve import resolve
-
+def base_of(adapter: ModelRef) -> tuple[str, str | None]:
+    """(name, revision) of the base that an adapter's adapter_config.json names. Raises UserError when it names none."""
     assert adapter.path is not None
     config = read_json(adapter.path / "adapter_config.json", adapter.name)
     base_name = config.get("base_model_name_or_path")
@@ -31,21 +29,18 @@ def merged(adapter: ModelRef, cache: Path) -> ModelRef:
             where=f"{adapter.path / 'adapter_config.json'}, base_model_name_or_path",
             fix="Write the base model's folder or hub id there.",
         )
-    try:
-        base = resolve(base_name, config.get("revision"), cache)
-    except UserError as error:
-        raise UserError(
-            f"The base model of the adapter {adapter.name} is not usable: {error.what}",
-            where=error.where or str(adapter.path / "adapter_config.json"),
-            fix=error.fix,
-        ) from error
+    return base_name, config.get("revision")
+
+
+def merged(adapter: ModelRef, base: ModelRef, cache: Path) -> ModelRef:
+    """The adapter merged into its base, from the cache if it was merged before."""
+    assert adapter.path is not None and base.path is not None
     digest = content_id("merged adapter", base.digest, adapter.digest)
     target = cache / "merged" / digest
     if not target.is_dir():
         arguments = [str(adapter.path), str(base.path), str(target)]
         run_module("stages.models.merge", arguments, f"Merging the adapter {adapter.name}")
     check_folder(target, adapter.name)
-    assert base.path is not None
     return ModelRef(adapter.name, target, digest, (adapter.path, base.path))
 
 
@@ -53,8 +48,11 @@ def build(adapter: Path, base: Path, target: Path) -> None:
     """Merge in float32, save in the base's own dtype with the adapter's tokenizer if it has one."""
     import torch
     from peft import PeftModel
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging
+
+    from stages.models.load import load_causal_lm
+    from stages.models.merging import merge_checked
 
     with one_at_a_time(target.parent / f"{target.name}.lock"):
         if target.is_dir():
@@ -64,10 +62,10 @@ def build(adapter: Path, base: Path, target: Path) -> None:
         work = target.parent / f"{target.name}.work"
         shutil.rmtree(work, ignore_errors=True)
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True, **local)
+        model = load_causal_lm(ModelRef(str(base), base, ""), torch.float32, torch.device("cpu"))
         tokenizer_source = adapter if (adapter / "tokenizer_config.json").is_file() else base
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, **local)
-        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+        model = merge_checked(PeftModel.from_pretrained(model, str(adapter)), str(adapter))
         dtype = AutoConfig.from_pretrained(base, **local).dtype
         model.to(dtype if isinstance(dtype, torch.dtype) else torch.float32).save_pretrained(work)
         tokenizer.save_pretrained(work)
@@ -75,4 +73,8 @@ def build(adapter: Path, base: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    build(*map(Path, sys.argv[1:4]))
+    try:
+        build(*map(Path, sys.argv[1:4]))
+    except UserError as error:
+        say(" ".join(str(error).split()))
+        sys.exit(1)

@@ -12,6 +12,7 @@ from stages.contract import ModelRef
 from stages.models import embedded
 from stages.models.cache import cache_folder
 from stages.models.folder import CONTENT, check_folder, content_files, folder_digest, is_adapter
+from stages.models.merge import base_of, merged
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -45,11 +46,18 @@ def resolve(name: str, revision: str | None = None, cache: Path | None = None) -
     else:
         found = _from_hub(name, revision)
     assert found.path is not None
-    if is_adapter(found.path):
-        from stages.models.merge import merged
-
-        return merged(found, cache)
-    return found
+    if not is_adapter(found.path):
+        return found
+    base_name, base_revision = base_of(found)
+    try:
+        base = resolve(base_name, base_revision, cache)
+    except UserError as error:
+        raise UserError(
+            f"The base model of the adapter {found.name} is not usable: {error.what}",
+            where=error.where or str(found.path / "adapter_config.json"),
+            fix=error.fix,
+        ) from error
+    return merged(found, base, cache)
 
 
 def _from_hub(name: str, revision: str | None) -> ModelRef:

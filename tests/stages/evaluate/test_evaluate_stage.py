@@ -167,7 +167,7 @@ class Loads:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.models: list[str] = []
         self.engines: list[str] = []
-        load, shared = loglik.load_causal_lm, answers_module.shared_engine
+        load, shared = loglik.load_text_model, answers_module.shared_engine
 
         def counting_load(model: ModelRef, *args: Any) -> Any:
             self.models.append(model.digest)
@@ -180,7 +180,7 @@ class Loads:
                 self.engines.append(role)
             return engine
 
-        monkeypatch.setattr(loglik, "load_causal_lm", counting_load)
+        monkeypatch.setattr(loglik, "load_text_model", counting_load)
         monkeypatch.setattr(answers_module, "shared_engine", counting_engine)
 
 

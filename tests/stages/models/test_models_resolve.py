@@ -99,7 +99,7 @@ def missing_shard(folder: Path) -> None:
     ("damage", "says"),
     [
         (pickled, "pickle weights"),
-        (truncated, "damaged.*bytes long"),
+        (truncated, "damaged.*not fully covered"),
         (lfs_pointer, "damaged"),
         (no_tokenizer, "no tokenizer"),
         (bad_config, "config.json .*cannot be read"),

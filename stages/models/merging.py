@@ -1,0 +1,80 @@
+"""An adapter into its model's weights, checked: the merged model must say what model and adapter said together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from schemas.errors import UserError
+
+_TOKENS = 16
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+_TOLERANCE_HALF = 1e-1
+"""Largest difference of a logit, relative to the largest logit, that rounding explains."""
+
+
+@torch.no_grad()
+def merge_checked(adapted: Any, name: str) -> Any:
+    """The base model of a PEFT model with its adapter merged into the weights. Uses the PEFT model up.
+
+    A head and embeddings that share one weight are untied when only one of them is adapted, as the adapter computes.
+    Raises UserError, with the difference, when logits on a short text are not those of the unmerged model.
+    """
+    training = adapted.training
+    adapted.eval()
+    want_TV = _logits(adapted)
+    untie_adapted(adapted)
+    try:
+        merged = adapted.merge_and_unload(safe_merge=True)
+    except ValueError as error:  # what safe_merge found
+        raise UserError(f"The adapter {name} cannot be merged: {error}", fix="Train the adapter again.") from error
+    off = float((_logits(merged) - want_TV).abs().max() / want_TV.abs().max().clamp_min(1e-6))
+    merged.train(training)
+    tolerance = _TOLERANCE.get(next(merged.parameters()).dtype, _TOLERANCE_HALF)
+    if not off <= tolerance:  # NaN included
+        raise UserError(
+            f"The adapter {name} cannot be merged into its model: logits of the merged model differ by {off:.1%} from "
+            "those of model and adapter",
+            where="the adapter's adapter_config.json",
+            fix="It changes something that its base model shares between layers or computes otherwise: adapt other modules "
+            "(target_modules: all-linear), or merge it where it was made.",
+        )
+    return merged
+
+
+def untie_adapted(adapted: Any) -> bool:
+    """Give head and embeddings of a tied model a weight each where an adapter changes one of them; whether it did."""
+    model = adapted.get_base_model()
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or not any(_is_adapted(module) for module in (head, embeddings)):
+        return False
+    owners = [_owner(module) for module in (head, embeddings)]
+    if owners[0] is None or owners[1] is None or owners[0].weight is not owners[1].weight:
+        return False
+    weight = owners[0].weight
+    owners[0].weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    return True
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    """Whether PEFT wrapped it."""
+    return type(module).__module__.split(".")[0] == "peft"
+
+
+def _owner(module: Any) -> Any:
+    """The layer under PEFT's wrapper that holds the weight."""
+    while _is_adapted(module):
+        module = getattr(module, "base_layer", None) or getattr(module, "original_module", None)
+    return module
+
+
+def _logits(model: Any) -> torch.Tensor:
+    """[T, V] float32 on the same short text for both; ids spread over the vocabulary."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    ids_1T = torch.arange(1, _TOKENS + 1, device=next(model.parameters()).device)[None] * 7919 % rows
+    logits_TV: torch.Tensor = model(input_ids=ids_1T, use_cache=False).logits[0].float()
+    return logits_TV

@@ -1,0 +1,52 @@
+"""A merged adapter says what model and adapter said, or is refused with the difference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from benchmarks.tiny_models import tiny_config, tiny_model
+from schemas.errors import UserError
+from stages.models.merging import merge_checked
+
+IDS = torch.arange(3, 20)[None]
+
+
+def adapted(name: str, targets: list[str] | str, **fields):
+    torch.manual_seed(0)
+    lora = LoraConfig(r=2, lora_alpha=16, target_modules=targets, init_lora_weights=False)
+    return get_peft_model(tiny_model(tiny_config(name, **fields)), lora).eval()
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["lm_head"], ["embed_tokens"], ["lm_head", "q_proj"]])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_merged_model_is_the_adapted_one(targets, tied: bool, tmp_path) -> None:
+    """With tied embeddings PEFT's merge alone is off by more than the logits themselves."""
+    model = adapted("llama", targets, tie_word_embeddings=tied)
+    with torch.no_grad():
+        want = model(input_ids=IDS).logits
+        merged = merge_checked(model, "mine")
+        torch.testing.assert_close(merged(input_ids=IDS).logits, want, rtol=1e-4, atol=1e-3)
+        merged.save_pretrained(tmp_path)
+        again = type(merged).from_pretrained(tmp_path, dtype=torch.float32).eval()
+        torch.testing.assert_close(again(input_ids=IDS).logits, want, rtol=1e-4, atol=1e-3)
+    assert merged.config.tie_word_embeddings == (tied and targets == "all-linear")
+
+
+def test_a_layer_shared_with_one_that_is_not_adapted_is_refused_with_the_difference() -> None:
+    model = tiny_model(tiny_config("llama"))
+    model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
+    torch.manual_seed(0)
+    lora = LoraConfig(r=2, target_modules=r".*layers\.0\.mlp\.up_proj", lora_alpha=64, init_lora_weights=False)
+    with pytest.raises(UserError, match=r"mine cannot be merged.*differ by [\d.]+%"):
+        merge_checked(get_peft_model(model, lora).eval(), "mine")
+
+
+def test_an_adapter_that_is_not_finite_is_refused() -> None:
+    model = adapted("llama", ["q_proj"])
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(float("nan"))
+    with pytest.raises(UserError, match="mine cannot be merged"):
+        merge_checked(model, "mine")
