@@ -1,14 +1,8 @@
-"""`python -m pipeline`."""
+"""`python -m pipeline`: the same as `congrad`, where no other package of this name is nearer."""
 
 from __future__ import annotations
 
-
-def main() -> None:
-    """Entry point of the command line."""
-    from pipeline.cli import app
-
-    app()
-
+from congrad import main
 
 if __name__ == "__main__":
     main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from schemas.errors import UserError
+from schemas.paths import expanded
 
 if TYPE_CHECKING:
     from schemas.config import RunConfig
@@ -24,7 +26,12 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Config = Annotated[Path, typer.Argument(help="YAML config; `init` writes a starter one", metavar="CONFIG")]
+Config = Annotated[
+    Path,
+    typer.Argument(
+        help="YAML config (`init` writes a starter one), or a shipped one: package:configs/demo.yaml", metavar="CONFIG"
+    ),
+]
 Run = Annotated[Path, typer.Argument(help="run directory, or the name of a run under runs/", metavar="RUN")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="override a config value: a.b=value (repeatable)", metavar="KEY=VALUE")
@@ -60,8 +67,7 @@ def run(
         from pipeline.run import run as run_pipeline
         from pipeline.selection import Selection
 
-        overrides = [*(sets or []), *([f"run_dir={run_dir}"] if run_dir else [])]
-        resolved = load_config(config, overrides)
+        resolved = load_config(config, sets or [], run_dir)
         selection = Selection(stage, first, last, round_, tuple(force or ()))
         display = Display(quiet)
         if resolved.banner and not dry_run:
@@ -138,7 +144,7 @@ def report(run: Run, debug: Debug = False) -> None:
     with _errors(debug):
         from pipeline.report import report_now
 
-        typer.echo(report_now(_config_of(find_run(run))))
+        _echo(report_now(_config_of(find_run(run))))
 
 
 @app.command()
@@ -155,7 +161,8 @@ def export(
         from pipeline.export import export_dataset
 
         folder = find_run(run)
-        typer.echo(export_dataset(_config_of(folder), out or folder / "export", round_, push, private))
+        target = Path(_expanded(out)) if out else folder / "export"
+        _echo(export_dataset(_config_of(folder), target, round_, push, private))
 
 
 @app.command()
@@ -172,31 +179,60 @@ def doctor(
         from pipeline.config_file import load_config
         from pipeline.doctor import print_doctor
 
-        overrides = [*(sets or []), *([f"run_dir={run_dir}"] if run_dir else [])]
-        if print_doctor(load_config(config, overrides), quick, as_json):
+        if print_doctor(load_config(config, sets or [], run_dir), quick, as_json):
             raise typer.Exit(1)
 
 
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="file to write")] = Path("congrad.yaml"),
+    source: Annotated[
+        str, typer.Option("--from", help="shipped config to start from: starter, demo, curate, ...")
+    ] = "starter",
     debug: Debug = False,
 ) -> None:
-    """Write a commented starter config."""
+    """Write a commented starter config, or a copy of another shipped one."""
     with _errors(debug):
-        from stages.data import data_path
+        from stages.data import read_data
 
-        if path.exists():
-            raise UserError("The file exists already", where=str(path), fix="Name another.")
-        path.write_text(data_path("configs/starter.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-        typer.echo(f"Wrote {path}. Set model.policy and prompts.sources, then: python -m pipeline run {path}")
+        text = read_data(f"configs/{source.removesuffix('.yaml')}.yaml")
+        target = Path(_expanded(path))
+        try:
+            with target.open("x", encoding="utf-8") as file:  # never through a link, never over a file
+                file.write(text)
+        except FileExistsError:
+            raise UserError("The file exists already", where=str(path), fix="Name another.") from None
+        first = "Set model.policy and prompts.sources, then: " if source == "starter" else "Look through it, then: "
+        _echo(f"Wrote {target}. {first}congrad run {shlex.quote(str(target))}")
+
+
+def _expanded(path: Path) -> str:
+    try:
+        return expanded(str(path))
+    except ValueError as error:
+        raise UserError(f"The path cannot be used: {error}", where=str(path)) from None
+
+
+def _echo(result: object) -> None:
+    """A result on standard output, as text that steers no terminal."""
+    from pipeline.console import printable
+
+    typer.echo(printable(str(result)))
 
 
 def find_run(run: Path) -> Path:
     """The run directory of a path or a name under runs/. Raises UserError if there is none."""
-    for folder in (run, Path("runs") / run):
-        if os.path.isfile(folder / "run.yaml"):
-            return folder
+    given = Path(_expanded(run))
+    for folder in (given, Path("runs") / given):
+        try:
+            (folder / "run.yaml").stat()
+        except PermissionError:
+            raise UserError(
+                "The run may not be read", where=str(folder), fix="Change its owner or permissions."
+            ) from None
+        except (OSError, ValueError):
+            continue
+        return folder
     raise UserError(
         "There is no run here", where=str(run), fix="Give a run directory (it holds run.yaml), or a name under runs/."
     )
@@ -234,3 +270,8 @@ def _errors(debug: bool) -> Iterator[None]:
         fail("Stopped.", 130)
     except BrokenPipeError:
         sys.stderr.close()
+    except OSError as error:  # a target that cannot be written, a file that may not be read
+        from pipeline.storage import storage_error
+
+        known = storage_error(error, Path())
+        fail(str(known or UserError(error.strerror or str(error), where=os.fsdecode(error.filename or ""))), 1)

@@ -14,32 +14,73 @@ from pydantic import BaseModel, ValidationError
 
 from schemas.config import RunConfig
 from schemas.errors import UserError
+from schemas.paths import expanded
+from stages.data import PREFIX, data_path, read_data
 from stages.text.messages import storable
 
+_OPENS = (
+    yaml.BlockMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.FlowSequenceStartToken,
+)
+_CLOSES = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 _Loc = tuple[str | int, ...]
 _MAX_DEPTH = 32
 _MAX_DIGITS = 100
+_MAX_BYTES = 10_000_000
 _MAX_VALUES = 10_000
 """With aliases written out: a config that is larger is a mistake or an attack (billion laughs)."""
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The validated config of a YAML file with `a.b=c` overrides applied.
+def load_config(path: Path, overrides: Sequence[str] = (), run_dir: Path | None = None) -> RunConfig:
+    """The validated config of a YAML file, or of a shipped one (`package:configs/demo.yaml`), with `a.b=c` overrides applied.
 
-    Raises UserError naming the file, the line and the key.
+    run_dir: replaces the config's; a path as it is, not YAML. Raises UserError naming the file, the line and the key.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(
-            "There is no such config file", where=str(path), fix="`python -m pipeline init` writes a starter one."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The config cannot be read: {error}", where=str(path)) from error
-    values, lines = parse(text, path)
+    values, lines = parse(_text(path), path)
     for override in overrides:
         _apply(values, override)
-    return validate(values, lines, path)
+    if run_dir is not None:
+        values["run_dir"] = str(run_dir)
+        lines.pop(("run_dir",), None)
+    config = validate(values, lines, path)
+    if run_dir is not None and (config.run_dir / "run.yaml").exists() and not (config.folder / "run.yaml").exists():
+        raise UserError(
+            f"--run-dir is the folder that holds runs, and this one is a run itself: {config.folder} would be made in it",
+            where=f"--run-dir {config.run_dir}",
+            fix=f"To go on with that run: --run-dir {config.run_dir.parent} --set name={config.run_dir.name}.",
+        )
+    return config
+
+
+def _text(path: Path) -> str:
+    if str(path).startswith(PREFIX):
+        return read_data(str(path))
+    try:
+        with Path(expanded(str(path))).open("rb") as handle:
+            raw = handle.read(_MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise UserError(
+            "There is no such config file",
+            where=str(path),
+            fix=f"`congrad init` writes a starter one; shipped ones: {', '.join(shipped_configs())}.",
+        ) from None
+    except PermissionError:
+        raise UserError("The config may not be read", where=str(path), fix="Change its owner or permissions.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"The config cannot be read: {error}", where=str(path)) from error
+    if len(raw) > _MAX_BYTES:
+        raise UserError(f"The config is larger than {_MAX_BYTES:,} bytes", where=str(path), fix="Is it a config?")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"The config cannot be read: {error}", where=str(path)) from error
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configs in the package, as `run` takes them."""
+    return sorted(f"{PREFIX}configs/{path.name}" for path in data_path("configs").glob("*.yaml"))
 
 
 def validate(values: dict[str, Any], lines: dict[_Loc, int], path: Path) -> RunConfig:
@@ -65,7 +106,11 @@ def parse(text: str, path: Path) -> tuple[dict[str, Any], dict[_Loc, int]]:
 def _read(text: str, path: Path) -> tuple[Any, dict[_Loc, int]]:
     """Any YAML value, as `parse`."""
     try:
+        depth = 0
         for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            depth += isinstance(token, _OPENS) - isinstance(token, _CLOSES)
+            if depth > 2 * _MAX_DEPTH:  # before anything recurses: the parser would, and in C a stack overflow kills
+                raise UserError("This YAML is nested too deep", where=f"{path}:{token.start_mark.line + 1}")
             if isinstance(token, yaml.TagToken):
                 where = f"{path}:{token.start_mark.line + 1}"
                 raise UserError("There is a YAML tag (!...) here", where=where, fix="Write the plain value.")

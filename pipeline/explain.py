@@ -31,7 +31,7 @@ _VECTORS = ("sketch", "sketch_chosen", "sketch_rejected", "products", "squares")
 def find_pair(files: dict[str, list[Path]], prefix: str, where: str) -> dict[str, Any]:
     """The row of the pairs table whose id begins with `prefix`. Raises UserError unless there is exactly one."""
     if "pairs" not in files:
-        raise UserError("This run has no pairs yet", where=where, fix="Run it first: python -m pipeline run CONFIG.")
+        raise UserError("This run has no pairs yet", where=where, fix="Run it first: congrad run CONFIG.")
     rows = pl.scan_parquet(files["pairs"], glob=False).filter(pl.col("pair_id").str.starts_with(prefix))
     ids = rows.select("pair_id").head(6).collect()["pair_id"].to_list()
     if len(ids) != 1 or not prefix:
@@ -40,7 +40,7 @@ def find_pair(files: dict[str, list[Path]], prefix: str, where: str) -> dict[str
         raise UserError(
             what,
             where=where,
-            fix=f"Give more of the id: {listed}." if ids else "List pairs: python -m pipeline inspect RUN pairs.",
+            fix=f"Give more of the id: {listed}." if ids else "List pairs: congrad inspect RUN pairs.",
         )
     return rows.collect().row(0, named=True)
 

@@ -99,7 +99,7 @@ class Lease:
             raise LeaseLost(
                 f"This run no longer holds its directory: {self._lost}",
                 where=str(self._path.parent),
-                fix="It stopped, so that two runs never write at once. See what `python -m pipeline status` says.",
+                fix="It stopped, so that two runs never write at once. See what `congrad status` says.",
             )
 
     def _refuse_if_held(self) -> None:

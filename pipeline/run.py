@@ -217,7 +217,7 @@ class _Loop:
         if first and not state.plan.shards:  # type: ignore[union-attr]
             raise UserError(
                 f"Stage {step.title} has nothing to do: {first} is empty",
-                fix="See what was dropped and why with `python -m pipeline status`.",
+                fix="See what was dropped and why with `congrad status`.",
             )
 
     def _clean(self) -> None:

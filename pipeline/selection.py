@@ -25,7 +25,7 @@ class Selection:
             if name is not None and name not in names:
                 raise UserError(
                     f"This run has no stage {name!r}",
-                    fix=f"Its stages: {', '.join(dict.fromkeys(names))}. (The report is a command: `python -m pipeline report RUN`.)",
+                    fix=f"Its stages: {', '.join(dict.fromkeys(names))}. (The report is a command: `congrad report RUN`.)",
                 )
         order = list(dict.fromkeys(names))
         low = order.index(self.first) if self.first else 0

@@ -155,8 +155,8 @@ def _next(folder: Path, manifests: list[StageManifest]) -> str:
     done = {m.stage for m in manifests}
     lines = [f"Look next at: {folder}/report.html"]
     if "select" in done:
-        lines.append(f"  rows:    python -m pipeline inspect {folder} curated --limit 3")
-        lines.append(f"  data:    python -m pipeline export {folder}")
+        lines.append(f"  rows:    congrad inspect {folder} curated --limit 3")
+        lines.append(f"  data:    congrad export {folder}")
     if "sft" in done and "train" not in done:
         lines.append(f"  model:   {folder}/sft/model")
     if "train" in done:

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pyarrow as pa
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from schemas.config import RunConfig
-from schemas.config.base import is_execution
+from schemas.config.base import conditions_of, is_execution
+from schemas.config.used import in_words
 from schemas.errors import UserError
 from schemas.reasons import REASONS
 from schemas.tables import TABLES, gradients_schema, products_schema
@@ -52,7 +53,7 @@ BCP 47 codes. A column is never null unless the table below says so.
 _REASONS_INTRO = """
 ## Reasons
 
-What `reason` says in dropped rows (`python -m pipeline inspect RUN dropped/TABLE`) and in `rejected`; `detail` has the figures.
+What `reason` says in dropped rows (`congrad inspect RUN dropped/TABLE`) and in `rejected`; `detail` has the figures.
 An *error* counts against `execution.max_failed_fraction`; the others are rules. `fields` are those of the row's source.
 
 | reason | stages: units | meaning | what to change |
@@ -63,6 +64,7 @@ _CONFIG_INTRO = """
 # Config
 
 One YAML file describes a run. Unknown keys are refused. `--set section.key=value` overrides a key on the command line.
+A key that the others give no use (*only with …*) is refused unless it has its default.
 `data/configs/schema.json` is the JSON schema for editors; with the YAML language server, begin a config with
 
 ```yaml
@@ -201,8 +203,13 @@ def _key(path: str, field: FieldInfo, default: Any, execution: bool) -> Key:
         type=_cell(", ".join([_type(field.annotation), *limits])),
         default="**required**" if field.is_required() else f"`{_cell(_yaml(default))}`",
         role="execution" if execution or is_execution(field) else "semantic",
-        description=_cell(field.description or ""),
+        description=_cell("; ".join(filter(None, [field.description, _only(field, path)]))),
     )
+
+
+def _only(field: FieldInfo, path: str) -> str:
+    conditions = conditions_of(field)
+    return f"only with `{in_words(conditions, path.rpartition('.')[0])}`" if conditions else ""
 
 
 _LIMITS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"), ("min_length", "entries ≥"))
@@ -210,6 +217,8 @@ _LIMITS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"), ("min_length"
 
 def _type(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(arguments[0])
     if origin is Literal:
         return " | ".join(f"`{a}`" for a in arguments)
     if origin in (Union, UnionType):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from schemas.secrets import without_secrets
+
 _LONGEST = 1500  # characters of each part
 
 
@@ -26,13 +28,13 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says first; its kind, if it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error of a library says first, less credentials; its kind, if it says nothing."""
+    return without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def _cut(text: str) -> str:
-    """Errors quote what users and models wrote, which may be a megabyte."""
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    """Errors quote what users and models wrote, which may be a megabyte, and addresses with passwords."""
+    return without_secrets(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
 
 
 def _rebuild(what: str, where: str, fix: str) -> UserError:

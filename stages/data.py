@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
-from importlib.resources.abc import Traversable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from schemas.errors import UserError
 
 PREFIX = "package:"
+_DATA = Path(__file__).resolve().parents[1] / "data"
 _LONGEST_NAME = 255  # bytes, on every file system we know
 
 
-def data_path(name: str) -> Traversable:
+def data_path(name: str) -> Path:
     """The shipped file or folder `name`, for example "rubrics/de.yaml" or "package:rubrics/de.yaml".
 
     It need not exist: ask `is_file()`. Raises UserError for a name that leaves data/.
@@ -24,7 +23,7 @@ def data_path(name: str) -> Traversable:
             f"{name!r} is not a file of the package",
             fix=f"After `{PREFIX}` give a path inside data/, for example {PREFIX}prompts/en.jsonl.",
         )
-    return files("data").joinpath(*relative.parts)
+    return _DATA.joinpath(*relative.parts)
 
 
 def read_data(name: str) -> str:

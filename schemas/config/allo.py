@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from schemas.config.base import Section, execution, refuse_unused, semantic
+from schemas.config.base import FilePath, Section, execution, refuse_unused, semantic
 
 
 class AlloConfig(Section):
@@ -34,7 +34,7 @@ class AlloConfig(Section):
         "implicit",
         "log pi/pi_ref of the model after the warm-up, or of reward_model trained by DPO; or reward_model classifies tokens",
     )
-    reward_model: str | None = execution(
+    reward_model: FilePath | None = execution(
         None, "dpo_model, classifier: a model with the policy's tokenizer: hub id, folder, embedded:NAME"
     )
     allow_empty_layers: bool = semantic(False, "train although a matrix has no selected weight; else that is an error")

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from schemas.paths import expanded
 
 _ROLE = "x-role"
+
+
+@dataclass(frozen=True)
+class Not:
+    """In `used_when`: any value but these."""
+
+    values: tuple[Any, ...]
+
+
+def other_than(*values: Any) -> Not:
+    """See `Not`."""
+    return Not(values)
 
 
 class Section(BaseModel):
@@ -15,14 +31,49 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
-def semantic(default: Any = ..., description: str = "", **kwargs: Any) -> Any:
-    """A field that changes results: part of the fingerprint of the stages that read it."""
-    return Field(default, description=description, json_schema_extra={_ROLE: "semantic"}, **kwargs)
+def semantic(
+    default: Any = ..., description: str = "", *, used_when: Mapping[str, Any] | None = None, **kwargs: Any
+) -> Any:
+    """A field that changes results: part of the fingerprint of the stages that read it.
+
+    used_when: other keys (from the root, or after a dot of the same section) -> the value, values or `other_than` with which this field
+    has a use. Without it the field must stay at its default (`schemas.config.used`).
+    """
+    return _field("semantic", default, description, used_when, kwargs)
 
 
-def execution(default: Any = ..., description: str = "", **kwargs: Any) -> Any:
-    """A field that changes only speed, place or display: may change between a crash and its resume."""
-    return Field(default, description=description, json_schema_extra={_ROLE: "execution"}, **kwargs)
+def execution(
+    default: Any = ..., description: str = "", *, used_when: Mapping[str, Any] | None = None, **kwargs: Any
+) -> Any:
+    """A field that changes only speed, place or display: may change between a crash and its resume. used_when: as `semantic`."""
+    return _field("execution", default, description, used_when, kwargs)
+
+
+def _field(
+    role: str, default: Any, description: str, used_when: Mapping[str, Any] | None, kwargs: dict[str, Any]
+) -> Any:
+    field: Any = Field(default, description=description, json_schema_extra={_ROLE: role}, **kwargs)
+    if used_when:
+        field.metadata.append(_UsedWhen(dict(used_when)))
+    return field
+
+
+@dataclass(frozen=True)
+class _UsedWhen:
+    conditions: Mapping[str, Any]
+
+
+def _filled_in(value: Any) -> Any:
+    return expanded(value) if isinstance(value, str) else value
+
+
+FilePath = Annotated[str, BeforeValidator(_filled_in)]
+"""A path, or a name that stands for one (hub id, `package:FILE`, `embedded:NAME`): `~` and `$VARIABLES` are filled in."""
+
+
+def conditions_of(field: Any) -> Mapping[str, Any]:
+    """`used_when` of a pydantic FieldInfo; empty: it is always used."""
+    return next((entry.conditions for entry in field.metadata if isinstance(entry, _UsedWhen)), {})
 
 
 def is_execution(field: Any) -> bool:

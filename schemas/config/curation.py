@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
-from schemas.config.base import Section, execution, refuse_unused, semantic
+from schemas.config.base import FilePath, Section, execution, other_than, semantic
 from schemas.config.model import Sampling
 from schemas.config.sources import PairSource
+
+_GENERATED: dict[str, Any] = {"pairs.sources": []}
+"""Imported pairs are neither generated nor judged."""
+_ADDITIVE = {"judge.method": "additive"} | _GENERATED
 
 
 class GenerateConfig(Section):
     """Generate stage."""
 
-    candidates: int = semantic(4, "answers per prompt", ge=2)
-    sampling: Sampling = semantic(Sampling(), "sampling parameters")
-    shard_size: int = semantic(256, "prompts per shard: the unit of commit and of repeated work after a crash", ge=1)
-    prefix_caching: bool = execution(True, "vllm: compute a shared prompt prefix once")
+    candidates: int = semantic(4, "answers per prompt", used_when=_GENERATED, ge=2, le=4096)
+    sampling: Sampling = semantic(Sampling(), "sampling parameters", used_when=_GENERATED)
+    shard_size: int = semantic(
+        256, "prompts per shard: the unit of commit and of repeated work after a crash", used_when=_GENERATED, ge=1
+    )
+    prefix_caching: bool = execution(
+        True, "vllm: compute a shared prompt prefix once", used_when={"engine.kind": "vllm"}
+    )
 
 
 class JudgeConfig(Section):
     """Judge stage (docs/methods.md section 1)."""
 
-    method: Literal["expected_score", "additive"] = semantic("expected_score", "how an answer is scored, 0 to 5")
-    votes: int = semantic(1, "additive: reasoned votes per answer", ge=1)
-    min_mass: float = semantic(0.5, "expected_score: least probability on the score tokens", ge=0, le=1)
-    rubric: str = semantic(
+    method: Literal["expected_score", "additive"] = semantic(
+        "expected_score", "how an answer is scored, 0 to 5", used_when=_GENERATED
+    )
+    votes: int = semantic(1, "additive: reasoned votes per answer", used_when=_ADDITIVE, ge=1, le=4096)
+    min_mass: float = semantic(
+        0.5,
+        "expected_score: least probability on the score tokens",
+        used_when={"judge.method": "expected_score"} | _GENERATED,
+        ge=0,
+        le=1,
+    )
+    rubric: FilePath = semantic(
         "package:rubrics/{language}.yaml", "rubric files; a missing language falls back to en, said aloud"
     )
-    sampling: Sampling = semantic(Sampling(temperature=0.7, max_tokens=256), "additive: sampling of the reasoning")
-    shard_size: int = semantic(1024, "candidates per shard", ge=1)
+    sampling: Sampling = semantic(
+        Sampling(temperature=0.7, max_tokens=256), "additive: sampling of the reasoning", used_when=_ADDITIVE
+    )
+    shard_size: int = semantic(1024, "candidates per shard", used_when=_GENERATED, ge=1)
 
 
 class PairsConfig(Section):
@@ -39,12 +57,18 @@ class PairsConfig(Section):
     sources: list[PairSource] = semantic([], "an existing preference data set: generation and judging are skipped")
     min_margin: float = semantic(0.1, "best minus worst mean score; less is a tie", ge=0)
     length_control: bool = semantic(
-        False, "subtract a fitted per-token cost so that chosen and rejected are equally long on average"
+        False,
+        "subtract a fitted per-token cost so that chosen and rejected are equally long on average",
+        used_when=_GENERATED,
     )
-    drop_truncated: bool = semantic(True, "answers cut by max_tokens leave first")
+    drop_truncated: bool = semantic(True, "answers cut by max_tokens leave first", used_when=_GENERATED)
     on_empty_language: Literal["skip", "fail"] = semantic("skip", "a seen language without a single training pair")
-    dev_fraction: float = semantic(0.05, "imported pairs: share of groups for choices", ge=0, lt=1)
-    test_fraction: float = semantic(0.1, "imported pairs: share of groups for figures", ge=0, lt=1)
+    dev_fraction: float = semantic(
+        0.05, "imported pairs: share of groups for choices", used_when={"pairs.sources": other_than([])}, ge=0, lt=1
+    )
+    test_fraction: float = semantic(
+        0.1, "imported pairs: share of groups for figures", used_when={"pairs.sources": other_than([])}, ge=0, lt=1
+    )
 
 
 class SketchConfig(Section):
@@ -55,33 +79,35 @@ class SketchConfig(Section):
         "two_sided: both sides of a layer's gradient are projected; one_sided: the wider side only, in two passes over "
         "the pairs; exact: nothing is, for small models",
     )
-    dim: int = semantic(8192, "two_sided: numbers per pair, over all layers", ge=1)
-    rank: int = semantic(16, "one_sided: width of the compressed side", ge=1)
-    seed: int = semantic(0, "seed of the projections")
+    dim: int = semantic(
+        8192, "two_sided: numbers per pair, over all layers", used_when={".method": "two_sided"}, ge=1, le=1 << 24
+    )
+    rank: int = semantic(
+        16, "one_sided: width of the compressed side", used_when={".method": "one_sided"}, ge=1, le=1 << 16
+    )
+    seed: int = semantic(
+        0, "seed of the projections", used_when={".method": ("two_sided", "one_sided")}, ge=0, lt=1 << 63
+    )
     both_sides: bool = semantic(
         False, "also store the sketches of chosen and rejected alone, for losses that weight the sides apart"
     )
     precondition: Literal["none", "adam_factored"] = semantic(
         "none", "adam_factored: gradients in Adam's metric, its second moments factored, before projection"
     )
-    precondition_pairs: int = semantic(64, "adam_factored: pairs the second moments are estimated on", ge=2)
+    precondition_pairs: int = semantic(
+        64,
+        "adam_factored: pairs the second moments are estimated on",
+        used_when={".precondition": "adam_factored"},
+        ge=2,
+    )
     error_pairs: int = execution(
-        8, "pairs sketched again with another seed, to say how far cosines are off; 0: not measured", ge=0
+        8,
+        "pairs sketched again with another seed, to say how far cosines are off; 0: not measured",
+        used_when={".method": ("two_sided", "one_sided")},
+        ge=0,
     )
     include: list[str] = semantic(["*"], "glob patterns of layer names to sketch")
     exclude: list[str] = semantic([], "glob patterns of layer names to leave out")
-
-    @model_validator(mode="after")
-    def _used(self) -> SketchConfig:
-        path, method = "gradients.sketch", f"gradients.sketch.method: {self.method}"
-        if self.method != "two_sided":
-            refuse_unused(self, path, ("dim",), method, "method: two_sided")
-        if self.method != "one_sided":
-            refuse_unused(self, path, ("rank",), method, "method: one_sided")
-        if self.precondition == "none":
-            why = "gradients.sketch.precondition: none"
-            refuse_unused(self, path, ("precondition_pairs",), why, "precondition: adam_factored")
-        return self
 
 
 class GradientsConfig(Section):
@@ -93,19 +119,15 @@ class GradientsConfig(Section):
     )
     shard_size: int = semantic(512, "pairs per shard", ge=1)
     aggregate_size: int = semantic(
-        2048, "one_sided: pairs per shard of the first pass; each stores one sum per language", ge=1
+        2048,
+        "one_sided: pairs per shard of the first pass; each stores one sum per language",
+        used_when={".sketch.method": "one_sided"},
+        ge=1,
     )
     token_budget: int = execution(8192, "padded tokens per batch; halved when memory runs out", ge=64)
     prefix_sharing: Literal["auto", "off"] = execution(
         "auto", "compute the prompt of a pair once where the model allows it; off in reference mode"
     )
-
-    @model_validator(mode="after")
-    def _used(self) -> GradientsConfig:
-        if (method := self.sketch.method) != "one_sided":
-            why = f"gradients.sketch.method: {method}"
-            refuse_unused(self, "gradients", ("aggregate_size",), why, "method: one_sided")
-        return self
 
 
 class ConflictConfig(Section):
@@ -113,8 +135,10 @@ class ConflictConfig(Section):
 
     weighting: Literal["loss", "none"] = semantic("loss", "g = c*d (the gradient of the loss) or d")
     direction: Literal["mean", "ema"] = semantic("mean", "how pairs make a language direction")
-    ema_gamma: float = semantic(0.9, "ema: decay per minibatch; order-biased", gt=0, lt=1)
-    ema_batch: int = semantic(32, "ema: pairs per minibatch", ge=1)
+    ema_gamma: float = semantic(
+        0.9, "ema: decay per minibatch; order-biased", used_when={".direction": "ema"}, gt=0, lt=1
+    )
+    ema_batch: int = semantic(32, "ema: pairs per minibatch", used_when={".direction": "ema"}, ge=1)
     surgery: Literal[
         "pcgrad",
         "mean",
@@ -130,7 +154,9 @@ class ConflictConfig(Section):
     ] = semantic(
         "pcgrad", "weights from the Gram matrix; cagrad, nash_mtl, upgrad and dualproj need a solver installed"
     )
-    orders: int = semantic(64, "pcgrad: random orders it is averaged over", ge=1)
+    orders: int = semantic(
+        64, "pcgrad: random orders it is averaged over", used_when={".surgery": "pcgrad"}, ge=1, le=1 << 20
+    )
     refit: bool = semantic(
         False, "solve the surgery anew for what is left of the directions when a pair leaves; costs a solve a pair"
     )
@@ -139,7 +165,9 @@ class ConflictConfig(Section):
         "layer",
         "raw: sketches as they are; unit: to unit norm; coordinate, layer: then balanced by RMS over pairs",
     )
-    metric_power: float = semantic(0.5, "coordinate: exponent of the RMS that is divided by", ge=0)
+    metric_power: float = semantic(
+        0.5, "coordinate: exponent of the RMS that is divided by", used_when={".metric": "coordinate"}, ge=0, le=100
+    )
     score: Literal["all", "others"] = semantic(
         "others", "score against the merged direction, or the other languages' only"
     )
@@ -148,25 +176,17 @@ class ConflictConfig(Section):
         "what leaves the directions with a pair: only itself, all that share an answer, or also its translations; one_sided: pair",
     )
 
-    @model_validator(mode="after")
-    def _used(self) -> ConflictConfig:
-        if self.direction != "ema":
-            why = f"conflict.direction: {self.direction}"
-            refuse_unused(self, "conflict", ("ema_gamma", "ema_batch"), why, "direction: ema")
-        if self.surgery != "pcgrad":
-            refuse_unused(self, "conflict", ("orders",), f"conflict.surgery: {self.surgery}", "surgery: pcgrad")
-        if self.metric != "coordinate":
-            why = f"conflict.metric: {self.metric}"
-            refuse_unused(self, "conflict", ("metric_power",), why, "metric: coordinate")
-        return self
-
 
 class DiversityConfig(Section):
     """A cap on pairs whose gradients point alike."""
 
-    cells: int = semantic(0, "k-means cells of the gradient sketches; 0: no cap", ge=0)
+    cells: int = semantic(0, "k-means cells of the gradient sketches; 0: no cap", ge=0, le=1 << 20)
     share: float = semantic(
-        0.1, "largest share of what a language keeps (quota: global: of all) that one cell may give", gt=0, le=1
+        0.1,
+        "largest share of what a language keeps (quota: global: of all) that one cell may give",
+        used_when={".cells": other_than(0)},
+        gt=0,
+        le=1,
     )
 
     @model_validator(mode="after")

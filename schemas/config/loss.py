@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
 from schemas.config.base import Section, semantic
 
@@ -41,12 +41,21 @@ class LossConfig(Section):
     ] = semantic("sigmoid", "TRL's name of the loss; sigmoid is DPO (docs/methods.md section 2 has the formulas)")
     beta: float = semantic(0.1, "DPO temperature; ipo: tau", gt=0)
     alpha: float = semantic(
-        0.0, "sigmoid: length penalty, loss = -log sigmoid(beta*Delta + alpha*(|chosen|-|rejected|))", ge=0
+        0.0,
+        "sigmoid: length penalty, loss = -log sigmoid(beta*Delta + alpha*(|chosen|-|rejected|))",
+        used_when={".type": "sigmoid"},
+        ge=0,
     )
     label_smoothing: float | None = semantic(
-        None, "robust: share of wrong labels, default 0.1; exo_pair: epsilon, default 0.001", gt=0, lt=0.5
+        None,
+        "robust: share of wrong labels, default 0.1; exo_pair: epsilon, default 0.001",
+        used_when={".type": tuple(_SMOOTHING)},
+        gt=0,
+        lt=0.5,
     )
-    discopop_tau: float | None = semantic(None, "discopop: temperature of its blend, default 0.05", gt=0)
+    discopop_tau: float | None = semantic(
+        None, "discopop: temperature of its blend, default 0.05", used_when={".type": "discopop"}, gt=0
+    )
 
     @property
     def smoothing(self) -> float:
@@ -78,17 +87,3 @@ class LossConfig(Section):
         if isinstance(value, str) and value in _REFUSED:
             raise ValueError(f"{value} {_REFUSED[value]}")
         return value
-
-    @model_validator(mode="after")
-    def _belongs(self) -> LossConfig:
-        if self.alpha and self.type != "sigmoid":
-            raise ValueError(
-                f"loss.alpha is the length penalty of loss.type: sigmoid; {self.type} has none: leave it out"
-            )
-        if self.label_smoothing is not None and self.type not in _SMOOTHING:
-            raise ValueError(
-                f"loss.label_smoothing belongs to loss.type: robust or exo_pair; {self.type} would ignore it: leave it out"
-            )
-        if self.discopop_tau is not None and self.type != "discopop":
-            raise ValueError("loss.discopop_tau belongs to loss.type: discopop: leave it out")
-        return self

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
-from schemas.config.base import Section, execution, semantic
+from schemas.config.base import FilePath, Section, execution, semantic
 from schemas.engines import ENGINES, EngineFacts, EngineName
 
 
@@ -17,9 +18,15 @@ class ModelConfig(Section):
     a model has in its fingerprint: a moved folder is the same model, a changed one is not.
     """
 
-    policy: str = execution(description="the model to align: hub id, folder (PEFT adapters are merged), embedded:NAME")
-    judge: str | None = execution(None, "another model as judge; default: the round's policy judges itself")
-    evaluation_judge: str | None = execution(None, "judge of the evaluation; default: the round-0 policy")
+    policy: FilePath = execution(
+        description="the model to align: hub id, folder (PEFT adapters are merged), embedded:NAME"
+    )
+    judge: FilePath | None = execution(
+        None, "another model as judge; default: the round's policy judges itself", used_when={"pairs.sources": []}
+    )
+    evaluation_judge: FilePath | None = execution(
+        None, "judge of the evaluation; default: the round-0 policy", used_when={"evaluate.win_rate": True}
+    )
     revision: str | None = execution(None, "hub revision of the policy")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = semantic("auto", "auto: bfloat16")
     trust_remote_code: bool = semantic(False, "run code shipped with the model; off unless you ask")
@@ -31,25 +38,56 @@ class TextConfig(Section):
     system_role: Literal["fold", "refuse"] = semantic(
         "fold", "template without a system role: fold it into the user turn"
     )
-    chat_template: str | None = semantic(None, "a Jinja template file instead of the tokenizer's own")
+    chat_template: FilePath | None = semantic(None, "a Jinja template file instead of the tokenizer's own")
     chat_template_kwargs: dict[str, Any] = semantic({"enable_thinking": False}, "passed to the chat template")
-    max_length: int = semantic(2048, "prompt + completion tokens; longer ones are dropped with a reason", ge=16)
+    max_length: int = semantic(
+        2048, "prompt + completion tokens; longer ones are dropped with a reason", ge=16, le=1 << 24
+    )
 
 
 class EngineConfig(Section):
     """What runs generation and judging."""
 
     kind: EngineName = semantic("vllm", "inference engine")
-    base_url: str | None = semantic(None, "openai: server, for example http://localhost:8000/v1")
-    served_model: str | None = semantic(None, "openai: model name on the server; default: model.policy")
-    api_key_env: str = execution("OPENAI_API_KEY", "openai: environment variable that holds the key")
-    concurrency: int = execution(32, "openai: requests in flight", ge=1)
-    batch_size: int = semantic(8, "transformers: rows per batch (fixed inside a shard)", ge=1)
-    enforce_eager: bool = execution(False, "vllm: no CUDA graphs or compilation: starts faster, runs slower")
-    gpu_memory_utilization: float = execution(0.9, "vllm on CUDA: share of GPU memory", gt=0, le=1)
-    cpu_kv_cache_gib: int = execution(2, "vllm on CPU: size of the KV cache", ge=1)
-    max_num_seqs: int = execution(256, "vllm: sequences decoded together", ge=1)
-    tensor_parallel: int = execution(1, "vllm: GPUs per worker", ge=1)
+    base_url: str | None = semantic(
+        None,
+        "openai: server, for example http://localhost:8000/v1; $VARIABLES are taken from the environment",
+        used_when={"engine.kind": "openai"},
+    )
+    served_model: str | None = semantic(
+        None, "openai: model name on the server; default: model.policy", used_when={"engine.kind": "openai"}
+    )
+    api_key_env: str = execution(
+        "OPENAI_API_KEY", "openai: environment variable that holds the key", used_when={"engine.kind": "openai"}
+    )
+    concurrency: int = execution(32, "openai: requests in flight", ge=1, le=4096, used_when={"engine.kind": "openai"})
+    batch_size: int = semantic(
+        8, "transformers: rows per batch (fixed inside a shard)", ge=1, used_when={"engine.kind": "transformers"}
+    )
+    enforce_eager: bool = execution(
+        False, "vllm: no CUDA graphs or compilation: starts faster, runs slower", used_when={"engine.kind": "vllm"}
+    )
+    gpu_memory_utilization: float = execution(
+        0.9, "vllm on CUDA: share of GPU memory", gt=0, le=1, used_when={"engine.kind": "vllm"}
+    )
+    cpu_kv_cache_gib: int = execution(
+        2, "vllm on CPU: size of the KV cache", ge=1, le=1 << 16, used_when={"engine.kind": "vllm"}
+    )
+    max_num_seqs: int = execution(
+        256, "vllm: sequences decoded together", ge=1, le=1 << 16, used_when={"engine.kind": "vllm"}
+    )
+    tensor_parallel: int = execution(1, "vllm: GPUs per worker", ge=1, le=1024, used_when={"engine.kind": "vllm"})
+
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None:
+            parts = urlsplit(value)
+            if parts.scheme not in ("http", "https") or not (parts.hostname or "$" in value):
+                raise ValueError("it must be an http or https address, for example http://localhost:8000/v1")
+            if "$" not in value and parts.port == 0:  # urlsplit raises ValueError for a port that is none
+                raise ValueError("there is no port 0")
+        return value
 
     @model_validator(mode="after")
     def _server(self) -> EngineConfig:
@@ -71,6 +109,6 @@ class Sampling(Section):
     top_p: float = semantic(1.0, "nucleus; below 1 sorts the vocabulary at every token (slow on CPU)", gt=0, le=1)
     min_p: float = semantic(0.0, "relative floor; cheap", ge=0, le=1)
     top_k: int = semantic(0, "0: off", ge=0)
-    max_tokens: int = semantic(512, "longest answer", ge=1)
+    max_tokens: int = semantic(512, "longest answer", ge=1, le=1 << 24)
     stop: list[str] = semantic([], "stop strings (removed from the answer)")
     system_prompt: str | None = semantic(None, "system message put before the conversation")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from pydantic import model_validator
+from pydantic import BaseModel, field_validator, model_validator
 
 from schemas.config.base import Section, execution, semantic
 from schemas.config.card import CardConfig
@@ -21,19 +23,24 @@ from schemas.config.model import EngineConfig, ModelConfig, TextConfig
 from schemas.config.sft import SftConfig
 from schemas.config.sources import LanguageConfig, PromptsConfig
 from schemas.config.training import EvaluateConfig, ExecutionConfig, ReportConfig, TrainConfig
+from schemas.config.used import unused
 from schemas.engines import ENGINES
+from schemas.paths import expanded
+from schemas.secrets import holds_credentials
 
 
 class RunConfig(Section):
-    """Everything a run needs. `python -m pipeline init` writes a commented one."""
+    """Everything a run needs. `congrad init` writes a commented one."""
 
     name: str = execution(
         description="name of the run: its folder under run_dir", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
     )
-    run_dir: Path = execution(Path("runs"), "folder that holds runs")
+    run_dir: Path = execution(
+        Path("runs"), "folder that holds runs; may lie behind a link, no folder in a run may be one"
+    )
     banner: str | None = execution(None, "shown when the run starts and ends, and in the report")
-    seed: int = semantic(0, "seed of everything", ge=0)
-    rounds: int = execution(1, "self-rewarding rounds", ge=1)
+    seed: int = semantic(0, "seed of everything", ge=0, lt=1 << 63)
+    rounds: int = execution(1, "self-rewarding rounds", ge=1, le=1000)
     languages: LanguageConfig = semantic(description="languages of the run")
     model: ModelConfig = semantic(description="models")
     text: TextConfig = semantic(TextConfig(), "text to tokens")
@@ -53,6 +60,11 @@ class RunConfig(Section):
     report: ReportConfig = semantic(ReportConfig(), "the report")
     execution: ExecutionConfig = semantic(ExecutionConfig(), "how the run is carried out")
 
+    @field_validator("run_dir", mode="before")
+    @classmethod
+    def _place(cls, value: Any) -> Any:
+        return expanded(str(value)) if isinstance(value, (str, Path)) else value
+
     @property
     def imported(self) -> bool:
         """Whether pairs are imported, so that generation and judging are skipped."""
@@ -70,8 +82,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> RunConfig:
-        if "\0" in str(self.run_dir):
-            raise ValueError("run_dir is no path: it holds a NUL character")
+        for place, text in _texts(self, ""):
+            if holds_credentials(text):
+                raise ValueError(
+                    f"{place} holds a user name, password or key, which would be copied to run.yaml and the report: take it out,"
+                    " or write $VARIABLE in its place in engine.base_url, and set engine.api_key_env for a key"
+                )
         if not self.prompts.sources and not self.imported:
             raise ValueError("nothing to start from: give prompts.sources, or pairs.sources to curate existing pairs")
         if not self.sft.on and self.sft != SftConfig():
@@ -98,6 +114,8 @@ class RunConfig(Section):
                 "loss.alpha counts the tokens of whole answers, and train.allo trains on some: set it to 0, or leave out"
                 " train.allo"
             )
+        for key in unused(self):
+            raise ValueError(str(key))
         self._sides()
         self._models()
         if self.gradients.sketch.method == "one_sided":
@@ -155,3 +173,19 @@ class RunConfig(Section):
                 f"conflict.metric: {self.conflict.metric} is fitted on stored sketches, which gradients.sketch.method: "
                 "one_sided does not have: set conflict.metric: unit or raw, or method: two_sided"
             )
+
+
+def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Every text of a config with its key."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _texts(getattr(value, name), f"{place}.{name}" if place else name)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _texts(str(name), place)
+            yield from _texts(item, f"{place}.{name}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _texts(item, f"{place}.{index}")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from schemas.config.base import Section, semantic
+from schemas.config.base import FilePath, Section, semantic
 
 
 class Source(Section):
@@ -16,7 +16,7 @@ class Source(Section):
     `package:` as prefix reads a file shipped in data/.
     """
 
-    path: str = semantic(
+    path: FilePath = semantic(
         description="file or glob (from the working directory), package:FILE or hub dataset id; {language}: of each language"
     )
     name: str | None = semantic(None, "hub: configuration name")
@@ -67,7 +67,13 @@ class LanguageConfig(Section):
 
     seen: list[str] = semantic(description="languages that are trained on", min_length=1)
     unseen: list[str] = semantic([], "languages only evaluated")
-    min_confidence: float = semantic(0.5, "identifier's probability below which a row is dropped; 0: never", ge=0, le=1)
+    min_confidence: float = semantic(
+        0.5,
+        "identifier's probability below which a row is dropped; 0: never",
+        used_when={"languages.identify": True},
+        ge=0,
+        le=1,
+    )
     identify: bool = semantic(True, "identify the language of prompts and answers")
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from pydantic import field_validator, model_validator
 
 from schemas.conditions import columns_of, parse_condition
 from schemas.config.allo import AlloConfig
-from schemas.config.base import Section, execution, semantic
+from schemas.config.base import FilePath, Section, execution, semantic
 from schemas.config.model import Sampling
 from schemas.config.sources import PairSource
 from schemas.config.trainer import TrainerConfig
@@ -18,12 +18,12 @@ from schemas.errors import UserError
 class MergeConfig(Section):
     """Online merging (arXiv 2405.17931): the update of every step is merged with the task vector SFT - base."""
 
-    base: str | None = execution(
+    base: FilePath | None = execution(
         None,
         "ondare, onties: the pretrained model the SFT model was made from: hub id, folder, embedded:NAME; with sft.sources: "
         "default model.policy",
     )
-    sft: str | None = execution(None, "the SFT model; default: the policy of round 0")
+    sft: FilePath | None = execution(None, "the SFT model; default: the policy of round 0")
     preset: Literal["paper", "released"] = semantic(
         "paper", "what the paper says, or what its released code computes (docs/methods.md section 5)"
     )

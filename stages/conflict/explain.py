@@ -59,7 +59,7 @@ def explain_pair(ctx: Context, pair_id: str, k: int = 5) -> Explanation:
     ready = Prepared.of(ctx)
     at = ready.store.frame["pair_id"].index_of(pair_id)
     if at is None:
-        raise UserError(f"Pair {pair_id} has no gradient", fix="See python -m pipeline inspect RUN dropped/gradients.")
+        raise UserError(f"Pair {pair_id} has no gradient", fix="See congrad inspect RUN dropped/gradients.")
     label_N = ready.groups.label_N
     members = [at] if label_N is None else (label_N == label_N[at]).nonzero()[:, 0].tolist()
     chunks, scale_D = ready.chunks()

@@ -71,7 +71,7 @@ class ProductStore:
         frame = scalars.collect()
         if frame.is_empty():
             raise UserError(
-                "No pair has a gradient", fix="See what was dropped: python -m pipeline inspect RUN dropped/gradients."
+                "No pair has a gradient", fix="See what was dropped: congrad inspect RUN dropped/gradients."
             )
         layout = SketchLayout.from_json(metadata[LAYOUT_KEY].decode())
         index = {code: n for n, code in enumerate(sums.languages)}

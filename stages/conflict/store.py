@@ -45,7 +45,7 @@ class Store:
         frame = scalars.join(answers(ctx), on="pair_id", how="left", maintain_order="left").collect()
         if frame.is_empty():
             raise UserError(
-                "No pair has a gradient", fix="See what was dropped: python -m pipeline inspect RUN dropped/gradients."
+                "No pair has a gradient", fix="See what was dropped: congrad inspect RUN dropped/gradients."
             )
         return cls(files, layout, frame)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from schemas import errors
 from schemas.config import RunConfig
 from schemas.config.model import Sampling
 from stages.contract import Context, ModelRef
@@ -94,8 +95,8 @@ def context_length(hf_config: Any, config: RunConfig) -> int:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type."""
-    return storable((str(error).strip().splitlines() or [type(error).__name__])[0])
+    """`schemas.errors.first_line` as text that a table can hold."""
+    return storable(errors.first_line(error))
 
 
 def too_long(request: Request, context_length: int) -> Completion | None:

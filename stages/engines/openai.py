@@ -13,12 +13,16 @@ from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import Context, ModelRef
 from stages.engines.base import JUDGE_ROOM, Completion, Engine, Request, first_line, too_long
+from stages.engines.openai_wire import Malformed, Reply, Served, ServedModels, client, read
 from stages.text.messages import storable
 from stages.text.render import Renderer, load_renderer
 
 _RETRIES = 6
 _TIMEOUT_SECONDS = 600.0
 _TOP_LOGPROBS = 20
+_PATIENCE_SECONDS = (_RETRIES + 2) * _TIMEOUT_SECONDS
+"""No request takes longer, all its retries and pauses included, while the server keeps to HTTP."""
+_LONGEST_ERROR = 500
 
 
 class OpenAIEngine(Engine):
@@ -42,82 +46,118 @@ class OpenAIEngine(Engine):
             )
         self._model = engine.served_model or model.name
         self._key_name = engine.api_key_env
-        self._client = openai.OpenAI(
-            base_url=self._base_url,
-            api_key=os.environ.get(engine.api_key_env) or "none",
-            max_retries=_RETRIES,
-            timeout=_TIMEOUT_SECONDS,
-        )
+        self._client = self._connect()
         served = self._find_model()
-        self._is_vllm = getattr(served, "owned_by", "") == "vllm"
-        self.context_length: int = getattr(served, "max_model_len", None) or config.text.max_length + JUDGE_ROOM
+        self._is_vllm = served.owned_by == "vllm"
+        self.context_length: int = served.max_model_len or config.text.max_length + JUDGE_ROOM
         self._answered = False
+        self._vocabulary = max(len(renderer.tokenizer), *renderer.stop_ids, 0)
 
     def stream(self, requests: Iterator[Request]) -> Iterator[Completion]:
         """See `Engine.stream`."""
         running: set[Future[Completion]] = set()
         exhausted = False
-        with ThreadPoolExecutor(self._concurrency) as pool:
-            try:
-                while not exhausted or running:
-                    while not exhausted and len(running) < self._concurrency:
-                        request = next(requests, None)
-                        if request is None:
-                            exhausted = True
-                        elif (problem := too_long(request, self.context_length)) is not None:
-                            yield problem
-                        else:
-                            running.add(pool.submit(self._complete, request))
-                    done, running = wait(running, return_when=FIRST_COMPLETED) if running else (set(), running)
-                    for future in done:
-                        yield future.result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        pool = ThreadPoolExecutor(self._concurrency)
+        try:
+            while not exhausted or running:
+                while not exhausted and len(running) < self._concurrency:
+                    request = next(requests, None)
+                    if request is None:
+                        exhausted = True
+                    elif (problem := too_long(request, self.context_length)) is not None:
+                        yield problem
+                    else:
+                        running.add(pool.submit(self._complete, request))
+                if not running:
+                    continue
+                done, running = wait(running, _PATIENCE_SECONDS, FIRST_COMPLETED)
+                if not done:
+                    raise self._silent(len(running))
+                for future in done:
+                    yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # a thread that never ends dies with its process
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
-    def _find_model(self) -> Any:
+    def _connect(self) -> openai.OpenAI:
+        """The client. The key, and whatever the address names as $VARIABLE, come from the environment."""
+        key = os.environ.get(self._key_name, "").strip() or "none"
+        if not (key.isascii() and key.isprintable()):
+            fix = "It must be one line of ASCII characters."
+            raise UserError("The key cannot be sent", where=f"environment variable {self._key_name}", fix=fix)
         try:
-            models = list(self._client.with_options(max_retries=2).models.list())
+            return client(os.path.expandvars(self._base_url), key, _RETRIES, _TIMEOUT_SECONDS)
+        except ValueError as error:
+            raise UserError(
+                f"This is no address: {first_line(error)}", where=f"engine.base_url: {self._base_url}"
+            ) from None
+
+    def _find_model(self) -> Served:
+        try:
+            response = self._client.with_options(max_retries=2).models.with_raw_response.list()
+            models = read(response, ServedModels).data
         except openai.OpenAIError as error:
             raise self._unusable(error) from error
+        except Malformed as problem:
+            raise UserError(
+                f"The inference server's list of models cannot be read: {problem}",
+                where=f"engine.base_url: {self._base_url}",
+                fix="engine.base_url should end in /v1, and the server must offer /completions and /models.",
+            ) from None
         for served in models:
             if served.id == self._model:
                 return served
         raise UserError(
             f"The server does not serve {self._model}",
             where=f"engine.base_url: {self._base_url}",
-            fix=f"It serves {', '.join(served.id for served in models) or 'nothing'}: set engine.served_model.",
+            fix=f"It serves {', '.join(served.id for served in models[:20]) or 'nothing'}: set engine.served_model.",
         )
 
     def _complete(self, request: Request) -> Completion:
         """One request; an error that concerns it alone becomes an error completion."""
         try:
-            response = self._client.completions.create(
+            response = self._client.completions.with_raw_response.create(
                 model=self._model, prompt=request.prompt_ids, **self._body(request)
             )
         except (openai.APITimeoutError, openai.RateLimitError, openai.InternalServerError) as error:
-            return Completion(request.id, "", None, 0, "error", error=first_line(error))
+            return _failed(request, first_line(error))
         except openai.BadRequestError as error:
             if not self._answered:
                 raise self._unusable(error) from error
-            return Completion(request.id, "", None, 0, "error", error=first_line(error))
+            return _failed(request, first_line(error))
         except openai.OpenAIError as error:
             raise self._unusable(error) from error
         self._answered = True
-        choice = response.choices[0]
-        text = storable(choice.text or "")
+        try:
+            return self._completion(request, read(response, Reply))
+        except Malformed as problem:
+            return _failed(request, f"the server's reply cannot be used: {problem}")
+
+    def _completion(self, request: Request, reply: Reply) -> Completion:
+        """What a reply says. Raises Malformed."""
         if request.score_tokens:
-            return Completion(request.id, "", [], 0, "length", self._scores(request, choice))
-        counted = response.usage.completion_tokens if response.usage else None
+            return Completion(request.id, "", [], 0, "length", self._scores(request, reply.first_logprobs()))
+        choice, most = reply.choice, request.sampling.max_tokens
+        reason = choice.finish_reason or "none"
+        if reason not in ("stop", "length"):
+            return _failed(request, f"the server ended the request: {reason}")
+        if choice.text is None:
+            raise Malformed("it has no text")
+        text = storable(choice.text)
+        counted = reply.usage.completion_tokens if reply.usage else None
         if counted is None:
             counted = len(self.renderer.tokenizer(text, add_special_tokens=False)["input_ids"])
-        token_ids = getattr(choice, "token_ids", None)
-        reason = choice.finish_reason or "none"
-        problem = "" if reason in ("stop", "length") else f"the server ended the request: {reason}"
-        return Completion(request.id, text, token_ids, counted, reason, error=problem)
+        elif counted > most:
+            raise Malformed(f"it counts {counted:,} tokens, and at most {most:,} were asked for")
+        if choice.token_ids is not None and (len(choice.token_ids) > most or self._unknown(choice.token_ids)):
+            raise Malformed("its token ids are not those of this tokenizer, or too many")
+        return Completion(request.id, text, choice.token_ids, counted, reason)
+
+    def _unknown(self, ids: list[int]) -> bool:
+        return max(ids, default=0) >= self._vocabulary
 
     def _body(self, request: Request) -> dict[str, Any]:
         extra: dict[str, Any] = {}
@@ -148,14 +188,20 @@ class OpenAIEngine(Engine):
             "extra_body": extra,
         }
 
-    def _scores(self, request: Request, choice: Any) -> dict[int, float]:
+    def _scores(self, request: Request, top: dict[str, float]) -> dict[int, float]:
         """Token id -> log-probability, from keys `token_id:N` (vLLM) or from the tokens' text."""
-        top = choice.logprobs.top_logprobs[0] if choice.logprobs and choice.logprobs.top_logprobs else {}
         if self._is_vllm:
             keys = {token: f"token_id:{token}" for token in request.score_tokens}
         else:
             keys = {token: self.renderer.tokenizer.decode([token]) for token in request.score_tokens}
         return {token: top[key] for token, key in keys.items() if key in top}
+
+    def _silent(self, asked: int) -> UserError:
+        return UserError(
+            f"The inference server answered none of {asked} requests in {_PATIENCE_SECONDS / 60:.0f} minutes",
+            where=f"engine.base_url: {self._base_url}",
+            fix="Look at the server. What is committed stays; the same command continues.",
+        )
 
     def _unusable(self, error: openai.OpenAIError) -> UserError:
         where = f"engine.base_url: {self._base_url}"
@@ -181,3 +227,7 @@ class OpenAIEngine(Engine):
 def load(model: ModelRef, config: RunConfig, ctx: Context | None) -> OpenAIEngine:
     """See `stages.engines.base.Load`."""
     return OpenAIEngine(model, config, load_renderer(model, config.text, config.model.trust_remote_code))
+
+
+def _failed(request: Request, why: str) -> Completion:
+    return Completion(request.id, "", None, 0, "error", error=why[:_LONGEST_ERROR])

@@ -165,6 +165,6 @@ def _sample(ctx: Context) -> list[Pair]:
         raise UserError(
             "No training pair is left to estimate the preconditioner on",
             where="gradients.sketch.precondition",
-            fix="See what was dropped: python -m pipeline status.",
+            fix="See what was dropped: congrad status.",
         )
     return found

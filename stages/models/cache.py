@@ -8,13 +8,20 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from schemas.errors import UserError
 from schemas.files import sha256, write_json
 
 
 def cache_folder() -> Path:
     """Where converted and merged models are kept: $XDG_CACHE_HOME/congrad, or ~/.cache/congrad."""
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "congrad"
+    try:
+        return (Path(root) if root else Path.home() / ".cache") / "congrad"
+    except RuntimeError:  # a user that the password file does not know, without HOME: containers
+        raise UserError(
+            "There is no home folder to keep converted models in",
+            fix="Set XDG_CACHE_HOME (and HF_HOME) to a folder that can be written.",
+        ) from None
 
 
 def file_hashes(paths: Iterable[Path], cache: Path) -> dict[Path, str]:

@@ -67,6 +67,9 @@ def tiny_config(tmp_path: Path, model: Path, **changes: object) -> dict:
         for section in sections:
             target = target.setdefault(section, {})
         target[last] = value
+    if config["pairs"].get("sources"):  # neither generated nor judged
+        config = {name: section for name, section in config.items() if name not in ("generate", "judge")}
+        config["pairs"] = {name: value for name, value in config["pairs"].items() if name != "drop_truncated"}
     return config
 
 

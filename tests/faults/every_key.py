@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -19,7 +19,7 @@ _SPECIAL: dict[str, Any] = {
     "rounds": 1,
     "languages.seen": ["en", "fr"],
     "languages.unseen": ["sw"],
-    "select.diversity.cells": 20,
+    "select.diversity.cells": 50,
     "gradients.of": None,  # with rounds, adapter needs train.method: lora
     "loss.label_smoothing": None,  # belongs to other losses
     "loss.discopop_tau": None,
@@ -34,6 +34,8 @@ _SPECIAL: dict[str, Any] = {
     "engine.base_url": "http://localhost:9/v1",
     "evaluate.splits": ["test"],
     "train.report_to": ["tensorboard"],
+    "train.orthalign.objectives.0.where": "language = 'en'",
+    "train.orthalign.objectives.1.where": "language = 'de'",
     "train.method": None,  # full: the merging optimizers of the base config refuse LoRA
     "train.optimizer": "onties",
     "train.lora.target_modules": ["q_proj"],
@@ -54,10 +56,11 @@ def base_config() -> dict[str, Any]:
         "rounds": 2,
         "languages": {"seen": ["en", "de"], "unseen": ["it"]},
         "model": {"policy": "some/model", "dtype": "float32"},
-        "engine": {"kind": "transformers", "base_url": "http://localhost:8000/v1"},
+        "engine": {"kind": "transformers"},
         "prompts": {"sources": [{"path": "prompts.jsonl"}]},
         "sft": {"sources": [{"path": "talks.jsonl"}], "method": "lora"},
         "conflict": {"direction": "ema", "metric": "coordinate"},
+        "select": {"diversity": {"cells": 40}},
         "train": {
             "method": "full",
             "optimizer": "ondare",
@@ -80,7 +83,7 @@ def allo_config() -> dict[str, Any]:
 def one_sided_config() -> dict[str, Any]:
     """A config in which the keys that only one-sided compression or preconditioning has can be changed."""
     sketch = {"method": "one_sided", "precondition": "adam_factored"}
-    return base_config() | {"gradients": {"sketch": sketch}, "conflict": {}}
+    return base_config() | {"gradients": {"sketch": sketch}, "conflict": {}, "select": {}}
 
 
 def lora_config() -> dict[str, Any]:
@@ -88,18 +91,62 @@ def lora_config() -> dict[str, Any]:
     return base_config() | {"train": {"method": "lora"}}
 
 
+def openai_config() -> dict[str, Any]:
+    """A config in which the keys of a server can be changed: it has no weights for sft."""
+    return base_config() | {"engine": {"kind": "openai", "base_url": "http://localhost:8000/v1"}, "sft": {}}
+
+
+def vllm_config() -> dict[str, Any]:
+    """A config in which the keys of vLLM can be changed."""
+    return base_config() | {"engine": {"kind": "vllm"}}
+
+
+def additive_config() -> dict[str, Any]:
+    """A config in which the keys of a judge that writes can be changed."""
+    return base_config() | {"judge": {"method": "additive"}}
+
+
+def imported_config() -> dict[str, Any]:
+    """A config in which the keys of imported pairs can be changed."""
+    return base_config() | {"pairs": {"sources": [{"path": "pairs.jsonl"}]}, "rounds": 1}
+
+
+ELSEWHERE = {
+    "openai": (openai_config, ("engine.base_url", "engine.served_model", "engine.api_key_env", "engine.concurrency")),
+    "vllm": (
+        vllm_config,
+        (
+            "engine.enforce_eager",
+            "engine.gpu_memory_utilization",
+            "engine.cpu_kv_cache_gib",
+            "engine.max_num_seqs",
+            "engine.tensor_parallel",
+            "generate.prefix_caching",
+        ),
+    ),
+    "additive": (additive_config, ("judge.votes", "judge.sampling.")),
+    "imported": (imported_config, ("pairs.dev_fraction", "pairs.test_fraction")),
+}
+"""Keys that the base config has no use for, in a config that has."""
+
 OWN = {"train.allo.": allo_config, "train.lora.": lora_config, "train.processes": lora_config}
 
 
 def every_key() -> Iterator[tuple[str, bool, dict[str, Any]]]:
     """(dotted key, whether it is semantic, the base config with this key changed), but for those that need another config."""
-    elsewhere = (*OWN, *_ONE_SIDED)
+    elsewhere = (*OWN, *_ONE_SIDED, *(key for _, keys in ELSEWHERE.values() for key in keys))
     return ((k, s, c) for k, s, c in _changes(base_config()) if not k.startswith(elsewhere))
 
 
 def every_own_key(prefix: str) -> Iterator[tuple[str, bool, dict[str, Any]]]:
     """The same of keys in `OWN`, in a config of their own."""
     return ((k, s, c) for k, s, c in _changes(OWN[prefix]()) if k.startswith(prefix))
+
+
+def every_key_elsewhere(name: str) -> Iterator[tuple[str, bool, dict[str, Any]]]:
+    """The same of keys in `ELSEWHERE`."""
+    config, keys = ELSEWHERE[name]
+    return ((k, s, c) for k, s, c in _changes(config()) if k.startswith(keys))
 
 
 def every_one_sided_key() -> Iterator[tuple[str, bool, dict[str, Any]]]:
@@ -143,6 +190,8 @@ def _other(annotation: Any, value: Any, key: str) -> Any:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         return _other(next(a for a in arguments if a is not NoneType), value, key)
+    if origin is Annotated:
+        return _other(arguments[0], value, key)
     if origin is Literal:
         return next((a for a in arguments if a != value), None)
     if annotation is bool:

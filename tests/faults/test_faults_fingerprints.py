@@ -23,9 +23,11 @@ from schemas.manifests import FileRecord, PartManifest, StageManifest
 from stages.contract import Part, tally
 from stages.spec import StageSpec
 from tests.faults.every_key import (
+    ELSEWHERE,
     OWN,
     base_config,
     every_key,
+    every_key_elsewhere,
     every_one_sided_key,
     every_own_key,
     one_sided_config,
@@ -99,6 +101,18 @@ def test_every_key_is_in_the_fingerprint_of_the_stages_that_depend_on_it_and_of_
         assert any(depends(step.spec, key) for step in planner(RunConfig.model_validate(changed), finished).steps), (
             f"{key} is semantic, but no stage has it in its fingerprint: mark it execution, or name its section"
         )
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_every_key_that_another_config_uses_is_in_the_fingerprint_of_the_stages_that_depend_on_it(name, tmp_path):
+    config, prefixes = ELSEWHERE[name]
+    finish(planner(RunConfig.model_validate(config()), tmp_path))
+    keys = list(every_key_elsewhere(name))
+    assert len(keys) >= len(prefixes)
+    for key, semantic, changed in keys:
+        for state in states(changed, tmp_path):
+            expected = "changed" if semantic and depends(state.step.spec, key) else "done"
+            assert state.kind == expected, (key, state.step.title, state.why)
 
 
 @pytest.mark.parametrize(

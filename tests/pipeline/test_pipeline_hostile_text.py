@@ -23,7 +23,6 @@ from pipeline.events import Events
 from pipeline.history import last_error
 from pipeline.status import print_json
 from pipeline.worker import _Harmless
-from schemas.errors import UserError
 
 STORABLE = {name: text.encode("utf-8", "replace").decode() for name, text in NASTY.items()}
 ARGUMENTS = {name: text for name, text in STORABLE.items() if "\0" not in text} | {"not-utf-8": "\udcff"}
@@ -106,27 +105,6 @@ def test_the_dataset_card_stays_a_card(name: str, write_config) -> None:
     tokens = MarkdownIt("commonmark", {"html": True}).parse(body)
     kinds = {child.type for token in tokens for child in [token, *(token.children or [])]}
     assert not kinds & {"html_block", "html_inline", "link_open", "image", "fence", "hr", "em_open", "strong_open"}
-
-
-def test_export_deletes_only_what_an_export_wrote(
-    tmp_path: Path, write_config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    part = tmp_path / "part.parquet"
-    pl.DataFrame({"language": ["en"]}).write_parquet(part)
-    monkeypatch.setattr(export, "table_files", lambda *_: [part])
-    config = load_config(write_config())
-    mine = tmp_path / "project"
-    (mine / "data").mkdir(parents=True)
-    (mine / "data/precious.csv").write_text("a")
-    link = tmp_path / "link"
-    link.symlink_to(mine)
-    for out in (mine, link, part):
-        with pytest.raises(UserError, match="holds something else"):
-            export.export_dataset(config, out, 0, None, False)
-    assert (mine / "data/precious.csv").read_text() == "a"
-    for _ in range(2):
-        export.export_dataset(config, tmp_path / "out", 0, None, False)
-    assert [path.name for path in (tmp_path / "out/data").iterdir()] == ["train-00000-of-00001.parquet"]
 
 
 def test_nothing_is_written_as_a_spreadsheet() -> None:

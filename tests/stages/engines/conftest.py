@@ -31,7 +31,7 @@ def make_config() -> Callable[..., RunConfig]:
                 "model": {"policy": "tiny", "dtype": dtype},
                 "text": {"max_length": 256},
                 "prompts": {"sources": [{"path": "unused.jsonl"}]},
-                "engine": {"kind": "transformers", "batch_size": 4, **engine},
+                "engine": engine if "kind" in engine else {"kind": "transformers", "batch_size": 4, **engine},
                 "execution": execution or {"device": "cpu"},
             }
         )

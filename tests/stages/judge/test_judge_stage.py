@@ -47,7 +47,8 @@ def candidates(texts: list[str], language: str = "en") -> list[dict[str, Any]]:
 def judge_context(make_context: Callable[..., Context], tmp_path: Path) -> Callable[..., Context]:
     def make(method: str = "expected_score", **judge: Any) -> Context:
         pq.write_table(pa.Table.from_pylist(ASK, schema=TABLES["prompts"].schema), tmp_path / "prompts.parquet")
-        section = {"method": method, "min_mass": 0.0, "sampling": {"max_tokens": 16}, **judge}
+        own = {"min_mass": 0.0} if method == "expected_score" else {"sampling": {"max_tokens": 16}}
+        section = {"method": method, **own, **judge}
         inputs = {"prompts": [tmp_path / "prompts.parquet"]}
         return make_context(inputs=inputs, judge=section, text={"max_length": 1024})
 

@@ -61,7 +61,7 @@ def test_any_preference_file(
     path.write_bytes(data)
     config = {
         "name": "t",
-        "languages": {"seen": ["en", "de"], "identify": identify, "min_confidence": 0.0},
+        "languages": {"seen": ["en", "de"], "identify": identify, **({"min_confidence": 0.0} if identify else {})},
         "model": {"policy": "tiny"},
         "text": {"max_length": 1024},
         "pairs": {"sources": [{"path": str(path), "fields": fields}]},

@@ -1,0 +1,40 @@
+"""Credentials stay out of whatever is shown or stored: errors, notes, events, logs, run.yaml."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+_USERINFO = re.compile(r"(?<=://)[^\s/?#]*@")
+_QUERY = re.compile(
+    r"([?&;][\w.-]*(?:key|token|secret|passw(?:or)?d|pwd|auth|signature|credential)[\w.-]*=)[^&;#\s'\"<>]+",
+    re.IGNORECASE,
+)
+_HEADER = re.compile(r"(\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
+_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
+_SHORTEST = 8
+"""Characters of a value that is looked for: shorter ones are found in ordinary words."""
+_REFERENCE = re.compile(r"\$(?:\w+|\{\w+\})")
+_HIDDEN = "***"
+
+
+def without_secrets(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """`text` less the user names, passwords and keys of URLs and headers, and less the values of the environment's secrets
+    (variables whose names end in KEY, TOKEN, SECRET, PASSWORD or CREDENTIALS)."""
+    if "://" in text:
+        text = _USERINFO.sub("", text)
+        text = _QUERY.sub(rf"\1{_HIDDEN}", text)
+    text = _HEADER.sub(rf"\1{_HIDDEN}", text)
+    for name, value in environment.items():
+        if len(value) >= _SHORTEST and _NAME.search(name) and value in text:
+            text = text.replace(value, _HIDDEN)
+    return text
+
+
+def holds_credentials(text: str) -> bool:
+    """Whether an address in the text has a user name, a password or a key in it, other than as $VARIABLE."""
+    plain = _REFERENCE.sub("", text)
+    return any(match[0] not in ("@", ":@") for match in _USERINFO.finditer(plain)) or (
+        "://" in plain and _QUERY.search(plain) is not None
+    )
