@@ -24,8 +24,7 @@ from schemas.config import RunConfig
 from schemas.errors import UserError, first_line
 from stages.children import Child, ChildDied, start_child, stop_flag, wait_for
 from stages.contract import Context, Silent, Stopped
-from stages.gradients.batching import is_out_of_memory
-from stages.models.device import device_of
+from stages.models.device import device_of, is_out_of_memory
 from stages.train.memory import less_memory
 
 T = TypeVar("T")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import SEEN, Builder
 from hostile import NASTY, STEERING
+from report_bench import SEEN, Builder
 
 from schemas.config.sft import SftConfig
 from schemas.manifests import StageManifest, Tally
