@@ -30,6 +30,8 @@ _SPECIAL: dict[str, Any] = {
     "sft.max_steps": 5,
     "sft.report_to": ["tensorboard"],
     "train.allo.token_reward": "dpo_model",
+    "prompts.sources.0.splits": {"validation": "dev"},
+    "evaluate.authored.0.splits": {"validation": "dev"},
     "pairs.sources": None,  # ends generation: see test_imported_pairs_replace_generation
     "engine.base_url": "http://localhost:9/v1",
     "evaluate.splits": ["test"],
