@@ -84,11 +84,10 @@ gpu-check: ## right results and speed on this machine's GPU, in minutes; on a CP
 docs: $(ready) ## rewrite the parts of docs/ that are generated from the code
 	$(run) schemas.docs
 
-site: docs ## the documentation as a site in site/, every link checked (mkdocs-material gets an environment of its own)
+site: ## docs/ as a website in build/site, links checked (mkdocs-material in an environment of its own)
 	@test -x "$(VENV)-site/bin/mkdocs" || { $(or $(PYTHON),python3) -m venv "$(VENV)-site" && \
-	    "$(VENV)-site/bin/pip" install --quiet --disable-pip-version-check "mkdocs-material>=9.6,<10"; }
-	@NO_MKDOCS_2_WARNING=1 "$(VENV)-site/bin/mkdocs" build --quiet --strict $(ARGS)
-	@echo "site/index.html"
+	    "$(VENV)-site/bin/pip" install --quiet --disable-pip-version-check "mkdocs<2" "mkdocs-material>=9.5,<10"; }
+	@NO_MKDOCS_2_WARNING=1 "$(VENV)-site/bin/mkdocs" build --strict $(ARGS)
 
 locks: ## resolve locks/*.in with uv, keeping versions that still fit (UPGRADE=--upgrade: take the newest)
 	$(resolve) --extra torch --extra solvers --extra dev pyproject.toml locks/cpu.in -o locks/cpu.txt \
