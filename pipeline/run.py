@@ -36,7 +36,7 @@ from stages.schedule import Step
 
 
 @dataclass
-class Outcome:
+class RunOutcome:
     """What a run did."""
 
     ran: list[Step] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Outcome:
     seconds: float = 0.0
 
 
-def run(config: RunConfig, selection: Selection, display: Display) -> Outcome:
+def run(config: RunConfig, selection: Selection, display: Display) -> RunOutcome:
     """Bring the selected stages up to date.
 
     Raises UserError (something to fix), StageFailed (a defect), Interrupted (asked to stop).
@@ -110,12 +110,12 @@ class _Loop:
         self.aside = Aside(rundir)
         self.stages = StageRunner(config, rundir, self.models, self.planner, self.events, display, lease)
 
-    def run(self) -> Outcome:
+    def run(self) -> RunOutcome:
         if any(step.spec.models for step in self.steps):
             self.models.start()
         self.aside.mend((step.spec, step.round) for step in self.planner.steps)
         states = agenda(self.planner, self.selection)
-        outcome = Outcome()
+        outcome = RunOutcome()
         work = _with_work(states, self.selection)
         if not work:
             self.rundir.forget_forced()

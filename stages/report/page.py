@@ -21,7 +21,7 @@ from schemas.manifests import StageManifest
 from stages.report import text
 from stages.report.conflicts import FEW_PAIRS, scale
 from stages.report.data import Tables
-from stages.report.view import View, build
+from stages.report.view import View, build_view
 from stages.text.visible import visible
 
 VERSION = 2
@@ -42,7 +42,7 @@ def write_page(
 
     left_out: stage -> why, of results that are there and not given here, since they were made with other settings.
     """
-    page = render(build(config, tables, manifests, left_out), made_from(config, manifests, left_out))
+    page = render(build_view(config, tables, manifests, left_out), made_from(config, manifests, left_out))
     write_text(target, page)
 
 

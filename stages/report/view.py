@@ -76,7 +76,7 @@ class View:
     timings: list[Timing]
 
 
-def build(
+def build_view(
     config: RunConfig, tables: Tables, manifests: Sequence[StageManifest], left_out: Mapping[str, str] | None = None
 ) -> View:
     """Read what there is and prepare it for the template. left_out: see `write_page`."""
