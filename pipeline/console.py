@@ -19,11 +19,12 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from pipeline.pace import Pace
 from stages.text.visible import visible
 
 _PLAIN_SECONDS = 10.0
-_FORESEEABLE = 0.05
-"""Least share of the work left at the start that must be done before the time left is guessed."""
+_FIRST_SECONDS, _PATIENT_SECONDS = 9.0, 60.0
+"""Without news: until the first word that a stage is at work, and between the later ones."""
 
 
 def printable(text: str) -> str:
@@ -62,8 +63,8 @@ class StageBar:
 
     def __init__(self, console: Console, title: str) -> None:
         self._console, self._title = console, title
-        self._before, self._done, self._total, self._unit = 0, 0, 0, ""
-        self._begun = self._said = time.monotonic()
+        self._pace = Pace()
+        self._said, self._patience = time.monotonic(), _FIRST_SECONDS
         self._live = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -91,14 +92,13 @@ class StageBar:
 
     def total(self, amount: int, unit: str, done: int = 0) -> None:
         """The work there is, `done` of it before this run."""
-        self._total, self._unit, self._done, self._before = amount, unit, done, done
-        self._begun = time.monotonic()
+        self._pace.expect(amount, unit, done)
         if self._task is not None:
             self._live.reset(self._task, total=amount or None, completed=done, unit=unit, rates="")
 
     def advance(self, amount: int, rates: Mapping[str, float]) -> None:
         """`amount` more is done; rates are shown as they come."""
-        self._done += amount
+        self._pace.advance(amount)
         shown = "  ".join(
             f"{value:,.4g} {name.replace('_per_s', '/s').replace('_', ' ')}" for name, value in rates.items()
         )
@@ -113,11 +113,17 @@ class StageBar:
         line = printable(message).replace("\n", " ⏎ ")  # a note is one line: it cannot pass for another
         self._console.print(Text(f"  {line}", style="yellow"), soft_wrap=not self._console.is_terminal)
 
+    def tick(self) -> None:
+        """Called every second: where no news comes for long (a model is loaded, a batch takes minutes), that it goes on is news."""
+        if self._task is None and time.monotonic() - self._said >= self._patience:
+            self._said, self._patience = time.monotonic(), _PATIENT_SECONDS
+            self._console.print(Text(f"  {self._title}: at work, {self._plain()}"), soft_wrap=True)
+
     def _plain(self) -> str:
-        spent = time.monotonic() - self._begun
-        if not self._total:
-            return f"{self._done:,} {self._unit}".rstrip() + f" in {spent:.0f} s"
-        now, left = self._done - self._before, self._total - self._done
-        known = now >= _FORESEEABLE * (now + left)
-        eta = f", about {spent / now * left:.0f} s left" if now and known else ""
-        return f"{self._done:,} of {self._total:,} {self._unit}{eta}"
+        pace = self._pace
+        if not pace.total:
+            return f"{pace.done:,} {pace.unit}".rstrip() + f" in {pace.spent:.0f} s"
+        left = pace.seconds_left
+        if left is None:
+            return f"{pace.done:,} of {pace.total:,} {pace.unit} in {pace.spent:.0f} s"
+        return f"{pace.done:,} of {pace.total:,} {pace.unit}, about {left:.0f} s left"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.pace import Pace
 from schemas.secrets import without_secrets
 
 _METER_SECONDS = 30.0
@@ -38,33 +39,31 @@ class Meter:
 
     def __init__(self, events: Events, stage: str, round_: int) -> None:
         self._events, self._stage, self._round = events, stage, round_
-        self._done, self._total, self._unit, self._before = 0, 0, "", 0
+        self._pace = Pace()
         self._rates: dict[str, float] = {}
-        self._begun = self._said = time.monotonic()
+        self._said = time.monotonic()
 
     def total(self, amount: int, unit: str, done: int = 0) -> None:
         """The work there is, `done` of it before this run."""
-        self._total, self._unit, self._done, self._before = amount, unit, done, done
-        self._begun = time.monotonic()
+        self._pace.expect(amount, unit, done)
 
     def advance(self, amount: int, rates: Mapping[str, float]) -> None:
         """`amount` more is done."""
-        self._done += amount
+        pace = self._pace
+        pace.advance(amount)
         self._rates.update(rates)
         now = time.monotonic()
         if now - self._said < _METER_SECONDS:
             return
-        self._said = now
-        rate = (self._done - self._before) / max(now - self._begun, 1e-9)
-        left = (self._total - self._done) / rate if rate and self._total else None
+        self._said, left = now, pace.seconds_left
         self._events.add(
             "progress",
             stage=self._stage,
             round=self._round,
-            done=self._done,
-            total=self._total or None,
-            unit=self._unit,
-            per_s=round(rate, 4),
-            seconds_left=None if left is None else round(max(left, 0.0)),
+            done=pace.done,
+            total=pace.total or None,
+            unit=pace.unit,
+            per_s=round(pace.per_second, 4),
+            seconds_left=None if left is None else round(left),
             rates={name: round(value, 4) for name, value in self._rates.items()},
         )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
 
 from pipeline.account import account_line, totals
 from pipeline.commit import PreparedPart, commit, part_json, write_manifest
@@ -15,13 +18,24 @@ from pipeline.fingerprint import content_of
 from pipeline.lease import Lease
 from pipeline.messages import Order
 from pipeline.models import Models
-from pipeline.plan import Planner, State
+from pipeline.plan import Inputs, Planner, State
 from pipeline.rundir import RunDir
 from schemas import files
 from schemas.config import RunConfig
 from schemas.errors import UserError
-from schemas.manifests import PartManifest, StageManifest, merge_tallies
+from schemas.manifests import PartManifest, StageManifest, StagePlan, merge_tallies
 from stages.schedule import Step
+from stages.spec import StageSpec
+
+
+def shard_work(spec: StageSpec, plan: StagePlan, root: Path, inputs: Inputs) -> dict[int, int]:
+    """Rows that a ShardStage works on, by shard: not those that it passes by (`StageSpec.only`)."""
+    if spec.only is None:
+        return {shard.index: shard.stop - shard.start for shard in plan.shards}
+    column, value = spec.only
+    files = [root / record.path for record in inputs.records[spec.reads[0].rstrip("?")]]
+    wanted = pl.scan_parquet(files, glob=False).select(pl.col(column) == value).collect().to_series()
+    return {shard.index: int(wanted[shard.start : shard.stop].sum()) for shard in plan.shards}
 
 
 @dataclass(frozen=True)
@@ -64,10 +78,10 @@ class StageRunner:
         meter = Meter(self.events, step.spec.name, step.round)
         with self.display.stage(step.title) as bar:
             if step.spec.kind == "shard":
-                rows = plan.shards[-1].stop
-                done = rows - sum(s.stop - s.start for s in pending.values())
-                bar.total(rows, "rows", done)
-                meter.total(rows, "rows", done)
+                work = shard_work(step.spec, plan, self.rundir.root, state.inputs)
+                total, done = sum(work.values()), sum(work[index] for index in work if index not in pending)
+                bar.total(total, "rows", done)
+                meter.total(total, "rows", done)
             if pending:
                 executor.run(order, self._key(step, models), self._reports(step, bar, meter, parts, failures))
         failures.check(parts, finished=True)
@@ -124,6 +138,10 @@ class StageRunner:
                 bar.total(amount, unit)
                 meter.total(amount, unit)
 
+        def tick() -> None:
+            self.lease.check_heartbeat()
+            bar.tick()
+
         def advance(amount: int, rates: Mapping[str, float]) -> None:
             bar.advance(amount, rates)
             meter.advance(amount, rates)
@@ -134,7 +152,7 @@ class StageRunner:
             note=note,
             started=started,
             offered=offered,
-            tick=self.lease.check_heartbeat,
+            tick=tick,
         )
 
     def _finish(

@@ -9,6 +9,7 @@ import faulthandler
 import logging
 import os
 import threading
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class Line:
 def main(connection: Connection, log: Path, stop: Any) -> None:
     """Entry point of the worker process. stop: a shared byte, not 0 when the run was asked to stop."""
     _log_to(log)
+    _lock_bars()
     shared: dict[str, Any] = {}
     line = Line(connection)
     try:
@@ -57,6 +59,14 @@ def main(connection: Connection, log: Path, stop: Any) -> None:
         for resource in shared.values():
             if hasattr(resource, "close"):
                 resource.close()
+
+
+def _lock_bars() -> None:
+    """tqdm's own lock is a semaphore of the system, which a worker that is killed leaves behind, with a warning at the very end."""
+    with suppress(ImportError):  # comes with transformers, which the core has not
+        from tqdm import tqdm
+
+        tqdm.set_lock(threading.RLock())
 
 
 def _log_to(log: Path) -> None:

@@ -151,7 +151,6 @@ class Worker:
     def part(self, shard: Shard) -> Part:
         """Sketch a shard's training pairs."""
         rows = [row for row in shard.rows.to_pylist() if row["split"] == "train"]
-        self.ctx.progress.advance(shard.rows.num_rows - len(rows))
         drops: list[Drop] = []
         items = [item for row in rows if (item := self._item(row, drops)) is not None]
         self.ctx.progress.advance(len(drops))

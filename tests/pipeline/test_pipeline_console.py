@@ -41,7 +41,7 @@ def test_the_time_left_counts_what_this_run_did_and_not_what_it_found_done(clock
 def test_no_time_left_is_guessed_from_the_first_few_rows(clock: list[float]) -> None:
     first, second = lines_of(clock, total=100, done=0, steps=[(30.0, 1), (10.0, 9)])
     assert "left" not in first and "1 of 100" in first
-    assert "10 of 100 prompt, about 360 s left" in second
+    assert "10 of 100 prompt, about 100 s left" in second
 
 
 def test_without_a_total_there_is_still_a_count(clock: list[float]) -> None:

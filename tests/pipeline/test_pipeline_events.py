@@ -116,7 +116,7 @@ def test_progress_says_rate_and_time_left(tmp_path, monkeypatch):
     found = progress(tmp_path)
     assert found | {"time": 0} == {
         "time": 0, "event": "progress", "stage": "generate", "round": 0, "done": 500, "total": 1000, "unit": "rows",
-        "per_s": 2.5, "seconds_left": 200, "rates": {"tokens_per_s": 7.0},
+        "per_s": 1.25, "seconds_left": 400, "rates": {"tokens_per_s": 7.0},
     }  # fmt: skip
     assert set(found) - {"time", "event"} <= documented()["progress"]
     Events(tmp_path / "events.jsonl").add("stage_done", stage="generate", round=0)
