@@ -251,6 +251,11 @@ class OnlineMergingAdamW(AdamW):
                 where="params",
                 fix="Pass model.named_parameters(), or groups of (name, parameter).",
             )
+        for form in ("fused", "capturable", "differentiable"):
+            if group[form]:
+                raise UserError(
+                    f"{form} belongs to torch's own step, and this group's is merged or confined", where=form
+                )
         if merge.needs_task_vector and self._vector is None:
             raise UserError(f"merge {merge.merge} needs a task vector", where="task_vector")
         for name, param in zip(_names(group), group["params"], strict=True):
