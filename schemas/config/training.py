@@ -137,6 +137,11 @@ class TrainConfig(TrainerConfig):
         """Whether the optimizer's steps are merged with a task vector."""
         return self.optimizer != "adamw"
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether the task vector is theta_SFT - theta_base, so that the model before SFT is needed."""
+        return self.optimizer in ("ondare", "onties")
+
     @model_validator(mode="after")
     def _processes(self) -> TrainConfig:
         if self.method == "lora" and self.sharding == "fsdp2":
