@@ -54,7 +54,7 @@ class Batch:
     columns: Sequence[str] = ()
 
 
-_EXCERPT = 200  # characters
+EXCERPT = 200  # characters
 
 
 def excerpt(cells: Mapping[str, Any]) -> str:
@@ -63,10 +63,10 @@ def excerpt(cells: Mapping[str, Any]) -> str:
     for cell in cells.values():
         if isinstance(cell, list):
             cell = " ".join(
-                str(part.get("content")) if isinstance(part, dict) else str(part)[:_EXCERPT] for part in cell[:4]
+                str(part.get("content")) if isinstance(part, dict) else str(part)[:EXCERPT] for part in cell[:4]
             )
         if isinstance(cell, str):
-            texts.append(storable(cell[:_EXCERPT]))
+            texts.append(storable(cell[:EXCERPT]))
     return max(texts, key=len, default="")
 
 
