@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from multiprocessing.connection import Connection
@@ -114,7 +114,7 @@ class Reader:
         return messages
 
 
-def read_all(reader: Reader, config: RunConfig, batches: Iterator[tuple[int, Batch]]) -> Iterator[Read]:
+def read_all(reader: Reader, config: RunConfig, batches: Iterator[tuple[int, Batch]]) -> Generator[Read, None, None]:
     """Every batch (source, batch), read, in order: in this process if they are few, else in one process a core."""
     first = list(islice(batches, _FEW))
     cores = min(_MOST, len(os.sched_getaffinity(0)))
