@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from schemas import errors
 from schemas.config import RunConfig
 from schemas.config.model import Sampling
+from schemas.errors import UserError
 from stages.contract import Context, ModelRef
 from stages.text.messages import storable
 
@@ -97,6 +98,15 @@ def context_length(hf_config: Any, config: RunConfig) -> int:
 def first_line(error: Exception) -> str:
     """`schemas.errors.first_line` as text that a table can hold."""
     return storable(errors.first_line(error))
+
+
+def not_finite(name: str, dtype: str) -> UserError:
+    """A model whose next-token distribution is no distribution: what is drawn from it is garbage."""
+    return UserError(
+        f"The next-token logits of {name} are not finite (NaN or overflow) in {'bfloat16' if dtype == 'auto' else dtype}",
+        where="model.dtype",
+        fix="Set model.dtype: float32, or check the model: its weights may be damaged or made for another precision.",
+    )
 
 
 def too_long(request: Request, context_length: int) -> Completion | None:

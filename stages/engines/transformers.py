@@ -16,7 +16,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import Context, ModelRef
-from stages.engines.base import Completion, Engine, Request, context_length, too_long
+from stages.engines.base import Completion, Engine, Request, context_length, not_finite, too_long
 from stages.engines.sampling import RowSampler
 from stages.gradients.batching import is_out_of_memory
 from stages.models.device import device_of, dtype_of
@@ -38,6 +38,7 @@ class TransformersEngine(Engine):
         self.renderer = renderer
         self._ctx, self._fixed = ctx, config.execution.deterministic
         self._batch_size = ctx.limited(_BATCH, config.engine.batch_size) if ctx else config.engine.batch_size
+        self._name, self._dtype = model.name, config.model.dtype
         self._device = device_of(config)
         settle_threads(config)
         self._model = load_text_model(model, dtype_of(config), self._device, config.model.trust_remote_code)
@@ -97,7 +98,7 @@ class TransformersEngine(Engine):
         ids_BT = torch.tensor([[self._pad_id] * (width - len(r.prompt_ids)) + r.prompt_ids for r in batch])
         mask_BT = torch.tensor([[0] * (width - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in batch])
         scoring = bool(batch[0].score_tokens)
-        watcher = _Watcher(self, batch, width)
+        watcher, draw = _Watcher(self, batch, width), _Draw(batch)
         output: Any = self._model.generate(
             input_ids=ids_BT.to(self._device),
             attention_mask=mask_BT.to(self._device),
@@ -107,7 +108,7 @@ class TransformersEngine(Engine):
             repetition_penalty=1.0,
             eos_token_id=self._stop_ids,
             pad_token_id=self._pad_id,
-            logits_processor=[] if scoring else [_Draw(batch)],
+            logits_processor=[] if scoring else [draw],
             stopping_criteria=[watcher],
             return_dict_in_generate=True,
             output_logits=scoring,
@@ -115,11 +116,17 @@ class TransformersEngine(Engine):
         if scoring:
             logprobs_BV = torch.log_softmax(output.logits[0].float(), dim=-1)
             for row, request in enumerate(batch):
+                if torch.isnan(logprobs_BV[row]).any():
+                    yield self._not_finite(request)
+                    continue
                 found = {token: float(logprobs_BV[row, token]) for token in request.score_tokens}
                 yield Completion(request.id, "", [], 0, "length", found)
             return
-        for request, new_T in zip(batch, output.sequences[:, width:].tolist(), strict=True):
-            yield self._finish(request, new_T)
+        for row, (request, new_T) in enumerate(zip(batch, output.sequences[:, width:].tolist(), strict=True)):
+            yield self._not_finite(request) if row in draw.broken else self._finish(request, new_T)
+
+    def _not_finite(self, request: Request) -> Completion:
+        return Completion(request.id, "", [], 0, "error", error=not_finite(self._name, self._dtype).what)
 
     def _finish(self, request: Request, new_T: list[int]) -> Completion:
         """Cut a row's padding, find why it ended."""
@@ -153,9 +160,14 @@ class _Draw(LogitsProcessor):
     """Makes each row's seeded draw the only possible token, so that greedy decoding takes it."""
 
     def __init__(self, batch: list[Request]) -> None:
+        self.broken: set[int] = set()
+        """Rows whose logits were not numbers, or too large for the model's precision."""
         self._sampler = RowSampler([request.sampling for request in batch], [request.seed for request in batch])
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if bad := (~torch.isfinite(scores.amax(dim=1))).nonzero()[:, 0].tolist():  # NaN and infinity win a maximum
+            self.broken |= set(bad)
+            scores = scores.index_fill(0, torch.tensor(bad, device=scores.device), 0.0)
         picks_B = self._sampler(scores)
         return torch.full_like(scores, float("-inf")).scatter_(1, picks_B[:, None], 0.0)
 

@@ -15,9 +15,12 @@ from typing import Any
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import Context, ModelRef
-from stages.engines.base import Completion, Request, StreamingEngine, context_length, first_line, too_long
+from stages.engines.base import Completion, Request, StreamingEngine, context_length, first_line, not_finite, too_long
 from stages.models.strict import skeleton
 from stages.text.render import Renderer, load_renderer
+
+_NANS = "NaNs detected in logits"
+"""What vLLM says with VLLM_RAISE_ON_LOGIT_NANS."""
 
 
 class VllmEngine(StreamingEngine):
@@ -80,6 +83,7 @@ class VllmEngine(StreamingEngine):
                 "engine.kind: transformers.",
             ) from error
         self.context_length: int = self._llm.model_config.max_model_len
+        self._name, self._dtype = model.name, config.model.dtype
         self._in_flight = 2 * engine.max_num_seqs
 
     def stream(self, requests: Iterator[Request | None]) -> Iterator[Completion]:
@@ -101,7 +105,7 @@ class VllmEngine(StreamingEngine):
                         yield problem
                     else:
                         open_requests[request.id] = request
-                for output in core.step() if open_requests else ():
+                for output in self._step(core) if open_requests else ():
                     if output.finished:
                         yield _completion(open_requests.pop(output.request_id), output.outputs[0])
         finally:
@@ -113,6 +117,15 @@ class VllmEngine(StreamingEngine):
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         gc.collect()
+
+    def _step(self, core: Any) -> Any:
+        """What one step of vLLM finished. Raises UserError when a model's logits are not numbers: vLLM would draw from them."""
+        try:
+            return core.step()
+        except RuntimeError as error:
+            if _NANS not in str(error):
+                raise
+            raise not_finite(self._name, self._dtype) from error
 
     def _add(self, request: Request) -> Completion | None:
         """Hand a request to vLLM; the error completion of one that it refuses."""
@@ -161,6 +174,7 @@ class VllmEngine(StreamingEngine):
         else:
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # other workers share the cores
             os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ.setdefault("VLLM_RAISE_ON_LOGIT_NANS", "1")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,9 +62,11 @@ def score_ids(
 
 
 def expected_score(logprobs: Mapping[int, float], tokens: AnswerTokens) -> tuple[float | None, float]:
-    """(E[s] in [0, 5], probability mass on the score tokens); E[s] is None when the mass is 0."""
+    """(E[s] in [0, 5], probability mass on the score tokens); E[s] is None when the mass is 0 or not a number."""
     masses = answer_masses(logprobs, tokens)
     mass = sum(masses.values())
+    if math.isnan(mass):
+        return None, mass
     if mass <= 0:
         return None, 0.0
     return sum(int(score) * p for score, p in masses.items()) / mass, min(mass, 1.0)

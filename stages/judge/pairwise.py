@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
@@ -53,7 +54,9 @@ def choice_tokens(tokenizer: Any) -> AnswerTokens:
 
 
 def probability_of_a(logprobs: Mapping[int, float], tokens: AnswerTokens) -> tuple[float | None, float]:
-    """(p(A) / (p(A) + p(B)), mass on A and B); the first is None when the mass is 0."""
+    """(p(A) / (p(A) + p(B)), mass on A and B); the first is None, and the mass 0, when there is none or it is not a number."""
     masses = answer_masses(logprobs, tokens)
     mass = sum(masses.values())
+    if math.isnan(mass):
+        return None, 0.0
     return (masses["A"] / mass if mass > 0 else None), min(mass, 1.0)

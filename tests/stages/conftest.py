@@ -77,6 +77,8 @@ def run_stage(tmp_path: Path) -> Callable[..., Outcome]:
             else:
                 account = item
         assert account is not None
+        if account.refusal is not None:  # as a worker does
+            raise account.refusal
         return Outcome({name: pa.concat_tables(parts) for name, parts in pieces.items()}, account, progress.notes)
 
     return run

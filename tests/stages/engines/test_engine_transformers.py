@@ -201,3 +201,21 @@ def test_reference_mode_refuses_to_change_its_batches(
     monkeypatch.setattr(engine._model, "generate", full)
     with pytest.raises(UserError, match=r"batch of 2 requests.*engine\.batch_size"):
         run(engine, ask("a", "x"), ask("b", "y"))
+
+
+def test_logits_that_are_not_numbers_fail_their_row_and_no_other(
+    engine: TransformersEngine, renderer: Renderer, ask
+) -> None:
+    """One token's embedding is damaged, or overflows: nothing is drawn from what is no distribution."""
+    good, bad = ask("good", "hello there", temperature=1.0), ask("bad", "hello zebra", temperature=1.0)
+    (token, *_) = set(bad.prompt_ids) - set(good.prompt_ids)
+    alone = run(engine, good)["good"]
+    scores = Request("score", bad.prompt_ids, bad.sampling, 1, score_tokens=(5, 6))
+    for value in (float("nan"), float("inf")):
+        with torch.no_grad():
+            engine._model.get_input_embeddings().weight[token] = value
+        found = run(engine, good, bad)
+        assert found["good"] == alone
+        assert found["bad"].finish_reason == "error" and "not finite" in found["bad"].error
+        assert found["bad"].text == ""
+        assert run(engine, scores)["score"].finish_reason == "error"

@@ -141,3 +141,17 @@ def test_without_the_package_the_error_says_what_to_do(
     monkeypatch.setattr("stages.engines.vllm.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"engine\.kind: transformers"):
         VllmEngine(model, make_config(kind="vllm"), renderer)
+
+
+def test_vllm_stops_at_logits_that_are_not_numbers() -> None:
+    """It would draw from them; it is told to raise, and what it raises becomes the reason of the stop."""
+    from stages.engines.vllm import VllmEngine
+
+    class Core:
+        def step(self) -> None:
+            raise RuntimeError("NaNs detected in logits: {'a': 3}")
+
+    engine = VllmEngine.__new__(VllmEngine)
+    engine._name, engine._dtype = "mine", "auto"
+    with pytest.raises(UserError, match=r"logits of mine are not finite .* in bfloat16"):
+        engine._step(Core())

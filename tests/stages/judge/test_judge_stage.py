@@ -181,3 +181,21 @@ def test_the_judges_name_is_recorded(judge_context: Callable[..., Context], tiny
     ctx.models = {"judge": ModelRef("another/judge", tiny_model, "other")}
     (part,) = Judge().run(ctx, shards_of(candidates(["a"]), "candidates", 9))
     assert joined([part], "judgements")[0]["judge_model"] == "another/judge"
+
+
+def test_probabilities_that_are_not_numbers_are_no_score(judge_context: Callable[..., Context], monkeypatch) -> None:
+    """Of an engine that reports them: NaN is not less than any min_mass."""
+    nan = float("nan")
+    rows = candidates(["a"])
+
+    class Broken(Scripted):
+        def stream(self, requests):
+            for request in requests:
+                yield Completion(request.id, "", [], 0, "length", dict.fromkeys(request.score_tokens, nan))
+
+    ctx = judge_context(min_mass=0.0)
+    engine = Broken(shared_engine(ctx, "judge"), {})
+    monkeypatch.setattr("stages.judge.stage.shared_engine", lambda ctx, role: engine)
+    (part,) = Judge().run(ctx, shards_of(rows, "candidates", 9))
+    assert [(d.reason, d.failed) for d in part.drops] == [("engine_error", True)]
+    assert part.tables["judgements"].num_rows == 0
