@@ -91,7 +91,7 @@ def train_all(session: Session, trainer: Any, steps: StepCallback, rows: int) ->
             fix="This is a change in TRL: use the pinned version.",
         )
     checkpoints = Path(trainer.args.output_dir)
-    checkpoint = from_first(lambda: resumable(checkpoints, trainer.identity, session.note))
+    checkpoint = from_first(lambda: resumable(checkpoints, trainer.identity, session.note), session.config)
     if checkpoint is not None:
         session.note(f"resuming from {checkpoint.name}")
     if any_of(session.ctx.stop()):
