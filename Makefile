@@ -21,7 +21,7 @@ ready    := $(VENV)/.ready-$(call digest,locks/$(platform).txt pyproject.toml)
 resolve   = $(UV) pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
             --custom-compile-command "make locks" $(UPGRADE)
 
-.PHONY: help environment install demo demo-onties-orthalign test faults fuzz audit lint benchmarks docs locks clean distclean
+.PHONY: help environment install demo demo-onties-orthalign test faults fuzz audit lint benchmarks gpu-check docs locks clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -77,6 +77,9 @@ benchmarks: $(ready) ## the short benchmarks of docs/benchmarks.md, on this mach
 	$(run) benchmarks.gradients
 	$(run) benchmarks.generate
 	$(run) benchmarks.conflict_scale --pairs 50000
+
+gpu-check: ## right results and speed on this machine's GPU, in minutes; on a CPU small sizes (ARGS="--out FILE")
+	@$(if $(wildcard $(VENV)/bin/python),$(run),python3 -m) benchmarks.gpu_check $(ARGS)
 
 docs: $(ready) ## rewrite the parts of docs/ that are generated from the code
 	$(run) schemas.docs

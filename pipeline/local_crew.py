@@ -19,6 +19,8 @@ from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.children import Child, ChildDied, start_child, stop_flag, wait_for
 
+_SMI_SECONDS = 60
+
 
 class LocalMember:
     """See `pipeline.crew.Member`."""
@@ -119,5 +121,11 @@ def visible_gpus() -> list[str]:
         return [device for device in chosen.split(",") if device.strip() and device.strip() != "-1"]
     if shutil.which("nvidia-smi") is None:
         return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=_SMI_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"nvidia-smi does not answer in {_SMI_SECONDS} s",
+            fix="The driver hangs: look at the system's log, or name the GPUs in CUDA_VISIBLE_DEVICES.",
+        ) from None
     return [str(n) for n in range(sum(line.startswith("GPU ") for line in listed.stdout.splitlines()))]

@@ -51,8 +51,13 @@ def run(config: RunConfig, selection: Selection, display: Display) -> Outcome:
     try:
         with StopSignals() as signals:
             ensure_usable(rundir.root)
+            rundir.refuse_links()
             with Lease(rundir.root, display.say) as lease:
-                outcome = _Loop(config, rundir, selection, display, lease, signals).run()
+                try:
+                    outcome = _Loop(config, rundir, selection, display, lease, signals).run()
+                except FileNotFoundError:
+                    lease.check()  # the directory was moved or cleaned: that is what must be heard
+                    raise
     except OSError as error:
         if (disk := storage_error(error, rundir.root)) is not None:
             raise disk from error

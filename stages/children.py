@@ -47,7 +47,8 @@ class Child:
             raise self._death() from None
 
     def receive(self) -> Any:
-        """Its next message, waited for. Raises ChildDied when it ends without one."""
+        """Its next message, waited for. Raises ChildDied when it ends without one. One that hangs is the watchdog's: the driver ends
+        the worker that waits here, and with it the child (execution.watchdog_minutes)."""
         wait([self._connection, self._process.sentinel])
         return self._next()
 
@@ -78,7 +79,7 @@ class Child:
                 self._process.kill()
         else:
             self._process.kill()
-        self._process.join()
+        self._process.join(_JOIN_SECONDS)  # a process that hangs in the kernel outlives even SIGKILL for a while
         self._connection.close()
 
     def _says(self) -> bool:

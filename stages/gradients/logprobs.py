@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from schemas.errors import first_line
-from stages.gradients.batching import TokenBudget, is_out_of_memory
+from stages.gradients.batching import TokenBudget
 from stages.gradients.rows import Row, RowBatch
 from stages.gradients.sharing import shared_prefixes
+from stages.models.device import is_out_of_memory
 from stages.models.text_model import backbone
 
 CHUNK_ELEMENTS = 32 * 1024 * 1024
