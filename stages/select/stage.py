@@ -154,9 +154,9 @@ def _notes(ranked: pl.DataFrame, config: SelectConfig) -> list[str]:
     kept of their own."""
     notes = []
     if unranked := int((ranked["pool"] & ranked["used"].is_null()).sum()):
-        kept, pool = int(ranked["reason"].is_null().sum()), pl.col("pool")
+        kept, pool = ranked["reason"].null_count(), pl.col("pool")
         full = rank(ranked.select("pair_id", "language", "pool", used=pl.when(pool).then(0.0)), config)
-        wanted = int(full["reason"].is_null().sum())
+        wanted = full["reason"].null_count()
         filled = "as many are kept all the same" if kept == wanted else f"{kept} pairs are kept instead of {wanted}"
         notes.append(
             f"{config.by} cannot rank {unranked} of {int(ranked['pool'].sum())} pairs with a conflict score: {filled}"
