@@ -162,12 +162,12 @@ def _notes(ranked: pl.DataFrame, config: SelectConfig) -> list[str]:
             f"{config.by} cannot rank {unranked} of {int(ranked['pool'].sum())} pairs with a conflict score: {filled}"
         )
     if config.diversity.cells:
-        crowded, kept = (ranked["reason"] == CROWDED).sum(), ranked["reason"].is_null().sum()
-        plain = rank(ranked.select("pair_id", "language", "used", "pool"), config)["reason"].is_null().sum()
+        crowded, held = (ranked["reason"] == CROWDED).sum(), ranked["reason"].null_count()
+        plain = rank(ranked.select("pair_id", "language", "used", "pool"), config)["reason"].null_count()
         notes.append(f"{crowded} pairs gave way to lower ranked ones of less crowded cells")
-        if kept < plain:
+        if held < plain:
             notes.append(
-                f"the cells ran out: {kept} pairs kept instead of {plain}; more cells or a larger share fill up"
+                f"the cells ran out: {held} pairs kept instead of {plain}; more cells or a larger share fill up"
             )
     if config.quota != "global":
         return notes
