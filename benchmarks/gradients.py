@@ -62,15 +62,19 @@ def make_pairs(count: int, tokens: int, vocabulary: int, prompt_share: float) ->
     return [Pair(ids(n_prompt), ids(tokens - n_prompt), ids(tokens - n_prompt)) for _ in range(count)]
 
 
-def dpo_backward(model: Any, pairs: Sequence[Pair], device: str) -> None:
-    """loss.backward() of DPO with every weight trainable (reference terms are constants and left out)."""
+def dpo_margins(model: Any, pairs: Sequence[Pair], device: str) -> Tensor:
+    """log pi(chosen) - log pi(rejected) of every pair, logits at completion positions only."""
     batch = RowBatch.build([pair.rows[side] for side in (0, 1) for pair in pairs], device)
     hidden_MH = hidden_states(model, batch)[batch.row_M, batch.at_M]
     logits_MV = model.get_output_embeddings()(hidden_MH)
     value_M = -nn.functional.cross_entropy(logits_MV.float(), batch.target_M, reduction="none")
     value_R = batch.spread(value_M).sum(dim=1)
-    margin_N = value_R[: len(pairs)] - value_R[len(pairs) :]
-    (-nn.functional.logsigmoid(0.1 * margin_N)).mean().backward()
+    return value_R[: len(pairs)] - value_R[len(pairs) :]
+
+
+def dpo_backward(model: Any, pairs: Sequence[Pair], device: str) -> None:
+    """loss.backward() of DPO with every weight trainable (reference terms are constants and left out)."""
+    (-nn.functional.logsigmoid(0.1 * dpo_margins(model, pairs, device))).mean().backward()
     model.zero_grad(set_to_none=True)
 
 

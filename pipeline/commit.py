@@ -185,6 +185,19 @@ def part_name(index: int) -> str:
     return f"part-{index:05d}.parquet"
 
 
+def refused_path(rundir: RunDir, spec: StageSpec, round_: int) -> Path:
+    """Where the dropped rows of a stage are that could not go on with what it kept."""
+    return rundir.state(spec, round_) / "refused.parquet"
+
+
+def keep_refused(path: Path, drops: Sequence[Drop], scratch: Path) -> None:
+    """Write the dropped rows of a stage that refuses to go on, for `inspect`: no commit, nothing reads them but people."""
+    writer = TableWriter(scratch, "dropped")
+    writer.write(drops_table(drops))
+    writer.close()
+    files.move([(writer.temporary, path)])
+
+
 def part_json(rundir: RunDir, spec: StageSpec, round_: int, index: int) -> Path:
     """The commit of a part: it exists if and only if this file does."""
     return rundir.state(spec, round_) / f"part-{index:05d}.json"

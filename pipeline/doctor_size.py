@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from schemas.config import RunConfig
-from schemas.config.sources import Source
+from schemas.config.sources import PairSource, Source
 from stages.checks.finding import Finding
 
 GB, GIB = 1e9, 2**30
@@ -69,6 +69,7 @@ def rows_of_sources(config: RunConfig) -> Iterator[tuple[str, str, int | None, b
 
 
 def _rows(key: str, sources: list[Source], config: RunConfig) -> Iterator[tuple[str, str, int | None, bool]]:
+    from stages.pairs.read import pair_batches
     from stages.sources import columns_of, is_hub, read_rows
 
     languages = [*config.languages.seen, *config.languages.unseen]
@@ -76,10 +77,13 @@ def _rows(key: str, sources: list[Source], config: RunConfig) -> Iterator[tuple[
         if is_hub(source):
             yield key, source.path, None, False
             continue
-        fields = source.fields  # type: ignore[attr-defined]
-        required, optional = columns_of(fields, _MAY_BE_ABSENT.get(key, ("prompt", "language", "group_id")))
+        if isinstance(source, PairSource):
+            batches = pair_batches(source, languages)
+        else:
+            fields = source.fields  # type: ignore[attr-defined]
+            batches = read_rows(source, languages, *columns_of(fields, _MAY_BE_ABSENT[key]))
         begun, count, more = time.monotonic(), 0, False
-        for batch in read_rows(source, languages, required, optional):
+        for batch in batches:
             count += len(batch.rows)
             if time.monotonic() - begun > _COUNT_SECONDS:
                 more = True
@@ -179,7 +183,7 @@ def _model_bytes(method: str, sizes: Sizes) -> float:
 def _chained(config: RunConfig) -> bool:
     """Whether all weights are trained by an optimizer that holds them as start + displacement."""
     sequence = config.train.orthalign
-    return config.train.method == "full" and (config.train.optimizer != "adamw" or bool(sequence.objectives))
+    return config.train.method == "full" and (config.train.merges or bool(sequence.objectives))
 
 
 def _copy(config: RunConfig, sizes: Sizes) -> float:
@@ -199,7 +203,7 @@ def _memory(config: RunConfig, sizes: Sizes) -> dict[str, tuple[float, str]]:
 
     train = training(config.train.method)
     if _chained(config):
-        train += weights * (4 if config.train.optimizer != "adamw" and config.train.merge.keep == "device" else 3)
+        train += weights * (4 if config.train.merges and config.train.merge.keep == "device" else 3)
     sums = 0.0
     if config.gradients.sketch.method == "one_sided":
         sums = (

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from schemas.secrets import without_secrets
+
 _METER_SECONDS = 30.0
 
 
@@ -26,7 +28,7 @@ class Events:
 
     def add(self, event: str, **values: Any) -> None:
         """Append one event with the time in seconds since the epoch."""
-        line = json.dumps({"time": round(time.time(), 3), "event": event, **values}, ensure_ascii=True)
+        line = without_secrets(json.dumps({"time": round(time.time(), 3), "event": event, **values}, ensure_ascii=True))
         with self._path.open("a", encoding="utf-8") as handle:
             handle.write(line + "\n")
 

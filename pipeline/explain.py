@@ -174,7 +174,7 @@ def _selection(config: RunConfig, files: dict[str, list[Path]], pair_id: str) ->
 def _row(
     files: dict[str, list[Path]], table: str, pair_id: str, key: str = "pair_id", without: Sequence[str] = ()
 ) -> dict[str, Any] | None:
-    if table not in files:
+    if not files.get(table):
         return None
     frame = pl.scan_parquet(files[table], glob=False).filter(pl.col(key) == pair_id)
     rows = frame.drop(*without, strict=False).head(1).collect()

@@ -8,10 +8,13 @@ import polars as pl
 from rich.console import Console
 from rich.text import Text
 
+from pipeline.commit import refused_path
 from pipeline.console import printable
+from pipeline.rundir import RunDir
 from pipeline.status import states_of
 from schemas.errors import UserError
 from schemas.sketches import scan_numbers
+from schemas.tables import TABLES
 from stages.conditions import collected, fitting
 
 
@@ -28,12 +31,20 @@ def table_files(folder: Path, table: str, round_: int) -> list[Path]:
 
 
 def tables_of(folder: Path, round_: int) -> dict[str, list[Path]]:
-    """Committed files of every finished table of a round, in order; dropped rows are under `dropped/TABLE`."""
+    """Committed files of every finished table of a round, in order.
+
+    Dropped rows are under `dropped/TABLE`: those of a stage that refused to go on too; no file where none was dropped."""
     found: dict[str, list[Path]] = {}
     for state in states_of(folder):
         step, manifest = state.step, state.manifest
-        if manifest is None or (step.spec.per_round and step.round != round_):
+        if step.spec.per_round and step.round != round_:
             continue
+        if manifest is None:
+            refused = refused_path(RunDir(folder), step.spec, step.round)
+            if refused.is_file():
+                found[f"dropped/{step.spec.writes[0]}"] = [refused]
+            continue
+        found[f"dropped/{step.spec.writes[0]}"] = []
         for file in manifest.files:
             if file.table is not None:
                 name = f"dropped/{step.spec.writes[0]}" if file.table == "dropped" else file.table
@@ -43,8 +54,7 @@ def tables_of(folder: Path, round_: int) -> dict[str, list[Path]]:
 
 def print_rows(folder: Path, table: str, where: str | None, lang: str | None, limit: int, round_: int) -> None:
     """Print rows, one field a line, with long values cut and nothing that could steer the terminal."""
-    files = table_files(folder, table, round_)
-    frame = scan_numbers(files) if table == "gradients" else pl.scan_parquet(files, glob=False)
+    frame = _scan(table, table_files(folder, table, round_))
     names = frame.collect_schema().names()
     if lang is not None:
         if "language" not in names:
@@ -62,6 +72,18 @@ def print_rows(folder: Path, table: str, where: str | None, lang: str | None, li
     console.print(f"{rows.height:,} of {total:,} rows of {table}")
     if table == "gradients" and (off := _cosine_error(folder, round_)) is not None:
         console.print(f"standard error of a cosine between two pairs, from a second sketch seed: {off:.3f}")
+
+
+def _scan(table: str, files: list[Path]) -> pl.LazyFrame:
+    """The table's rows. Dropped rows of an older version lack columns, and where nothing was dropped there is no file."""
+    if table == "gradients":
+        return scan_numbers(files)
+    if not table.startswith("dropped/"):
+        return pl.scan_parquet(files, glob=False)
+    schema = pl.from_arrow(TABLES["dropped"].schema.empty_table()).schema  # type: ignore[union-attr]
+    if not files:
+        return pl.LazyFrame(schema=schema)
+    return pl.scan_parquet(files, glob=False, schema=schema, missing_columns="insert")
 
 
 def _cosine_error(folder: Path, round_: int) -> float | None:

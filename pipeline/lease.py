@@ -76,7 +76,7 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._done.set()
-        self._thread.join()
+        self._thread.join(WATCH_SECONDS)  # its write may hang with the disk: it dies with the process
         if _nonce(_read(self._path)) == self._me["nonce"]:
             self._path.unlink(missing_ok=True)
 

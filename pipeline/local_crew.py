@@ -12,12 +12,14 @@ from pathlib import Path
 from pipeline import worker
 from pipeline.crew import Member, MemberDied
 from pipeline.executor import Executor
-from pipeline.messages import Leave, Order, ToDriver, ToWorker
+from pipeline.messages import Order, ToDriver, ToWorker
 from pipeline.pool import Pool
 from pipeline.signals import StopSignals
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.children import Child, ChildDied, start_child, stop_flag, wait_for
+
+_SMI_SECONDS = 60
 
 
 class LocalMember:
@@ -40,7 +42,7 @@ class LocalMember:
 
     def end(self, seconds: float) -> None:
         """See Member."""
-        self.child.end(Leave(), seconds)
+        self.child.end(seconds)
 
     def kill(self) -> None:
         """See Member."""
@@ -119,5 +121,11 @@ def visible_gpus() -> list[str]:
         return [device for device in chosen.split(",") if device.strip() and device.strip() != "-1"]
     if shutil.which("nvidia-smi") is None:
         return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=_SMI_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"nvidia-smi does not answer in {_SMI_SECONDS} s",
+            fix="The driver hangs: look at the system's log, or name the GPUs in CUDA_VISIBLE_DEVICES.",
+        ) from None
     return [str(n) for n in range(sum(line.startswith("GPU ") for line in listed.stdout.splitlines()))]

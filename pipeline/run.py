@@ -33,7 +33,7 @@ from stages.schedule import Step
 
 
 @dataclass
-class Outcome:
+class RunOutcome:
     """What a run did."""
 
     ran: list[Step] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Outcome:
     seconds: float = 0.0
 
 
-def run(config: RunConfig, selection: Selection, display: Display) -> Outcome:
+def run(config: RunConfig, selection: Selection, display: Display) -> RunOutcome:
     """Bring the selected stages up to date.
 
     Raises UserError (something to fix), StageFailed (a defect), Interrupted (asked to stop).
@@ -51,8 +51,13 @@ def run(config: RunConfig, selection: Selection, display: Display) -> Outcome:
     try:
         with StopSignals() as signals:
             ensure_usable(rundir.root)
+            rundir.refuse_links()
             with Lease(rundir.root, display.say) as lease:
-                outcome = _Loop(config, rundir, selection, display, lease, signals).run()
+                try:
+                    outcome = _Loop(config, rundir, selection, display, lease, signals).run()
+                except FileNotFoundError:
+                    lease.check()  # the directory was moved or cleaned: that is what must be heard
+                    raise
     except OSError as error:
         if (disk := storage_error(error, rundir.root)) is not None:
             raise disk from error
@@ -89,11 +94,11 @@ class _Loop:
         self.steps = selection.of(self.planner.steps)
         self.stages = StageRunner(config, rundir, self.models, self.planner, self.events, display, lease)
 
-    def run(self) -> Outcome:
+    def run(self) -> RunOutcome:
         if any(step.spec.models for step in self.steps):
             self.models.start()
         states = self._refuse_lost_work()
-        outcome = Outcome()
+        outcome = RunOutcome()
         if all(s.kind == "done" and s.step.spec.name not in self.selection.force for s in states):
             self.rundir.forget_forced()
             outcome.skipped = list(self.steps)

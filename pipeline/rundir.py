@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +23,11 @@ _OTHER_VERSION = "It was written by another version of the pipeline: use that ve
 
 
 class RunDir:
-    """Paths and state of one run directory. Reads and writes no tables."""
+    """Paths and state of one run directory. Reads and writes no tables.
+
+    The run directory itself may lie behind a link; nothing in it may be one, for what is written to or deleted from a folder would
+    be another's. `refuse_links` looks at all of it, and every path that is handed out is looked at again.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -33,7 +38,7 @@ class RunDir:
 
     @property
     def events(self) -> Path:
-        return self.root / "events.jsonl"
+        return self._own("events.jsonl")
 
     @property
     def report(self) -> Path:
@@ -41,12 +46,18 @@ class RunDir:
 
     @property
     def logs(self) -> Path:
-        return self.root / "logs"
+        return self._own("logs")
 
     @property
     def temporary(self) -> Path:
         """Holds unfinished files; emptied by the driver when it takes the lease."""
-        return self.root / "_tmp"
+        return self._own("_tmp")
+
+    def refuse_links(self) -> None:
+        """Raise UserError for a link anywhere in the run directory, before anything is written or deleted."""
+        for folder, folders, names in os.walk(self.root):
+            for name in (*folders, *names):
+                _refuse_link(Path(folder, name))
 
     def base(self, spec: StageSpec, round_: int) -> Path:
         """Folder that holds a stage's tables and state."""
@@ -56,15 +67,15 @@ class RunDir:
         """Folder of one table; dropped rows lie in _dropped/<first table>."""
         base = self.base(spec, round_)
         if table == "dropped":
-            return base / "_dropped" / (spec.writes[0] if spec.writes else spec.name)
-        return base / table
+            return self._own(base / "_dropped" / (spec.writes[0] if spec.writes else spec.name))
+        return self._own(base / table)
 
     def state(self, spec: StageSpec, round_: int) -> Path:
-        return self.base(spec, round_) / "_state" / spec.name
+        return self._own(self.base(spec, round_) / "_state" / spec.name)
 
     def artifacts(self, spec: StageSpec, round_: int) -> Path:
         """An ArtifactStage's own folder."""
-        return self.base(spec, round_) / spec.name
+        return self._own(self.base(spec, round_) / spec.name)
 
     def plan(self, spec: StageSpec, round_: int) -> StagePlan | None:
         return _load(self.state(spec, round_) / "plan.json", StagePlan)
@@ -122,6 +133,22 @@ class RunDir:
         for table in (*spec.writes, "dropped"):
             files.remove(path for path in self.table(spec, round_, table).glob("part-*.parquet") if path not in known)
 
+    def _own(self, path: Path | str) -> Path:
+        """The path in the run directory. Raises UserError where a folder on the way, or what it names, is a link."""
+        path = self.root / path
+        for part in (path, *path.parents[: len(path.parts) - len(self.root.parts) - 1]):
+            _refuse_link(part)
+        return path
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise UserError(
+            "There is a link in the run directory, and what lies behind it is not the run's to write or delete",
+            where=f"{path} -> {os.readlink(path)}",
+            fix="Put a folder in its place. To have runs on another disk, set run_dir (--run-dir), or link the whole run directory.",
+        )
+
 
 def _load(path: Path, model: type[_Manifest], *, torn_is_none: bool = False) -> _Manifest | None:
     """The manifest; None if there is none, or if it is torn (no JSON) and what it describes is simply made again.
@@ -132,6 +159,10 @@ def _load(path: Path, model: type[_Manifest], *, torn_is_none: bool = False) -> 
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError:
+        raise UserError(
+            "This manifest may not be read", where=str(path), fix="Change its owner or permissions."
+        ) from None
     try:
         return _of_this_version(path, model.model_validate_json(raw))
     except ValidationError as error:

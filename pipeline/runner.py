@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.commit import PartBuilder
+from pipeline.commit import PartBuilder, keep_refused, refused_path
 from pipeline.messages import Advanced, Broke, Done, Limited, Noted, Offered, Order, Refused, ToDriver, Total
 from pipeline.rundir import RunDir
 from pipeline.storage import storage_error
@@ -158,6 +158,11 @@ def _run_whole(stage: TableStage, order: Order, ctx: Context, tell: Tell) -> Non
         builder.write(item.table, item.data)
     if account is None:
         raise ValueError(f"{order.spec.name} ended without an account")
+    refused = refused_path(RunDir(order.root), order.spec, order.round)
+    files.remove([refused])
+    if account.refusal is not None:
+        keep_refused(refused, account.drops, order.scratch)
+        raise account.refusal
     if missing := set(order.spec.writes) - builder.tables:
         raise ValueError(f"{order.spec.name} wrote no {sorted(missing)}, not even an empty table")
     builder.add_artifacts(account.artifacts, ctx.folder)

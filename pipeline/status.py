@@ -23,6 +23,8 @@ from schemas.config import RunConfig
 from stages.schedule import Step
 from stages.spec import StageSpec
 
+_WIDE = 1000  # columns: where nobody looks at a terminal, nothing need be cut
+
 
 def states_of(folder: Path) -> list[State]:
     """The state of every step, with models and source files taken as they were recorded."""
@@ -76,29 +78,28 @@ def _progress_line(event: dict[str, Any]) -> str:
 
 
 def print_states(states: list[State], console: Console | None = None) -> None:
-    """A table of steps: state, parts, rows in, kept, dropped by reason, failed, time."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    """A table of steps (state, parts, rows in, kept, dropped, failed, time) that fits 80 columns; below it why rows were
+    dropped and why a step is not done, a line a step. Piped, nothing is cut or wrapped."""
+    console = console or Console(highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for name in ("stage", "state", "parts"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in ("rows in", "kept", "dropped", "failed", "time", "rows/s"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("reasons")
+    lines = []
     for state in states:
         rows: list[dict[str, Any]] = totals(state.manifest.tallies) if state.manifest else []
         parts = f"{state.parts_done}/{len(state.plan.shards)}" if state.plan and state.kind != "waiting" else ""
         first = rows[0] if rows else {}
-        table.add_row(
-            state.step.title,
-            state.kind,
-            parts,
-            *_cells(first),
-            _time(state),
-            _rate(first, state),
-            _reasons(state, first),
-        )
+        table.add_row(state.step.title, state.kind, parts, *_cells(first), _time(state), _rate(first, state))
         for row in rows[1:]:
-            table.add_row("", "", "", *_cells(row), "", "", _reasons_of(row))
-    (console or Console(highlight=False)).print(table)
+            table.add_row("", "", "", *_cells(row), "", "")
+        lines += [f"{state.step.title}, {row['unit']}s dropped: {_reasons(row)}" for row in rows if row["dropped"]]
+        if state.kind not in ("waiting", "new", "done") and state.why:
+            lines.append(f"{state.step.title}: {'; '.join(state.why)}")
+    console.print(table, width=None if console.is_terminal else _WIDE)
+    for line in lines:
+        console.print(Text(printable(line), style="dim"), soft_wrap=not console.is_terminal)
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, str, str, str]:
@@ -121,14 +122,8 @@ def _rate(row: dict[str, Any], state: State) -> str:
     return f"{row['in'] / seconds:,.3g}" if row and seconds else ""
 
 
-def _reasons(state: State, row: dict[str, Any]) -> Text:
-    if row or state.kind in ("waiting", "new"):
-        return _reasons_of(row) if row else Text()
-    return Text(printable("; ".join(state.why)))
-
-
-def _reasons_of(row: dict[str, Any]) -> Text:
-    return Text(", ".join(f"{reason} {count:,}" for reason, count in row["dropped"].items()))
+def _reasons(row: dict[str, Any]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in row["dropped"].items())
 
 
 def print_json(folder: Path, states: list[State], holder: dict[str, Any] | None) -> None:

@@ -94,6 +94,11 @@ def _reasons(manifest: StageManifest) -> list[str]:
         count = sum(where.values())
         spread = ", ".join(f"{language} {n}" for language, n in sorted(where.items()))
         lines.append(f"  {manifest.stage} dropped {reason}: {count:,} ({spread})")
+    for unit in dict.fromkeys(t.unit for t in manifest.tallies):
+        where = {t.language: t.failed for t in manifest.tallies if t.unit == unit and t.failed}
+        if where:
+            spread = ", ".join(f"{language} {n}" for language, n in sorted(where.items()))
+            lines.append(f"  {manifest.stage} failed: {sum(where.values()):,} {unit}s ({spread}); errors, see `status`")
     return lines
 
 

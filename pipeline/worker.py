@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.messages import Leave, Order, ToDriver, Want
 from pipeline.runner import carry_out
+from schemas.secrets import without_secrets
 from stages.text.visible import visible
 
 
@@ -74,4 +75,4 @@ class _Harmless(logging.Formatter):
     """Messages may quote generated text, and logs are read in terminals."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
+        return visible(without_secrets(super().format(record)))

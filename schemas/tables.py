@@ -57,7 +57,7 @@ TABLES: dict[str, Table] = {
                     column("messages", MESSAGES, "conversation ending in a user turn"),
                     column("language_confidence", pa.float32(), "identifier's probability, 0 to 1"),
                     column("source", pa.string(), "file or dataset the row came from"),
-                    column("source_row", pa.int64(), "row number in the source, from 0"),
+                    column("source_row", pa.int64(), "row number in the source, from 1"),
                 ]
             ),
         ),
@@ -205,7 +205,7 @@ TABLES: dict[str, Table] = {
                     column("n_tokens", pa.int32(), "tokens of the rendered conversation"),
                     column("n_learnt", pa.int32(), "of these, tokens of answers that the loss is over"),
                     column("source", pa.string(), "file or dataset the row came from"),
-                    column("source_row", pa.int64(), "row number in the source, from 0"),
+                    column("source_row", pa.int64(), "row number in the source, from 1"),
                 ]
             ),
         ),
@@ -253,6 +253,7 @@ TABLES: dict[str, Table] = {
                     column("reason", pa.string(), "reason code"),
                     column("detail", pa.string(), "the figures behind the reason"),
                     column("failed", pa.bool_(), "true: an error; false: a rule"),
+                    column("text", pa.string(), "rows of sources: how the row's text begins; else empty"),
                 ]
             ),
         ),

@@ -47,7 +47,8 @@ class Child:
             raise self._death() from None
 
     def receive(self) -> Any:
-        """Its next message, waited for. Raises ChildDied when it ends without one."""
+        """Its next message, waited for. Raises ChildDied when it ends without one. One that hangs is the watchdog's: the driver ends
+        the worker that waits here, and with it the child (execution.watchdog_minutes)."""
         wait([self._connection, self._process.sentinel])
         return self._next()
 
@@ -60,12 +61,8 @@ class Child:
                 yield self._next()
             raise self._death()
 
-    def end(self, last_word: Any, seconds: float) -> None:
-        """Ask it to end by a last message; kill it when it has not after so many seconds."""
-        try:
-            self._connection.send(last_word)
-        except OSError:
-            seconds = 0.0
+    def end(self, seconds: float) -> None:
+        """Let one that was told to leave do so; kill it when it has not after so many seconds."""
         self._process.join(seconds)
         self.kill()
 
@@ -78,7 +75,7 @@ class Child:
                 self._process.kill()
         else:
             self._process.kill()
-        self._process.join()
+        self._process.join(_JOIN_SECONDS)  # a process that hangs in the kernel outlives even SIGKILL for a while
         self._connection.close()
 
     def _says(self) -> bool:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from schemas.config import RunConfig
+from schemas.errors import UserError
 from schemas.manifests import Tally
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Drop:
-    """An input row that was not kept. failed: an error, not a rule."""
+    """An input row that was not kept. failed: an error, not a rule. text: how a row of a source begins, to know it by."""
 
     unit: str
     row_id: str
@@ -145,6 +146,7 @@ class Drop:
     reason: str
     detail: str = ""
     failed: bool = False
+    text: str = ""
 
 
 @dataclass
@@ -168,12 +170,16 @@ class Rows:
 
 @dataclass
 class Account:
-    """The end of a TableStage or ArtifactStage. artifacts: files in the folder that are its result."""
+    """The end of a TableStage or ArtifactStage. artifacts: files in the folder that are its result.
+
+    refusal: why the run cannot go on with what the stage kept; its dropped rows can then be inspected, nothing else is there.
+    """
 
     tallies: list[Tally]
     drops: list[Drop] = field(default_factory=list)
     stats: dict[str, float] = field(default_factory=dict)
     artifacts: list[Path] = field(default_factory=list)
+    refusal: UserError | None = None
 
 
 class ShardStage(ABC):

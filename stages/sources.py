@@ -1,4 +1,4 @@
-"""Reading the data sets a run starts from: local Parquet, JSONL and CSV files, shipped files, Hugging Face datasets.
+"""Reading the data sets a run starts from: local files, shipped files, Hugging Face datasets.
 
 Everything wrong with a source is a UserError that names the file, and the line or column where there is one.
 """
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,13 @@ from schemas.config.base import Section
 from schemas.config.sources import Source
 from schemas.errors import UserError
 from stages.data import PREFIX, data_path
-from stages.source_formats import FORMATS, read_hub
+from stages.layout import LOOKED_AT, Layout, missing_column
+from stages.opened import COMPRESSIONS, head_of
+from stages.source_formats import ENDINGS, FORMATS, Wanted
+from stages.source_hub import read_hub
+from stages.text.messages import storable
 
 BATCH_ROWS = 1024
-_ENDINGS = {".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
 _PLACEHOLDER = "{language}"
 
 
@@ -37,25 +39,49 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows start, start+1, ... of `source`; language: the source's, for rows without their own."""
+    """Rows start, start+1, ... of `source`, counted from 1, their cells made plain (`stages.layout.Layout`).
+
+    language: the source's, for rows without their own. split: the split that all of them belong to, if the source says.
+    notes: what was read as what, for people, said here for the first time. columns: those that the source has.
+    """
 
     source: str
     start: int
     language: str | None
     rows: list[dict[str, Any]]
+    split: str | None = None
+    notes: list[str] = field(default_factory=list)
+    columns: Sequence[str] = ()
+
+
+EXCERPT = 200  # characters
+
+
+def excerpt(cells: Mapping[str, Any]) -> str:
+    """How a row's text begins: its longest cell, conversations as what was said."""
+    texts = []
+    for cell in cells.values():
+        if isinstance(cell, list):
+            cell = " ".join(
+                str(part.get("content")) if isinstance(part, dict) else str(part)[:EXCERPT] for part in cell[:4]
+            )
+        if isinstance(cell, str):
+            texts.append(storable(cell[:EXCERPT]))
+    return max(texts, key=len, default="")
 
 
 def columns_of(fields: Section, optional: Sequence[str]) -> tuple[list[str], list[str]]:
     """(required, optional) column names of a field mapping.
 
-    A field named in `optional` may be absent from the data, unless the user chose a name other than the default.
+    A field named in `optional` may be absent from the data, unless the user chose a name other than the default. Fields
+    that `fields.no_columns` names are left out.
     """
     required: list[str] = []
     absent_ok: list[str] = []
-    for field, info in type(fields).model_fields.items():
-        column = getattr(fields, field)
-        if column is not None:
-            (absent_ok if field in optional and column == info.default else required).append(column)
+    for name, info in type(fields).model_fields.items():
+        column = getattr(fields, name)
+        if column is not None and name not in getattr(fields, "no_columns", ()):
+            (absent_ok if name in optional and column == info.default else required).append(column)
     return required, absent_ok
 
 
@@ -85,77 +111,86 @@ def local_files(source: Source, languages: Sequence[str]) -> list[SourceFile]:
     """
     if is_hub(source):
         return []
+    for key in ("name", "revision"):
+        if getattr(source, key) is not None:
+            raise UserError(f"`{key}` is for Hugging Face datasets, and {source.path} is a local file", where="sources")
     found: list[SourceFile] = []
     for language in languages if _PLACEHOLDER in source.path else [None]:
         for path, name in _paths(source, language):
-            found.append(SourceFile(path, name, _format(source, name), language or source.language))
+            found.append(SourceFile(path, name, _format(source, path, name), language or source.language))
     return found
 
 
 def read_rows(
-    source: Source, languages: Sequence[str], required: Sequence[str] = (), optional: Sequence[str] = ()
+    source: Source,
+    languages: Sequence[str],
+    required: Sequence[str] = (),
+    optional: Sequence[str] = (),
+    check: Callable[[Batch], None] | None = None,
+    structured: Sequence[str] = (),
 ) -> Iterator[Batch]:
     """Batches of a source's rows, each row a dict of the required and optional columns (None where absent).
 
-    Files are checked for existence, emptiness and columns when this is called, rows as they are read.
+    Files are checked for existence, emptiness and columns when this is called, rows as they are read. A column that some
+    files of a source have must be in all of them. check: raises UserError for a file's first batch that is of no use.
+    structured: columns that hold lists, whose texts are JSON therefore.
     """
+    wanted = Wanted(required, optional, source.delimiter, structured)
     if is_hub(source):
         filled = languages if any(_PLACEHOLDER in (text or "") for text in _hub_texts(source)) else [None]
         hubs = [(_fill_hub(source, language), language or source.language) for language in filled]
-        return _chain_hub(hubs, required, optional)
+        return _chain_hub(hubs, wanted, check)
     files = local_files(source, languages)
+    columns = {}
     for file in files:
-        for _ in islice(_batches(file, source.limit, required, optional), 1):
-            pass
-    return (batch for file in files for batch in _batches(file, source.limit, required, optional))
+        first = next(_batches(file, source, wanted))
+        columns[file.name] = first.columns
+        if check is not None:
+            check(first)
+    _same_columns(columns, optional)
+    return (batch for file in files for batch in _batches(file, source, wanted))
+
+
+def _same_columns(columns: dict[str, Sequence[str]], optional: Sequence[str]) -> None:
+    for column in optional:
+        without = [name for name, present in columns.items() if column not in present]
+        if without and len(without) < len(columns):
+            other = next(name for name, present in columns.items() if column in present)
+            error = missing_column(without[0], column, columns[without[0]])
+            raise UserError(f"{error.what}; {other} has it", where=error.where, fix=error.fix)
 
 
 def _chain_hub(
-    hubs: Sequence[tuple[Source, str | None]], required: Sequence[str], optional: Sequence[str]
+    hubs: Sequence[tuple[Source, str | None]], wanted: Wanted, check: Callable[[Batch], None] | None
 ) -> Iterator[Batch]:
     for hub, language in hubs:
-        rows = read_hub(hub)
-        yield from _cut(rows, hub.path, language, hub.limit, required, optional)
+        for batch in _cut(read_hub(hub), hub.path, language, hub, wanted):
+            if check is not None and batch.start == 1:
+                check(batch)
+            yield batch
 
 
-def _batches(file: SourceFile, limit: int | None, required: Sequence[str], optional: Sequence[str]) -> Iterator[Batch]:
-    rows = FORMATS[file.format](file.path, required, optional)
-    yield from _cut(rows, file.name, file.language, limit, required, optional)
+def _batches(file: SourceFile, source: Source, wanted: Wanted) -> Iterator[Batch]:
+    rows = FORMATS[file.format](file.path, wanted)
+    return _cut(rows, file.name, file.language, source, wanted)
 
 
 def _cut(
-    rows: Iterator[dict[str, Any]],
-    name: str,
-    language: str | None,
-    limit: int | None,
-    required: Sequence[str],
-    optional: Sequence[str],
+    rows: Iterator[dict[str, Any]], name: str, language: str | None, source: Source, wanted: Wanted
 ) -> Iterator[Batch]:
-    rows = islice(rows, limit)
-    start = 0
-    while batch := list(islice(rows, BATCH_ROWS)):
-        if start == 0:
-            _check_columns(name, batch, required)
-        wanted = [*required, *optional]
-        yield Batch(name, start, language, [{column: row.get(column) for column in wanted} for row in batch])
-        start += len(batch)
-    if start == 0:
+    rows = islice(rows, source.limit)
+    head = list(islice(rows, LOOKED_AT))
+    if not head:
         raise UserError(f"{name} has no rows", fix="Give a file with data, or take the source out of the config.")
-
-
-def _check_columns(name: str, rows: Sequence[dict[str, Any]], required: Sequence[str]) -> None:
-    """The columns of the first rows together: rows of a JSONL file need not all have every key."""
-    present = list(dict.fromkeys(column for row in rows for column in row))
-    for column in required:
-        if column in present:
-            continue
-        nearest = get_close_matches(column, present, n=1, cutoff=0.4)
-        hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
-        raise UserError(
-            f"there is no column {column!r}; the columns are {', '.join(map(repr, present)) or 'none'}",
-            where=name,
-            fix=f"{hint}Set the source's `fields` to the names of your columns.",
-        )
+    layout = Layout(name, head, wanted.required, wanted.optional, wanted.structured)
+    split = getattr(source, "splits", {}).get(source.split)
+    rows, start = chain(head, rows), 1
+    del head
+    while batch := list(islice(rows, BATCH_ROWS)):
+        plain_rows = [layout.row(row) for row in batch]
+        notes, layout.notes = layout.notes, []
+        yield Batch(name, start, language, plain_rows, split, notes, layout.columns)
+        start += len(batch)
 
 
 def _paths(source: Source, language: str | None) -> list[tuple[Path, str]]:
@@ -201,21 +236,33 @@ def _packaged(pattern: str, name: str, language: str | None) -> list[tuple[Path,
     raise UserError(f"the package has no file {name.removeprefix(PREFIX)}", where="sources")
 
 
-def _format(source: Source, name: str) -> str:
+def _format(source: Source, path: Path, name: str) -> str:
     if source.format != "auto":
         return source.format
-    found = _ENDINGS.get(Path(name).suffix.lower())
-    if found is None:
+    known = ENDINGS.get(_plain_ending(name)) or _by_content(path)
+    if known is None:
         raise UserError(
             f"the format of {name} is not known from its ending",
             where="sources",
-            fix="Readable are Parquet, JSONL (one JSON object a line) and CSV: convert it, or set the source's `format`.",
+            fix="Readable are Parquet, Arrow, JSONL (one JSON object a line), JSON arrays and CSV or TSV, compressed or not: "
+            "convert it, or set the source's `format`.",
         )
-    return found
+    return known
+
+
+def _by_content(path: Path) -> str | None:
+    start = head_of(path, 8)
+    return "parquet" if start.startswith(b"PAR1") else "arrow" if start.startswith(b"ARROW1") else None
+
+
+def _plain_ending(name: str) -> str:
+    """The ending of a file name, less what says how it is compressed."""
+    path = Path(name)
+    return (path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path).suffix.lower()
 
 
 def _ending(path: str) -> bool:
-    return Path(path).suffix.lower() in {*_ENDINGS, ".json", ".txt", ".tsv", ".gz", ".zst", ".arrow"}
+    return Path(path).suffix.lower() in {*ENDINGS, *COMPRESSIONS, ".txt", ".zip"}
 
 
 def _is_glob(path: str) -> bool:

@@ -45,6 +45,7 @@ class JudgeConfig(Section):
     rubric: FilePath = semantic(
         "package:rubrics/{language}.yaml", "rubric files; a missing language falls back to en, said aloud"
     )
+    thoughts: bool = semantic(False, "show the judge the thought before an answer too", used_when=_GENERATED)
     sampling: Sampling = semantic(
         Sampling(temperature=0.7, max_tokens=256), "additive: sampling of the reasoning", used_when=_ADDITIVE
     )
@@ -55,14 +56,18 @@ class PairsConfig(Section):
     """Pairs stage: from judged candidates, or imported."""
 
     sources: list[PairSource] = semantic([], "an existing preference data set: generation and judging are skipped")
-    min_margin: float = semantic(0.1, "best minus worst mean score; less is a tie", ge=0)
+    min_margin: float = semantic(
+        0.1, "best minus worst mean score, imported pairs: chosen minus rejected score; less is a tie", ge=0
+    )
     length_control: bool = semantic(
         False,
         "subtract a fitted per-token cost so that chosen and rejected are equally long on average",
         used_when=_GENERATED,
     )
     drop_truncated: bool = semantic(True, "answers cut by max_tokens leave first", used_when=_GENERATED)
-    on_empty_language: Literal["skip", "fail"] = semantic("skip", "a seen language without a single training pair")
+    on_empty_language: Literal["skip", "fail"] = semantic(
+        "fail", "a seen language without a single training prompt or pair: stop, or go on without it"
+    )
     dev_fraction: float = semantic(
         0.05, "imported pairs: share of groups for choices", used_when={"pairs.sources": other_than([])}, ge=0, lt=1
     )
@@ -153,9 +158,7 @@ class ConflictConfig(Section):
         "upgrad",
         "aligned_mtl",
         "dualproj",
-    ] = semantic(
-        "pcgrad", "weights from the Gram matrix; cagrad, nash_mtl, upgrad and dualproj need a solver installed"
-    )
+    ] = semantic("pcgrad", "weights from the Gram matrix; cagrad, upgrad and dualproj need a solver installed")
     orders: int = semantic(
         64, "pcgrad: random orders it is averaged over", used_when={".surgery": "pcgrad"}, ge=1, le=1 << 20
     )

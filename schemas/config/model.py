@@ -40,6 +40,11 @@ class TextConfig(Section):
     )
     chat_template: FilePath | None = semantic(None, "a Jinja template file instead of the tokenizer's own")
     chat_template_kwargs: dict[str, Any] = semantic({"enable_thinking": False}, "passed to the chat template")
+    thoughts: Literal["strip", "keep", "drop"] = semantic(
+        "strip",
+        "a thought before an answer (<think>, or what the template has for it), imported or generated: strip: what is said "
+        "after it is learnt; keep: the thought too; drop: the answer goes",
+    )
     max_length: int = semantic(
         2048, "prompt + completion tokens; longer ones are dropped with a reason", ge=16, le=1 << 24
     )

@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from schemas.config.base import FilePath, Section, semantic
+from schemas.config.base import FilePath, Section, refuse_unused, semantic
 
 
 class Source(Section):
-    """One data set: a local file (Parquet, JSONL, CSV; globs allowed) or a Hugging Face dataset id.
+    """One data set: a local file (Parquet, Arrow, JSONL, JSON, CSV, TSV; globs allowed) or a Hugging Face dataset id.
 
     `{language}` in path stands for each language of the run; that language is then the rows' language.
     `package:` as prefix reads a file shipped in data/.
@@ -22,9 +22,34 @@ class Source(Section):
     name: str | None = semantic(None, "hub: configuration name")
     split: str = semantic("train", "hub: split")
     revision: str | None = semantic(None, "hub: revision; without one, a later change on the hub is not noticed")
-    format: Literal["auto", "parquet", "jsonl", "csv", "hub"] = semantic("auto", "auto: by the file's ending")
+    format: Literal["auto", "parquet", "arrow", "jsonl", "json", "csv", "hub"] = semantic(
+        "auto", "auto: by the file's ending; csv: with any delimiter"
+    )
+    delimiter: str | None = semantic(
+        None,
+        "csv: one character; default: the comma, tab, semicolon or bar that the header has",
+        min_length=1,
+        max_length=1,
+    )
     language: str | None = semantic(None, "language of every row, when there is no such column")
-    limit: int | None = semantic(None, "first rows of each file only", ge=1)
+    limit: int | None = semantic(None, "first rows of each file (hub: of the split) only", ge=1)
+
+    @model_validator(mode="after")
+    def _used(self) -> Source:
+        if self.delimiter is not None and self.format not in ("auto", "csv"):
+            raise ValueError(f"delimiter has no use with format: {self.format}")
+        if self.format not in ("auto", "hub"):
+            for key in ("name", "revision"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key} is for Hugging Face datasets, and format is {self.format}")
+        return self
+
+
+Splits = dict[str, Literal["train", "dev", "test"]]
+_SPLITS = (
+    "what the data calls its splits -> train, dev or test, for example {test_prefs: test}: values of fields.split, or the "
+    "source's own `split`"
+)
 
 
 class PromptFields(Section):
@@ -41,25 +66,55 @@ class PromptSource(Source):
     """A data set of prompts."""
 
     fields: PromptFields = semantic(PromptFields(), "column names")
+    splits: Splits = semantic({}, _SPLITS)
 
 
 class PairFields(Section):
     """Names of the columns in a preference data set."""
 
-    prompt: str = semantic("prompt", "text or messages; may be absent if chosen holds the whole conversation")
+    prompt: str = semantic("prompt", "text or messages; may be absent if chosen and rejected hold whole conversations")
     chosen: str = semantic("chosen", "text or messages")
-    rejected: str = semantic("rejected", "text or messages")
+    rejected: str = semantic("rejected", "text or messages, or a list of several answers (`many`)")
+    completions: str | None = semantic(
+        None, "instead of chosen and rejected: the prompt's answers, a list of objects or of texts (`many`)"
+    )
+    completion_text: str = semantic("response", "completions: key of an answer's text")
+    completion_score: str = semantic(
+        "overall_score", "completions: key of an answer's score; of texts: the column with the list of their scores"
+    )
+    system: str | None = semantic(None, "system message")
     language: str | None = semantic("language", "BCP 47 code")
     group_id: str | None = semantic("group_id", "translation group; default: the prompt's own")
     split: str | None = semantic(None, "train | dev | test, to override the hash split")
-    chosen_score: str | None = semantic(None, "judge score of chosen")
-    rejected_score: str | None = semantic(None, "judge score of rejected")
+    chosen_score: str | None = semantic(None, "score of chosen: a number, 7/10, 85%; what cannot be read is no score")
+    rejected_score: str | None = semantic(None, "score of rejected")
+
+    @property
+    def no_columns(self) -> tuple[str, ...]:
+        """Fields that name no column of their own here."""
+        return ("completion_text", "completion_score", *(("chosen", "rejected") if self.completions else ()))
+
+    @model_validator(mode="after")
+    def _used(self) -> PairFields:
+        if self.completions is None:
+            refuse_unused(self, "fields", ("completion_text", "completion_score"), "fields.completions left out")
+        else:
+            for key in ("chosen_score", "rejected_score"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"fields.{key} has no use with fields.completions, which have scores of their own")
+        return self
 
 
 class PairSource(Source):
     """A preference data set."""
 
     fields: PairFields = semantic(PairFields(), "column names")
+    splits: Splits = semantic({}, _SPLITS)
+    many: Literal["one", "all"] = semantic(
+        "one",
+        "rows with several rejected answers or scored completions: one pair (the first rejected; best against worst), or "
+        "chosen (the best) against every other",
+    )
 
 
 class LanguageConfig(Section):
@@ -105,4 +160,6 @@ class PromptsConfig(Section):
     def _room_to_train(self) -> PromptsConfig:
         if self.dev_fraction + self.test_fraction >= 1:
             raise ValueError("prompts.dev_fraction + prompts.test_fraction must leave something to train on")
+        if self.max_chars < self.min_chars:
+            raise ValueError(f"prompts.max_chars: {self.max_chars} is less than prompts.min_chars: {self.min_chars}")
         return self

@@ -33,12 +33,24 @@ class Metric:
 
     def stream(self, chunks: Chunks) -> Chunks:
         """The stream in this metric but for `scale_D`, which whoever sums or compares applies: it costs less there. Apply it to
-        d_i, before the loss weights c_i: unit norm would undo them."""
+        d_i, before the loss weights c_i: unit norm would undo them. Norms are taken once: a second reading finds them."""
+        if not self.unit:
+            return chunks
+        taken_N = torch.empty(0, dtype=torch.float64)
 
         def generate() -> Iterator[Chunk]:
+            nonlocal taken_N
+            known, start, fresh = len(taken_N) > 0, 0, list[Tensor]()
             for chunk in chunks():
                 x_ND, factor_N = as_chunk(chunk)
-                yield Chunk(x_ND, inverse_norms(x_ND) * (factor_N != 0) if self.unit else factor_N)
+                stop = start + len(x_ND)
+                inverse_N = taken_N[start:stop] if known else inverse_norms(x_ND) * (factor_N != 0)
+                if not known:
+                    fresh.append(inverse_N)
+                start = stop
+                yield Chunk(x_ND, inverse_N)
+            if not known and fresh:
+                taken_N = torch.cat(fresh)
 
         return generate
 

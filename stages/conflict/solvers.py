@@ -1,22 +1,40 @@
-"""What the surgery methods need installed: read by the checks before a run, so it imports nothing heavy."""
+"""The surgery methods that are TorchJD's: read by the checks before a run, so it imports nothing heavy.
+
+A method of ours is a function in `surgery.py` and needs no line here; either is listed in `ConflictConfig.surgery` besides.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-SOLVERS: Mapping[str, tuple[str, ...]] = {
-    "mgda": (),
-    "imtl_g": (),
-    "aligned_mtl": (),
-    "gradvac": (),
-    "upgrad": ("qpsolvers", "quadprog"),
-    "dualproj": ("qpsolvers", "quadprog"),
-    "cagrad": ("cvxpy", "clarabel"),
-    "nash_mtl": ("cvxpy", "ecos"),
+
+@dataclass(frozen=True)
+class TorchJD:
+    """A weighting of a Gram matrix by its name in torchjd.aggregation, with its arguments.
+
+    packages: what it needs beside torchjd; dual_cone: it solves a quadratic program over the directions' dual cone (arXiv 2406.16232).
+    """
+
+    weighting: str
+    arguments: Mapping[str, float] = field(default_factory=dict)
+    packages: tuple[str, ...] = ()
+    dual_cone: bool = False
+
+
+_QUADPROG = ("qpsolvers", "quadprog")
+
+TORCHJD: Mapping[str, TorchJD] = {
+    "imtl_g": TorchJD("IMTLGWeighting"),
+    "aligned_mtl": TorchJD("AlignedMTLWeighting"),
+    "gradvac": TorchJD("GradVacWeighting"),
+    "upgrad": TorchJD("UPGradWeighting", packages=_QUADPROG, dual_cone=True),
+    "dualproj": TorchJD("DualProjWeighting", packages=_QUADPROG, dual_cone=True),
+    "cagrad": TorchJD("CAGradWeighting", {"c": 0.5}, packages=("cvxpy", "clarabel")),
 }
-"""TorchJD's methods by their name in `conflict.surgery`, and the packages each needs beside torchjd itself."""
+"""By their name in `conflict.surgery`."""
 
 
 def packages(method: str) -> list[str]:
     """Packages that a method of `conflict.surgery` needs beside torch: none for ours."""
-    return ["torchjd", *SOLVERS[method]] if method in SOLVERS else []
+    return ["torchjd", *TORCHJD[method].packages] if method in TORCHJD else []

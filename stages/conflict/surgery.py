@@ -1,21 +1,28 @@
 """From a Gram matrix K of language directions to weights w of the merged direction u = sum_k w_k G_k.
 
 Everything here works in coefficient space: a method sees inner products only and answers with one weight per
-language, so that the merged direction of a hundred million parameters costs L x L numbers.
+language, so that the merged direction of a hundred million parameters costs L x L numbers. A new method of ours is a function here under `_ours`,
+one of TorchJD's a line in `solvers.py`; its name is listed in `ConflictConfig.surgery`.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from schemas.errors import UserError
-from stages.conflict.solvers import SOLVERS, packages
+from stages.conflict.bargains import min_norm_weights, nash_weights
+from stages.conflict.pcgrad import draw_orders, pcgrad_weights
+from stages.conflict.solvers import TORCHJD, packages
+
+_REGULAR = 1e-9
+"""Added to unit diagonals, so that a quadratic program over directions that depend on each other has one answer."""
 
 
 @dataclass(frozen=True)
@@ -36,141 +43,135 @@ class Surgery:
         return self.solve(gram.to(torch.float64))
 
 
-def draw_orders(n_languages: int, repeats: int, seed: int) -> Tensor:
-    """Random orders [R, L, L] int64: orders[r, i] is the order in which direction i meets the others in repeat r."""
-    if repeats < 1:
-        raise ValueError(f"PCGrad needs at least one order, got {repeats}")
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    rows = [torch.randperm(n_languages, generator=generator) for _ in range(repeats * n_languages)]
-    return torch.stack(rows).view(repeats, n_languages, n_languages)
+Solve = Callable[[Tensor], Tensor]
+_OURS: dict[str, Callable[[int, int, int], Solve]] = {}
 
 
-def pcgrad_coefficients(gram: Tensor, order_LL: Tensor) -> Tensor:
-    """PCGrad's coefficient matrix C [..., L, L]: projected direction i is sum_j C_ij G_j (arXiv 2001.06782,
-    algorithm 1).
-
-    C starts as the identity. For i, and j != i in order_LL[i]: s = (C_i K)_j is the running direction's product
-    with the ORIGINAL G_j; where s < 0 and |G_j| > 0, C_ij -= s / K_jj. All i at once: they do not meet. Batched over
-    leading dimensions of K, one shared order.
-    """
-    n_languages = gram.shape[-1]
-    every_L = torch.arange(n_languages)
-    length = gram.diagonal(dim1=-2, dim2=-1)
-    coefficients = torch.eye(n_languages, dtype=gram.dtype).expand(gram.shape).clone()
-    for j_L in order_LL.T:
-        product = (coefficients * gram[..., j_L, :]).sum(dim=-1)
-        clash = (product < 0) & (length[..., j_L] > 0) & (j_L != every_L)
-        step = torch.where(clash, product / torch.where(clash, length[..., j_L], 1.0), 0.0)
-        coefficients[..., every_L, j_L] -= step
-    return coefficients
+def _ours(factory: Callable[[int, int, int], Solve]) -> Callable[[int, int, int], Solve]:
+    """A method of this project under its function's name: from languages, seed and orders to the function of K."""
+    _OURS[factory.__name__] = factory
+    return factory
 
 
-def pcgrad(n_languages: int, seed: int = 0, repeats: int = 16) -> Surgery:
-    """PCGrad, its weights (column sums of C) averaged over `repeats` random orders drawn from an own generator.
-
-    Every weight is >= 1: PCGrad only re-weights languages, and does nothing when no two of them conflict.
-    """
+@_ours
+def pcgrad(n_languages: int, seed: int, repeats: int) -> Solve:
+    """PCGrad, averaged over `repeats` random orders drawn from an own generator. It only re-weights languages, and does nothing when no two of
+    them conflict."""
     orders = draw_orders(n_languages, repeats, seed)
-
-    def solve(gram: Tensor) -> Tensor:
-        return torch.stack([pcgrad_coefficients(gram, order).sum(dim=-2) for order in orders]).mean(dim=0)
-
-    return Surgery("pcgrad", solve)
+    return lambda gram: pcgrad_weights(gram, orders)
 
 
-def mean(n_languages: int, seed: int = 0, repeats: int = 1) -> Surgery:
+@_ours
+def mean(n_languages: int, seed: int, repeats: int) -> Solve:
     """Equal weights 1/L."""
-    return Surgery("mean", lambda gram: torch.full(gram.shape[:-1], 1.0 / gram.shape[-1], dtype=gram.dtype))
+    return lambda gram: torch.full(gram.shape[:-1], 1.0 / gram.shape[-1], dtype=gram.dtype)
 
 
-def unit_mean(n_languages: int, seed: int = 0, repeats: int = 1) -> Surgery:
+@_ours
+def unit_mean(n_languages: int, seed: int, repeats: int) -> Solve:
     """Mean of the directions at unit norm: w_k = 1 / (L |G_k|), zero for a direction without length."""
 
     def solve(gram: Tensor) -> Tensor:
         length = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()
         return torch.where(length > 0, 1.0 / (gram.shape[-1] * torch.where(length > 0, length, 1.0)), 0.0)
 
-    return Surgery("unit_mean", solve)
+    return solve
 
 
-_TORCHJD: Mapping[str, tuple[str, dict[str, float]]] = {
-    "mgda": ("MGDAWeighting", {}),
-    "imtl_g": ("IMTLGWeighting", {}),
-    "aligned_mtl": ("AlignedMTLWeighting", {}),
-    "gradvac": ("GradVacWeighting", {}),
-    "upgrad": ("UPGradWeighting", {}),
-    "dualproj": ("DualProjWeighting", {}),
-    "cagrad": ("CAGradWeighting", {"c": 0.5}),
-}
-_NASH = {"max_norm": 0.0, "update_weights_every": 1, "optim_niter": 20}
+@_ours
+def mgda(n_languages: int, seed: int, repeats: int) -> Solve:
+    """MGDA: the convex combination of least norm, exactly."""
+    return _one_by_one("mgda", min_norm_weights)
 
 
-def torchjd_method(name: str, n_languages: int, seed: int = 0, repeats: int = 1) -> Surgery:
+@_ours
+def nash_mtl(n_languages: int, seed: int, repeats: int) -> Solve:
+    """Nash-MTL: every language gains alike in proportion."""
+    return _one_by_one("nash_mtl", nash_weights)
+
+
+def torchjd_method(name: str, seed: int) -> Solve:
     """A weighting of TorchJD, a fresh one for every matrix, torch's global generator left alone.
 
-    K is divided by its mean diagonal first: the solvers' tolerances are absolute and weights matter up to one factor.
-    A direction without length is left out and gets weight 0. `gradvac` is stateful, and a fresh one has no history
-    to aim at: on one aggregate it is PCGrad with a single order. `nash_mtl` wants vectors: it is given R with R R^T = K.
-    Raises ImportError, with the packages to install, when TorchJD or the method's solver is absent; the returned
-    method raises UserError when the solver finds no weights.
+    K is divided by its mean diagonal first: the solvers' tolerances are absolute and weights matter up to one factor. `gradvac` is
+    stateful, and a fresh one has no history to aim at: on one aggregate it is PCGrad with a single order. The quadratic programs are solved
+    for unit directions (see `_dual_cone`).
+    Raises ImportError, with the packages to install, when TorchJD or the method's solver is absent.
     """
     missing = [package for package in packages(name) if find_spec(package) is None]
     if missing:
         raise ImportError(f"surgery {name} needs the packages {', '.join(missing)}")
+    method = TORCHJD[name]
+
+    def weights(gram_LL: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            kind: Any = getattr(importlib.import_module("torchjd.aggregation"), method.weighting)
+            if method.dual_cone:
+                return _dual_cone(kind, gram_LL)
+            return kind(**method.arguments)(gram_LL / gram_LL.diagonal().mean())
+
+    return _one_by_one(name, weights)
+
+
+def _dual_cone(kind: Any, gram_LL: Tensor) -> Tensor:
+    """w of the least w K w with w >= u (arXiv 2406.16232, proposition 1), solved for z = w |G|, which sees unit directions.
+
+    TorchJD adds 1e-4 of the trace to the diagonal, which is 9% of a direction a thirtieth as long as the others: what it promises no
+    language (a loss) then happens to it.
+    """
+    length_L = gram_LL.diagonal().sqrt()
+    unit_LL = gram_LL / (length_L[:, None] * length_L)
+    projector = importlib.import_module("torchjd.linalg").QuadprogProjector(norm_eps=0.0, reg_eps=_REGULAR)
+    lower_L = length_L / length_L.mean() / len(gram_LL)
+    return kind(pref_vector=lower_L, projector=projector)(unit_LL) / length_L
+
+
+def _one_by_one(name: str, weights: Solve) -> Solve:
+    """A function of one matrix of directions that all have length, for any number of matrices; the others get weight 0.
+
+    The result raises UserError when it finds no weights.
+    """
+
+    def one(gram_LL: Tensor) -> Tensor:
+        weight_L = torch.zeros(len(gram_LL), dtype=torch.float64)
+        (solid_l,) = (gram_LL.diagonal() > 0).nonzero(as_tuple=True)
+        if not len(solid_l):
+            return weight_L
+        try:
+            found_l = weights(gram_LL[solid_l[:, None], solid_l])
+            why = ""
+        except ValueError as error:
+            found_l, why = torch.full((len(solid_l),), torch.nan), f": {error}"
+        if not bool(torch.isfinite(found_l).all()):
+            raise UserError(
+                f"this surgery method found no weights for the Gram matrix {_shown(gram_LL)}{why}",
+                where=f"conflict.surgery: {name}",
+                fix="Take another one, for example pcgrad.",
+            )
+        weight_L[solid_l] = found_l.to(torch.float64)
+        return weight_L
 
     def solve(gram: Tensor) -> Tensor:
-        rows = [_fresh(name, matrix_LL, seed) for matrix_LL in gram.reshape(-1, *gram.shape[-2:])]
+        rows = [one(matrix_LL) for matrix_LL in gram.reshape(-1, *gram.shape[-2:])]
         return torch.stack(rows).reshape(gram.shape[:-1])
 
-    return Surgery(name, solve)
+    return solve
 
 
-def _fresh(name: str, gram_LL: Tensor, seed: int) -> Tensor:
-    """Weights [L] of one matrix from a new weighting object."""
-    weight_L = torch.zeros(gram_LL.shape[0], dtype=torch.float64)
-    (solid_l,) = (gram_LL.diagonal() > 0).nonzero(as_tuple=True)
-    if not len(solid_l):
-        return weight_L
-    part_ll = gram_LL[solid_l[:, None], solid_l]
-    part_ll = part_ll / part_ll.diagonal().mean()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if name == "nash_mtl":
-            nash = importlib.import_module("torchjd.aggregation").NashMTL(n_tasks=len(solid_l), **_NASH)
-            found_l = nash.weighting(factor(part_ll))
-        else:
-            kind, arguments = _TORCHJD[name]
-            found_l = getattr(importlib.import_module("torchjd.aggregation"), kind)(**arguments)(part_ll)
-    if not bool(torch.isfinite(found_l).all()):
-        raise UserError(
-            f"this surgery method found no weights for the Gram matrix {gram_LL.tolist()}",
-            where=f"conflict.surgery: {name}",
-            fix="Take another one, for example pcgrad.",
-        )
-    weight_L[solid_l] = found_l.to(torch.float64)
-    return weight_L
+def _shown(gram_LL: Tensor, languages: int = 4) -> str:
+    more = f" (of {len(gram_LL)} languages)" if len(gram_LL) > languages else ""
+    return f"{[[float(f'{v:.4g}') for v in row] for row in gram_LL[:languages, :languages].tolist()]}{more}"
 
 
-def factor(gram_LL: Tensor) -> Tensor:
-    """R [L, L] with R R^T = K, from the eigenvectors: K may be singular, which a Cholesky factor does not allow."""
-    value_L, vector_LL = torch.linalg.eigh(gram_LL)
-    return vector_LL * value_L.clamp_min(0.0).sqrt()
-
-
-REGISTRY: Mapping[str, Callable[..., Surgery]] = {
-    "pcgrad": pcgrad,
-    "mean": mean,
-    "unit_mean": unit_mean,
-    **{
-        name: (lambda n_languages, seed=0, repeats=1, _name=name: torchjd_method(_name, n_languages, seed, repeats))
-        for name in SOLVERS
-    },
-}
-"""Method name -> factory(n_languages, seed, repeats). Methods without randomness ignore seed and repeats."""
+METHODS = (*_OURS, *TORCHJD)
+"""Every name in `conflict.surgery`."""
 
 
 def surgery(name: str, n_languages: int, seed: int = 0, repeats: int = 16) -> Surgery:
-    """Build a method by name. Raises ValueError that lists the names for an unknown one."""
-    if name not in REGISTRY:
-        raise ValueError(f"unknown surgery {name!r}; known: {', '.join(REGISTRY)}")
-    return REGISTRY[name](n_languages, seed=seed, repeats=repeats)
+    """Build a method by name; those without randomness ignore seed and repeats. Raises ValueError that lists the names for an unknown one."""
+    if name in _OURS:
+        return Surgery(name, _OURS[name](n_languages, seed, repeats))
+    if name in TORCHJD:
+        return Surgery(name, torchjd_method(name, seed))
+    raise ValueError(f"unknown surgery {name!r}; known: {', '.join(METHODS)}")

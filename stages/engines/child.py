@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
 import queue
-import signal
-import sys
 import threading
 from multiprocessing.connection import Connection
 from typing import Any
@@ -15,10 +11,9 @@ from typing import Any
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import ModelRef
-from stages.engines.base import Load, Request, StreamingEngine, first_line
+from stages.engines.base import Load, Request, StreamingEngine, storable_line
 
 END = "end of stream"
-_PR_SET_PDEATHSIG = 1
 _MEMORY = (
     "out of memory",
     "not enough memory",
@@ -62,13 +57,8 @@ class _Inbox:
         self._running -= 1
 
 
-def main(connection: Connection, parent: int, load: Load, model: ModelRef, config: RunConfig) -> None:
+def main(connection: Connection, load: Load, model: ModelRef, config: RunConfig) -> None:
     """Entry point of the engine's process."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         engine = load(model, config, None)
         assert isinstance(engine, StreamingEngine), "an engine with own_process takes None among its requests"
@@ -86,10 +76,10 @@ def main(connection: Connection, parent: int, load: Load, model: ModelRef, confi
     except (BrokenPipeError, SystemExit):
         return
     except UserError as error:
-        connection.send(EngineDied(first_line(error), True) if _wants_memory(error) else error)
+        connection.send(EngineDied(storable_line(error), True) if _wants_memory(error) else error)
     except Exception as error:
         logging.getLogger(__name__).exception("the engine failed")
-        connection.send(EngineDied(f"{type(error).__name__}: {first_line(error)}", _wants_memory(error)))
+        connection.send(EngineDied(f"{type(error).__name__}: {storable_line(error)}", _wants_memory(error)))
 
 
 def _read(connection: Connection, messages: queue.SimpleQueue[Any]) -> None:

@@ -6,16 +6,13 @@ is ended and started again with half of engine.max_num_seqs. Finished answers ar
 
 from __future__ import annotations
 
-import os
-import signal
 from collections import Counter, deque
 from collections.abc import Iterator
-from multiprocessing import get_context
-from multiprocessing.connection import wait
-from multiprocessing.context import SpawnProcess
+from contextlib import suppress
 from typing import Any
 
 from schemas.errors import UserError
+from stages.children import Child, ChildDied, start_child
 from stages.contract import Context, ModelRef
 from stages.engines.base import Completion, Engine, Load, Request, too_long
 from stages.engines.child import END, EngineDied, main
@@ -42,7 +39,7 @@ class ProcessEngine(Engine):
         self.renderer = renderer
         self._load, self._ctx, self._model = load, ctx, model
         self._max_tries = ctx.config.execution.max_tries
-        self._process: SpawnProcess | None = None
+        self._child: Child | None = None
         self._fruitless, self._loading = 0, True
         self.context_length = self._room = 0
         self._start()
@@ -50,7 +47,7 @@ class ProcessEngine(Engine):
     @property
     def pid(self) -> int | None:
         """The engine's process, if it runs."""
-        return self._process.pid if self._process else None
+        return self._child.pid if self._child else None
 
     def stream(self, requests: Iterator[Request]) -> Iterator[Completion]:
         """See `Engine.stream`."""
@@ -65,7 +62,7 @@ class ProcessEngine(Engine):
             while running or again or not exhausted:
                 few = few if suspects else 0
                 try:
-                    if self._process is None:
+                    if self._child is None:
                         self._start()
                     while len(running) < (few or self._room) and (again or not (exhausted or suspects)):
                         request = again.popleft() if again else next(requests, None)
@@ -111,14 +108,11 @@ class ProcessEngine(Engine):
 
     def close(self) -> None:
         """End the process; all its memory is given back."""
-        if self._process is not None:
-            try:
-                self._connection.send(None)
-            except OSError:
-                self._kill()
-                return
-            self._process.join(_CLOSE_SECONDS)
-        self._kill()
+        if self._child is not None:
+            with suppress(ChildDied):
+                self._child.send(None)
+            self._child.end(_CLOSE_SECONDS)
+            self._child = None
 
     def _given_up(self, name: str, why: str) -> Completion:
         return Completion(name, "", [], 0, "error", error=f"failed {self._max_tries} times, the last time: {why}")
@@ -151,13 +145,7 @@ class ProcessEngine(Engine):
             size = self._ctx.limited(_SIZE, self._ctx.config.engine.max_num_seqs)
             engine = self._ctx.config.engine.model_copy(update={"max_num_seqs": size})
             config = self._ctx.config.model_copy(update={"engine": engine})
-            context = get_context("spawn")
-            self._connection, theirs = context.Pipe()
-            self._process = context.Process(
-                target=main, args=(theirs, os.getpid(), self._load, self._model, config), name="congrad-engine"
-            )
-            self._process.start()
-            theirs.close()
+            self._child = start_child(main, (self._load, self._model, config), "congrad-engine")
             self._loading = True
             try:
                 self.context_length, self._room = self._receive()
@@ -182,46 +170,37 @@ class ProcessEngine(Engine):
                 return
 
     def _send(self, request: Request) -> None:
+        assert self._child is not None
         try:
-            self._connection.send(request)
-        except OSError:
-            raise self._death() from None
+            self._child.send(request)
+        except ChildDied as death:
+            raise self._of(death) from None
 
     def _receive(self) -> Any:
         """The child's next message. Raises EngineDied, or the UserError that the child raised."""
-        assert self._process is not None
-        wait([self._connection, self._process.sentinel])
+        assert self._child is not None
         try:
-            if not self._connection.poll():
-                raise EOFError
-            message = self._connection.recv()
-        except (EOFError, OSError):
-            raise self._death() from None
+            message = self._child.receive()
+        except ChildDied as death:
+            raise self._of(death) from None
         if isinstance(message, Exception):
             raise message
         return message
 
-    def _death(self) -> EngineDied:
-        assert self._process is not None
-        self._process.join(_CLOSE_SECONDS)
-        code = self._process.exitcode
-        if code is None or code >= 0:
-            return EngineDied(f"its process ended with exit code {code}", False)
-        memory = code == -signal.SIGKILL and (self._loading or self._fruitless > 0)
-        hint = ": most often the system was out of memory" if code == -signal.SIGKILL else ""
-        return EngineDied(f"its process ended by {signal.Signals(-code).name}{hint}", memory)
+    def _of(self, death: ChildDied) -> EngineDied:
+        return EngineDied(
+            f"its process ended by {death.cause}", death.killed and (self._loading or self._fruitless > 0)
+        )
 
     def _finish_stream(self) -> None:
         """Tell the child that the stream is over, so that it waits for the next one."""
-        if self._process is not None:
+        if self._child is not None:
             try:
-                self._connection.send(END)
-            except OSError:
+                self._child.send(END)
+            except ChildDied:
                 self._kill()
 
     def _kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._connection.close()
-            self._process = None
+        if self._child is not None:
+            self._child.kill()
+            self._child = None

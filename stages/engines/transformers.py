@@ -18,8 +18,7 @@ from schemas.errors import UserError
 from stages.contract import Context, ModelRef
 from stages.engines.base import Completion, Engine, Request, context_length, not_finite, too_long
 from stages.engines.sampling import RowSampler
-from stages.gradients.batching import is_out_of_memory
-from stages.models.device import device_of, dtype_of
+from stages.models.device import device_of, dtype_of, is_out_of_memory
 from stages.models.load import free_memory, load_text_model, settle_threads
 from stages.text.render import Renderer, load_renderer
 

@@ -64,10 +64,14 @@ def complete(ctx: Context, role: str, requests: Sequence[Request]) -> Iterator[C
 
 
 def answer(ctx: Context, role: str, renderer: Renderer, requests: Sequence[Request]) -> pa.Table:
-    """The model's answers in the order of the requests; finish_reason is error where there is none (text: why)."""
+    """The model's answers, without thoughts, in the order of the requests; finish_reason is error where there is none (text: why)."""
     found = {}
+    opened = {request.id: renderer.opened_thought(request.prompt_ids) for request in requests}
     for completion in complete(ctx, role, requests):
-        text = completion.error or renderer.neutralise(completion.text.strip())[0]
+        text = (
+            completion.error
+            or renderer.neutralise(renderer.thoughts.said(opened.get(completion.id, "") + completion.text))[0]
+        )
         found[completion.id] = {"row_id": completion.id, "text": text, "finish_reason": completion.finish_reason}
     return pa.Table.from_pylist([found[request.id] for request in requests], schema=_SCHEMA)
 

@@ -14,11 +14,12 @@ from schemas.ids import content_id, seed_for
 from schemas.manifests import Tally
 from stages.contract import Context, Drop, tally
 from stages.evaluate.leak import TrainingRows, training_rows
-from stages.pairs.imported import read_pair
-from stages.sources import columns_of, read_rows
-from stages.text.assign import RunLanguages, group_of
-from stages.text.language import UNKNOWN
-from stages.text.messages import BadRow, Messages
+from stages.pairs.read import RawPair, pair_batches, pairs_of
+from stages.sources import excerpt
+from stages.text.assign import RunLanguages, Spoken, group_of
+from stages.text.codes import UNKNOWN
+from stages.text.language import Guess
+from stages.text.messages import BadRow, Messages, spoken
 from stages.text.render import PairIds, Renderer, RenderError
 
 AUTHORED = "authored"
@@ -65,7 +66,7 @@ class HeldOut:
 
     Units: pair (held-out and authored ones), prompt, comparison (of two answers by the judge); row for authored rows that cannot be read. Drop reasons:
     in_training, translation_of_training, not_sampled (over the configured number per language), too_long, those of
-    stages.pairs.imported.read_pair; failed: cannot_render.
+    stages.pairs.read.pairs_of, thought, broken_thought; failed: cannot_render.
     """
 
     def __init__(self, ctx: Context, renderer: Renderer) -> None:
@@ -114,24 +115,36 @@ class HeldOut:
 
     def _authored(self) -> Iterator[_Candidate]:
         for source in self._config.authored:
-            required, optional = columns_of(source.fields, ("prompt", "language", "group_id"))
-            for batch in read_rows(source, self._languages.codes, required, optional):
+            for batch in pair_batches(source, self._languages.codes):
                 for number, cells in enumerate(batch.rows, start=batch.start):
-                    row_id = f"{batch.source}:{number}"
-                    try:
-                        yield self._authored_row(row_id, cells, source, batch.language)
-                    except BadRow as bad:
-                        self._rows_in["row"][UNKNOWN] += 1
-                        self.drops.append(Drop("row", row_id, UNKNOWN, bad.reason, bad.detail))
+                    found = list(pairs_of(cells, source, self._renderer.longest_text))
+                    for place, pair in enumerate(found, start=1):
+                        row_id = f"{batch.source}:{number}" + (f"#{place}" if len(found) > 1 else "")
+                        try:
+                            yield self._authored_row(row_id, cells, pair, source, batch.language)
+                        except BadRow as bad:
+                            self._rows_in["row"][UNKNOWN] += 1
+                            text = excerpt(cells)
+                            self.drops.append(Drop("row", row_id, UNKNOWN, bad.reason, bad.detail, text=text))
 
     def _authored_row(
-        self, row_id: str, cells: dict[str, Any], source: PairSource, source_language: str | None
+        self,
+        row_id: str,
+        cells: dict[str, Any],
+        pair: RawPair | BadRow,
+        source: PairSource,
+        source_language: str | None,
     ) -> _Candidate:
         fields = source.fields
-        language = self._languages.label(_cell(cells, fields.language), source_language)
-        if language is None:
+        label = self._languages.label(_cell(cells, fields.language), source_language)
+        if label is None:
             raise BadRow("no_language", "authored pairs need a language column or the source's language")
-        pair = read_pair(_cell(cells, fields.prompt), cells[fields.chosen], cells[fields.rejected])
+        if isinstance(pair, BadRow):
+            raise pair
+        thoughts, policy = self._renderer.thoughts, self._ctx.config.text.thoughts
+        chosen, rejected = thoughts.target(pair.chosen, policy), thoughts.target(pair.rejected, policy)
+        texts = [spoken(pair.prompt), pair.chosen]
+        language = self._languages.settle(label, [Spoken(text, Guess(UNKNOWN, 0.0, 0.0)) for text in texts])
         prompt_id = content_id(language, pair.prompt)
         return _Candidate(
             "pair",
@@ -141,8 +154,8 @@ class HeldOut:
             language,
             AUTHORED,
             pair.prompt,
-            [{"role": "assistant", "content": pair.chosen}],
-            [{"role": "assistant", "content": pair.rejected}],
+            [{"role": "assistant", "content": chosen}],
+            [{"role": "assistant", "content": rejected}],
         )
 
     def _disjoint(self, rows: Iterator[_Candidate], training: TrainingRows) -> Iterator[_Candidate]:

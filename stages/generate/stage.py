@@ -14,7 +14,7 @@ from stages.engines import shared_engine
 from stages.engines.base import Completion, Engine, Request
 from stages.engines.sharded import OpenShard, Results, run_shards
 from stages.text.language import UNKNOWN, identify
-from stages.text.render import RenderError
+from stages.text.render import Renderer, RenderError, check_thoughts
 
 
 class Generate(ShardStage):
@@ -22,12 +22,14 @@ class Generate(ShardStage):
 
     Unit `prompt`: kept = prompts with all their candidates. Dropped: held_out_frozen (after round 0 only the train
     split is answered again), prompt_too_long. Failed: cannot_render, engine_error.
+    Raises UserError where thoughts are to be kept and the template leaves them out of what would be learnt.
     Candidate i of a prompt is sampled with seed_for(run seed, round, prompt_id, i).
     """
 
     def run(self, ctx: Context, shards: Iterator[Shard]) -> Iterator[Part]:
         """See ShardStage.run."""
         engine = shared_engine(ctx, "policy")
+        check_thoughts(engine.renderer, ctx.config.text.thoughts)
         return run_shards(engine, shards, lambda shard: _open(ctx, engine, shard), ctx.progress)
 
 
@@ -35,6 +37,7 @@ def _open(ctx: Context, engine: Engine, shard: Shard) -> OpenShard:
     rows = shard.rows.to_pylist()
     drops: dict[str, Drop] = {}
     requests: dict[str, list[Request]] = {}
+    opened: dict[str, str] = {}  # prompts after which a thinking template has begun the thought: part of the answer
     for row in rows:
         ids = _prompt_ids(ctx, engine, row)
         if isinstance(ids, Drop):
@@ -50,10 +53,12 @@ def _open(ctx: Context, engine: Engine, shard: Shard) -> OpenShard:
                 )
                 for index in range(ctx.config.generate.candidates)
             ]
+            if mark := engine.renderer.opened_thought(ids):
+                opened[row["prompt_id"]] = f"{mark}\n"
     prompt_tokens = sum(len(request.prompt_ids) for of_row in requests.values() for request in of_row)
 
     def finish(results: Results) -> Part:
-        part = _part(ctx, engine, shard.index, rows, drops, results)
+        part = _part(ctx, engine, shard.index, rows, drops, opened, results)
         part.stats["prompt_tokens"] = float(prompt_tokens)
         return part
 
@@ -78,7 +83,13 @@ def _prompt_ids(ctx: Context, engine: Engine, row: dict[str, Any]) -> list[int] 
 
 
 def _part(
-    ctx: Context, engine: Engine, index: int, rows: list[dict[str, Any]], drops: dict[str, Drop], results: Results
+    ctx: Context,
+    engine: Engine,
+    index: int,
+    rows: list[dict[str, Any]],
+    drops: dict[str, Drop],
+    opened: dict[str, str],
+    results: Results,
 ) -> Part:
     candidates: list[dict[str, Any]] = []
     marks = 0
@@ -91,10 +102,12 @@ def _part(
             )
             continue
         for number, completion in enumerate(completions):
-            text, broken = engine.renderer.neutralise(completion.text.strip())
+            text, broken = engine.renderer.neutral_answer(
+                f"{opened.get(row['prompt_id'], '')}{completion.text}".strip()
+            )
             marks += broken
             candidates.append(_candidate(ctx.round, row, number, text, completion))
-    _add_languages(ctx, candidates)
+    _add_languages(ctx, engine.renderer, candidates)
     return Part(
         index=index,
         tables={"candidates": pa.Table.from_pylist(candidates, schema=TABLES["candidates"].schema)},
@@ -120,11 +133,13 @@ def _candidate(round_: int, row: dict[str, Any], index: int, text: str, completi
     }
 
 
-def _add_languages(ctx: Context, candidates: list[dict[str, Any]]) -> None:
-    """Identify each answer's language; `und` when identification is off."""
+def _add_languages(ctx: Context, renderer: Renderer, candidates: list[dict[str, Any]]) -> None:
+    """Identify the language of what each answer says, thoughts aside; `und` when identification is off."""
     languages = ctx.config.languages
     found = [(UNKNOWN, 0.0)] * len(candidates)
     if languages.identify:
-        found = identify([row["text"] for row in candidates], [*languages.seen, *languages.unseen])
+        found = identify(
+            [renderer.thoughts.said(row["text"]) for row in candidates], [*languages.seen, *languages.unseen]
+        )
     for row, (language, confidence) in zip(candidates, found, strict=True):
         row["detected_language"], row["language_confidence"] = language, confidence

@@ -9,10 +9,9 @@ from typing import TypeVar
 import torch
 
 from stages.contract import Context
+from stages.models.device import is_out_of_memory
 
 Result = TypeVar("Result")
-
-_MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def pack(lengths: Sequence[int], token_budget: int, rows_per_item: int = 1) -> list[list[int]]:
@@ -111,14 +110,6 @@ class TokenBudget:
             results.update(zip(batch, outputs, strict=True))
             todo.pop(0)
         return [results[i] for i in sorted(results)]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for CUDA and CPU allocation failures; PyTorch raises a plain RuntimeError for the
-    latter."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(m in str(error).lower() for m in _MEMORY_MESSAGES)
 
 
 def release_memory() -> None:

@@ -9,7 +9,7 @@ it. The head's own weights get no gradient here: the head is not sketched.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from schemas.errors import first_line
-from stages.gradients.batching import TokenBudget, is_out_of_memory
+from stages.gradients.batching import TokenBudget
 from stages.gradients.rows import Row, RowBatch
 from stages.gradients.sharing import shared_prefixes
+from stages.models.device import is_out_of_memory
 from stages.models.text_model import backbone
 
 CHUNK_ELEMENTS = 32 * 1024 * 1024
@@ -152,9 +153,10 @@ def score_rows(
     budget: TokenBudget,
     chunk_elements: int = CHUNK_ELEMENTS,
     misfits: list[int] | None = None,
+    done: Callable[[int], None] = lambda rows: None,
 ) -> list[Tensor]:
     """Per-token log-probabilities of each row's completion, in row order, on the CPU in float32; no
-    gradient. `misfits` as in `TokenBudget.run`.
+    gradient. `misfits` as in `TokenBudget.run`. done: told the rows of each forward.
 
     The sequence value s(y) is the tensor's `.double().sum()`, the mean-token value its mean. The
     model is used in evaluation mode and its mode restored; batches follow `budget` and back off
@@ -168,6 +170,7 @@ def score_rows(
     def compute(indices: list[int]) -> list[Tensor]:
         batch = RowBatch.build([rows[i] for i in indices], device)
         values_BC = completion_logprobs(model, batch, head, chunk_elements).to("cpu")
+        done(len(indices))
         return [values_BC[b, : len(rows[i].completion)].clone() for b, i in enumerate(indices)]
 
     try:

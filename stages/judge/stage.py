@@ -67,13 +67,14 @@ class _Judging:
         """One request, or one per vote; or why there is none."""
         config, renderer = self._config, self.engine.renderer
         rubric = self._rubric(row["language"])
+        answer = row["text"] if config.thoughts else renderer.thoughts.said(row["text"])
         texts = rubric.expected_score if self._scoring else rubric.additive
         system = config.sampling.system_prompt
         try:
             if self._scoring:
-                ids = score_ids(renderer, texts, messages, row["text"], self._tokens, system)
+                ids = score_ids(renderer, texts, messages, answer, self._tokens, system)
             else:
-                ids = renderer.prompt_ids(score_prompt(texts, messages, row["text"]), system)
+                ids = renderer.prompt_ids(score_prompt(texts, messages, answer), system)
         except RenderError as error:
             return _drop(row, "cannot_render", str(error), failed=True)
         room = 1 if self._scoring else config.sampling.max_tokens

@@ -7,8 +7,10 @@ from hashlib import blake2b
 import polars as pl
 
 from stages.contract import Context, Drop
-from stages.text.language import UNKNOWN, same_language, unidentifiable
-from stages.text.messages import comparable
+from stages.text.codes import UNKNOWN, same_language
+from stages.text.language import unidentifiable
+from stages.text.messages import BadRow, comparable
+from stages.text.thoughts import Policy, Thoughts
 
 _COLUMNS = [
     "candidate_id",
@@ -22,17 +24,20 @@ _COLUMNS = [
 ]
 
 
-def load_candidates(ctx: Context) -> pl.DataFrame:
+def load_candidates(ctx: Context, thoughts: Thoughts) -> pl.DataFrame:
     """A row a candidate, in table order, without its text.
 
-    row: position in the table. key: digest of the text as it is compared (null: empty). score: mean over the votes that
+    row: position in the table. key: digest of what is learnt of the text (text.thoughts), as it is compared (null: empty).
+    refused: why nothing of it can be learnt (null: it can). score: mean over the votes that
     could be read. reason, detail: why it may not be paired (null: it may).
     """
     frames = []
     for path in ctx.inputs["candidates"]:
         frame = pl.read_parquet(path, columns=[*_COLUMNS, "text"], glob=False)
-        keys = pl.Series("key", [_key(text) for text in frame["text"]], dtype=pl.Binary)
-        frames.append(frame.drop("text").with_columns(keys))
+        learnt = [_key(text, thoughts, ctx.config.text.thoughts) for text in frame["text"]]
+        keys = pl.Series("key", [key for key, _ in learnt], dtype=pl.Binary)
+        refused = pl.Series("refused", [reason for _, reason in learnt], dtype=pl.String)
+        frames.append(frame.drop("text").with_columns(keys, refused))
     light = pl.concat(frames).with_row_index("row")
     scores = ctx.scan("judgements").group_by("candidate_id", maintain_order=True).agg(pl.col("score").mean()).collect()
     light = light.join(scores, on="candidate_id", how="left", maintain_order="left")
@@ -58,9 +63,13 @@ def collapse(usable: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _key(text: str) -> bytes | None:
-    same = comparable(text)
-    return blake2b(same.encode(), digest_size=16).digest() if same else None
+def _key(text: str, thoughts: Thoughts, policy: Policy) -> tuple[bytes | None, str | None]:
+    """(digest of what is learnt of a text, why nothing is)"""
+    try:
+        same = comparable(thoughts.target(text, policy))
+    except BadRow as bad:
+        return None, bad.reason if bad.reason != "empty" else None
+    return (blake2b(same.encode(), digest_size=16).digest() if same else None), None
 
 
 def _wrong_languages(ctx: Context, light: pl.DataFrame) -> pl.DataFrame:
@@ -81,6 +90,8 @@ def _with_reasons(light: pl.DataFrame, ctx: Context) -> pl.DataFrame:
     reason = (
         pl.when(truncated)
         .then(pl.lit("truncated"))
+        .when(pl.col("refused").is_not_null())
+        .then(pl.col("refused"))
         .when(pl.col("key").is_null())
         .then(pl.lit("empty"))
         .when(pl.col("wrong") & sure)

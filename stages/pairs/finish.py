@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from schemas.ids import content_id
 from stages.contract import Context, Drop
-from stages.text.messages import Messages
-from stages.text.render import RenderError, load_renderer
+from stages.text.messages import BadRow, Messages, comparable
+from stages.text.render import Renderer, RenderError, check_thoughts, load_renderer
+
+_EXCERPT = 200  # characters
 
 
 @dataclass(frozen=True)
@@ -33,26 +36,52 @@ class Draft:
 
 
 class Finisher:
-    """Makes rows of the pairs table: control marks neutralised, system prompt added or folded, length checked.
+    """Makes rows of the pairs table: thoughts as text.thoughts says, control marks neutralised, system prompt added or
+    folded, length checked.
 
-    system_prompt: what the answers were generated under, None for imported pairs.
+    system_prompt: what the answers were generated under, None for imported pairs. Raises UserError where thoughts are to be
+    kept and the template leaves them out.
     """
 
     def __init__(self, ctx: Context, system_prompt: str | None) -> None:
         self._round, self._system = ctx.round, system_prompt
         self._longest = ctx.config.text.max_length
-        self._renderer = load_renderer(ctx.models["policy"], ctx.config.text, ctx.config.model.trust_remote_code)
-        self.marks = 0
-        for note in self._renderer.notes:
+        self._policy = ctx.config.text.thoughts
+        self.renderer: Renderer = load_renderer(
+            ctx.models["policy"], ctx.config.text, ctx.config.model.trust_remote_code
+        )
+        check_thoughts(self.renderer, self._policy)
+        self._counts: Counter[str] = Counter()
+        for note in self.renderer.notes:
             ctx.progress.note(note)
 
+    @property
+    def stats(self) -> dict[str, float]:
+        """Control marks that were broken, in prompts and in answers, and thoughts left out of answers."""
+        names = ("neutralised_marks", "neutralised_marks_in_answers", "thoughts_left_out")
+        return {name: float(self._counts[name]) for name in names}
+
+    def notes(self) -> Iterator[str]:
+        """What was done to answers, for people."""
+        if left_out := self._counts["thoughts_left_out"]:
+            yield f"{left_out:,} answers are learnt without the thought before them (text.thoughts: strip)"
+        if broken := self._counts["neutralised_marks_in_answers"]:
+            yield f"{broken:,} control marks of the model inside answers got a space (neutralised_marks_in_answers)"
+
     def finish(self, drafts: Sequence[Draft]) -> tuple[list[dict[str, Any]], list[Drop]]:
-        """(rows of the pairs table, drops). Drop reasons: too_long; failed: cannot_render."""
+        """(rows of the pairs table, drops).
+
+        Drop reasons: too_long, thought, broken_thought, empty, identical (once thoughts are left out); failed: cannot_render.
+        """
         rows: list[dict[str, Any]] = []
         drops: list[Drop] = []
         for draft in drafts:
+            result: dict[str, Any] | Drop
             try:
                 result = self._row(draft)
+            except BadRow as bad:
+                text = draft.chosen[:_EXCERPT] if draft.unit == "row" else ""
+                result = Drop(draft.unit, draft.row_id, draft.language, bad.reason, bad.detail, text=text)
             except RenderError as error:
                 result = Drop(draft.unit, draft.row_id, draft.language, "cannot_render", str(error), failed=True)
             if isinstance(result, Drop):
@@ -61,15 +90,17 @@ class Finisher:
                 rows.append(result)
         return rows, drops
 
-    def _row(self, draft: Draft) -> dict[str, Any] | Drop:
-        prompt = self._renderer.prepare(draft.prompt, self._system)
-        self.marks += sum(self._renderer.neutralise(message["content"])[1] for message in draft.prompt)
-        chosen, rejected = self._answer(draft.chosen), self._answer(draft.rejected)
-        ids = self._renderer.pair_ids(prompt, chosen, rejected)
+    def _row(self, draft: Draft) -> dict[str, Any]:
+        targets = [self._target(text) for text in (draft.chosen, draft.rejected)]
+        if comparable(targets[0]) == comparable(targets[1]):
+            raise BadRow("identical", "without thoughts")
+        prompt = self.renderer.prepare(draft.prompt, self._system)
+        chosen, rejected = self._answer(targets[0]), self._answer(targets[1])
+        ids = self.renderer.pair_ids(prompt, chosen, rejected)
         tokens = len(ids.prompt) + max(len(ids.chosen), len(ids.rejected))
         if tokens > self._longest:
-            detail = f"{tokens} tokens > text.max_length {self._longest}"
-            return Drop(draft.unit, draft.row_id, draft.language, "too_long", detail)
+            raise BadRow("too_long", f"{tokens} tokens > text.max_length {self._longest}")
+        self._counts["neutralised_marks"] += sum(self.renderer.neutralise(m["content"])[1] for m in draft.prompt)
         return {
             "pair_id": content_id(draft.prompt_id, chosen, rejected),
             "round": self._round,
@@ -87,7 +118,13 @@ class Finisher:
             "source": draft.source,
         }
 
+    def _target(self, text: str) -> str:
+        target = self.renderer.thoughts.target(text, self._policy)
+        self._counts["thoughts_left_out"] += target != text and len(target) < len(text)
+        return target
+
     def _answer(self, text: str) -> Messages:
-        harmless, broken = self._renderer.neutralise(text)
-        self.marks += broken
+        harmless, broken = self.renderer.neutral_answer(text)
+        self._counts["neutralised_marks"] += broken
+        self._counts["neutralised_marks_in_answers"] += broken
         return [{"role": "assistant", "content": harmless}]

@@ -13,6 +13,7 @@ from stages.contract import Context, Drop, Stopped
 from stages.pairs.candidates import candidate_drops, collapse, load_candidates
 from stages.pairs.finish import Draft
 from stages.pairs.length_control import choose, fit_cost
+from stages.text.thoughts import Thoughts
 
 SOURCE = "self-rewarding"
 _CHUNK = 4096  # prompts whose texts are in memory together
@@ -25,13 +26,18 @@ class FromCandidates:
     drops grows while drafting.
     """
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, thoughts: Thoughts) -> None:
         self._ctx, self._config = ctx, ctx.config
-        light = load_candidates(ctx)
+        light = load_candidates(ctx, thoughts)
         prompts = light.unique("prompt_id", keep="first", maintain_order=True)
         self._units = {"candidate": light["language"].to_list(), "prompt": prompts["language"].to_list()}
         self.drops: list[Drop] = candidate_drops(light)
         self._picked = self._pick(prompts, light.filter(pl.col("reason").is_null()))
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """Nothing is counted beyond the account."""
+        return {}
 
     def units(self) -> dict[str, Iterator[str]]:
         """unit -> the language of every candidate or prompt that came in."""

@@ -1,73 +1,34 @@
-"""Pairs that somebody else made: flat or conversational preference data sets."""
+"""Pairs that somebody else made: preference data sets in the layouts of docs/data.md."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import takewhile
 from typing import Any
 
-from schemas.config.sources import PairFields, PairSource
+from schemas.config.sources import PairSource
 from schemas.ids import canonical_json, content_id
 from stages.contract import Context, Drop, Stopped
 from stages.pairs.finish import Draft
-from stages.sources import Batch, columns_of, read_rows
-from stages.text.assign import RunLanguages, Splitter, group_of
-from stages.text.language import UNKNOWN
-from stages.text.messages import BadRow, Messages, comparable, read_messages, read_prompt, spoken
-
-_OPTIONAL = ("prompt", "language", "group_id")
-
-
-@dataclass(frozen=True)
-class RawPair:
-    """A pair as the data has it, cleaned; prompt ends in a user turn."""
-
-    prompt: Messages
-    chosen: str
-    rejected: str
-
-
-def read_pair(prompt: Any, chosen: Any, rejected: Any) -> RawPair:
-    """Clean prompt and answers from texts or message lists.
-
-    When chosen and rejected are whole conversations the messages they share are the prompt, as in TRL's
-    `extract_prompt`. Raises BadRow: as read_prompt, and no_prompt, several_answers (more than one assistant message, or
-    another role, after the shared part), identical (the answers are the same after normalisation).
-    """
-    sides = [read_messages(side, role="assistant") for side in (chosen, rejected)]
-    if all(side[0]["role"] != "assistant" for side in sides):
-        both = zip(*sides, strict=False)
-        shared = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], both)]
-        if not shared:
-            raise BadRow("no_prompt", "the two conversations share no message")
-        if all(len(side) == len(shared) for side in sides):
-            raise BadRow("identical")
-        prompt, sides = shared, [side[len(shared) :] for side in sides]
-    elif prompt is None:
-        raise BadRow("no_prompt", "the answers are no whole conversations either")
-    messages = read_prompt(prompt)
-    for side in sides:
-        if len(side) != 1 or side[0]["role"] != "assistant":
-            raise BadRow("several_answers", f"{len(side)} messages after the prompt, roles {[m['role'] for m in side]}")
-    answers = [side[0]["content"] for side in sides]
-    if comparable(answers[0]) == comparable(answers[1]):
-        raise BadRow("identical")
-    return RawPair(messages, answers[0], answers[1])
+from stages.pairs.read import RawPair, is_several, pair_batches, pairs_of
+from stages.sources import Batch, excerpt
+from stages.text.assign import Label, RunLanguages, Splitter, Spoken, group_of
+from stages.text.codes import UNKNOWN
+from stages.text.messages import BadRow, comparable, spoken
 
 
 class Imported:
     """Drafts of pairs from pairs.sources.
 
-    Unit row. Drop reasons: those of `read_pair`, of RunLanguages (language_not_in_run, wrong_language, ...), bad_score,
-    duplicate. A language is checked on prompt and chosen answer together. drops grows while drafting.
+    Unit row; a row with several pairs counts once a pair (`FILE:3#2`). Drop reasons: those of `pairs_of`, of RunLanguages
+    (language_not_in_run, wrong_language, ...), rated_below, tie (scores that differ by less than pairs.min_margin), duplicate.
+    drops grows while drafting, stats too: unread_scores, rated_below, labels_overruled.
+    longest_text: characters from which a text is dropped (too_long) before anything looks at it.
     """
 
-    def __init__(self, ctx: Context) -> None:
-        self._ctx = ctx
+    def __init__(self, ctx: Context, longest_text: int) -> None:
+        self._ctx, self._longest = ctx, longest_text
         config = ctx.config
         self._languages = RunLanguages(config.languages)
         self._splitter = Splitter(
@@ -75,12 +36,13 @@ class Imported:
             config.languages.unseen,
             config.pairs.dev_fraction,
             config.pairs.test_fraction,
-            remember=any(source.fields.split for source in config.pairs.sources),
+            remember=any(source.fields.split or source.splits for source in config.pairs.sources),
         )
         self._rows: Counter[str] = Counter()
         self._seen: dict[bytes, str] = {}
+        self._counts: Counter[str] = Counter()
         self.drops: list[Drop] = []
-        self._readers = [(source, self._open(source)) for source in config.pairs.sources]
+        self._readers = [(source, pair_batches(source, self._languages.codes)) for source in config.pairs.sources]
         for note in self._languages.notes:
             ctx.progress.note(note)
 
@@ -88,6 +50,15 @@ class Imported:
     def amount(self) -> int:
         """0: how many rows the sources have is known when they are read."""
         return 0
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """What was counted over all rows."""
+        return {
+            "unread_scores": float(self._counts["unread_scores"]),
+            "rated_below": float(self._counts["rated_below"]),
+            "labels_overruled": float(self._languages.overruled),
+        }
 
     def units(self) -> dict[str, Iterator[str]]:
         """unit -> the language of every row that came in."""
@@ -99,57 +70,88 @@ class Imported:
             for batch in batches:
                 if self._ctx.stop():
                     raise Stopped
-                yield self._batch(batch, source.fields)
+                for note in batch.notes:
+                    self._ctx.progress.note(f"{batch.source}: {note}")
+                yield self._batch(batch, source)
+        for note in self._summary():
+            self._ctx.progress.note(note)
+
+    def _summary(self) -> Iterator[str]:
         if self._splitter.moved:
-            self._ctx.progress.note(f"{self._splitter.moved} rows took their translation group's split, not their own")
+            yield f"{self._splitter.moved} rows took their translation group's split, not their own"
+        if several := self._counts["several"]:
+            yield f"{several:,} rows have several rejected answers: the first of each is taken (`many: all` takes every one)"
+        if below := self._counts["rated_below"]:
+            yield f"{below:,} pairs are dropped because the data rates chosen below rejected (rated_below)"
+        if unread := self._counts["unread_scores"]:
+            yield f"{unread:,} scores cannot be read as a number: these pairs go on without"
+        if overruled := self._languages.overruled:
+            yield f"{overruled:,} rows keep their label although the language identifier does not confirm it"
 
-    def _open(self, source: PairSource) -> Iterator[Batch]:
-        required, optional = columns_of(source.fields, _OPTIONAL)
-        return read_rows(source, self._languages.codes, required, optional)
-
-    def _batch(self, batch: Batch, fields: PairFields) -> list[Draft]:
-        rows: list[tuple[str, dict[str, Any], str | None, RawPair]] = []
+    def _batch(self, batch: Batch, source: PairSource) -> list[Draft]:
+        rows: list[tuple[str, dict[str, Any], Label | None, RawPair]] = []
         for number, cells in enumerate(batch.rows, start=batch.start):
-            row_id, language = f"{batch.source}:{number}", None
-            try:
-                language = self._languages.label(_cell(cells, fields.language), batch.language)
-                pair = read_pair(_cell(cells, fields.prompt), cells[fields.chosen], cells[fields.rejected])
-                rows.append((row_id, cells, language, pair))
-            except BadRow as bad:
-                self._drop(row_id, language, bad)
-        found = self._languages.identify([f"{spoken(pair.prompt)}\n{pair.chosen}" for _, _, _, pair in rows])
+            found = list(pairs_of(cells, source, self._longest))
+            several = cells.get(source.fields.rejected)
+            self._counts["several"] += source.many == "one" and is_several(several) and len(several or ()) > 1
+            for place, pair in enumerate(found, start=1):
+                row_id = f"{batch.source}:{number}" + (f"#{place}" if len(found) > 1 else "")
+                try:
+                    label = self._languages.label(_cell(cells, source.fields.language), batch.language)
+                except BadRow as bad:
+                    self._drop(row_id, None, bad, cells)
+                    continue
+                if isinstance(pair, BadRow):
+                    self._drop(row_id, label[0] if label else None, pair, cells)
+                else:
+                    rows.append((row_id, cells, label, pair))
+        texts = [text for _, _, _, pair in rows for text in (spoken(pair.prompt), pair.chosen)]
+        guesses = self._languages.guess(texts)
         drafts = []
-        for (row_id, cells, label, pair), (detected, confidence) in zip(rows, found, strict=True):
-            language = label
+        for at, (row_id, cells, label, pair) in enumerate(rows):
+            both = [Spoken(texts[n], guesses[n]) for n in (2 * at, 2 * at + 1)]
+            language = label[0] if label else None
             try:
-                language = self._languages.settle(label, detected, confidence)
-                drafts.append(self._draft(row_id, cells, language, pair, fields, batch.source))
+                language = self._languages.settle(label, both)
+                drafts.append(self._draft(row_id, cells, language, pair, source, batch))
                 self._rows[language] += 1
             except BadRow as bad:
-                self._drop(row_id, language, bad)
+                self._drop(row_id, language, bad, cells)
         return drafts
 
     def _draft(
-        self, row_id: str, cells: dict[str, Any], language: str, pair: RawPair, fields: PairFields, source: str
+        self, row_id: str, cells: dict[str, Any], language: str, pair: RawPair, source: PairSource, batch: Batch
     ) -> Draft:
-        scores = [_score(_cell(cells, name)) for name in (fields.chosen_score, fields.rejected_score)]
+        self._counts["unread_scores"] += pair.unread
+        self._check_scores(pair)
         self._check_new(row_id, language, pair)
         prompt_id = content_id(language, pair.prompt)
-        group_id = group_of(_cell(cells, fields.group_id), prompt_id)
+        group_id = group_of(_cell(cells, source.fields.group_id), prompt_id)
+        own = _cell(cells, source.fields.split)
         return Draft(
             unit="row",
             row_id=row_id,
             language=language,
-            split=self._splitter.split(language, group_id, _cell(cells, fields.split) or None, row_id),
+            split=self._splitter.split(language, group_id, own or batch.split, row_id, source.splits),
             group_id=group_id,
             prompt_id=prompt_id,
             prompt=pair.prompt,
             chosen=pair.chosen,
             rejected=pair.rejected,
-            source=source,
-            chosen_score=scores[0],
-            rejected_score=scores[1],
+            source=batch.source,
+            chosen_score=pair.chosen_score,
+            rejected_score=pair.rejected_score,
         )
+
+    def _check_scores(self, pair: RawPair) -> None:
+        if pair.chosen_score is None or pair.rejected_score is None:
+            return
+        margin, least = pair.chosen_score - pair.rejected_score, self._ctx.config.pairs.min_margin
+        if margin < 0:
+            self._counts["rated_below"] += 1
+            raise BadRow("rated_below", f"chosen {pair.chosen_score:g}, rejected {pair.rejected_score:g}")
+        if margin < least:
+            raise BadRow("tie", f"gap {margin:.4g}, min_margin {least}")
 
     def _check_new(self, row_id: str, language: str, pair: RawPair) -> None:
         parts = [language, *(comparable(text) for text in (spoken(pair.prompt), pair.chosen, pair.rejected))]
@@ -158,20 +160,10 @@ class Imported:
         if first != row_id:
             raise BadRow("duplicate", f"of {first}")
 
-    def _drop(self, row_id: str, language: str | None, bad: BadRow) -> None:
+    def _drop(self, row_id: str, language: str | None, bad: BadRow, cells: dict[str, Any]) -> None:
         self._rows[language or UNKNOWN] += 1
-        self.drops.append(Drop("row", row_id, language or UNKNOWN, bad.reason, bad.detail))
+        self.drops.append(Drop("row", row_id, language or UNKNOWN, bad.reason, bad.detail, text=excerpt(cells)))
 
 
 def _cell(cells: dict[str, Any], column: str | None) -> Any:
     return cells.get(column) if column else None
-
-
-def _score(value: Any) -> float | None:
-    if value is None or value == "":
-        return None
-    try:
-        score = float(value)
-    except (TypeError, ValueError) as error:
-        raise BadRow("bad_score", f"{str(value)[:40]!r} is not a number") from error
-    return None if math.isnan(score) else score

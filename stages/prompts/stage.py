@@ -4,47 +4,40 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.config.sources import PromptFields, PromptSource
-from schemas.errors import UserError
+from schemas.config.sources import PromptSource
 from schemas.ids import content_id
-from schemas.manifests import Tally
 from schemas.tables import TABLES
 from stages.contract import Account, Context, Drop, Rows, Stopped, TableStage, tally
+from stages.empty import without_languages
 from stages.prompts.duplicates import Deduplicator
-from stages.sources import Batch, columns_of, read_rows
-from stages.text.assign import UNSEEN, RunLanguages, Splitter, group_of
-from stages.text.language import UNKNOWN
-from stages.text.messages import BadRow, Messages, read_prompt, spoken
+from stages.prompts.reading import Read, Reader, Row, read_all
+from stages.sources import EXCERPT, Batch, columns_of, read_rows
+from stages.text.assign import UNSEEN, Splitter, group_of
+from stages.text.messages import spoken
 
 _SCHEMA = TABLES["prompts"].schema
-
-
-@dataclass
-class _Row:
-    """A row on its way through the rules."""
-
-    row_id: str
-    number: int
-    cells: dict[str, Any]
-    language: str | None = None
-    messages: Messages | None = None
-    confidence: float = 0.0
+_FIX = (
+    "Add prompts in this language, relax the rule that dropped them, or take it out of languages.seen; if the sources are not "
+    "what you think, look at their `fields` and `language`."
+)
 
 
 class Prompts(TableStage):
     """TableStage: sources -> prompts. Units: rows of the sources, in their order.
 
     Drop reasons: empty, not_text, tool_calls, unknown_role, no_user_turn; invalid_language, language_not_in_run,
-    no_language, low_confidence, wrong_language; too_short, too_long; duplicate, near_duplicate;
+    no_language, low_confidence, wrong_language; too_short, too_long (far over prompts.max_chars before anything else is looked
+    at); duplicate, near_duplicate;
     translation_of_training (a row of an unseen language whose translation group is trained on in another language:
     answering it would show what was trained on). Rows of unseen languages come last.
-    Raises UserError for unusable sources, a split that is none, or a seen language without a training prompt.
+    Raises UserError for unusable sources or a split that is none; the account refuses to go on without training prompts
+    in a seen language (pairs.on_empty_language) or in any.
     """
 
     def run(self, ctx: Context) -> Iterator[Rows | Account]:
@@ -56,103 +49,88 @@ class _Run:
     def __init__(self, ctx: Context) -> None:
         self.ctx, self.config = ctx, ctx.config.prompts
         run_languages = ctx.config.languages
-        self.languages = RunLanguages(run_languages)
+        self.reader = Reader(ctx.config)
         self.splitter = Splitter(
             ctx.config.seed,
             run_languages.unseen,
             self.config.dev_fraction,
             self.config.test_fraction,
-            remember=any(source.fields.split for source in self.config.sources),
+            remember=any(source.fields.split or source.splits for source in self.config.sources),
         )
         threshold = self.config.near_duplicate_threshold
-        self.deduplicators = {code: Deduplicator(threshold) for code in self.languages.codes}
+        self.deduplicators = {code: Deduplicator(threshold) for code in self.reader.languages.codes}
         self.rows_in: Counter[str] = Counter()
         self.kept: Counter[tuple[str, str]] = Counter()
         self.trained_groups: set[str] = set()
         self.unseen: list[pa.Table] = []
         self.drops: list[Drop] = []
+        self.overruled = 0
 
     def run(self) -> Iterator[Rows | Account]:
-        readers = [(source, self._open(source)) for source in self.config.sources]
-        for note in self.languages.notes:
+        readers = [self._open(source) for source in self.config.sources]
+        for note in self.reader.languages.notes:
             self.ctx.progress.note(note)
         yield Rows("prompts", _SCHEMA.empty_table())
         self.ctx.progress.total(0, "rows")
-        for source, batches in readers:
-            for batch in batches:
+        batches = ((number, batch) for number, reader in enumerate(readers) for batch in reader)
+        with closing(read_all(self.reader, self.ctx.config, batches)) as read:
+            for done in read:
                 if self.ctx.stop():
                     raise Stopped
-                table = pa.Table.from_pylist(self._batch(batch, source.fields), schema=_SCHEMA)
+                for note in done.notes:
+                    self.ctx.progress.note(f"{done.batch_source}: {note}")
+                table = pa.Table.from_pylist(self._rows(done), schema=_SCHEMA)
                 is_unseen = pc.equal(table["split"], UNSEEN)
                 self.unseen.append(table.filter(is_unseen))
                 if len(seen := table.filter(pc.invert(is_unseen))):
                     yield Rows("prompts", seen)
-                self.ctx.progress.advance(len(batch.rows))
+                self.ctx.progress.advance(done.count)
         for table in self.unseen:
             if len(clean := self._without_translations(table)):
                 yield Rows("prompts", clean)
         tallies = tally("row", self.rows_in.elements(), self.drops)
-        self._check_train(tallies)
         if self.splitter.moved:
             self.ctx.progress.note(
                 f"{self.splitter.moved} rows took the split of their translation group instead of their own"
             )
-        yield Account(tallies, self.drops)
+        if overruled := self.overruled:
+            self.ctx.progress.note(
+                f"{overruled:,} rows keep their label although the language identifier does not confirm it"
+            )
+        empty = [code for code in self.ctx.config.languages.seen if not self.kept[code, "train"]]
+        kept: Counter[str] = Counter()
+        for (code, _), count in self.kept.items():
+            kept[code] += count
+        refusal = without_languages(self.ctx, "prompts", empty, self.drops, kept=kept, fix=_FIX)
+        stats = {"labels_overruled": float(overruled), "languages_without_prompts": float(len(empty))}
+        yield Account(tallies, self.drops, stats, refusal=refusal)
 
     def _open(self, source: PromptSource) -> Iterator[Batch]:
         required, optional = columns_of(source.fields, ("language", "group_id"))
-        return read_rows(source, self.languages.codes, required, optional)
+        return read_rows(source, self.reader.languages.codes, required, optional)
 
-    def _batch(self, batch: Batch, fields: PromptFields) -> list[dict[str, Any]]:
-        rows = [_Row(f"{batch.source}:{batch.start + i}", batch.start + i, cells) for i, cells in enumerate(batch.rows)]
-        rows = [row for row in rows if self._parse(row, fields, batch.language)]
-        found = self.languages.identify([spoken(row.messages or []) for row in rows])
-        rows = [row for row, (code, confidence) in zip(rows, found, strict=True) if self._settle(row, code, confidence)]
-        return [self._finish(row, fields, batch.source) for row in self._without_duplicates(rows)]
+    def _rows(self, read: Read) -> list[dict[str, Any]]:
+        """Rows of the prompts table, less duplicates."""
+        self.overruled += read.overruled
+        self.drops += read.drops
+        self.rows_in.update(drop.language for drop in read.drops)
+        return [self._row(row, read) for row in read.rows if self._is_new(row)]
 
-    def _parse(self, row: _Row, fields: PromptFields, source_language: str | None) -> bool:
-        try:
-            label = row.cells.get(fields.language) if fields.language else None
-            row.language = self.languages.label(label, source_language)
-            system = row.cells.get(fields.system) if fields.system else None
-            row.messages = read_prompt(row.cells.get(fields.prompt), system)
-            characters = len(spoken(row.messages))
-            if characters < self.config.min_chars:
-                raise BadRow("too_short", f"{characters} characters")
-            if characters > self.config.max_chars:
-                raise BadRow("too_long", f"{characters} characters")
-        except BadRow as bad:
-            return self._drop(row, bad)
-        return True
+    def _is_new(self, row: Row) -> bool:
+        assert row.key is not None, "every row that was read has one"
+        self.rows_in[row.language] += 1
+        verdict = self.deduplicators[row.language].check(row.row_id, row.key)
+        if verdict is not None:
+            detail, text = f"of {verdict[1]}", spoken(row.messages)[:EXCERPT]
+            self.drops.append(Drop("row", row.row_id, row.language, verdict[0], detail, text=text))
+        return verdict is None
 
-    def _settle(self, row: _Row, detected: str, confidence: float) -> bool:
-        row.confidence = confidence
-        try:
-            row.language = self.languages.settle(row.language, detected, confidence)
-        except BadRow as bad:
-            return self._drop(row, bad)
-        return True
-
-    def _without_duplicates(self, rows: list[_Row]) -> list[_Row]:
-        stay: list[_Row] = []
-        for language, deduplicator in self.deduplicators.items():
-            mine = [row for row in rows if row.language == language]
-            texts = [spoken(row.messages or []) for row in mine]
-            full = ["\n".join(message["content"] for message in row.messages or []) for row in mine]
-            for row, verdict in zip(mine, deduplicator.check([r.row_id for r in mine], texts, full), strict=True):
-                if verdict is None:
-                    stay.append(row)
-                else:
-                    self._drop(row, BadRow(verdict[0], f"of {verdict[1]}"))
-        return sorted(stay, key=lambda row: row.number)
-
-    def _finish(self, row: _Row, fields: PromptFields, source: str) -> dict[str, Any]:
-        language, messages = str(row.language), row.messages
-        prompt_id = content_id(language, messages)
-        group_id = group_of(row.cells.get(fields.group_id) if fields.group_id else None, prompt_id)
-        override = (row.cells.get(fields.split) or None) if fields.split else None
-        split = self.splitter.split(language, group_id, override, row.row_id)
-        self.rows_in[language] += 1
+    def _row(self, row: Row, read: Read) -> dict[str, Any]:
+        language = row.language
+        prompt_id = content_id(language, row.messages)
+        group_id = group_of(row.group, prompt_id)
+        names = self.config.sources[read.source].splits
+        split = self.splitter.split(language, group_id, row.split or read.split, row.row_id, names)
         self.kept[language, split] += 1
         if split == "train":
             self.trained_groups.add(group_id)
@@ -161,9 +139,9 @@ class _Run:
             "group_id": group_id,
             "language": language,
             "split": split,
-            "messages": messages,
+            "messages": row.messages,
             "language_confidence": row.confidence,
-            "source": source,
+            "source": read.batch_source,
             "source_row": row.number,
         }
 
@@ -175,31 +153,3 @@ class _Run:
             self.kept[language, UNSEEN] -= 1
             self.drops.append(Drop("row", row_id, language, "translation_of_training", f"group {row['group_id']}"))
         return table.filter(pc.invert(trained))
-
-    def _drop(self, row: _Row, bad: BadRow) -> bool:
-        language = row.language or UNKNOWN
-        self.rows_in[language] += 1
-        self.drops.append(Drop("row", row.row_id, language, bad.reason, bad.detail))
-        return False
-
-    def _check_train(self, tallies: list[Tally]) -> None:
-        by_language = {entry.language: entry for entry in tallies}
-        for language in self.ctx.config.languages.seen:
-            if self.kept[language, "train"]:
-                continue
-            entry = by_language.get(language)
-            held_out = sum(count for (code, _), count in self.kept.items() if code == language)
-            dropped = ", ".join(
-                f"{reason} {count}" for reason, count in sorted((entry.dropped if entry else {}).items())
-            )
-            raise UserError(
-                f"no training prompt is left in {language}: {entry.rows_in if entry else 0} rows in, "
-                f"dropped: {dropped or 'none'}, held out: {held_out}" + (self._other_drops() if entry is None else ""),
-                where="prompts.sources",
-                fix="Add prompts in this language, relax the rule that dropped them, or take it out of languages.seen.",
-            )
-
-    def _other_drops(self) -> str:
-        """Reasons of rows whose language could not be told or is not in the run: they may be the ones missed."""
-        reasons = Counter(drop.reason for drop in self.drops if drop.language == UNKNOWN)
-        return "".join(f"; of unknown language: {reason} {count}" for reason, count in sorted(reasons.items()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from markupsafe import Markup
 
 from stages.report.svg import Format, Frame, element, path, picture
@@ -20,20 +21,10 @@ class Series:
     values: Sequence[float]
 
 
-def bin_edges(low: float, high: float, bins: int) -> list[float]:
-    """bins + 1 equally spaced edges; a single value gets a little room around it."""
-    if not high > low:
-        low, high = low - 0.5, low + 0.5
-    return [low + (high - low) * i / bins for i in range(bins + 1)]
-
-
 def bin_counts(values: Sequence[float], edges: Sequence[float]) -> list[int]:
     """How many values fall in each bin; values outside count in the first or the last."""
-    counts = [0] * (len(edges) - 1)
-    width = edges[1] - edges[0]
-    for value in values:
-        counts[min(max(int((value - edges[0]) // width), 0), len(counts) - 1)] += 1
-    return counts
+    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), bins=edges)
+    return counts.tolist()
 
 
 def histogram(
@@ -54,7 +45,7 @@ def histogram(
                     element("title", note),
                     x=x + 0.5,
                     y=top,
-                    width=max(frame.x(edges[i + 1]) - x - 1, 0.8),
+                    width=frame.x(edges[i + 1]) - x - 1,
                     height=frame.y(base[i]) - top,
                     class_=f"fill-{series.css}",
                 )
@@ -127,7 +118,7 @@ def value_bar(value: float, low: float, high: float, label: str, css: str, basel
 
 
 @dataclass(frozen=True)
-class Change:
+class ChangeBar:
     """A value before and after with its 95% interval; any end may be missing."""
 
     name: str
@@ -137,7 +128,7 @@ class Change:
     after_interval: tuple[float, float] | None
 
 
-def changes(rows: Sequence[Change], label: str, *, x_format: Format, reference: float | None = None) -> Markup:
+def changes(rows: Sequence[ChangeBar], label: str, *, x_format: Format, reference: float | None = None) -> Markup:
     """A row per name: hollow dot before, filled dot after, thin lines for the intervals."""
     values = [v for r in rows for v in (r.before, r.after, *(r.before_interval or ()), *(r.after_interval or ()))]
     seen = [v for v in values if v is not None] + ([reference] if reference is not None else [])

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 from markupsafe import Markup
 
-from stages.report.charts import Series, bin_counts, bin_edges, distributions, histogram
+from stages.report.charts import Series, bin_counts, distributions, histogram
 from stages.report.data import Tables, in_order
 from stages.report.text import fixed
 
@@ -49,7 +50,7 @@ def scores(tables: Tables, round_: int, languages: Sequence[str], by_conflict: b
     if scored.is_empty():
         return Scores(round_, [], len(frame), [])
     low, high = _range(scored["score"])
-    edges = bin_edges(low, high, _BINS)
+    edges = np.histogram_bin_edges([low, high], _BINS).tolist()
     histograms = []
     for language in in_order(languages, scored["language"].to_list()):
         mine = scored.filter(language=language)
@@ -132,9 +133,10 @@ def _sides(title: str, unit: str, frame: pl.DataFrame, languages: Sequence[str],
         return None
     frame = frame.rename({frame.columns[1]: "chosen", frame.columns[2]: "rejected"})
     if whole:
-        edges = bin_edges(0, _quantile(pl.concat([frame["chosen"], frame["rejected"]]), 0.99) + 1, _BINS)
+        high = _quantile(pl.concat([frame["chosen"], frame["rejected"]]), 0.99) + 1
+        edges = np.linspace(0, high, _BINS + 1).tolist()
     else:
-        edges = bin_edges(0, 5, 20)
+        edges = np.linspace(0, 5, 21).tolist()
     series = [
         Series(name, css, bin_counts(frame[name].to_list(), edges))
         for name, css in (("chosen", "kept"), ("rejected", "dropped0"))

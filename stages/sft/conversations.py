@@ -7,18 +7,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import langcodes
 import pyarrow as pa
 
+from schemas.config.model import TextConfig
 from schemas.config.sft import ConversationFields, ConversationSource
 from schemas.errors import UserError
 from schemas.ids import content_id
 from schemas.tables import TABLES
+from stages.cells import word
 from stages.contract import Context, Drop, Stopped
-from stages.sources import Batch, columns_of, read_rows
-from stages.text.language import UNKNOWN
-from stages.text.messages import BadRow, Messages, clean, read_messages, read_prompt
-from stages.text.render import Renderer, RenderError
+from stages.layout import missing_column
+from stages.sources import Batch, columns_of, excerpt, read_rows
+from stages.text.codes import UNKNOWN, standard
+from stages.text.messages import BadRow, Messages, read_messages, read_prompt, too_long, with_system
+from stages.text.render import Renderer, RenderError, check_thoughts
+from stages.text.thoughts import Policy
 
 SCHEMA = TABLES["conversations"].schema
 _OPTIONAL = ("messages", "prompt", "completion", "language")
@@ -68,7 +71,7 @@ def read_conversation(cells: dict[str, Any], fields: ConversationFields) -> Mess
             raise BadRow("several_answers", f"{len(answer)} messages in the completion")
         found = [*found, *answer]
     else:
-        raise BadRow("no_conversation")
+        raise BadRow("no_conversation" if cells.get(fields.prompt) is None else "empty")
     if found[-1]["role"] != "assistant":
         raise BadRow("no_answer", f"the last message is the {found[-1]['role']}'s")
     roles = [message["role"] for message in found]
@@ -76,9 +79,7 @@ def read_conversation(cells: dict[str, Any], fields: ConversationFields) -> Mess
         raise BadRow("no_user_turn", "an answer comes before any user turn")
     if any(not m["content"] for m in found if m["role"] == "assistant"):
         raise BadRow("empty", "an answer is empty")
-    if system and roles[0] != "system" and (content := clean(str(system))):
-        found.insert(0, {"role": "system", "content": content})
-    return found
+    return with_system(found, system)
 
 
 def load_conversations(ctx: Context, renderer: Renderer) -> Conversations:
@@ -89,13 +90,15 @@ def load_conversations(ctx: Context, renderer: Renderer) -> Conversations:
     """
     config, found = ctx.config, Conversations()
     codes = [*config.languages.seen, *config.languages.unseen]
+    check_thoughts(renderer, config.text.thoughts)
     readers = [(source, _open(source, codes)) for source in config.sft.sources]
     for source, batches in readers:
         for batch in batches:
             if ctx.stop():
                 raise Stopped
-            _check_columns(batch, source.fields)
-            _add(found, batch, source.fields, renderer, config.text.max_length)
+            for note in batch.notes:
+                ctx.progress.note(f"{batch.source}: {note}")
+            _add(found, batch, source.fields, renderer, config.text)
             ctx.progress.advance(0, rows_read=float(len(found.languages)))
     if not len(found):
         reasons = Counter(drop.reason for drop in found.drops)
@@ -110,34 +113,40 @@ def load_conversations(ctx: Context, renderer: Renderer) -> Conversations:
 
 def _open(source: ConversationSource, codes: list[str]) -> Iterator[Batch]:
     required, optional = columns_of(source.fields, _OPTIONAL)
-    return read_rows(source, codes, required, optional)
+    return read_rows(source, codes, required, optional, lambda batch: _check_columns(batch, source.fields))
 
 
 def _check_columns(batch: Batch, fields: ConversationFields) -> None:
-    if batch.start == 0 and all(
-        cells.get(fields.messages) is None and cells.get(fields.completion) is None for cells in batch.rows
-    ):
-        raise UserError(
-            f"no row has a conversation: neither {fields.messages!r} nor {fields.prompt!r} and {fields.completion!r}",
-            where=batch.source,
-            fix="Set the source's `fields` (messages, or prompt and completion) to the names of your columns.",
-        )
+    if fields.messages in batch.columns:
+        return
+    if fields.completion in batch.columns:
+        if fields.prompt not in batch.columns:
+            raise missing_column(batch.source, fields.prompt, batch.columns)
+        return
+    error = missing_column(batch.source, fields.messages, batch.columns)
+    raise UserError(
+        f"{error.what}; nor is there {fields.completion!r}, so that no row has a conversation",
+        where=error.where,
+        fix=error.fix,
+    )
 
 
-def _add(found: Conversations, batch: Batch, fields: ConversationFields, renderer: Renderer, longest: int) -> None:
+def _add(found: Conversations, batch: Batch, fields: ConversationFields, renderer: Renderer, text: TextConfig) -> None:
     ids: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     for number, cells in enumerate(batch.rows, start=batch.start):
         label = cells.get(fields.language) if fields.language else None
-        language, row_id = _code(label or batch.language), f"{batch.source}:{number}"
+        language, row_id = _code(word(label) or batch.language), f"{batch.source}:{number}"
         found.languages.append(language)
         try:
-            messages, broken = _neutral(read_conversation(cells, fields), renderer)
+            if beyond := too_long(list(cells.values()), renderer.longest_text):
+                raise BadRow("too_long", f"{beyond:,} characters > {renderer.longest_text:,}")
+            messages, broken = _learnt(read_conversation(cells, fields), renderer, text.thoughts)
             rendered = renderer.conversation_ids(messages)
-            if len(rendered.ids) > longest:
-                raise BadRow("too_long", f"{len(rendered.ids)} tokens > {longest}")
+            if len(rendered.ids) > text.max_length:
+                raise BadRow("too_long", f"{len(rendered.ids)} tokens > {text.max_length}")
         except BadRow as bad:
-            found.drops.append(Drop("row", row_id, language, bad.reason, bad.detail))
+            found.drops.append(Drop("row", row_id, language, bad.reason, bad.detail, text=excerpt(cells)))
             continue
         except RenderError as error:
             found.drops.append(Drop("row", row_id, language, "cannot_render", str(error), failed=True))
@@ -163,11 +172,17 @@ def _add(found: Conversations, batch: Batch, fields: ConversationFields, rendere
     found.table = pa.concat_tables([found.table, pa.Table.from_pylist(rows, schema=SCHEMA)])
 
 
-def _neutral(messages: Messages, renderer: Renderer) -> tuple[Messages, int]:
-    """The messages with control marks broken, and how many were."""
+def _learnt(messages: Messages, renderer: Renderer, policy: Policy) -> tuple[Messages, int]:
+    """The messages with control marks broken and thoughts as the policy says, and how many marks were broken.
+
+    Raises BadRow as `Thoughts.target` does.
+    """
     neutral, broken = [], 0
     for message in messages:
-        content, count = renderer.neutralise(message["content"])
+        if message["role"] == "assistant":
+            content, count = renderer.neutral_answer(renderer.thoughts.target(message["content"], policy))
+        else:
+            content, count = renderer.neutralise(message["content"])
         neutral.append({"role": message["role"], "content": content})
         broken += count
     return neutral, broken
@@ -175,5 +190,4 @@ def _neutral(messages: Messages, renderer: Renderer) -> tuple[Messages, int]:
 
 def _code(label: Any) -> str:
     """A row's language as a BCP 47 code, und where the data says nothing that is one. Any language may be learnt from."""
-    code = "" if label is None else str(label).strip()
-    return langcodes.standardize_tag(code) if code and langcodes.tag_is_valid(code) else UNKNOWN
+    return (standard(label) if label else None) or UNKNOWN

@@ -6,10 +6,13 @@ import re
 import unicodedata
 from typing import Any
 
+from stages.cells import Unreadable
+
 Messages = list[dict[str, str]]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_UNSEEN = "\u00ad\u034f\u180e\u200b\u200c\u200d\u2060\ufeff \n\t"
 _SPACE = re.compile(r"\s+")
 
 
@@ -40,8 +43,11 @@ def comparable(text: str) -> str:
 def read_messages(value: Any, role: str = "user") -> Messages:
     """Clean messages from a text (one message of `role`) or a list of {role, content}.
 
-    Raises BadRow: empty, not_text (something else, or multimodal content), tool_calls, unknown_role.
+    Other forms of conversations are made lists before (`stages.text.forms`). Raises BadRow: empty, not_text (something
+    else, or multimodal content), tool_calls, unknown_role, and what an Unreadable says.
     """
+    if isinstance(value, Unreadable):
+        raise BadRow(value.reason, value.detail)
     if value is None:
         raise BadRow("empty")
     if isinstance(value, str):
@@ -49,19 +55,41 @@ def read_messages(value: Any, role: str = "user") -> Messages:
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise BadRow("not_text", f"a {type(value).__name__} instead of a text or a list of messages")
     messages = [_message(message) for message in value]
-    if not messages or not messages[-1]["content"]:
+    if not messages or not messages[-1]["content"].strip(_UNSEEN):
         raise BadRow("empty")
     return messages
 
 
-def read_prompt(value: Any, system: str | None = None) -> Messages:
+def read_prompt(value: Any, system: Any = None) -> Messages:
     """Clean messages that end in a user turn. Raises BadRow as `read_messages` does, and no_user_turn."""
     messages = read_messages(value)
     if messages[-1]["role"] != "user":
         raise BadRow("no_user_turn", f"the last message is the {messages[-1]['role']}'s")
-    if system and messages[0]["role"] != "system" and (content := clean(system)):
-        messages.insert(0, {"role": "system", "content": content})
-    return messages
+    return with_system(messages, system)
+
+
+def with_system(messages: Messages, system: Any) -> Messages:
+    """The messages after a system message, unless they bring their own or `system` says nothing. Raises BadRow: not_text."""
+    if system is None or messages[0]["role"] == "system":
+        return messages
+    if not isinstance(system, str):
+        raise BadRow("not_text", f"the system message is a {type(system).__name__}")
+    content = clean(system)
+    return [{"role": "system", "content": content}, *messages] if content else messages
+
+
+def too_long(value: Any, limit: int) -> int:
+    """How many characters the texts in a cell have, if that is more than `limit`; 0 otherwise. Looks at no character."""
+    total = _characters(value)
+    return total if total > limit else 0
+
+
+def _characters(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, list) else 0
 
 
 def spoken(messages: Messages) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from schemas.config.model import TextConfig
@@ -17,6 +18,7 @@ from schemas.ids import content_id
 from stages.contract import ModelRef
 from stages.text.neutralise import Neutraliser, control_marks
 from stages.text.template import install_template
+from stages.text.thoughts import Policy, Thoughts
 
 Messages = list[dict[str, str]]
 
@@ -95,8 +97,13 @@ class Renderer:
         self.template_kwargs: dict[str, Any] = dict(text.chat_template_kwargs)
         self.notes: list[str] = install_template(tokenizer, text)
         marks, self._control_ids = control_marks(tokenizer, tokenizer.chat_template)
-        self.neutralise = Neutraliser(tokenizer, marks, self._control_ids)
-        self._system_role = text.system_role
+        self.thoughts = Thoughts(tokenizer.chat_template)
+        declared = self.thoughts.declared
+        others = [mark for mark in marks if mark not in declared]
+        self.neutralise = Neutraliser(tokenizer, [*sorted(declared, key=len, reverse=True), *others], self._control_ids)
+        self._hidden_ids = self._control_ids - {tokenizer.convert_tokens_to_ids(mark) for mark in declared & set(marks)}
+        self._but_thoughts = Neutraliser(tokenizer, others, self._hidden_ids)
+        self._system_role, self._max_length = text.system_role, text.max_length
         self.has_system_role = self._takes_system()
         if not self.has_system_role:
             action = "folded into the first user turn" if text.system_role == "fold" else "refused"
@@ -106,8 +113,39 @@ class Renderer:
             sorted({self.end_of_turn, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
         )
 
-    def prepare(self, messages: Iterable[Mapping[str, str]], system_prompt: str | None = None) -> Messages:
+    @cached_property
+    def keeps_thoughts(self) -> bool:
+        """Whether the template renders the thought of a last answer (DeepSeek-R1's leaves it out)."""
+        thought = "thought probe 7319"
+        answer = f"<think>\n{thought}\n</think>\n\nanswer"
+        ids = self._apply([{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}])
+        return thought in self.tokenizer.decode(ids)
+
+    @cached_property
+    def longest_text(self) -> int:
+        """Characters of which a text has too many tokens for text.max_length, whatever they are."""
+        return self._max_length * max(len(token) for token in self.tokenizer.get_vocab())
+
+    def neutral_answer(self, text: str) -> tuple[str, int]:
+        """`neutralise` for what a model said: the marks of a thought before the answer stay marks.
+
+        So do those that stand elsewhere: `Thoughts.target` refuses them, nothing rewrites them.
+        """
+        found = self.thoughts.split(text)
+        if not found.intact:
+            return self._but_thoughts(text)
+        if found.thought is None:
+            return self.neutralise(text)
+        (thought, in_thought), (said, in_said) = self.neutralise(found.thought), self.neutralise(found.said)
+        return f"{found.opening}{thought}{found.closing}{said}", in_thought + in_said
+
+    def prepare(
+        self, messages: Iterable[Mapping[str, str]], system_prompt: str | None = None, answers: bool = False
+    ) -> Messages:
         """The conversation as it is rendered and stored: system prompt added, folded if need be, neutralised.
+
+        Thoughts of the assistant's turns are left out, as thinking templates do with those of earlier turns; answers: the
+        assistant's turns are what is learnt, their thoughts stay.
 
         Idempotent. A system prompt is not put before a conversation that brings its own system message.
         Raises RenderError on roles other than system, user and assistant, or a system message that is refused.
@@ -120,7 +158,11 @@ class Renderer:
                     f"A message has role {role!r} and content of type {type(content).__name__}",
                     fix="Messages are text with role system, user or assistant; tool calls are not supported.",
                 )
-            prepared.append({"role": role, "content": self.neutralise(content)[0]})
+            if role == "assistant" and (found := self.thoughts.split(content)).thought is not None:
+                content = self.neutral_answer(content)[0] if answers else self.neutralise(found.said.strip())[0]
+            else:
+                content = self.neutralise(content)[0]
+            prepared.append({"role": role, "content": content})
         if system_prompt and not (prepared and prepared[0]["role"] == "system"):
             prepared.insert(0, {"role": "system", "content": self.neutralise(system_prompt)[0]})
         if prepared and prepared[0]["role"] == "system" and not self.has_system_role:
@@ -153,8 +195,8 @@ class Renderer:
         """Ids of a pair of conversations that share `prompt`, as TRL's DPOTrainer splits them."""
         prompt_ids = self.prompt_ids(prompt)
         start = self.prepare(prompt)
-        chosen_ids = self._apply(start + self.prepare(chosen))
-        rejected_ids = self._apply(start + self.prepare(rejected))
+        chosen_ids = self._apply(start + self.prepare(chosen, answers=True))
+        rejected_ids = self._apply(start + self.prepare(rejected, answers=True))
         split = min(_common_prefix(prompt_ids, chosen_ids), _common_prefix(prompt_ids, rejected_ids))
         return PairIds(
             prompt=prompt_ids[:split],
@@ -165,7 +207,7 @@ class Renderer:
     def conversation_ids(self, messages: Iterable[Mapping[str, str]]) -> ConversationIds:
         """Ids of a conversation that ends in an answer. Each answer, end of turn included, is split from what comes before it
         as `pair_ids` does; one that later turns change (templates that leave out earlier thoughts) is only context."""
-        prepared = self.prepare(messages)
+        prepared = self.prepare(messages, answers=True)
         if not prepared or prepared[-1]["role"] != "assistant":
             raise RenderError("A conversation must end in an answer", fix="Remove the last user message.")
         ids = self._through_end_of_turn(self._apply(prepared))
@@ -182,9 +224,13 @@ class Renderer:
         return ConversationIds(ids, learnt, context_only)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of generated ids, control tokens left out."""
-        kept = [token_id for token_id in token_ids if token_id not in self._control_ids]
-        return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """Text of generated ids, control tokens left out, the marks of thoughts excepted."""
+        kept = [token_id for token_id in token_ids if token_id not in self._hidden_ids]
+        return self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def opened_thought(self, prompt_ids: Sequence[int]) -> str:
+        """The mark of a thought that the prompt ends in, so that its answer begins inside one; "" if it does not."""
+        return self.thoughts.opened_by(self.tokenizer.decode(list(prompt_ids[-16:])))
 
     def _apply(self, messages: Messages, add_generation_prompt: bool = False) -> list[int]:
         from jinja2 import TemplateError
@@ -243,6 +289,16 @@ class Renderer:
             "The chat template puts no end-of-turn token after an answer, so nothing would teach the model to stop",
             where="text.chat_template",
             fix="Use a template that ends assistant messages with the tokenizer's end-of-turn or eos token.",
+        )
+
+
+def check_thoughts(renderer: Renderer, policy: Policy) -> None:
+    """Raise UserError where thoughts are to be kept and the chat template leaves them out of what is learnt."""
+    if policy == "keep" and not renderer.keeps_thoughts:
+        raise UserError(
+            "text.thoughts is keep, and the chat template leaves the thought out of an answer",
+            where="text.thoughts",
+            fix="Set text.thoughts: strip, or give a template that keeps thoughts (text.chat_template).",
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from schemas.errors import UserError, first_line
-from stages.gradients.batching import is_out_of_memory
+from stages.models.device import is_out_of_memory
 
 
 def less_memory(section: str) -> str:

@@ -6,18 +6,15 @@ They share its process group and log, so that whoever ends the worker ends them 
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from multiprocessing import get_context, set_forkserver_preload
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing import set_forkserver_preload
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 import torch
@@ -25,18 +22,16 @@ import torch.distributed as dist
 
 from schemas.config import RunConfig
 from schemas.errors import UserError, first_line
+from stages.children import Child, ChildDied, start_child, stop_flag, wait_for
 from stages.contract import Context, Silent, Stopped
-from stages.gradients.batching import is_out_of_memory
-from stages.models.device import device_of
+from stages.models.device import device_of, is_out_of_memory
 from stages.train.memory import less_memory
+from stages.train.peers import beating, peer_limit, wait_for_the_first
 
 T = TypeVar("T")
 Job = Callable[[Context], T]
-_PR_SET_PDEATHSIG = 1
 _COLLECT_SECONDS = 2.0
 """When one process fails the others fail of it: so long causes are collected before the first one is named."""
-_WAIT = timedelta(days=7)
-"""For a collective: the first process may compute for long, and a process that dies ends them all anyway."""
 
 
 def process_count(config: RunConfig) -> int:
@@ -73,16 +68,20 @@ def any_of(flag: bool) -> bool:
     return bool(shared)
 
 
-def from_first(compute: Callable[[], T]) -> T:
-    """What the first process computes, in all of them, which must all ask. Stopped, if it raises that, is raised in all."""
+def from_first(compute: Callable[[], T], config: RunConfig) -> T:
+    """What the first process computes, in all of them, which must all ask. Stopped, if it raises that, is raised in all; UserError when
+    it is silent for longer than `execution.peer_minutes`."""
     if count() == 1:
         return compute()
     box: list[Any] = [None, False]
     if is_first():
-        try:
-            box[0] = compute()
-        except Stopped:
-            box[1] = True
+        with beating():
+            try:
+                box[0] = compute()
+            except Stopped:
+                box[1] = True
+    else:
+        wait_for_the_first(peer_limit(config))
     dist.broadcast_object_list(box)
     if box[1]:
         raise Stopped
@@ -98,11 +97,63 @@ class _Seat:
     cuda: bool
 
 
+@dataclass(frozen=True)
+class _Progressed:
+    """A call of the first process's Progress, to be made on the stage's."""
+
+    method: str
+    arguments: tuple[Any, ...]
+    rates: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """The job returned; stopped: because it was asked to."""
+
+    result: Any = None
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """The job raised what the user can correct."""
+
+    error: UserError
+
+
+@dataclass(frozen=True)
+class _Broke:
+    """The job raised anything else. when: by the clock that all processes of the machine share."""
+
+    when: float
+    out_of_memory: bool
+    what: str
+
+
 @dataclass
 class _Member:
-    process: BaseProcess
-    connection: Connection | None
-    said: tuple[Any, ...] = ()
+    """A process: its last word, and what it died of."""
+
+    child: Child
+    said: _Ended | _Refused | _Broke | None = None
+    death: ChildDied | None = None
+
+    @property
+    def failed(self) -> bool:
+        return isinstance(self.said, _Refused | _Broke) or (self.said is None and self.death is not None)
+
+    def hear(self, ctx: Context) -> None:
+        """Take in what it has said."""
+        if self.death is not None:
+            return
+        try:
+            for message in self.child.messages():
+                if isinstance(message, _Progressed):
+                    getattr(ctx.progress, message.method)(*message.arguments, **message.rates)
+                else:
+                    self.said = message
+        except ChildDied as death:
+            self.death = death
 
 
 class _Told:
@@ -112,13 +163,13 @@ class _Told:
         self._connection = connection
 
     def total(self, amount: int, unit: str) -> None:
-        self._connection.send(("total", amount, unit))
+        self._connection.send(_Progressed("total", (amount, unit)))
 
     def advance(self, amount: int = 1, **rates: float) -> None:
-        self._connection.send(("advance", amount, rates))
+        self._connection.send(_Progressed("advance", (amount,), rates))
 
     def note(self, message: str) -> None:
-        self._connection.send(("note", message))
+        self._connection.send(_Progressed("note", (message,)))
 
 
 def run_together(job: Job[T], ctx: Context, processes: int) -> T:
@@ -129,94 +180,59 @@ def run_together(job: Job[T], ctx: Context, processes: int) -> T:
     """
     cuda = device_of(ctx.config).type == "cuda"
     # A CUDA process cannot be forked; elsewhere one import of torch and TRL serves all.
-    context: Any = get_context("spawn" if cuda else "forkserver")
     if not cuda:
         set_forkserver_preload([job.__module__])
-    stop = context.RawValue("b", 0)
+    stop = stop_flag()
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     parts = {name: getattr(ctx, name) for name in ("config", "round", "inputs", "models", "folder", "limits")}
     members: list[_Member] = []
     try:
         for rank in range(processes):
-            ours, theirs = context.Pipe(duplex=False)
-            arguments = (_Seat(rank, processes, store.port, cuda), theirs, job, parts, stop)
-            process = context.Process(target=_main, args=arguments, name=f"congrad-train-{rank}")
-            process.start()
-            theirs.close()
-            members.append(_Member(process, ours))
+            arguments = (_Seat(rank, processes, store.port, cuda), job, parts, stop)
+            method = "spawn" if cuda else "forkserver"
+            members.append(_Member(start_child(_main, arguments, f"congrad-train-{rank}", method=method)))
         return _attend(members, ctx, stop)
     finally:
         for member in members:
-            member.process.kill()
-            member.process.join()
-            if member.connection is not None:
-                member.connection.close()
+            member.child.kill()
 
 
 def _attend(members: list[_Member], ctx: Context, stop: Any) -> Any:
     failed_at = 0.0
-    while any(member.process.is_alive() or member.connection for member in members):
+    while running := [member.child for member in members if member.death is None]:
         if ctx.stop():
             stop.value = 1
-        connections = [member.connection for member in members if member.connection is not None]
-        wait([*connections, *(m.process.sentinel for m in members if m.process.is_alive())], timeout=0.2)
+        wait_for(running, 0.2)
         for member in members:
-            _hear(member, ctx)
-        if not failed_at and any(_failed(member) for member in members):
+            member.hear(ctx)
+        if not failed_at and any(member.failed for member in members):
             failed_at = time.monotonic()
         if failed_at and time.monotonic() - failed_at > _COLLECT_SECONDS:
             break
-    for member in members:
-        _hear(member, ctx)
-    if any(_failed(member) for member in members):
+    if any(member.failed for member in members):
         _raise_cause(members)
-    if any(member.said[0] == "stopped" for member in members):
+    ends = [member.said for member in members if isinstance(member.said, _Ended)]
+    if any(end.stopped for end in ends):
         raise Stopped
-    return members[0].said[1]
-
-
-def _hear(member: _Member, ctx: Context) -> None:
-    try:
-        while member.connection is not None and member.connection.poll():
-            message = member.connection.recv()
-            if message[0] in ("total", "note"):
-                getattr(ctx.progress, message[0])(*message[1:])
-            elif message[0] == "advance":
-                ctx.progress.advance(message[1], **message[2])
-            else:
-                member.said = message
-    except (EOFError, OSError):
-        assert member.connection is not None
-        member.connection.close()
-        member.connection = None
-
-
-def _failed(member: _Member) -> bool:
-    if member.said:
-        return member.said[0] in ("refused", "broke")
-    return not member.process.is_alive() and member.connection is None
+    return ends[0].result
 
 
 def _raise_cause(members: list[_Member]) -> None:
     """The first cause: what a process refused, else one that died without a word, else the earliest error of the code: the others
     lose their connection to that process."""
     for member in members:
-        if member.said and member.said[0] == "refused":
-            raise member.said[1]
+        if isinstance(member.said, _Refused):
+            raise member.said.error
     for rank, member in enumerate(members):
-        if not member.said and not member.process.is_alive():
-            member.process.join()
-            code = member.process.exitcode or 0
-            cause = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-            memory = ", most often the system was out of memory" if code == -signal.SIGKILL else ""
-            raise _ended(f"process {rank} of the {len(members)} that train together died by {cause}{memory}")
+        if member.said is None and member.death is not None:
+            raise _ended(f"process {rank} of the {len(members)} that train together died by {member.death.cause}")
     broke = [
-        (member.said[1], rank, member.said) for rank, member in enumerate(members) if member.said[:1] == ("broke",)
+        (member.said.when, rank, member.said) for rank, member in enumerate(members) if isinstance(member.said, _Broke)
     ]
-    _, rank, (_, _, out_of_memory, error) = min(broke, key=lambda entry: entry[0])
-    if out_of_memory:
-        raise _ended(f"process {rank} of the {len(members)} that train together ran out of memory: {error}")
-    raise RuntimeError(f"process {rank} of the {len(members)} that train together: {error}")
+    _, rank, error = min(broke, key=lambda entry: entry[0])
+    if error.out_of_memory:
+        raise _ended(f"process {rank} of the {len(members)} that train together ran out of memory: {error.what}")
+    raise RuntimeError(f"process {rank} of the {len(members)} that train together: {error.what}")
 
 
 def _ended(what: str) -> UserError:
@@ -227,36 +243,30 @@ def _ended(what: str) -> UserError:
     )
 
 
-def _main(seat: _Seat, connection: Connection, job: Job[Any], parts: dict[str, Any], stop: Any) -> None:
+def _main(connection: Connection, seat: _Seat, job: Job[Any], parts: dict[str, Any], stop: Any) -> None:
     """Entry point of a process."""
-    # Whoever started this decides when it ends: a scheduler's signal to the whole job is for the driver.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     progress = _Told(connection) if seat.rank == 0 else Silent()
     ctx = Context(**parts, progress=progress, stop=lambda: bool(stop.value))
     try:
-        _join(seat)
+        _join(seat, peer_limit(ctx.config))
         result = job(ctx)
     except Stopped:
-        connection.send(("stopped",))
+        connection.send(_Ended(stopped=True))
     except UserError as error:
-        connection.send(("refused", error))
+        connection.send(_Refused(error))
         os._exit(1)  # the group's threads may wait for the others for ever
     except Exception as error:
-        when = time.monotonic()  # of one clock in all processes of the machine
+        when = time.monotonic()
         logging.getLogger(__name__).exception("process %d", seat.rank)
         what = first_line(error) if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
-        connection.send(("broke", when, is_out_of_memory(error), what))
+        connection.send(_Broke(when, is_out_of_memory(error), what))
         os._exit(1)
     else:
-        connection.send(("done", result if seat.rank == 0 else None))
-    connection.close()
+        connection.send(_Ended(result if seat.rank == 0 else None))
     dist.destroy_process_group()
 
 
-def _join(seat: _Seat) -> None:
+def _join(seat: _Seat, limit: timedelta) -> None:
     """Join the group: NCCL between GPUs, gloo for what is on the CPU."""
     os.environ.update(
         {
@@ -274,4 +284,4 @@ def _join(seat: _Seat) -> None:
         torch.cuda.set_device(seat.rank)
     store = dist.TCPStore("127.0.0.1", seat.port, is_master=False)
     backend = "cpu:gloo,cuda:nccl" if seat.cuda else "gloo"
-    dist.init_process_group(backend, store=store, rank=seat.rank, world_size=seat.count, timeout=_WAIT)
+    dist.init_process_group(backend, store=store, rank=seat.rank, world_size=seat.count, timeout=limit)

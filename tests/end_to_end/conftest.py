@@ -45,7 +45,7 @@ def tiny_config(tmp_path: Path, model: Path, **changes: object) -> dict:
         },
         "generate": {"candidates": 3, "shard_size": 6, "sampling": {"max_tokens": 12}},
         "judge": {"shard_size": 24, "min_mass": 0.0},
-        "pairs": {"min_margin": 0.0, "drop_truncated": False},
+        "pairs": {"min_margin": 0.0, "drop_truncated": False, "on_empty_language": "skip"},
         "gradients": {"shard_size": 5, "sketch": {"dim": 512}, "token_budget": 1024},
         "train": {
             "batch_size": 2,

@@ -55,7 +55,7 @@ def test_base_sft_dpo_is_one_run(write_tiny, inline, tmp_path, tiny_model, monke
     assert states["sft"].kind == "done" and states["sft"].manifest is not None
     (english, german) = sorted(states["sft"].manifest.tallies, key=lambda t: -t.kept)
     assert (english.language, english.rows_in, english.kept) == ("en", 8, 8)
-    assert (german.rows_in, german.kept, german.dropped) == (1, 0, {"no_conversation": 1})
+    assert (german.rows_in, german.kept, german.dropped) == (1, 0, {"empty": 1})
     assert states["gradients"].manifest.models == {"policy": "t sft", "reference": "t sft"}
     merged = {"policy": "t sft", "reference": "t sft", "sft": "t sft", "base": str(tiny_model)}
     assert states["train"].manifest.models == merged

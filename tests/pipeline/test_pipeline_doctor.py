@@ -128,11 +128,11 @@ def test_a_surgery_method_without_its_solver_is_found_before_the_run(write, monk
     from pipeline import preflight
 
     monkeypatch.setattr(
-        preflight, "find_spec", lambda name: None if name == "ecos" else importlib.util.find_spec("json")
+        preflight, "find_spec", lambda name: None if name == "clarabel" else importlib.util.find_spec("json")
     )
-    found = examine(write(conflict__surgery="nash_mtl"))["packages"]
+    found = examine(write(conflict__surgery="cagrad"))["packages"]
     (problem,) = [finding for finding in found if finding.state == "problem"]
-    assert "conflict: This surgery method needs the packages ecos (conflict.surgery: nash_mtl)" in problem.what
+    assert "conflict: This surgery method needs the packages clarabel (conflict.surgery: cagrad)" in problem.what
     assert "[solvers]" in problem.fix and "pcgrad" in problem.fix
 
 

@@ -17,8 +17,8 @@ UNITS = {"prompt", "candidate", "pair", "comparison", "row"}
 DROP_FIELDS = ["unit", "row_id", "language", "reason", "detail", "failed"]
 CHOOSERS = {"evaluate/leak.py": "overlap", "prompts/duplicates.py": "check"}
 """Functions that choose a code which their caller gives on."""
-GIVEN_ON = {"reason", "bad.reason", "row['reason']", "verdict[0]"}
-"""Codes that were chosen elsewhere: by a caller, in a BadRow, by pl.lit in a column, by CHOOSERS."""
+GIVEN_ON = {"reason", "bad.reason", "row['reason']", "verdict[0]", "value.reason", "content.reason"}
+"""Codes that were chosen elsewhere: by a caller, in a BadRow or an Unreadable cell, by pl.lit in a column, by CHOOSERS."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,13 @@ class Module:
         self.constants = dict(self._constants())
 
     def found(self) -> Iterator[Found]:
-        """By calls of Drop, BadRow, `Item.dropped` and functions with a parameter `reason`; in columns; by CHOOSERS."""
-        parameters = {"Drop": DROP_FIELDS, "BadRow": ["reason", "detail"], "dropped": DROP_FIELDS[3:]}
+        """By calls of Drop, BadRow, Unreadable, `Item.dropped` and functions with a parameter `reason`; in columns; by CHOOSERS."""
+        parameters = {
+            "Drop": DROP_FIELDS,
+            "BadRow": ["reason", "detail"],
+            "Unreadable": ["reason", "detail"],
+            "dropped": DROP_FIELDS[3:],
+        }
         for node in self.nodes:
             if isinstance(node, ast.FunctionDef):
                 names = [argument.arg for argument in node.args.args if argument.arg != "self"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,24 @@ from schemas.config import RunConfig
 from schemas.manifests import Tally
 from schemas.tables import schema_of
 from stages.contract import Account, Context, Drop, ModelRef, Rows
+
+_TORCH = {"checks", "conflict", "engines", "evaluate", "generate", "gradients", "judge", "models", "sft", "train"}
+"""Folders whose tests compute with torch; the others need not load it."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tiny tensors: more threads only wait for each other. Reference mode sets threads and kernels for the whole process."""
+    if request.path.relative_to(Path(__file__).parent).parts[0] not in _TORCH:
+        yield
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
 
 
 @dataclass
@@ -77,6 +95,8 @@ def run_stage(tmp_path: Path) -> Callable[..., Outcome]:
             else:
                 account = item
         assert account is not None
+        if account.refusal is not None:  # as a worker does
+            raise account.refusal
         return Outcome({name: pa.concat_tables(parts) for name, parts in pieces.items()}, account, progress.notes)
 
     return run

@@ -75,5 +75,7 @@ def collect(stage: Any, ctx: Context) -> tuple[dict[str, pa.Table], Account]:
         if isinstance(item, Rows):
             rows.setdefault(item.table, []).append(item.data)
         else:
+            if item.refusal is not None:  # as a worker does
+                raise item.refusal
             return {name: pa.concat_tables(parts) for name, parts in rows.items()}, item
     raise AssertionError("no account")

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,7 +48,7 @@ def test_parquet_jsonl_and_csv_give_the_same_rows(tmp_path: Path) -> None:
 def test_batches_carry_the_source_and_consecutive_row_numbers(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     batches = list(read_rows(Source(path=str(path), language="en"), ["en"], ["prompt"]))
-    assert [batch.start for batch in batches] == [0, BATCH_ROWS, 2 * BATCH_ROWS]
+    assert [batch.start for batch in batches] == [1, BATCH_ROWS + 1, 2 * BATCH_ROWS + 1]
     assert {(batch.source, batch.language) for batch in batches} == {(str(path), "en")}
 
 
@@ -84,7 +87,7 @@ def test_byte_order_marks_blank_lines_quotes_and_newlines_are_handled(tmp_path: 
     table.write_bytes(b'\xef\xbb\xbfprompt,n\n"a, ""b""\nc",007\nNA,\n')
     assert rows_of(Source(path=str(table)), required=["prompt", "n"]) == [
         {"prompt": 'a, "b"\nc', "n": "007"},
-        {"prompt": "NA", "n": ""},
+        {"prompt": "NA", "n": None},
     ]
 
 
@@ -172,7 +175,7 @@ def test_a_hub_dataset_is_streamed_through_datasets(tmp_path: Path) -> None:
     messages = [[{"role": "user", "content": row["prompt"]}] for row in ROWS]
     pq.write_table(pa.table({"prompt": messages, "n": list(range(len(ROWS)))}), tmp_path / "train-0.parquet")
     batches = list(read_rows(Source(path=str(tmp_path), format="hub", limit=1500), ["en"], ["prompt"]))
-    assert [batch.start for batch in batches] == [0, 1024]
+    assert [batch.start for batch in batches] == [1, 1025]
     assert [row["prompt"] for batch in batches for row in batch.rows] == messages[:1500]
     with pytest.raises(UserError, match="no column 'question'"):
         list(read_rows(Source(path=str(tmp_path), format="hub"), ["en"], ["question"]))
@@ -199,3 +202,88 @@ def test_default_column_names_may_be_absent_but_chosen_ones_may_not() -> None:
     chosen = PromptFields(language="lang", group_id=None, split="split")
     assert columns_of(chosen, ["language", "group_id"]) == (["prompt", "lang", "split"], [])
     assert columns_of(PairFields(), ["prompt", "language", "group_id"])[0] == ["chosen", "rejected"]
+
+
+@pytest.mark.parametrize("compression", ["gzip", "bz2", "xz", "zstd"])
+def test_compression_is_known_by_content_whatever_the_name(tmp_path: Path, compression: str) -> None:
+    plain = write_jsonl(tmp_path / "plain.jsonl", ROWS[:5]).read_bytes()
+    packed = {
+        "gzip": gzip.compress,
+        "bz2": bz2.compress,
+        "xz": lzma.compress,
+        "zstd": lambda data: pa.compress(data, codec="zstd", asbytes=True),
+    }[compression](plain)
+    for name in ("a.jsonl", "a.jsonl.gz"):
+        (tmp_path / name).write_bytes(packed)
+        assert len(rows_of(Source(path=str(tmp_path / name)))) == 5
+    table = b"prompt\tn\n" + b"".join(f"{row['prompt']}\t1\n".encode() for row in ROWS[:5])
+    (tmp_path / "a.tsv.bz2").write_bytes(bz2.compress(table))
+    assert len(rows_of(Source(path=str(tmp_path / "a.tsv.bz2")))) == 5
+
+
+def test_damaged_compression_and_archives_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "x"}\n' * 999)[:40])
+    (tmp_path / "b.jsonl").write_bytes(b"PK\x03\x04rest")
+    for name, says in (("a.jsonl.gz", "cannot be read"), ("b.jsonl", "ZIP archive.*Unpack")):
+        with pytest.raises(UserError, match=says):
+            rows_of(Source(path=str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", ";", "|"])
+def test_the_delimiter_is_found_in_the_header_or_named(tmp_path: Path, delimiter: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f'"the prompt, long"{delimiter}n\n"a{delimiter} b; c"{delimiter}1\n')
+    columns: dict[str, Any] = {"required": ["the prompt, long"]}
+    expected = [{"the prompt, long": f"a{delimiter} b; c"}]
+    assert rows_of(Source(path=str(path)), **columns) == expected
+    assert rows_of(Source(path=str(path), delimiter=delimiter), **columns) == expected
+
+
+def test_json_arrays_and_arrow_files_are_read(tmp_path: Path) -> None:
+    expected = [{"prompt": row["prompt"]} for row in ROWS]
+    (tmp_path / "a.json").write_text(json.dumps(ROWS, indent=1))
+    write_jsonl(tmp_path / "lines.json", ROWS)
+    table = pa.Table.from_pylist(ROWS)
+    with pa.OSFile(str(tmp_path / "file.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, 700)
+    with pa.OSFile(str(tmp_path / "stream.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, 700)
+    for name in ("a.json", "lines.json", "file.arrow", "stream.arrow"):
+        assert rows_of(Source(path=str(tmp_path / name))) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.json", b'[{"prompt": "x"}, {"prompt": ]', r"broken JSON.*a\.json, element 2"),
+        ("a.json", b'[{"prompt": "x"}', "the array has no end"),
+        ("a.json", b'[{"prompt": "x"} {"prompt": "y"}]', "no comma between"),
+        ("a.json", b"[1]", "holds a int, not a JSON object.*element 1"),
+        ("a.json", b"[]", "has no rows"),
+        ("a.jsonl", b'{"prompt": "x", "prompt": "y"}', r"key 'prompt' is there twice.*a\.jsonl:1"),
+        ("a.jsonl", b'{"prompt": "x"} {"prompt": "y"}', "more than one value on the line"),
+        ("a.csv", b"prompt,n,prompt\nx,1,y\n", "column 'prompt' is there 2 times"),
+        ("a.arrow", b"ARROW1\0\0rest", "cannot be read as Arrow"),
+    ],
+)
+def test_what_is_broken_or_said_twice_is_refused_by_name(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        read_rows(Source(path=str(tmp_path / name)), ["en"], ["prompt"])
+
+
+def test_numbers_and_dates_that_python_cannot_hold_are_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "x", "id": ' + b"1" * 5000 + b"}\n")
+    assert rows_of(Source(path=str(tmp_path / "a.jsonl")), required=["prompt", "id"])[0]["id"] == "1" * 5000
+    far = pa.array([2**62], pa.timestamp("us"))
+    pq.write_table(
+        pa.table({"prompt": ["x"], "when": far, "day": pa.array([2**31 - 1], pa.date32())}), tmp_path / "a.parquet"
+    )
+    (row,) = rows_of(Source(path=str(tmp_path / "a.parquet")), required=["prompt", "when", "day"])
+    assert row["prompt"] == "x" and isinstance(row["when"], str) and isinstance(row["day"], str)
+
+
+def test_keys_of_the_hub_are_refused_for_local_files(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS[:2])
+    with pytest.raises(UserError, match="`revision` is for Hugging Face datasets"):
+        local_files(Source(path=str(path), revision="main"), ["en"])

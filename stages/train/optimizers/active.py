@@ -132,14 +132,14 @@ class ActiveEntries:
             self._fingerprint = content.hexdigest() if self._frozen else ""
         return self._fingerprint
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """As one safetensors file, a bit an entry."""
         shapes = {name: list(frozen.shape) for name, frozen in self._frozen.items()}
         packed = {name: _pack(~frozen) for name, frozen in self._frozen.items()}
         save_file(packed, path, metadata={_SHAPES: json.dumps(shapes)})
 
     @classmethod
-    def load(cls, path: Path) -> ActiveEntries:
+    def load(cls, path: Path | str) -> ActiveEntries:
         """What `save` wrote. Raises UserError for any other file."""
         with safe_open(str(path), framework="pt", device="cpu") as file:
             text = (file.metadata() or {}).get(_SHAPES)

@@ -31,9 +31,9 @@ class Wanted:
 
 
 def build_task_vector(
-    sft: Path,
-    base: Path,
-    out: Path,
+    sft: Path | str,
+    base: Path | str,
+    out: Path | str,
     *,
     names: tuple[str, str] = ("the SFT model", "the base model"),
     parameters: Mapping[str, Wanted] | None = None,
@@ -46,6 +46,7 @@ def build_task_vector(
     is missing, has another shape, is not a float, is not finite, or is tied in one model and not in the other; and when
     every difference is zero.
     """
+    sft, base, out = Path(sft), Path(base), Path(out)
     later, earlier = Checkpoint(sft, names[0]), Checkpoint(base, names[1])
     if parameters is None:
         parameters = {name: Wanted(later.shape(name)) for name in sorted(later.names())}
@@ -119,4 +120,4 @@ def _same(checkpoint: Checkpoint, found: Sequence[str], name: str) -> None:
 
 
 if __name__ == "__main__":
-    build_task_vector(*map(Path, sys.argv[1:4]))
+    build_task_vector(*sys.argv[1:4])

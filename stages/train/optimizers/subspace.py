@@ -86,13 +86,13 @@ class Protected:
         """Whether the parameter has protected directions."""
         return name in self.left or name in self.right
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """As one safetensors file."""
         tensors = {f"left/{n}": q for n, q in self.left.items()}
         save_file(tensors | {f"right/{n}": q for n, q in self.right.items()}, path)
 
     @classmethod
-    def load(cls, path: Path) -> Protected:
+    def load(cls, path: Path | str) -> Protected:
         """What `save` wrote."""
         tensors = load_file(path)
         sides = [{n.removeprefix(s): q for n, q in tensors.items() if n.startswith(s)} for s in ("left/", "right/")]

@@ -32,9 +32,8 @@ class TaskVector:
         tensors: Mapping[str, torch.Tensor],
         fingerprint: str,
         keep: Keep = "device",
-        path: Path | None = None,
     ) -> None:
-        self.fingerprint, self.keep, self.path = fingerprint, keep, path
+        self.fingerprint, self.keep = fingerprint, keep
         self._tensors = dict(tensors)
         self._held: dict[str, torch.Tensor] = {}
         self._thread: ThreadPoolExecutor | None = None
@@ -51,14 +50,14 @@ class TaskVector:
         return cls(tensors, content_id("task vector", shapes, content.hexdigest()), keep)
 
     @classmethod
-    def open(cls, path: Path, keep: Keep = "disk") -> TaskVector:
+    def open(cls, path: Path | str, keep: Keep = "disk") -> TaskVector:
         """A file of `build_task_vector`, memory-mapped: with keep device or cpu read when first used."""
         file = safe_open(str(path), framework="pt", device="cpu")
         fingerprint = (file.metadata() or {}).get(FINGERPRINT)
         if fingerprint is None:
             raise UserError("This is not a task vector", where=str(path), fix="Build it with build_task_vector.")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no Mapping)
-        return cls(tensors, fingerprint, keep, path)
+        return cls(tensors, fingerprint, keep)
 
     def check(self, name: str, parameter: torch.Tensor) -> None:
         """Raise UserError, naming the parameter, unless there is a tensor of its shape."""

@@ -130,7 +130,7 @@ def test_an_engine_that_only_dies_ends_the_stage_with_advice(start, monkeypatch)
 
 
 def test_an_engine_that_dies_while_it_starts_is_given_up(start, tmp_path) -> None:
-    with pytest.raises(UserError, match=r"cannot start with m: its process ended by SIGSEGV"):
+    with pytest.raises(UserError, match=r"cannot start with m: its process ended by signal 11 \(SIGSEGV\)"):
         start(die_at_start=1)
     assert len(lines(tmp_path, "starts")) == 5
 

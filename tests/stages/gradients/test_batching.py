@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.gradients.batching import TokenBudget, is_out_of_memory, pack
+from stages.gradients.batching import TokenBudget, pack
+from stages.models.device import is_out_of_memory
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200), st.integers(1, 2))

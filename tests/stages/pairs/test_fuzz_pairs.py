@@ -64,7 +64,7 @@ def test_any_preference_file(
         "languages": {"seen": ["en", "de"], "identify": identify, **({"min_confidence": 0.0} if identify else {})},
         "model": {"policy": "tiny"},
         "text": {"max_length": 1024},
-        "pairs": {"sources": [{"path": str(path), "fields": fields}]},
+        "pairs": {"sources": [{"path": str(path), "fields": fields}], "on_empty_language": "skip"},
     }
     found = outcome_of(f"pairs {kind}", lambda: run_stage(Pairs(), config, model=tiny_model))
     if isinstance(found, UserError):

@@ -13,7 +13,7 @@ import pytest
 from schemas.errors import UserError
 from schemas.ids import content_id, unit_interval
 from stages.data import data_path
-from stages.pairs.imported import read_pair
+from stages.pairs.read import read_pair
 from stages.pairs.stage import Pairs
 from stages.text.messages import BadRow
 
@@ -116,7 +116,7 @@ def test_every_row_is_kept_or_dropped_with_its_reason(
         {**base, "prompt": [user(ASK), assistant("Hm.")]},
         {**base, "chosen": [assistant(GOOD), user("And?"), assistant("Saturn.")]},
         {**base, "chosen": [{"role": "tool", "content": GOOD}]},
-        {**base, "language": "klingon"},
+        {**base, "language": "gibberish"},
         {**base, "language": "pt"},
         {**base, "language": "de"},
         {**base, "prompt": f" {ASK.upper()}"},
@@ -125,28 +125,28 @@ def test_every_row_is_kept_or_dropped_with_its_reason(
         {**base, "rejected": "It is Mars.", "s": 3},
     ]
     source = jsonl(tmp_path / "a.jsonl", rows, fields={"chosen_score": "s"})
-    outcome = run_stage(Pairs(), config([source], ["en", "de"]), model=tiny_model)
+    outcome = run_stage(Pairs(), config([source], ["en", "de"], on_empty_language="skip"), model=tiny_model)
     assert {drop.row_id.rsplit(":", 1)[1]: drop.reason for drop in outcome.drops} == {
-        "1": "identical",
-        "2": "empty",
+        "2": "identical",
         "3": "empty",
-        "4": "no_prompt",
-        "5": "not_text",
-        "6": "no_user_turn",
-        "7": "several_answers",
-        "8": "tool_calls",
-        "9": "invalid_language",
-        "10": "language_not_in_run",
-        "11": "wrong_language",
-        "12": "duplicate",
-        "13": "too_long",
-        "14": "bad_score",
+        "4": "empty",
+        "5": "no_prompt",
+        "6": "not_text",
+        "7": "no_user_turn",
+        "8": "several_answers",
+        "9": "tool_calls",
+        "10": "invalid_language",
+        "11": "language_not_in_run",
+        "12": "wrong_language",
+        "13": "duplicate",
+        "14": "too_long",
     }
     kept = outcome.rows("pairs")
-    assert [pair["rejected"][0]["content"] for pair in kept] == [BAD, "It is Mars."]
-    assert [pair["chosen_score"] for pair in kept] == [None, 3.0]
+    assert [pair["rejected"][0]["content"] for pair in kept] == [BAD, "It is Venus.", "It is Mars."]
+    assert outcome.account.stats["unread_scores"] == 1
+    assert [pair["chosen_score"] for pair in kept] == [None, None, 3.0]
     assert sum(tally.rows_in for tally in outcome.account.tallies) == len(rows)
-    assert Counter(drop.unit for drop in outcome.drops) == {"row": len(rows) - 2}
+    assert Counter(drop.unit for drop in outcome.drops) == {"row": len(rows) - 3}
 
 
 def test_control_marks_in_imported_text_are_neutralised(

@@ -72,7 +72,7 @@ def test_any_prompt_file(tmp_path: Path, run_stage: Callable[..., Any], drawn: A
     assert drops_table(drops).num_rows == len(drops)
     assert all(drop.reason and drop.row_id and len(drop.detail) < 1000 for drop in drops)
     places = Counter(row["source_row"] for row in rows) + Counter(int(d.row_id.rsplit(":", 1)[1]) for d in drops)
-    assert set(places.values()) <= {1} and set(places) == set(range(len(places)))
+    assert set(places.values()) <= {1} and set(places) == set(range(1, len(places) + 1))
     if written is not None:
         assert len(places) == len(written)
     assert len({row["prompt_id"] for row in rows}) == len(rows)
@@ -81,6 +81,6 @@ def test_any_prompt_file(tmp_path: Path, run_stage: Callable[..., Any], drawn: A
         assert row["split"] == "unseen" if row["language"] == "de" else row["split"] in ("train", "dev", "test")
         assert row["messages"][-1]["role"] == "user" and row["messages"][-1]["content"]
         assert all(message["content"] == clean(message["content"]) for message in row["messages"])
-        cell = written[row["source_row"]].get(fields.get("prompt", "prompt")) if written is not None else None
+        cell = written[row["source_row"] - 1].get(fields.get("prompt", "prompt")) if written is not None else None
         if isinstance(cell, str):
             assert row["messages"][-1]["content"] == clean(cell)

@@ -12,6 +12,7 @@ import pytest
 from schemas.errors import UserError
 from schemas.ids import unit_interval
 from stages.data import data_path
+from stages.prompts import reading
 from stages.prompts.stage import Prompts
 
 ENGLISH = [
@@ -99,27 +100,26 @@ def test_every_row_is_kept_or_dropped_with_its_reason(run_stage: Callable[..., A
     ]
     outcome = run_stage(Prompts(), config([jsonl(tmp_path / "a.jsonl", data)], ["en", "de"]))
     assert reasons(outcome) == {
-        "1": "empty",
         "2": "empty",
-        "3": "not_text",
-        "4": "too_short",
-        "5": "too_long",
-        "6": "wrong_language",
-        "7": "low_confidence",
-        "8": "no_user_turn",
-        "10": "tool_calls",
+        "3": "empty",
+        "4": "not_text",
+        "5": "too_short",
+        "6": "too_long",
+        "7": "wrong_language",
+        "9": "no_user_turn",
         "11": "tool_calls",
-        "12": "unknown_role",
-        "13": "not_text",
-        "14": "empty",
-        "15": "invalid_language",
-        "16": "language_not_in_run",
-        "17": "duplicate",
-        "18": "near_duplicate",
+        "12": "tool_calls",
+        "13": "too_short",
+        "14": "not_text",
+        "15": "empty",
+        "16": "invalid_language",
+        "17": "language_not_in_run",
+        "18": "duplicate",
+        "19": "near_duplicate",
     }
     kept = outcome.rows("prompts")
-    assert [(row["source_row"], row["language"]) for row in kept] == [(0, "en"), (9, "en"), (19, "de")]
-    assert all(drop.detail == f"of {tmp_path}/a.jsonl:0" for drop in outcome.drops if "duplicate" in drop.reason)
+    assert [(row["source_row"], row["language"]) for row in kept] == [(1, "en"), (8, "en"), (10, "en"), (20, "de")]
+    assert all(drop.detail == f"of {tmp_path}/a.jsonl:1" for drop in outcome.drops if "duplicate" in drop.reason)
     assert sum(tally.rows_in for tally in outcome.account.tallies) == len(data)
     assert sum(tally.kept for tally in outcome.account.tallies) == len(kept)
 
@@ -149,20 +149,25 @@ def test_the_same_text_in_two_languages_is_no_duplicate(run_stage: Callable[...,
 def test_threshold_one_drops_exact_duplicates_only(run_stage: Callable[..., Any], tmp_path: Path) -> None:
     data = rows([ENGLISH[0], ENGLISH[0] + " ", ENGLISH[0] + "?"])
     cfg = config([jsonl(tmp_path / "a.jsonl", data)], ["en"], near_duplicate_threshold=1)
-    assert reasons(run_stage(Prompts(), cfg)) == {"1": "duplicate"}
+    assert reasons(run_stage(Prompts(), cfg)) == {"2": "duplicate"}
 
 
 def test_rows_without_a_language_take_the_sources_or_are_identified(
     run_stage: Callable[..., Any], tmp_path: Path
 ) -> None:
     source = jsonl(
-        tmp_path / "a.jsonl", [{"prompt": ENGLISH[0]}, {"prompt": GERMAN[0]}, {"prompt": "привет, как твои дела?"}]
+        tmp_path / "a.jsonl",
+        [
+            {"prompt": ENGLISH[0]},
+            {"prompt": GERMAN[0]},
+            {"prompt": "Привет! Расскажи, пожалуйста, почему листья осенью опадают с деревьев?"},
+        ],
     )
     outcome = run_stage(Prompts(), config([source], ["en", "de"]))
     assert [row["language"] for row in outcome.rows("prompts")] == ["en", "de"]
-    assert reasons(outcome) == {"2": "language_not_in_run"}
+    assert reasons(outcome) == {"3": "language_not_in_run"}
     outcome = run_stage(Prompts(), config([{**source, "language": "en"}], ["en"]))
-    assert reasons(outcome) == {"1": "wrong_language", "2": "wrong_language"}
+    assert reasons(outcome) == {"2": "wrong_language", "3": "wrong_language"}
 
 
 def test_a_language_the_identifier_does_not_know_is_taken_as_labelled(
@@ -204,13 +209,13 @@ def test_a_split_column_overrides_the_hash_but_never_tears_a_group(
         )
     ]
     source = jsonl(tmp_path / "a.jsonl", data) | {"fields": {"split": "part"}}
-    with pytest.raises(UserError, match=r"no training prompt is left in de: 1 rows in.*held out: 1"):
+    with pytest.raises(UserError, match=r"no training prompt in de \(de: 1 held out\)"):
         run_stage(Prompts(), config([source], ["en", "de"]))
     outcome = run_stage(Prompts(), config([source], ["en"], ("de",)))
     assert [row["split"] for row in outcome.rows("prompts")] == ["test", "train", "dev", "train", "unseen"]
     data[0]["part"] = "training"
     source = jsonl(tmp_path / "a.jsonl", data) | {"fields": {"split": "part"}}
-    with pytest.raises(UserError, match=r"'training' is not a split \(row .*a\.jsonl:0\)"):
+    with pytest.raises(UserError, match=r"'training' is not a split \(row .*a\.jsonl:1\)"):
         run_stage(Prompts(), config([source], ["en"], ("de",)))
 
 
@@ -218,9 +223,13 @@ def test_a_seen_language_without_prompts_stops_the_run_with_the_reasons(
     run_stage: Callable[..., Any], tmp_path: Path
 ) -> None:
     source = jsonl(tmp_path / "a.jsonl", rows(ENGLISH) + rows(ENGLISH[:2], "de") + rows(ENGLISH[:1], "sw-x"))
-    with pytest.raises(UserError, match="no training prompt is left in de: 2 rows in, dropped: wrong_language 2"):
+    with pytest.raises(
+        UserError, match=r"no training prompt in de \(de: row wrong_language 2 \(for example .*a.jsonl:5, en 1.00: 'Why"
+    ):
         run_stage(Prompts(), config([source], ["en", "de"]))
-    with pytest.raises(UserError, match=r"left in sw: 0 rows in.*of unknown language: invalid_language 1"):
+    with pytest.raises(
+        UserError, match=r"sw: no row came in; of unknown language: row language_not_in_run 2 .*row invalid_language 1 "
+    ):
         run_stage(Prompts(), config([source], ["en", "sw"]))
 
 
@@ -235,6 +244,27 @@ def test_the_result_does_not_depend_on_batches(run_stage: Callable[..., Any], tm
     other = run_stage(Prompts(), cfg)
     assert one.tables["prompts"] == other.tables["prompts"] and one.drops == other.drops
     assert Counter(drop.reason for drop in one.drops)["near_duplicate"] > 50
+
+
+def test_the_result_does_not_depend_on_how_many_processes_read(
+    run_stage: Callable[..., Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    data = [
+        row for n in range(40) for row in (*rows([f"{ENGLISH[n % 3]} {n}", "7", GERMAN[0]]), *rows(GERMAN[:1], "de"))
+    ]
+    cfg = config([jsonl(tmp_path / "a.jsonl", data)], ["en", "de"])
+    monkeypatch.setattr("stages.sources.BATCH_ROWS", 16)
+    monkeypatch.setattr(reading, "_FEW", 99)
+    alone = run_stage(Prompts(), cfg)
+    started: list[str] = []
+    real = reading.start_child
+    monkeypatch.setattr(reading, "_FEW", 2)
+    monkeypatch.setattr(reading.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(reading, "start_child", lambda *given: started.append(given[2]) or real(*given))
+    shared = run_stage(Prompts(), cfg)
+    assert len(started) == 2
+    assert shared.tables["prompts"] == alone.tables["prompts"]
+    assert (shared.drops, shared.account.stats) == (alone.drops, alone.account.stats)
 
 
 def test_an_unseen_row_leaves_when_its_group_is_trained_on_wherever_it_stands(
@@ -254,12 +284,12 @@ def test_an_unseen_row_leaves_when_its_group_is_trained_on_wherever_it_stands(
     source = jsonl(tmp_path / "a.jsonl", data) | {"fields": {"split": "part"}}
     outcome = run_stage(Prompts(), config([source], ["en"], ("de",)))
     assert [(row["source_row"], row["split"]) for row in outcome.rows("prompts")] == [
-        (3, "train"),
-        (4, "test"),
-        (5, "train"),
-        (1, "unseen"),
+        (4, "train"),
+        (5, "test"),
+        (6, "train"),
         (2, "unseen"),
+        (3, "unseen"),
     ]
-    assert reasons(outcome) == {"0": "translation_of_training"}
+    assert reasons(outcome) == {"1": "translation_of_training"}
     de = next(entry for entry in outcome.account.tallies if entry.language == "de")
     assert (de.rows_in, de.kept, de.dropped) == (3, 2, {"translation_of_training": 1})

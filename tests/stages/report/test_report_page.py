@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from hostile import NASTY, STEERING
+from report_bench import SEEN, Builder
 
 from schemas.config.sft import SftConfig
 from schemas.manifests import StageManifest, Tally
@@ -76,10 +77,22 @@ def write(builder, folder: Path) -> str:
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_every_section_is_there_in_order_with_a_chart_or_table(build_run, tmp_path):
-    builder = build_run(banner="Only a demo.")
-    html = write(builder, tmp_path)
-    page = Page(html)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a run of ten languages, rendered once."""
+    folder = tmp_path_factory.mktemp("whole")
+    return write(Builder(folder, SEEN, 30, 1, banner="Only a demo."), folder)
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """A page without hostile text: what elements and attributes there are."""
+    folder = tmp_path_factory.mktemp("clean")
+    return Page(write(Builder(folder, ["en"], 12, 1), folder))
+
+
+def test_every_section_is_there_in_order_with_a_chart_or_table(whole):
+    html, page = whole, Page(whole)
     sections = [attributes["id"] for attributes in page.all("section")]
     assert sections == SECTIONS
     parts = re.split(r'<section id="(\w+)"', html)
@@ -91,9 +104,8 @@ def test_every_section_is_there_in_order_with_a_chart_or_table(build_run, tmp_pa
     assert "not finished" not in page.words
 
 
-def test_charts_have_text_alternatives_and_tables_captions(build_run, tmp_path):
-    html = write(build_run(), tmp_path)
-    page = Page(html)
+def test_charts_have_text_alternatives_and_tables_captions(whole):
+    html, page = whole, Page(whole)
     assert page.all("svg")
     assert all(svg.get("role") == "img" and svg.get("aria-label") for svg in page.all("svg"))
     assert html.count("<table") == html.count("<caption>") > 8
@@ -114,9 +126,8 @@ def test_the_sft_stage_has_its_loss_curve(build_run, tmp_path):
     assert "<b>talks" not in html
 
 
-def test_nothing_is_loaded_and_only_the_one_script_may_run(build_run, tmp_path):
-    html = write(build_run(), tmp_path)
-    page = Page(html)
+def test_nothing_is_loaded_and_only_the_one_script_may_run(whole):
+    html, page = whole, Page(whole)
     assert not page.all("link") and not page.all("img") and not page.all("iframe")
     assert all(not ({"src", "srcset", "xlink:href", "action", "data"} & set(a)) for _, a in page.elements)
     assert all((a.get("href") or "#").startswith("#") for _, a in page.elements)
@@ -204,8 +215,7 @@ def _poison(builder, HOSTILE: str = HOSTILE) -> None:
     ]
 
 
-def test_hostile_text_is_text(build_run, tmp_path):
-    clean = Page(write(build_run(languages=["en"], per_language=12), tmp_path))
+def test_hostile_text_is_text(clean, build_run, tmp_path):
     builder = build_run(languages=["en"], per_language=12, banner=HOSTILE, model={"policy": HOSTILE, "judge": HOSTILE})
     _poison(builder)
     html = write(builder, tmp_path)
@@ -223,13 +233,14 @@ def test_hostile_text_is_text(build_run, tmp_path):
     assert html.count("alert(1)") > 20
 
 
-@pytest.mark.parametrize("name", STORABLE)
-def test_any_nasty_string_is_text(build_run, tmp_path, name):
-    text = STORABLE[name]
-    clean = Page(write(build_run(languages=["en"], per_language=3), tmp_path))
-    builder = build_run(languages=["en"], per_language=3, banner=text, model={"policy": text, "judge": text})
-    builder.run.config = builder.run.config.model_copy(update={"name": text})  # the folder a run was moved to
-    _poison(builder, text)
+@pytest.mark.parametrize("half", [0, 1])
+def test_any_nasty_string_is_text(clean, build_run, tmp_path, half):
+    """Half of the strings in one page, each in every place that holds text: one that got out would stand out among them."""
+    texts = list(STORABLE.values())[half::2]
+    builder = build_run(languages=["en"], per_language=2, model={"policy": texts[0], "judge": texts[-1]})
+    name = " ".join(texts)
+    builder.run.config = builder.run.config.model_copy(update={"name": name, "banner": name})
+    _poison(builder, name)
     html = write(builder, tmp_path)
     page = Page(html)
     assert page.scripts == clean.scripts and not page.all("img")
@@ -237,6 +248,24 @@ def test_any_nasty_string_is_text(build_run, tmp_path, name):
     assert {n for _, a in page.elements for n in a} <= {n for _, a in clean.elements for n in a}
     assert all((a.get("href") or "#").startswith("#") for _, a in page.elements)
     assert not STEERING & set(html)
+
+
+def test_a_change_is_called_clear_only_when_its_interval_leaves_out_no_change(build_run, tmp_path):
+    builder = build_run(languages=["en", "de", "fr", "es"], per_language=2)
+    intervals = {"en": (0.05, 0.15), "de": (-0.05, 0.15), "fr": (-0.15, -0.05), "es": (0.0, 0.2)}
+    rows = []
+    for language, (low, high) in intervals.items():
+        row = {"split": "test", "language": language, "n": 10}
+        for model in ("before", "after"):
+            rows.append(row | {"model": model, "metric": "accuracy", "value": 0.5, "low": 0.4, "high": 0.6})
+        change = {"model": "after vs before", "metric": "accuracy_change", "value": (low + high) / 2}
+        rows.append(row | change | {"low": low, "high": high})
+    builder.write("evaluation:0", rows)
+    html = write(builder, tmp_path)
+    results = html[html.index('<section id="results"') :]
+    cells = re.findall(r'<th scope="row"><bdi>(\w\w)</bdi></th>(.*?)</tr>', results, re.S)
+    words = {language: " clear" in re.sub(r"<[^>]+>", "", row) for language, row in cells if language in intervals}
+    assert words == {"en": True, "de": False, "fr": True, "es": False}
 
 
 def test_right_to_left_and_unknown_text_finds_its_own_direction(build_run, tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.report.browser import browser, evenly, shares
-from stages.report.charts import Series, bin_counts, bin_edges, histogram, share_bar
+from stages.report.charts import Series, bin_counts, histogram, share_bar
 from stages.report.conflicts import conflicts
 from stages.report.data import Tables
 from stages.report.distributions import scores, sides
@@ -23,18 +23,9 @@ from stages.report.text import clip, fixed, number, percent, seconds
 from stages.text.visible import visible
 
 
-@given(st.lists(st.floats(-3, 3), min_size=1, max_size=60), st.integers(2, 30))
-def test_bins_count_like_numpy(values, bins):
-    edges = bin_edges(-3, 3, bins)
-    expected, _ = np.histogram(values, bins=np.array(edges))
-    counted = bin_counts(values, edges)
-    assert sum(counted) == len(values)
-    if not any(abs(v - e) < 1e-9 for v in values for e in edges):
-        assert counted == expected.tolist()
-
-
 def test_values_outside_are_counted_at_the_ends():
-    assert bin_counts([-9, 0.1, 9], bin_edges(0, 1, 4)) == [2, 0, 0, 1]
+    assert bin_counts([-9, 0.1, 9], [0, 0.25, 0.5, 0.75, 1]) == [2, 0, 0, 1]
+    assert bin_counts([], [0, 1]) == [0]
 
 
 @given(st.dictionaries(st.text(max_size=3), st.integers(0, 30), max_size=8), st.integers(0, 100))

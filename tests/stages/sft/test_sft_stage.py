@@ -69,7 +69,7 @@ def test_every_row_is_accounted_for_and_the_model_is_whole(bench: Any) -> None:
         assert entry.rows_in == entry.kept + sum(entry.dropped.values()) + entry.failed
     assert {t.language: t.kept for t in account.tallies} == {"en": 1, "de": 1, "und": 4}
     rows = tables["conversations"]
-    assert [row["source_row"] for row in rows] == [0, 1, 2, 3, 4, 11]
+    assert [row["source_row"] for row in rows] == [1, 2, 3, 4, 5, 12]
     assert all(0 < row["n_learnt"] < row["n_tokens"] for row in rows)
     assert "<|im_start|>" not in rows[-1]["messages"][0]["content"] and account.stats["control_marks_broken"] == 1
     steps = [row["step"] for row in tables["sft_metrics"] if row["name"] == "loss"]

@@ -29,13 +29,13 @@ def languages(*seen: str, **config: object) -> RunLanguages:
     ],
 )
 def test_codes_stand_for_the_runs_language_they_are_a_variety_of(seen: list[str], code: str, language: str) -> None:
-    assert languages(*seen).match(code) == language
+    assert languages(*seen).match(code) == (language,)
 
 
 @pytest.mark.parametrize(
     ("seen", "code", "reason"),
     [
-        (["en"], "English", "invalid_language"),
+        (["en"], "Anglais", "invalid_language"),
         (["en"], "xx", "invalid_language"),
         (["en"], "de", "language_not_in_run"),
         (["zh-Hans"], "zh-TW", "language_not_in_run"),
@@ -50,17 +50,8 @@ def test_other_codes_are_bad_rows(seen: list[str], code: str, reason: str) -> No
 
 def test_labels_come_from_the_cell_then_from_the_source() -> None:
     run = languages("en", "de")
-    assert [run.label(cell, "de") for cell in ("en", " ", None, "und")] == ["en", "de", "de", "de"]
+    assert [run.label(cell, "de") for cell in ("en", " ", None, "und")] == [("en",), ("de",), ("de",), ("de",)]
     assert run.label(None, None) is None
-
-
-def test_minimum_confidence_zero_never_drops_for_confidence() -> None:
-    run = languages("en", "de", min_confidence=0)
-    assert run.settle("en", "und", 0.0) == "en"
-    with pytest.raises(BadRow, match="wrong_language"):
-        run.settle("en", "de", 0.1)
-    with pytest.raises(BadRow, match="low_confidence"):
-        run.settle(None, "und", 0.0)
 
 
 def test_split_shares_follow_the_fractions_and_ignore_the_language() -> None:

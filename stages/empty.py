@@ -1,0 +1,66 @@
+"""Languages that a table ends without: the run stops, or goes on without them, and says why they are empty."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from schemas.errors import UserError
+from stages.contract import Context, Drop
+from stages.text.codes import UNKNOWN
+
+_REASONS = 3
+
+
+def without_languages(
+    ctx: Context, table: str, empty: Sequence[str], drops: Sequence[Drop], *, kept: Mapping[str, int], fix: str
+) -> UserError | None:
+    """The refusal to go on without training rows in the languages `empty`; None (and a note a language) if that is allowed.
+
+    table: prompts or pairs. kept: language -> rows that are left: in the languages `empty` they are held out. fix: what to do in this kind of run.
+    Without any language nothing is left to do, whatever the config says.
+    """
+    row = table.removesuffix("s")
+    seen = ctx.config.languages.seen
+    fix = f"{fix} The dropped rows: `python -m pipeline inspect {ctx.config.folder} dropped/{table}`."
+    key = "pairs.on_empty_language"
+    if empty and len(empty) == len(seen):
+        why = why_dropped(drops, sum(kept.values()))
+        return UserError(f"there is no training {row} in any language: {why}", where=table, fix=fix)
+    unknown = [drop for drop in drops if drop.language == UNKNOWN]
+    why_empty = {}
+    for language in empty:
+        mine = [drop for drop in drops if drop.language == language]
+        why_empty[language] = why_dropped(mine, kept.get(language, 0))
+        if not mine and unknown:
+            why_empty[language] += f"; of unknown language: {why_dropped(unknown, 0)}"
+    if empty and ctx.config.pairs.on_empty_language == "fail":
+        said = "; ".join(f"{language}: {why_empty[language]}" for language in empty[:5])
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        return UserError(
+            f"there is no training {row} in {', '.join(empty[:5])}{more} ({said})",
+            where=f"{table}, {key}: fail",
+            fix=f"{fix} `{key}: skip` goes on without such languages.",
+        )
+    for language in empty:
+        ctx.progress.note(
+            f"no training {row} in {language} ({why_empty[language]}): the run goes on without this language"
+        )
+    return None
+
+
+def why_dropped(drops: Sequence[Drop], held_out: int) -> str:
+    """The most frequent reasons, each with its count and one example, and how many rows are held out."""
+    if not drops:
+        return f"{held_out:,} held out" if held_out else "no row came in"
+    counts = Counter((drop.unit, drop.reason) for drop in drops)
+    said = []
+    for (unit, reason), count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:_REASONS]:
+        example = next(drop for drop in drops if (drop.unit, drop.reason) == (unit, reason))
+        detail = f", {example.detail[:120]}" if example.detail else ""
+        text = f": {example.text[:60]!r}" if example.text else ""
+        said.append(f"{unit} {reason} {count:,} (for example {example.row_id}{detail}{text})")
+    rest = len(counts) - len(said)
+    if rest > 0:
+        said.append(f"{rest} more reasons")
+    return ", ".join(said) + (f"; held out: {held_out:,}" if held_out else "")

@@ -1,0 +1,66 @@
+"""Files opened for reading whatever they are compressed with, which their first bytes say, not their names."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from schemas.errors import UserError, first_line
+
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bz2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x04\x22\x4d\x18": "lz4",
+}
+_ARCHIVES = {b"PK\x03\x04": "ZIP", b"7z\xbc\xaf\x27\x1c": "7-Zip", b"Rar!": "RAR"}
+COMPRESSIONS = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz", ".lz4")
+
+
+def head_of(path: Path, size: int) -> bytes:
+    """The first `size` bytes of a file's content, decompressed."""
+    with opened(path) as file:
+        return file.read(size)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The content of a file, decompressed (gzip, zstd, bzip2, xz, lz4).
+
+    Raises UserError for a file that cannot be read, an archive, or damaged compressed data, wherever it is noticed.
+    """
+    try:
+        with _stream(path) as file:
+            yield cast(BinaryIO, file)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        raise UserError(f"cannot be read: {reason}", where=str(path)) from error
+
+
+def _stream(path: Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(8)
+    for magic, name in _ARCHIVES.items():
+        if start.startswith(magic):
+            raise UserError(f"the file is a {name} archive", where=str(path), fix="Unpack it and name the files in it.")
+    kind = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
+    if kind == "gzip":
+        return gzip.open(path, "rb")
+    if kind == "bz2":
+        return bz2.open(path, "rb")
+    if kind == "xz":
+        return lzma.open(path, "rb")
+    if kind is not None:
+        import io
+
+        import pyarrow as pa
+
+        return io.BufferedReader(pa.input_stream(str(path), compression=kind), 1 << 20)
+    return path.open("rb")

@@ -1,0 +1,186 @@
+"""A row of a preference data set, in any of its layouts, as pairs: prompt, chosen, rejected and their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from schemas.config.sources import PairFields, PairSource
+from stages.cells import Unreadable, rating
+from stages.layout import missing_column
+from stages.sources import Batch, columns_of, read_rows
+from stages.text.messages import BadRow, Messages, comparable, read_messages, read_prompt, too_long, with_system
+
+
+@dataclass(frozen=True)
+class RawPair:
+    """A pair as the data has it, cleaned; prompt ends in a user turn. unread: scores that are written and could not be read."""
+
+    prompt: Messages
+    chosen: str
+    rejected: str
+    chosen_score: float | None = None
+    rejected_score: float | None = None
+    unread: int = 0
+
+
+def read_pair(prompt: Any, chosen: Any, rejected: Any, system: Any = None) -> RawPair:
+    """Clean prompt and answers from texts or message lists.
+
+    When chosen and rejected are whole conversations the messages they share are the prompt, as in TRL's
+    `extract_prompt`. Raises BadRow: as read_prompt, and no_prompt, several_answers (more than one assistant message, or
+    another role, after the shared part), identical (the answers are the same after normalisation).
+    """
+    sides = [read_messages(side, role="assistant") for side in (chosen, rejected)]
+    if all(side[0]["role"] != "assistant" for side in sides):
+        both = zip(*sides, strict=False)
+        shared = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], both)]
+        if not shared:
+            raise BadRow("no_prompt", "the two conversations share no message")
+        if all(len(side) == len(shared) for side in sides):
+            raise BadRow("identical")
+        prompt, sides = shared, [side[len(shared) :] for side in sides]
+    elif prompt is None:
+        raise BadRow("no_prompt", "the answers are no whole conversations either")
+    messages = with_system(read_prompt(prompt), system)
+    for side in sides:
+        if len(side) != 1 or side[0]["role"] != "assistant":
+            raise BadRow("several_answers", f"{len(side)} messages after the prompt, roles {[m['role'] for m in side]}")
+    answers = [side[0]["content"] for side in sides]
+    if comparable(answers[0]) == comparable(answers[1]):
+        raise BadRow("identical")
+    return RawPair(messages, answers[0], answers[1])
+
+
+_OPTIONAL = ("prompt", "language", "group_id")
+
+
+def pair_batches(source: PairSource, codes: Sequence[str]) -> Iterator[Batch]:
+    """Batches of a preference data set. Raises UserError, before a row is given, for a column that is missing: `prompt` too,
+    unless chosen and rejected are whole conversations."""
+    fields = source.fields
+    required, optional = columns_of(fields, _OPTIONAL)
+    if fields.completions:
+        optional.append(fields.completion_score)
+
+    def check(batch: Batch) -> None:
+        if fields.prompt not in batch.columns and (fields.completions or needs_prompt(batch.rows, fields)):
+            raise missing_column(batch.source, fields.prompt, batch.columns)
+
+    return read_rows(source, codes, required, optional, check, [fields.completions] if fields.completions else [])
+
+
+def pairs_of(cells: Mapping[str, Any], source: PairSource, longest: int) -> Iterator[RawPair | BadRow]:
+    """The pairs of a row, at least one; what cannot be one is the BadRow that says why.
+
+    longest: characters from which prompt or answer is too_long, before anything looks at them.
+    """
+    fields = source.fields
+    prompt, system = (_cell(cells, name) for name in (fields.prompt, fields.system))
+    try:
+        sides = _of_completions(cells, source) if fields.completions else _of_sides(cells, source)
+    except BadRow as bad:
+        yield bad
+        return
+    for chosen, rejected, scores in sides:
+        try:
+            if beyond := max(too_long(cell, longest) for cell in (prompt, chosen, rejected)):
+                raise BadRow("too_long", f"{beyond:,} characters > {longest:,}")
+            pair = read_pair(prompt, chosen, rejected, system)
+            values = _comparable_scores(scores)
+            unread = sum(value is not None and rating(value) is None for value in scores)
+            yield RawPair(pair.prompt, pair.chosen, pair.rejected, *values, unread)
+        except BadRow as bad:
+            yield bad
+
+
+Sides = tuple[Any, Any, tuple[Any, Any]]
+"""chosen, rejected, and the cells of their scores."""
+
+
+def _of_sides(cells: Mapping[str, Any], source: PairSource) -> list[Sides]:
+    fields = source.fields
+    chosen, rejected = cells.get(fields.chosen), cells.get(fields.rejected)
+    given = [_cell(cells, name) for name in (fields.chosen_score, fields.rejected_score)]
+    if isinstance(chosen, list) and is_several(chosen):
+        if len(chosen) > 1:
+            raise BadRow("several_answers", f"chosen is a list of {len(chosen)} answers")
+        chosen = chosen[0]
+    if not isinstance(rejected, list) or not is_several(rejected):
+        return [(chosen, rejected, (given[0], given[1]))]
+    scores = given[1] if isinstance(given[1], list) else [given[1]] * len(rejected)
+    if len(scores) != len(rejected):
+        scores = [None] * len(rejected)
+    sides = [
+        (chosen, answer, (given[0], score))
+        for answer, score in zip(rejected, scores, strict=True)
+        if answer is not None
+    ]
+    if not sides:
+        raise BadRow("empty", "no rejected answer")
+    return sides if source.many == "all" else sides[:1]
+
+
+def is_several(value: Any) -> bool:
+    """Whether a cell holds several answers: a list of texts or of conversations, not one conversation."""
+    return isinstance(value, list) and bool(value) and not any(isinstance(answer, dict) for answer in value)
+
+
+def _of_completions(cells: Mapping[str, Any], source: PairSource) -> list[Sides]:
+    """Best against worst of scored answers, or best against all that are worse; ties in favour of the first."""
+    scored = [
+        (answer, found.value, score)
+        for answer, score in _completions(cells, source.fields)
+        if answer is not None and (found := rating(score)) is not None
+    ]
+    if len(scored) < 2:
+        raise BadRow("too_few_candidates", f"{len(scored)} answers with a score")
+    best = max(scored, key=lambda entry: entry[1])
+    worse = [entry for entry in scored if entry[1] < best[1]]
+    if not worse:
+        raise BadRow("tie", f"all {len(scored)} answers are rated {best[1]:g}")
+    if source.many == "one":
+        worse = [min(worse, key=lambda entry: entry[1])]
+    return [(best[0], entry[0], (best[2], entry[2])) for entry in worse]
+
+
+def _completions(cells: Mapping[str, Any], fields: PairFields) -> list[tuple[Any, Any]]:
+    """(answer, score) of every completion in the row. Raises BadRow: not_text."""
+    value = _cell(cells, fields.completions)
+    if isinstance(value, Unreadable):
+        raise BadRow(value.reason, value.detail)
+    if not isinstance(value, list):
+        raise BadRow("empty" if value is None else "not_text", f"completions are a {type(value).__name__}, not a list")
+    if all(isinstance(answer, dict) for answer in value):
+        return [(answer.get(fields.completion_text), answer.get(fields.completion_score)) for answer in value]
+    scores = cells.get(fields.completion_score)
+    if not isinstance(scores, list) or len(scores) != len(value):
+        raise BadRow("not_text", f"{len(value)} answers, and {fields.completion_score!r} is no list of as many scores")
+    return list(zip(value, scores, strict=True))
+
+
+def _comparable_scores(cells: tuple[Any, Any]) -> tuple[float | None, float | None]:
+    """The two scores; none where they are out of different numbers (7/10 and 4/5)."""
+    chosen, rejected = (rating(cell) for cell in cells)
+    if chosen and rejected and chosen.out_of != rejected.out_of:
+        return None, None
+    return chosen.value if chosen else None, rejected.value if rejected else None
+
+
+def _cell(cells: Mapping[str, Any], column: str | None) -> Any:
+    return cells.get(column) if column else None
+
+
+def needs_prompt(rows: Sequence[Mapping[str, Any]], fields: PairFields) -> bool:
+    """Whether no row does without a prompt: not one has chosen and rejected as whole conversations."""
+    return not any(all(_is_whole(row.get(side)) for side in (fields.chosen, fields.rejected)) for row in rows)
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        value = value[0]
+    return (
+        isinstance(value, list) and bool(value) and isinstance(value[0], dict) and value[0].get("role") != "assistant"
+    )

@@ -1,0 +1,120 @@
+"""Thoughts in answers: the block of reasoning that a thinking model writes before what it says, as <think> ... </think>.
+
+A whole thought stands at the beginning of an answer, once. `text.thoughts` says what becomes of it in what is trained on;
+marks anywhere else would be taken for template structure, so such answers are dropped and never rewritten.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stages.text.messages import BadRow
+
+Policy = Literal["keep", "strip", "drop"]
+
+_KNOWN = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+)
+_DECLARED = re.compile(r"<[\w:|-]{0,30}(?:think|thought|reason)[\w:|-]{0,30}>|\[\w{0,30}THINK\w{0,30}\]", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Split:
+    """An answer in its pieces, which joined are the answer: mark, thought, mark, and what is said.
+
+    thought: None if there is none. intact: whether no mark stands where it would be taken for structure.
+    """
+
+    opening: str
+    thought: str | None
+    closing: str
+    said: str
+    intact: bool = True
+
+
+class Thoughts:
+    """Finds thoughts by the marks that are well known and those that a chat template declares.
+
+    declared: the marks in the template itself: only those can be mistaken for structure.
+    """
+
+    def __init__(self, template: str) -> None:
+        found = dict.fromkeys(_DECLARED.findall(template))
+        own = [(mark, close) for mark in found if (close := _closing(mark)) in template]
+        self._marks: Sequence[tuple[str, str]] = list(dict.fromkeys([*own, *_KNOWN]))
+        self.declared = frozenset(mark for pair in self._marks for mark in pair if mark in template)
+
+    def split(self, answer: str) -> Split:
+        """The answer's thought and what it says after it."""
+        start = len(answer) - len(answer.lstrip())
+        for opening, closing in self._marks:
+            inside = start + len(opening)
+            if answer.startswith(opening, start):
+                stop = answer.find(closing, inside)
+                if stop < 0:
+                    return Split("", None, "", answer, intact=False)
+                return self._whole(answer, inside, stop, closing)
+            stop = answer.find(f"\n{closing}\n")
+            if stop >= 0 and opening not in answer:  # the prompt had the opening mark
+                return self._whole(answer, 0, stop + 1, closing)
+        return Split("", None, "", answer, intact=not self._stray(answer))
+
+    def said(self, answer: str) -> str:
+        """What a reader is shown: the answer without thoughts, whole or not."""
+        found = self.split(answer)
+        text = found.said
+        if not found.intact:
+            for opening, closing in self._marks:
+                text = re.sub(f"{re.escape(opening)}.*?(?:{re.escape(closing)}|\\Z)", "", text, flags=re.DOTALL)
+        return text.strip()
+
+    def target(self, answer: str, policy: Policy) -> str:
+        """What is learnt of an answer. A thought that is empty says nothing: templates put theirs in its place.
+
+        Raises BadRow: thought (policy drop), broken_thought, empty (nothing is said after it).
+        """
+        found = self.split(answer)
+        if not found.intact:
+            raise BadRow("broken_thought", "marks of a thought that is not one whole thought before the answer")
+        if found.thought is None:
+            return answer
+        said = found.said.strip()
+        if not said:
+            raise BadRow("empty", "nothing after the thought")
+        if not found.thought.strip() or policy == "strip":
+            return said
+        if policy == "drop":
+            raise BadRow("thought", f"{len(found.thought)} characters, text.thoughts: drop")
+        return answer if found.opening else f"{self._opening_of(found.closing)}\n{answer}"
+
+    def opened_by(self, prompt: str) -> str:
+        """The mark that a rendered prompt ends in, so that the answer begins inside a thought; "" if it does not."""
+        end = prompt.rstrip()
+        return next((opening for opening, _ in self._marks if end.endswith(opening)), "")
+
+    def _whole(self, answer: str, inside: int, stop: int, closing: str) -> Split:
+        thought, said = answer[inside:stop], answer[stop + len(closing) :]
+        intact = not self._stray(thought) and not self._stray(said) and closing not in said
+        if not intact:
+            return Split("", None, "", answer, intact=False)
+        return Split(answer[:inside], thought, closing, said)
+
+    def _stray(self, text: str) -> bool:
+        return any(mark in text for mark in self.declared)
+
+    def _opening_of(self, closing: str) -> str:
+        return next(opening for opening, close in self._marks if close == closing)
+
+
+def _closing(opening: str) -> str:
+    return f"{opening[0]}/{opening[1:]}" if not opening.startswith("<|begin") else opening.replace("begin", "end")

@@ -1,0 +1,293 @@
+"""Preference data in the layouts that are in use: the right pair comes out, said once; nothing is guessed in silence."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from schemas.errors import UserError
+from stages.pairs.stage import Pairs
+
+ASK = "Which planet of our solar system is the largest?"
+GOOD, BAD = "The largest planet is Jupiter.", "The largest planet is Mercury."
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+@pytest.fixture
+def read(run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path) -> Callable[..., Any]:
+    """Run the pairs stage on rows written as JSONL."""
+
+    def run(rows: list[dict[str, Any]], seen: tuple[str, ...] = ("en",), **source: Any) -> Any:
+        path = tmp_path / "pairs.jsonl"
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        pairs = source.pop("pairs", {})
+        return run_stage(Pairs(), config({"path": str(path), **source}, seen, **pairs), model=tiny_model)
+
+    return run
+
+
+def config(source: dict[str, Any], seen: tuple[str, ...] = ("en",), **pairs: Any) -> dict[str, Any]:
+    text = {"thoughts": pairs.pop("thoughts", "strip"), "max_length": 1024}
+    languages = {"seen": list(seen), **pairs.pop("languages", {})}
+    pairs = {"sources": [source], "dev_fraction": 0, "test_fraction": 0, **pairs}
+    return {"name": "t", "languages": languages, "model": {"policy": "tiny"}, "text": text, "pairs": pairs}
+
+
+def texts(outcome: Any) -> list[tuple[list[str], str, str]]:
+    return [
+        (
+            [message["content"] for message in pair["prompt"]],
+            pair["chosen"][0]["content"],
+            pair["rejected"][0]["content"],
+        )
+        for pair in outcome.rows("pairs")
+    ]
+
+
+ONE = [([ASK], GOOD, BAD)]
+
+
+@pytest.mark.parametrize(
+    "dress",
+    [
+        lambda turns: "".join(f"\n\n{'Human' if t['role'] == 'user' else 'Assistant'}: {t['content']}" for t in turns),
+        lambda turns: "\n".join(f"{'User' if t['role'] == 'user' else 'Assistant'}: {t['content']}" for t in turns),
+        lambda turns: "".join(
+            f"### {'Human' if t['role'] == 'user' else 'Assistant'}: {t['content']}\n" for t in turns
+        ),
+        lambda turns: json.dumps(turns),
+        lambda turns: repr(turns),
+        lambda turns: turns,
+        lambda turns: [{"from": "human" if t["role"] == "user" else "gpt", "value": t["content"]} for t in turns],
+        lambda turns: [{"role": t["role"].upper(), "content": t["content"]} for t in turns],
+        lambda turns: [{"role": t["role"], "content": [{"type": "text", "text": t["content"]}]} for t in turns],
+        lambda turns: {"role": [t["role"] for t in turns], "content": [t["content"] for t in turns]},
+        lambda turns: {"messages": turns},
+    ],
+    ids=["hh", "one-line", "hashes", "json", "python", "list", "sharegpt", "upper", "parts", "columns", "wrapped"],
+)
+def test_whole_conversations_are_read_in_every_form_and_said_once(read: Callable[..., Any], dress: Any) -> None:
+    history = [user("Tell me about planets."), assistant("Sure.\n\nWhat about them?"), user(ASK)]
+    rows = [
+        {"chosen": dress([*history, assistant(f"{GOOD} {n}")]), "rejected": dress([*history, assistant(BAD)])}
+        for n in range(3)
+    ]
+    outcome = read(rows, language="en")
+    assert outcome.drops == []
+    assert texts(outcome) == [([m["content"] for m in history], f"{GOOD} {n}", BAD) for n in range(3)]
+    said = [note for note in outcome.notes if "column chosen" in note]
+    assert len(said) == len(set(said)) and (said or dress(history) == history)
+
+
+def test_a_prompt_that_ends_in_the_assistants_name_is_a_dialogue_too(read: Callable[..., Any]) -> None:
+    row = {"prompt": f"\n\nHuman: {ASK}\n\nAssistant:", "chosen": GOOD, "rejected": BAD}
+    assert texts(read([row], language="en")) == ONE
+
+
+def test_one_message_is_read_as_a_list_and_json_in_csv_is_parsed(
+    read: Callable[..., Any], run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    row: dict[str, Any] = {"prompt": user(ASK), "chosen": assistant(GOOD), "rejected": assistant(BAD)}
+    assert texts(read([row], language="en")) == ONE
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["chosen", "rejected", "language"])
+        writer.writerow([json.dumps([user(ASK), assistant(side)]) for side in (GOOD, BAD)] + ["en"])
+    outcome = run_stage(Pairs(), config({"path": str(tmp_path / "a.csv")}), model=tiny_model)
+    assert texts(outcome) == ONE
+    assert f"{tmp_path}/a.csv: column chosen: JSON text read as messages" in outcome.notes
+
+
+def test_a_text_that_only_looks_like_json_stays_text(read: Callable[..., Any]) -> None:
+    plain = [{"prompt": f"{ASK} {n}", "chosen": GOOD, "rejected": BAD} for n in range(3)]
+    odd = {"prompt": '[{"role": "user", "content": "x"}] What does this JSON mean?', "chosen": GOOD, "rejected": BAD}
+    assert [found[0][0] for found in texts(read([*plain, odd], language="en"))][-1] == odd["prompt"]
+
+
+def test_broken_json_among_json_is_dropped_and_not_learnt(read: Callable[..., Any]) -> None:
+    row = {"prompt": ASK, "chosen": json.dumps([assistant(GOOD)]), "rejected": json.dumps([assistant(BAD)])}
+    outcome = read([row, {**row, "chosen": row["chosen"][:-5]}], language="en")
+    assert [(drop.reason, drop.text[:10]) for drop in outcome.drops] == [("not_text", ASK[:10])]
+
+
+def test_pictures_and_tools_are_refused_by_name(read: Callable[..., Any]) -> None:
+    parts = [{"type": "text", "text": ASK}, {"type": "image_url", "image_url": {"url": "x"}}]
+    rows = [
+        {"prompt": [{"role": "user", "content": parts}], "chosen": GOOD, "rejected": BAD},
+        {"prompt": [user(ASK), {"role": "observation", "content": "1"}], "chosen": GOOD, "rejected": BAD},
+        {"prompt": ASK, "chosen": GOOD, "rejected": BAD},
+    ]
+    found = [(drop.reason, drop.detail) for drop in read(rows, language="en").drops]
+    assert found == [("not_text", "content has a part of type 'image_url'"), ("tool_calls", "")]
+
+
+def test_conversations_that_a_template_has_rendered_are_refused(read: Callable[..., Any]) -> None:
+    row = {"prompt": f"<|im_start|>user\n{ASK}<|im_end|>\n", "chosen": GOOD, "rejected": BAD}
+    with pytest.raises(UserError, match="column 'prompt' holds conversations that a chat template has rendered"):
+        read([row], language="en")
+
+
+def test_a_system_column_comes_before_the_prompt(read: Callable[..., Any]) -> None:
+    rows: list[dict[str, Any]] = [
+        {"sys": "Be brief.", "prompt": ASK, "chosen": GOOD, "rejected": BAD},
+        {"sys": None, "prompt": ASK, "chosen": f"{GOOD} Yes.", "rejected": BAD},
+    ]
+    found = texts(read(rows, language="en", fields={"system": "sys"}))
+    assert [prompt for prompt, _, _ in found] == [["Be brief.", ASK], [ASK]]
+
+
+@pytest.mark.parametrize(("many", "expected"), [("one", [BAD]), ("all", [BAD, "It is Venus.", "It is Mars."])])
+def test_many_rejected_answers_give_one_pair_or_one_each(
+    read: Callable[..., Any], many: str, expected: list[str]
+) -> None:
+    row = {"prompt": ASK, "chosen": GOOD, "rejected": [BAD, "It is Venus.", "It is Mars."]}
+    outcome = read([row], language="en", many=many)
+    assert [pair["rejected"][0]["content"] for pair in outcome.rows("pairs")] == expected
+    assert outcome.tally("row", "en").rows_in == len(expected)
+    assert any("1 rows have several rejected answers" in note for note in outcome.notes) == (many == "one")
+    assert texts(read([{"prompt": ASK, "chosen": [GOOD], "rejected": [None, BAD]}], language="en")) == ONE
+
+
+ULTRA = [
+    {"model": "a", "response": "It is Venus.", "overall_score": 3.5, "annotations": {"x": {"Rating": "3"}}},
+    {"model": "b", "response": GOOD, "overall_score": 9.0},
+    {"model": "c", "response": BAD, "overall_score": "1,5"},
+    {"model": "d", "response": "It is Mars.", "overall_score": "N/A"},
+]
+
+
+def test_scored_completions_give_best_against_worst(read: Callable[..., Any]) -> None:
+    fields = {"prompt": "instruction", "completions": "completions"}
+    outcome = read([{"instruction": ASK, "completions": ULTRA}], language="en", fields=fields)
+    (pair,) = outcome.rows("pairs")
+    assert texts(outcome) == ONE and (pair["chosen_score"], pair["rejected_score"]) == (9.0, 1.5)
+    outcome = read([{"instruction": ASK, "completions": ULTRA}], language="en", fields=fields, many="all")
+    assert [found[2] for found in texts(outcome)] == ["It is Venus.", BAD]
+    written = [{"instruction": ASK, "completions": json.dumps(ULTRA)}]
+    outcome = read(written, language="en", fields={"prompt": "instruction", "completions": "completions"})
+    assert texts(outcome) == ONE and any(
+        "column completions: JSON text read as lists" in note for note in outcome.notes
+    )
+    fields = {"prompt": "instruction", "completions": "completions"}
+    lists = {"prompt": ASK, "answers": [BAD, GOOD], "scores": [1, 2]}
+    fields = {"completions": "answers", "completion_score": "scores"}
+    assert texts(read([lists], language="en", fields=fields)) == ONE
+
+
+def test_completions_that_cannot_be_ranked_are_dropped_with_the_reason(read: Callable[..., Any]) -> None:
+    tied = [{"response": GOOD, "overall_score": 2}, {"response": BAD, "overall_score": 2.0}]
+    rows = [
+        {"prompt": ASK, "completions": ULTRA},
+        {"prompt": ASK, "completions": tied},
+        {"prompt": ASK, "completions": tied[:1]},
+        {"prompt": ASK, "completions": None},
+        {"prompt": ASK, "completions": "x"},
+    ]
+    found = read(rows, language="en", fields={"completions": "completions"}).drops
+    assert [drop.reason for drop in found] == ["tie", "too_few_candidates", "empty", "not_text"]
+
+
+def test_ratings_are_read_as_people_write_them_and_never_drop_a_pair(read: Callable[..., Any]) -> None:
+    scores = [
+        ("7/10", "3/10"),
+        ("1,5", "1"),
+        ("85%", "20 %"),
+        ("4/5", "3/10"),
+        ("good", "bad"),
+        ("1,000", 2),
+        (True, 1),
+    ]
+    rows = [
+        {"prompt": f"{ASK} {n}", "chosen": GOOD, "rejected": BAD, "c": c, "r": r} for n, (c, r) in enumerate(scores)
+    ]
+    outcome = read(rows, language="en", fields={"chosen_score": "c", "rejected_score": "r"})
+    assert [(pair["chosen_score"], pair["rejected_score"]) for pair in outcome.rows("pairs")] == [
+        (7.0, 3.0), (1.5, 1.0), (85.0, 20.0), (None, None), (None, None), (None, 2.0), (None, 1.0)
+    ]  # fmt: skip
+    assert outcome.account.stats["unread_scores"] == 4
+    assert any("4 scores cannot be read" in note for note in outcome.notes)
+
+
+def test_pairs_rated_below_or_too_near_are_dropped_and_counted_aloud(read: Callable[..., Any]) -> None:
+    rows = [
+        {"prompt": f"{ASK} {n}", "chosen": GOOD, "rejected": BAD, "c": c, "r": 3} for n, c in enumerate((5, 3.05, 1, 3))
+    ]
+    fields = {"chosen_score": "c", "rejected_score": "r"}
+    outcome = read(rows, language="en", fields=fields)
+    assert [drop.reason for drop in outcome.drops] == ["tie", "rated_below", "tie"]
+    assert any("1 pairs are dropped because the data rates chosen below rejected" in note for note in outcome.notes)
+    outcome = read(rows, language="en", fields=fields, pairs={"min_margin": 0})
+    assert [drop.reason for drop in outcome.drops] == ["rated_below"]
+
+
+def test_ids_that_pandas_made_floats_are_one_group_and_nan_is_none(read: Callable[..., Any]) -> None:
+    groups = [1, 1.0, "1", "1.0", float("nan"), float("nan"), "nan", None, ""]
+    rows = [
+        {"prompt": f"{ASK} {n}", "chosen": GOOD, "rejected": BAD, "group_id": group, "language": float("nan")}
+        for n, group in enumerate(groups)
+    ]
+    outcome = read([*rows, {**rows[0], "chosen": float("nan")}], language="en")
+    found = [pair["group_id"] for pair in outcome.rows("pairs")]
+    assert found[:4] == ["1"] * 4 and len(set(found[4:])) == len(groups) - 4 and "nan" not in found
+    assert [drop.reason for drop in outcome.drops] == ["empty"]
+
+
+def test_a_missing_prompt_column_is_named_with_what_it_may_be_called(
+    read: Callable[..., Any], run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    with pytest.raises(UserError, match=r"no column 'prompt'; the columns are 'question'.*Did you mean 'question'"):
+        read([{"question": ASK, "chosen": GOOD, "rejected": BAD}], language="en")
+    row = {"prompt": ASK, "chosen": GOOD, "rejected": BAD, "language": "en"}
+    for name, table in (("1", row), ("2", {k: v for k, v in row.items() if k != "language"})):
+        pq.write_table(pa.Table.from_pylist([table]), tmp_path / f"part-{name}.parquet")
+    with pytest.raises(UserError, match=r"no column 'language'.*part-1.parquet has it.*part-2.parquet"):
+        run_stage(Pairs(), config({"path": str(tmp_path / "part-*.parquet")}), model=tiny_model)
+
+
+def test_rows_of_a_named_hub_split_go_where_the_config_says(read: Callable[..., Any]) -> None:
+    rows = [
+        {"prompt": f"{ASK} {n}", "chosen": GOOD, "rejected": BAD, "part": part}
+        for n, part in enumerate(("train_prefs", "test_prefs", "dev", None))
+    ]
+    splits = {"train_prefs": "train", "test_prefs": "test"}
+    outcome = read(rows, language="en", fields={"split": "part"}, splits=splits)
+    assert [pair["split"] for pair in outcome.rows("pairs")] == ["train", "test", "dev", "train"]
+    with pytest.raises(UserError, match=r"'train_prefs' is not a split .*`splits` says"):
+        read(rows, language="en", fields={"split": "part"})
+
+
+def test_when_every_row_goes_the_message_gives_reasons_examples_and_keys_of_imported_pairs(
+    read: Callable[..., Any],
+) -> None:
+    rows = [{"prompt": ASK, "chosen": GOOD, "rejected": GOOD} for _ in range(3)] + [{"prompt": 3, "chosen": "a"}]
+    with pytest.raises(UserError) as error:
+        read([*rows, {"prompt": ASK, "chosen": GOOD, "rejected": None}], language="en")
+    message = str(error.value)
+    assert "no training pair in any language: row identical 3 (for example" in message and "pairs.jsonl:1" in message
+    assert "pairs.sources" in message and "generate" not in message and "inspect runs/t dropped/pairs" in message
+
+
+def test_a_row_of_many_megabytes_goes_before_it_is_looked_at(read: Callable[..., Any], monkeypatch: Any) -> None:
+    looked: list[int] = []
+    monkeypatch.setattr("stages.text.messages.clean", lambda text: looked.append(len(text)) or text.strip())
+    rows = [
+        {"prompt": ASK, "chosen": "word " * 3_500_000, "rejected": BAD},
+        {"prompt": ASK, "chosen": GOOD, "rejected": BAD},
+    ]
+    outcome = read(rows, language="en")
+    assert [(drop.reason, drop.detail.split()[0]) for drop in outcome.drops] == [("too_long", "17,500,000")]
+    assert max(looked) < 1000

@@ -1,0 +1,198 @@
+"""Codes and names as data sets write them, macrolanguages of ISO 639-3, scripts of texts."""
+
+from __future__ import annotations
+
+import langcodes
+import pytest
+
+from schemas.config.sources import LanguageConfig
+from stages.text.assign import RunLanguages, Spoken
+from stages.text.codes import counts_for, macrolanguage, same_language, standard
+from stages.text.messages import BadRow
+from stages.text.scripts import script_in
+
+EXCEPTIONS = {"acm": "ar", "pbt": "ps", "quy": "qu", "fuv": "ff"}
+ARABIC = [
+    "aao",
+    "abh",
+    "abv",
+    "acm",
+    "acq",
+    "acw",
+    "acx",
+    "acy",
+    "adf",
+    "aeb",
+    "aec",
+    "afb",
+    "apc",
+    "apd",
+    "arb",
+    "arq",
+    "ars",
+    "ary",
+    "arz",
+    "auz",
+    "avl",
+    "ayh",
+    "ayl",
+    "ayn",
+    "ayp",
+    "pga",
+    "shu",
+    "ssh",
+]
+
+
+@pytest.mark.parametrize(
+    ("written", "code"),
+    [
+        ("swh_Latn", "swh-Latn"), ("cmn_Hani", "cmn"), ("zho_Hant", "zh-Hant"), ("zh_TW", "zh-TW"), ("iw", "he"),
+        ("English", "en"), ("german", "de"), ("Deutsch", "de"), ("Français", "fr"), ("日本語", "ja"), ("Kiswahili", "sw"),
+        ("Simplified Chinese", "zh-Hans"), ("Chinese (Traditional)", "zh-Hant"), ("Brazilian Portuguese", "pt-BR"),
+        ("Greek", "el"), ("Persian", "fa"), ("Norwegian Bokmål", "nb"), ("xx", None), ("gibberish", None), ("12", None),
+        ("e" * 10_000, None),
+    ],
+)  # fmt: skip
+def test_codes_and_names_are_read_as_bcp_47(written: str, code: str | None) -> None:
+    assert standard(written) == code
+
+
+def test_all_of_arabic_and_what_langcodes_leaves_out_count_for_their_macrolanguage() -> None:
+    assert {code: macrolanguage(code) for code in EXCEPTIONS} == EXCEPTIONS
+    assert all(counts_for(code, "ar") for code in ARABIC)
+
+
+def test_macrolanguages_agree_with_unicodes_aliases() -> None:
+    """CLDR's list (langcodes' macro=True) is independent of the IANA registry's that is used here."""
+    from langcodes.data_dicts import MACROLANGUAGES
+
+    found = {code: over for code, over in MACROLANGUAGES.items() if len(code) == 3 and code != "prs"}
+    assert len(found) > 20
+    wrong = {code: macrolanguage(code) for code, over in found.items() if macrolanguage(code) != macrolanguage(over)}
+    assert wrong == {}
+
+
+FLORES = {
+    "swh_Latn": "sw", "pes_Arab": "fa", "npi_Deva": "ne", "zsm_Latn": "ms", "arb_Arab": "ar", "nob_Latn": "no", "lvs_Latn": "lv",
+    "ekk_Latn": "et", "khk_Cyrl": "mn", "azj_Latn": "az", "uzn_Latn": "uz", "plt_Latn": "mg", "als_Latn": "sq", "gaz_Latn": "om",
+    "pbt_Arab": "ps", "ory_Orya": "or", "quy_Latn": "qu", "kmr_Latn": "ku", "ckb_Arab": "ku", "fuv_Latn": "ff", "acm_Arab": "ar",
+    "cmn_Hani": "zh", "ydd_Hebr": "yi", "ayr_Latn": "ay", "dik_Latn": "din", "tgl_Latn": "fil",
+}  # fmt: skip
+
+
+def test_flores_codes_stand_for_the_runs_languages() -> None:
+    run = RunLanguages(LanguageConfig(seen=list(dict.fromkeys(FLORES.values())), identify=False))
+    assert {code: run.match(code) for code in FLORES} == {code: (language,) for code, language in FLORES.items()}
+
+
+def test_near_languages_are_not_each_others_labels() -> None:
+    for seen, code in ((["arz"], "ary"), (["nb"], "nn"), (["hr"], "sr"), (["id"], "ms"), (["pt"], "es")):
+        with pytest.raises(BadRow, match="language_not_in_run"):
+            RunLanguages(LanguageConfig(seen=seen, identify=False)).match(code)
+    assert same_language("arz", "ary") and not same_language("pt", "es")
+
+
+def settle(seen: list[str], label: str | None, *texts: str, **config: float) -> str:
+    run = RunLanguages(LanguageConfig.model_validate({"seen": seen, **config}))
+    guesses = run.guess(texts)
+    said = [Spoken(text, found) for text, found in zip(texts, guesses, strict=True)]
+    return run.settle(run.match(label) if label else None, said)
+
+
+TRADITIONAL, SIMPLIFIED = "請問香港最高的山是哪一座？請用完整的句子回答。", "请问北京最高的山是哪一座？"
+
+
+@pytest.mark.parametrize(
+    ("seen", "label", "text", "language"),
+    [
+        (["zh-Hans", "zh-Hant"], None, TRADITIONAL, "zh-Hant"),
+        (["zh-Hans", "zh-Hant"], "cmn_Hani", TRADITIONAL, "zh-Hant"),
+        (["zh-Hans", "zh-Hant"], "zh", SIMPLIFIED, "zh-Hans"),
+        (["zh-Hant", "en"], None, TRADITIONAL, "zh-Hant"),
+        (["zh-Hant", "en"], None, SIMPLIFIED, "zh-Hant"),
+        (["zh-Hant"], "zh", TRADITIONAL, "zh-Hant"),
+        (["sr-Latn", "en"], None, "Koji je glavni grad Srbije i kada je osnovan? Objasni ukratko.", "sr-Latn"),
+        (["sr-Latn", "sr-Cyrl"], "sr", "Који је главни град Србије и када је основан?", "sr-Cyrl"),
+        (["uz-Cyrl", "en"], None, "Ўзбекистоннинг пойтахти қайси шаҳар ва у қачон ташкил топган?", "uz-Cyrl"),
+        (
+            ["pa-Arab", "en"],
+            None,
+            "مینوں پنجابی زبان بارے کجھ دسو تے ایہ وی دسو پئی ایہ کتھے بولی جاندی اے۔",
+            "pa-Arab",
+        ),
+        (["pa-Arab", "pa-Guru"], None, "ਪੰਜਾਬ ਦੀ ਰਾਜਧਾਨੀ ਕੀ ਹੈ ਅਤੇ ਇਹ ਕਦੋਂ ਬਣੀ?", "pa-Guru"),
+    ],
+)
+def test_the_script_is_looked_at(seen: list[str], label: str | None, text: str, language: str) -> None:
+    assert settle(seen, label, text) == language
+
+
+def test_a_text_in_a_script_the_run_does_not_have_is_not_taken_for_another() -> None:
+    with pytest.raises(BadRow, match="language_not_in_run"):
+        settle(["sr-Latn", "en"], None, "Који је главни град Србије и када је основан?")
+
+
+ENGLISH, GERMAN = (
+    "The weather today is really very nice and warm outside.",
+    "Das Wetter ist heute wirklich schön und warm.",
+)
+
+
+@pytest.mark.parametrize(
+    ("label", "texts"),
+    [
+        ("en", ["Generate a haiku poem."]),
+        ("en", ["12 + 30 = ?"]),
+        ("de", ["🎉🎉"]),
+        ("de", ["https://example.org/watch?v=aXbYcZ"]),
+        ("de", ["def f(x):\n    return x + 1"]),
+        ("de", ["```python\nfor line in open(name): print(line)\n```"]),
+        ("hi", ["mujhe bharat ke baare mein kuch batao aur yeh bhi batao ki yahan kaun si bhasha boli jaati hai"]),
+        ("de", ["Übersetze das bitte ins Englische: Das Wetter ist schön.", ENGLISH]),
+        ("en", [f"Translate this sentence into English, please: „{GERMAN} {GERMAN}“"]),
+    ],
+)
+def test_a_label_is_believed_where_the_identifier_cannot_judge(label: str, texts: list[str]) -> None:
+    assert settle(["en", "de", "hi"], label, *texts) == label
+
+
+def test_a_wrong_label_is_found_in_prompt_and_answer_and_never_with_confidence_zero() -> None:
+    with pytest.raises(BadRow, match="wrong_language"):
+        settle(["en", "de"], "de", ENGLISH, "It was even warmer yesterday, when we went to the lake.")
+    assert settle(["en", "de"], "de", ENGLISH, min_confidence=0) == "de"
+    assert settle(["en"], None, "123", min_confidence=0) == "en"
+    with pytest.raises(BadRow, match="no_language"):
+        settle(["en", "de"], None, "123", min_confidence=0)
+
+
+def test_rows_without_a_label_take_the_prompts_language_and_short_ones_that_of_both() -> None:
+    assert settle(["en", "de"], None, "Translate into German, please: The weather is nice.", GERMAN) == "en"
+    assert settle(["en", "de"], None, "7 * 6", GERMAN) == "de"
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [
+        (TRADITIONAL, "Hant"),
+        (SIMPLIFIED, "Hans"),
+        ("你好", "Hani"),
+        ("こんにちは世界", "Jpan"),
+        ("안녕하세요", "Kore"),
+        ("12 !", None),
+    ],
+)
+def test_scripts_of_texts(text: str, script: str | None) -> None:
+    assert script_in(text) == script
+
+
+def test_every_individual_language_of_the_registry_counts_for_its_macrolanguage() -> None:
+    from langcodes.registry_parser import parse_registry
+
+    pairs = {
+        entry["Subtag"]: entry["Macrolanguage"]
+        for entry in parse_registry()
+        if entry.get("Type") == "language" and entry.get("Macrolanguage", "sh") != "sh"  # deprecated: sr-Latn in CLDR
+    }
+    assert len(pairs) > 400
+    assert [code for code, over in pairs.items() if not counts_for(code, langcodes.standardize_tag(over))] == []
