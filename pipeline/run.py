@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -81,9 +81,12 @@ def preview(config: RunConfig, selection: Selection) -> tuple[list[State], Calla
     work = _with_work(states, selection)
     if work:
         preflight(config, [state.step.spec for state in work])
+    returning = {
+        file.path for state in states if state.kind == "kept" and state.manifest for file in state.manifest.files
+    }
     for state in work:
         if state.plan is not None and not state.behind:
-            check_inputs(rundir, models, state)
+            check_inputs(rundir, models, state, returning)
     return states, lambda: look_at_models(config, models, [state.step for state in work])
 
 
@@ -240,11 +243,14 @@ class _Loop:
                 leftover.unlink(missing_ok=True)
 
 
-def check_inputs(rundir: RunDir, models: Models, state: State) -> None:
-    """Raise UserError for a file the step reads that is no longer what was written, and for an empty first table."""
+def check_inputs(rundir: RunDir, models: Models, state: State, returning: Set[str] = frozenset()) -> None:
+    """Raise UserError for a file the step reads that is no longer what was written, and for an empty first table.
+
+    returning: paths of files that lie aside and are going to be brought back: they are not in their place yet.
+    """
     step = state.step
     for name, records in state.inputs.records.items():
-        for bad in rundir.verify(records):
+        for bad in rundir.verify([record for record in records if record.path not in returning]):
             raise UserError(
                 f"This part of {name} is no longer what was written",
                 where=str(rundir.root / bad.path),

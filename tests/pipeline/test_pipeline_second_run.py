@@ -131,6 +131,8 @@ def test_going_back_to_old_settings_finds_them_done(fake):
     second = fake.tables()
     fake("select.keep=0.8", "train.learning_rate=0.5", force=("select",))
     fake.computed.clear()
+    words, refused = planned(fake, [], Selection())
+    assert not refused and set(words.values()) == {"", "brought back: it was finished with these settings before"}
     said = Said()
     run(load_config(fake.path), Selection(), said)
     assert fake.computed == [] and fake.tables() == first
