@@ -291,6 +291,11 @@ class ExecutionConfig(Section):
     watchdog_minutes: float = execution(
         60.0, "a worker without any progress for so long is ended and replaced; 0: never", ge=0
     )
+    peer_minutes: float = execution(
+        60.0,
+        "processes that train together: a silent one ends the training after so long; it continues from a checkpoint",
+        gt=0,
+    )
     grace_seconds: float = execution(
         25.0, "after Ctrl-C or SIGTERM: how long running shards may take to finish before they are abandoned", ge=0
     )
