@@ -21,7 +21,8 @@ ready    := $(VENV)/.ready-$(call digest,locks/$(platform).txt pyproject.toml)
 resolve   = $(UV) pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
             --custom-compile-command "make locks" $(UPGRADE)
 
-.PHONY: help environment install demo demo-onties-orthalign test faults fuzz lowest test-python image-check audit lint benchmarks gpu-check docs locks clean distclean
+.PHONY: help environment install demo demo-onties-orthalign test faults fuzz lowest test-python image-check audit lint benchmarks gpu-check docs \
+        site locks clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -93,6 +94,11 @@ gpu-check: ## right results and speed on this machine's GPU, in minutes; on a CP
 docs: $(ready) ## rewrite the parts of docs/ that are generated from the code
 	$(run) schemas.docs
 
+site: ## docs/ as a website in build/site, links checked (mkdocs-material in an environment of its own)
+	@test -x "$(VENV)-site/bin/mkdocs" || { $(or $(PYTHON),python3) -m venv "$(VENV)-site" && \
+	    "$(VENV)-site/bin/pip" install --quiet --disable-pip-version-check "mkdocs<2" "mkdocs-material>=9.5,<10"; }
+	@NO_MKDOCS_2_WARNING=1 "$(VENV)-site/bin/mkdocs" build --strict $(ARGS)
+
 locks: ## resolve locks/*.in with uv, keeping versions that still fit (UPGRADE=--upgrade: take the newest)
 	$(resolve) --extra torch --extra solvers --extra dev pyproject.toml locks/cpu.in -o locks/cpu.txt \
 	    --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec --no-emit-package triton
@@ -105,4 +111,4 @@ clean: ## remove caches and build output; keeps .venv and runs
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and .venv
-	rm -rf "$(VENV)" "$(VENV)-audit"
+	rm -rf "$(VENV)" "$(VENV)-audit" "$(VENV)-site"

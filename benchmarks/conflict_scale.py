@@ -36,6 +36,7 @@ from schemas.tables import TABLES, gradients_schema
 from stages.contract import Account, Context, Rows, Silent
 
 _PART = 2048
+_POOL = 16
 _BESIDE = 1024
 """Bytes of a pair beside its sketch, in all tables."""
 
@@ -47,7 +48,7 @@ def codes(languages: int) -> list[str]:
 
 
 def write(folder: Path, pairs: int, languages: int, dim: int, shared: float, mixed: bool) -> None:
-    """The gradients and pairs tables. Noise is a pool of rows whose columns are turned by another step in every part: cheap, and as good as new."""
+    """The gradients and pairs tables. Sketches repeat after `_POOL` parts: nobody compares them with each other."""
     from stages.gradients.projections import LayerShape, SketchLayout
     from stages.gradients.store import LAYOUT_KEY, SEED_KEY, sketch_columns
 
@@ -57,12 +58,13 @@ def write(folder: Path, pairs: int, languages: int, dim: int, shared: float, mix
     schema = gradients_schema(layout.dim).with_metadata(metadata)
     generator = torch.Generator().manual_seed(0)
     common_D, known = 0.05 * torch.randn(layout.dim, generator=generator), codes(languages)
-    pool_ND = torch.randn(_PART, layout.dim, generator=generator)
+    parts = min(_POOL, -(-pairs // _PART))
+    pool = [sketch_columns("", torch.randn(_PART, layout.dim, generator=generator) + common_D) for _ in range(parts)]
     compression: Any = {name: "none" if name == "sketch" else "zstd" for name in schema.names}
     for start in range(0, pairs, _PART):
         at = np.arange(start, min(start + _PART, pairs))
         n, language = len(at), at % languages if mixed else at * languages // pairs
-        sketch_ND = pool_ND[:n].roll(37 * (start // _PART), dims=1).add_(common_D)
+        sketches = {name: column[:n] for name, column in pool[start // _PART % parts].items()}
         ids = [f"{i:032x}" for i in at]
         names = [known[k] for k in language]
         groups = [f"{i:032x}" for i in (at // languages if mixed else at % (pairs // languages))]
@@ -70,7 +72,7 @@ def write(folder: Path, pairs: int, languages: int, dim: int, shared: float, mix
         half = pairs // 2  # a pair shares its chosen answer with one as far away as can be
         answers = [i % half if i % half < shared * half else i for i in at.tolist()]
         columns: dict[str, Any] = {
-            "pair_id": ids, "group_id": groups, "language": names, **sketch_columns("", sketch_ND),
+            "pair_id": ids, "group_id": groups, "language": names, **sketches,
             "logp_chosen": logp[0].numpy(), "logp_rejected": logp[1].numpy(),
             "ref_logp_chosen": logp[2].numpy(), "ref_logp_rejected": logp[3].numpy(),
             "n_prompt": [9] * n, "n_chosen": [20] * n, "n_rejected": [20] * n, "ids_hash": ids,
@@ -78,17 +80,26 @@ def write(folder: Path, pairs: int, languages: int, dim: int, shared: float, mix
         table = pa.table(columns, schema=schema)
         file = folder / f"gradients-{start:09}.parquet"
         pq.write_table(table, file, compression=compression, use_dictionary=["language"])
-        rows = [
-            {
-                "pair_id": ids[i], "round": 0, "prompt_id": groups[i], "group_id": groups[i], "language": names[i],
-                "split": "train", "prompt": [{"role": "user", "content": "question"}], "source": "synthetic",
-                "chosen": [{"role": "assistant", "content": f"good {answers[i]:032x} " * 10}],
-                "rejected": [{"role": "assistant", "content": f"bad {ids[i]} " * 10}],
-            }
-            for i in range(n)
-        ]  # fmt: skip
-        table = pa.Table.from_pylist(rows, schema=TABLES["pairs"].schema)
+        messages = {
+            "prompt": _messages("user", ["question"] * n),
+            "chosen": _messages("assistant", [f"good {answer:032x} " * 10 for answer in answers]),
+            "rejected": _messages("assistant", [f"bad {one} " * 10 for one in ids]),
+        }
+        values = {"pair_id": ids, "round": [0] * n, "prompt_id": groups, "group_id": groups, "language": names,
+                  "split": ["train"] * n, "source": ["synthetic"] * n, **messages}  # fmt: skip
+        pairs_schema = TABLES["pairs"].schema
+        table = pa.table(
+            [values[f.name] if f.name in values else pa.nulls(n, f.type) for f in pairs_schema], schema=pairs_schema
+        )
         pq.write_table(table, folder / f"pairs-{start:09}.parquet", compression="zstd")
+
+
+def _messages(role: str, texts: list[str]) -> pa.Array:
+    """One message a row."""
+    fields = [pa.array([role] * len(texts)), pa.array(texts)]
+    return pa.ListArray.from_arrays(
+        pa.array(range(len(texts) + 1), pa.int32()), pa.StructArray.from_arrays(fields, ["role", "content"])
+    )
 
 
 def read(folder: Path) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -39,6 +39,7 @@ Sets = Annotated[
 RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="folder that holds runs (config: run_dir)")]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 Round = Annotated[int | None, typer.Option("--round", help="this round only", min=0)]
+Exported = Literal["dataset", "model", "adapter"]
 Shown = Annotated[int, typer.Option("--round", help="the round to show", min=0)]
 
 
@@ -150,19 +151,28 @@ def report(run: Run, debug: Debug = False) -> None:
 @app.command()
 def export(
     run: Run,
-    out: Annotated[Path | None, typer.Option(help="folder to write (default: RUN/export)")] = None,
-    push: Annotated[str | None, typer.Option(help="also push to this hub dataset id", metavar="OWNER/NAME")] = None,
-    private: Annotated[bool, typer.Option(help="push as a private dataset")] = False,
+    what: Annotated[Exported, typer.Option(help="the curated pairs, or what was trained on them")] = "dataset",
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write (default: RUN/export, RUN/export-model, ...)")
+    ] = None,
+    push: Annotated[str | None, typer.Option(help="also push to this hub id", metavar="OWNER/NAME")] = None,
+    private: Annotated[bool, typer.Option(help="push it as private")] = False,
     round_: Annotated[int | None, typer.Option("--round", help="this round (default: the last)", min=0)] = None,
     debug: Debug = False,
 ) -> None:
-    """Write curated pairs as a Hugging Face dataset folder with a card."""
+    """Write curated pairs as a Hugging Face dataset folder, or the trained model or adapter, with a card."""
     with _errors(debug):
         from pipeline.export import export_dataset
+        from pipeline.export_model import export_model
 
         folder = find_run(run)
-        target = Path(_expanded(out)) if out else folder / "export"
-        _echo(export_dataset(_config_of(folder), target, round_, push, private))
+        config = _config_of(folder)
+        if what == "dataset":
+            target = Path(_expanded(out)) if out else folder / "export"
+            _echo(export_dataset(config, target, round_, push, private))
+        else:
+            target = Path(_expanded(out)) if out else folder / f"export-{what}"
+            _echo(export_model(config, target, what, round_, push, private))
 
 
 @app.command()

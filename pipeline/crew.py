@@ -29,7 +29,7 @@ class Member(Protocol):
         """What it has said since. Raises MemberDied after the last word of one that died."""
 
     def end(self, seconds: float) -> None:
-        """Let it close what it has loaded; kill it when that takes longer."""
+        """Let one that was sent Leave close what it has loaded; kill it when that takes longer."""
 
     def kill(self) -> None:
         """End it at once with whatever it started. Nothing that it says later is heard."""

@@ -183,7 +183,7 @@ def _model_bytes(method: str, sizes: Sizes) -> float:
 def _chained(config: RunConfig) -> bool:
     """Whether all weights are trained by an optimizer that holds them as start + displacement."""
     sequence = config.train.orthalign
-    return config.train.method == "full" and (config.train.optimizer != "adamw" or bool(sequence.objectives))
+    return config.train.method == "full" and (config.train.merges or bool(sequence.objectives))
 
 
 def _copy(config: RunConfig, sizes: Sizes) -> float:
@@ -203,7 +203,7 @@ def _memory(config: RunConfig, sizes: Sizes) -> dict[str, tuple[float, str]]:
 
     train = training(config.train.method)
     if _chained(config):
-        train += weights * (4 if config.train.optimizer != "adamw" and config.train.merge.keep == "device" else 3)
+        train += weights * (4 if config.train.merges and config.train.merge.keep == "device" else 3)
     sums = 0.0
     if config.gradients.sketch.method == "one_sided":
         sums = (

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline import worker
 from pipeline.crew import Member, MemberDied
 from pipeline.executor import Executor
-from pipeline.messages import Leave, Order, ToDriver, ToWorker
+from pipeline.messages import Order, ToDriver, ToWorker
 from pipeline.pool import Pool
 from pipeline.signals import StopSignals
 from schemas.config import RunConfig
@@ -42,7 +42,7 @@ class LocalMember:
 
     def end(self, seconds: float) -> None:
         """See Member."""
-        self.child.end(Leave(), seconds)
+        self.child.end(seconds)
 
     def kill(self) -> None:
         """See Member."""

@@ -78,8 +78,11 @@ class Models:
             return train.allo.reward_model is not None
         if role not in ("sft", "base"):
             return True
-        own_base = sft.on and train.optimizer != "anchor"  # the model the run starts from; anchor needs none
-        return train.optimizer != "adamw" and (role == "sft" or train.merge.base is not None or own_base)
+        facts = train.merge_facts
+        if facts is None:
+            return False
+        own_base = sft.on and not facts.anchored  # the model the run starts from
+        return role == "sft" or train.merge.base is not None or own_base
 
     def _maker(self, role: str, round_: int) -> Step | None:
         """The step whose model plays the role; None: a model from outside the run."""

@@ -20,6 +20,7 @@ from pipeline.messages import (
     Assigned,
     Broke,
     Done,
+    Leave,
     Limited,
     Noted,
     Offered,
@@ -91,12 +92,15 @@ class Pool:
             self._signals.raise_if_asked()
 
     def close(self) -> None:
-        """See Executor. What is loaded is closed first where nothing runs."""
+        """See Executor. Where nothing runs, what is loaded is closed first, by all at once."""
         deadline = time.monotonic() + _CLOSE_SECONDS
         for seat in self._seats:
             if seat.busy:
                 seat.member.kill()
             else:
+                seat.member.send(Leave())
+        for seat in self._seats:
+            if not seat.busy:
                 seat.member.end(max(0.0, deadline - time.monotonic()))
         self._seats, self._key = [], None
 

@@ -8,9 +8,10 @@ from importlib.util import find_spec
 from pipeline.config_digests import config_files
 from pipeline.models import Models
 from schemas.config import RunConfig
+from schemas.config.trainer import TrainerConfig
 from schemas.errors import UserError
 from stages.schedule import Step
-from stages.spec import StageSpec
+from stages.spec import StageSpec, config_value
 
 
 def preflight(config: RunConfig, specs: Iterable[StageSpec]) -> None:
@@ -27,10 +28,23 @@ def preflight(config: RunConfig, specs: Iterable[StageSpec]) -> None:
 
 def look_at_models(config: RunConfig, models: Models, steps: Iterable[Step]) -> list[str]:
     """What there is to say of the models that steps read, looked at without their weights. Raises UserError for files that
-    do not fit their architecture, and for a policy whose gradients cannot be sketched."""
+    do not fit their architecture, for a policy whose gradients cannot be sketched, and for LoRA targets it does not have."""
     if not all(map(find_spec, ("torch", "transformers"))):
         return []
     from stages.checks.architecture import look
 
+    steps = list(steps)
     found = [(model, sketched) for model, sketched in models.outside(steps).items() if model.path is not None]
-    return [note for model, sketched in found if (note := look(model, config, sketched).note)]
+    notes = [note for model, sketched in found if (note := look(model, config, sketched).note)]
+    _look_at_targets(config, models, steps)
+    return notes
+
+
+def _look_at_targets(config: RunConfig, models: Models, steps: Iterable[Step]) -> None:
+    """Raise UserError for LoRA targets that the model does not have: every model the run trains has the layers of its first."""
+    for name in {step.spec.name for step in steps if step.spec.trains}:
+        section: TrainerConfig = config_value(config, name)
+        if section.names_targets and models.start().path is not None and find_spec("peft"):
+            from stages.checks.targets import check_targets
+
+            check_targets(models.start(), config, section)

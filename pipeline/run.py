@@ -33,7 +33,7 @@ from stages.schedule import Step
 
 
 @dataclass
-class Outcome:
+class RunOutcome:
     """What a run did."""
 
     ran: list[Step] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Outcome:
     seconds: float = 0.0
 
 
-def run(config: RunConfig, selection: Selection, display: Display) -> Outcome:
+def run(config: RunConfig, selection: Selection, display: Display) -> RunOutcome:
     """Bring the selected stages up to date.
 
     Raises UserError (something to fix), StageFailed (a defect), Interrupted (asked to stop).
@@ -94,11 +94,11 @@ class _Loop:
         self.steps = selection.of(self.planner.steps)
         self.stages = StageRunner(config, rundir, self.models, self.planner, self.events, display, lease)
 
-    def run(self) -> Outcome:
+    def run(self) -> RunOutcome:
         if any(step.spec.models for step in self.steps):
             self.models.start()
         states = self._refuse_lost_work()
-        outcome = Outcome()
+        outcome = RunOutcome()
         if all(s.kind == "done" and s.step.spec.name not in self.selection.force for s in states):
             self.rundir.forget_forced()
             outcome.skipped = list(self.steps)

@@ -97,7 +97,7 @@ class StageRunner:
         self, step: Step, bar: StageBar, meter: Meter, parts: dict[int, PartManifest], failures: Failures
     ) -> Reports:
         def offered(prepared: PreparedPart) -> None:
-            self.lease.check_heartbeat()
+            self.lease.check()  # on disk: a driver that was frozen and wakes must not undo another's commit
             commit(self.rundir, step.spec, prepared)
             part = prepared.manifest
             parts[part.index] = part

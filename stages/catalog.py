@@ -152,7 +152,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("languages.seen", "conflict", "loss", "execution"),
         kept_rows=(("pair",), "scores"),
         version=4,
-        needs=(needs.model, needs.surgery),
+        needs=(needs.model, needs.surgery_solvers),
     ),
     StageSpec(
         "select",

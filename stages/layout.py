@@ -40,10 +40,18 @@ class Layout:
     """The layout of one file.
 
     notes: what was read as what, not said yet. Raises UserError: a required column that is missing, texts that were
-    rendered with a chat template already.
+    rendered with a chat template already. structured: columns whose texts are JSON, whatever they look like.
     """
 
-    def __init__(self, where: str, head: Sequence[dict[str, Any]], required: Sequence[str], optional: Sequence[str]):
+    def __init__(
+        self,
+        where: str,
+        head: Sequence[dict[str, Any]],
+        required: Sequence[str],
+        optional: Sequence[str],
+        structured: Sequence[str] = (),
+    ) -> None:
+        self._structured = structured
         self.columns = list(dict.fromkeys(column for row in head for column in row))
         for column in required:
             if column not in self.columns:
@@ -86,6 +94,8 @@ class Layout:
         def most(looks: Callable[[str], bool]) -> bool:
             return bool(texts) and 2 * sum(map(looks, texts)) >= len(texts)
 
+        if column in self._structured:
+            return lambda text: written(text, lambda note: self._say(column, note.replace("messages", "lists")))
         if most(looks_written):
             return lambda text: written(text, lambda note: self._say(column, note)) if looks_written(text) else text
         if most(looks_spoken):

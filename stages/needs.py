@@ -25,7 +25,7 @@ def engine(config: RunConfig) -> Needs:
     return Needs(facts.packages, facts.fix, facts.missing, f"engine.kind: {config.engine.kind}")
 
 
-def surgery(config: RunConfig) -> Needs:
+def surgery_solvers(config: RunConfig) -> Needs:
     """The solvers of `conflict.surgery`."""
     return Needs(
         tuple(surgery_packages(config.conflict.surgery)),

@@ -22,11 +22,15 @@ _HEAD = 1 << 16
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is looked for in a file: columns it must have, columns it may have, and a CSV file's delimiter (None: found out)."""
+    """What is looked for in a file: columns it must have, columns it may have, and a CSV file's delimiter (None: found out).
+
+    structured: columns whose texts are JSON.
+    """
 
     required: Sequence[str]
     optional: Sequence[str] = ()
     delimiter: str | None = None
+    structured: Sequence[str] = ()
 
     def of(self, present: Sequence[str]) -> list[str] | None:
         """The columns to read; None: all, because a required one is missing and the message lists them."""

@@ -54,7 +54,7 @@ class Batch:
     columns: Sequence[str] = ()
 
 
-_EXCERPT = 200  # characters
+EXCERPT = 200  # characters
 
 
 def excerpt(cells: Mapping[str, Any]) -> str:
@@ -63,10 +63,10 @@ def excerpt(cells: Mapping[str, Any]) -> str:
     for cell in cells.values():
         if isinstance(cell, list):
             cell = " ".join(
-                str(part.get("content")) if isinstance(part, dict) else str(part)[:_EXCERPT] for part in cell[:4]
+                str(part.get("content")) if isinstance(part, dict) else str(part)[:EXCERPT] for part in cell[:4]
             )
         if isinstance(cell, str):
-            texts.append(storable(cell[:_EXCERPT]))
+            texts.append(storable(cell[:EXCERPT]))
     return max(texts, key=len, default="")
 
 
@@ -127,13 +127,15 @@ def read_rows(
     required: Sequence[str] = (),
     optional: Sequence[str] = (),
     check: Callable[[Batch], None] | None = None,
+    structured: Sequence[str] = (),
 ) -> Iterator[Batch]:
     """Batches of a source's rows, each row a dict of the required and optional columns (None where absent).
 
     Files are checked for existence, emptiness and columns when this is called, rows as they are read. A column that some
     files of a source have must be in all of them. check: raises UserError for a file's first batch that is of no use.
+    structured: columns that hold lists, whose texts are JSON therefore.
     """
-    wanted = Wanted(required, optional, source.delimiter)
+    wanted = Wanted(required, optional, source.delimiter, structured)
     if is_hub(source):
         filled = languages if any(_PLACEHOLDER in (text or "") for text in _hub_texts(source)) else [None]
         hubs = [(_fill_hub(source, language), language or source.language) for language in filled]
@@ -180,7 +182,7 @@ def _cut(
     head = list(islice(rows, LOOKED_AT))
     if not head:
         raise UserError(f"{name} has no rows", fix="Give a file with data, or take the source out of the config.")
-    layout = Layout(name, head, wanted.required, wanted.optional)
+    layout = Layout(name, head, wanted.required, wanted.optional, wanted.structured)
     split = getattr(source, "splits", {}).get(source.split)
     rows, start = chain(head, rows), 1
     del head

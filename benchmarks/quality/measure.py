@@ -117,9 +117,9 @@ def _scorer(config: RunConfig) -> Scorer:
     return Scorer(precision(config, config.train), TokenBudget(_BUDGET), _silent)
 
 
-def _silent(amount: int, unit: str) -> Callable[[], None]:
+def _silent(amount: int, unit: str) -> Callable[[int], None]:
     """Beats that nobody hears."""
-    return lambda: None
+    return lambda done: None
 
 
 def _loss(model: Any, rows: list[TokenRow]) -> float:

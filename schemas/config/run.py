@@ -128,7 +128,8 @@ class RunConfig(Section):
 
     def _models(self) -> None:
         """Models that the run makes itself, or cannot do without."""
-        if self.train.optimizer in ("ondare", "onties") and self.train.merge.base is None and not self.sft.on:
+        facts = self.train.merge_facts
+        if facts is not None and not facts.anchored and self.train.merge.base is None and not self.sft.on:
             raise ValueError(
                 f"train.optimizer: {self.train.optimizer} needs train.merge.base, the pretrained model before SFT (a run with"
                 " sft.sources has its own)"

@@ -80,6 +80,11 @@ class TrainerConfig(Section):
         return 1
 
     @property
+    def names_targets(self) -> bool:
+        """Whether it says which layers get adapters; a name may be wrong."""
+        return self.method == "lora" and self.lora.target_modules != "all-linear"
+
+    @property
     def shards(self) -> bool:
         """Whether several processes cut what is trained over themselves."""
         return False

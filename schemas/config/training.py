@@ -13,6 +13,7 @@ from schemas.config.model import Sampling
 from schemas.config.sources import PairSource
 from schemas.config.trainer import TrainerConfig
 from schemas.errors import UserError
+from schemas.merging import MERGES, MergeFacts, OptimizerName, over_phases
 
 
 class MergeConfig(Section):
@@ -97,9 +98,7 @@ class TrainConfig(TrainerConfig):
     section: ClassVar[str] = "train"
     rows: ClassVar[str] = "pairs"
 
-    optimizer: Literal["adamw", "ondare", "onties", "anchor"] = semantic(
-        "adamw", "AdamW, or AdamW merged online with the task vector (method: full)"
-    )
+    optimizer: OptimizerName = semantic("adamw", "AdamW, or AdamW merged online with the task vector (method: full)")
     merge: MergeConfig = semantic(MergeConfig(), "settings of the online merge")
     orthalign: OrthAlignConfig = semantic(OrthAlignConfig(), "objectives in sequence; steps and epochs are of each")
     allo: AlloConfig = semantic(AlloConfig(), "few weights, forgetting before learning, key tokens (method: full)")
@@ -135,7 +134,12 @@ class TrainConfig(TrainerConfig):
     @property
     def merges(self) -> bool:
         """Whether the optimizer's steps are merged with a task vector."""
-        return self.optimizer != "adamw"
+        return self.merge_facts is not None
+
+    @property
+    def merge_facts(self) -> MergeFacts | None:
+        """What is known of the merge rule; None: nothing is merged."""
+        return MERGES.get(self.optimizer)
 
     @model_validator(mode="after")
     def _processes(self) -> TrainConfig:
@@ -173,10 +177,10 @@ class TrainConfig(TrainerConfig):
                 "train.reference: initial and train.orthalign.reference: objective contradict each other: set"
                 " train.orthalign.reference: round, or leave train.reference out"
             )
-        if self.optimizer == "anchor":
+        if self.merge_facts is not None and self.merge_facts.anchored:
             raise ValueError(
-                "train.optimizer: anchor pulls to where an objective starts, which moves with every objective: use"
-                " ondare, onties or adamw with train.orthalign"
+                f"train.optimizer: {self.optimizer} pulls to where an objective starts, which moves with every objective: use"
+                f" {over_phases()} or adamw with train.orthalign"
             )
         if self.method == "lora" and sequence.trust_radius:
             raise ValueError(
@@ -199,10 +203,10 @@ class TrainConfig(TrainerConfig):
             )
         if self.processes != 1:
             raise ValueError("train.allo trains in one process in this version: set train.processes: 1")
-        if self.optimizer == "anchor":
+        if self.merge_facts is not None and self.merge_facts.anchored:
             raise ValueError(
-                "train.optimizer: anchor pulls to where training starts, which moves with every phase of train.allo: use"
-                " ondare, onties or adamw"
+                f"train.optimizer: {self.optimizer} pulls to where training starts, which moves with every phase of"
+                f" train.allo: use {over_phases()} or adamw"
             )
         if self.reference == "initial":
             raise ValueError(
@@ -224,24 +228,29 @@ class TrainConfig(TrainerConfig):
     @model_validator(mode="after")
     def _merge(self) -> TrainConfig:
         merge = self.merge
-        if self.optimizer == "adamw":
+        facts = self.merge_facts
+        if facts is None:
             confined = bool(self.orthalign.objectives) or self.allo.on  # then log_every is of projection and masks
             if merge != MergeConfig(log_every=merge.log_every if confined else MergeConfig().log_every):
-                raise ValueError("train.merge is set and train.optimizer is adamw: use ondare, onties or anchor")
+                raise ValueError(f"train.merge is set and train.optimizer is adamw: use {' or '.join(MERGES)}")
             return self
         if self.method == "lora":
             raise ValueError(
                 f"train.optimizer: {self.optimizer} merges weights entry by entry, and an entry of a LoRA factor is not a"
                 " weight: use train.method: full, or train.optimizer: adamw"
             )
-        if self.optimizer == "anchor":
-            if merge.alpha is None:
-                raise ValueError("train.merge.alpha has no default for train.optimizer: anchor (try 0.001 to 0.1)")
-            given = [n for n in ("base", "reserve") if getattr(merge, n) is not None]
-            given += [n for n in ("rescale",) if merge.rescale] + (["preset"] if merge.preset != "paper" else [])
-            if given:
-                raise ValueError(f"train.optimizer: anchor has no use for train.merge.{given[0]}: leave it out")
-        elif merge.rescale and merge.preset != "released":
+        if facts.alpha is None and merge.alpha is None:
+            raise ValueError(
+                f"train.merge.alpha has no default for train.optimizer: {self.optimizer} (try 0.001 to 0.1)"
+            )
+        given = ["base"] if facts.anchored and merge.base is not None else []
+        if not facts.drops:
+            given += ["reserve"] if merge.reserve is not None else []
+            given += ["rescale"] if merge.rescale else []
+            given += ["preset"] if merge.preset != "paper" else []
+        if given:
+            raise ValueError(f"train.optimizer: {self.optimizer} has no use for train.merge.{given[0]}: leave it out")
+        if merge.rescale and merge.preset != "released":
             raise ValueError("train.merge.rescale belongs to train.merge.preset: released")
         return self
 
@@ -281,6 +290,11 @@ class ExecutionConfig(Section):
     )
     watchdog_minutes: float = execution(
         60.0, "a worker without any progress for so long is ended and replaced; 0: never", ge=0
+    )
+    peer_minutes: float = execution(
+        60.0,
+        "processes that train together: a silent one ends the training after so long; it continues from a checkpoint",
+        gt=0,
     )
     grace_seconds: float = execution(
         25.0, "after Ctrl-C or SIGTERM: how long running shards may take to finish before they are abandoned", ge=0

@@ -78,7 +78,7 @@ def leaving_together(pairs: pl.DataFrame, leave_out: Literal["pair", "answers", 
     while True:
         label = merge_groups(*fixed, answers)[:n]
         joined = np.tile(_leaves_too_little(label.numpy(), language), 2) & (answers >= 0)
-        counts = np.bincount(answers[joined], minlength=1)
+        counts = np.bincount(answers[joined], minlength=len(answers))
         if counts.max() < 2:
             return Groups(n, label, common, int(cut.sum()))
         given_up = joined & (counts[answers] > counts.max() // 2)
@@ -87,13 +87,14 @@ def leaving_together(pairs: pl.DataFrame, leave_out: Literal["pair", "answers", 
 
 
 def _leaves_too_little(label: np.ndarray, language: np.ndarray) -> np.ndarray:
-    """Of each pair whether its group holds more than half of all pairs, or every pair of the other languages, which there are."""
+    """Of each pair whether its group holds more than half of all pairs, or for one of its pairs every pair of the other languages."""
     size = np.bincount(label)[label]
     of_language = np.bincount(language)[language]
     mine = np.unique(np.stack([label, language]), axis=1, return_inverse=True, return_counts=True)
     own = mine[2][mine[1].reshape(-1)]
     others = len(label) - of_language
-    return (2 * size > len(label)) | ((others > 0) & (size - own == others))
+    too_little = (2 * size > len(label)) | ((others > 0) & (size - own == others))
+    return np.bincount(label, weights=too_little)[label] > 0
 
 
 def _joining_answers(pairs: pl.DataFrame) -> np.ndarray:

@@ -38,7 +38,7 @@ class Store:
 
     @classmethod
     def open(cls, ctx: Context) -> Store:
-        """Raises UserError if parts were sketched differently, or there is nothing."""
+        """Raises UserError if parts were sketched differently, or there is nothing to compare."""
         files = ctx.inputs["gradients"]
         layout = SketchLayout.from_json(common_metadata(files)[LAYOUT_KEY].decode())
         scalars = ctx.scan("gradients").drop("sketch", "sketch_chosen", "sketch_rejected", "ids_hash", strict=False)
@@ -46,6 +46,12 @@ class Store:
         if frame.is_empty():
             raise UserError(
                 "No pair has a gradient", fix="See what was dropped: congrad inspect RUN dropped/gradients."
+            )
+        if not (frame["norm"] != 0).any():
+            raise UserError(
+                "The gradient of every pair is zero: there is nothing to compare",
+                where=str(files[0].parent),
+                fix="Look at the pairs (both answers may be the same to the model) and at gradients.sketch.include.",
             )
         return cls(files, layout, frame)
 

@@ -95,7 +95,7 @@ def context_length(hf_config: Any, config: RunConfig) -> int:
     return min(wanted, limit) if limit else wanted
 
 
-def first_line(error: Exception) -> str:
+def storable_line(error: Exception) -> str:
     """`schemas.errors.first_line` as text that a table can hold."""
     return storable(errors.first_line(error))
 

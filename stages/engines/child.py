@@ -11,7 +11,7 @@ from typing import Any
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import ModelRef
-from stages.engines.base import Load, Request, StreamingEngine, first_line
+from stages.engines.base import Load, Request, StreamingEngine, storable_line
 
 END = "end of stream"
 _MEMORY = (
@@ -76,10 +76,10 @@ def main(connection: Connection, load: Load, model: ModelRef, config: RunConfig)
     except (BrokenPipeError, SystemExit):
         return
     except UserError as error:
-        connection.send(EngineDied(first_line(error), True) if _wants_memory(error) else error)
+        connection.send(EngineDied(storable_line(error), True) if _wants_memory(error) else error)
     except Exception as error:
         logging.getLogger(__name__).exception("the engine failed")
-        connection.send(EngineDied(f"{type(error).__name__}: {first_line(error)}", _wants_memory(error)))
+        connection.send(EngineDied(f"{type(error).__name__}: {storable_line(error)}", _wants_memory(error)))
 
 
 def _read(connection: Connection, messages: queue.SimpleQueue[Any]) -> None:

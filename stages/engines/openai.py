@@ -12,7 +12,7 @@ import openai
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import Context, ModelRef
-from stages.engines.base import JUDGE_ROOM, Completion, Engine, Request, first_line, too_long
+from stages.engines.base import JUDGE_ROOM, Completion, Engine, Request, storable_line, too_long
 from stages.engines.openai_wire import Malformed, Reply, Served, ServedModels, client, read
 from stages.text.messages import storable
 from stages.text.render import Renderer, load_renderer
@@ -92,7 +92,7 @@ class OpenAIEngine(Engine):
             return client(os.path.expandvars(self._base_url), key, _RETRIES, _TIMEOUT_SECONDS)
         except ValueError as error:
             raise UserError(
-                f"This is no address: {first_line(error)}", where=f"engine.base_url: {self._base_url}"
+                f"This is no address: {storable_line(error)}", where=f"engine.base_url: {self._base_url}"
             ) from None
 
     def _find_model(self) -> Served:
@@ -123,11 +123,11 @@ class OpenAIEngine(Engine):
                 model=self._model, prompt=request.prompt_ids, **self._body(request)
             )
         except (openai.APITimeoutError, openai.RateLimitError, openai.InternalServerError) as error:
-            return _failed(request, first_line(error))
+            return _failed(request, storable_line(error))
         except openai.BadRequestError as error:
             if not self._answered:
                 raise self._unusable(error) from error
-            return _failed(request, first_line(error))
+            return _failed(request, storable_line(error))
         except openai.OpenAIError as error:
             raise self._unusable(error) from error
         self._answered = True
@@ -218,10 +218,10 @@ class OpenAIEngine(Engine):
             case openai.NotFoundError():
                 fix = "engine.base_url should end in /v1, and the server must offer /completions and /models."
                 return UserError(
-                    f"The inference server does not know the address: {first_line(error)}", where=where, fix=fix
+                    f"The inference server does not know the address: {storable_line(error)}", where=where, fix=fix
                 )
         fix = "It must take prompts as lists of token ids, seeds and log-probabilities, as vllm serve does."
-        return UserError(f"The inference server refuses the request: {first_line(error)}", where=where, fix=fix)
+        return UserError(f"The inference server refuses the request: {storable_line(error)}", where=where, fix=fix)
 
 
 def load(model: ModelRef, config: RunConfig, ctx: Context | None) -> OpenAIEngine:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from schemas.errors import UserError
@@ -108,7 +109,9 @@ class ProcessEngine(Engine):
     def close(self) -> None:
         """End the process; all its memory is given back."""
         if self._child is not None:
-            self._child.end(None, _CLOSE_SECONDS)
+            with suppress(ChildDied):
+                self._child.send(None)
+            self._child.end(_CLOSE_SECONDS)
             self._child = None
 
     def _given_up(self, name: str, why: str) -> Completion:

@@ -15,7 +15,15 @@ from typing import Any
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import Context, ModelRef
-from stages.engines.base import Completion, Request, StreamingEngine, context_length, first_line, not_finite, too_long
+from stages.engines.base import (
+    Completion,
+    Request,
+    StreamingEngine,
+    context_length,
+    not_finite,
+    storable_line,
+    too_long,
+)
 from stages.models.strict import skeleton
 from stages.text.render import Renderer, load_renderer
 
@@ -76,7 +84,7 @@ class VllmEngine(StreamingEngine):
             )
         except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
             raise UserError(
-                f"vLLM cannot load {model.name}: {first_line(error)}",
+                f"vLLM cannot load {model.name}: {storable_line(error)}",
                 where=str(model.path),
                 fix="Check that vLLM knows this architecture and that memory suffices (text.max_length, "
                 "engine.max_num_seqs, engine.gpu_memory_utilization, engine.cpu_kv_cache_gib), or set "
@@ -136,7 +144,7 @@ class VllmEngine(StreamingEngine):
         try:
             self._llm.llm_engine.add_request(request.id, prompt, self._parameters(request))
         except ValueError as error:
-            return Completion(request.id, "", [], 0, "error", error=f"vLLM refuses the request: {first_line(error)}")
+            return Completion(request.id, "", [], 0, "error", error=f"vLLM refuses the request: {storable_line(error)}")
         return None
 
     def _parameters(self, request: Request) -> Any:

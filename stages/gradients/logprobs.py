@@ -9,7 +9,7 @@ it. The head's own weights get no gradient here: the head is not sketched.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -153,9 +153,10 @@ def score_rows(
     budget: TokenBudget,
     chunk_elements: int = CHUNK_ELEMENTS,
     misfits: list[int] | None = None,
+    done: Callable[[int], None] = lambda rows: None,
 ) -> list[Tensor]:
     """Per-token log-probabilities of each row's completion, in row order, on the CPU in float32; no
-    gradient. `misfits` as in `TokenBudget.run`.
+    gradient. `misfits` as in `TokenBudget.run`. done: told the rows of each forward.
 
     The sequence value s(y) is the tensor's `.double().sum()`, the mean-token value its mean. The
     model is used in evaluation mode and its mode restored; batches follow `budget` and back off
@@ -169,6 +170,7 @@ def score_rows(
     def compute(indices: list[int]) -> list[Tensor]:
         batch = RowBatch.build([rows[i] for i in indices], device)
         values_BC = completion_logprobs(model, batch, head, chunk_elements).to("cpu")
+        done(len(indices))
         return [values_BC[b, : len(rows[i].completion)].clone() for b, i in enumerate(indices)]
 
     try:

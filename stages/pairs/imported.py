@@ -11,7 +11,7 @@ from schemas.config.sources import PairSource
 from schemas.ids import canonical_json, content_id
 from stages.contract import Context, Drop, Stopped
 from stages.pairs.finish import Draft
-from stages.pairs.read import RawPair, pair_batches, pairs_of
+from stages.pairs.read import RawPair, is_several, pair_batches, pairs_of
 from stages.sources import Batch, excerpt
 from stages.text.assign import Label, RunLanguages, Splitter, Spoken, group_of
 from stages.text.codes import UNKNOWN
@@ -79,6 +79,8 @@ class Imported:
     def _summary(self) -> Iterator[str]:
         if self._splitter.moved:
             yield f"{self._splitter.moved} rows took their translation group's split, not their own"
+        if several := self._counts["several"]:
+            yield f"{several:,} rows have several rejected answers: the first of each is taken (`many: all` takes every one)"
         if below := self._counts["rated_below"]:
             yield f"{below:,} pairs are dropped because the data rates chosen below rejected (rated_below)"
         if unread := self._counts["unread_scores"]:
@@ -90,6 +92,8 @@ class Imported:
         rows: list[tuple[str, dict[str, Any], Label | None, RawPair]] = []
         for number, cells in enumerate(batch.rows, start=batch.start):
             found = list(pairs_of(cells, source, self._longest))
+            several = cells.get(source.fields.rejected)
+            self._counts["several"] += source.many == "one" and is_several(several) and len(several or ()) > 1
             for place, pair in enumerate(found, start=1):
                 row_id = f"{batch.source}:{number}" + (f"#{place}" if len(found) > 1 else "")
                 try:

@@ -69,7 +69,7 @@ def pair_batches(source: PairSource, codes: Sequence[str]) -> Iterator[Batch]:
         if fields.prompt not in batch.columns and (fields.completions or needs_prompt(batch.rows, fields)):
             raise missing_column(batch.source, fields.prompt, batch.columns)
 
-    return read_rows(source, codes, required, optional, check)
+    return read_rows(source, codes, required, optional, check, [fields.completions] if fields.completions else [])
 
 
 def pairs_of(cells: Mapping[str, Any], source: PairSource, longest: int) -> Iterator[RawPair | BadRow]:
@@ -104,13 +104,23 @@ def _of_sides(cells: Mapping[str, Any], source: PairSource) -> list[Sides]:
     fields = source.fields
     chosen, rejected = cells.get(fields.chosen), cells.get(fields.rejected)
     given = [_cell(cells, name) for name in (fields.chosen_score, fields.rejected_score)]
+    if isinstance(chosen, list) and is_several(chosen):
+        if len(chosen) > 1:
+            raise BadRow("several_answers", f"chosen is a list of {len(chosen)} answers")
+        chosen = chosen[0]
     if not isinstance(rejected, list) or not is_several(rejected):
         return [(chosen, rejected, (given[0], given[1]))]
-    taken = rejected if source.many == "all" else rejected[:1]
     scores = given[1] if isinstance(given[1], list) else [given[1]] * len(rejected)
     if len(scores) != len(rejected):
         scores = [None] * len(rejected)
-    return [(chosen, answer, (given[0], score)) for answer, score in zip(taken, scores, strict=False)]
+    sides = [
+        (chosen, answer, (given[0], score))
+        for answer, score in zip(rejected, scores, strict=True)
+        if answer is not None
+    ]
+    if not sides:
+        raise BadRow("empty", "no rejected answer")
+    return sides if source.many == "all" else sides[:1]
 
 
 def is_several(value: Any) -> bool:

@@ -8,6 +8,7 @@ threshold; the estimate's standard deviation is at most 0.045 (128 hashes). Dete
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 from rensa import RMinHash, RMinHashDeduplicator
@@ -20,6 +21,26 @@ _RECALL = 0.99
 _SEED = 0
 
 
+@dataclass(frozen=True)
+class Key:
+    """What a text is compared by: a digest of the whole, and a MinHash sketch for near duplicates."""
+
+    digest: bytes
+    sketch: RMinHash | None
+
+
+def keys_of(texts: Sequence[str], full: Sequence[str], near: bool) -> list[Key]:
+    """The keys of texts, computed apart from the comparing, so that several processes can.
+
+    full: what must be equal for an exact duplicate (texts with their system messages). texts: what is compared by
+    similarity, if near duplicates are looked for.
+    """
+    digests = [blake2b(comparable(whole).encode("utf-8", "replace"), digest_size=16).digest() for whole in full]
+    grams = [_grams(comparable(text)) for text in texts] if near else []
+    sketches = RMinHash.from_token_sets(grams, _HASHES, _SEED) if near else [None] * len(digests)
+    return [Key(digest, sketch) for digest, sketch in zip(digests, sketches, strict=True)]
+
+
 class Deduplicator:
     """Remembers the texts of one language that stayed. About 2 kB a text, or 0.1 kB with threshold 1 (exact only)."""
 
@@ -30,26 +51,16 @@ class Deduplicator:
         if threshold < 1:
             self._near = RMinHashDeduplicator(threshold, _HASHES, use_lsh=True, num_bands=bands(threshold), seed=_SEED)
 
-    def check(self, ids: Sequence[str], texts: Sequence[str], full: Sequence[str]) -> list[tuple[str, str] | None]:
-        """For each text None if it stays, else (reason, id of what it duplicates).
-
-        full: what must be equal for an exact duplicate (texts with their system messages). texts: what is compared by
-        similarity. Reasons: duplicate, near_duplicate.
-        """
-        sketches = RMinHash.from_token_sets([_grams(comparable(text)) for text in texts], _HASHES, _SEED)
-        verdicts: list[tuple[str, str] | None] = []
-        for row_id, whole, sketch in zip(ids, full, sketches, strict=True):
-            digest = blake2b(comparable(whole).encode("utf-8", "replace"), digest_size=16).digest()
-            if digest in self._exact:
-                verdicts.append(("duplicate", self._exact[digest]))
-            elif self._near is not None and not self._near.add(str(len(self._ids)), sketch):
-                first = min(map(int, self._near.get_duplicates(sketch)))
-                verdicts.append(("near_duplicate", self._ids[first]))
-            else:
-                self._exact[digest] = row_id
-                self._ids.append(row_id)
-                verdicts.append(None)
-        return verdicts
+    def check(self, row_id: str, key: Key) -> tuple[str, str] | None:
+        """None if the text stays, else (reason, id of what it duplicates). Reasons: duplicate, near_duplicate."""
+        if key.digest in self._exact:
+            return "duplicate", self._exact[key.digest]
+        if self._near is not None and not self._near.add(str(len(self._ids)), key.sketch):
+            first = min(map(int, self._near.get_duplicates(key.sketch)))
+            return "near_duplicate", self._ids[first]
+        self._exact[key.digest] = row_id
+        self._ids.append(row_id)
+        return None
 
 
 def _grams(text: str) -> list[str]:

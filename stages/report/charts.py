@@ -118,7 +118,7 @@ def value_bar(value: float, low: float, high: float, label: str, css: str, basel
 
 
 @dataclass(frozen=True)
-class Change:
+class ChangeBar:
     """A value before and after with its 95% interval; any end may be missing."""
 
     name: str
@@ -128,7 +128,7 @@ class Change:
     after_interval: tuple[float, float] | None
 
 
-def changes(rows: Sequence[Change], label: str, *, x_format: Format, reference: float | None = None) -> Markup:
+def changes(rows: Sequence[ChangeBar], label: str, *, x_format: Format, reference: float | None = None) -> Markup:
     """A row per name: hollow dot before, filled dot after, thin lines for the intervals."""
     values = [v for r in rows for v in (r.before, r.after, *(r.before_interval or ()), *(r.after_interval or ()))]
     seen = [v for v in values if v is not None] + ([reference] if reference is not None else [])

@@ -15,7 +15,7 @@ PREFIX = "objective/"
 
 
 @dataclass(frozen=True)
-class Row:
+class ObjectiveRow:
     """After one objective. rewards: reward accuracy of every objective, None for those not trained yet or not measured.
 
     directions: mean number protected in a matrix; energy: share of the squared change they hold; leak, exported: share of
@@ -37,7 +37,7 @@ class Objectives:
 
     round: int
     names: list[str]
-    rows: list[Row]
+    rows: list[ObjectiveRow]
     panels: list[tuple[str, str, str, Markup]]
 
 
@@ -51,7 +51,7 @@ def objectives(tables: Tables, round_: int, names: list[str]) -> Objectives | No
     values = {(row["name"], row["step"]): row["value"] for row in frame.rows(named=True)}
     ends = sorted({step for _, step in values})
     rows = [
-        Row(name, step, [values.get((f"{PREFIX}{other}/reward_accuracy", step)) for other in names], *figures)
+        ObjectiveRow(name, step, [values.get((f"{PREFIX}{other}/reward_accuracy", step)) for other in names], *figures)
         for name, step in zip(names, ends, strict=False)
         for figures in [
             [values.get((f"{PREFIX}{name}/{f}", step)) for f in ("directions", "energy", "leak", "leak_exported")]

@@ -20,7 +20,7 @@ from schemas.manifests import StageManifest
 from stages.report import text
 from stages.report.conflicts import FEW_PAIRS, scale
 from stages.report.data import Tables
-from stages.report.view import View, build
+from stages.report.view import View, build_view
 from stages.text.visible import visible
 
 VERSION = 1
@@ -31,7 +31,7 @@ _HEAD = 4096
 
 def write_page(target: Path, config: RunConfig, tables: Tables, manifests: Sequence[StageManifest]) -> None:
     """Write the page from whatever tables and manifests there are; a reader never sees half of it."""
-    page = render(build(config, tables, manifests), made_from(config, manifests))
+    page = render(build_view(config, tables, manifests), made_from(config, manifests))
     write_text(target, page)
 
 

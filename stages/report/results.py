@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from stages.report.charts import Change, changes
+from stages.report.charts import ChangeBar, changes
 from stages.report.data import Tables, in_order
 from stages.report.svg import Format
 from stages.report.text import number, percent, short, words
@@ -22,7 +22,7 @@ SPLITS = {
 
 
 @dataclass(frozen=True)
-class Metric:
+class Measure:
     """How a metric is shown. reference: the value that means no preference or no change, for comparisons."""
 
     title: str
@@ -42,50 +42,50 @@ class Metric:
 
 
 METRICS = {
-    "accuracy": Metric(
+    "accuracy": Measure(
         "Preference accuracy",
         "Share of pairs whose chosen answer gets the higher mean log-probability per token; ties count one half, "
         "so 50% is guessing",
         share=True,
         reference=0.5,
     ),
-    "win_rate": Metric(
+    "win_rate": Measure(
         "Win rate",
         "How often the evaluation judge prefers the answer after training to the one before, asked in both orders; "
         "equal answers and verdicts that change with the order count one half",
         share=True,
         reference=0.5,
     ),
-    "win_rate_self_judged": Metric(
+    "win_rate_self_judged": Measure(
         "Win rate, self-judged",
         "How often the untrained model itself, as the judge, prefers the answer after training to its own, asked in "
         "both orders; equal answers and verdicts that change with the order count one half",
         share=True,
         reference=0.5,
     ),
-    "implicit_reward_accuracy": Metric(
+    "implicit_reward_accuracy": Measure(
         "Implicit-reward accuracy",
         "Share of pairs on which training raised the chosen answer's log-probability more than the rejected one's, "
         "against the round-0 model; before training every pair is a tie",
         share=True,
         reference=0.5,
     ),
-    "answer_language": Metric(
+    "answer_language": Measure(
         "Answers in the prompt's language", "Share of answers identified as the language of their prompt", share=True
     ),
-    "truncated": Metric("Truncated answers", "Share of answers cut off by the token limit", share=True),
-    "logp_chosen": Metric(
+    "truncated": Measure("Truncated answers", "Share of answers cut off by the token limit", share=True),
+    "logp_chosen": Measure(
         "Log-probability of chosen answers",
         "Mean log-probability per token, in nats; a fall on chosen answers is common after DPO and worth watching",
     ),
-    "logp_rejected": Metric("Log-probability of rejected answers", "Mean log-probability per token, in nats"),
-    "judge_consistency": Metric(
+    "logp_rejected": Measure("Log-probability of rejected answers", "Mean log-probability per token, in nats"),
+    "judge_consistency": Measure(
         "Judge consistency",
         "Share of differing answers on which the judge says the same in both orders; near one half or below, the win "
         "rate says little",
         share=True,
     ),
-    "judge_mass": Metric(
+    "judge_mass": Measure(
         "Judge's attention to the question", "Mean probability the judge puts on its two possible replies", share=True
     ),
 }
@@ -93,7 +93,7 @@ CHANGE_OF = "_change"
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One language.
 
     change: after minus before, or the comparison minus its reference, with its own interval where it was measured pair
@@ -114,13 +114,13 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasureTable:
     """One metric on one split. paired: rows have before and after; else they compare after with before directly."""
 
     name: str
-    metric: Metric
+    metric: Measure
     paired: bool
-    rows: list[Row]
+    rows: list[ResultRow]
     chart: Markup
 
 
@@ -129,7 +129,7 @@ class Results:
     """One round: splits in reading order, each with its title and metrics."""
 
     round: int
-    splits: list[tuple[str, str, list[Measured]]]
+    splits: list[tuple[str, str, list[MeasureTable]]]
 
 
 def results(tables: Tables, round_: int, languages: Sequence[str]) -> Results | None:
@@ -148,8 +148,8 @@ def results(tables: Tables, round_: int, languages: Sequence[str]) -> Results | 
     return Results(round_, splits)
 
 
-def _measured(name: str, rows: list[dict], languages: Sequence[str]) -> Measured:
-    metric = METRICS.get(name) or Metric(words(name).capitalize(), "")
+def _measured(name: str, rows: list[dict], languages: Sequence[str]) -> MeasureTable:
+    metric = METRICS.get(name) or Measure(words(name).capitalize(), "")
     changed = {row["language"]: row for row in rows if row["metric"] == name + CHANGE_OF}
     rows = [row for row in rows if row["metric"] == name]
     by_key = {(row["language"], row["model"]): row for row in rows}
@@ -157,18 +157,18 @@ def _measured(name: str, rows: list[dict], languages: Sequence[str]) -> Measured
     paired = any(row["model"] in ("before", "after") for row in rows)
     built = [_row(language, by_key, changed.get(language, {}), metric) for language in order]
     shown = [
-        Change(r.language, r.before, r.after, r.before_interval, r.after_interval)
+        ChangeBar(r.language, r.before, r.after, r.before_interval, r.after_interval)
         if paired
-        else Change(r.language, None, r.versus, None, r.versus_interval)
+        else ChangeBar(r.language, None, r.versus, None, r.versus_interval)
         for r in built
         if r.before is not None or r.after is not None or r.versus is not None
     ]
     label = f"{metric.title} per language"
     chart = changes(shown, label, x_format=metric.axis, reference=metric.reference) if shown else Markup("")
-    return Measured(name, metric, paired, built, chart)
+    return MeasureTable(name, metric, paired, built, chart)
 
 
-def _row(language: str, by_key: dict[tuple[str, str], dict], changed: dict, metric: Metric) -> Row:
+def _row(language: str, by_key: dict[tuple[str, str], dict], changed: dict, metric: Measure) -> ResultRow:
     before, after, versus = (by_key.get((language, model), {}) for model in ("before", "after", "after vs before"))
     first, last, compared = (_interval(row) for row in (before, after, versus))
     change, span, clear = changed.get("value"), _interval(changed), False
@@ -180,7 +180,7 @@ def _row(language: str, by_key: dict[tuple[str, str], dict], changed: dict, metr
         clear = bool(compared and not compared[0] <= metric.reference <= compared[1])
     elif change is not None:
         clear = bool(span and not span[0] <= 0 <= span[1])
-    return Row(
+    return ResultRow(
         language=language,
         before=before.get("value"),
         after=after.get("value"),

@@ -57,7 +57,7 @@ class View:
     timings: list[Timing]
 
 
-def build(config: RunConfig, tables: Tables, manifests: Sequence[StageManifest]) -> View:
+def build_view(config: RunConfig, tables: Tables, manifests: Sequence[StageManifest]) -> View:
     """Read what there is and prepare it for the template."""
     rounds = tables.rounds()
     languages = [*config.languages.seen, *config.languages.unseen]

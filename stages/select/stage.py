@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.config.curation import SelectConfig
@@ -37,18 +38,18 @@ class Select(TableStage):
         ranked = rank(_scored(ctx), ctx.config.select)
         for note in _notes(ranked, ctx.config.select):
             ctx.progress.note(note)
-        decisions = {
-            pair_id: (score, reason)
-            for pair_id, score, reason in ranked.select("pair_id", "used", "reason").iter_rows()
-        }
         for table in ("curated", "rejected"):
             yield Rows(table, TABLES[table].schema.empty_table())
+        start = 0
         for path in ctx.inputs["pairs"]:
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(_BATCH):
                     if ctx.stop():
                         raise Stopped
-                    yield from _split(pa.table(batch), decisions)
+                    table = pa.table(batch)
+                    train = table.filter(pc.equal(table["split"], "train"))
+                    yield from _split(train, ranked[start : start + train.num_rows])
+                    start += train.num_rows
                     ctx.progress.advance(batch.num_rows)
         drops = [
             Drop("pair", row["pair_id"], row["language"], row["reason"], row["detail"])
@@ -58,20 +59,23 @@ class Select(TableStage):
 
 
 def rank(pairs: pl.DataFrame, config: SelectConfig) -> pl.DataFrame:
-    """Decide for every pair. pairs: pair_id, language, used (what it is ranked by, null: nothing), in any order.
+    """Decide for every pair. pairs: pair_id, language, used (what it is ranked by, null: nothing), in any order; with `pool`, whether it counts
+    for the share that is kept (else those do that are ranked), so that a ranking which knows less keeps no fewer.
 
-    Adds reason (null: kept) and detail. Of the n ranked pairs of a language, or of all with quota: global, the
-    max(1, keep * n rounded half up) with the largest `used` stay; ties go by pair_id. With a column `cell`, a cell gives
+    Adds reason (null: kept) and detail. Of the n pairs of a language that count, or of all with quota: global, the
+    max(1, keep * n rounded half up) ranked ones with the largest `used` stay; ties go by pair_id. With a column `cell`, a cell gives
     at most max(1, share of that number rounded half up): its later pairs are passed over (crowded_cell) and the next in
     rank take their places, so that fewer stay only where the cells run out.
     """
     over = ["language"] if config.quota == "language" else [pl.lit(0)]
     capped = "cell" in pairs.columns
+    counts = pl.col("pool") if "pool" in pairs.columns else pl.col("used").is_not_null()
     scored = (
-        pairs.filter(pl.col("used").is_not_null())
+        pairs.with_columns(pool=counts.sum().over(over))
+        .filter(pl.col("used").is_not_null())
         .sort("used", "pair_id", descending=[True, False])
         .with_columns(place=pl.int_range(1, pl.len() + 1).over(over), n=pl.len().over(over))
-        .with_columns(cut=_rounded(pl.col("n") * config.keep))
+        .with_columns(cut=_rounded(pl.col("pool") * config.keep))
         .with_columns(cap=_rounded(pl.col("cut") * config.diversity.share) if capped else pl.col("cut"))
         .with_columns(nth=pl.int_range(1, pl.len() + 1).over([*over, "cell"]) if capped else pl.lit(1))
         .with_columns(fits=pl.col("nth") <= pl.col("cap"))
@@ -117,7 +121,7 @@ def compare(pairs: pl.DataFrame, names: Sequence[str], config: SelectConfig, see
 
 
 def _scored(ctx: Context) -> pl.DataFrame:
-    """pair_id, language and `used` of every training pair, in table order."""
+    """pair_id, language, `used` and `pool` (it has a conflict score) of every training pair, in table order."""
     by = ctx.config.select.by
     columns = ("pair_id", "language", "chosen_score", "rejected_score")
     pairs = ctx.scan("pairs").filter(pl.col("split") == "train").select(columns)
@@ -125,7 +129,7 @@ def _scored(ctx: Context) -> pl.DataFrame:
     frame = pairs.join(scores, on="pair_id", how="left", maintain_order="left").collect()
     used = ranking(frame, by, (ctx.config.seed, ctx.round))
     has_score = pl.col("score").is_not_null() & pl.col("score").is_not_nan()
-    frame = frame.with_columns(used=pl.when(has_score).then(used))
+    frame = frame.with_columns(pool=has_score, used=pl.when(has_score).then(used))
     if frame["used"].null_count() == frame.height:
         raise UserError(
             f"no pair can be ranked: {_UNRANKED.get(by, 'no training pair has a conflict score')}",
@@ -134,7 +138,7 @@ def _scored(ctx: Context) -> pl.DataFrame:
             if by == "margin"
             else "See the dropped rows of the gradients stage.",
         )
-    frame = frame.select("pair_id", "language", "used")
+    frame = frame.select("pair_id", "language", "used", "pool")
     if (diversity := ctx.config.select.diversity).cells:
         if not ctx.inputs.get("gradients"):
             raise UserError("the cells need the gradient sketches", where="select.diversity.cells")
@@ -146,16 +150,24 @@ def _scored(ctx: Context) -> pl.DataFrame:
 
 
 def _notes(ranked: pl.DataFrame, config: SelectConfig) -> list[str]:
-    """What crowded cells did; with a global quota, the languages that keep less than half of the share they would have
+    """What could not be ranked; what crowded cells did; with a global quota, the languages that keep less than half of the share they would have
     kept of their own."""
     notes = []
+    if unranked := int((ranked["pool"] & ranked["used"].is_null()).sum()):
+        kept, pool = ranked["reason"].null_count(), pl.col("pool")
+        full = rank(ranked.select("pair_id", "language", "pool", used=pl.when(pool).then(0.0)), config)
+        wanted = full["reason"].null_count()
+        filled = "as many are kept all the same" if kept == wanted else f"{kept} pairs are kept instead of {wanted}"
+        notes.append(
+            f"{config.by} cannot rank {unranked} of {int(ranked['pool'].sum())} pairs with a conflict score: {filled}"
+        )
     if config.diversity.cells:
-        crowded, kept = (ranked["reason"] == CROWDED).sum(), ranked["reason"].is_null().sum()
-        plain = rank(ranked.select("pair_id", "language", "used"), config)["reason"].is_null().sum()
+        crowded, held = (ranked["reason"] == CROWDED).sum(), ranked["reason"].null_count()
+        plain = rank(ranked.select("pair_id", "language", "used", "pool"), config)["reason"].null_count()
         notes.append(f"{crowded} pairs gave way to lower ranked ones of less crowded cells")
-        if kept < plain:
+        if held < plain:
             notes.append(
-                f"the cells ran out: {kept} pairs kept instead of {plain}; more cells or a larger share fill up"
+                f"the cells ran out: {held} pairs kept instead of {plain}; more cells or a larger share fill up"
             )
     if config.quota != "global":
         return notes
@@ -172,17 +184,18 @@ def _notes(ranked: pl.DataFrame, config: SelectConfig) -> list[str]:
     ]
 
 
-def _split(pairs: pa.Table, decisions: dict[str, tuple[float | None, str | None]]) -> Iterator[Rows]:
-    """The kept and the rejected rows of a batch of pairs; other splits are left out."""
-    found = [decisions.get(pair_id) for pair_id in pairs["pair_id"].to_pylist()]
-    for table, wanted in (("curated", False), ("rejected", True)):
-        schema = TABLES[table].schema
-        rows = [i for i, decision in enumerate(found) if decision and (decision[1] is not None) == wanted]
-        if not rows:
+def _split(pairs: pa.Table, decisions: pl.DataFrame) -> Iterator[Rows]:
+    """The kept and the rejected of some training pairs; decisions: used and reason, row by row."""
+    if pairs["pair_id"].to_pylist() != decisions["pair_id"].to_list():
+        raise ValueError("the pairs table is not in the order it was ranked in")
+    added = {"conflict_score": decisions["used"].to_arrow(), "reason": decisions["reason"].to_arrow()}
+    rejected = decisions["reason"].is_not_null()
+    for table, wanted in (("curated", ~rejected), ("rejected", rejected)):
+        if not wanted.any():
             continue
-        part = pairs.take(rows)
-        added = {"conflict_score": [found[i][0] for i in rows], "reason": [found[i][1] for i in rows]}  # type: ignore[index]
+        schema, mask = TABLES[table].schema, wanted.to_arrow()
         columns = [
-            pa.array(added[name], schema.field(name).type) if name in added else part[name] for name in schema.names
+            (added[name] if name in added else pairs[name]).filter(mask).cast(schema.field(name).type)
+            for name in schema.names
         ]
         yield Rows(table, pa.table(columns, schema=schema))

@@ -12,6 +12,7 @@ Messages = list[dict[str, str]]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_UNSEEN = "\u00ad\u034f\u180e\u200b\u200c\u200d\u2060\ufeff \n\t"
 _SPACE = re.compile(r"\s+")
 
 
@@ -54,7 +55,7 @@ def read_messages(value: Any, role: str = "user") -> Messages:
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise BadRow("not_text", f"a {type(value).__name__} instead of a text or a list of messages")
     messages = [_message(message) for message in value]
-    if not messages or not messages[-1]["content"]:
+    if not messages or not messages[-1]["content"].strip(_UNSEEN):
         raise BadRow("empty")
     return messages
 

@@ -82,7 +82,7 @@ def _optimizer(train: TrainConfig) -> str:
     if not merge.active:
         return train.optimizer
     parts = [f"alpha {merge.alpha:g} ({merge.alpha_schedule})"]
-    if merge.merge != "anchor":
+    if train.merge_facts is not None and train.merge_facts.drops:
         parts += [f"preset {merge.preset}", f"reserve {merge.reserve:g}"]
     if train.merge.rescale:
         parts.append("rescaled to the L1 norm before")

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from schemas.errors import UserError
+from stages.models.merging import merge_checked
 from stages.train.optimizers.change import Change
 from stages.train.optimizers.stream import write_stream
 from stages.train.optimizers.subspace import Protected
@@ -44,8 +45,8 @@ def remember(model: nn.Module, path: Path) -> Weights:
 
 
 def merged(trained: Any) -> Any:
-    """The model without its adapter, which is merged into the weights."""
-    return trained.merge_and_unload() if isinstance(trained, PeftModel) else trained
+    """The model without its adapter, which is merged into the weights. Raises UserError when it then computes something else."""
+    return merge_checked(trained, "that was trained") if isinstance(trained, PeftModel) else trained
 
 
 def bounded(model: nn.Module, before: Weights, radius: float, announce: Announce) -> tuple[float, int]:

@@ -13,6 +13,7 @@ from schemas import files
 from schemas.config.trainer import TrainerConfig
 from schemas.errors import UserError
 from stages.contract import ModelRef
+from stages.models.merging import merge_checked
 from stages.train.card_page import adapter_card
 from stages.train.session import Session
 
@@ -24,7 +25,7 @@ def export_model(session: Session, section: TrainerConfig, model: PreTrainedMode
     session.folder/adapter, which PEFT loads with its base.
 
     Both appear under their name only when whole. The model is used up: adapters are merged into it. Raises UserError when a
-    trained weight is not finite.
+    trained weight is not finite, or the merged model computes something else.
     """
     tokenizer = session.renderer.tokenizer
     broken = [n for n, p in model.named_parameters() if p.requires_grad and not bool(torch.isfinite(p).all())]
@@ -38,7 +39,7 @@ def export_model(session: Session, section: TrainerConfig, model: PreTrainedMode
         with files.publishing(session.folder / ADAPTER) as target:
             _save_adapter(model, target, session.start)
             tokenizer.save_pretrained(target)
-        merged = model.merge_and_unload()
+        merged = merge_checked(model, "that was trained")
     else:
         merged = model
     merged = merged.to(session.numbers.compute)

@@ -16,6 +16,7 @@ from stages.train.batches import BatchPlan, plan_batches
 from stages.train.dataset import TrainingPairs, load_pairs
 from stages.train.export import export_model
 from stages.train.loggers import logs_in
+from stages.train.peers import peer_limit, silence_named
 from stages.train.phase import History, Phase, pairs_seen, train_phase
 from stages.train.processes import count, from_first, is_first
 from stages.train.references import checked_references
@@ -37,6 +38,11 @@ class Outcome:
 
 def train_job(ctx: Context) -> Outcome:
     """Train and export. Raises UserError for what the config or the data make impossible, Stopped when asked to stop."""
+    with silence_named(peer_limit(ctx.config)):
+        return _train_job(ctx)
+
+
+def _train_job(ctx: Context) -> Outcome:
     train = ctx.config.train
     session = Session.of(ctx, train, ctx.models["policy"])
     pairs = load_pairs(ctx, session.renderer)
@@ -45,7 +51,7 @@ def train_job(ctx: Context) -> Outcome:
         session.note(line)
 
     model = session.load()
-    pairs = from_first(partial(_with_references, session, pairs, model))
+    pairs = from_first(partial(_with_references, session, pairs, model), ctx.config)
     session = replace(session, identity=_identity(ctx, pairs))
     with logs_in(session.folder / "logs"):
         trained, history, drops, seen = _train(session, model, pairs, plan)

@@ -114,7 +114,7 @@ Scores = list[tuple[torch.Tensor, torch.Tensor]]
 def score(model: PreTrainedModel, pairs: Sequence[Pair], scorer: Scorer) -> Scores:
     """Under `model`. Raises Stopped when the run was asked to stop."""
     rows = (row for pair in pairs for row in pair.rows)
-    values = list(scorer.stream(model, rows, 2 * len(pairs), "batch of dev pairs"))
+    values = list(scorer.stream(model, rows, 2 * len(pairs), "dev answer"))
     return list(zip(values[0::2], values[1::2], strict=True))
 
 

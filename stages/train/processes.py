@@ -26,13 +26,12 @@ from stages.children import Child, ChildDied, start_child, stop_flag, wait_for
 from stages.contract import Context, Silent, Stopped
 from stages.models.device import device_of, is_out_of_memory
 from stages.train.memory import less_memory
+from stages.train.peers import beating, peer_limit, wait_for_the_first
 
 T = TypeVar("T")
 Job = Callable[[Context], T]
 _COLLECT_SECONDS = 2.0
 """When one process fails the others fail of it: so long causes are collected before the first one is named."""
-_WAIT = timedelta(days=7)
-"""For a collective: the first process may compute for long, and a process that dies ends them all anyway."""
 
 
 def process_count(config: RunConfig) -> int:
@@ -69,16 +68,20 @@ def any_of(flag: bool) -> bool:
     return bool(shared)
 
 
-def from_first(compute: Callable[[], T]) -> T:
-    """What the first process computes, in all of them, which must all ask. Stopped, if it raises that, is raised in all."""
+def from_first(compute: Callable[[], T], config: RunConfig) -> T:
+    """What the first process computes, in all of them, which must all ask. Stopped, if it raises that, is raised in all; UserError when
+    it is silent for longer than `execution.peer_minutes`."""
     if count() == 1:
         return compute()
     box: list[Any] = [None, False]
     if is_first():
-        try:
-            box[0] = compute()
-        except Stopped:
-            box[1] = True
+        with beating():
+            try:
+                box[0] = compute()
+            except Stopped:
+                box[1] = True
+    else:
+        wait_for_the_first(peer_limit(config))
     dist.broadcast_object_list(box)
     if box[1]:
         raise Stopped
@@ -245,7 +248,7 @@ def _main(connection: Connection, seat: _Seat, job: Job[Any], parts: dict[str, A
     progress = _Told(connection) if seat.rank == 0 else Silent()
     ctx = Context(**parts, progress=progress, stop=lambda: bool(stop.value))
     try:
-        _join(seat)
+        _join(seat, peer_limit(ctx.config))
         result = job(ctx)
     except Stopped:
         connection.send(_Ended(stopped=True))
@@ -263,7 +266,7 @@ def _main(connection: Connection, seat: _Seat, job: Job[Any], parts: dict[str, A
     dist.destroy_process_group()
 
 
-def _join(seat: _Seat) -> None:
+def _join(seat: _Seat, limit: timedelta) -> None:
     """Join the group: NCCL between GPUs, gloo for what is on the CPU."""
     os.environ.update(
         {
@@ -281,4 +284,4 @@ def _join(seat: _Seat) -> None:
         torch.cuda.set_device(seat.rank)
     store = dist.TCPStore("127.0.0.1", seat.port, is_master=False)
     backend = "cpu:gloo,cuda:nccl" if seat.cuda else "gloo"
-    dist.init_process_group(backend, store=store, rank=seat.rank, world_size=seat.count, timeout=_WAIT)
+    dist.init_process_group(backend, store=store, rank=seat.rank, world_size=seat.count, timeout=limit)

@@ -46,7 +46,7 @@ def checked_references(
 def recomputed(pairs: TrainingPairs, model: PreTrainedModel, scorer: Scorer) -> TrainingPairs:
     """The pairs with reference log-probabilities under `model`. Raises Stopped when the run was asked to stop."""
     rows = (row for index in range(len(pairs)) for row in pairs.pair(index).rows)
-    totals = [_total(values) for values in scorer.stream(model, rows, 2 * len(pairs), "batch of references")]
+    totals = [_total(values) for values in scorer.stream(model, rows, 2 * len(pairs), "reference answer")]
     return pairs.with_references(list(zip(totals[0::2], totals[1::2], strict=True)))
 
 

@@ -14,6 +14,7 @@ from stages.contract import Stopped
 from stages.train.adamw import adamw
 from stages.train.callbacks import StepCallback
 from stages.train.checkpoints import mark_complete, resumable
+from stages.train.disk import writing
 from stages.train.processes import any_of, from_first
 from stages.train.session import Session
 
@@ -23,7 +24,7 @@ class Resumable:
 
     - `train`: TRL's running token count, which its checkpoints lack, continues from the last log. From a checkpoint of the last step
       nothing is trained: transformers would take another step where `max_steps` ends inside an epoch.
-    - `_save`, `_save_checkpoint`: no pickled training arguments; a checkpoint is marked complete last.
+    - `_save`, `_save_checkpoint`: no pickled training arguments; a checkpoint is marked complete last, and removed when the disk fails.
     - `create_optimizer`: plain AdamW.
     - `create_model_card`, `_send_telemetry`: the stage writes its own card; a run reports to nobody unasked.
     """
@@ -55,11 +56,12 @@ class Resumable:
         Path(str(output_dir or self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        self.accelerator.wait_for_everyone()  # each process wrote the state of its random numbers
-        if self.args.should_save:
-            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            mark_complete(folder, self.identity, self.state.global_step)
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        with writing(folder):
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            self.accelerator.wait_for_everyone()  # each process wrote the state of its random numbers
+            if self.args.should_save:
+                mark_complete(folder, self.identity, self.state.global_step)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Over the model as it is wrapped now."""
@@ -89,7 +91,7 @@ def train_all(session: Session, trainer: Any, steps: StepCallback, rows: int) ->
             fix="This is a change in TRL: use the pinned version.",
         )
     checkpoints = Path(trainer.args.output_dir)
-    checkpoint = from_first(lambda: resumable(checkpoints, trainer.identity, session.note))
+    checkpoint = from_first(lambda: resumable(checkpoints, trainer.identity, session.note), session.config)
     if checkpoint is not None:
         session.note(f"resuming from {checkpoint.name}")
     if any_of(session.ctx.stop()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,28 +30,29 @@ class Scorer:
     """Scores rows as the trainer's forward does: of the policy's own weights it gives the policy's own numbers, so that the
     margins of DPO and the ratios of NPO start at 0. A model of which that should hold is loaded in `numbers.load`.
 
-    beats(batches, unit): announces the work; what it returns is called after each batch and may raise Stopped.
+    beats(rows, unit): announces the work; what it returns is told the rows of each forward and may raise Stopped.
     """
 
     numbers: Precision
     budget: TokenBudget
-    beats: Callable[[int, str], Callable[[], None]]
+    beats: Callable[[int, str], Callable[[int], None]]
 
     @classmethod
     def of(cls, ctx: Context, numbers: Precision) -> Scorer:
         """With the run's token budget, progress and stop signal."""
         return cls(numbers, forward_budget(ctx), partial(beats, ctx))
 
-    def token_logps(self, model: PreTrainedModel, rows: Sequence[Row]) -> list[torch.Tensor]:
-        """log pi of each completion's tokens, float32 on the CPU; without progress, for few rows."""
+    def token_logps(
+        self, model: PreTrainedModel, rows: Sequence[Row], done: Callable[[int], None] = lambda rows: None
+    ) -> list[torch.Tensor]:
+        """log pi of each completion's tokens, float32 on the CPU. done: told the rows of each forward."""
         with self.numbers.forward():
-            return score_rows(model, rows, self.budget)
+            return score_rows(model, rows, self.budget, done=done)
 
     def stream(self, model: PreTrainedModel, rows: Iterable[Row], count: int, unit: str) -> Iterator[torch.Tensor]:
-        """`token_logps` of `count` rows one after another, with progress in `unit`s of `ROWS_AT_A_TIME` rows."""
+        """`token_logps` of `count` rows one after another, with progress; unit: what a row is called."""
         if not count:
             return
-        beat, left = self.beats(math.ceil(count / ROWS_AT_A_TIME), unit), iter(rows)
+        beat, left = self.beats(count, unit), iter(rows)
         while block := list(islice(left, ROWS_AT_A_TIME)):
-            yield from self.token_logps(model, block)
-            beat()
+            yield from self.token_logps(model, block, beat)

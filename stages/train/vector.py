@@ -18,26 +18,29 @@ from stages.train.optimizers.task_vector import TaskVector
 
 
 def task_vector_for(ctx: Context, model: nn.Module) -> TaskVector | None:
-    """What `train.optimizer` merges with: theta_SFT - theta_base (ondare, onties) or theta_SFT - the weights training starts
-    from (anchor; None when they are the same, as in round 0).
+    """What `train.optimizer` merges with: theta_SFT - theta_base or, of an anchored rule, theta_SFT - the weights training starts from (None
+    when they are the same, as in round 0).
 
     Kept in the user's cache folder under the hashes of both models. Raises UserError, naming the tensor, when the models do
     not fit `model`, the one that is trained.
     """
     train = ctx.config.train
-    if train.optimizer == "adamw":
+    facts = train.merge_facts
+    if facts is None:
         return None
     sft = ctx.models["sft"]
-    other = ctx.models["policy" if train.optimizer == "anchor" else "base"]
+    other = ctx.models["policy" if facts.anchored else "base"]
     if sft.digest == other.digest:
-        if train.optimizer == "anchor":
+        if facts.anchored:
             return None
         raise UserError(
             f"The task vector is zero: {sft.name} and {other.name} are the same model",
             where="train.merge.base",
             fix="Name the pretrained model that the SFT model was made from.",
         )
-    return TaskVector.open(_built(ctx, sft, other, wanted(model)), train.merge.keep)
+    # Against a later round's weights the difference is small: bfloat16 would move the anchor by 2^-9 of it.
+    dtype = torch.float32 if facts.anchored else torch.bfloat16
+    return TaskVector.open(_built(ctx, sft, other, wanted(model), dtype), train.merge.keep)
 
 
 def wanted(model: nn.Module) -> dict[str, Wanted]:
@@ -52,13 +55,11 @@ def wanted(model: nn.Module) -> dict[str, Wanted]:
     }
 
 
-def _built(ctx: Context, sft: ModelRef, other: ModelRef, parameters: dict[str, Wanted]) -> Path:
+def _built(ctx: Context, sft: ModelRef, other: ModelRef, parameters: dict[str, Wanted], dtype: torch.dtype) -> Path:
     if sft.path is None or other.path is None:
         missing = sft if sft.path is None else other
         raise UserError(f"There is no folder of {missing.name} on this machine", where="train.merge")
     shapes = sorted((name, list(want.shape), list(want.aliases)) for name, want in parameters.items())
-    # Against a later round's weights the difference is small: bfloat16 would move the anchor by 2^-9 of it.
-    dtype = torch.float32 if ctx.config.train.optimizer == "anchor" else torch.bfloat16
     target = cache_folder() / "task_vectors" / f"{content_id(sft.digest, other.digest, shapes, str(dtype))}.safetensors"
     target.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(target.with_suffix(".lock")):

@@ -22,7 +22,7 @@ from pipeline.console import Display
 from pipeline.executor import Reports
 from pipeline.messages import Noted, Offered, Order, ToDriver
 from pipeline.plan import Planner
-from pipeline.run import Outcome
+from pipeline.run import RunOutcome
 from pipeline.rundir import RunDir
 from pipeline.selection import Selection
 from pipeline.writer import Writer
@@ -85,7 +85,7 @@ class FakeRun:
         folder.mkdir(parents=True, exist_ok=True)
         self.path.write_text(yaml.safe_dump(base | dict(settings)), encoding="utf-8")
 
-    def __call__(self, *overrides: str, **selection: Any) -> Outcome:
+    def __call__(self, *overrides: str, **selection: Any) -> RunOutcome:
         InlineExecutor.computed = self.computed
         config = load_config(self.path, overrides)
         return pipeline.run.run(config, Selection(**selection), Display(quiet=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from pipeline.config_file import load_config
 from pipeline.crew import MemberDied
 from pipeline.executor import Reports
 from pipeline.executor_errors import StageFailed
-from pipeline.messages import Advanced, Assigned, Done, Limited, Offered, Order, ToDriver, ToWorker, Want
-from pipeline.pool import Pool
+from pipeline.messages import Advanced, Assigned, Done, Leave, Limited, Offered, Order, ToDriver, ToWorker, Want
+from pipeline.pool import Pool, _Job
 from pipeline.rundir import RunDir
 from pipeline.signals import StopSignals
 from schemas.errors import UserError
@@ -155,3 +156,22 @@ def test_what_memory_allowed_one_member_holds_for_the_next(run, part):
     run(first, second, shards=1)
     order = next(message for message in second.told if isinstance(message, Order))
     assert order.limits == {"engine.batch_size": 4}
+
+
+def test_idle_members_are_all_told_to_leave_before_any_is_waited_for(write_config, tmp_path):
+    config, order_of_events = load_config(write_config()), []
+
+    class Polite(Scripted):
+        def send(self, message: ToWorker) -> None:
+            super().send(message)
+            if isinstance(message, Leave):
+                order_of_events.append("told")
+
+        def end(self, seconds: float) -> None:
+            order_of_events.append("waited")
+
+    pool = Pool(ScriptedCrew(Polite([]), Polite([])), config.execution, StopSignals())
+    order = Order(SPEC, 0, config, tmp_path, tmp_path, "f", {}, {}, {})
+    pool._seats = [pool._start(_Job(order, Heard().reports(), deque(), 2)) for _ in range(2)]
+    pool.close()
+    assert order_of_events == ["told", "told", "waited", "waited"]

@@ -37,7 +37,7 @@ def fake(monkeypatch, tmp_path, write_config):
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{Path(__file__).parents[2]}")
     path = write_config(prompts={"sources": [{"path": "x"}], "max_chars": 20}, generate={"shard_size": 3})
 
-    def run(*overrides: str, **selection: object) -> pipeline.run.Outcome:
+    def run(*overrides: str, **selection: object) -> pipeline.run.RunOutcome:
         config = load_config(path, overrides)
         return pipeline.run.run(config, Selection(**selection), Display(quiet=True))
 

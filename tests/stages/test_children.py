@@ -74,6 +74,6 @@ def test_it_is_given_an_environment_and_ours_stays_as_it_was():
     assert child.receive() == "given" and "CHILD_TEST" not in os.environ
     child.send("word")
     assert child.receive() == "word"
-    child.end(None, 10)
+    child.end(10)
     with pytest.raises(ChildDied):
         child.send("again")

@@ -264,7 +264,7 @@ class _Phases:
         return self._logps(model, _rejected(self.last.pairs))
 
     def _logps(self, model: Any, rows: list[Row]) -> list[torch.Tensor]:
-        unit = "batch of token log-probabilities"
+        unit = "rejected answer"
         return list(self.session.scorer().stream(model, rows, len(rows), unit))
 
 

@@ -31,7 +31,7 @@ def model_rewards(session: Session, rows: Sequence[Row], ref_logps: Sequence[tor
     _same_tokens(ref.name, str(ref.path), session.renderer.tokenizer)
     if allo.token_reward == "dpo_model":
         model = load_causal_lm(ref, numbers.load, numbers.device, trust)  # as the reference: rounding is no reward
-        logps = session.scorer().stream(model, rows, len(rows), "batch of token rewards")
+        logps = session.scorer().stream(model, rows, len(rows), "rewarded answer")
         found = [implicit_rewards(own, base, allo.beta) for own, base in zip(logps, ref_logps, strict=True)]
     else:
         model = _classifier(ref.name, str(ref.path), numbers, trust)

@@ -143,10 +143,10 @@ class OnlineMergingAdamW(AdamW):
 
     def start_phase(self, protected: Protected, active: ActiveEntries | None = None) -> None:
         """Begin another objective or phase from the weights as they are: displacement 0, AdamW's moments reset, another protected
-        subspace, other masks (none by default). Raises UserError for the anchor, whose anchor would move with the start."""
+        subspace, other masks (none by default). Raises UserError for an anchored rule, whose anchor would move with the start."""
         for group in self.param_groups:
             if not Merge.of(group).over_phases:
-                known = " or ".join([*(name for name, rule in RULES.items() if rule.over_phases), "none"])
+                known = " or ".join([*(name for name, rule in RULES.items() if not rule.anchored), "none"])
                 raise UserError(f"{group['merge']} cannot be followed over phases", where="merge", fix=f"Use {known}.")
         entries = ActiveEntries({}) if active is None else active
         self._chain.confined = Confined(protected, entries, self._chain.confined.factor_bytes)
@@ -251,6 +251,11 @@ class OnlineMergingAdamW(AdamW):
                 where="params",
                 fix="Pass model.named_parameters(), or groups of (name, parameter).",
             )
+        for form in ("fused", "capturable", "differentiable"):
+            if group[form]:
+                raise UserError(
+                    f"{form} belongs to torch's own step, and this group's is merged or confined", where=form
+                )
         if merge.needs_task_vector and self._vector is None:
             raise UserError(f"merge {merge.merge} needs a task vector", where="task_vector")
         for name, param in zip(_names(group), group["params"], strict=True):

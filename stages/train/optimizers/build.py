@@ -17,9 +17,6 @@ from stages.train.optimizers.settings import OFF, Merge
 from stages.train.optimizers.subspace import Protected
 from stages.train.optimizers.task_vector import TaskVector
 
-ALPHA, RESERVE = 1e-7, 0.01
-"""The values of the released training script (QwenLM/online_merging_optimizers, LLaMA-Factory/run_dpo_om.sh)."""
-
 
 def build_optimizer(
     model: nn.Module,
@@ -55,14 +52,16 @@ def build_optimizer(
 
 def merge_settings(config: TrainConfig) -> Merge:
     """`train.optimizer` and `train.merge` with the defaults filled in."""
-    if config.optimizer == "adamw":
+    facts = config.merge_facts
+    if facts is None:
         return OFF
     merge = config.merge
-    anchor = config.optimizer == "anchor"
+    alpha = facts.alpha if merge.alpha is None else merge.alpha
+    assert alpha is not None, "the config asks for it"
     return Merge(
         config.optimizer,
-        alpha=ALPHA if merge.alpha is None else merge.alpha,
-        reserve=1.0 if anchor else (RESERVE if merge.reserve is None else merge.reserve),
+        alpha=alpha,
+        reserve=facts.share if merge.reserve is None else merge.reserve,
         preset=merge.preset,
         every=merge.every,
         alpha_schedule=merge.alpha_schedule,

@@ -82,12 +82,12 @@ class Merge:
     @property
     def needs_task_vector(self) -> bool:
         """Whether the merge cannot do without one."""
-        return self.active and RULES[self.merge].needs_vector
+        return self.active and not RULES[self.merge].anchored
 
     @property
     def over_phases(self) -> bool:
         """Whether what training starts from may move with every objective or phase."""
-        return not self.active or RULES[self.merge].over_phases
+        return not self.active or not RULES[self.merge].anchored
 
     def alpha_at(self, lr: float, peak_lr: float) -> float:
         """a_t of a step with learning rate `lr`."""

@@ -12,7 +12,10 @@ from schemas.config.loss import LossConfig
 from schemas.errors import UserError
 from schemas.sketches import sketch_array
 from schemas.tables import TABLES, gradients_schema
+from stages.conflict.directions import signed_directions
+from stages.conflict.null import Sample
 from stages.conflict.stage import Conflict
+from stages.gradients.omegas import mean_omegas
 from stages.gradients.projections import LayerShape, SketchLayout
 from stages.gradients.store import LAYOUT_KEY, SEED_KEY, pack_sketches, sketch_columns
 from tests.stages.stage_context import collect, context
@@ -209,3 +212,67 @@ def test_sketches_of_different_projections_are_never_mixed(tmp_path):
     ctx = context(tmp_path, config(), {}, gradients=[tmp_path / "a.parquet", tmp_path / "b.parquet"], pairs=pairs)
     with pytest.raises(UserError, match="different layers or projections"):
         collect(Conflict(), ctx)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("codes", [["en"], ["en", "de"], ["en", "de", "zh"]])
+@pytest.mark.parametrize("n", [6, 12, 30])
+def test_data_whose_answers_are_shared_by_all_are_scored_as_if_each_pair_left_alone(tmp_path, n, codes, side):
+    """One refusal as every rejected answer, or one gold answer as every chosen: it stays in the directions, and that is said."""
+    g_ND, _ = draw(n, 11)
+    languages = [codes[i % len(codes)] for i in range(n)]
+    texts = [(f"c{i}", "I cannot help with that.")[:: 1 if side else -1] for i in range(n)]
+    got, _, notes = run(tmp_path, config(), *tables(g_ND, languages, texts=texts))
+    alone, _, _ = run(tmp_path, config(leave_out="pair"), *tables(g_ND, languages))
+    assert got["scores"].column("score").null_count == 0
+    assert got["scores"] == alone["scores"]
+    assert sum("stays in the directions" in note or "so common" in note for note in notes) == 1
+
+
+def test_a_pair_that_every_other_language_leaves_with_has_no_score_and_says_so(tmp_path):
+    """Its score against its own language would be another quantity in the same column."""
+    g_ND, _ = draw(12, 12)
+    languages = ["en"] * 9 + ["de"] * 3
+    groups = [f"g{i}" for i in range(12)]
+    groups[8] = groups[9] = groups[10] = groups[11]  # one English pair and all of German are translations of each other
+    for score in ("others", "all"):
+        settings = config(leave_out="group", score=score)
+        got, _, notes = run(tmp_path, settings, *tables(g_ND, languages, groups))
+        rows = got["scores"].to_pylist()
+        assert rows[8]["score"] is None and rows[8]["score_others"] is None and rows[8]["score_all"] is not None
+        assert "no_other_direction" in rows[8]["flags"]
+        assert all(row["score"] is not None for row in rows[:8])
+        assert all(row["score"] is not None and "no_other_direction" not in row["flags"] for row in rows[9:])
+        assert any(
+            "1 of 12 pairs have no score: with 1 every pair of the other languages leaves" in note for note in notes
+        )
+
+
+def test_a_run_in_which_no_pair_can_have_a_score_is_refused_with_the_cause_and_the_key(tmp_path):
+    g_ND, languages = draw(12, 13)
+    with pytest.raises(UserError, match=r"every pair of the other languages leaves.*leave_out: pair"):
+        run(tmp_path, config(leave_out="group"), *tables(g_ND, languages, ["one group"] * 12))
+    with pytest.raises(UserError, match=r"gradient of every pair is zero"):
+        run(tmp_path, config(), *tables(torch.zeros(12, 64), languages))
+
+
+@pytest.mark.parametrize("languages", [2, 5])
+def test_nulls_of_a_sample_are_those_of_all_pairs(languages, fresh_seed):
+    """Noise with a weak signal: the length of half a language's noise, and the rates, agree within a few standard errors."""
+    generator = torch.Generator().manual_seed(fresh_seed)
+    n, dim = 6000, 40
+    language_N, omega_N = torch.arange(n) % languages, None
+    omega_N = mean_omegas(language_N, languages)
+    g_ND = torch.randn(n, dim, generator=generator, dtype=torch.float64) + 0.02
+    nulls = []
+    for pairs in (n, 1500):
+        sample = Sample.draw(language_N, torch.arange(n), omega_N, languages, dim, 5, pairs)
+        assert sample.complete == (pairs == n) and (sample.error > 0) == (pairs < n)
+        assert len(sample.rows_n) == pairs
+        got_LD, sums_RLD = signed_directions(
+            lambda: [g_ND], language_N, omega_N, languages, sample.sign_Rn, sample.rows_n
+        )
+        first_RLD = sample._first(sums_RLD[20:40], sums_RLD[-1], got_LD)
+        nulls.append((first_RLD - got_LD / 2).square().sum(dim=2).mean())
+    # a squared length of `dim` coordinates, averaged over 20 draws and the languages
+    assert float(nulls[1] / nulls[0]) == pytest.approx(1.0, abs=6 * (2 / (dim * 20 * languages)) ** 0.5)

@@ -51,6 +51,21 @@ def test_floor_bounds_the_amplification(stream) -> None:
     assert float(metric.scale_D[3] / metric.scale_D[0]) < 120
 
 
+@pytest.mark.parametrize("dim", [4, 64])
+def test_the_floor_is_a_share_of_the_coordinates_rms_and_has_no_unit(stream, dim) -> None:
+    """A silent coordinate, or layer, is divided by floor times the RMS of all, which at unit norm is 1 / sqrt(D)."""
+    rows = torch.randn(50, dim, generator=torch.Generator().manual_seed(dim), dtype=torch.float64)
+    rows[:, : dim // 4] = 0.0
+    least = 0.01 / dim**0.5
+    coordinate = fit_metric(stream(rows), "coordinate", q=0.5, floor=0.01)
+    torch.testing.assert_close(
+        coordinate.scale_D[: dim // 4], torch.full((dim // 4,), least**-0.5, dtype=torch.float64)
+    )
+    layers = [slice(0, dim // 4), slice(dim // 4, dim)]
+    layer = fit_metric(stream(rows), "layer", floor=0.01, layers=layers)
+    torch.testing.assert_close(layer.scale_D[: dim // 4], torch.full((dim // 4,), 1 / least, dtype=torch.float64))
+
+
 def test_zero_rows_stay_zero_and_do_not_count(stream, fresh_seed) -> None:
     rows = loud_rows(fresh_seed)
     padded = torch.cat([rows, torch.zeros(5, 12, dtype=torch.float64)])

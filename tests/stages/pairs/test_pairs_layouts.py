@@ -158,6 +158,8 @@ def test_many_rejected_answers_give_one_pair_or_one_each(
     outcome = read([row], language="en", many=many)
     assert [pair["rejected"][0]["content"] for pair in outcome.rows("pairs")] == expected
     assert outcome.tally("row", "en").rows_in == len(expected)
+    assert any("1 rows have several rejected answers" in note for note in outcome.notes) == (many == "one")
+    assert texts(read([{"prompt": ASK, "chosen": [GOOD], "rejected": [None, BAD]}], language="en")) == ONE
 
 
 ULTRA = [
@@ -175,6 +177,12 @@ def test_scored_completions_give_best_against_worst(read: Callable[..., Any]) ->
     assert texts(outcome) == ONE and (pair["chosen_score"], pair["rejected_score"]) == (9.0, 1.5)
     outcome = read([{"instruction": ASK, "completions": ULTRA}], language="en", fields=fields, many="all")
     assert [found[2] for found in texts(outcome)] == ["It is Venus.", BAD]
+    written = [{"instruction": ASK, "completions": json.dumps(ULTRA)}]
+    outcome = read(written, language="en", fields={"prompt": "instruction", "completions": "completions"})
+    assert texts(outcome) == ONE and any(
+        "column completions: JSON text read as lists" in note for note in outcome.notes
+    )
+    fields = {"prompt": "instruction", "completions": "completions"}
     lists = {"prompt": ASK, "answers": [BAD, GOOD], "scores": [1, 2]}
     fields = {"completions": "answers", "completion_score": "scores"}
     assert texts(read([lists], language="en", fields=fields)) == ONE

@@ -6,13 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.prompts.duplicates import Deduplicator, bands
+from stages.prompts.duplicates import Deduplicator, bands, keys_of
 
 WORDS = ["".join(random.Random(i).choices("abcdefghijklmnop", k=2 + i % 7)) for i in range(3000)]
 
 
 def grams(text: str) -> set[str]:
     return {text[i : i + 5] for i in range(max(1, len(text) - 4))}
+
+
+def check(deduplicator: Deduplicator, ids: list[str], texts: list[str], near: bool = True) -> list[object]:
+    return [deduplicator.check(row_id, key) for row_id, key in zip(ids, keys_of(texts, texts, near), strict=True)]
 
 
 def jaccard(one: str, other: str) -> float:
@@ -38,8 +42,8 @@ def test_pairs_are_found_by_their_exact_jaccard_similarity(
     texts = [" ".join(rng.choices(WORDS, k=40)) for _ in range(300)]
     twins = [altered(text, similarity, rng) for text in texts]
     deduplicator = Deduplicator(threshold)
-    assert deduplicator.check([f"t{i}" for i in range(300)], texts, texts) == [None] * 300
-    verdicts = deduplicator.check([f"u{i}" for i in range(300)], twins, twins)
+    assert check(deduplicator, [f"t{i}" for i in range(300)], texts) == [None] * 300
+    verdicts = check(deduplicator, [f"u{i}" for i in range(300)], twins)
     found = [verdict for verdict in verdicts if verdict]
     assert least <= len(found) / 300 <= most
     assert all(verdict is None or verdict == ("near_duplicate", f"t{i}") for i, verdict in enumerate(verdicts))
@@ -51,7 +55,7 @@ def test_without_near_duplicates_exactly_the_repeated_texts_go(texts: list[str])
     import unicodedata
 
     keys = [" ".join(unicodedata.normalize("NFC", text.casefold()).split()) for text in texts]
-    verdicts = Deduplicator(1.0).check([str(i) for i in range(len(texts))], texts, texts)
+    verdicts = check(Deduplicator(1.0), [str(i) for i in range(len(texts))], texts, near=False)
     for i, verdict in enumerate(verdicts):
         first = keys.index(keys[i])
         assert verdict == (None if first == i else ("duplicate", str(first)))

@@ -12,6 +12,7 @@ import pytest
 from schemas.errors import UserError
 from schemas.ids import unit_interval
 from stages.data import data_path
+from stages.prompts import reading
 from stages.prompts.stage import Prompts
 
 ENGLISH = [
@@ -243,6 +244,27 @@ def test_the_result_does_not_depend_on_batches(run_stage: Callable[..., Any], tm
     other = run_stage(Prompts(), cfg)
     assert one.tables["prompts"] == other.tables["prompts"] and one.drops == other.drops
     assert Counter(drop.reason for drop in one.drops)["near_duplicate"] > 50
+
+
+def test_the_result_does_not_depend_on_how_many_processes_read(
+    run_stage: Callable[..., Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    data = [
+        row for n in range(40) for row in (*rows([f"{ENGLISH[n % 3]} {n}", "7", GERMAN[0]]), *rows(GERMAN[:1], "de"))
+    ]
+    cfg = config([jsonl(tmp_path / "a.jsonl", data)], ["en", "de"])
+    monkeypatch.setattr("stages.sources.BATCH_ROWS", 16)
+    monkeypatch.setattr(reading, "_FEW", 99)
+    alone = run_stage(Prompts(), cfg)
+    started: list[str] = []
+    real = reading.start_child
+    monkeypatch.setattr(reading, "_FEW", 2)
+    monkeypatch.setattr(reading.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(reading, "start_child", lambda *given: started.append(given[2]) or real(*given))
+    shared = run_stage(Prompts(), cfg)
+    assert len(started) == 2
+    assert shared.tables["prompts"] == alone.tables["prompts"]
+    assert (shared.drops, shared.account.stats) == (alone.drops, alone.account.stats)
 
 
 def test_an_unseen_row_leaves_when_its_group_is_trained_on_wherever_it_stands(

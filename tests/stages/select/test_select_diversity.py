@@ -55,6 +55,37 @@ def test_what_points_alike_shares_a_cell_whatever_its_length_and_the_parts(tmp_p
     assert cells([], 4).is_empty()
 
 
+def scattered(seed: int, n: int = 400) -> np.ndarray:
+    """A tight bundle of directions beside wide ones: where a centre's length would count, cells would be cut otherwise."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(n, DIM)) * np.where(np.arange(n) % 3, 1.0, 0.15)[:, None] + np.eye(DIM)[0] * 1.5
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+
+
+def one_table(rows: np.ndarray) -> pa.Table:
+    return pa.table({"pair_id": [f"p{i}" for i in range(len(rows))], "sketch": sketch_array(rows)})
+
+
+def test_only_where_a_sketch_points_decides_its_cell(tmp_path: Path) -> None:
+    """Each row longer or shorter by a power of two, which float16 does not round: the same cells."""
+    rows = scattered(1)
+    length = np.exp2(np.random.default_rng(2).integers(-3, 4, len(rows))).astype(np.float16)
+    plain = cells(parts(tmp_path, one_table(rows), 400), 6, (1,))
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert cells(parts(tmp_path, one_table(rows * length[:, None]), 400), 6, (1,)).equals(plain)
+
+
+def test_a_pair_is_in_the_cell_whose_mean_direction_it_is_nearest_to(tmp_path: Path) -> None:
+    """By angle, whatever the spread of a cell; after 20 steps all but a few at the borders."""
+    rows = scattered(3)
+    cell = cells(parts(tmp_path, one_table(rows), 400), 6, (1,))["cell"].to_numpy()
+    unit = rows.astype(float) / np.linalg.norm(rows.astype(float), axis=1, keepdims=True)
+    means = np.stack([unit[cell == k].mean(axis=0) for k in range(6)])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    assert np.mean((unit @ means.T).argmax(axis=1) == cell) > 0.97
+
+
 def test_other_seeds_may_cut_otherwise_but_each_is_reproducible(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     sketch = sketch_array(rng.normal(size=(300, DIM)).astype(np.float16))

@@ -105,12 +105,40 @@ def test_margin_ranks_by_judge_scores_on_the_same_pool(run_stage: Callable[..., 
     pairs = [pair("a", margin=3.0), pair("b", margin=2.0), pair("c", margin=1.0), pair("d", margin=None)]
     scores = {"a": None, "b": -1.0, "c": 1.0, "d": 1.0}
     outcome = run_stage(Select(), config(by="margin", keep=0.5), **tables(pairs, scores))
-    assert kept(outcome) == ["b"] and outcome.rows("curated")[0]["conflict_score"] == 2.0
-    assert {row["pair_id"]: row["reason"] for row in outcome.rows("rejected")} == {
-        "a": "no_score",
-        "c": "below_cut",
-        "d": "no_score",
-    }
+    assert kept(outcome) == ["b", "c"] and outcome.rows("curated")[0]["conflict_score"] == 2.0
+    assert {row["pair_id"]: row["reason"] for row in outcome.rows("rejected")} == {"a": "no_score", "d": "no_score"}
+
+
+@pytest.mark.parametrize("quota", ["language", "global"])
+@pytest.mark.parametrize(("known", "want"), [(8, 5), (5, 5), (2, 2)])
+def test_a_ranking_that_knows_less_keeps_as_many_as_conflict_or_says_how_many_it_cannot(
+    known: int, want: int, quota: str, run_stage: Callable[..., Any]
+) -> None:
+    """Ten pairs of a language with a conflict score, judge scores for some of them."""
+    pairs = [pair(f"{i}", margin=1.0 + i if i < known else None) for i in range(10)]
+    scores = {row["pair_id"]: 0.1 for row in pairs}
+    plain = run_stage(Select(), config(keep=0.5, quota=quota), **tables(pairs, scores))
+    assert len(kept(plain)) == 5 and not any("cannot rank" in note for note in plain.notes)
+    outcome = run_stage(Select(), config(by="margin", keep=0.5, quota=quota), **tables(pairs, scores))
+    assert len(kept(outcome)) == want
+    said = f"margin cannot rank {10 - known} of 10 pairs with a conflict score"
+    more = "as many are kept all the same" if want == 5 else f"{want} pairs are kept instead of 5"
+    assert [note for note in outcome.notes if "cannot rank" in note] == [f"{said}: {more}"]
+
+
+@pytest.mark.parametrize(("high", "starved"), [(1, True), (2, True), (3, False)])
+def test_a_language_starves_that_keeps_less_than_half_of_its_own_share(
+    high: int, starved: bool, run_stage: Callable[..., Any]
+) -> None:
+    """Of ten pairs 5 would be kept: 3 are enough, 2 are not."""
+    pairs, _ = many(10)
+    scores = {}
+    for row in pairs:
+        number = int(row["pair_id"][2:])
+        scores[row["pair_id"]] = (0.5 if row["language"] == "en" else 1.0 if number < high else 0.0) + number / 1000
+    outcome = run_stage(Select(), config(keep=0.5, quota="global"), **tables(pairs, scores))
+    assert sum(name.startswith("de") for name in kept(outcome)) == high
+    assert any("starves de" in note for note in outcome.notes) == starved
 
 
 def test_random_depends_on_the_seed_alone(run_stage: Callable[..., Any]) -> None:

@@ -186,7 +186,7 @@ def test_a_stop_while_bases_are_made_continues_there(workbench: Any) -> None:
     settings = {"method": "full", "save_steps": 1, "orthalign": sequence(side="both")}
     whole = workbench.context("whole", **settings)
     metrics, account = train(whole)
-    assert {unit for _, unit in whole.progress.units} == {"step", "matrix", "batch of dev pairs", "batch of references"}
+    assert {unit for _, unit in whole.progress.units} == {"step", "matrix", "dev answer", "reference answer"}
     halted = workbench.context("halted", **settings, stop_at=3)
     halted.progress.stop_unit = "matrix"
     with pytest.raises(Stopped):

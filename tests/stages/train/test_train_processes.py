@@ -25,6 +25,7 @@ from schemas.errors import UserError
 from stages.contract import Account, Context, Rows, Stopped
 from stages.train.batches import plan_batches
 from stages.train.optimizers.state import gathered_state
+from stages.train.peers import peer_limit, silence_named
 from stages.train.processes import any_of, from_first, run_together
 from stages.train.sharding import unsharded
 from stages.train.stage import Train
@@ -145,7 +146,7 @@ def stops_in_the_first(ctx: Context) -> None:
         raise Stopped
 
     with pytest.raises(Stopped):
-        from_first(compute)
+        from_first(compute, ctx.config)
 
 
 def runs_out_of_memory_in_the_second(ctx: Context) -> None:
@@ -159,6 +160,37 @@ def test_a_stop_in_the_first_is_one_in_all_and_the_first_that_breaks_is_the_caus
     with pytest.raises(UserError, match=r"process 1 of the 2 .* ran out of memory: CUDA out of memory") as error:
         run_together(runs_out_of_memory_in_the_second, bench.context(), 2)
     assert "train.micro_batch_size" in error.value.fix
+
+
+def computes_for_longer_than_the_limit(ctx: Context) -> float:
+    def compute() -> float:
+        time.sleep(3)
+        return 1.5
+
+    return from_first(compute, ctx.config)
+
+
+def freezes(ctx: Context) -> None:
+    def compute() -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    from_first(compute, ctx.config)
+
+
+def waits_in_a_collective(ctx: Context) -> None:
+    with silence_named(peer_limit(ctx.config)):
+        if dist.get_rank() == 1:
+            time.sleep(60)
+        any_of(True)
+
+
+def test_a_silent_process_ends_all_within_the_limit_and_one_that_computes_does_not(bench: Any) -> None:
+    ctx = bench.context(sections={"execution": {"deterministic": True, "peer_minutes": 0.02}})
+    assert run_together(computes_for_longer_than_the_limit, ctx, 2) == 1.5
+    for job in (freezes, waits_in_a_collective):
+        with pytest.raises(UserError, match=r"waited 0\.02 minutes for") as error:
+            run_together(job, ctx, 2)
+        assert error.value.where == "execution.peer_minutes" and "continues" in error.value.fix
 
 
 def test_what_one_process_refuses_is_the_error_of_all(bench: Any) -> None:

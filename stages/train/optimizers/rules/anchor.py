@@ -15,8 +15,7 @@ class Anchor(Rule):
     where training started."""
 
     name: ClassVar[str] = "anchor"
-    needs_vector: ClassVar[bool] = False
-    over_phases: ClassVar[bool] = False
+    anchored: ClassVar[bool] = True
 
     def pull(self, task: torch.Tensor | None, displacement: torch.Tensor, mask: Mask, n: Numbers) -> torch.Tensor:
         """theta_SFT - theta."""

@@ -36,10 +36,8 @@ class Rule(ABC):
     name: ClassVar[str]
     selection: ClassVar[Selection] = "none"
     """How F selects. none: nothing is dropped, `reserve` and the released form do not exist."""
-    needs_vector: ClassVar[bool] = True
-    """False: without a task vector it merges with the weights training starts from."""
-    over_phases: ClassVar[bool] = True
-    """Whether it makes sense when the start moves with every objective or phase."""
+    anchored: ClassVar[bool] = False
+    """Whether it pulls to a place, measured from where training starts (by default that place): see `MergeFacts`."""
     changes_at_zero: ClassVar[bool] = False
     """Whether the released form changes AdamW's step even with alpha = 0 and reserve = 1."""
 

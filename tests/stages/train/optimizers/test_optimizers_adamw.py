@@ -173,6 +173,8 @@ def test_missing_misshapen_and_unnamed_parameters_are_refused_by_name() -> None:
         OnlineMergingAdamW(bench.weights().values(), merge=merge, task_vector=bench.vector)
     with pytest.raises(UserError, match="needs a task vector"):
         OnlineMergingAdamW(bench.weights().items(), merge=merge)
+    with pytest.raises(UserError, match="fused belongs to torch's own step"):
+        OnlineMergingAdamW([{"params": list(bench.weights().items()), "fused": True}], merge=Merge("anchor", 0.1))
     with pytest.raises(UserError, match="zero"):
         TaskVector.from_tensors({name: torch.zeros(shape) for name, shape in SHAPES.items()})
     with pytest.raises(UserError, match=r"norm is torch\.int64"):

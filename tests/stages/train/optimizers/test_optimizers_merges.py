@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,13 +13,21 @@ from hypothesis import strategies as st
 from optimizer_bench import Bench, merged, run, same
 from torch import nn
 
+from schemas.merging import MERGES, OptimizerName
 from stages.train.optimizers import Merge, OnlineMergingAdamW, TaskVector
 from stages.train.optimizers.masks import keep_top_, random_mask
+from stages.train.optimizers.rules import RULES
 from stages.train.optimizers.rules.anchor import Anchor
 from stages.train.optimizers.rules.ondare import OnDare
 from stages.train.optimizers.rules.onties import OnTies
 
 A = 0.25
+
+
+def test_the_config_and_the_optimizers_know_the_same_rules() -> None:
+    assert set(get_args(OptimizerName)) - {"adamw"} == set(MERGES) == set(RULES)
+    for name, facts in MERGES.items():
+        assert (facts.anchored, facts.drops) == (RULES[name].anchored, RULES[name].selection != "none")
 
 
 def test_ondare_adds_the_weighted_sum() -> None:

@@ -1,0 +1,145 @@
+"""`export --what model | adapter`: what a round trained, as a folder with a completed card; pushed to the hub when asked.
+
+The card is written by the stage that trains; what comes later completes it here: the licence as the config has it now, and the
+evaluation of this very model as the hub's model-index.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from pipeline.fingerprint import content_of
+from pipeline.inspect import table_files
+from pipeline.models import model_files
+from pipeline.rundir import RunDir
+from schemas import files
+from schemas.config import RunConfig
+from schemas.errors import UserError, first_line
+from stages.catalog import BY_NAME
+
+What = Literal["model", "adapter"]
+MARK = ".congrad-export.json"
+"""In every exported folder: which files the export wrote. A folder with anything else is never overwritten."""
+
+
+def export_model(config: RunConfig, out: Path, what: What, round_: int | None, push: str | None, private: bool) -> Path:
+    """Write the trained model, or the adapter it was made with, to `out`; returns the folder.
+
+    round_: default the last that was trained. Raises UserError if there is none, for a folder that holds anything else, and for pushing an
+    adapter whose base is a folder of this machine.
+    """
+    round_ = _last_trained(config) if round_ is None else round_
+    source = RunDir(config.folder).artifacts(BY_NAME["train"], round_) / what
+    if RunDir(config.folder).stage(BY_NAME["train"], round_) is None or not source.is_dir():
+        raise UserError(
+            f"Round {round_} of this run has no trained {what}",
+            where=str(config.folder),
+            fix="Run its train stage first." if what == "model" else "An adapter is left by train.method: lora alone.",
+        )
+    if push and what == "adapter":
+        _refuse_local_base(source)
+    _refuse_foreign(out)
+    with files.publishing(out) as temporary:
+        shutil.copytree(source, temporary)
+        card = (temporary / "README.md").read_text(encoding="utf-8")
+        (temporary / "README.md").write_text(completed(card, config, round_), encoding="utf-8")
+        names = sorted(p.relative_to(temporary).as_posix() for p in temporary.rglob("*") if p.is_file())
+        files.write_json(temporary / MARK, {"files": names})
+    if push:
+        _push(out, push, private)
+    return out
+
+
+def completed(card: str, config: RunConfig, round_: int) -> str:
+    """The card with the licence of the config and what evaluation measured of this model."""
+    from huggingface_hub import EvalResult, ModelCard
+
+    found: Any = ModelCard(card, ignore_metadata_errors=True)
+    found.data.license = config.card.model_license
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Text generation",
+            dataset_type="held-out",
+            dataset_name=f"{config.name}, {split} ({n} items)",
+            dataset_config=language,
+            dataset_split=split,
+            metric_type=metric,
+            metric_value=round(value, 6),
+        )
+        for split, language, metric, value, n in _measured(config, round_)
+    ]
+    if results:
+        found.data.model_name, found.data.eval_results = f"{config.name}, round {round_}", results
+    return str(found)
+
+
+def _measured(config: RunConfig, round_: int) -> list[tuple[str, str, str, float, int]]:
+    """(split, language, metric, value, n) of the model after training; nothing if what was evaluated is another model."""
+    rundir, evaluate = RunDir(config.folder), BY_NAME["evaluate"]
+    trained, plan = rundir.stage(BY_NAME["train"], round_), rundir.plan(evaluate, round_)
+    if trained is None or plan is None or rundir.stage(evaluate, round_) is None:
+        return []
+    if plan.ingredients.get("model trained") != content_of(model_files(trained)):
+        return []
+    rows = pl.scan_parquet(table_files(config.folder, "evaluation", round_), glob=False)
+    after = rows.filter((pl.col("model") == "after") & pl.col("value").is_not_null())
+    return (
+        after.select("split", "language", "metric", "value", "n").sort("split", "language", "metric").collect().rows()
+    )
+
+
+def _last_trained(config: RunConfig) -> int:
+    rundir = RunDir(config.folder)
+    rounds = (n for n in reversed(range(config.rounds)) if rundir.stage(BY_NAME["train"], n) is not None)
+    return next(rounds, config.rounds - 1)
+
+
+def _refuse_local_base(adapter: Path) -> None:
+    named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if Path(named).is_absolute():
+        raise UserError(
+            "The adapter's base model is a folder of this machine: nobody could load what is pushed",
+            where=str(adapter / "adapter_config.json"),
+            fix="Push the merged model (--what model), or train from a hub id.",
+        )
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Only a folder whose every file an export wrote is replaced."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise UserError("This is no folder, or a link to one", where=str(out), fix="Name another folder with --out.")
+    if not out.is_dir():
+        return
+    try:
+        known = {*json.loads((out / MARK).read_text(encoding="utf-8"))["files"], MARK}
+    except (OSError, ValueError, TypeError, KeyError):
+        known = set()
+    found = [p for p in out.rglob("*") if not p.is_dir() or p.is_symlink()]
+    foreign = [p for p in found if p.is_symlink() or p.relative_to(out).as_posix() not in known]
+    if foreign:
+        raise UserError(
+            "This folder holds something else",
+            where=str(foreign[0]),
+            fix="Name an empty folder, or one that an export of a model wrote, with --out.",
+        )
+
+
+def _push(folder: Path, repo: str, private: bool) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi()
+    try:
+        api.create_repo(repo, repo_type="model", private=private, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repo, repo_type="model", ignore_patterns=[MARK])
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(
+            f"Pushing to {repo} failed: {first_line(error)}",
+            fix=f"What was exported is in {folder}; `hf auth login`, then export again.",
+        ) from error

@@ -1,0 +1,152 @@
+"""`export --what model | adapter`: a folder that loads, with a card that is complete."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+import pipeline.export_model
+from pipeline.commit import write_manifest
+from pipeline.export_model import MARK, export_model
+from pipeline.fingerprint import content_of
+from pipeline.rundir import RunDir
+from schemas import files
+from schemas.config import RunConfig
+from schemas.errors import UserError
+from schemas.manifests import StageManifest, StagePlan
+from schemas.tables import TABLES
+from stages.catalog import BY_NAME
+
+CARD = "---\nlibrary_name: transformers\ntags:\n- dpo\n---\n\n# t, round 0\n\ntext\n"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """A run whose train stage is done: files as training leaves them."""
+    config = RunConfig.model_validate(
+        {
+            "name": "t",
+            "run_dir": str(tmp_path / "runs"),
+            "languages": {"seen": ["en"]},
+            "model": {"policy": "m"},
+            "pairs": {"sources": [{"path": "p.jsonl"}]},
+            "card": {"model_license": "apache-2.0"},
+        }
+    )
+    rundir, train = RunDir(config.folder), BY_NAME["train"]
+    folder = rundir.artifacts(train, 0)
+    for name, base in (("model", None), ("adapter", "/some/folder")):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "README.md").write_text(CARD)
+        (folder / name / "weights.safetensors").write_bytes(b"w")
+        if base:
+            (folder / name / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    records = [files.record(rundir.root, p) for p in sorted(folder.rglob("*")) if p.is_file()]
+    finish(rundir, "train", records, {})
+    return config
+
+
+def finish(rundir: RunDir, name: str, records: list[Any], ingredients: dict[str, Any]) -> None:
+    spec = BY_NAME[name]
+    common = {"stage": name, "round": 0, "fingerprint": "f"}
+    state = rundir.state(spec, 0)
+    write_manifest(state / "plan.json", StagePlan(ingredients=ingredients, shards=[], **common).model_dump())
+    whole = StageManifest(content=content_of(records), files=records, tallies=[], **common)
+    write_manifest(state / "_stage.json", whole.model_dump())
+
+
+def evaluated(config: RunConfig, digest: str) -> None:
+    rundir = RunDir(config.folder)
+    path = rundir.table(BY_NAME["evaluate"], 0, "evaluation") / "part-00000.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"model": model, "split": "test", "language": "en", "metric": "accuracy", "value": value, "n": 12}
+        for model, value in (("before", 0.5), ("after", 0.75), ("after", None))
+    ]
+    pl.DataFrame(rows, schema={c: pl.Schema(TABLES["evaluation"].schema)[c] for c in rows[0]}).write_parquet(path)
+    finish(rundir, "evaluate", [files.record(rundir.root, path, "evaluation", 3)], {"model trained": digest})
+
+
+def header(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
+    return found
+
+
+def trained_digest(config: RunConfig) -> str:
+    manifest = RunDir(config.folder).stage(BY_NAME["train"], 0)
+    assert manifest is not None
+    return content_of(pipeline.export_model.model_files(manifest))
+
+
+def test_the_card_is_completed_with_licence_and_what_was_measured_of_this_model(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        pipeline.export_model,
+        "table_files",
+        lambda folder, table, round_: sorted(Path(folder).rglob(f"{table}/*.parquet")),
+    )
+    out = export_model(config, tmp_path / "out", "model", None, None, False)
+    assert header(out)["license"] == "apache-2.0" and "model-index" not in header(out)
+    evaluated(config, "of another model")
+    assert "model-index" not in header(export_model(config, out, "model", None, None, False))
+    evaluated(config, trained_digest(config))
+    (index,) = header(export_model(config, out, "model", 0, None, False))["model-index"]
+    (result,) = index["results"]
+    assert result["metrics"] == [{"type": "accuracy", "value": 0.75}] and result["dataset"]["config"] == "en"
+    assert index["name"] == "t, round 0"
+    assert {p.name for p in out.iterdir()} == {"README.md", "weights.safetensors", MARK}
+    assert "# t, round 0" in (out / "README.md").read_text()
+
+
+def test_only_a_folder_that_an_export_made_is_replaced(config: RunConfig, tmp_path: Path) -> None:
+    out = export_model(config, tmp_path / "out", "adapter", None, None, False)
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "/some/folder"
+    export_model(config, out, "model", None, None, False)
+    (out / "mine.txt").write_text("precious")
+    link, other = tmp_path / "link", tmp_path / "other"
+    other.mkdir()
+    (other / "weights.safetensors").write_text("precious")
+    link.symlink_to(other)
+    for place in (out, other, link):
+        with pytest.raises(UserError, match=r"something else|link"):
+            export_model(config, place, "model", None, None, False)
+    assert (out / "mine.txt").read_text() == (other / "weights.safetensors").read_text() == "precious"
+
+
+def test_what_was_not_trained_is_not_exported(config: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Round 3 of this run has no trained model"):
+        export_model(config, tmp_path / "out", "model", 3, None, False)
+    assert not (tmp_path / "out").exists()
+
+
+class Hub:
+    """What would be sent."""
+
+    calls: list[tuple[str, dict[str, Any]]]
+
+    def create_repo(self, repo: str, **given: Any) -> None:
+        Hub.calls.append((repo, given))
+
+    def upload_folder(self, **given: Any) -> None:
+        Hub.calls.append((given["repo_id"], given))
+
+
+def test_a_push_is_of_a_model_and_an_adapter_without_a_public_base_is_not_pushed(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    Hub.calls = []
+    export_model(config, tmp_path / "out", "model", None, "me/mine", True)
+    (repo, made), (_, sent) = Hub.calls
+    assert repo == "me/mine" and made == {"repo_type": "model", "private": True, "exist_ok": True}
+    assert sent["repo_type"] == "model" and sent["ignore_patterns"] == [MARK]
+    Hub.calls = []
+    with pytest.raises(UserError, match="nobody could load"):
+        export_model(config, tmp_path / "adapter", "adapter", None, "me/mine", False)
+    assert not Hub.calls and not (tmp_path / "adapter").exists()

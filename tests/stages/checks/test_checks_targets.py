@@ -1,0 +1,47 @@
+"""A LoRA target that the model does not have is refused before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.models import Models
+from pipeline.preflight import look_at_models
+from pipeline.rundir import RunDir
+from schemas.config import RunConfig
+from schemas.errors import UserError
+from stages.schedule import schedule
+
+
+def config(model: Path, **sections: Any) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": "t",
+            "languages": {"seen": ["en"]},
+            "model": {"policy": str(model)},
+            "pairs": {"sources": [{"path": "p.jsonl"}]},
+        }
+        | sections
+    )
+
+
+@pytest.mark.parametrize("section", ["sft", "train"])
+@pytest.mark.parametrize("target", ["q_prj", "lm_head"])
+def test_an_unknown_target_is_refused_with_the_names_there_are(
+    tiny_model: Path, tmp_path: Path, section: str, target: str
+) -> None:
+    settings: dict[str, Any] = {"method": "lora", "lora": {"target_modules": ["q_proj", target]}}
+    if section == "sft":
+        settings["sources"] = [{"path": "t.jsonl"}]
+    made = config(tiny_model, **{section: settings})
+    models = Models(made, RunDir(tmp_path / "run"))
+    with pytest.raises(UserError, match=f"cannot adapt {target}") as error:
+        look_at_models(made, models, schedule(made))
+    assert error.value.where == f"{section}.lora.target_modules" and "q_proj" in error.value.fix
+
+
+def test_known_targets_are_fine(tiny_model: Path, tmp_path: Path) -> None:
+    made = config(tiny_model, train={"lora": {"target_modules": ["q_proj", "down_proj"]}})
+    assert look_at_models(made, Models(made, RunDir(tmp_path / "run")), schedule(made))
