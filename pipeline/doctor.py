@@ -136,7 +136,9 @@ class Doctor:
     def _roles(self) -> dict[str, ModelRef]:
         models = Models(self.config, RunDir(self.config.folder))
         steps = schedule(self.config)
-        step = next(s for s in steps if s.spec.name == ("gradients" if self.config.imported else "judge"))
+        step = next(
+            s for s in steps if {"judge", "reference"} & set(s.spec.models)
+        )  # judged, or the first that needs both
         start = models.start()
         return {"policy": start, **({} if self.config.imported else {"judge": start}), **models.of(step)}
 

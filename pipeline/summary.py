@@ -14,10 +14,12 @@ from rich.text import Text
 from pipeline.account import totals
 from pipeline.console import printable
 from pipeline.inspect import table_files
+from pipeline.rundir import RunDir
 from pipeline.status import states_of
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.manifests import StageManifest, Tally
+from stages.catalog import BY_NAME
 
 
 def print_summary(config: RunConfig) -> None:
@@ -162,9 +164,7 @@ def _next(folder: Path, manifests: list[StageManifest]) -> str:
     if "select" in done:
         lines.append(f"  rows:    congrad inspect {folder} curated --limit 3")
         lines.append(f"  data:    congrad export {folder}")
-    if "sft" in done and "train" not in done:
-        lines.append(f"  model:   {folder}/sft/model")
-    if "train" in done:
-        last = max(m.round for m in manifests if m.stage == "train")
-        lines.append(f"  model:   {folder}/round-{last}/train/model")
+    if trained := [m for m in manifests if m.stage in BY_NAME and BY_NAME[m.stage].trains]:
+        last = trained[-1]
+        lines.append(f"  model:   {RunDir(folder).artifacts(BY_NAME[last.stage], last.round)}/model")
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 python -m tests.faults.kills --kills 200 --seed 0 --every 1 --parts 10000
 
-- kills: SIGKILL at random instants in all ten stages on a tiny model (see killing.py);
+- kills: SIGKILL at random instants in all stages on a tiny model (see killing.py);
 - file faults: a crash or power cut at every `--every`-th file operation of a run of fake stages (see crashing.py);
 - status: how long it takes on a finished run of `--parts` parts.
 """

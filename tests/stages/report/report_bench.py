@@ -24,7 +24,7 @@ UNSEEN = ["it", "ko", "th"]
 
 @dataclass
 class FakeRun:
-    """inputs, manifests and config as the report stage is given them."""
+    """inputs, manifests and config as the report is made from."""
 
     config: RunConfig
     inputs: dict[str, list[Path]] = field(default_factory=dict)
