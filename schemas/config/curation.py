@@ -111,7 +111,9 @@ class SketchConfig(Section):
         used_when={".method": ("two_sided", "one_sided")},
         ge=0,
     )
-    include: list[str] = semantic(["*"], "glob patterns of layer names to sketch")
+    include: list[str] = semantic(
+        ["*"], "glob patterns of layer names to sketch; routed experts only by patterns with `experts` in them"
+    )
     exclude: list[str] = semantic([], "glob patterns of layer names to leave out")
 
 
