@@ -21,6 +21,8 @@ _PACKAGES = ("safetensors", "transformers")
 _ROLES = frozenset(
     {"start", "initial", "policy", "reference", "judge", "evaluation_judge", "trained", "sft", "base", "token_reward"}
 )
+_LANGUAGE_MODELS = _ROLES - {"token_reward"}
+"""A reward model may be a token classifier: another architecture of the same files."""
 
 
 class Models:
@@ -43,8 +45,9 @@ class Models:
         the architecture of what it starts from."""
         found: dict[ModelRef, bool] = {}
         for step in steps:
-            roles = [role for role in step.spec.models if self._takes_part(role)]
-            for role in roles:
+            for role in step.spec.models:
+                if role not in _LANGUAGE_MODELS or not self._takes_part(role):
+                    continue
                 model = self._role(role, step.round) if self._maker(role, step.round) is None else self.start()
                 found[model] = found.get(model, False) or (step.spec.sketches and role == "policy")
         return found
