@@ -19,7 +19,11 @@ from rich.progress import (
 )
 from rich.text import Text
 
+<<<<<<< HEAD
 from pipeline.pace import Pace
+=======
+from schemas.secrets import without_secrets
+>>>>>>> main
 from stages.text.visible import visible
 
 _PLAIN_SECONDS = 10.0
@@ -29,7 +33,7 @@ _FIRST_SECONDS, _PATIENT_SECONDS = 9.0, 60.0
 
 def printable(text: str) -> str:
     """Text that cannot steer a terminal: control, zero-width and bidirectional characters become [U+XXXX]."""
-    return visible(text)
+    return visible(without_secrets(text))
 
 
 class _Terminal(Console):

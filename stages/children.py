@@ -9,8 +9,10 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -151,7 +153,17 @@ def _enter(
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent and os.getppid() != parent:
         os._exit(1)
+    _keep_locks_here()
     entry(connection, *arguments)
+
+
+def _keep_locks_here() -> None:
+    """tqdm's lock is a semaphore that processes share: of a child that is killed, Python's resource tracker says in the terminal that it
+    leaked. Bars of one process need a thread's lock."""
+    if find_spec("tqdm") is not None:
+        from tqdm import tqdm
+
+        tqdm.set_lock(threading.RLock())
 
 
 @contextmanager

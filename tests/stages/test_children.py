@@ -34,6 +34,35 @@ def echo(connection: Connection, variable: str) -> None:
     connection.send(connection.recv())
 
 
+def die_with_a_bar(connection: Connection) -> None:
+    from tqdm.auto import tqdm
+
+    for _ in tqdm([1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+SHOWS_A_BAR = """
+from stages.children import start_child, wait_for
+from tests.stages.test_children import die_with_a_bar, everything
+if __name__ == "__main__":
+    print(everything(start_child(die_with_a_bar, (), "child"))[1])
+"""
+
+
+def test_a_killed_child_leaves_no_semaphore_to_be_warned_of(tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(SHOWS_A_BAR)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=60,
+    )
+    assert "SIGKILL" in done.stdout, done.stderr
+    assert "leaked" not in done.stderr and "semaphore" not in done.stderr
+
+
 def everything(child) -> tuple[list[str], ChildDied]:
     said: list[str] = []
     while True:
