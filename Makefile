@@ -21,12 +21,8 @@ ready    := $(VENV)/.ready-$(call digest,locks/$(platform).txt pyproject.toml)
 resolve   = $(UV) pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
             --custom-compile-command "make locks" $(UPGRADE)
 
-<<<<<<< HEAD
-.PHONY: help environment install demo demo-onties-orthalign test faults fuzz audit lint benchmarks gpu-check docs site locks clean distclean
-=======
 .PHONY: help environment install demo demo-onties-orthalign test faults fuzz lowest test-python image-check audit lint benchmarks gpu-check docs \
         site locks clean distclean
->>>>>>> main
 .DEFAULT_GOAL := help
 
 help: ## this list

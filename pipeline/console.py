@@ -19,11 +19,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-<<<<<<< HEAD
 from pipeline.pace import Pace
-=======
 from schemas.secrets import without_secrets
->>>>>>> main
 from stages.text.visible import visible
 
 _PLAIN_SECONDS = 10.0

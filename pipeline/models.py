@@ -44,16 +44,10 @@ class Models:
         the architecture of what it starts from."""
         found: dict[ModelRef, bool] = {}
         for step in steps:
-<<<<<<< HEAD
-            roles = [role for role in step.spec.models if self._makers.takes_part(role)]
-            for role in roles:
-                model = self._role(role, step.round) if self._makers.maker(role, step.round) is None else self.start()
-=======
             for role in step.spec.models:
-                if role not in _LANGUAGE_MODELS or not self._takes_part(role):
+                if role not in _LANGUAGE_MODELS or not self._makers.takes_part(role):
                     continue
-                model = self._role(role, step.round) if self._maker(role, step.round) is None else self.start()
->>>>>>> main
+                model = self._role(role, step.round) if self._makers.maker(role, step.round) is None else self.start()
                 found[model] = found.get(model, False) or (step.spec.sketches and role == "policy")
         return found
 

@@ -152,28 +152,6 @@ def test_printable_removes_what_steers_a_terminal():
     assert printable("a\x1b[31mb\u202ec\u200bd\r\n") == "a[U+001B][31mb[U+202E]c[U+200B]d\n"
 
 
-<<<<<<< HEAD
-=======
-def test_export_loads_into_datasets(finished, tmp_path, monkeypatch):
-    load_dataset = pytest.importorskip("datasets").load_dataset
-    from pipeline import export
-
-    manifest = RunDir(finished).stage(BY_NAME["select"], 0)
-    monkeypatch.setattr(
-        export, "table_files", lambda folder, table, round_: [finished / f.path for f in manifest.table_files(table)]
-    )
-    result = CliRunner().invoke(app, ["export", str(finished), "--out", str(tmp_path / "out")])
-    assert result.exit_code == 0, result.output
-    rows = load_dataset(
-        "parquet", data_files=str(tmp_path / "out/data/*.parquet"), split="train", cache_dir=str(tmp_path / "c")
-    )
-    assert rows.num_rows == 2 and rows[0]["chosen"][0]["role"] == "assistant"
-    card = (tmp_path / "out/README.md").read_text()
-    assert card.startswith("---\n") and "| de | 1 |" in card
-    assert pl.read_parquet(tmp_path / "out/data/*.parquet").height == 2
-
-
->>>>>>> main
 def test_init_writes_a_valid_config_and_never_overwrites(tmp_path):
     path = tmp_path / "mine.yaml"
     assert CliRunner().invoke(app, ["init", str(path)]).exit_code == 0
