@@ -63,6 +63,9 @@ class Case:
     rival: str
 
 
+_ENGINE = {"transformers": {"batch_size": 16}, "vllm": {"enforce_eager": True, "max_num_seqs": 16}}
+
+
 def read(name: str) -> list[dict[str, Any]]:
     """Rows of a JSONL file of data/."""
     return [json.loads(line) for line in files("data").joinpath(name).read_text("utf-8").splitlines()]
@@ -243,7 +246,7 @@ def main() -> None:
             "languages": {"seen": ["en"]},
             "model": {"policy": arguments.model},
             "prompts": {"sources": [{"path": "unused.jsonl"}]},
-            "engine": {"kind": arguments.engine, "batch_size": 16, "enforce_eager": True, "max_num_seqs": 16},
+            "engine": {"kind": arguments.engine, **_ENGINE[arguments.engine]},
         }
     )
     engine = shared_engine(Context(config, 0, {}, {"judge": resolve(arguments.model)}, Silent(print)), "judge")

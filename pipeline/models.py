@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 from pipeline.fingerprint import content_of
 from pipeline.plan import Planner
@@ -16,9 +17,12 @@ from stages.schedule import Step
 
 TRAINED = "model"
 ADAPTER = "adapter"
+_PACKAGES = ("safetensors", "transformers")
 _ROLES = frozenset(
     {"start", "initial", "policy", "reference", "judge", "evaluation_judge", "trained", "sft", "base", "token_reward"}
 )
+_LANGUAGE_MODELS = _ROLES - {"token_reward"}
+"""A reward model may be a token classifier: another architecture of the same files."""
 
 
 class Models:
@@ -41,8 +45,9 @@ class Models:
         the architecture of what it starts from."""
         found: dict[ModelRef, bool] = {}
         for step in steps:
-            roles = [role for role in step.spec.models if self._takes_part(role)]
-            for role in roles:
+            for role in step.spec.models:
+                if role not in _LANGUAGE_MODELS or not self._takes_part(role):
+                    continue
                 model = self._role(role, step.round) if self._maker(role, step.round) is None else self.start()
                 found[model] = found.get(model, False) or (step.spec.sketches and role == "policy")
         return found
@@ -120,6 +125,12 @@ class Models:
 
     def _resolve(self, name: str, revision: str | None) -> ModelRef:
         if (name, revision) not in self._resolved:
+            if missing := [package for package in _PACKAGES if find_spec(package) is None]:
+                raise UserError(
+                    f"Models need the packages {', '.join(missing)}, which the core does not have",
+                    where=name,
+                    fix='Install an extra: pip install "congrad-pipeline[cpu]" or "congrad-pipeline[cuda]" (in a clone: -e ".[cpu]").',
+                )
             from stages.models.resolve import resolve
 
             self._resolved[name, revision] = resolve(name, revision)

@@ -110,9 +110,8 @@ def test_a_moved_and_renamed_run_continues_where_it_was(fake):
     moved = fake.folder / "archive" / "renamed"
     moved.parent.mkdir()
     fake.root.rename(moved)
-    assert [s.kind for s in preview(load_config(fake.path, [f"run_dir={moved.parent}", "name=renamed"]), Selection())][
-        :2
-    ] == ["done", "done"]
+    states, _ = preview(load_config(fake.path, [f"run_dir={moved.parent}", "name=renamed"]), Selection())
+    assert [state.kind for state in states[:2]] == ["done", "done"]
     fake(f"run_dir={moved.parent}", "name=renamed")
     assert [stage for stage, _ in fake.computed[done:]] == ["select", "train"]
 

@@ -14,6 +14,7 @@ from schemas.config import RunConfig
 from schemas.manifests import FileRecord, StageManifest
 from stages.catalog import BY_NAME
 from stages.contract import ModelRef
+from stages.schedule import schedule
 
 
 @pytest.fixture
@@ -103,3 +104,21 @@ def test_train_depends_on_sft_and_base_only_when_it_merges(roles: Any) -> None:
     other = roles(optimizer="ondare", merge=merge | {"sft": "another"})
     assert other == policy | {"sft": "another", "base": "pretrained"}
     assert roles(optimizer="anchor", merge={"alpha": 0.1}) == policy | {"sft": "sft-model"}
+
+
+def test_models_from_outside_are_those_to_look_at_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the run trains has the architecture of its start; a reward model may be no language model."""
+    monkeypatch.setattr(
+        "stages.models.resolve.resolve", lambda name, revision=None: ModelRef(name, tmp_path, f"digest of {name}")
+    )
+    config = RunConfig.model_validate(
+        {
+            "name": "t",
+            "rounds": 2,
+            "model": {"policy": "mine", "judge": "other"},
+            "languages": {"seen": ["en"]},
+            "prompts": {"sources": [{"path": "p.jsonl"}]},
+        }
+    )
+    found = Models(config, RunDir(tmp_path)).outside(schedule(config))
+    assert {model.name: sketched for model, sketched in found.items()} == {"mine": True, "other": False}

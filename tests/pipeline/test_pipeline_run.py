@@ -184,7 +184,7 @@ def test_a_dead_holder_does_not_block(fake):
 
 
 def test_dry_run_changes_nothing(fake):
-    states = preview(fake.config(), Selection())
+    states, _ = preview(fake.config(), Selection())
     assert [s.kind for s in states] == ["new", "waiting", "waiting", "waiting"]
     assert not (fake.root / "prompts").exists()
 
