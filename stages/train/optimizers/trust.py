@@ -39,14 +39,17 @@ def factors(
 
 def _factor(bound: float, way: torch.Tensor, state: dict[str, Any], shard: Shard, radius: float) -> float | None:
     if bound > radius and way.ndim == 2:
-        seen = _seen(state, way, shard)
-        if shard.peers is None:
-            largest = float(torch.linalg.matrix_norm(seen, 2))
-        else:
-            gram = add_up(seen.double().T @ seen.double(), shard.peers)
-            largest = float(torch.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt())
-        bound = min(bound, MARGIN * largest)
+        bound = min(bound, MARGIN * _largest(state, way, shard))
     return radius / bound if bound > radius else None
+
+
+def _largest(state: dict[str, Any], way: torch.Tensor, shard: Shard) -> float:
+    """The largest singular value, from below."""
+    seen = _seen(state, way, shard)
+    if shard.peers is None:
+        return float(torch.linalg.matrix_norm(seen, 2))
+    gram = add_up(seen.double().T @ seen.double(), shard.peers)
+    return float(torch.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt())
 
 
 def _on_device(
