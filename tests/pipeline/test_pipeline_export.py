@@ -29,7 +29,7 @@ def exported(write_config, curate):
 
 def test_two_exports_are_never_taken_for_one_another(exported, tmp_path):
     """Two runs, the same folder again, a renamed folder, and the Parquet builder by path; one cache for all."""
-    from datasets import load_dataset
+    load_dataset = pytest.importorskip("datasets").load_dataset
 
     cache = str(tmp_path / "cache")
 
@@ -53,7 +53,7 @@ def test_two_exports_are_never_taken_for_one_another(exported, tmp_path):
 
 
 def test_the_card_counts_what_is_loaded_and_says_how_it_was_made(exported, tmp_path):
-    from datasets import load_dataset_builder
+    load_dataset_builder = pytest.importorskip("datasets").load_dataset_builder
 
     out = exported(tmp_path / "out", range(4))
     builder = load_dataset_builder(str(out), cache_dir=str(tmp_path / "cache"))
