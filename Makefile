@@ -21,11 +21,8 @@ ready    := $(VENV)/.ready-$(call digest,locks/$(platform).txt pyproject.toml)
 resolve   = $(UV) pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
             --custom-compile-command "make locks" $(UPGRADE)
 
-<<<<<<< HEAD
-.PHONY: site help environment install demo demo-onties-orthalign test faults fuzz audit lint benchmarks docs locks clean distclean
-=======
-.PHONY: help environment install demo demo-onties-orthalign test faults fuzz audit lint benchmarks gpu-check docs locks clean distclean
->>>>>>> main
+.PHONY: help environment install demo demo-onties-orthalign test faults fuzz lowest test-python image-check audit lint benchmarks gpu-check docs \
+        site locks clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -61,6 +58,15 @@ faults: $(ready) ## kill and break runs in every way we know (ARGS="--kills 200 
 fuzz: $(ready) ## many configs, prompt and preference files, broken in every way (minutes)
 	HYPOTHESIS_PROFILE=long $(run) pytest --timeout 7200 tests/pipeline/test_fuzz_config.py \
 	    tests/stages/prompts/test_fuzz_prompts.py tests/stages/pairs/test_fuzz_pairs.py $(ARGS)
+
+lowest: ## the core's tests with the lowest versions that pyproject.toml allows (needs uv)
+	@UV="$(UV)" ARGS="$(ARGS)" locks/core.sh "$(or $(PYTHON),python3.11)" lowest
+
+test-python: ## the core's tests with another Python, in an environment of their own (PYTHON=python3.13)
+	@ARGS="$(ARGS)" locks/core.sh "$(or $(PYTHON),python3.12)" locked
+
+image-check: ## build docker/Dockerfile.$(PLATFORM) with buildah and run it as two users (root, ten minutes; docker/README.md)
+	@docker/check.sh $(platform)
 
 audit: ## known vulnerabilities in the locked packages (asks PyPI; pip-audit gets an environment of its own)
 	@test -x "$(VENV)-audit/bin/pip-audit" || { $(or $(PYTHON),python3) -m venv "$(VENV)-audit" && \

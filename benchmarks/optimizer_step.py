@@ -1,6 +1,6 @@
 """Time and memory of an optimizer step with online merging, masks, a projection or a trust region, against torch's AdamW on equal tensors.
 
-    python -m benchmarks.optimizer_step [--layers 4] [--hidden 896] [--repeats 5] [--device cpu]
+    python -m benchmarks.optimizer_step [--layers 4] [--hidden 896] [--repeats 5] [--device cpu] [--only onties]
 
 Tensors: layers of a Qwen2-like model with random weights and gradients, float32 masters of bfloat16 values. Every variant runs in turn
 with the baseline (torch's AdamW, foreach on a CPU, fused on a GPU), and the best of --repeats counts on both sides, since other work on
@@ -167,13 +167,13 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def measure(layers: int, hidden: int, repeats: int, device: str, speed: float) -> Iterator[Measured]:
-    """Every variant, two optimizers in memory at a time. speed: of a copy, bytes a second."""
+def measure(layers: int, hidden: int, repeats: int, device: str, speed: float, only: str = "") -> Iterator[Measured]:
+    """Every variant whose name has `only` in it, two optimizers in memory at a time. speed: of a copy, bytes a second."""
     plain = baseline(device)
     base_weights = make_weights(layers, hidden, device)
     base = plain.make(base_weights)
     count = sum(p.numel() for p in base_weights.values())
-    for variant in (plain, *variants()):
+    for variant in (plain, *(v for v in variants() if only in v.name)):
         weights = make_weights(layers, hidden, device)
         optimizer = variant.make(weights)
         best = [float("inf")] * 2
@@ -204,6 +204,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=896)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", default="", help="variants whose name has this in it")
     options = parser.parse_args()
     speed = bandwidth(options.device)
     count = sum(p.numel() for p in make_weights(options.layers, options.hidden, options.device).values())
@@ -211,7 +212,7 @@ def main() -> None:
     print(f"{count / 1e6:.1f}M parameters, {options.device}, {threads} threads, copy {speed / 1e9:.1f} GB/s\n")
     print("| optimizer | ms | x AdamW | aim | | lower bound, ms | state, bytes per parameter | task vector |")
     print("| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |")
-    for m in measure(options.layers, options.hidden, options.repeats, options.device, speed):
+    for m in measure(options.layers, options.hidden, options.repeats, options.device, speed, options.only):
         aim = "" if m.aim is None else f"{m.aim:g}"
         print(
             f"| {m.variant.name} | {m.ms:.1f} | {m.ratio:.2f} | {aim} | {m.verdict} | {m.bound_ms:.1f} |"

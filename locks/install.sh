@@ -31,6 +31,8 @@ if [ -z "$python" ]; then
     done
     [ -n "$python" ] || refuse "no Python 3.11, 3.12 or 3.13 found; name one: make PYTHON=/path/to/python3.11"
 fi
+command -v "$python" >/dev/null 2>&1 || refuse "PYTHON=$python: there is no such Python here."
+"$python" -c '' 2>/dev/null || refuse "PYTHON=$python does not start: $("$python" -c '' 2>&1 | head -n 1)"
 supported "$python" || refuse "PYTHON=$python: the locks are for Python 3.11, 3.12 and 3.13."
 [ "$platform" != cpu ] || "$python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || refuse \
     "vLLM on a CPU needs the system library libnuma.so.1, which this machine lacks." \

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from schemas.secrets import without_secrets
 from stages.text.visible import visible
 
 _PLAIN_SECONDS = 10.0
@@ -27,7 +28,7 @@ _FORESEEABLE = 0.05
 
 def printable(text: str) -> str:
     """Text that cannot steer a terminal: control, zero-width and bidirectional characters become [U+XXXX]."""
-    return visible(text)
+    return visible(without_secrets(text))
 
 
 class Display:

@@ -209,7 +209,7 @@ def print_doctor(config: RunConfig, quick: bool, as_json: bool) -> int:
         else:
             out.print(f"\n{doctor.problems} problems, {warnings} warnings.")
             if doctor.problems:
-                out.print(Text(f"What engines and libraries said: {log}", style="dim"))
+                out.print(Text(printable(f"What engines and libraries said: {log}"), style="dim"))
     if not doctor.problems:
         log.unlink(missing_ok=True)
     return doctor.problems

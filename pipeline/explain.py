@@ -125,7 +125,8 @@ def _print_conflict(console: Console, conflict: dict[str, Any]) -> None:
         cosines = {code: value for code, value in group["cosines"].items() if value is not None}
         lowest = sorted(cosines, key=lambda code: cosines[code])[:3]
         texts = [group["name"], f"{group['contribution']:+.4f}", _number(group["cosine"]), f"{group['share']:.1%}"]
-        table.add_row(*texts, "  ".join(f"{code} {cosines[code]:+.2f}" for code in lowest))
+        texts.append("  ".join(f"{code} {cosines[code]:+.2f}" for code in lowest))
+        table.add_row(*(Text(printable(text)) for text in texts))
     console.print()
     console.print(
         f"Where the score comes from: the {len(shown)} of {len(groups)} layer groups at both ends (they add up to it)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 from pipeline.fingerprint import content_of
 from pipeline.plan import Planner
@@ -16,6 +17,7 @@ from stages.schedule import Step
 
 TRAINED = "model"
 ADAPTER = "adapter"
+_PACKAGES = ("safetensors", "transformers")
 _ROLES = frozenset(
     {"start", "initial", "policy", "reference", "judge", "evaluation_judge", "trained", "sft", "base", "token_reward"}
 )
@@ -120,6 +122,12 @@ class Models:
 
     def _resolve(self, name: str, revision: str | None) -> ModelRef:
         if (name, revision) not in self._resolved:
+            if missing := [package for package in _PACKAGES if find_spec(package) is None]:
+                raise UserError(
+                    f"Models need the packages {', '.join(missing)}, which the core does not have",
+                    where=name,
+                    fix='Install an extra: pip install "congrad-pipeline[cpu]" or "congrad-pipeline[cuda]" (in a clone: -e ".[cpu]").',
+                )
             from stages.models.resolve import resolve
 
             self._resolved[name, revision] = resolve(name, revision)

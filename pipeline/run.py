@@ -117,6 +117,7 @@ class _Loop:
         try:
             for step in self.steps:
                 (outcome.ran if self._bring_up_to_date(step, executor) else outcome.skipped).append(step)
+            executor.close()  # what is loaded need not wait for the report
             self._report()
         except BaseException as error:
             executor.close()

@@ -57,7 +57,7 @@ def print_status(folder: Path, as_json: bool) -> None:
     console = Console(highlight=False)
     print_states(states, console)
     if holder:
-        console.print(f"Running now: process {holder['pid']} on {holder['host']}.")
+        console.print(Text(printable(f"Running now: process {holder['pid']} on {holder['host']}.")))
     if holder and (now := progress(folder)):
         console.print(Text(printable(_progress_line(now))))
     upcoming = next((s for s in states if s.kind != "done"), None)

@@ -75,8 +75,8 @@ def _table(columns: list[list[str]]) -> Table:
         table.add_column(column[0], justify="right" if number else "left", no_wrap=True)
     *rows, last = zip(*(column[1:] for column in columns), strict=True)
     for cells in rows:
-        table.add_row(*cells)
-    table.add_row(*last, style="bold")
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    table.add_row(*(Text(printable(cell)) for cell in last), style="bold")
     return table
 
 

@@ -122,7 +122,12 @@ TABLES: dict[str, Table] = {
                 [
                     PAIR_ID,
                     LANGUAGE,
-                    column("score", pa.float64(), "the score select uses; null: no gradient", True),
+                    column(
+                        "score",
+                        pa.float64(),
+                        "the score select uses; null: the gradient is zero, or no other language is left to compare with (flags)",
+                        True,
+                    ),
                     column("score_all", pa.float64(), "cosine with the merged direction, pair left out", True),
                     column("score_others", pa.float64(), "cosine with the other languages' direction", True),
                     column("score_mean", pa.float64(), "cosine with the mean of all directions, no surgery", True),
@@ -143,7 +148,7 @@ TABLES: dict[str, Table] = {
                     column(
                         "flags",
                         pa.list_(pa.string()),
-                        "few_pairs | single_language | zero_gradient | no_own_direction | no_direction",
+                        "few_pairs | single_language | zero_gradient | no_own_direction | no_direction | no_other_direction",
                     ),
                 ]
             ),

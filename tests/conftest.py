@@ -31,6 +31,7 @@ def frozen_heap() -> None:
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
     """See `make_tokenizer`."""
+    pytest.importorskip("transformers")
     return make_tokenizer()
 
 

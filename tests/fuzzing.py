@@ -66,14 +66,32 @@ def outcome_of(kind: str, run: Callable[[], T]) -> T | UserError:
     return result
 
 
+PART = st.fixed_dictionaries(
+    {}, optional={"type": st.sampled_from(["text", "image_url", "thinking", None]), "text": VALUE}
+)
 MESSAGE = st.fixed_dictionaries(
     {},
     optional={
         "role": st.sampled_from(["system", "user", "assistant", "tool", "User", "", None, 7]),
-        "content": st.one_of(TEXT, TEXT, VALUE),
+        "content": st.one_of(TEXT, TEXT, VALUE, st.lists(PART, max_size=3)),
+        "from": st.sampled_from(["human", "gpt", "nobody", 0]),
+        "value": st.one_of(TEXT, VALUE),
+        "reasoning_content": VALUE,
         "tool_calls": VALUE,
     },
 )
+CONVERSATION = st.one_of(
+    st.lists(MESSAGE, max_size=4),
+    MESSAGE,
+    st.lists(MESSAGE, max_size=3).map(lambda messages: json.dumps(messages, default=str)),
+    st.lists(MESSAGE, max_size=3).map(lambda messages: repr(messages)[: 500 if len(repr(messages)) % 2 else 30]),
+    st.fixed_dictionaries({"messages": st.lists(MESSAGE, max_size=3)}),
+    st.lists(st.tuples(st.sampled_from(["Human", "Assistant", "### Human", "System"]), TEXT), max_size=4).map(
+        lambda turns: "".join(f"\n\n{name}: {text}" for name, text in turns)
+    ),
+    TEXT.map(lambda text: f"<think>\n{text}\n</think>\n\n{text}"),
+)
+"""A conversation in any form that is known, or nearly."""
 LANGUAGE = st.one_of(
     st.sampled_from(["en", "de", "en-US", "EN", "und", "", "xx", "zh", "e" * 10_000, "en-" + "x-" * 5000, "en\x00"]),
     VALUE,

@@ -63,7 +63,11 @@ class RunConfig(Section):
     @field_validator("run_dir", mode="before")
     @classmethod
     def _place(cls, value: Any) -> Any:
-        return expanded(str(value)) if isinstance(value, (str, Path)) else value
+        if not isinstance(value, (str, Path)):
+            return value
+        if holds_credentials(str(value)):
+            raise ValueError("it is a folder, and no address with a user name or password")
+        return expanded(str(value))
 
     @property
     def imported(self) -> bool:

@@ -18,11 +18,13 @@ from schemas.ids import unit_interval
 
 @dataclass(frozen=True)
 class Filter:
-    """A ranking. columns: what it reads beside pair_id and language; value: from the frame and a seed key to [N]."""
+    """A ranking. columns: what it reads beside pair_id and language; value: from the frame and a seed key to [N]; nothing: (why it ranks no
+    pair at all, what to do), where that has a reason of its own."""
 
     meaning: str
     columns: tuple[str, ...]
     value: Callable[[pl.DataFrame, Sequence[object]], pl.Series]
+    nothing: tuple[str, str] = ("no pair has the value it goes by", "Rank by another one.")
 
 
 def ranking(pairs: pl.DataFrame, by: str, seed: Sequence[object] = (0,)) -> pl.Series:
@@ -83,6 +85,10 @@ FILTERS: Mapping[str, Filter] = {
         "judge score of chosen minus rejected",
         ("chosen_score", "rejected_score"),
         _expression(pl.col("chosen_score") - pl.col("rejected_score")),
+        (
+            "the pairs have no judge scores",
+            "Imported pairs need pairs.sources.fields.chosen_score and rejected_score to be ranked by margin.",
+        ),
     ),
     "implicit": Filter(
         "implicit reward of chosen minus rejected, log pi/pi_ref summed over the answer",
@@ -100,10 +106,16 @@ FILTERS: Mapping[str, Filter] = {
         _expression(pl.col("score_mean")),
     ),
     "own_language": Filter(
-        "cosine with its own language's direction", ("cosine_own",), _expression(pl.col("cosine_own"))
+        "cosine with its own language's direction",
+        ("cosine_own",),
+        _expression(pl.col("cosine_own")),
+        ("no language has a second pair", "Rank by another one."),
     ),
     "other_languages": Filter(
-        "cosine with the other languages' merged direction", ("score_others",), _expression(pl.col("score_others"))
+        "cosine with the other languages' merged direction",
+        ("score_others",),
+        _expression(pl.col("score_others")),
+        ("there is only one language", "Rank by another one."),
     ),
     "mid_band": Filter(
         "nearness to the middle of its language's conflict scores", ("score",), _expression(_middle("score"))

@@ -17,11 +17,6 @@ from stages.select.filters import FILTERS, ranking, rankings
 
 _BATCH = 4096
 BELOW_CUT, NO_SCORE, CROWDED = "below_cut", "no_score", "crowded_cell"
-_UNRANKED = {
-    "margin": "the pairs have no judge scores",
-    "other_languages": "there is only one language",
-    "own_language": "no language has a second pair",
-}
 
 
 class Select(TableStage):
@@ -131,13 +126,10 @@ def _scored(ctx: Context) -> pl.DataFrame:
     has_score = pl.col("score").is_not_null() & pl.col("score").is_not_nan()
     frame = frame.with_columns(pool=has_score, used=pl.when(has_score).then(used))
     if frame["used"].null_count() == frame.height:
-        raise UserError(
-            f"no pair can be ranked: {_UNRANKED.get(by, 'no training pair has a conflict score')}",
-            where=f"select.by: {by}",
-            fix="Imported pairs need pairs.sources.fields.chosen_score and rejected_score to be ranked by margin."
-            if by == "margin"
-            else "See the dropped rows of the gradients stage.",
-        )
+        why, fix = FILTERS[by].nothing
+        if not frame["pool"].any():
+            why, fix = "no training pair has a conflict score", "See the flags: python -m pipeline inspect RUN scores."
+        raise UserError(f"no pair can be ranked: {why}", where=f"select.by: {by}", fix=fix)
     frame = frame.select("pair_id", "language", "used", "pool")
     if (diversity := ctx.config.select.diversity).cells:
         if not ctx.inputs.get("gradients"):

@@ -13,7 +13,16 @@ from schemas.config.sources import LanguageConfig
 from schemas.errors import UserError
 from schemas.ids import unit_interval
 from stages.cells import identity, word
-from stages.text.codes import UNKNOWN, base_language, counts_for, names_script, same_language, script_of, standard
+from stages.text.codes import (
+    UNKNOWN,
+    base_language,
+    counts_for,
+    names_script,
+    same_language,
+    script_of,
+    standard,
+    unusual_script,
+)
 from stages.text.language import Guess, guess, unidentifiable
 from stages.text.messages import BadRow, clean
 from stages.text.scripts import fits, script_in
@@ -59,6 +68,10 @@ class RunLanguages:
             f"the identifier does not know {code}: its texts are taken as labelled"
             for code in self.codes
             if config.identify and code in self._unidentifiable
+        ] + [
+            f"the identifier does not know {code} in this script: rows without a label may be taken for another language"
+            for code in self.codes
+            if config.identify and unusual_script(code) and code not in self._unidentifiable
         ]
 
     def label(self, cell: Any, default: str | None) -> Label | None:
@@ -132,10 +145,9 @@ class RunLanguages:
         if said.alone < max(SURE, self._config.min_confidence):
             return 0
         script, wanted = script_in(part.text), script_of(language)
-        elsewhere = (
-            script == "Latn" and wanted not in (None, "Latn") and said.code not in map(base_language, self.codes)
-        )
-        return 0 if elsewhere else -1
+        romanised = script == "Latn" and wanted not in (None, "Latn")
+        unknown = romanised or (unusual_script(language) and script == wanted)
+        return 0 if unknown and said.code not in map(base_language, self.codes) else -1
 
     def _in_passing(self, language: str, spoken: Sequence[Spoken]) -> bool:
         """Whether some passage (a line, a sentence, a quotation) is in the language: a task about texts in another."""

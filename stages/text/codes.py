@@ -93,6 +93,23 @@ def names_script(code: str) -> bool:
     return langcodes.Language.get(code).script is not None
 
 
+_WELL_KNOWN = frozenset(
+    (("zh", "Hant"), ("sr", "Latn"), ("uz", "Cyrl"), ("ku", "Arab"), ("pa", "Arab"), ("yue", "Hans"))
+)
+
+
+@lru_cache(maxsize=1024)
+def unusual_script(code: str) -> bool:
+    """Whether the code names a script that its language is seldom written in, so that the identifier has not seen it.
+
+    Serbian in Latin letters, Uzbek in Cyrillic and the like it was seen to tell (stages.text.language).
+    """
+    if not names_script(code):
+        return False
+    base, script = base_language(code), script_of(code)
+    return script != script_of(base) and (base, script) not in _WELL_KNOWN
+
+
 @lru_cache(maxsize=1)
 def _macrolanguages() -> dict[str, str]:
     """Individual language -> its macrolanguage, both by their preferred codes."""

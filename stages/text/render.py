@@ -16,11 +16,16 @@ from schemas.config.model import TextConfig
 from schemas.errors import UserError, first_line
 from schemas.ids import content_id
 from stages.contract import ModelRef
+from stages.text.limits import within
 from stages.text.neutralise import Neutraliser, control_marks
 from stages.text.template import install_template
 from stages.text.thoughts import Policy, Thoughts
 
 Messages = list[dict[str, str]]
+
+
+_TEMPLATE_SECONDS = 30.0
+"""For the first conversation that a template renders; it takes less than a millisecond."""
 
 
 class RenderError(UserError):
@@ -104,7 +109,15 @@ class Renderer:
         self._hidden_ids = self._control_ids - {tokenizer.convert_tokens_to_ids(mark) for mark in declared & set(marks)}
         self._but_thoughts = Neutraliser(tokenizer, others, self._hidden_ids)
         self._system_role, self._max_length = text.system_role, text.max_length
-        self.has_system_role = self._takes_system()
+        self.has_system_role = within(
+            _TEMPLATE_SECONDS,
+            self._takes_system,
+            UserError(
+                f"The chat template does not end: a conversation of two messages takes longer than {_TEMPLATE_SECONDS:g} s",
+                where="text.chat_template",
+                fix="It is a program, and this one loops: give another, or another model.",
+            ),
+        )
         if not self.has_system_role:
             action = "folded into the first user turn" if text.system_role == "fold" else "refused"
             self.notes.append(f"the chat template has no system role: system messages are {action}")

@@ -154,8 +154,7 @@ def test_printable_removes_what_steers_a_terminal():
 
 
 def test_export_loads_into_datasets(finished, tmp_path, monkeypatch):
-    from datasets import load_dataset
-
+    load_dataset = pytest.importorskip("datasets").load_dataset
     from pipeline import export
 
     manifest = RunDir(finished).stage(BY_NAME["select"], 0)

@@ -52,7 +52,7 @@ def explain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         write(name, table.to_pylist(), name)
     write("curated", [body["p3"] | {"conflict_score": 0.25}], "curated")
     write("rejected", [body["p4"] | {"conflict_score": -0.5, "reason": "below_cut"}], "rejected")
-    drop = {"unit": "pair", "language": "en", "failed": False}
+    drop = {"unit": "pair", "language": "en", "failed": False, "text": ""}
     detail = {"row_id": "p4", "reason": "below_cut", "detail": "place 8 of 8, 4 kept"}
     write("dropped/curated", [drop | detail], "dropped")
     write("dropped/gradients", [drop | {"row_id": "quiet", "reason": "too_long", "detail": "999 tokens"}], "dropped")

@@ -55,7 +55,7 @@ SAME = [
     "array_contains(flags, 'x')",
     "array_length(flags) > 1",
     "true",
-    "1e0 = 1.0 AND .5 < 1",
+    "vote >= 1.0 AND .5 < score",
 ]
 
 

@@ -10,7 +10,7 @@ import torch
 from stages.train.optimizers.active import ActiveEntries
 from stages.train.optimizers.bucket import wide
 from stages.train.optimizers.form import Form
-from stages.train.optimizers.masks import kept_of, room_of, share_of, top_cut, words, wrapped
+from stages.train.optimizers.masks import is_top, kept_of, room_of, share_of, top_cut, words, wrapped
 from stages.train.optimizers.part import Part
 from stages.train.optimizers.rules import Rule
 from stages.train.optimizers.settings import Merge
@@ -62,7 +62,8 @@ class Merging:
             cut, factor = top_cut(tau, k) if rule.partial else EVERYTHING, 1.0
             if rule.rescale:
                 magnitude = tau.abs()
-                kept = _sum_kept(magnitude.view(-1), cut)
+                local = torch.arange(tau.numel()).view(tau.shape)
+                kept = (magnitude * is_top(magnitude, local, cut.limit, cut.last)).sum()
                 before = magnitude.sum()
                 factor = float(before / kept) if before >= _SMALL else 1.0
             self._cuts[key] = cut, factor
@@ -157,8 +158,3 @@ def _held(form: Form, part: Part, n: Numbers, plan: Plan, k: int) -> Held:
 def _exhaust(runs: Iterator[torch.Tensor]) -> None:
     for _ in runs:
         pass
-
-
-def _sum_kept(magnitude: torch.Tensor, cut: Cut) -> torch.Tensor:
-    local = torch.arange(magnitude.numel())
-    return (magnitude * ((magnitude > cut.limit) | ((magnitude == cut.limit) & (local <= cut.last)))).sum()

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fuzzing import LANGUAGE, MESSAGE, NUMBER, TEXT, VALUE, cases, file_bytes, outcome_of, scribble
+from fuzzing import CONVERSATION, LANGUAGE, NUMBER, TEXT, VALUE, cases, file_bytes, outcome_of, scribble
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.commit import drops_table
 from schemas.errors import UserError
 from stages.pairs.stage import Pairs
+from stages.text.forms import looks_spoken, looks_written
 from stages.text.messages import clean, comparable
 from stages.text.neutralise import Neutraliser, control_marks
 
@@ -21,7 +22,7 @@ GOOD = [
     {"prompt": "What is water made of?", "chosen": "Of hydrogen and oxygen.", "rejected": "Of gold.", "language": "en"},
     {"prompt": "Woraus besteht Wasser?", "chosen": "Aus Sauerstoff.", "rejected": "Aus Gold.", "language": "de"},
 ]
-SIDE = st.one_of(TEXT, TEXT, TEXT, st.lists(MESSAGE, max_size=4), VALUE)
+SIDE = st.one_of(TEXT, TEXT, TEXT, CONVERSATION, st.lists(TEXT, max_size=3), VALUE)
 ROW = st.fixed_dictionaries(
     {},
     optional={
@@ -31,12 +32,28 @@ ROW = st.fixed_dictionaries(
         "language": LANGUAGE,
         "group_id": st.one_of(st.sampled_from(["g1", "g2"]), VALUE),
         "split": st.one_of(st.sampled_from([None, "", "train", "dev", "test"]), VALUE),
-        "score": st.one_of(NUMBER, VALUE),
+        "score": st.one_of(NUMBER, st.sampled_from(["7/10", "1,5", "85%", "good"]), VALUE),
+        "answers": st.one_of(
+            st.lists(st.fixed_dictionaries({}, optional={"response": SIDE, "overall_score": NUMBER}), max_size=4), SIDE
+        ),
+        "system": st.one_of(TEXT, VALUE),
     },
 )
 FIELDS = st.sampled_from(
-    [{}, {}, {"chosen_score": "score", "rejected_score": "score"}, {"split": "split"}, {"language": None}]
+    [
+        {},
+        {},
+        {"chosen_score": "score", "rejected_score": "score"},
+        {"split": "split"},
+        {"language": None},
+        {"system": "system"},
+        {"completions": "answers"},
+    ]
 )
+
+
+def is_plain(cell: Any) -> bool:
+    return isinstance(cell, str) and not looks_written(cell) and not looks_spoken(cell) and "<think>" not in cell
 
 
 @st.composite
@@ -75,7 +92,7 @@ def test_any_preference_file(
     assert not sum(tally.failed for tally in tallies) == len(drops) > 0 or all(d.detail for d in drops)
     assert drops_table(drops).num_rows == len(drops)
     assert len({drop.row_id for drop in drops}) == len(drops)
-    if written is not None:
+    if written is not None and fields.get("completions") is None:
         assert len(rows) + len(drops) == len(written)
     assert max(Counter(row["pair_id"] for row in rows).values(), default=1) == 1
     neutralise = Neutraliser(tiny_tokenizer, *control_marks(tiny_tokenizer, tiny_tokenizer.chat_template))
@@ -87,5 +104,5 @@ def test_any_preference_file(
         assert row["prompt"][-1]["role"] == "user"
         sides = [row[side][-1]["content"] for side in ("chosen", "rejected")]
         assert comparable(sides[0]) != comparable(sides[1]) or neutralise(sides[0])[1] >= 0
-        if written is not None and all(isinstance(r.get("chosen", ""), str) for r in written):
+        if written is not None and all(is_plain(r.get("chosen", "")) for r in written) and "completions" not in fields:
             assert sides[0] in answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 
 from schemas.errors import UserError
 from stages.pairs.stage import Pairs
+from tests.stages.text.test_text_thoughts import QWEN3
 
 ASK = "Which planet of our solar system is the largest?"
 GOOD, BAD = "The largest planet is Jupiter.", "The largest planet is Mercury."
@@ -291,3 +293,46 @@ def test_a_row_of_many_megabytes_goes_before_it_is_looked_at(read: Callable[...,
     outcome = read(rows, language="en")
     assert [(drop.reason, drop.detail.split()[0]) for drop in outcome.drops] == [("too_long", "17,500,000")]
     assert max(looked) < 1000
+
+
+def test_flores_codes_keep_every_language_and_one_that_is_empty_stops_the_run(read: Callable[..., Any]) -> None:
+    codes = {"swh_Latn": "sw", "pes_Arab": "fa", "npi_Deva": "ne", "zsm_Latn": "ms", "arb_Arab": "ar", "cmn_Hani": "zh"}
+    rows = [
+        {"prompt": f"p {n} {code}", "chosen": f"good {n}", "rejected": f"bad {n}", "language": code}
+        for code in codes
+        for n in range(2)
+    ]
+    outcome = read(rows, tuple(codes.values()), pairs={"languages": {"identify": False}})
+    assert [pair["language"] for pair in outcome.rows("pairs")] == [code for code in codes.values() for _ in range(2)]
+    with pytest.raises(UserError, match=r"no training pair in lv \(lv: no row came in\)"):
+        read(rows, (*codes.values(), "lv"), pairs={"languages": {"identify": False}})
+
+
+def test_thoughts_of_imported_answers_under_a_template_that_knows_them(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path, tiny_tokenizer: Any
+) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.chat_template = QWEN3
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [
+        {"prompt": "What is 2+2?", "chosen": "<think>\nTwo and two.\n</think>\n\nIt is 4.", "rejected": "<think>\nHm.\n</think>\n\nIt is 5."},
+        {"prompt": "What is 3+3?", "chosen": "It is 6.", "rejected": "It is 7."},
+        {"prompt": "What is 4+4?", "chosen": "<think>\nA long thought.\n</think>\n\nIt is 8.", "rejected": "It is 8."},
+        {"prompt": "How do I close a <think> tag in HTML?", "chosen": "Write </think>.", "rejected": "No."},
+    ]  # fmt: skip
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    expected = {
+        "strip": ([("It is 4.", "It is 5."), ("It is 6.", "It is 7.")], ["identical", "broken_thought"]),
+        "keep": (
+            [(rows[0]["chosen"], rows[0]["rejected"]), ("It is 6.", "It is 7."), (rows[2]["chosen"], "It is 8.")],
+            ["broken_thought"],
+        ),
+        "drop": ([("It is 6.", "It is 7.")], ["thought", "thought", "broken_thought"]),
+    }
+    for policy, (kept, reasons) in expected.items():
+        cfg = config({"path": str(path), "language": "en"}, thoughts=policy)
+        outcome = run_stage(Pairs(), cfg, model=tmp_path / "model")
+        assert [(chosen, rejected) for _, chosen, rejected in texts(outcome)] == kept
+        assert [drop.reason for drop in outcome.drops] == reasons

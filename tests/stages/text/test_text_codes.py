@@ -157,6 +157,13 @@ def test_a_label_is_believed_where_the_identifier_cannot_judge(label: str, texts
     assert settle(["en", "de", "hi"], label, *texts) == label
 
 
+def test_a_label_in_a_script_the_identifier_has_not_seen_is_believed_and_said() -> None:
+    assert settle(["kk-Arab", "en"], "kk", "قازاقستاننىڭ استاناسى قاي قالا؟") == "kk-Arab"
+    assert settle(["az-Cyrl", "en"], "az", "Азәрбајҹанын пајтахты һансы шәһәрдир?") == "az-Cyrl"
+    notes = RunLanguages(LanguageConfig(seen=["kk-Arab", "sr-Latn", "zh-Hant", "en"])).notes
+    assert len(notes) == 1 and "does not know kk-Arab in this script" in notes[0]
+
+
 def test_a_wrong_label_is_found_in_prompt_and_answer_and_never_with_confidence_zero() -> None:
     with pytest.raises(BadRow, match="wrong_language"):
         settle(["en", "de"], "de", ENGLISH, "It was even warmer yesterday, when we went to the lake.")

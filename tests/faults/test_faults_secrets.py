@@ -1,0 +1,78 @@
+"""A canary in every place where a secret can stand reaches no file of a run and no terminal."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from pipeline.config_file import load_config
+from schemas.errors import UserError
+from schemas.secrets import holds_credentials, without_secrets
+from tests.faults.inline import fake_stages
+
+CANARY = "c4n4ry-5ecret-value"
+WHERE = {
+    "engine.base_url": {"engine": {"kind": "openai", "base_url": f"http://user:{CANARY}@localhost:1/v1"}},
+    "engine.base_url's user": {"engine": {"kind": "openai", "base_url": f"http://{CANARY}@localhost:1/v1"}},
+    "engine.base_url's query": {"engine": {"kind": "openai", "base_url": f"http://localhost:1/v1?api_key={CANARY}"}},
+    "prompts.sources": {"prompts": {"sources": [{"path": f"https://u:{CANARY}@host/x.jsonl"}]}},
+    "model.policy": {"model": {"policy": f"https://oauth2:{CANARY}@hub/model"}},
+    "banner": {"banner": f"see https://u:{CANARY}@host"},
+    "text.chat_template_kwargs": {"text": {"chat_template_kwargs": {"url": f"https://u:{CANARY}@host"}}},
+    "run_dir": {"run_dir": f"https://u:{CANARY}@host/runs"},
+}
+
+
+@pytest.mark.parametrize("place", WHERE)
+def test_a_config_with_credentials_is_refused_without_repeating_them(fake, place):
+    values = yaml.safe_load(fake.path.read_text()) | WHERE[place]
+    fake.path.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError) as caught:
+        load_config(fake.path)
+    assert CANARY not in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        load_config(fake.path, [f"no.such={WHERE[place]}"])
+    assert CANARY not in str(caught.value)
+
+
+def test_no_file_of_a_run_holds_a_secret_of_the_environment(fake, tmp_path, monkeypatch, capfd):
+    for name in ("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "SERVER_PASSWORD", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, f"{CANARY}-{name.lower()}")
+    real = fake_stages.Squares.run
+
+    def talkative(self, ctx, shards):
+        ctx.progress.note(f"asking http://user:{CANARY}@host/v1?token={CANARY} with Bearer {CANARY}")
+        ctx.progress.note(f"the key is {CANARY}-openai_api_key")
+        yield from real(self, ctx, shards)
+        raise UserError(f"refused: Incorrect API key {CANARY}-hf_token", where=f"https://u:{CANARY}@host")
+
+    monkeypatch.setattr(fake_stages.Squares, "run", talkative)
+    with pytest.raises(UserError) as caught:
+        fake("engine.kind=openai", "engine.base_url=http://$USER:$SERVER_PASSWORD@localhost:1/v1")
+    assert CANARY not in str(caught.value)
+    files = [path for path in fake.folder.rglob("*") if path.is_file()]
+    assert any(path.name == "events.jsonl" for path in files) and any(path.name == "run.yaml" for path in files)
+    assert not [path for path in files if CANARY.encode() in path.read_bytes()]
+    assert CANARY not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://user:pw@host:8000/v1", "http://host:8000/v1"),
+        ("https://tok@host", "https://host"),
+        ("a http://u:p@h/x and ftp://v:q@i/y", "a http://h/x and ftp://i/y"),
+        ("http://h/v1?api_key=abc&x=1", "http://h/v1?api_key=***&x=1"),
+        ("http://h/?X-Amz-Signature=abc", "http://h/?X-Amz-Signature=***"),
+        ("Authorization: Bearer abcdefgh12345", "Authorization: Bearer ***"),
+        ("mail a@b.c, pair p@1", "mail a@b.c, pair p@1"),
+        ("value-of-the-key!", "***!"),
+    ],
+)
+def test_what_is_taken_out_and_what_stays(text, shown):
+    assert without_secrets(text, {"MY_KEY": "value-of-the-key", "PATH": "mail", "SHORT_KEY": "pair"}) == shown
+
+
+def test_variables_are_no_credentials():
+    assert not holds_credentials("http://$USER:${PASSWORD}@host/v1")
+    assert holds_credentials("http://$USER:real@host/v1")
