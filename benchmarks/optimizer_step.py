@@ -43,7 +43,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """A variant's figures: milliseconds of a step, its ratio to the baseline measured beside it, the least possible, bytes a parameter."""
 
     variant: Variant
@@ -167,7 +167,7 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def measure(layers: int, hidden: int, repeats: int, device: str, speed: float, only: str = "") -> Iterator[Measured]:
+def measure(layers: int, hidden: int, repeats: int, device: str, speed: float, only: str = "") -> Iterator[Measurement]:
     """Every variant whose name has `only` in it, two optimizers in memory at a time. speed: of a copy, bytes a second."""
     plain = baseline(device)
     base_weights = make_weights(layers, hidden, device)
@@ -186,7 +186,7 @@ def measure(layers: int, hidden: int, repeats: int, device: str, speed: float, o
                 if repeat > 1:
                     best[side] = min(best[side], taken)
         aim = None if variant.aims is None else variant.aims[device.startswith("cuda")]
-        yield Measured(
+        yield Measurement(
             variant,
             best[1] * 1e3,
             best[0] * 1e3,

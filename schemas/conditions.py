@@ -76,11 +76,11 @@ def parse_condition(text: str, where: str = "") -> Condition:
     return _Parser(text, where).whole()
 
 
-def columns_of(condition: Condition) -> set[str]:
+def columns_named(condition: Condition) -> set[str]:
     """Names of the columns that a condition reads."""
     if isinstance(condition, Column):
         return {condition.name}
-    return set().union(*map(columns_of, condition.args)) if isinstance(condition, Call) else set()
+    return set().union(*map(columns_named, condition.args)) if isinstance(condition, Call) else set()
 
 
 class _Parser:

@@ -78,7 +78,7 @@ speed, place or display, and may change between a crash and its resume. `[]` in 
 
 
 @dataclass(frozen=True)
-class Key:
+class ConfigKey:
     """One line of docs/config.md."""
 
     path: str
@@ -178,11 +178,11 @@ def config_page() -> str:
 _KEY_HEADER = "\n| key | type | default | role | meaning |\n| --- | --- | --- | --- | --- |\n"
 
 
-def _line(key: Key) -> str:
+def _line(key: ConfigKey) -> str:
     return f"| `{key.path}` | {key.type} | {key.default} | {key.role} | {key.description} |\n"
 
 
-def _keys(prefix: str, model: type[BaseModel], default: BaseModel | None, execution: bool) -> Iterator[Key]:
+def _keys(prefix: str, model: type[BaseModel], default: BaseModel | None, execution: bool) -> Iterator[ConfigKey]:
     """The keys below `prefix`, nested sections and list entries spelt out; `default`: the section's own default."""
     for name, field in model.model_fields.items():
         path = f"{prefix}.{name}"
@@ -197,9 +197,9 @@ def _keys(prefix: str, model: type[BaseModel], default: BaseModel | None, execut
             yield from _keys(f"{path}[]", entry, None, role)
 
 
-def _key(path: str, field: FieldInfo, default: Any, execution: bool) -> Key:
+def _key(path: str, field: FieldInfo, default: Any, execution: bool) -> ConfigKey:
     limits = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in _LIMITS if hasattr(m, name)]
-    return Key(
+    return ConfigKey(
         path=path,
         type=_cell(", ".join([_type(field.annotation), *limits])),
         default="**required**" if field.is_required() else f"`{_cell(_yaml(default))}`",

@@ -43,7 +43,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def identity(value: Any) -> str | None:
+def cell_id(value: Any) -> str | None:
     """What a row is called by: equal for 1, 1.0, "1" and "1.0"; None where nothing is written, or only what writes nothing (nan, null)."""
     if value is None or isinstance(value, Unreadable):
         return None
@@ -65,7 +65,7 @@ def word(value: Any) -> str | None:
     """A short text that names something (a language, a split): stripped; None where nothing is written."""
     if value is None or isinstance(value, Unreadable):
         return None
-    text = identity(value)
+    text = cell_id(value)
     return text.strip() if text else None
 
 

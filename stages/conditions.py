@@ -9,7 +9,7 @@ from functools import reduce
 
 import polars as pl
 
-from schemas.conditions import Call, Column, Condition, Value, columns_of, parse_condition
+from schemas.conditions import Call, Column, Condition, Value, columns_named, parse_condition
 from schemas.errors import UserError, first_line
 
 _BINARY: dict[str, Callable[[pl.Expr, pl.Expr], pl.Expr]] = {
@@ -51,7 +51,7 @@ def fitting(frame: pl.LazyFrame, condition: str, where: str) -> pl.LazyFrame:
     """
     tree = parse_condition(condition, where)
     schema = frame.collect_schema()
-    for name in sorted(columns_of(tree) - set(schema)):
+    for name in sorted(columns_named(tree) - set(schema)):
         raise UserError(f"There is no column {name!r}", where=where, fix=_columns(name, schema))
     fits = _expression(tree)
     sample = collected(pl.DataFrame(schema=schema).clear(1).lazy().select(fits.alias("fits")), where)

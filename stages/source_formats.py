@@ -21,7 +21,7 @@ _HEAD = 1 << 16
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedColumns:
     """What is looked for in a file: columns it must have, columns it may have, and a CSV file's delimiter (None: found out).
 
     structured: columns whose texts are JSON.
@@ -38,7 +38,7 @@ class Wanted:
         return found if found and set(self.required) <= set(present) else None
 
 
-def read_jsonl(path: Path, wanted: Wanted) -> Iterator[dict[str, Any]]:
+def read_jsonl(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
     """One JSON object a line; blank lines are skipped."""
     with opened(path) as file:
         for number, line in enumerate(file, start=1):
@@ -48,7 +48,7 @@ def read_jsonl(path: Path, wanted: Wanted) -> Iterator[dict[str, Any]]:
                 yield _object(_decoded(line, f"{path}:{number}"), f"{path}:{number}")
 
 
-def read_json(path: Path, wanted: Wanted) -> Iterator[dict[str, Any]]:
+def read_json_array(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
     """A JSON array of objects, or JSONL under another name."""
     with opened(path) as file:
         data = file.read().removeprefix(_BOM)
@@ -152,7 +152,7 @@ def _checked(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def read_csv(path: Path, wanted: Wanted) -> Iterator[dict[str, Any]]:
+def read_csv(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
     """Delimited text with a header line, quotes as in RFC 4180; every value is text.
 
     The delimiter is the one named, else of comma, tab, semicolon and bar the one that makes the required columns of the
@@ -189,7 +189,7 @@ def read_csv(path: Path, wanted: Wanted) -> Iterator[dict[str, Any]]:
         ) from error
 
 
-def _header(head: bytes, wanted: Wanted) -> tuple[list[str], str]:
+def _header(head: bytes, wanted: WantedColumns) -> tuple[list[str], str]:
     """(column names, delimiter)"""
     lines = head.removeprefix(_BOM).decode("utf-8", "replace").splitlines(keepends=True)
     best: tuple[tuple[int, int], list[str], str] | None = None
@@ -204,7 +204,7 @@ def _header(head: bytes, wanted: Wanted) -> tuple[list[str], str]:
     return (best[1], best[2]) if best else ([], wanted.delimiter or ",")
 
 
-def read_parquet(path: Path, wanted: Wanted) -> Iterator[dict[str, Any]]:
+def read_parquet(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
     """Rows of a Parquet file, only the wanted columns."""
     from pyarrow import ArrowException
     from pyarrow import parquet as pq
@@ -225,7 +225,7 @@ def read_parquet(path: Path, wanted: Wanted) -> Iterator[dict[str, Any]]:
         ) from error
 
 
-def read_arrow(path: Path, wanted: Wanted) -> Iterator[dict[str, Any]]:
+def read_arrow(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
     """Rows of an Arrow IPC file (Feather) or stream (as `datasets` saves them)."""
     import pyarrow as pa
 
@@ -284,9 +284,9 @@ def refuse_twice(where: str, names: Sequence[str]) -> None:
         )
 
 
-FORMATS: dict[str, Callable[[Path, Wanted], Iterator[dict[str, Any]]]] = {
+FORMATS: dict[str, Callable[[Path, WantedColumns], Iterator[dict[str, Any]]]] = {
     "jsonl": read_jsonl,
-    "json": read_json,
+    "json": read_json_array,
     "csv": read_csv,
     "parquet": read_parquet,
     "arrow": read_arrow,

@@ -19,7 +19,7 @@ from schemas.errors import UserError
 from stages.data import PREFIX, data_path
 from stages.layout import LOOKED_AT, Layout, missing_column
 from stages.opened import COMPRESSIONS, head_of
-from stages.source_formats import ENDINGS, FORMATS, Wanted
+from stages.source_formats import ENDINGS, FORMATS, WantedColumns
 from stages.source_hub import read_hub
 from stages.text.messages import storable
 
@@ -135,7 +135,7 @@ def read_rows(
     files of a source have must be in all of them. check: raises UserError for a file's first batch that is of no use.
     structured: columns that hold lists, whose texts are JSON therefore.
     """
-    wanted = Wanted(required, optional, source.delimiter, structured)
+    wanted = WantedColumns(required, optional, source.delimiter, structured)
     if is_hub(source):
         filled = languages if any(_PLACEHOLDER in (text or "") for text in _hub_texts(source)) else [None]
         hubs = [(_fill_hub(source, language), language or source.language) for language in filled]
@@ -162,7 +162,7 @@ def _same_columns(columns: dict[str, Sequence[str]], optional: Sequence[str]) ->
 
 
 def _chain_hub(
-    hubs: Sequence[tuple[Source, str | None]], wanted: Wanted, check: Callable[[Batch], None] | None
+    hubs: Sequence[tuple[Source, str | None]], wanted: WantedColumns, check: Callable[[Batch], None] | None
 ) -> Iterator[Batch]:
     for hub, language in hubs:
         for batch in _cut(read_hub(hub), hub.path, language, hub, wanted):
@@ -171,13 +171,13 @@ def _chain_hub(
             yield batch
 
 
-def _batches(file: SourceFile, source: Source, wanted: Wanted) -> Iterator[Batch]:
+def _batches(file: SourceFile, source: Source, wanted: WantedColumns) -> Iterator[Batch]:
     rows = FORMATS[file.format](file.path, wanted)
     return _cut(rows, file.name, file.language, source, wanted)
 
 
 def _cut(
-    rows: Iterator[dict[str, Any]], name: str, language: str | None, source: Source, wanted: Wanted
+    rows: Iterator[dict[str, Any]], name: str, language: str | None, source: Source, wanted: WantedColumns
 ) -> Iterator[Batch]:
     rows = islice(rows, source.limit)
     head = list(islice(rows, LOOKED_AT))

@@ -21,9 +21,9 @@ from stages.contract import Context, ModelRef
 from stages.engines.base import Request
 from stages.evaluate.answers import complete
 from stages.gradients.batching import TokenBudget
-from stages.gradients.logprobs import score_rows
+from stages.gradients.logprobs import logprobs_of_rows
+from stages.gradients.rows import BatchRow as TokenRow
 from stages.gradients.rows import Pair
-from stages.gradients.rows import Row as TokenRow
 from stages.models.device import device_of, dtype_of
 from stages.models.load import load_causal_lm
 from stages.train.model import precision
@@ -123,5 +123,5 @@ def _silent(amount: int, unit: str) -> Callable[[int], None]:
 
 
 def _loss(model: Any, rows: list[TokenRow]) -> float:
-    values = score_rows(model, rows, TokenBudget(_BUDGET))
+    values = logprobs_of_rows(model, rows, TokenBudget(_BUDGET))
     return -float(torch.cat(values).double().mean())

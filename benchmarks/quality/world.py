@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.quality.corpus import KEPT, Questions, Turn, running_text, true_turns, tuning_turns
 from schemas.config.model import TextConfig
 from stages.contract import ModelRef
-from stages.gradients.rows import Row
+from stages.gradients.rows import BatchRow
 from stages.models.resolve import resolve
 from stages.text.render import Renderer, load_renderer
 
@@ -61,20 +61,20 @@ class World:
         """Of the fine-tuned model; all models of a world share the tokenizer."""
         return load_renderer(self.sft, TextConfig())
 
-    def rows(self, turns: Sequence[Turn]) -> list[Row]:
+    def rows(self, turns: Sequence[Turn]) -> list[BatchRow]:
         """Token ids of question and answer."""
         renderer = self.renderer
         return [_row(renderer, turn) for turn in turns]
 
-    def task(self) -> list[Row]:
+    def task(self) -> list[BatchRow]:
         """True answers to held-out questions of kinds that no preference pair is about."""
         return self.rows(true_turns(self.questions.test, KEPT))
 
-    def text(self) -> list[Row]:
+    def text(self) -> list[BatchRow]:
         """Held-out running text; the first token is the prompt."""
         tokenizer = self.renderer.tokenizer
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"][:256] for text in running_text(held_out=True)]
-        return [Row(tuple(row[:1]), tuple(row[1:])) for row in ids if len(row) > 1]
+        return [BatchRow(tuple(row[:1]), tuple(row[1:])) for row in ids if len(row) > 1]
 
 
 def own_world(work: Path, seed: int, size: Size, say: Say) -> World:
@@ -171,10 +171,10 @@ def _learn(model: LlamaForCausalLM, batch: Callable[[], tuple[Tensor, Tensor]], 
     return sum(last) / len(last)
 
 
-def _row(renderer: Renderer, turn: Turn) -> Row:
+def _row(renderer: Renderer, turn: Turn) -> BatchRow:
     answer = [{"role": "assistant", "content": turn.answer}]
     ids = renderer.pair_ids([{"role": "user", "content": turn.prompt}], answer, answer)
-    return Row(tuple(ids.prompt), tuple(ids.chosen))
+    return BatchRow(tuple(ids.prompt), tuple(ids.chosen))
 
 
 def _tokenizer(texts: Sequence[str], vocabulary: int) -> Any:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
-from schemas.conditions import columns_of, parse_condition
+from schemas.conditions import columns_named, parse_condition
 from schemas.config.allo import AlloConfig
 from schemas.config.base import FilePath, Section, execution, semantic
 from schemas.config.model import Sampling
@@ -60,7 +60,7 @@ class Objective(Section):
         from schemas.tables import TABLES  # loads pyarrow, which `--help` and `status` do without
 
         try:
-            unknown = sorted(columns_of(parse_condition(value)) - set(TABLES["pairs"].schema.names))
+            unknown = sorted(columns_named(parse_condition(value)) - set(TABLES["pairs"].schema.names))
         except UserError as error:
             raise ValueError(str(error)) from error
         if unknown:

@@ -143,7 +143,7 @@ def _codes(kind: Sequence[Hashable | None] | np.ndarray) -> tuple[np.ndarray, np
 
 
 @dataclass(frozen=True)
-class Layout:
+class Slots:
     """Where pairs that leave together are laid side by side: groups of equal size follow each other.
 
     slot_N: the place of each pair [N], -1 for a pair that has none; order: the pair at each slot; together: slots there are.
@@ -154,7 +154,7 @@ class Layout:
     size: Tensor
 
     @classmethod
-    def of(cls, group_N: Tensor, alone: bool = False) -> Layout:
+    def of(cls, group_N: Tensor, alone: bool = False) -> Slots:
         """From group labels [N]. alone: pairs that leave alone get a place too."""
         _, inverse_N, count = torch.unique(group_N, return_inverse=True, return_counts=True)
         size_N = count[inverse_N]

@@ -39,7 +39,7 @@ class Measured:
     notes: Sequence[str] = ()
 
 
-class Source(Protocol):
+class GradientSource(Protocol):
     """N pairs in the table's order, their languages, what they count, and two passes: `measure`, then `score`. Close it."""
 
     frame: pl.DataFrame
@@ -65,7 +65,7 @@ class Source(Protocol):
         ...
 
 
-def open_source(ctx: Context) -> Source:
+def open_source(ctx: Context) -> GradientSource:
     """Raises UserError for gradients that cannot be compared, or when there is none."""
     return ProductSource(ctx) if "sums" in ctx.inputs else SketchSource(ctx)
 

@@ -16,7 +16,7 @@ from schemas.tables import TABLES
 from stages.conflict.directions import cosines, count_conflicts, grams
 from stages.conflict.prepare import surgery_of
 from stages.conflict.scores import PairScores
-from stages.conflict.sources import MIN_PAIRS, Source, open_source
+from stages.conflict.sources import MIN_PAIRS, GradientSource, open_source
 from stages.conflict.stream import Columns
 from stages.conflict.surgery import Surgery
 from stages.conflict.table import score_rows
@@ -59,7 +59,7 @@ class Conflict(TableStage):
         yield Account(tally("pair", source.frame["language"].to_list(), []), stats=stats)
 
 
-def _notes(source: Source) -> list[str]:
+def _notes(source: GradientSource) -> list[str]:
     notes = []
     counts = dict(zip(source.languages, source.count_L.tolist(), strict=True))
     few = [f"{language} {count}" for language, count in counts.items() if count < MIN_PAIRS]

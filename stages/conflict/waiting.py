@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stages.conflict.groups import Layout
+from stages.conflict.groups import Slots
 from stages.conflict.scratch import Scratch
 from stages.conflict.stream import Block
 
@@ -22,7 +22,7 @@ class Waiting:
 
     def __init__(self, group_N: Tensor, memory_bytes: int, folder: Path | None = None) -> None:
         self.factor_N = torch.ones(len(group_N), dtype=torch.float64)
-        self.layout = Layout.of(group_N)
+        self.layout = Slots.of(group_N)
         self._group_N, self._bytes, self._folder = group_N, memory_bytes, folder
         self._scratch: Scratch | None = None
         self._device = torch.device("cpu")
@@ -37,7 +37,7 @@ class Waiting:
         if self._scratch is None:
             row_bytes = block.x_ND.shape[1] * block.x_ND.element_size()
             if len(self.factor_N) * row_bytes <= self._bytes:
-                self.layout = Layout.of(self._group_N, alone=True)
+                self.layout = Slots.of(self._group_N, alone=True)
             dim = block.x_ND.shape[1]
             self._scratch = Scratch(
                 self.layout.together,

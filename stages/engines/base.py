@@ -109,7 +109,7 @@ def not_finite(name: str, dtype: str) -> UserError:
     )
 
 
-def too_long(request: Request, context_length: int) -> Completion | None:
+def refused_by_length(request: Request, context_length: int) -> Completion | None:
     """The error completion of a request that does not fit the context; None if it fits."""
     room = 1 if request.score_tokens else request.sampling.max_tokens
     if len(request.prompt_ids) + room <= context_length:

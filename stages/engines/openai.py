@@ -12,7 +12,7 @@ import openai
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import Context, ModelRef
-from stages.engines.base import JUDGE_ROOM, Completion, Engine, Request, storable_line, too_long
+from stages.engines.base import JUDGE_ROOM, Completion, Engine, Request, refused_by_length, storable_line
 from stages.engines.openai_wire import Malformed, Reply, Served, ServedModels, client, read
 from stages.text.messages import storable
 from stages.text.render import Renderer, load_renderer
@@ -64,7 +64,7 @@ class OpenAIEngine(Engine):
                     request = next(requests, None)
                     if request is None:
                         exhausted = True
-                    elif (problem := too_long(request, self.context_length)) is not None:
+                    elif (problem := refused_by_length(request, self.context_length)) is not None:
                         yield problem
                     else:
                         running.add(pool.submit(self._complete, request))

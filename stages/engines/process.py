@@ -14,7 +14,7 @@ from typing import Any
 from schemas.errors import UserError
 from stages.children import Child, ChildDied, start_child
 from stages.contract import Context, ModelRef
-from stages.engines.base import Completion, Engine, Load, Request, too_long
+from stages.engines.base import Completion, Engine, Load, Request, refused_by_length
 from stages.engines.child import END, EngineDied, main
 from stages.text.render import Renderer
 
@@ -68,7 +68,7 @@ class ProcessEngine(Engine):
                         request = again.popleft() if again else next(requests, None)
                         if request is None:
                             exhausted = True
-                        elif (problem := too_long(request, self.context_length)) is not None:
+                        elif (problem := refused_by_length(request, self.context_length)) is not None:
                             yield problem
                         else:
                             running[request.id] = request

@@ -16,7 +16,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import Context, ModelRef
-from stages.engines.base import Completion, Engine, Request, context_length, not_finite, too_long
+from stages.engines.base import Completion, Engine, Request, context_length, not_finite, refused_by_length
 from stages.engines.sampling import RowSampler
 from stages.models.device import device_of, dtype_of, is_out_of_memory
 from stages.models.load import free_memory, load_text_model, settle_threads
@@ -54,7 +54,7 @@ class TransformersEngine(Engine):
             while batch := list(islice(alike, self._batch_size)):
                 fitting = []
                 for request in batch:
-                    problem = too_long(request, self.context_length)
+                    problem = refused_by_length(request, self.context_length)
                     if problem is None:
                         fitting.append(request)
                     else:

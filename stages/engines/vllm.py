@@ -21,8 +21,8 @@ from stages.engines.base import (
     StreamingEngine,
     context_length,
     not_finite,
+    refused_by_length,
     storable_line,
-    too_long,
 )
 from stages.models.strict import skeleton
 from stages.text.render import Renderer, load_renderer
@@ -137,7 +137,7 @@ class VllmEngine(StreamingEngine):
 
     def _add(self, request: Request) -> Completion | None:
         """Hand a request to vLLM; the error completion of one that it refuses."""
-        problem = too_long(request, self.context_length)
+        problem = refused_by_length(request, self.context_length)
         if problem is not None:
             return problem
         prompt = {"type": "token", "prompt_token_ids": request.prompt_ids}

@@ -14,7 +14,7 @@ from stages.contract import Context, Drop, Stopped
 from stages.engines import shared_engine
 from stages.engines.base import Completion, Request
 from stages.evaluate.heldout import HeldOutPrompt
-from stages.evaluate.metrics import Item
+from stages.evaluate.metrics import Measurement
 from stages.text.language import UNKNOWN, identify, same_language, unidentifiable
 from stages.text.render import Renderer, RenderError
 
@@ -108,7 +108,7 @@ def answers_table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=TABLES["answers"].schema)
 
 
-def measure(ctx: Context, prompts: Iterable[HeldOutPrompt], rows: Iterable[dict[str, Any]]) -> Iterator[Item]:
+def measure(ctx: Context, prompts: Iterable[HeldOutPrompt], rows: Iterable[dict[str, Any]]) -> Iterator[Measurement]:
     """The items of answer_language (languages the identifier knows) and truncated."""
     groups = {prompt.row_id: prompt.group_id for prompt in prompts}
     run = ctx.config.languages
@@ -116,10 +116,10 @@ def measure(ctx: Context, prompts: Iterable[HeldOutPrompt], rows: Iterable[dict[
     for row in rows:
         where = row["model"], row["split"], row["language"]
         group = groups[row["prompt_id"]]
-        yield Item(*where, "truncated", group, float(row["finish_reason"] == "length"))
+        yield Measurement(*where, "truncated", group, float(row["finish_reason"] == "length"))
         if run.identify and row["language"] not in unknown:
             kept = row["detected_language"] != UNKNOWN and same_language(row["detected_language"], row["language"])
-            yield Item(*where, "answer_language", group, float(kept))
+            yield Measurement(*where, "answer_language", group, float(kept))
 
 
 def _languages(ctx: Context, texts: list[str]) -> list[str]:

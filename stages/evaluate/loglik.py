@@ -10,10 +10,10 @@ from schemas.errors import UserError
 from schemas.ids import content_id
 from stages.contract import Context, ModelRef, Stopped
 from stages.evaluate.heldout import HeldOutPair
-from stages.evaluate.metrics import AFTER, BEFORE, CHANGE, Item
+from stages.evaluate.metrics import AFTER, BEFORE, CHANGE, Measurement
 from stages.gradients.batching import TokenBudget
-from stages.gradients.logprobs import check_head, score_rows
-from stages.gradients.rows import Row
+from stages.gradients.logprobs import check_head, logprobs_of_rows
+from stages.gradients.rows import BatchRow
 from stages.models.device import device_of, dtype_of
 from stages.models.load import free_memory, load_text_model
 
@@ -50,12 +50,12 @@ def score_pairs(ctx: Context, model: ModelRef, pairs: Sequence[HeldOutPair]) -> 
             raise Stopped
         chunk = pairs[start : start + _CHUNK]
         rows = [
-            Row(tuple(pair.ids.prompt), tuple(answer))
+            BatchRow(tuple(pair.ids.prompt), tuple(answer))
             for pair in chunk
             for answer in (pair.ids.chosen, pair.ids.rejected)
         ]
         misfits: list[int] = []
-        found = iter(score_rows(loaded, rows, budget, misfits=misfits))
+        found = iter(logprobs_of_rows(loaded, rows, budget, misfits=misfits))
         sums = [None if n in misfits else float(next(found).double().sum()) for n in range(len(rows))]
         for pair, chosen, rejected in zip(chunk, sums[0::2], sums[1::2], strict=True):
             if chosen is not None and rejected is not None:
@@ -71,7 +71,7 @@ def scores_of(table: pa.Table) -> Scores:
     return {row["row_id"]: (row["chosen"], row["rejected"]) for row in table.to_pylist()}
 
 
-def measure(pairs: Sequence[HeldOutPair], before: Scores, after: Scores) -> Iterator[Item]:
+def measure(pairs: Sequence[HeldOutPair], before: Scores, after: Scores) -> Iterator[Measurement]:
     """The items of accuracy, implicit_reward_accuracy, logp_* and their changes (see stages.evaluate.metrics)."""
     for pair in pairs:
         lengths = len(pair.ids.chosen), len(pair.ids.rejected)
@@ -94,5 +94,5 @@ def preference(chosen: float, rejected: float) -> float:
     return 0.5 if chosen == rejected else float(chosen > rejected)
 
 
-def _item(pair: HeldOutPair, model: str, metric: str, value: float) -> Item:
-    return Item(model, pair.split, pair.language, metric, pair.group_id, value)
+def _item(pair: HeldOutPair, model: str, metric: str, value: float) -> Measurement:
+    return Measurement(model, pair.split, pair.language, metric, pair.group_id, value)

@@ -39,7 +39,7 @@ _SHARES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class Measurement:
     """One measured value. group_id: items of one translation group are not independent."""
 
     model: str
@@ -50,12 +50,12 @@ class Item:
     value: float
 
 
-def evaluation_table(items: Iterable[Item], expected: Iterable[tuple[str, str, str]], seed: int) -> pa.Table:
+def evaluation_table(items: Iterable[Measurement], expected: Iterable[tuple[str, str, str]], seed: int) -> pa.Table:
     """Mean, count and 95% interval of every (model, split, language, metric), and of all languages together.
 
     expected: (model, split, metric) that have a row for all languages even when nothing was measured (n = 0, no value).
     """
-    cells: dict[tuple[str, str, str, str], list[Item]] = defaultdict(list)
+    cells: dict[tuple[str, str, str, str], list[Measurement]] = defaultdict(list)
     for model, split, metric in expected:
         cells[model, split, ALL, metric] = []
     for item in items:
@@ -65,7 +65,7 @@ def evaluation_table(items: Iterable[Item], expected: Iterable[tuple[str, str, s
     return pa.Table.from_pylist(rows, schema=TABLES["evaluation"].schema)
 
 
-def _row(key: tuple[str, str, str, str], items: list[Item], seed: int) -> dict[str, Any]:
+def _row(key: tuple[str, str, str, str], items: list[Measurement], seed: int) -> dict[str, Any]:
     model, split, language, metric = key
     values = [item.value for item in items]
     groups = [item.group_id for item in items]

@@ -12,7 +12,7 @@ from stages.contract import Account, ArtifactStage, Context, Drop, Rows
 from stages.engines.base import Request
 from stages.evaluate import answers, loglik
 from stages.evaluate.heldout import AUTHORED, HeldOut
-from stages.evaluate.metrics import AFTER, BEFORE, CHANGE, Item, evaluation_table
+from stages.evaluate.metrics import AFTER, BEFORE, CHANGE, Measurement, evaluation_table
 from stages.evaluate.substeps import is_done, once
 from stages.evaluate.winrate import Comparison, matches, win_rate_name
 from stages.judge.pairwise import choice_tokens
@@ -76,7 +76,7 @@ class _Evaluation:
             if split != AUTHORED and self._ctx.config.evaluate.win_rate:
                 yield CHANGE, split, win_rate_name(self._ctx)
 
-    def log_likelihoods(self) -> Iterator[Item]:
+    def log_likelihoods(self) -> Iterator[Measurement]:
         """Accuracy and log-likelihood of the pairs before and after."""
         ctx, pairs = self._ctx, self.held_out.pairs
         scores = {}
@@ -94,7 +94,7 @@ class _Evaluation:
         ]
         yield from loglik.measure(scored, scores[BEFORE], scores[AFTER])
 
-    def answers(self) -> Iterator[Item]:
+    def answers(self) -> Iterator[Measurement]:
         """Answers of both models, the trained one's first, then the win rate."""
         prompts = self.held_out.prompts
         if not prompts:
@@ -120,7 +120,7 @@ class _Evaluation:
         )
         return answers.answer_rows(ctx, model, self.held_out.prompts, table)
 
-    def _win_rate(self) -> Iterator[Item]:
+    def _win_rate(self) -> Iterator[Measurement]:
         found = matches(self.held_out.prompts, self.rows)
         comparison = Comparison(self._ctx, self._renderers["evaluation_judge"], found)
         identity = answers.identity(self._ctx, "evaluation_judge", comparison.requests)

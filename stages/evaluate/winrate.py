@@ -14,7 +14,7 @@ from stages.contract import Context, Drop
 from stages.engines.base import JUDGE_ROOM, Request, context_length
 from stages.evaluate.answers import complete
 from stages.evaluate.heldout import HeldOutPrompt
-from stages.evaluate.metrics import CHANGE, Item
+from stages.evaluate.metrics import CHANGE, Measurement
 from stages.judge.answer_tokens import AnswerTokens, all_ids
 from stages.judge.pairwise import choice_tokens, pairwise_ids, probability_of_a
 from stages.judge.rubric import Rubric, load_rubric
@@ -83,7 +83,7 @@ class Comparison:
             rows[completion.id] = {"request_id": completion.id, "after": first, "mass": mass, "error": error}
         return pa.Table.from_pylist([rows[request.id] for request in self.requests], schema=_SCHEMA)
 
-    def measure(self, replies: pa.Table) -> Iterator[Item]:
+    def measure(self, replies: pa.Table) -> Iterator[Measurement]:
         """The items of the win rate, judge_consistency and judge_mass. A match without two valid replies is left out."""
         by_id = {row["request_id"]: row for row in replies.to_pylist()}
         for match in self._matches:
@@ -149,9 +149,9 @@ class Comparison:
             self._rubrics[language] = rubric
         return self._rubrics[language]
 
-    def _item(self, match: Match, metric: str, value: float) -> Item:
+    def _item(self, match: Match, metric: str, value: float) -> Measurement:
         prompt = match.prompt
-        return Item(CHANGE, prompt.split, prompt.language, metric, prompt.group_id, value)
+        return Measurement(CHANGE, prompt.split, prompt.language, metric, prompt.group_id, value)
 
 
 def _judge_context(ctx: Context) -> int:

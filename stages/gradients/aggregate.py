@@ -19,7 +19,7 @@ from schemas.config.curation import ConflictConfig
 from schemas.config.loss import LossConfig
 from schemas.tables import TABLES
 from stages.contract import Context, Drop, Part, Shard, ShardStage
-from stages.gradients.items import Item, sound, storable
+from stages.gradients.items import Item, finite_pairs, sound
 from stages.gradients.omegas import ema_omegas
 from stages.gradients.projections import SketchLayout
 from stages.gradients.rows import Pair
@@ -56,7 +56,7 @@ class AggregateWorker(Worker):
         while items:
             summing = PartSums(self.sketcher.layout, config.conflict, config.loss, items, self.reference is not None)
             got, fitting = self._sketched(items, drops, report, summing.reduce)
-            left = sound(fitting, storable(got), got.sketch_ND[:, 0], drops)
+            left = sound(fitting, finite_pairs(got), got.sketch_ND[:, 0], drops)
             whole = len(left) == len(items)
             items = left
             if whole or config.conflict.direction == "mean":

@@ -48,7 +48,7 @@ class Item:
         return Drop("pair", self.pair_id, self.language, reason, detail, failed)
 
 
-def number(items: Sequence[Item]) -> list[Pair]:
+def numbered(items: Sequence[Item]) -> list[Pair]:
     """The pairs to give to a pass; every item remembers its place."""
     for place, item in enumerate(items):
         item.given = place
@@ -80,7 +80,7 @@ def sound(items: Sequence[Item], finite_N: Tensor, norm_N: Tensor, drops: list[D
     return left
 
 
-def storable(got: PairSketches) -> Tensor:
+def finite_pairs(got: PairSketches) -> Tensor:
     """Which pairs have finite sketches whose norms fit float32 [N]."""
     parts = [part for part in (got.sketch_ND, got.chosen_ND, got.rejected_ND) if part is not None]
     norms = [torch.linalg.vector_norm(part, dim=1, dtype=torch.float64).float() for part in parts]

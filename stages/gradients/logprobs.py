@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from schemas.errors import first_line
 from stages.gradients.batching import TokenBudget
-from stages.gradients.rows import Row, RowBatch
+from stages.gradients.rows import BatchRow, RowBatch
 from stages.gradients.sharing import shared_prefixes
 from stages.models.device import is_out_of_memory
 from stages.models.text_model import backbone
@@ -147,9 +147,9 @@ def completion_logprobs(
 
 
 @torch.no_grad()
-def score_rows(
+def logprobs_of_rows(
     model: PreTrainedModel,
-    rows: Sequence[Row],
+    rows: Sequence[BatchRow],
     budget: TokenBudget,
     chunk_elements: int = CHUNK_ELEMENTS,
     misfits: list[int] | None = None,
@@ -195,13 +195,13 @@ def check_head(model: PreTrainedModel) -> None:
     training = model.training
     model.eval()
     try:
-        batch = RowBatch.build([Row(ids[:2], ids[2:])], head.weight.device)
+        batch = RowBatch.build([BatchRow(ids[:2], ids[2:])], head.weight.device)
         logits_TV = model(input_ids=batch.ids_BT, use_cache=False, return_dict=True).logits[0]
         full_TV = logits_TV.to(accumulation_dtype(logits_TV.dtype)).log_softmax(-1)
         theirs_M = full_TV[batch.at_M, batch.target_M]
         ours_M = completion_logprobs(model, batch, head)[0]
         # the same shape twice, with other tokens after the row's end: in bfloat16 the shape alone changes the last digits
-        plain = RowBatch.build([Row(ids[:2], ids[2:]), Row(ids, ids)], head.weight.device)
+        plain = RowBatch.build([BatchRow(ids[:2], ids[2:]), BatchRow(ids, ids)], head.weight.device)
         filled = replace(plain, ids_BT=plain.ids_BT.clone())
         filled.ids_BT[0, len(ids) :] = ids[2]
         plain_M, filled_M = (completion_logprobs(model, b, head)[0, : len(ids) - 2] for b in (plain, filled))

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.gradients.sharing import Sharing, moved
+from stages.gradients.sharing import Sharing, moved_to
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class BatchRow:
     """Token ids of a prompt and of one completion (its end-of-turn token included)."""
 
     prompt: tuple[int, ...]
@@ -35,9 +35,9 @@ class Pair:
     rejected: tuple[int, ...]
 
     @property
-    def rows(self) -> tuple[Row, Row]:
+    def rows(self) -> tuple[BatchRow, BatchRow]:
         """(chosen row, rejected row). Raises ValueError when a part is empty."""
-        return Row(self.prompt, self.chosen), Row(self.prompt, self.rejected)
+        return BatchRow(self.prompt, self.chosen), BatchRow(self.prompt, self.rejected)
 
     @property
     def longest(self) -> int:
@@ -69,7 +69,7 @@ class RowBatch:
     sharing: Sharing | None = None
 
     @classmethod
-    def build(cls, rows: Sequence[Row], device: torch.device | str = "cpu", pad_id: int = 0) -> RowBatch:
+    def build(cls, rows: Sequence[BatchRow], device: torch.device | str = "cpu", pad_id: int = 0) -> RowBatch:
         """Right-pad rows, one completion each. Padding needs no attention mask: a causal model's real positions never
         see what follows."""
         if not rows:
@@ -111,8 +111,8 @@ class RowBatch:
             [k for completion in completions for k in range(len(completion))],
         )
         shape = (len(completions), max(len(completion) for completion in completions))
-        row_M, at_M, target_M, completion_M, place_M = (moved(torch.tensor(column), device) for column in columns)
-        return cls(moved(ids_BT, device), row_M, at_M, target_M, completion_M, place_M, shape, sharing)
+        row_M, at_M, target_M, completion_M, place_M = (moved_to(torch.tensor(column), device) for column in columns)
+        return cls(moved_to(ids_BT, device), row_M, at_M, target_M, completion_M, place_M, shape, sharing)
 
     def spread(self, value_M: Tensor) -> Tensor:
         """[M] values per completion token as [completions, C] with zeros after each completion's end;

@@ -36,7 +36,7 @@ from stages.models.text_model import backbone
 _NAME = "shared_prefix"
 
 
-def moved(value: Tensor, device: torch.device | str) -> Tensor:
+def moved_to(value: Tensor, device: torch.device | str) -> Tensor:
     """On the device; to CUDA from pinned memory, so that nobody waits for what the GPU is doing."""
     if torch.device(device).type != "cuda":
         return value.to(device)
@@ -81,10 +81,10 @@ class Sharing:
             own_RL[b, : p + c] = index[: p + c]
             own_RL[rows + b, : p + r] = torch.cat([index[:p], index[p + c :]])
             joined_RL[b, : p + c] = joined_RL[rows + b, p : p + r] = True
-        flat = [moved(x.flatten(), device) for x in (first_BT, second_BT, prompt_BT, token_BT, own_RL, joined_RL)]
+        flat = [moved_to(x.flatten(), device) for x in (first_BT, second_BT, prompt_BT, token_BT, own_RL, joined_RL)]
         first_K, second_K, prompt_K, token_K, own_N, joined_N = flat
         shape = (2 * rows, longest)
-        return cls(moved(position_BT, device), first_K, second_K, prompt_K, token_K, own_N, joined_N, shape)
+        return cls(moved_to(position_BT, device), first_K, second_K, prompt_K, token_K, own_N, joined_N, shape)
 
     def apart(self, value_BHTD: Tensor) -> Tensor:
         """[B, heads, T, D] of joined rows as [2B, heads, L, D]; a prompt's gradient is the sum over both its rows."""

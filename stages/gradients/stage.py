@@ -19,9 +19,9 @@ from schemas.tables import gradients_schema
 from stages.contract import Context, Drop, Part, Shard, ShardStage, tally
 from stages.gradients.batching import TokenBudget
 from stages.gradients.error import cosine_error, first_training_row
-from stages.gradients.items import Item, number, sound, storable, without_misfits
+from stages.gradients.items import Item, finite_pairs, numbered, sound, without_misfits
 from stages.gradients.layers import select_layers
-from stages.gradients.logprobs import check_head, score_rows
+from stages.gradients.logprobs import check_head, logprobs_of_rows
 from stages.gradients.preconditioner import factors_of
 from stages.gradients.products import Products
 from stages.gradients.projections import SketchLayout
@@ -204,7 +204,7 @@ class Worker:
             items = self._refer(items, drops, got)
         elif _is_same(self.ctx):
             _own_reference(items, got)
-        finite_N = storable(got) & torch.isfinite(got.logp_chosen_N) & torch.isfinite(got.logp_rejected_N)
+        finite_N = finite_pairs(got) & torch.isfinite(got.logp_chosen_N) & torch.isfinite(got.logp_rejected_N)
         for item in items:
             finite_N[item.at] &= math.isfinite(sum(item.reference))
         items = sound(items, finite_N, torch.linalg.vector_norm(got.sketch_ND, dim=1, dtype=torch.float64), drops)
@@ -220,7 +220,7 @@ class Worker:
     ) -> tuple[PairSketches, list[Item]]:
         """Sketches, and the items that have them at their place `at`."""
         misfits: list[int] = []
-        got = self.sketcher.run(number(items), self.budget, report or self._report, misfits, reduce)
+        got = self.sketcher.run(numbered(items), self.budget, report or self._report, misfits, reduce)
         if report is None:
             self.ctx.progress.advance(len(misfits))
         return got, without_misfits(items, misfits, drops)
@@ -234,12 +234,12 @@ class Worker:
             return items
         unfit: list[int] = []
         rows = [side for item in items for side in item.pair.rows]
-        found = iter(score_rows(self.reference, rows, self.budget, misfits=unfit))
+        found = iter(logprobs_of_rows(self.reference, rows, self.budget, misfits=unfit))
         sums = [float("nan") if n in unfit else float(next(found).double().sum()) for n in range(len(rows))]
         for n, item in enumerate(items):
             item.reference = (sums[2 * n], sums[2 * n + 1])
         places = [item.at for item in items]
-        number(items)
+        numbered(items)
         left = without_misfits(items, sorted({n // 2 for n in unfit}), drops)
         for item in left:
             item.at = places[item.given]

@@ -32,7 +32,7 @@ def base_of(adapter: ModelRef) -> tuple[str, str | None]:
     return base_name, config.get("revision")
 
 
-def merged(adapter: ModelRef, base: ModelRef, cache: Path) -> ModelRef:
+def merged_adapter(adapter: ModelRef, base: ModelRef, cache: Path) -> ModelRef:
     """The adapter merged into its base, from the cache if it was merged before."""
     assert adapter.path is not None and base.path is not None
     digest = content_id("merged adapter", base.digest, adapter.digest)
@@ -44,7 +44,7 @@ def merged(adapter: ModelRef, base: ModelRef, cache: Path) -> ModelRef:
     return ModelRef(adapter.name, target, digest, (adapter.path, base.path))
 
 
-def build(adapter: Path, base: Path, target: Path) -> None:
+def build_merged(adapter: Path, base: Path, target: Path) -> None:
     """Merge in float32, save in the base's own dtype with the adapter's tokenizer if it has one."""
     import torch
     from peft import PeftModel
@@ -74,7 +74,7 @@ def build(adapter: Path, base: Path, target: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        build(*map(Path, sys.argv[1:4]))
+        build_merged(*map(Path, sys.argv[1:4]))
     except UserError as error:
         say(" ".join(str(error).split()))
         sys.exit(1)

@@ -12,7 +12,7 @@ from stages.contract import ModelRef
 from stages.models import embedded
 from stages.models.cache import cache_folder
 from stages.models.folder import CONTENT, check_folder, content_files, folder_digest, is_adapter
-from stages.models.merge import base_of, merged
+from stages.models.merge import base_of, merged_adapter
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -57,7 +57,7 @@ def resolve(name: str, revision: str | None = None, cache: Path | None = None) -
             where=error.where or str(found.path / "adapter_config.json"),
             fix=error.fix,
         ) from error
-    return merged(found, base, cache)
+    return merged_adapter(found, base, cache)
 
 
 def _from_hub(name: str, revision: str | None) -> ModelRef:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stages.contract import Context, Drop, Stopped
 from stages.pairs.candidates import candidate_drops, collapse, load_candidates
 from stages.pairs.finish import Draft
-from stages.pairs.length_control import choose, fit_cost
+from stages.pairs.length_control import extremes, fit_cost
 from stages.text.thoughts import Thoughts
 
 SOURCE = "self-rewarding"
@@ -112,7 +112,7 @@ class FromCandidates:
         score_PC[prompt, slot] = distinct["score"].to_numpy()
         tokens_PC[prompt, slot] = distinct["n_tokens"].to_numpy()
         place_PC[prompt, slot] = np.arange(distinct.height)
-        choice = choose(score_PC, tokens_PC, self._costs(prompts["language"].to_list(), score_PC, tokens_PC))
+        choice = extremes(score_PC, tokens_PC, self._costs(prompts["language"].to_list(), score_PC, tokens_PC))
         pairs_P = choice.pairs(self._config.pairs.min_margin)
         for position in np.flatnonzero(~pairs_P):
             row = prompts.row(int(position), named=True)

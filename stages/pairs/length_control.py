@@ -15,7 +15,7 @@ _STEPS = 60
 
 
 @dataclass(frozen=True)
-class Choice:
+class Extremes:
     """Columns of the best and the worst candidate and the gap between their (adjusted) scores, per prompt."""
 
     best_P: NDArray[np.int64]
@@ -27,16 +27,16 @@ class Choice:
         return (self.gap_P > 0) & (self.gap_P >= min_margin)
 
 
-def choose(
+def extremes(
     score_PC: NDArray[np.float64], tokens_PC: NDArray[np.float64], cost: float | NDArray[np.float64] = 0.0
-) -> Choice:
+) -> Extremes:
     """Best and worst by score - cost * tokens; cost: one number or one a prompt. Ties: the first column."""
     adjusted_PC = score_PC - np.reshape(cost, (-1, 1)) * tokens_PC
     there_PC = ~np.isnan(score_PC)
     best_P = np.where(there_PC, adjusted_PC, -np.inf).argmax(axis=1)
     worst_P = np.where(there_PC, adjusted_PC, np.inf).argmin(axis=1)
     rows = np.arange(len(score_PC))
-    return Choice(best_P, worst_P, adjusted_PC[rows, best_P] - adjusted_PC[rows, worst_P])
+    return Extremes(best_P, worst_P, adjusted_PC[rows, best_P] - adjusted_PC[rows, worst_P])
 
 
 def fit_cost(score_PC: NDArray[np.float64], tokens_PC: NDArray[np.float64], min_margin: float) -> tuple[float, float]:
@@ -65,7 +65,7 @@ def fit_cost(score_PC: NDArray[np.float64], tokens_PC: NDArray[np.float64], min_
 
 def _excess(score_PC: NDArray[np.float64], tokens_PC: NDArray[np.float64], cost: float, min_margin: float) -> float:
     """Mean of len(chosen) - len(rejected) over the pairs that this cost gives; 0 without pairs."""
-    choice = choose(score_PC, tokens_PC, cost)
+    choice = extremes(score_PC, tokens_PC, cost)
     pairs_P = choice.pairs(min_margin)
     if not pairs_P.any():
         return 0.0

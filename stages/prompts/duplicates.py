@@ -22,14 +22,14 @@ _SEED = 0
 
 
 @dataclass(frozen=True)
-class Key:
+class TextKey:
     """What a text is compared by: a digest of the whole, and a MinHash sketch for near duplicates."""
 
     digest: bytes
     sketch: RMinHash | None
 
 
-def keys_of(texts: Sequence[str], full: Sequence[str], near: bool) -> list[Key]:
+def keys_of(texts: Sequence[str], full: Sequence[str], near: bool) -> list[TextKey]:
     """The keys of texts, computed apart from the comparing, so that several processes can.
 
     full: what must be equal for an exact duplicate (texts with their system messages). texts: what is compared by
@@ -38,7 +38,7 @@ def keys_of(texts: Sequence[str], full: Sequence[str], near: bool) -> list[Key]:
     digests = [blake2b(comparable(whole).encode("utf-8", "replace"), digest_size=16).digest() for whole in full]
     grams = [_grams(comparable(text)) for text in texts] if near else []
     sketches = RMinHash.from_token_sets(grams, _HASHES, _SEED) if near else [None] * len(digests)
-    return [Key(digest, sketch) for digest, sketch in zip(digests, sketches, strict=True)]
+    return [TextKey(digest, sketch) for digest, sketch in zip(digests, sketches, strict=True)]
 
 
 class Deduplicator:
@@ -51,7 +51,7 @@ class Deduplicator:
         if threshold < 1:
             self._near = RMinHashDeduplicator(threshold, _HASHES, use_lsh=True, num_bands=bands(threshold), seed=_SEED)
 
-    def check(self, row_id: str, key: Key) -> tuple[str, str] | None:
+    def check(self, row_id: str, key: TextKey) -> tuple[str, str] | None:
         """None if the text stays, else (reason, id of what it duplicates). Reasons: duplicate, near_duplicate."""
         if key.digest in self._exact:
             return "duplicate", self._exact[key.digest]

@@ -12,10 +12,10 @@ from multiprocessing.connection import Connection
 from schemas.config import RunConfig
 from schemas.config.sources import PromptFields
 from schemas.errors import UserError
-from stages.cells import identity, word
+from stages.cells import cell_id, word
 from stages.children import Child, ChildDied, start_child
 from stages.contract import Drop
-from stages.prompts.duplicates import Key, keys_of
+from stages.prompts.duplicates import TextKey, keys_of
 from stages.sources import Batch, excerpt
 from stages.text.assign import Label, RunLanguages, Spoken
 from stages.text.codes import UNKNOWN
@@ -29,7 +29,7 @@ _RAW = 4
 
 
 @dataclass
-class Row:
+class PromptRow:
     """A row on its way through the rules. group, split: what it says itself, None if nothing. key: its text, to compare."""
 
     row_id: str
@@ -40,7 +40,7 @@ class Row:
     label: Label | None
     language: str = UNKNOWN
     confidence: float = 0.0
-    key: Key | None = None
+    key: TextKey | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Read:
     batch_source: str
     split: str | None
     count: int
-    rows: list[Row]
+    rows: list[PromptRow]
     drops: list[Drop]
     notes: list[str] = field(default_factory=list)
     overruled: int = 0
@@ -72,17 +72,17 @@ class Reader:
         fields = self._config.prompts.sources[source].fields
         before = self.languages.overruled
         drops: list[Drop] = []
-        parsed: list[tuple[Row, dict[str, object]]] = []
+        parsed: list[tuple[PromptRow, dict[str, object]]] = []
         for number, cells in enumerate(batch.rows, start=batch.start):
             row_id, label = f"{batch.source}:{number}", None
             try:
                 label = self.languages.label(_cell(cells, fields.language), batch.language)
-                group, split = identity(_cell(cells, fields.group_id)), word(_cell(cells, fields.split))
-                parsed.append((Row(row_id, number, group, split, self._messages(cells, fields), label), cells))
+                group, split = cell_id(_cell(cells, fields.group_id)), word(_cell(cells, fields.split))
+                parsed.append((PromptRow(row_id, number, group, split, self._messages(cells, fields), label), cells))
             except BadRow as bad:
                 drops.append(_drop(row_id, label[0] if label else UNKNOWN, bad, cells))
         texts = [spoken(row.messages) for row, _ in parsed]
-        kept: list[Row] = []
+        kept: list[PromptRow] = []
         full: list[str] = []
         said: list[str] = []
         for (row, cells), text, found in zip(parsed, texts, self.languages.guess(texts), strict=True):

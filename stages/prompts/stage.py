@@ -16,7 +16,7 @@ from schemas.tables import TABLES
 from stages.contract import Account, Context, Drop, Rows, Stopped, TableStage, tally
 from stages.empty import without_languages
 from stages.prompts.duplicates import Deduplicator
-from stages.prompts.reading import Read, Reader, Row, read_all
+from stages.prompts.reading import PromptRow, Read, Reader, read_all
 from stages.sources import EXCERPT, Batch, columns_of, read_rows
 from stages.text.assign import UNSEEN, Splitter, group_of
 from stages.text.messages import spoken
@@ -116,7 +116,7 @@ class _Run:
         self.rows_in.update(drop.language for drop in read.drops)
         return [self._row(row, read) for row in read.rows if self._is_new(row)]
 
-    def _is_new(self, row: Row) -> bool:
+    def _is_new(self, row: PromptRow) -> bool:
         assert row.key is not None, "every row that was read has one"
         self.rows_in[row.language] += 1
         verdict = self.deduplicators[row.language].check(row.row_id, row.key)
@@ -125,7 +125,7 @@ class _Run:
             self.drops.append(Drop("row", row.row_id, row.language, verdict[0], detail, text=text))
         return verdict is None
 
-    def _row(self, row: Row, read: Read) -> dict[str, Any]:
+    def _row(self, row: PromptRow, read: Read) -> dict[str, Any]:
         language = row.language
         prompt_id = content_id(language, row.messages)
         group_id = group_of(row.group, prompt_id)

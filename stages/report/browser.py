@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from stages.report.data import Tables, in_order
-from stages.report.text import Clipped, clip, words
+from stages.report.text import Clipped, clip, spaced
 
 _SCORES = ["pair_id", "cosine_own", "conflicting_languages"]
 
@@ -118,7 +118,7 @@ def _shown(row: dict[str, Any], detail: dict[str, Any]) -> Shown:
         score=row["conflict_score"],
         cosine_own=detail.get("cosine_own"),
         conflicting=detail.get("conflicting_languages") or [],
-        reason=words(row["reason"]) if "reason" in row else None,
+        reason=spaced(row["reason"]) if "reason" in row else None,
     )
 
 

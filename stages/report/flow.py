@@ -13,7 +13,7 @@ from schemas.reasons import explained
 from stages.catalog import STAGES
 from stages.report.charts import Series, share_bar
 from stages.report.data import in_order
-from stages.report.text import words
+from stages.report.text import spaced
 
 ORDER = [spec.name for spec in STAGES]
 
@@ -84,7 +84,7 @@ def _round(number: int, manifests: list[StageManifest], languages: Sequence[str]
 def _flow(manifest: StageManifest, tally: Tally) -> Flow:
     reasons = sorted(tally.dropped.items(), key=lambda item: (-item[1], item[0]))
     parts = [Series("kept", "kept", [tally.kept])]
-    parts += [Series(f"dropped, {words(r)}", f"dropped{i % 3}", [n]) for i, (r, n) in enumerate(reasons)]
+    parts += [Series(f"dropped, {spaced(r)}", f"dropped{i % 3}", [n]) for i, (r, n) in enumerate(reasons)]
     parts.append(Series("failed", "failed", [tally.failed]))
     label = f"{manifest.stage}, {tally.language}: {tally.kept} of {tally.rows_in} {tally.unit}s kept"
     return Flow(
@@ -95,6 +95,6 @@ def _flow(manifest: StageManifest, tally: Tally) -> Flow:
         rows_in=tally.rows_in,
         kept=tally.kept,
         failed=tally.failed,
-        reasons=[(words(r), n, explained(r)) for r, n in reasons],
+        reasons=[(spaced(r), n, explained(r)) for r, n in reasons],
         bar=share_bar(parts, label),
     )

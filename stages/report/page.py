@@ -79,7 +79,7 @@ def render(view: View, made_from: str = "") -> str:
         short=text.short,
         percent=text.percent,
         count=text.count,
-        words=text.words,
+        words=text.spaced,
     )
     template = environment.from_string(own.joinpath("template.html.j2").read_text(encoding="utf-8"))
     return template.render(

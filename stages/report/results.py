@@ -10,7 +10,7 @@ from markupsafe import Markup
 from stages.report.charts import ChangeBar, changes
 from stages.report.data import Tables, in_order
 from stages.report.svg import Format
-from stages.report.text import number, percent, short, words
+from stages.report.text import number, percent, short, spaced
 
 ALL = "all"
 SPLITS = {
@@ -149,7 +149,7 @@ def results(tables: Tables, round_: int, languages: Sequence[str]) -> Results | 
 
 
 def _measured(name: str, rows: list[dict], languages: Sequence[str]) -> MeasureTable:
-    metric = METRICS.get(name) or Measure(words(name).capitalize(), "")
+    metric = METRICS.get(name) or Measure(spaced(name).capitalize(), "")
     changed = {row["language"]: row for row in rows if row["metric"] == name + CHANGE_OF}
     rows = [row for row in rows if row["metric"] == name]
     by_key = {(row["language"], row["model"]): row for row in rows}

@@ -80,7 +80,7 @@ def seconds(value: float) -> str:
     return f"{int(value // 3600)} h {int(value % 3600 // 60):02d} min"
 
 
-def words(name: str) -> str:
+def spaced(name: str) -> str:
     """A reason code or metric name as words."""
     return name.replace("_", " ")
 

@@ -14,7 +14,7 @@ from stages.sft.card import sft_card
 from stages.sft.conversations import Conversations, load_conversations
 from stages.sft.trainer import data_seed, fine_tune
 from stages.train.batches import plan_batches
-from stages.train.export import export_model, exported, write_cards
+from stages.train.export import exported, save_trained, write_cards
 from stages.train.loggers import check_loggers, logs_in
 from stages.train.memory import memory_named
 from stages.train.metrics import metrics_table
@@ -50,7 +50,7 @@ def _run(session: Session) -> Iterator[Rows | Account]:
     with logs_in(session.folder / "logs"):
         trained, history = fine_tune(session, model, conversations, plan)
     del model
-    export_model(session, sft, trained)
+    save_trained(session, sft, trained)
     tallies = tally("row", conversations.languages, conversations.drops)
     seen = rows_seen(len(conversations), plan, sft.batch_size, data_seed(session))
     learnt = Seen.of(conversations.table["language"].to_pylist(), seen)

@@ -12,7 +12,7 @@ import langcodes
 from schemas.config.sources import LanguageConfig
 from schemas.errors import UserError
 from schemas.ids import unit_interval
-from stages.cells import identity, word
+from stages.cells import cell_id, word
 from stages.text.codes import (
     UNKNOWN,
     base_language,
@@ -245,7 +245,7 @@ class Splitter:
 
 def group_of(cell: Any, default: str) -> str:
     """The translation group a row names, or `default`."""
-    name = identity(cell)
+    name = cell_id(cell)
     return (clean(name) if name is not None else "") or default
 
 

@@ -11,7 +11,7 @@ from schemas.errors import UserError
 _Result = TypeVar("_Result")
 
 
-def within(seconds: float, call: Callable[[], _Result], problem: UserError) -> _Result:
+def in_time(seconds: float, call: Callable[[], _Result], problem: UserError) -> _Result:
     """What `call` returns or raises; `problem` is raised when that takes longer. The call itself cannot be stopped: it ends with the
     process, which the error ends."""
     results: list[_Result] = []

@@ -16,7 +16,7 @@ from schemas.config.model import TextConfig
 from schemas.errors import UserError, first_line
 from schemas.ids import content_id
 from stages.contract import ModelRef
-from stages.text.limits import within
+from stages.text.limits import in_time
 from stages.text.neutralise import Neutraliser, control_marks
 from stages.text.template import install_template
 from stages.text.thoughts import Policy, Thoughts
@@ -109,7 +109,7 @@ class Renderer:
         self._hidden_ids = self._control_ids - {tokenizer.convert_tokens_to_ids(mark) for mark in declared & set(marks)}
         self._but_thoughts = Neutraliser(tokenizer, others, self._hidden_ids)
         self._system_role, self._max_length = text.system_role, text.max_length
-        self.has_system_role = within(
+        self.has_system_role = in_time(
             _TEMPLATE_SECONDS,
             self._takes_system,
             UserError(

@@ -44,7 +44,7 @@ def remember(model: nn.Module, path: Path) -> Weights:
     return load_file(path)
 
 
-def merged(trained: Any) -> Any:
+def without_adapter(trained: Any) -> Any:
     """The model without its adapter, which is merged into the weights. Raises UserError when it then computes something else."""
     return merge_checked(trained, "that was trained") if isinstance(trained, PeftModel) else trained
 

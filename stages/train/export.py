@@ -20,7 +20,7 @@ from stages.train.session import Session
 MODEL, ADAPTER = "model", "adapter"
 
 
-def export_model(session: Session, section: TrainerConfig, model: PreTrainedModel | PeftModel) -> None:
+def save_trained(session: Session, section: TrainerConfig, model: PreTrainedModel | PeftModel) -> None:
     """Write session.folder/model (merged, in the numbers of the forward, with tokenizer and chat template) and, for LoRA,
     session.folder/adapter, which PEFT loads with its base.
 
@@ -56,7 +56,7 @@ def write_cards(folder: Path, card: str) -> None:
 
 
 def exported(folder: Path) -> list[Path]:
-    """The files `export_model` wrote, sorted."""
+    """The files `save_trained` wrote, sorted."""
     return sorted(p for name in (ADAPTER, MODEL) for p in (folder / name).rglob("*") if p.is_file())
 
 

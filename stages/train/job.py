@@ -14,11 +14,11 @@ from stages.contract import Context, Drop
 from stages.models.load import free_memory, load_causal_lm
 from stages.train.batches import BatchPlan, plan_batches
 from stages.train.dataset import TrainingPairs, load_pairs
-from stages.train.export import export_model
+from stages.train.export import save_trained
 from stages.train.loggers import logs_in
 from stages.train.peers import peer_limit, silence_named
 from stages.train.phase import History, Phase, pairs_seen, train_phase
-from stages.train.processes import count, from_first, is_first
+from stages.train.processes import from_first, is_first, world_size
 from stages.train.references import checked_references
 from stages.train.seen import Seen
 from stages.train.session import Session
@@ -46,7 +46,7 @@ def _train_job(ctx: Context) -> Outcome:
     train = ctx.config.train
     session = Session.of(ctx, train, ctx.models["policy"])
     pairs = load_pairs(ctx, session.renderer)
-    plan = plan_batches(len(pairs), train, count())
+    plan = plan_batches(len(pairs), train, world_size())
     for line in (*session.renderer.notes, *(() if train.way == "sequence" else plan.notes)):
         session.note(line)
 
@@ -57,7 +57,7 @@ def _train_job(ctx: Context) -> Outcome:
         trained, history, drops, seen = _train(session, model, pairs, plan)
     del model
     if is_first():
-        export_model(session, train, trained)
+        save_trained(session, train, trained)
     del trained
     free_memory()
     return Outcome(history, drops, pairs.languages, Seen.of(pairs.languages, seen), plan)

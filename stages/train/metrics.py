@@ -28,7 +28,7 @@ def metrics_table(history: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=TABLES["metrics"].schema)
 
 
-def totals(history: list[dict[str, Any]]) -> dict[str, float]:
+def training_totals(history: list[dict[str, Any]]) -> dict[str, float]:
     """What TRL says at the end of a training; of a sequence, seconds and operations are summed over its objectives, and the
     rest averaged by their seconds."""
     ends = [entry for entry in history if "train_runtime" in entry]

@@ -21,7 +21,7 @@ from schemas.config import RunConfig
 from schemas.config.trainer import TrainerConfig
 from schemas.errors import UserError
 from stages.models.device import device_of, dtype_of
-from stages.train.processes import count
+from stages.train.processes import world_size
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def precision(config: RunConfig, section: TrainerConfig) -> Precision:
             where="model.dtype",
             fix="Use model.dtype: float16 or float32.",
         )
-    sharded = section.shards and count() > 1
+    sharded = section.shards and world_size() > 1
     if sharded and compute == torch.float16:
         raise UserError(
             "float16 scales the loss, which is not done for weights cut over processes",

@@ -39,7 +39,7 @@ from stages.train.callbacks import beats
 from stages.train.checkpoints import MARKER, is_complete, mark_complete
 from stages.train.confined import ConfinedPhase
 from stages.train.dataset import TrainingPairs
-from stages.train.displacement import Beat, Weights, bounded, changed, cut_to, leaks, merged, remember
+from stages.train.displacement import Beat, Weights, bounded, changed, cut_to, leaks, remember, without_adapter
 from stages.train.objectives import Chosen, Scores, accuracies, choose, score
 from stages.train.optimizers.change import Change
 from stages.train.optimizers.subspace import Protected
@@ -143,7 +143,7 @@ class _Sequence:
         figures = self._within(objective, trained, before) if settings.trust_radius else {}
         most = partial(most_directions, sequence=settings)
         changes = {} if last else changed(trained, before, most, self._beat)
-        plain = merged(trained)
+        plain = without_adapter(trained)
         del trained
         if protected:
             beat = self._beat(len(protected.left) or len(protected.right), "matrix")
@@ -210,7 +210,7 @@ class _Sequence:
         def holds(q: int) -> bool:
             with cut_to(model, before, changes, q):
                 now = accuracies(self._score(model, objective), start)["reward_accuracy"]
-            return within(whole, now, settings.tolerance)
+            return fell_within(whole, now, settings.tolerance)
 
         q, tries = fewest(holds, settings.q_max)
         self.session.note(f"objective {objective.name}: {q} directions a matrix protected, {tries} ranks tried")
@@ -267,7 +267,7 @@ def _squares(change: Change) -> float:
     return float(change.values.square().sum())
 
 
-def within(before: float, after: float, tolerance: float) -> bool:
+def fell_within(before: float, after: float, tolerance: float) -> bool:
     """Whether a share fell by at most `tolerance`: 1 of 50 is 0.02, whatever the last bits of 1 - 0.98 are."""
     return before - after <= tolerance + 1e-9
 

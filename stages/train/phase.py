@@ -15,7 +15,7 @@ from stages.train.batches import BatchPlan
 from stages.train.callbacks import StepCallback
 from stages.train.dataset import TrainingPairs
 from stages.train.model import adapter_config, disable_dropout
-from stages.train.processes import count
+from stages.train.processes import world_size
 from stages.train.resumable import train_all
 from stages.train.seen import rows_seen
 from stages.train.session import Session
@@ -94,7 +94,7 @@ def _trainer(session: Session, model: PreTrainedModel, phase: Phase) -> tuple[Pa
 
 
 def _kind(phase: Phase, session: Session) -> Any:
-    if count() == 1:
+    if world_size() == 1:
         return phase.kind
     from stages.train.together import together
 

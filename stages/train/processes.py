@@ -49,7 +49,7 @@ def process_count(config: RunConfig) -> int:
     return wanted or there
 
 
-def count() -> int:
+def world_size() -> int:
     """Processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -61,7 +61,7 @@ def is_first() -> bool:
 
 def any_of(flag: bool) -> bool:
     """Whether the flag is set in any of the processes: the same answer in all of them, which must all ask."""
-    if count() == 1:
+    if world_size() == 1:
         return flag
     shared = torch.tensor(int(flag))
     dist.all_reduce(shared, dist.ReduceOp.MAX)
@@ -71,7 +71,7 @@ def any_of(flag: bool) -> bool:
 def from_first(compute: Callable[[], T], config: RunConfig) -> T:
     """What the first process computes, in all of them, which must all ask. Stopped, if it raises that, is raised in all; UserError when
     it is silent for longer than `execution.peer_minutes`."""
-    if count() == 1:
+    if world_size() == 1:
         return compute()
     box: list[Any] = [None, False]
     if is_first():

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from stages.contract import Context
 from stages.gradients.batching import TokenBudget
-from stages.gradients.logprobs import score_rows
-from stages.gradients.rows import Row
+from stages.gradients.logprobs import logprobs_of_rows
+from stages.gradients.rows import BatchRow
 from stages.train.callbacks import beats
 from stages.train.model import Precision
 
@@ -43,13 +43,13 @@ class Scorer:
         return cls(numbers, forward_budget(ctx), partial(beats, ctx))
 
     def token_logps(
-        self, model: PreTrainedModel, rows: Sequence[Row], done: Callable[[int], None] = lambda rows: None
+        self, model: PreTrainedModel, rows: Sequence[BatchRow], done: Callable[[int], None] = lambda rows: None
     ) -> list[torch.Tensor]:
         """log pi of each completion's tokens, float32 on the CPU. done: told the rows of each forward."""
         with self.numbers.forward():
-            return score_rows(model, rows, self.budget, done=done)
+            return logprobs_of_rows(model, rows, self.budget, done=done)
 
-    def stream(self, model: PreTrainedModel, rows: Iterable[Row], count: int, unit: str) -> Iterator[torch.Tensor]:
+    def stream(self, model: PreTrainedModel, rows: Iterable[BatchRow], count: int, unit: str) -> Iterator[torch.Tensor]:
         """`token_logps` of `count` rows one after another, with progress; unit: what a row is called."""
         if not count:
             return

@@ -11,7 +11,7 @@ from stages.train.export import exported, write_cards
 from stages.train.job import train_job
 from stages.train.loggers import check_loggers
 from stages.train.memory import memory_named
-from stages.train.metrics import metrics_table, totals
+from stages.train.metrics import metrics_table, training_totals
 from stages.train.processes import process_count, run_together
 
 
@@ -49,7 +49,7 @@ class Train(ArtifactStage):
                 "steps": float(steps),
                 "pairs_seen": float(outcome.seen.count),
                 "seconds": time.monotonic() - started,
-                **totals(outcome.history),
+                **training_totals(outcome.history),
             },
             artifacts=exported(folder),
         )

@@ -13,7 +13,7 @@ from schemas.ids import content_id
 from stages.contract import Context, ModelRef
 from stages.models.cache import cache_folder
 from stages.models.process import one_at_a_time
-from stages.train.optimizers.build_vector import Wanted, build_task_vector
+from stages.train.optimizers.build_vector import TrainedParameter, build_task_vector
 from stages.train.optimizers.task_vector import TaskVector
 
 
@@ -43,19 +43,21 @@ def task_vector_for(ctx: Context, model: nn.Module) -> TaskVector | None:
     return TaskVector.open(_built(ctx, sft, other, wanted(model), dtype), train.merge.keep)
 
 
-def wanted(model: nn.Module) -> dict[str, Wanted]:
+def wanted(model: nn.Module) -> dict[str, TrainedParameter]:
     """The trainable parameters by name; a tied one once, with its other names."""
     names: dict[int, list[str]] = defaultdict(list)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names[id(parameter)].append(name)
     return {
-        name: Wanted(tuple(parameter.shape), tuple(other for other in names[id(parameter)] if other != name))
+        name: TrainedParameter(tuple(parameter.shape), tuple(other for other in names[id(parameter)] if other != name))
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
 
 
-def _built(ctx: Context, sft: ModelRef, other: ModelRef, parameters: dict[str, Wanted], dtype: torch.dtype) -> Path:
+def _built(
+    ctx: Context, sft: ModelRef, other: ModelRef, parameters: dict[str, TrainedParameter], dtype: torch.dtype
+) -> Path:
     if sft.path is None or other.path is None:
         missing = sft if sft.path is None else other
         raise UserError(f"There is no folder of {missing.name} on this machine", where="train.merge")

@@ -88,7 +88,7 @@ def found(sketches: Sketches, kind: str, seeds: int) -> float:
 def test_flips_are_found_in_the_gradients_of_a_model_that_learned_something_and_only_there(
     tiny_model: Path, trained: torch.nn.Module, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Measured: 0.89 after 200 steps, 0.74 after 60, 0.42 untrained; 0.50 where nothing is planted."""
+    """Measurement: 0.89 after 200 steps, 0.74 after 60, 0.42 untrained; 0.50 where nothing is planted."""
     sketches = sketch(trained, tiny_tokenizer, "easy")
     assert found(sketches, "flip", seeds=4) > 0.8
     assert abs(found(sketches, "null", seeds=12) - 0.5) < 0.1

@@ -30,7 +30,7 @@ from schemas.config.allo import AlloConfig
 from schemas.config.training import MergeConfig, OrthAlignConfig, TrainConfig
 from schemas.errors import UserError
 from schemas.ids import content_id
-from stages.gradients.rows import Row
+from stages.gradients.rows import BatchRow
 from stages.models.load import free_memory
 from stages.train.allo.forget import ForgetTrainer
 from stages.train.allo.gradient import GradientPhase
@@ -263,12 +263,12 @@ class _Phases:
         """log pi of every token of the rejected answers."""
         return self._logps(model, _rejected(self.last.pairs))
 
-    def _logps(self, model: Any, rows: list[Row]) -> list[torch.Tensor]:
+    def _logps(self, model: Any, rows: list[BatchRow]) -> list[torch.Tensor]:
         unit = "rejected answer"
         return list(self.session.scorer().stream(model, rows, len(rows), unit))
 
 
-def _rejected(pairs: TrainingPairs) -> list[Row]:
+def _rejected(pairs: TrainingPairs) -> list[BatchRow]:
     return [pairs.pair(index).rows[1] for index in range(len(pairs))]
 
 

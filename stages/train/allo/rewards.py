@@ -9,7 +9,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBas
 
 from schemas.errors import UserError, first_line
 from stages.gradients.batching import TokenBudget
-from stages.gradients.rows import Row, RowBatch
+from stages.gradients.rows import BatchRow, RowBatch
 from stages.models.load import free_memory, load_causal_lm
 from stages.train.allo.tokens import implicit_rewards
 from stages.train.model import Precision
@@ -19,7 +19,7 @@ from stages.train.session import Session
 _WHERE = "train.allo.reward_model"
 
 
-def model_rewards(session: Session, rows: Sequence[Row], ref_logps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def model_rewards(session: Session, rows: Sequence[BatchRow], ref_logps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The reward [n] in [0, 1] of each completion token of every row, from `train.allo.reward_model`.
 
     dpo_model: sigmoid(beta log pi_rm/pi_ref) of a causal model trained by DPO from the reference. classifier: the probability that the
@@ -86,7 +86,7 @@ def _classifier(name: str, folder: str, numbers: Precision, trust: bool) -> torc
 
 @torch.no_grad()
 def _classified(
-    model: torch.nn.Module, rows: Sequence[Row], budget: TokenBudget, device: torch.device
+    model: torch.nn.Module, rows: Sequence[BatchRow], budget: TokenBudget, device: torch.device
 ) -> list[torch.Tensor]:
     def compute(indices: list[int]) -> list[torch.Tensor]:
         batch = RowBatch.build([rows[i] for i in indices], device)

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from schemas.errors import UserError
 from schemas.ids import canonical_json
-from stages.train.optimizers.shard import Shard, local
+from stages.train.optimizers.shard import LocalRows, local
 
 Unit = Literal["weight", "row"]
 _CHUNK = 1 << 22
@@ -74,7 +74,7 @@ class ActiveEntries:
             self._counts[name] = int((~frozen).sum())
         return self._counts[name] * (entries // frozen.numel())
 
-    def frozen(self, name: str, shard: Shard, device: torch.device) -> torch.Tensor | None:
+    def frozen(self, name: str, shard: LocalRows, device: torch.device) -> torch.Tensor | None:
         """The inverted mask, broadcast to the parameter's shape or of it: the rows `shard` says, on a device; None: all are free."""
         if not self.covers(name):
             return None
@@ -84,18 +84,18 @@ class ActiveEntries:
             self._frozen[name] = self._frozen[name].to(device)
         return self._frozen[name]
 
-    def zero_(self, name: str, values: torch.Tensor, shard: Shard | None = None) -> None:
+    def zero_(self, name: str, values: torch.Tensor, shard: LocalRows | None = None) -> None:
         """Set what is not active to exactly 0, in place; values: of the parameter's shape, or the rows of it that `shard` says."""
         if not self.covers(name):
             return
         if shard is None or isinstance(values, DTensor):
-            shard = Shard.of(name, values)
+            shard = LocalRows.of(name, values)
         values = local(values)
         frozen = self.frozen(name, shard, values.device)
         assert frozen is not None
         values.masked_fill_(frozen, 0)
 
-    def _rows(self, name: str, shard: Shard, device: torch.device) -> torch.Tensor:
+    def _rows(self, name: str, shard: LocalRows, device: torch.device) -> torch.Tensor:
         """What `shard` says of the inverted mask; a mask of one row is that of every row."""
         if name not in self._held or self._held[name].device != device:
             frozen = self._frozen[name]
@@ -158,7 +158,7 @@ def _unpack(bits: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Selection:
+class SelectedEntries:
     """masks: True where selected, of the scores' shapes.  wanted: max(1, round(share * entries)), the units asked for.  kept: those
     selected: fewer when fewer have a score above 0."""
 
@@ -167,7 +167,7 @@ class Selection:
     kept: int
 
 
-def select_top(names: Iterable[str], score: Callable[[str], torch.Tensor], share: float) -> Selection:
+def select_top(names: Iterable[str], score: Callable[[str], torch.Tensor], share: float) -> SelectedEntries:
     """The `share` of entries with the largest scores over all tensors together, exactly; ties go to the earlier name, then position.
 
     score: gives the scores (>= 0, finite) of a name; called a few times, so that nothing of the size of the model is kept. An entry
@@ -195,7 +195,7 @@ def select_top(names: Iterable[str], score: Callable[[str], torch.Tensor], share
         masks[name] = mask.view(scores.shape).cpu()
     if not kept:
         raise UserError("Nothing changed: every score is 0", where="train.allo.mask", fix="Raise train.learning_rate.")
-    return Selection(masks, wanted, kept)
+    return SelectedEntries(masks, wanted, kept)
 
 
 def _bits(name: str, scores: torch.Tensor) -> torch.Tensor:

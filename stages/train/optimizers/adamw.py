@@ -17,10 +17,10 @@ from stages.train.optimizers.chain import OWN_STATE, Ahead, Bucket, Chain, torch
 from stages.train.optimizers.confine import FACTOR_BYTES, Confined
 from stages.train.optimizers.form import COMPILE_FROM, Form
 from stages.train.optimizers.merging import Merging
-from stages.train.optimizers.part import MOMENTS, Part
+from stages.train.optimizers.part import MOMENTS, Piece
 from stages.train.optimizers.rules import RULES
 from stages.train.optimizers.settings import OFF, Merge
-from stages.train.optimizers.shard import Shard, add_up, flattened, groups_of, local
+from stages.train.optimizers.shard import LocalRows, add_up, flattened, groups_of, local
 from stages.train.optimizers.subspace import Protected
 from stages.train.optimizers.task_vector import TaskVector
 from stages.train.optimizers.telemetry import Telemetry
@@ -218,7 +218,7 @@ class OnlineMergingAdamW(AdamW):
                 add_up(seen[-1], others)
         return not any(map(bool, seen))
 
-    def _shard(self, name: str, param: torch.Tensor) -> Shard:
+    def _shard(self, name: str, param: torch.Tensor) -> LocalRows:
         """Which rows of the parameter are here; looked up once for each parameter that takes a place in a group."""
         if param not in self._shards:
             if param.is_complex() or not param.is_floating_point():
@@ -227,7 +227,7 @@ class OnlineMergingAdamW(AdamW):
                     where="params",
                     fix="Merging and projecting work on real float parameters.",
                 )
-            shard = Shard.of(name, param)
+            shard = LocalRows.of(name, param)
             if self._shapes.setdefault(name, shard.shape) != shard.shape:
                 raise flattened(name)
             self._chain.confined.check(name, param, shard)
@@ -296,7 +296,7 @@ class OnlineMergingAdamW(AdamW):
             if param.grad.is_sparse:
                 raise UserError(f"The gradient of {name} is sparse", where="params", fix="Set sparse=False.")
             frozen = active.frozen(name, shard, local(param.detach()).device)
-            parts.append(Part(name, shard, param, self.state[param], frozen))
+            parts.append(Piece(name, shard, param, self.state[param], frozen))
         steps = [int(part.state.get("step", 0)) + 1 for part in parts]
         cuts = list(cut([part.shard for part in parts], [part.param for part in parts], steps))
         buckets = [

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from stages.train.optimizers.shard import Shard, add_up
+from stages.train.optimizers.shard import LocalRows, add_up
 
 BUCKET = 1 << 22
 """Elements of a bucket: parameters whose task vector is read ahead together, and whose sums over processes go in one message."""
@@ -30,7 +30,7 @@ def narrowest(weights: torch.Tensor, peers: dist.ProcessGroup | None) -> torch.T
     return weights.detach().clone()
 
 
-def cut(shards: Sequence[Shard], params: Sequence[torch.Tensor], steps: Sequence[int]) -> Iterator[list[int]]:
+def cut(shards: Sequence[LocalRows], params: Sequence[torch.Tensor], steps: Sequence[int]) -> Iterator[list[int]]:
     """Indices of each bucket: neighbours of equal device, dtype, step and processes, up to `BUCKET` elements (one tensor at
     least). The same in every process: counted is the most that any of them holds."""
     bucket: list[int] = []

@@ -22,7 +22,7 @@ FINGERPRINT = "fingerprint"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TrainedParameter:
     """A parameter of the model that will be trained: its shape, and other names the checkpoint may use for it (tied weights
     are stored under one of their names)."""
 
@@ -36,7 +36,7 @@ def build_task_vector(
     out: Path | str,
     *,
     names: tuple[str, str] = ("the SFT model", "the base model"),
-    parameters: Mapping[str, Wanted] | None = None,
+    parameters: Mapping[str, TrainedParameter] | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
     """Write theta_SFT - theta_base to `out`, differences taken in float32, stored in `dtype`.
@@ -49,7 +49,7 @@ def build_task_vector(
     sft, base, out = Path(sft), Path(base), Path(out)
     later, earlier = Checkpoint(sft, names[0]), Checkpoint(base, names[1])
     if parameters is None:
-        parameters = {name: Wanted(later.shape(name)) for name in sorted(later.names())}
+        parameters = {name: TrainedParameter(later.shape(name)) for name in sorted(later.names())}
     sources = {name: (_find(later, name, want), _find(earlier, name, want)) for name, want in parameters.items()}
     moved, last = False, list(parameters)[-1]
 
@@ -76,7 +76,7 @@ def build_task_vector(
     write_stream(out, shapes, dtype, differences, {FINGERPRINT: fingerprint})
 
 
-def _find(checkpoint: Checkpoint, name: str, want: Wanted) -> str:
+def _find(checkpoint: Checkpoint, name: str, want: TrainedParameter) -> str:
     """The name under which the checkpoint holds a parameter."""
     found = [alias for alias in (name, *want.aliases) if alias in checkpoint.names()]
     if not found:

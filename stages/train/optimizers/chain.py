@@ -18,9 +18,9 @@ from stages.train.optimizers.bucket import wide
 from stages.train.optimizers.confine import Confined
 from stages.train.optimizers.form import Form
 from stages.train.optimizers.merging import NOWHERE, Merging
-from stages.train.optimizers.part import Part, check_place, moved, prepare
+from stages.train.optimizers.part import Piece, check_place, prepare, way_of
 from stages.train.optimizers.settings import Merge
-from stages.train.optimizers.shard import Shard, local
+from stages.train.optimizers.shard import LocalRows, local
 from stages.train.optimizers.step import Decay, Plan, decayed, moments, pull_of
 from stages.train.optimizers.telemetry import Telemetry
 from stages.train.optimizers.terms import Mask, Numbers, Places
@@ -29,7 +29,7 @@ from stages.train.optimizers.trust import factors
 OWN_STATE = ("start", "displacement", "pending", "directions")
 """What a parameter's state holds beside AdamW's."""
 
-Ahead = tuple[list[str], list[Shard], torch.device]
+Ahead = tuple[list[str], list[LocalRows], torch.device]
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Bucket:
     """
 
     group: dict[str, Any]
-    parts: list[Part]
+    parts: list[Piece]
     step: int
     merge: Merge
     a: float
@@ -143,12 +143,12 @@ class Chain:
             numbers = [n._replace(step_factor=f) for n, f in zip(numbers, found, strict=True)]
         return numbers, lasts, False
 
-    def _places(self, bucket: Bucket, part: Part, begin: int, last: int | torch.Tensor) -> Places:
+    def _places(self, bucket: Bucket, part: Piece, begin: int, last: int | torch.Tensor) -> Places:
         if not bucket.due:
             return NOWHERE
         return self.merging.places(part, bucket.merge, bucket.group, bucket.step, begin, last)
 
-    def _observe(self, bucket: Bucket, part: Part, n: Numbers, plan: Plan, telemetry: Telemetry) -> None:
+    def _observe(self, bucket: Bucket, part: Piece, n: Numbers, plan: Plan, telemetry: Telemetry) -> None:
         """What the merge is about to see; changes nothing."""
         assert plan.rule is not None
         for begin, end in part.runs(self.form.chunk(part.param.device)):
@@ -164,7 +164,7 @@ class Chain:
     def _advance(
         self,
         bucket: Bucket,
-        part: Part,
+        part: Piece,
         n: Numbers,
         last: int | torch.Tensor,
         fresh: bool,
@@ -190,7 +190,7 @@ class Chain:
             self._settle(part, None, plan.due)
         part.update = None
 
-    def _settle(self, part: Part, factor: float | torch.Tensor | None, due: bool) -> None:
+    def _settle(self, part: Piece, factor: float | torch.Tensor | None, due: bool) -> None:
         for begin, end in part.runs(self.form.chunk(part.param.device)):
             self.form.settle(part.entries(begin, end), factor, due)
 
@@ -198,7 +198,7 @@ class Chain:
         """Scale every parameter's way from its start into the trust region, and place the weights."""
         radius, parts = bucket.group["trust_radius"], bucket.parts
         if float(bucket.group["lr"]) or bucket.a:  # else nothing moved, and the estimate's last bits must not
-            ways = [moved(part) for part in parts]
+            ways = [way_of(part) for part in parts]
             found = factors(ways, [part.state for part in parts], [part.shard for part in parts], radius)
         else:
             found = [None] * len(parts)

@@ -16,7 +16,7 @@ import torch
 
 from schemas.errors import UserError
 from stages.train.optimizers.active import ActiveEntries
-from stages.train.optimizers.shard import Shard
+from stages.train.optimizers.shard import LocalRows
 from stages.train.optimizers.subspace import Bases, Protected, take_out_
 
 COLUMNS = 256
@@ -64,7 +64,7 @@ class Confined:
         """Whether anything is forbidden to the parameter."""
         return self.protected.covers(name) or self.active.covers(name)
 
-    def check(self, name: str, parameter: torch.Tensor, shard: Shard | None = None) -> None:
+    def check(self, name: str, parameter: torch.Tensor, shard: LocalRows | None = None) -> None:
         """Raise UserError, naming the parameter, when mask or bases do not fit it, cannot both hold, or both are there and only
         some of its rows are here."""
         self.protected.check(name, parameter)
@@ -96,7 +96,7 @@ class Confined:
                 fix="Use train.allo.unit: row, a lower ratio or a lower train.orthalign.q_max, or raise the bound.",
             )
 
-    def apply_(self, name: str, update: torch.Tensor, shard: Shard | None = None) -> None:
+    def apply_(self, name: str, update: torch.Tensor, shard: LocalRows | None = None) -> None:
         """Make the update [O, I] (any shape, if only masked), or the rows of it that `shard` says, one that is allowed, in place."""
         masked, kept_free = self.active.covers(name), self.protected.covers(name)
         if not (masked and kept_free):
@@ -130,7 +130,7 @@ class Confined:
         left = self.protected.left.get(name)
         return (mask, left) if left is not None else (mask.T, self.protected.right[name])
 
-    def _on(self, name: str, update: torch.Tensor, shard: Shard | None) -> Bases:
+    def _on(self, name: str, update: torch.Tensor, shard: LocalRows | None) -> Bases:
         """The parameter's bases where the update is: moved there once, and only the rows that are needed."""
         key = (name, update.device, update.dtype)
         if key not in self._bases:

@@ -31,7 +31,7 @@ class Words(NamedTuple):
     second: int
 
 
-def words(key: Key, span: int = 0) -> Words:
+def key_words(key: Key, span: int = 0) -> Words:
     """The words of a key, for example (seed, phase, step, "task", name). span: the index divided by 2^32."""
     digest = hashlib.blake2b(canonical_json([*key, span]).encode(), digest_size=8).digest()
     first, second = (int.from_bytes(part, "little", signed=True) for part in (digest[:4], digest[4:]))
@@ -72,7 +72,7 @@ def random_mask(reserve: float, key: Key, start: int, stop: int, device: torch.d
     while start < stop:
         end = min(stop, (start // SPAN + 1) * SPAN)
         index = torch.arange(end - start, dtype=torch.int32, device=device) + wrapped(start)
-        parts.append(is_kept(index, *words(key, start // SPAN), share_of(reserve)))
+        parts.append(is_kept(index, *key_words(key, start // SPAN), share_of(reserve)))
         start = end
     return torch.cat(parts)
 

@@ -10,11 +10,11 @@ import torch
 from stages.train.optimizers.active import ActiveEntries
 from stages.train.optimizers.bucket import wide
 from stages.train.optimizers.form import Form
-from stages.train.optimizers.masks import is_top, kept_of, room_of, share_of, top_cut, words, wrapped
-from stages.train.optimizers.part import Part
+from stages.train.optimizers.masks import is_top, kept_of, key_words, room_of, share_of, top_cut, wrapped
+from stages.train.optimizers.part import Piece
 from stages.train.optimizers.rules import Rule
 from stages.train.optimizers.settings import Merge
-from stages.train.optimizers.shard import Shard, add_up
+from stages.train.optimizers.shard import LocalRows, add_up
 from stages.train.optimizers.step import Plan
 from stages.train.optimizers.task_vector import TaskVector
 from stages.train.optimizers.terms import Numbers, Places
@@ -35,7 +35,7 @@ class Merging:
         """Settings or masks changed: what was found in the task vector does not hold any more."""
         self._cuts.clear()
 
-    def fetch(self, parts: list[Part]) -> None:
+    def fetch(self, parts: list[Piece]) -> None:
         """Hand the parts their task vectors."""
         if self.vector is None or not parts:
             return
@@ -43,12 +43,12 @@ class Merging:
         for part, task in zip(parts, self.vector.fetch(names, shards, parts[0].param.device), strict=True):
             part.task = task.reshape(-1)
 
-    def prefetch(self, names: list[str], shards: list[Shard], device: torch.device) -> None:
+    def prefetch(self, names: list[str], shards: list[LocalRows], device: torch.device) -> None:
         """Have the task vectors of the next bucket read ahead."""
         if self.vector is not None:
             self.vector.prefetch(names, shards, device)
 
-    def of_vector(self, part: Part, merge: Merge) -> tuple[Cut, float]:
+    def of_vector(self, part: Piece, merge: Merge) -> tuple[Cut, float]:
         """(cut, factor) of F(tau) of a parameter, found in the whole tensor when first asked for."""
         rule = merge.rule()
         if rule.selection != "top" or not (rule.partial or rule.rescale) or self.vector is None:
@@ -69,12 +69,12 @@ class Merging:
             self._cuts[key] = cut, factor
         return self._cuts[key]
 
-    def numbers(self, parts: list[Part], merge: Merge, base: Numbers) -> list[Numbers]:
+    def numbers(self, parts: list[Piece], merge: Merge, base: Numbers) -> list[Numbers]:
         """The base numbers with each parameter's of the task vector."""
         found = [self.of_vector(part, merge) for part in parts]
         return [base._replace(task_limit=cut.limit, task_factor=factor) for cut, factor in found]
 
-    def places(self, part: Part, merge: Merge, group: dict[str, Any], step: int, begin: int, last: Any) -> Places:
+    def places(self, part: Piece, merge: Merge, group: dict[str, Any], step: int, begin: int, last: Any) -> Places:
         """What decides about the entries from `begin` on by where they are. last: of the step's cut."""
         rule, first = merge.rule(), part.first + begin
         if not rule.partial or rule.selection == "none":
@@ -84,11 +84,11 @@ class Merging:
             return NOWHERE._replace(step_room=room_of(last, first), task_room=room_of(task.last, first))
         span = first >> 32
         key = (self.seed, group["phase"], step)
-        of_step = words((*key, "step", part.name), span)
-        of_task = words((self.seed, "task", part.name) if rule.released else (*key, "task", part.name), span)
+        of_step = key_words((*key, "step", part.name), span)
+        of_task = key_words((self.seed, "task", part.name) if rule.released else (*key, "task", part.name), span)
         return Places(wrapped(first), *of_step, *of_task, share_of(merge.reserve))
 
-    def cuts(self, form: Form, parts: list[Part], merge: Merge, base: Numbers, plan: Plan) -> list[Cut]:
+    def cuts(self, form: Form, parts: list[Piece], merge: Merge, base: Numbers, plan: Plan) -> list[Cut]:
         """Of every parameter's step: F's cut. The moments take the gradients in on the way."""
         rule = merge.rule()
         counts = [self.active.count(part.name, part.shard.numel) for part in parts]
@@ -117,7 +117,7 @@ class Merging:
         return cuts
 
     def factors(
-        self, form: Form, parts: list[Part], merge: Merge, numbers: list[Numbers], plan: Plan, places: Any, eps: float
+        self, form: Form, parts: list[Piece], merge: Merge, numbers: list[Numbers], plan: Plan, places: Any, eps: float
     ) -> list[torch.Tensor]:
         """What restores the L1 norm of every parameter's step (released option). places: of (index of the part, first entry)."""
         sums = []
@@ -137,7 +137,7 @@ class Merging:
 NOWHERE = Places(0, 0, 0, 0, 0, 0)
 
 
-def _magnitudes(form: Form, part: Part, n: Numbers, plan: Plan) -> Iterator[torch.Tensor]:
+def _magnitudes(form: Form, part: Piece, n: Numbers, plan: Plan) -> Iterator[torch.Tensor]:
     """|step| of the entries held, in runs."""
     size = form.chunk(part.param.device, looking=True)
     for begin in range(0, part.size, size):
@@ -146,7 +146,7 @@ def _magnitudes(form: Form, part: Part, n: Numbers, plan: Plan) -> Iterator[torc
         yield found
 
 
-def _held(form: Form, part: Part, n: Numbers, plan: Plan, k: int) -> Held:
+def _held(form: Form, part: Piece, n: Numbers, plan: Plan, k: int) -> Held:
     def at(places: torch.Tensor) -> torch.Tensor:
         found = form.advance(part.at(places), n, NOWHERE, plan)
         assert found is not None

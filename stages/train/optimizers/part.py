@@ -10,13 +10,13 @@ import torch
 from schemas.errors import UserError
 from stages.train.optimizers.bucket import narrowest, wide
 from stages.train.optimizers.masks import SPAN
-from stages.train.optimizers.shard import Shard, local
+from stages.train.optimizers.shard import LocalRows, local
 from stages.train.optimizers.step import Entries
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
-class Part:
+class Piece:
     """A parameter, its gradient and its state, as `Entries` of any run of entries.
 
     frozen: bool, of the parameter's shape or broadcast to it; its rows held here.  task: the rows held here of its task vector.  update: for one that
@@ -24,7 +24,7 @@ class Part:
     """
 
     def __init__(
-        self, name: str, shard: Shard, param: torch.Tensor, state: dict[str, Any], frozen: torch.Tensor | None
+        self, name: str, shard: LocalRows, param: torch.Tensor, state: dict[str, Any], frozen: torch.Tensor | None
     ) -> None:
         self.name, self.shard, self.state = name, shard, state
         self.param = local(param.detach())
@@ -101,7 +101,7 @@ class Part:
         return mask.expand(self.param.shape).reshape(-1)[begin:end]
 
 
-def prepare(part: Part, every: int, amsgrad: bool) -> None:
+def prepare(part: Piece, every: int, amsgrad: bool) -> None:
     """Make of the parameter's state what a step needs: at the first step all of it; of another optimizer's, what is missing.
 
     Moments are float32 (float64) whatever the weights are: in bfloat16 a second moment that decays by 0.1% a step never moves.
@@ -127,15 +127,15 @@ def prepare(part: Part, every: int, amsgrad: bool) -> None:
         state.pop("max_exp_avg_sq", None)
 
 
-def moved(part: Part) -> torch.Tensor:
+def way_of(part: Piece) -> torch.Tensor:
     """The way from the start, displacement + what is pending, in the parameter's shape."""
     way, pending = local(part.state["displacement"]), part.state.get("pending")
     return way if pending is None else way + local(pending)
 
 
-def check_place(part: Part) -> None:
+def check_place(part: Piece) -> None:
     """Raise UserError unless the weights are where the state says."""
-    way = moved(part)
+    way = way_of(part)
     if not torch.equal((way + local(part.state["start"])).to(part.param.dtype), part.param):
         raise UserError(
             f"{part.name} is not where the optimizer's state left it",

@@ -21,7 +21,7 @@ _INSTEAD = "Shard with FSDP2 (torch.distributed.fsdp.fully_shard), or use Distri
 
 
 @dataclass(frozen=True)
-class Shard:
+class LocalRows:
     """Rows `start` to `start + rows` of a parameter of shape `shape`.
 
     peers: the processes that hold the other rows; None when all rows are here. most: the largest number of entries any of
@@ -36,7 +36,7 @@ class Shard:
     layout: tuple[DeviceMesh, tuple[Placement, ...], tuple[int, ...]] | None = None
 
     @classmethod
-    def of(cls, name: str, parameter: torch.Tensor) -> Shard:
+    def of(cls, name: str, parameter: torch.Tensor) -> LocalRows:
         """Of a parameter, whole or a DTensor. Raises UserError, naming it, for one that was flattened or is cut along
         another dimension."""
         if is_flattened(parameter):

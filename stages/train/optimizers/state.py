@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from stages.train.optimizers.shard import Shard
+from stages.train.optimizers.shard import LocalRows
 
 _SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "start", "displacement", "pending")
 """Entries of a parameter's state that have its shape."""
@@ -38,7 +38,7 @@ def scattered_state(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, A
     for index, param in zip(saved, params, strict=True):
         if index not in state_dict["state"]:
             continue
-        shard = Shard.of(f"parameter {index}", param)
+        shard = LocalRows.of(f"parameter {index}", param)
         state[index] = {
             key: shard.wrap(shard.take(value).to(param.device, copy=True)) if key in _SHAPED else value
             for key, value in state_dict["state"][index].items()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from schemas.errors import UserError
 from schemas.ids import canonical_json
 from stages.train.optimizers.change import Change
-from stages.train.optimizers.shard import Shard, add_up
+from stages.train.optimizers.shard import LocalRows, add_up
 
 Side = Literal["left", "right", "both"]
 Bases = tuple[torch.Tensor | None, torch.Tensor | None]
@@ -98,7 +98,7 @@ class Protected:
         sides = [{n.removeprefix(s): q for n, q in tensors.items() if n.startswith(s)} for s in ("left/", "right/")]
         return cls(*sides)
 
-    def bases(self, name: str, like: torch.Tensor, shard: Shard | None = None) -> Bases:
+    def bases(self, name: str, like: torch.Tensor, shard: LocalRows | None = None) -> Bases:
         """Left (its rows that `shard` says) and right basis of a parameter, on the device and in the dtype of `like`."""
         left, right = self.left.get(name), self.right.get(name)
         if left is not None and shard is not None:

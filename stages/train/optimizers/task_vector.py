@@ -14,7 +14,7 @@ from safetensors import safe_open
 from schemas.errors import UserError
 from schemas.ids import content_id
 from stages.train.optimizers.build_vector import FINGERPRINT
-from stages.train.optimizers.shard import Shard
+from stages.train.optimizers.shard import LocalRows
 
 Keep = Literal["device", "cpu", "disk"]
 
@@ -77,7 +77,7 @@ class TaskVector:
         """One tensor as it was given or is on disk."""
         return self._tensors[name]
 
-    def prefetch(self, names: Sequence[str], shards: Sequence[Shard], device: torch.device) -> None:
+    def prefetch(self, names: Sequence[str], shards: Sequence[LocalRows], device: torch.device) -> None:
         """Start fetching what the next `fetch` will ask for."""
         if self.keep == "device":
             return
@@ -85,7 +85,7 @@ class TaskVector:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="task-vector")
         self._ahead = (tuple(names), self._thread.submit(self._copy, tuple(names), tuple(shards), device))
 
-    def fetch(self, names: Sequence[str], shards: Sequence[Shard], device: torch.device) -> list[torch.Tensor]:
+    def fetch(self, names: Sequence[str], shards: Sequence[LocalRows], device: torch.device) -> list[torch.Tensor]:
         """The rows this process holds of these parameters' tensors, on `device`."""
         if self.keep == "device":
             return [self._hold(name, shard, device) for name, shard in zip(names, shards, strict=True)]
@@ -94,20 +94,20 @@ class TaskVector:
             return ahead[1].result()
         return self._copy(tuple(names), tuple(shards), device)
 
-    def _copy(self, names: tuple[str, ...], shards: tuple[Shard, ...], device: torch.device) -> list[torch.Tensor]:
+    def _copy(self, names: tuple[str, ...], shards: tuple[LocalRows, ...], device: torch.device) -> list[torch.Tensor]:
         """Blocking; also faults the pages of a memory-mapped file in."""
         held = zip(names, shards, strict=True)
         if self.keep == "disk":
             return [self._rows(name, shard).to(device, copy=True) for name, shard in held]
         return [self._hold(name, shard, torch.device("cpu")).to(device, copy=True) for name, shard in held]
 
-    def _hold(self, name: str, shard: Shard, device: torch.device) -> torch.Tensor:
+    def _hold(self, name: str, shard: LocalRows, device: torch.device) -> torch.Tensor:
         """The rows, kept on `device` from the first time on."""
         if name not in self._held or self._held[name].device != device:
             self._held[name] = self._rows(name, shard).to(device, copy=True)
         return self._held[name]
 
-    def _rows(self, name: str, shard: Shard) -> torch.Tensor:
+    def _rows(self, name: str, shard: LocalRows) -> torch.Tensor:
         return shard.take(self._tensors[name])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from stages.train.optimizers.change import spectral_norm
-from stages.train.optimizers.shard import Shard, add_up
+from stages.train.optimizers.shard import LocalRows, add_up
 
 MARGIN = 1.05
 ITERATIONS, BLOCK = 2, 4
@@ -19,7 +19,7 @@ _SQUARINGS = 9
 
 
 def factors(
-    ways: list[torch.Tensor], states: list[dict[str, Any]], shards: list[Shard], radius: float
+    ways: list[torch.Tensor], states: list[dict[str, Any]], shards: list[LocalRows], radius: float
 ) -> list[float | torch.Tensor | None]:
     """What to scale every displacement by so that its norm stays within `radius`; None: by nothing.
 
@@ -37,13 +37,13 @@ def factors(
     return [_factor(*given, radius) for given in zip(bounds.tolist(), ways, states, shards, strict=True)]
 
 
-def _factor(bound: float, way: torch.Tensor, state: dict[str, Any], shard: Shard, radius: float) -> float | None:
+def _factor(bound: float, way: torch.Tensor, state: dict[str, Any], shard: LocalRows, radius: float) -> float | None:
     if bound > radius and way.ndim == 2:
         bound = min(bound, MARGIN * _largest(state, way, shard))
     return radius / bound if bound > radius else None
 
 
-def _largest(state: dict[str, Any], way: torch.Tensor, shard: Shard) -> float:
+def _largest(state: dict[str, Any], way: torch.Tensor, shard: LocalRows) -> float:
     """The largest singular value, from below."""
     seen = _seen(state, way, shard)
     if shard.peers is None:
@@ -53,7 +53,7 @@ def _largest(state: dict[str, Any], way: torch.Tensor, shard: Shard) -> float:
 
 
 def _on_device(
-    bound: torch.Tensor, way: torch.Tensor, state: dict[str, Any], shard: Shard, radius: float
+    bound: torch.Tensor, way: torch.Tensor, state: dict[str, Any], shard: LocalRows, radius: float
 ) -> torch.Tensor:
     """The same on a GPU. Largest eigenvalue of a small Gram matrix: by squaring it, for eigvalsh would wait."""
     if way.ndim == 2:
@@ -74,7 +74,7 @@ def exact(displacement: torch.Tensor) -> float:
     return spectral_norm(displacement) if displacement.ndim == 2 else float(displacement.double().norm())
 
 
-def _seen(state: dict[str, Any], matrix: torch.Tensor, shard: Shard) -> torch.Tensor:
+def _seen(state: dict[str, Any], matrix: torch.Tensor, shard: LocalRows) -> torch.Tensor:
     """M X [rows, 4], whose largest singular value is M's from below, X orthonormal by block power iteration: several vectors, so that two
     singular values of nearly one size, or a new one overtaking, do not fool it. matrix: the rows held here; its products with M^T are summed
     over the processes, so that all continue with the same block."""

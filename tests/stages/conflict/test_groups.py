@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.conflict.groups import Layout, leaving_together, merge_groups
+from stages.conflict.groups import Slots, leaving_together, merge_groups
 
 
 def test_sharing_any_label_joins_and_none_joins_nobody() -> None:
@@ -46,7 +46,7 @@ def test_integer_arrays_are_labels_too_and_long_chains_join() -> None:
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 12), max_size=60), st.integers(1, 20), st.booleans())
 def test_groups_lie_side_by_side_each_in_one_batch(labels, rows, alone) -> None:
-    layout = Layout.of(torch.tensor(labels, dtype=torch.int64), alone)
+    layout = Slots.of(torch.tensor(labels, dtype=torch.int64), alone)
     several = {label for label, n in Counter(labels).items() if n > 1 or alone}
     seen = []
     for start, index_gm in layout.batches(rows):

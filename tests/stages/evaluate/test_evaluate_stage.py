@@ -222,13 +222,13 @@ def test_a_pair_that_does_not_fit_in_memory_fails_and_the_others_are_measured(
 ) -> None:
     from stages.evaluate import loglik
 
-    whole, score_rows = run_evaluate(bench.context("whole")), loglik.score_rows
+    whole, score_rows = run_evaluate(bench.context("whole")), loglik.logprobs_of_rows
 
     def scored(model: Any, rows: Any, budget: Any, misfits: list[int]) -> Any:
         misfits += [1]
         return [values for n, values in enumerate(score_rows(model, rows, budget)) if n != 1]
 
-    monkeypatch.setattr(loglik, "score_rows", scored)
+    monkeypatch.setattr(loglik, "logprobs_of_rows", scored)
     got = run_evaluate(bench.context("small"))
     failed = [drop for drop in got.account.drops if drop.reason == "out_of_memory"]
     assert len(failed) == 1 and failed[0].failed and failed[0].unit == "pair"

@@ -15,7 +15,7 @@ from schemas.errors import UserError
 from schemas.tables import TABLES
 from stages.contract import ModelRef
 from stages.gradients.aggregate import Aggregate
-from stages.gradients.items import Item, number
+from stages.gradients.items import Item, numbered
 from stages.gradients.layers import select_layers
 from stages.gradients.projections import SketchLayout, projection
 from stages.gradients.rows import Pair
@@ -284,7 +284,7 @@ def test_a_batch_that_ran_out_of_memory_half_way_is_not_added_twice(make_model, 
         Item({"pair_id": f"p{n}", "language": "en"}, PairIds(list(pair.prompt), list(pair.chosen), list(pair.rejected)))
         for n, pair in enumerate(pairs)
     ]
-    number(items)
+    numbered(items)
     sums = PartSums(layout, settings.conflict, settings.loss, items, referred=False)
     g_ND = torch.randn(4, layout.dim)
     got = PairSketches(g_ND, torch.zeros(4), torch.zeros(4))

@@ -284,7 +284,7 @@ def test_a_pair_that_only_the_reference_has_no_memory_for_is_dropped_too(tmp_pat
         misfits += [3]
         return [torch.zeros(len(row.completion)) for n, row in enumerate(rows) if n != 3]
 
-    monkeypatch.setattr(stage, "score_rows", scored)
+    monkeypatch.setattr(stage, "logprobs_of_rows", scored)
     two = models | {"reference": ModelRef("other", tiny_model, "e")}
     got, parts, _ = run(tmp_path, two, pairs(5, 3), config(), size=5)
     assert [d.row_id for d in parts[0].drops] == ["p1"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from stages.gradients.batching import TokenBudget
-from stages.gradients.logprobs import Head, check_head, score_rows, token_logprobs
-from stages.gradients.rows import Row, RowBatch
+from stages.gradients.logprobs import Head, check_head, logprobs_of_rows, token_logprobs
+from stages.gradients.rows import BatchRow, RowBatch
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "phi", "gpt2", "cohere", "granite")
 
@@ -16,7 +16,7 @@ ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "phi"
 def test_values_equal_full_logits(architecture, make_model, make_pairs, oracle_values, fresh_seed) -> None:
     model = make_model(architecture)
     rows = [row for pair in make_pairs(4, seed=fresh_seed) for row in pair.rows]
-    values = score_rows(model, rows, TokenBudget(64), chunk_elements=300)
+    values = logprobs_of_rows(model, rows, TokenBudget(64), chunk_elements=300)
     for row, value in zip(rows, values, strict=True):
         with torch.no_grad():
             want = oracle_values(model.eval(), row.prompt, row.completion)
@@ -87,15 +87,15 @@ def test_check_head_refuses_attention_to_later_tokens(make_model) -> None:
 
 def test_rows_need_prompt_and_completion() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        Row((), (1,))
+        BatchRow((), (1,))
     with pytest.raises(ValueError, match="at least one"):
-        Row((1,), ())
+        BatchRow((1,), ())
     with pytest.raises(ValueError, match="at least one row"):
         RowBatch.build([])
 
 
 def test_positions_predict_the_next_token() -> None:
-    batch = RowBatch.build([Row((5, 6), (7, 8, 9)), Row((1,), (2,))])
+    batch = RowBatch.build([BatchRow((5, 6), (7, 8, 9)), BatchRow((1,), (2,))])
     assert batch.ids_BT.tolist() == [[5, 6, 7, 8, 9], [1, 2, 0, 0, 0]]
     assert batch.row_M.tolist() == [0, 0, 0, 1]
     assert batch.at_M.tolist() == [1, 2, 3, 0]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.pairs.length_control import choose, fit_cost
+from stages.pairs.length_control import extremes, fit_cost
 
 MATRIX = st.integers(1, 12).flatmap(
     lambda prompts: st.lists(
@@ -36,7 +36,7 @@ def mean_difference(score: np.ndarray, tokens: np.ndarray, cost: float, min_marg
 @given(MATRIX, st.sampled_from([-0.05, 0.0, 0.125]), st.sampled_from([0.0, 0.5]))
 def test_choice_agrees_with_plain_loops(cells: list, cost: float, min_margin: float) -> None:
     score, tokens = matrices(cells)
-    choice = choose(score, tokens, cost)
+    choice = extremes(score, tokens, cost)
     rows = np.flatnonzero(choice.pairs(min_margin))
     found = [tokens[i, choice.best_P[i]] - tokens[i, choice.worst_P[i]] for i in rows]
     assert (float(np.mean(found)) if found else None) == mean_difference(score, tokens, cost, min_margin)
@@ -44,12 +44,12 @@ def test_choice_agrees_with_plain_loops(cells: list, cost: float, min_margin: fl
 
 def test_missing_candidates_are_never_chosen() -> None:
     score = np.array([[np.nan, 2.0, 1.0], [3.0, 3.5, np.nan]])
-    choice = choose(score, np.ones((2, 3)))
+    choice = extremes(score, np.ones((2, 3)))
     assert choice.best_P.tolist() == [1, 1] and choice.worst_P.tolist() == [2, 0]
 
 
 def test_ties_go_to_the_first_candidate_and_equal_scores_are_no_pair() -> None:
-    choice = choose(np.array([[4.0, 4.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0]]), np.ones((2, 4)))
+    choice = extremes(np.array([[4.0, 4.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0]]), np.ones((2, 4)))
     assert (choice.best_P[0], choice.worst_P[0]) == (0, 2)
     assert choice.pairs(0.0).tolist() == [True, False]
 

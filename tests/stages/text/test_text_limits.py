@@ -10,7 +10,7 @@ import pytest
 from schemas.config.model import TextConfig
 from schemas.errors import UserError
 from stages.text import render
-from stages.text.limits import within
+from stages.text.limits import in_time
 
 LOOP = (
     "{% for a in range(10000) %}{% for b in range(10000) %}{% for c in range(99) %}{% endfor %}{% endfor %}{% endfor %}"
@@ -35,8 +35,8 @@ def _until(end: float) -> dict:
 
 
 def test_results_and_errors_come_through() -> None:
-    assert within(5, lambda: 3, UserError("late")) == 3
+    assert in_time(5, lambda: 3, UserError("late")) == 3
     with pytest.raises(KeyError):
-        within(5, lambda: {}["x"], UserError("late"))
+        in_time(5, lambda: {}["x"], UserError("late"))
     with pytest.raises(UserError, match="late"):
-        within(0.05, lambda: time.sleep(0.5), UserError("late"))
+        in_time(0.05, lambda: time.sleep(0.5), UserError("late"))

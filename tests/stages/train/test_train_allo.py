@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForTokenClassif
 
 from schemas.errors import UserError
 from stages.contract import Account, Context, ModelRef, Rows, Stopped
-from stages.gradients.rows import Row
+from stages.gradients.rows import BatchRow
 from stages.train.allo.forget import npo_loss
 from stages.train.allo.masks import select_entries
 from stages.train.allo.rewards import model_rewards
@@ -272,11 +272,11 @@ def rewarded(workbench: Any, ref: ModelRef, kind: str, **settings: Any) -> Any:
     return ctx
 
 
-def rejected(workbench: Any) -> list[Row]:
+def rejected(workbench: Any) -> list[BatchRow]:
     found = []
     for row in workbench.read("curated").to_pylist():
         ids = workbench.renderer.pair_ids(row["prompt"], row["chosen"], row["rejected"])
-        found.append(Row(tuple(ids.prompt), tuple(ids.rejected)))
+        found.append(BatchRow(tuple(ids.prompt), tuple(ids.rejected)))
     return found
 
 

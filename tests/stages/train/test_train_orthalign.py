@@ -19,7 +19,7 @@ from stages.contract import Account, Context, Rows, Stopped
 from stages.train.optimizers import trust
 from stages.train.optimizers.change import Change, spectral_norm
 from stages.train.optimizers.subspace import Protected
-from stages.train.orthalign import fewest, refuse_transposed, within
+from stages.train.orthalign import fell_within, fewest, refuse_transposed
 from stages.train.stage import Train
 
 EN, DE = {"name": "english", "where": "language = 'en'"}, {"name": "german", "where": "language = 'de'"}
@@ -281,8 +281,8 @@ def test_the_search_finds_a_rank_that_holds_below_which_none_does(truth: list[bo
 @pytest.mark.parametrize("pairs", [20, 50, 100, 200])
 def test_exactly_the_tolerance_may_be_lost(pairs: int) -> None:
     for kept in range(1, pairs + 1):
-        assert within(kept / pairs, (kept - 1) / pairs, 1 / pairs)
-        assert not within(kept / pairs, (kept - 1) / pairs, 0.9 / pairs)
+        assert fell_within(kept / pairs, (kept - 1) / pairs, 1 / pairs)
+        assert not fell_within(kept / pairs, (kept - 1) / pairs, 0.9 / pairs)
 
 
 @pytest.mark.parametrize("shape", [(30, 12), (12, 30), (20, 20)])

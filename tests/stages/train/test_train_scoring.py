@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from stages.contract import Context, Rows, Stopped
-from stages.gradients.rows import Row
+from stages.gradients.rows import BatchRow
 from stages.train import scoring
 from stages.train.allo.rewards import model_rewards
 from stages.train.model import precision
@@ -64,7 +64,7 @@ def test_a_reward_model_with_the_weights_of_the_reference_rewards_nothing(workbe
     allo = {"mask": "warmup", "token_reward": "dpo_model", "reward_model": str(workbench.policy)}
     ctx = bfloat16(workbench, allo=allo)
     ctx.models["token_reward"] = workbench.model
-    numbers, rows = precision(ctx.config, ctx.config.train), [Row((3, 4, 5), tuple(range(6, 60)))]
+    numbers, rows = precision(ctx.config, ctx.config.train), [BatchRow((3, 4, 5), tuple(range(6, 60)))]
     policy = AutoModelForCausalLM.from_pretrained(workbench.policy, dtype=numbers.load)
     references = Scorer.of(ctx, numbers).token_logps(policy, rows)
     (reward,) = model_rewards(Session.of(ctx, ctx.config.train, workbench.model), rows, references)
@@ -84,8 +84,8 @@ class Pairs:
         return self
 
     @property
-    def rows(self) -> list[Row]:
-        return [Row((1,), (2, 3)), Row((1,), (4,))]
+    def rows(self) -> list[BatchRow]:
+        return [BatchRow((1,), (2, 3)), BatchRow((1,), (4,))]
 
     def with_references(self, references: list[tuple[float, float]]) -> list[tuple[float, float]]:
         return references
@@ -106,7 +106,7 @@ def test_recomputing_shows_its_progress_and_stops(workbench: Any) -> None:
 def test_memory_that_ran_out_is_remembered_by_the_run(workbench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 
-    def scored(model: Any, rows: list[Row], budget: Any, done: Any) -> list[torch.Tensor]:
+    def scored(model: Any, rows: list[BatchRow], budget: Any, done: Any) -> list[torch.Tensor]:
         def compute(indices: list[int]) -> list[torch.Tensor]:
             sizes.append(len(indices))
             if len(indices) > 20:
@@ -115,7 +115,7 @@ def test_memory_that_ran_out_is_remembered_by_the_run(workbench: Any, monkeypatc
 
         return budget.run([len(row) for row in rows], compute)
 
-    monkeypatch.setattr(scoring, "score_rows", scored)
+    monkeypatch.setattr(scoring, "logprobs_of_rows", scored)
     ctx = workbench.context(sections={"gradients": {"token_budget": 80}})
     for _ in range(2):
         found: Any = recomputed(Pairs(300), None, Scorer.of(ctx, precision(ctx.config, ctx.config.train)))  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from schemas.errors import UserError
 from stages.train.optimizers import ActiveEntries, Merge, OnlineMergingAdamW, Protected, TaskVector
 from stages.train.optimizers.masks import is_top, kept_of, room_of
-from stages.train.optimizers.shard import Shard as Rows
+from stages.train.optimizers.shard import LocalRows as Rows
 from stages.train.optimizers.state import gathered_state, scattered_state
 from stages.train.optimizers.top import Held, cuts_by_digits
 

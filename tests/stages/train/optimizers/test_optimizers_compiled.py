@@ -152,10 +152,10 @@ def test_not_a_number_is_not_hidden_by_a_mask() -> None:
 def test_a_step_is_a_function_that_changes_nothing_it_is_given() -> None:
     made, weights = optimizer(False, merge=Merge("ondare", 0.01, 0.3))
     run(made, weights, gradients(1))
-    from stages.train.optimizers.part import Part
+    from stages.train.optimizers.part import Piece
     from stages.train.optimizers.terms import Numbers, Places
 
-    part = Part("w", made._shard("w", weights["w"]), weights["w"], made.state[weights["w"]], None)
+    part = Piece("w", made._shard("w", weights["w"]), weights["w"], made.state[weights["w"]], None)
     part.task = torch.ones(part.size)
     entries = part.entries(0, part.size)
     before = [None if x is None else x.clone() for x in entries]

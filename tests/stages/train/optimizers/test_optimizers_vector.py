@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from schemas.errors import UserError
 from stages.train.optimizers import Merge, TaskVector, build_task_vector, stream
-from stages.train.optimizers.build_vector import Wanted
+from stages.train.optimizers.build_vector import TrainedParameter
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +123,7 @@ def test_a_zero_task_vector_is_refused_and_nothing_is_left(tmp_path: Path) -> No
 
 def test_tied_weights_are_found_under_either_name_and_refused_when_they_differ(tmp_path: Path) -> None:
     embed, head = torch.randn(5, 3), torch.randn(5, 3)
-    wanted = {"embed.weight": Wanted((5, 3), ("lm_head.weight",))}
+    wanted = {"embed.weight": TrainedParameter((5, 3), ("lm_head.weight",))}
     sft = checkpoint(tmp_path / "sft", {"embed.weight": embed})
     base = checkpoint(tmp_path / "base", {"lm_head.weight": head})
     build_task_vector(sft, base, tmp_path / "out.safetensors", parameters=wanted, dtype=torch.float32)
