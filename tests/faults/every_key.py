@@ -31,6 +31,11 @@ _SPECIAL: dict[str, Any] = {
     "sft.report_to": ["tensorboard"],
     "train.allo.token_reward": "dpo_model",
     "prompts.sources.0.splits": {"validation": "dev"},
+    "evaluate.authored.0.fields.completion_text": None,  # belong to fields.completions
+    "evaluate.authored.0.fields.completion_score": None,
+    "pairs.sources.0.fields.completion_text": None,
+    "pairs.sources.0.fields.completion_score": None,
+    "pairs.sources.0.splits": {"validation": "dev"},
     "evaluate.authored.0.splits": {"validation": "dev"},
     "pairs.sources": None,  # ends generation: see test_imported_pairs_replace_generation
     "engine.base_url": "http://localhost:9/v1",
