@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -55,5 +56,5 @@ def _losses(model: Any, pairs: Any, device: str) -> list[float]:
 def stages(sizes: Sizes) -> Iterator[Row]:
     """Whether what the stages themselves need is here; their own tests run on the device with `make test`."""
     for package in ("polars", "pyarrow", "trl"):
-        __import__(package)
+        import_module(package)
     yield Row(_PART, "packages of the stages", "there", "", "measured", "make test runs the stages on this device")

@@ -57,7 +57,7 @@ def _sequential(bench: Bench, settings: Mapping[str, Any]) -> Values:
 
 def _orthalign(bench: Bench, settings: Mapping[str, Any]) -> Values:
     order, steps = settings["order"], bench.world.size.steps
-    objectives = [{"name": name, "where": f"objective = '{name}'"} for name in order]
+    objectives = [{"name": name, "where": f"source = '{name}'"} for name in order]
     sequence = {"objectives": objectives, "side": settings["side"], "q_max": settings["q_max"]}
     trained = bench.train("now", order, orthalign=sequence)
     own = {

@@ -65,10 +65,9 @@ def context_of(
 def write_pairs(folder: Path, rows: Sequence[Row]) -> Path:
     """The rows as the pairs table; held-out rows are its dev split, by which the train stage judges objectives."""
     table = pa.Table.from_pylist([_pair(row) for row in rows], schema=TABLES["pairs"].schema)
-    objectives = pa.array([row["objective"] for row in rows], pa.string())
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "pairs.parquet"
-    pq.write_table(table.append_column("objective", objectives), path)
+    pq.write_table(table, path)
     return path
 
 
@@ -203,7 +202,7 @@ def _pair(row: Row) -> dict[str, Any]:
         "prompt": [{"role": "user", "content": row["prompt"]}],
         "chosen": [{"role": "assistant", "content": row["chosen"]}],
         "rejected": [{"role": "assistant", "content": row["rejected"]}],
-        "source": "planted",
+        "source": row["objective"],
     }
 
 

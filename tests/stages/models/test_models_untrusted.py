@@ -21,7 +21,7 @@ from stages.models import embedded
 from stages.models.folder import check_folder
 from stages.models.load import load_causal_lm
 from stages.models.resolve import resolve
-from stages.source_formats import read_hub
+from stages.source_hub import read_hub
 from stages.text.render import load_renderer
 
 ROOT = Path(stages.__file__).parents[1]

@@ -122,10 +122,10 @@ REFUSED = {
     "alpha": (
         {"type": "ipo", "alpha": 0.1},
         {"conflict": {"weighting": "none"}},
-        "length penalty of loss.type: sigmoid",
+        "loss.alpha has no use with loss.type: ipo",
     ),
-    "smoothing": ({"label_smoothing": 0.1}, {}, "sigmoid would ignore it"),
-    "tau": ({"type": "hinge", "discopop_tau": 0.1}, {}, "discopop_tau belongs"),
+    "smoothing": ({"label_smoothing": 0.1}, {}, "loss.label_smoothing has no use with loss.type: sigmoid"),
+    "tau": ({"type": "hinge", "discopop_tau": 0.1}, {}, "loss.discopop_tau has no use with loss.type: hinge"),
     "lengths": ({"type": "ipo"}, {}, "both_sides: true"),
     "later rounds": ({"type": "bco_pair"}, {"rounds": 2, "train": {"reference": "initial"}}, "both_sides: true"),
     "one-sided": (
