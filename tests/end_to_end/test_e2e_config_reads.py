@@ -45,7 +45,7 @@ def test_every_setting_a_stage_reads_is_in_its_fingerprint(whole_run, tmp_path, 
         shutil.rmtree(cached) if cached.is_dir() else cached.unlink()
     config, rundir = load_config(path, [f"run_dir={tmp_path}"]), RunDir(root)
     models = Models(config, rundir)
-    planner = Planner(config, rundir, models.digests, lambda spec: config_files(spec, config), frozen=True)
+    planner = Planner(config, rundir, models.digests, lambda spec: config_files(spec, config))
     where = paths_of(config)
     read: set[str] = set()
     real = Section.__getattribute__

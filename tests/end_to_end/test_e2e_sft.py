@@ -46,7 +46,7 @@ def test_base_sft_dpo_is_one_run(write_tiny, inline, tmp_path, tiny_model, monke
         train__merge={"alpha": 1e-3, "reserve": 0.2, "log_every": 1},
     )
     root = tmp_path / "runs/t"
-    with pytest.raises(UserError, match="it needs the model that sft makes"):
+    with pytest.raises(UserError, match="it waits for sft"):
         inline(path, stage="pairs")
     ran = inline(path, last="train")
     assert ran[0] == "sft" and ran[-1] == "train"
