@@ -14,6 +14,7 @@ from schemas.config import RunConfig
 from schemas.manifests import StageManifest
 from stages.sources import hub_ids
 from stages.text.markdown import escape
+from stages.text.visible import visible
 
 _ISO_639 = re.compile(r"(?!und$)[a-z]{2,3}")
 """What the hub takes for a language; und is unknown."""
@@ -69,7 +70,7 @@ def _header(config: RunConfig, contents: Contents, total: int) -> str:
     sources = config.pairs.sources if config.imported else config.prompts.sources
     splits = [{"name": "train", "num_bytes": contents.raw, "num_examples": total}]
     meta = {
-        "pretty_name": f"{config.name}: curated preference pairs",
+        "pretty_name": f"{' '.join(visible(config.name).split())}: curated preference pairs",
         "license": config.card.dataset_license,
         "language": [code for code in codes if _ISO_639.fullmatch(code)],
         "task_categories": ["text-generation"],
@@ -86,7 +87,9 @@ def _header(config: RunConfig, contents: Contents, total: int) -> str:
             "dataset_size": contents.raw,
         },
     }
-    return yaml.safe_dump({k: v for k, v in meta.items() if v}, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(
+        {k: v for k, v in meta.items() if v}, sort_keys=False, allow_unicode=True, width=10_000
+    )  # no line of its own: ---
 
 
 def _size(total: int) -> str:

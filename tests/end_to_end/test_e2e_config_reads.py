@@ -16,7 +16,12 @@ from pipeline.runner import context_of, read_range, stage_of
 from schemas.config.base import Section, is_execution
 from stages.contract import Account, Shard, Silent
 
-_FOR_THE_CARD = {"train": {"pairs.sources", "select.by", "select.keep", "select.quota"}}
+_FOR_THE_CARD = {
+    "train": {
+        *("pairs.sources", "prompts.sources", "prompts.sources.format", "prompts.sources.path", "sft.sources"),
+        *("languages.seen", "languages.unseen", "select.by", "select.keep", "select.quota"),
+    }
+}
 """Read for the text of the model card only, which is no part of the model's digest; curated says what was selected."""
 
 
