@@ -9,16 +9,12 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
 from pipeline import __version__
 from schemas.errors import UserError
-from schemas.paths import expanded
-
-if TYPE_CHECKING:
-    from schemas.config import RunConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -118,6 +114,7 @@ def status(
 ) -> None:
     """What is done, rows in, kept and dropped, and what would run next and why."""
     with _errors(debug):
+        from pipeline.existing import find_run
         from pipeline.status import print_status
 
         print_status(find_run(run), as_json)
@@ -135,6 +132,7 @@ def inspect(
 ) -> None:
     """Rows of a table."""
     with _errors(debug):
+        from pipeline.existing import find_run
         from pipeline.inspect import print_rows
 
         print_rows(find_run(run), table, where, lang, limit, round_)
@@ -151,19 +149,21 @@ def explain(
 ) -> None:
     """Why a pair was kept or not: scores, where the conflict sits, nearest and most opposed pairs, texts."""
     with _errors(debug):
+        from pipeline.existing import config_of, find_run
         from pipeline.explain import print_explanation
 
         folder = find_run(run)
-        print_explanation(folder, _config_of(folder), pair, neighbours, as_json, round_)
+        print_explanation(folder, config_of(folder), pair, neighbours, as_json, round_)
 
 
 @app.command()
 def report(run: Run, debug: Debug = False) -> None:
     """Write report.html from what there is now."""
     with _errors(debug):
+        from pipeline.existing import config_of, find_run
         from pipeline.report import report_now
 
-        _echo(report_now(_config_of(find_run(run))))
+        _echo(report_now(config_of(find_run(run))))
 
 
 @app.command()
@@ -180,16 +180,17 @@ def export(
 ) -> None:
     """Write curated pairs as a Hugging Face dataset folder, or the trained model or adapter, with a card."""
     with _errors(debug):
+        from pipeline.existing import config_of, find_run, usable_path
         from pipeline.export import export_dataset
         from pipeline.export_model import export_model
 
         folder = find_run(run)
-        config = _config_of(folder)
+        config = config_of(folder)
         if what == "dataset":
-            target = Path(_expanded(out)) if out else folder / "export"
+            target = usable_path(out) if out else folder / "export"
             _echo(export_dataset(config, target, round_, push, private))
         else:
-            target = Path(_expanded(out)) if out else folder / f"export-{what}"
+            target = usable_path(out) if out else folder / f"export-{what}"
             _echo(export_model(config, target, what, round_, push, private))
 
 
@@ -221,10 +222,11 @@ def init(
 ) -> None:
     """Write a commented starter config, or a copy of another shipped one."""
     with _errors(debug):
+        from pipeline.existing import usable_path
         from stages.data import read_data
 
         text = read_data(f"configs/{source.removesuffix('.yaml')}.yaml")
-        target = Path(_expanded(path))
+        target = usable_path(path)
         try:
             with target.open("x", encoding="utf-8") as file:  # never through a link, never over a file
                 file.write(text)
@@ -234,44 +236,11 @@ def init(
         _echo(f"Wrote {target}. {first}congrad run {shlex.quote(str(target))}")
 
 
-def _expanded(path: Path) -> str:
-    try:
-        return expanded(str(path))
-    except ValueError as error:
-        raise UserError(f"The path cannot be used: {error}", where=str(path)) from None
-
-
 def _echo(result: object) -> None:
     """A result on standard output, as text that steers no terminal."""
     from pipeline.console import printable
 
     typer.echo(printable(str(result)))
-
-
-def find_run(run: Path) -> Path:
-    """The run directory of a path or a name under runs/. Raises UserError if there is none."""
-    given = Path(_expanded(run))
-    for folder in (given, Path("runs") / given):
-        try:
-            (folder / "run.yaml").stat()
-        except PermissionError:
-            raise UserError(
-                "The run may not be read", where=str(folder), fix="Change its owner or permissions."
-            ) from None
-        except (OSError, ValueError):
-            continue
-        return folder
-    raise UserError(
-        "There is no run here", where=str(run), fix="Give a run directory (it holds run.yaml), or a name under runs/."
-    )
-
-
-def _config_of(folder: Path) -> RunConfig:
-    """The run's config, with the folder it lies in now: a moved run still works."""
-    from pipeline.config_file import load_config
-
-    config = load_config(folder / "run.yaml")
-    return config.model_copy(update={"run_dir": folder.resolve().parent, "name": folder.resolve().name})
 
 
 @contextmanager
