@@ -21,7 +21,7 @@ from schemas.paths import expanded
 if TYPE_CHECKING:
     from schemas.config import RunConfig
 
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # what every wrong command line raises; typer has no public name for it
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of every wrong command line; it has no public name
 
 
 class _Commands(TyperGroup):
