@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated
 
 import typer
 
-from pipeline import __version__
+from pipeline import __version__, cli_runs
+from pipeline.command import (
+    Commands,
+    Config,
+    Debug,
+    Exported,
+    Round,
+    Run,
+    RunDirOption,
+    Sets,
+    Shown,
+    echo,
+    errors,
+)
 from schemas.errors import UserError
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -27,23 +37,6 @@ def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"congrad-pipeline {__version__}")
         raise typer.Exit
-
-
-Config = Annotated[
-    Path,
-    typer.Argument(
-        help="YAML config (`init` writes a starter one), or a shipped one: package:configs/demo.yaml", metavar="CONFIG"
-    ),
-]
-Run = Annotated[Path, typer.Argument(help="run directory, or the name of a run under runs/", metavar="RUN")]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="override a config value: a.b=value (repeatable)", metavar="KEY=VALUE")
-]
-RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="folder that holds runs (config: run_dir)")]
-Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
-Round = Annotated[int | None, typer.Option("--round", help="this round only", min=0)]
-Exported = Literal["dataset", "model", "adapter"]
-Shown = Annotated[int, typer.Option("--round", help="the round to show", min=0)]
 
 
 @app.callback()
@@ -73,7 +66,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Bring a run up to date. The same command continues a run that was stopped."""
-    with _errors(debug):
+    with errors(debug):
         from pipeline.config_file import load_config
         from pipeline.console import Display
         from pipeline.run import preview
@@ -113,7 +106,7 @@ def status(
     debug: Debug = False,
 ) -> None:
     """What is done, rows in, kept and dropped, and what would run next and why."""
-    with _errors(debug):
+    with errors(debug):
         from pipeline.existing import find_run
         from pipeline.status import print_status
 
@@ -131,7 +124,7 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Rows of a table."""
-    with _errors(debug):
+    with errors(debug):
         from pipeline.existing import find_run
         from pipeline.inspect import print_rows
 
@@ -148,7 +141,7 @@ def explain(
     debug: Debug = False,
 ) -> None:
     """Why a pair was kept or not: scores, where the conflict sits, nearest and most opposed pairs, texts."""
-    with _errors(debug):
+    with errors(debug):
         from pipeline.existing import config_of, find_run
         from pipeline.explain import print_explanation
 
@@ -159,11 +152,11 @@ def explain(
 @app.command()
 def report(run: Run, debug: Debug = False) -> None:
     """Write report.html from what there is now."""
-    with _errors(debug):
+    with errors(debug):
         from pipeline.existing import config_of, find_run
         from pipeline.report import report_now
 
-        _echo(report_now(config_of(find_run(run))))
+        echo(report_now(config_of(find_run(run))))
 
 
 @app.command()
@@ -179,7 +172,7 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Write curated pairs as a Hugging Face dataset folder, or the trained model or adapter, with a card."""
-    with _errors(debug):
+    with errors(debug):
         from pipeline.existing import config_of, find_run, usable_path
         from pipeline.export import export_dataset
         from pipeline.export_model import export_model
@@ -188,10 +181,10 @@ def export(
         config = config_of(folder)
         if what == "dataset":
             target = usable_path(out) if out else folder / "export"
-            _echo(export_dataset(config, target, round_, push, private))
+            echo(export_dataset(config, target, round_, push, private))
         else:
             target = usable_path(out) if out else folder / f"export-{what}"
-            _echo(export_model(config, target, what, round_, push, private))
+            echo(export_model(config, target, what, round_, push, private))
 
 
 @app.command()
@@ -204,7 +197,7 @@ def doctor(
     debug: Debug = False,
 ) -> None:
     """Checks before a long run: a line each, and what to do. Exit code 1 when something would go wrong."""
-    with _errors(debug):
+    with errors(debug):
         from pipeline.config_file import load_config
         from pipeline.doctor import print_doctor
 
@@ -221,7 +214,7 @@ def init(
     debug: Debug = False,
 ) -> None:
     """Write a commented starter config, or a copy of another shipped one."""
-    with _errors(debug):
+    with errors(debug):
         from pipeline.existing import usable_path
         from stages.data import read_data
 
@@ -233,42 +226,8 @@ def init(
         except FileExistsError:
             raise UserError("The file exists already", where=str(path), fix="Name another.") from None
         first = "Set model.policy and prompts.sources, then: " if source == "starter" else "Look through it, then: "
-        _echo(f"Wrote {target}. {first}congrad run {shlex.quote(str(target))}")
+        echo(f"Wrote {target}. {first}congrad run {shlex.quote(str(target))}")
 
 
-def _echo(result: object) -> None:
-    """A result on standard output, as text that steers no terminal."""
-    from pipeline.console import printable
-
-    typer.echo(printable(str(result)))
-
-
-@contextmanager
-def _errors(debug: bool) -> Iterator[None]:
-    """One paragraph for every error; tracebacks only when asked for."""
-    from pipeline.console import printable
-    from pipeline.executor_errors import Interrupted, StageFailed
-
-    def fail(message: str, code: int) -> NoReturn:
-        typer.secho(printable(message), err=True, fg=typer.colors.RED)
-        if debug:
-            traceback.print_exc()
-        raise typer.Exit(code)
-
-    try:
-        yield
-    except UserError as error:
-        fail(str(error), 1)
-    except StageFailed as error:
-        fail(str(error) + (f"\n{error.trace}" if debug else " Run again with --debug for the traceback."), 2)
-    except Interrupted as stop:
-        fail(f"Stopped by {stop}. What is committed stays; the same command continues.", 128 + stop.signal)
-    except KeyboardInterrupt:
-        fail("Stopped.", 130)
-    except BrokenPipeError:
-        sys.stderr.close()
-    except OSError as error:  # a target that cannot be written, a file that may not be read
-        from pipeline.storage import storage_error
-
-        known = storage_error(error, Path())
-        fail(str(known or UserError(error.strerror or str(error), where=os.fsdecode(error.filename or ""))), 1)
+for _command in (cli_runs.compare,):
+    app.command()(_command)

@@ -136,7 +136,9 @@ def _measured(tables: Mapping[str, list[Path]]) -> pl.DataFrame:
         scan = pl.scan_parquet(tables[table], glob=False)
         there = set(scan.collect_schema().names())
         possible = [m for m in MEASURES if m.table == table and there.issuperset(m.columns)]
-        frames.append(scan.select("pair_id", *(m.value.cast(pl.Float64).alias(f"mean {m.name}") for m in possible)).collect())
+        frames.append(
+            scan.select("pair_id", *(m.value.cast(pl.Float64).alias(f"mean {m.name}") for m in possible)).collect()
+        )
     return frames[0].join(frames[1], on="pair_id", how="left", maintain_order="left")
 
 

@@ -77,3 +77,12 @@ def _places(values: pl.DataFrame) -> pl.Series:
     """1 for the pair that is kept first; ties go by pair id, as in `rank`."""
     order = values.with_row_index("row").sort("used", "pair_id", descending=[True, False])
     return order.with_columns(place=pl.int_range(1, pl.len() + 1)).sort("row")["place"]
+
+
+def why_not(arm: Arm, round_: int) -> str:
+    """Why the arm can rank no pair; empty if it can."""
+    try:
+        _valued(arm, read_pairs(Context(arm.config, round_, arm.inputs, {}, Silent())), (arm.config.seed, round_))
+    except UserError as error:
+        return error.what.removeprefix(f"{arm.name}: ")
+    return ""

@@ -13,7 +13,9 @@ from stages.conflict.stage import Conflict
 from stages.contract import Context, Progress, Rows
 
 
-def rescored(config: RunConfig, round_: int, inputs: Mapping[str, list[Path]], folder: Path, progress: Progress) -> Path:
+def rescored(
+    config: RunConfig, round_: int, inputs: Mapping[str, list[Path]], folder: Path, progress: Progress
+) -> Path:
     """The file of the table `scores` with these settings. inputs: what the conflict stage reads. Raises UserError as the stage does."""
     target = folder / "scores.parquet"
     ctx = Context(config, round_, inputs, {}, progress, scratch=folder)

@@ -11,6 +11,7 @@ from stages.report.charts import ChangeBar, changes
 from stages.report.data import Tables
 from stages.report.svg import Format
 from stages.report.text import number, percent, short, spaced
+from stages.text.codes import in_order
 
 ALL = "all"
 SPLITS = {
