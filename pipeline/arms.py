@@ -37,7 +37,7 @@ def arm_of(text: str) -> ArmSpec:
     if not words:
         raise UserError("This arm says nothing", where=f"--arm {text!r}", fix=_HOW)
     settings = tuple(_setting(word, text) for word in words)
-    return ArmSpec(label.strip() if colon else " ".join(_shown(setting) for setting in settings), settings)
+    return ArmSpec(label.strip() if colon else " ".join(map(_shown, words)), settings)
 
 
 _HOW = f"Give a filter ({', '.join(_FILTERS)}), {ALL}, or settings: --arm 'select.keep=0.3 conflict.surgery=mean'."
@@ -53,8 +53,8 @@ def _setting(word: str, text: str) -> str:
     return word
 
 
-def _shown(setting: str) -> str:
-    return setting.removeprefix("select.by=") if setting.startswith("select.by=") else setting.removeprefix("select.")
+def _shown(word: str) -> str:
+    return word.removeprefix("select.by=").removeprefix("select.")
 
 
 def arms_of(texts: Sequence[str]) -> list[ArmSpec]:

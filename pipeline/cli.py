@@ -150,13 +150,13 @@ def explain(
 
 
 @app.command()
-def report(run: Run, debug: Debug = False) -> None:
-    """Write report.html from what there is now."""
+def report(run: Run, arm: cli_runs.Arms = None, debug: Debug = False) -> None:
+    """Write report.html from what there is now, with selections beside the run's own (see `compare`)."""
     with errors(debug):
         from pipeline.existing import config_of, find_run
         from pipeline.report import report_now
 
-        echo(report_now(config_of(find_run(run))))
+        echo(report_now(config_of(find_run(run)), arm or []))
 
 
 @app.command()

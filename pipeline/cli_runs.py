@@ -8,18 +8,20 @@ import typer
 
 from pipeline.command import Debug, Run, Shown, errors
 
+Arms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arm",
+        help="a selection to compare with the run's own: a filter (margin), all, or settings (select.keep=0.3 "
+        "conflict.surgery=mean); 'NAME: ...' names it; repeatable",
+        metavar="ARM",
+    ),
+]
+
 
 def compare(
     run: Run,
-    arm: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--arm",
-            help="a selection to compare with the run's own: a filter (margin), all, or settings (select.keep=0.3 "
-            "conflict.surgery=mean); 'NAME: ...' names it; repeatable",
-            metavar="ARM",
-        ),
-    ] = None,
+    arm: Arms = None,
     examples: Annotated[int, typer.Option(help="pairs to show that only one keeps, per arm", min=0, max=1000)] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
     round_: Shown = 0,

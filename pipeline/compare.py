@@ -54,11 +54,6 @@ def _arm(folder: Path, own: RunConfig, spec: ArmSpec, round_: int, scratch: Path
     config = config_of(folder, spec.settings) if spec.settings else own
     states = recorded_planner(config, folder).states()
     scoring, selecting = (_maker(states, table, round_) for table in ("scores", "curated"))
-    if spec.settings and all(_same(state, config, own) for state in (scoring, selecting)):
-        raise UserError(
-            f"The arm {spec.name!r} selects as the run itself does, which is in the table already",
-            fix="Leave it out. Settings of other stages need a run of their own: congrad fork RUN NEW --set key=value.",
-        )
     if scoring.behind or scoring.inputs.missing:
         raise UserError(
             f"{_who(spec)} cannot be compared: stage {scoring.step.title} {waits_for(scoring)}",
@@ -66,6 +61,11 @@ def _arm(folder: Path, own: RunConfig, spec: ArmSpec, round_: int, scratch: Path
             fix="Bring the run up to date first: congrad run CONFIG."
             if spec.name == OWN
             else "What is compared may differ in select and conflict. For anything before: congrad fork RUN NEW --set key=value.",
+        )
+    if spec.settings and all(_same(state, config, own) for state in (scoring, selecting)):
+        raise UserError(
+            f"The arm {spec.name!r} selects as the run itself does, which is in the table already",
+            fix="Leave it out. Settings of other stages need a run of their own: congrad fork RUN NEW --set key=value.",
         )
     inputs = {name: [folder / file.path for file in files] for name, files in scoring.inputs.records.items()}
     if scoring.kind == "done" and scoring.manifest is not None:

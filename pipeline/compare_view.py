@@ -25,16 +25,15 @@ def print_comparison(found: Comparison, as_json: bool) -> None:
         return
     marks = {arm.name: mark(n) for n, arm in enumerate(found.arms)}
     for arm in found.arms:
-        settings = (
-            f"  ({' '.join(arm.settings)})" if " ".join(arm.settings) not in (arm.name, f"select.{arm.name}") else ""
-        )
+        said = [*arm.settings, f"select.{arm.name}", f"select.by={arm.name}"]
+        settings = f"  ({' '.join(arm.settings)})" if arm.settings and " ".join(arm.settings) not in said[1:] else ""
         console.print(Text(f"{marks[arm.name]}  {arm.name}{settings}"), soft_wrap=True)
     console.print(Text(pool_line(found)), soft_wrap=True)
     for start in range(0, len(found.arms), _WIDE):
         console.print()
         console.print(_table(found, found.arms[start : start + _WIDE], marks))
     for arm in found.arms:
-        if arm.only:
+        if arm.examples:
             _print_only(console, arm, marks[arm.name])
 
 
@@ -47,6 +46,8 @@ def mark(n: int) -> str:
 def pool_line(found: Comparison) -> str:
     """What the figures are of, in one sentence."""
     line = f"On the {found.pool:,} of {found.training:,} training pairs that all of them can rank"
+    if found.pool == found.training:
+        return f"On all {found.pool:,} training pairs."
     missing = [f"{name} {count:,}" for name, count in found.unranked.items() if count]
     return line + (f" (cannot rank: {', '.join(missing)})" if missing else "") + "."
 
@@ -81,8 +82,11 @@ def _words(name: str) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, none cut from large ones."""
-    return "–" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    """At most seven characters."""
+    if value is None:
+        return "–"
+    size = abs(value)
+    return f"{value:,.0f}" if size >= 1000 else f"{value:.1f}" if size >= 10 else f"{value:.3f}"
 
 
 def _print_only(console: Terminal, arm: Selected, letter: str) -> None:

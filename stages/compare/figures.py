@@ -106,7 +106,7 @@ def compared(
     """
     frame = pool.pairs.join(_measured(tables), on="pair_id", how="left", maintain_order="left")
     order = in_order(languages, frame["language"].to_list())
-    votes = pl.DataFrame(list(pool.kept.values())).sum_horizontal() if pool.kept else pl.Series([], dtype=pl.Int64)
+    votes = pl.DataFrame({str(n): kept for n, kept in enumerate(pool.kept.values())}).sum_horizontal()
     alone = {name: kept & (votes == 1) for name, kept in pool.kept.items()} if len(arms) > 1 else {}
     shown = {name: _first(pool, mask, name, examples) for name, mask in alone.items()}
     texts = _texts(tables["pairs"], [pair_id for ids in shown.values() for pair_id in ids])
@@ -162,7 +162,7 @@ def _first(pool: Pool, alone: pl.Series, name: str, n: int) -> list[str]:
     return found["pair_id"].to_list()
 
 
-def _texts(files: Sequence[Path], ids: Sequence[str]) -> dict[str, Example]:
+def _texts(files: list[Path], ids: Sequence[str]) -> dict[str, Example]:
     last = (pl.col(name).list.last().struct.field("content").alias(name) for name in ("prompt", "chosen", "rejected"))
     rows = pl.scan_parquet(files, glob=False).filter(pl.col("pair_id").is_in(list(ids)))
     return {row["pair_id"]: Example(**row) for row in rows.select("pair_id", "language", *last).collect().to_dicts()}
