@@ -26,6 +26,7 @@ _SPECIAL: dict[str, Any] = {
     "train.orthalign.tolerance": None,  # belongs to rank: search
     "train.allo.mask": "gradient",
     "train.allo.forget_max_steps": 5,
+    "gradients.token_budget": 4096,  # one of few tokens is refused
     "train.max_steps": 5,
     "sft.max_steps": 5,
     "sft.report_to": ["tensorboard"],
