@@ -21,6 +21,8 @@ _NOTE = re.compile(
     r"\s*\((?:macrolanguage|individual language|[0-9c. -]+)\)|^(?:Modern|Standard) (?=Greek)", re.IGNORECASE
 )
 _ANY_HAN = "Hani"
+_COUNTRIES = {"usa": "US", "uk": "GB", "great britain": "GB", "simplified": "Hans", "traditional": "Hant"}
+_QUALIFIED = re.compile(r"([^()]+?) ?\(([^()]+)\)")
 
 
 @lru_cache(maxsize=4096)
@@ -41,8 +43,13 @@ def standard(code: str) -> str | None:
 
 
 def named(name: str) -> str | None:
-    """The code of the language of this name ("German", "Deutsch"), or None."""
-    return _names().get(" ".join(name.casefold().replace("_", " ").split()))
+    """The code of the language of this name ("German", "Deutsch", "Spanish (Mexico)", "Serbian (Latin)"), or None."""
+    words = " ".join(name.casefold().replace("_", " ").split())
+    qualified = _QUALIFIED.fullmatch(words)
+    if words in _names() or qualified is None:
+        return _names().get(words)
+    base, part = _names().get(qualified.group(1)), _parts().get(qualified.group(2))
+    return f"{base}-{part}" if base and part else None
 
 
 @lru_cache(maxsize=4096)
@@ -120,6 +127,16 @@ def _macrolanguages() -> dict[str, str]:
         if entry.get("Type") == "language" and "Macrolanguage" in entry
     }
     return {langcodes.standardize_tag(code): over for code, over in found.items()} | found
+
+
+@lru_cache(maxsize=1)
+def _parts() -> dict[str, str]:
+    """Scripts and countries, casefolded, by name and by code -> the subtag."""
+    entries = [
+        entry for entry in parse_registry() if entry.get("Type") in ("region", "script") and ".." not in entry["Subtag"]
+    ]
+    names = {name.casefold(): entry["Subtag"] for entry in entries for name in entry["Description"]}
+    return {entry["Subtag"].casefold(): entry["Subtag"] for entry in entries} | names | _COUNTRIES
 
 
 @lru_cache(maxsize=1)
