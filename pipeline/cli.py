@@ -229,5 +229,5 @@ def init(
         echo(f"Wrote {target}. {first}congrad run {shlex.quote(str(target))}")
 
 
-for _command in (cli_runs.compare,):
+for _command in (cli_runs.compare, cli_runs.fork):
     app.command()(_command)
