@@ -76,7 +76,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("languages", "pairs", "text", "generate.sampling", "model.trust_remote_code"),
         ("policy",),
         kept_rows=(("prompt", "row"), "pairs"),
-        version=3,
+        version=4,
         sources="pairs.sources",
         needs=(needs.tokenizer,),
     ),

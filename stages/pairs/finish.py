@@ -33,6 +33,7 @@ class Draft:
     rejected_score: float | None = None
     chosen_candidate_id: str | None = None
     rejected_candidate_id: str | None = None
+    label_error: str | None = None
 
 
 class Finisher:
@@ -116,6 +117,7 @@ class Finisher:
             "chosen_candidate_id": draft.chosen_candidate_id,
             "rejected_candidate_id": draft.rejected_candidate_id,
             "source": draft.source,
+            "label_error": draft.label_error,
         }
 
     def _target(self, text: str) -> str:

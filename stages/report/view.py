@@ -16,6 +16,7 @@ from stages.report import browser as _browser
 from stages.report import conflicts as _conflicts
 from stages.report import curves as _curves
 from stages.report import distributions as _distributions
+from stages.report import errors as _errors
 from stages.report import flow as _flow
 from stages.report import headline as _headline
 from stages.report import objectives as _objectives
@@ -45,6 +46,7 @@ _TITLES = {
     "conflict": "Agreement between languages",
     "weights": "Weights",
     "scores": "Conflict scores",
+    "errors": "Known errors",
     "beside": "Other selections",
     "sides": "Lengths and judge scores",
     "training": "Training",
@@ -70,6 +72,7 @@ class View:
     flows: list[_flow.RoundFlow]
     conflicts: list[_conflicts.Conflicts]
     scores: list[_distributions.Scores]
+    errors: list[_errors.Errors]
     beside: list[_beside.Beside]
     sides: list[tuple[int, list[_distributions.Sides]]]
     sft: _curves.Curves | None
@@ -102,6 +105,7 @@ def build_view(
     flows = _flow.flows(manifests, languages)
     scores = each(lambda r: _distributions.scores(tables, r, languages, by_conflict))
     sides = [(r, found) for r in rounds if (found := _distributions.sides(tables, r, languages))]
+    errors = each(lambda r: _errors.errors(tables, r, manifests))
     beside = _beside.beside(compared or {})
     sft, curves = _curves.curves(tables, None), each(lambda r: _curves.curves(tables, r))
     browsers = each(lambda r: _browser.browser(tables, r, languages, config.report.browse_pairs))
@@ -112,6 +116,7 @@ def build_view(
         "conflict": conflicts,
         "weights": any(scope.weights for one in conflicts for scope in one.scopes),
         "scores": scores,
+        "errors": errors,
         "beside": beside,
         "sides": sides,
         "training": sft or curves,
@@ -131,6 +136,7 @@ def build_view(
         flows=flows,
         conflicts=conflicts,
         scores=scores,
+        errors=errors,
         beside=beside,
         sides=sides,
         sft=sft,
