@@ -25,6 +25,7 @@ _SPECIAL: dict[str, Any] = {
     "loss.discopop_tau": None,
     "train.orthalign.tolerance": None,  # belongs to rank: search
     "train.sharding": "ddp",
+    "gradients.token_budget": 4096,
     "train.allo.mask": "gradient",
     "train.allo.forget_max_steps": 5,
     "train.max_steps": 5,
