@@ -15,7 +15,7 @@ import torch
 import yaml
 from typer.testing import CliRunner, Result
 
-import pipeline.run
+import pipeline.loop
 from pipeline.cli import app
 from tests.faults.inline import InlineExecutor
 
@@ -115,7 +115,7 @@ def inline_stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The real run loop and the real stages, in this process: no worker processes that import torch anew."""
     threads, environment = torch.get_num_threads(), dict(os.environ)
     monkeypatch.setattr(InlineExecutor, "computed", [], raising=False)
-    monkeypatch.setattr(pipeline.run, "local_executor", InlineExecutor)
+    monkeypatch.setattr(pipeline.loop, "local_executor", InlineExecutor)
     yield
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)

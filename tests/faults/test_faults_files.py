@@ -12,7 +12,7 @@ import pytest
 from pipeline.config_file import load_config
 from pipeline.models import Models
 from pipeline.plan import Step
-from pipeline.run import preview
+from pipeline.loop import preview
 from pipeline.rundir import RunDir
 from pipeline.selection import Selection
 from schemas.errors import UserError
