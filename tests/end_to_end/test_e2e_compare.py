@@ -1,20 +1,24 @@
-"""compare on a whole run: the stages' own answer, and nothing written."""
+"""compare on a run of imported pairs: the stages' own answer, and nothing written."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import polars as pl
+import pytest
+
+
+@pytest.fixture
+def run(imported_run: Path) -> Path:
+    return imported_run
 
 
 def _state(run) -> dict:
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in run.rglob("*") if path.is_file()}
 
 
-def test_an_arm_of_other_conflict_settings_selects_what_a_run_with_them_selects(
-    whole_run, inline_command, write_tiny, tmp_path
-) -> None:
-    _, run, _ = whole_run
+def test_an_arm_of_other_conflict_settings_selects_what_a_run_with_them_selects(run, inline_command, tmp_path) -> None:
     before = _state(run)
     done = inline_command(
         "compare", str(run), "--arm", "other: conflict.surgery=mean select.keep=0.4", "--arm", "random", "--json",
@@ -35,10 +39,9 @@ def test_an_arm_of_other_conflict_settings_selects_what_a_run_with_them_selects(
     assert {pair["pair_id"] for pair in other["examples"]} <= kept["other"] - kept["own"]
 
 
-def test_what_the_run_has_not_stored_is_refused_by_name(whole_run, inline_command) -> None:
-    _, run, _ = whole_run
+def test_what_the_run_has_not_stored_is_refused_by_name(run, inline_command) -> None:
     for arm, said in {
-        "gradients.sketch.dim=256": "gradients.sketch.dim: 512 -> 256",
+        "gradients.sketch.dim=128": "gradients.sketch.dim: 256 -> 128",
         "conflict": "selects as the run itself does",
         "train.learning_rate=0.1": "selects as the run itself does",
         "select.kep=0.1": "did you mean 'keep'",
@@ -48,8 +51,7 @@ def test_what_the_run_has_not_stored_is_refused_by_name(whole_run, inline_comman
         assert done.exit_code == 1 and said in done.stderr and "Traceback" not in done.stderr
 
 
-def test_the_table_fits_80_columns_and_the_report_shows_the_arms(whole_run, inline_command, monkeypatch) -> None:
-    _, run, _ = whole_run
+def test_the_table_fits_80_columns_and_the_report_shows_the_arms(run, inline_command, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     done = inline_command(
         "compare",

@@ -1,4 +1,4 @@
-"""fork on a whole run: nothing dear is repeated, and neither run can damage the other."""
+"""fork on a run of imported pairs: nothing dear is repeated, and neither run can damage the other."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ from stages.catalog import BY_NAME
 from tests.faults.inline import InlineExecutor
 
 
+@pytest.fixture
+def run(imported_run: Path) -> Path:
+    return imported_run
+
+
 def _records(run: Path) -> list[FileRecord]:
     states = [json.loads(path.read_text()) for path in run.rglob("_state/*/_stage.json")]
     return [FileRecord(**file) for state in states for file in state["files"]]
@@ -29,9 +34,8 @@ def _kept(run: Path) -> set[str]:
 
 
 def test_a_fork_with_another_share_repeats_no_gradient_and_selects_as_a_run_of_its_own(
-    whole_run, inline_command, tmp_path
+    run, inline_command, tmp_path
 ) -> None:
-    _, run, _ = whole_run
     said = inline_command("fork", str(run), str(tmp_path / "less"), "--set", "select.keep=0.3").stdout
     assert "gradients" in said.split("To do:")[0] and "select (select.keep: 0.5 -> 0.3)" in said
     gradients = Path("round-0/gradients/part-00000.parquet")
@@ -42,8 +46,7 @@ def test_a_fork_with_another_share_repeats_no_gradient_and_selects_as_a_run_of_i
     assert config_of(tmp_path / "less").select.keep == 0.3 and config_of(run).select.keep == 0.5
 
 
-def test_deleting_or_redoing_in_one_run_leaves_the_other_whole(whole_run, inline_command, tmp_path) -> None:
-    _, run, _ = whole_run
+def test_deleting_or_redoing_in_one_run_leaves_the_other_whole(run, inline_command, tmp_path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     shutil.copytree(run, one)
     fork(one, two, [])
@@ -56,16 +59,14 @@ def test_deleting_or_redoing_in_one_run_leaves_the_other_whole(whole_run, inline
     assert not RunDir(two).verify(_records(two))
 
 
-def test_a_finished_model_is_copied_since_libraries_write_into_such_files(whole_run, tmp_path) -> None:
-    _, run, _ = whole_run
-    forked = fork(run, tmp_path / "copy", ["evaluate.prompts_per_language=2"])
+def test_a_finished_model_is_copied_since_libraries_write_into_such_files(run, tmp_path) -> None:
+    forked = fork(run, tmp_path / "copy", ["evaluate.pairs_per_language=2"])
     models = [file for file in _records(tmp_path / "copy") if file.table is None]
     assert forked.copied == sum(file.bytes for file in models) > 0
     assert not any((run / file.path).samefile(tmp_path / "copy" / file.path) for file in models)
 
 
-def test_what_cannot_be_shared_safely_is_refused(whole_run, tmp_path) -> None:
-    _, run, _ = whole_run
+def test_what_cannot_be_shared_safely_is_refused(run, tmp_path) -> None:
     with pytest.raises(UserError, match="There is something already"):
         fork(run, tmp_path, [])
     with pytest.raises(UserError, match="did you mean 'keep'"):
@@ -79,16 +80,14 @@ def test_what_cannot_be_shared_safely_is_refused(whole_run, tmp_path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"damaged"}  # nothing half-made
 
 
-def test_another_model_shares_nothing_that_was_made_with_the_old_one(whole_run, tmp_path) -> None:
-    _, run, _ = whole_run
+def test_another_model_shares_nothing_that_was_made_with_the_old_one(run, tmp_path) -> None:
     other = tmp_path / "other"
     shutil.copytree(yaml.safe_load((run / "run.yaml").read_text())["model"]["policy"], other)
     forked = fork(run, tmp_path / "new", [f"model.policy={other}"])
-    assert [state.step.title for state in forked.shared] == ["prompts"]
+    assert [state.step.title for state in forked.shared] == ["pairs"]
 
 
-def test_without_hard_links_files_are_copied(whole_run, tmp_path, monkeypatch) -> None:
-    _, run, _ = whole_run
+def test_without_hard_links_files_are_copied(run, tmp_path, monkeypatch) -> None:
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(18, "Invalid cross-device link")

@@ -20,9 +20,9 @@ from pipeline import runner
 from pipeline.config_file import load_config
 from pipeline.console import Display
 from pipeline.executor import Reports
+from pipeline.loop import RunOutcome
 from pipeline.messages import Noted, Offered, Order, ToDriver
 from pipeline.plan import Planner
-from pipeline.loop import RunOutcome
 from pipeline.rundir import KEPT, RunDir
 from pipeline.selection import Selection
 from pipeline.writer import Writer
