@@ -1,7 +1,8 @@
 """Study 1: does the score find damage in preference pairs of real answers? AUROC and damaged share left, by damage, for every filter.
 
     python benchmarks/real_answers.py --work FOLDER --data answers.parquet [--models NAME,NAME] [--languages de,es,fr,ru] [--pairs 50]
-        [--strong gpt-4o-mini] [--weak gpt-3.5-turbo-0125] [--seeds 10] [--sketched]
+        [--contrasts real,easy,language]
+        [--words 40] [--strong gpt-4o-mini] [--weak gpt-3.5-turbo-0125] [--seeds 10] [--sketched]
 
 --data: Parquet with id, language, prompt, model, answer. The pairs are sketched ONCE for each model by an ordinary, resumable run; damage is planted
 as in benchmarks/planted_conflicts.py, and every seed's figures are a Parquet row (benchmarks/evidence/rows), committed as it finishes:
@@ -30,12 +31,13 @@ def main() -> int:
     parser.add_argument("--models", default=MODELS)
     parser.add_argument("--languages", default="de,es,fr,ru")
     parser.add_argument("--pairs", type=int, default=50, help="in each language and contrast")
+    parser.add_argument("--contrasts", default=",".join(answers.CONTRASTS))
     parser.add_argument("--strong", default="gpt-4o-mini")
     parser.add_argument("--weak", default="gpt-3.5-turbo-0125")
     parser.add_argument(
         "--words",
         type=int,
-        default=60,
+        default=40,
         help="both answers are cut to as many words as the shorter one has, at most this many",
     )
     parser.add_argument("--seeds", type=int, default=10)
@@ -43,7 +45,8 @@ def main() -> int:
     parser.add_argument("--sketched", action="store_true", help="make no sketches: use those committed so far")
     arguments = parser.parse_args()
     languages = arguments.languages.split(",")
-    pairs = answers.make_pairs(
+    contrasts = arguments.contrasts.split(",")
+    made = answers.make_pairs(
         answers.Answers.read(arguments.data),
         languages,
         arguments.pairs,
@@ -51,6 +54,7 @@ def main() -> int:
         arguments.weak,
         arguments.words,
     )
+    pairs = {contrast: made[contrast] for contrast in contrasts}
     for model in arguments.models.split(","):
         work = arguments.work / model.rpartition(":")[2].replace("/", "--")
         if not arguments.sketched:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import polars as pl
 
-
 CONTRASTS = ("real", "easy", "language")
 _COLUMNS = ("id", "language", "prompt", "model", "answer")
 

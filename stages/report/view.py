@@ -43,7 +43,7 @@ _TITLES = {
     "conflict": "Agreement between languages",
     "weights": "Weights",
     "scores": "Conflict scores",
-    "sides": "Lengths and judge scores",
+    "sides": "Lengths, judge scores and relevance",
     "training": "Training",
     "results": "Before and after",
     "pairs": "Pairs",
