@@ -48,7 +48,7 @@ _TITLES = {
     "scores": "Conflict scores",
     "errors": "Known errors",
     "beside": "Other selections",
-    "sides": "Lengths and judge scores",
+    "sides": "Lengths, judge scores and relevance",
     "training": "Training",
     "results": "Before and after",
     "pairs": "Pairs",
