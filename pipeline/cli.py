@@ -204,21 +204,26 @@ def export(
     push: Annotated[str | None, typer.Option(help="also push to this hub id", metavar="OWNER/NAME")] = None,
     private: Annotated[bool, typer.Option(help="push it as private")] = False,
     round_: Annotated[int | None, typer.Option("--round", help="this round (default: the last)", min=0)] = None,
+    sets: Sets = None,
     debug: Debug = False,
 ) -> None:
     """Write curated pairs as a Hugging Face dataset folder, or the trained model or adapter, with a card."""
     with _errors(debug):
+        from pipeline.console import Display
         from pipeline.export import export_dataset
         from pipeline.export_model import export_model
 
         folder = find_run(run)
-        config = _config_of(folder)
+        config = _config_of(folder, sets)
         if what == "dataset":
             target = Path(_expanded(out)) if out else folder / "export"
             _echo(export_dataset(config, target, round_, push, private))
         else:
             target = Path(_expanded(out)) if out else folder / f"export-{what}"
             _echo(export_model(config, target, what, round_, push, private))
+        key = "dataset_license" if what == "dataset" else "model_license"
+        if getattr(config.card, key) is None:
+            Display().say(f"The card names no licence: --set card.{key}=... adds it.", "yellow")
 
 
 @app.command()
@@ -294,11 +299,11 @@ def find_run(run: Path) -> Path:
     )
 
 
-def _config_of(folder: Path) -> RunConfig:
+def _config_of(folder: Path, sets: list[str] | None = None) -> RunConfig:
     """The run's config, with the folder it lies in now: a moved run still works."""
     from pipeline.config_file import load_config
 
-    config = load_config(folder / "run.yaml")
+    config = load_config(folder / "run.yaml", sets or [])
     return config.model_copy(update={"run_dir": folder.resolve().parent, "name": folder.resolve().name})
 
 

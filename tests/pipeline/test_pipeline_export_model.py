@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 import pipeline.export_model
 from pipeline.commit import write_manifest
@@ -102,6 +103,8 @@ def test_the_card_is_completed_with_licence_and_what_was_measured_of_this_model(
     (result,) = index["results"]
     assert result["metrics"] == [{"type": "accuracy", "value": 0.75}] and result["dataset"]["config"] == "en"
     assert index["name"] == "t, round 0"
+    (read,) = ModelCard.load(out / "README.md").data.eval_results  # which checks the model-index
+    assert (read.metric_value, read.dataset_split, read.dataset_config) == (0.75, "test", "en")
     assert {p.name for p in out.iterdir()} == {"README.md", "weights.safetensors", MARK}
     assert "# t, round 0" in (out / "README.md").read_text()
 
