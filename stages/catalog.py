@@ -122,7 +122,7 @@ STAGES: tuple[StageSpec, ...] = (
         ),
         ("policy", "reference"),
         kept_rows=(("pair",), "contributions"),
-        version=3,
+        version=4,
         when=("gradients.sketch.method", "one_sided"),
         size="gradients.aggregate_size",
         only=("split", "train"),
