@@ -42,10 +42,10 @@ def _unused(root: BaseModel, section: BaseModel, at: str) -> Iterator[Unused]:
             yield refused
         elif isinstance(value, BaseModel):
             yield from _unused(root, value, key)
-        elif isinstance(value, list):
-            for index, item in enumerate(value):
+        elif isinstance(value, (list, dict)):
+            for place, item in value.items() if isinstance(value, dict) else enumerate(value):
                 if isinstance(item, BaseModel):
-                    yield from _unused(root, item, f"{key}.{index}")
+                    yield from _unused(root, item, f"{key}.{place}")
 
 
 def _refusal(root: BaseModel, conditions: Mapping[str, Any], key: str, at: str) -> Unused | None:
@@ -63,7 +63,10 @@ def _absolute(key: str, at: str) -> str:
 
 def _value(root: Any, path: str) -> Any:
     for step in path.split("."):
-        root = root[int(step)] if isinstance(root, list) else getattr(root, step)
+        if isinstance(root, list):
+            root = root[int(step)]
+        else:
+            root = root[step] if isinstance(root, dict) else getattr(root, step)
     return root
 
 
@@ -80,9 +83,9 @@ def _owner(path: str, wanted: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """As in YAML; a list of sections by its length."""
-    if isinstance(value, list):
-        return f"{len(value)} entries" if value else "[]"
+    """As in YAML; a list or mapping of sections by its length."""
+    if isinstance(value, (list, dict)):
+        return f"{len(value)} entries" if value else str(value)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)

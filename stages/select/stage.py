@@ -55,14 +55,17 @@ class Select(TableStage):
 
 def rank(pairs: pl.DataFrame, config: SelectConfig) -> pl.DataFrame:
     """Decide for every pair. pairs: pair_id, language, used (what it is ranked by, null: nothing), in any order; with `pool`, whether it counts
-    for the share that is kept (else those do that are ranked), so that a ranking which knows less keeps no fewer.
+    for the share that is kept (else those do that are ranked), so that a ranking which knows less keeps no fewer; with `criterion`, every
+    criterion has its own share.
 
     Adds reason (null: kept) and detail. Of the n pairs of a language that count, or of all with quota: global, the
     max(1, keep * n rounded half up) ranked ones with the largest `used` stay; ties go by pair_id. With a column `cell`, a cell gives
     at most max(1, share of that number rounded half up): its later pairs are passed over (crowded_cell) and the next in
     rank take their places, so that fewer stay only where the cells run out.
     """
-    over = ["language"] if config.quota == "language" else [pl.lit(0)]
+    over: list[str | pl.Expr] = ["language"] if config.quota == "language" else [pl.lit(0)]
+    if "criterion" in pairs.columns:
+        over.append("criterion")  # scores of different criteria are on different scales
     capped = "cell" in pairs.columns
     counts = pl.col("pool") if "pool" in pairs.columns else pl.col("used").is_not_null()
     scored = (
@@ -118,7 +121,7 @@ def compare(pairs: pl.DataFrame, names: Sequence[str], config: SelectConfig, see
 def _scored(ctx: Context) -> pl.DataFrame:
     """pair_id, language, `used` and `pool` (it has a conflict score) of every training pair, in table order."""
     by = ctx.config.select.by
-    columns = ("pair_id", "language", "chosen_score", "rejected_score")
+    columns = ("pair_id", "language", "criterion", "chosen_score", "rejected_score")
     pairs = ctx.scan("pairs").filter(pl.col("split") == "train").select(columns)
     scores = ctx.scan("scores").select("pair_id", *{"score", *FILTERS[by].columns} - set(columns))
     frame = pairs.join(scores, on="pair_id", how="left", maintain_order="left").collect()
@@ -130,7 +133,7 @@ def _scored(ctx: Context) -> pl.DataFrame:
         if not frame["pool"].any():
             why, fix = "no training pair has a conflict score", "See the flags: python -m pipeline inspect RUN scores."
         raise UserError(f"no pair can be ranked: {why}", where=f"select.by: {by}", fix=fix)
-    frame = frame.select("pair_id", "language", "used", "pool")
+    frame = frame.select("pair_id", "language", "criterion", "used", "pool")
     if (diversity := ctx.config.select.diversity).cells:
         if not ctx.inputs.get("gradients"):
             raise UserError("the cells need the gradient sketches", where="select.diversity.cells")
@@ -147,7 +150,7 @@ def _notes(ranked: pl.DataFrame, config: SelectConfig) -> list[str]:
     notes = []
     if unranked := int((ranked["pool"] & ranked["used"].is_null()).sum()):
         kept, pool = ranked["reason"].null_count(), pl.col("pool")
-        full = rank(ranked.select("pair_id", "language", "pool", used=pl.when(pool).then(0.0)), config)
+        full = rank(ranked.select("pair_id", "language", "criterion", "pool", used=pl.when(pool).then(0.0)), config)
         wanted = full["reason"].null_count()
         filled = "as many are kept all the same" if kept == wanted else f"{kept} pairs are kept instead of {wanted}"
         notes.append(
@@ -155,7 +158,7 @@ def _notes(ranked: pl.DataFrame, config: SelectConfig) -> list[str]:
         )
     if config.diversity.cells:
         crowded, held = (ranked["reason"] == CROWDED).sum(), ranked["reason"].null_count()
-        plain = rank(ranked.select("pair_id", "language", "used", "pool"), config)["reason"].null_count()
+        plain = rank(ranked.select("pair_id", "language", "criterion", "used", "pool"), config)["reason"].null_count()
         notes.append(f"{crowded} pairs gave way to lower ranked ones of less crowded cells")
         if held < plain:
             notes.append(

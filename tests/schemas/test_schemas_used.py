@@ -32,10 +32,16 @@ OTHER: dict[str, Any] = {  # a value that is not the default, where half of it, 
     "select.diversity.share": 0.5,
     "select.diversity.cells": 40,
     "judge.rubric": "r.yaml",
+    "judge.engine": {"kind": "transformers"},
+    "judge.panel": {"a": {}},
+    "judge.criteria": {"a": {}},
+    "judge.max_length": 99,
 }
 WITH: dict[str, dict[str, Any]] = {  # what else a value of a switch needs
     "engine.kind: openai": {"engine.base_url": "http://localhost:1/v1"},
     "loss.type: ipo": {"gradients.sketch.both_sides": True},
+    "judge.method: reward_model": {"model.judge": "j"},
+    "judge.method: implicit_reward": {"judge.reference": "r"},
 }
 
 
