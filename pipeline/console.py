@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.text import Text
 
 from pipeline.pace import Pace
@@ -33,7 +34,18 @@ def printable(text: str) -> str:
     return visible(without_secrets(text))
 
 
-class _Terminal(Console):
+class Terminal(Console):
+    """The one way to a terminal: whatever is printed, by whomever, comes out `printable`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+class _Patient(Terminal):
     """A console that falls silent when its terminal is gone: a run that is told to stop must still reach its end."""
 
     def print(self, *objects: Any, **options: Any) -> None:
@@ -47,7 +59,7 @@ class Display:
     """Shows stages, notes and progress on standard error; standard output stays free for results."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = _Terminal(stderr=True, quiet=quiet, highlight=False)
+        self.console = _Patient(stderr=True, quiet=quiet)
         self._bar: StageBar | None = None
 
     def say(self, message: str, style: str = "") -> None:
@@ -66,6 +78,7 @@ class StageBar:
         self._console, self._title = console, title
         self._pace = Pace()
         self._said, self._patience = time.monotonic(), _FIRST_SECONDS
+        self._heard, self._rates = time.monotonic(), ""
         self._live = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -103,6 +116,7 @@ class StageBar:
         shown = "  ".join(
             f"{value:,.4g} {name.replace('_per_s', '/s').replace('_', ' ')}" for name, value in rates.items()
         )
+        self._heard, self._rates = time.monotonic(), shown
         if self._task is not None:
             self._live.update(self._task, advance=amount, rates=shown)
         elif time.monotonic() - self._said >= _PLAIN_SECONDS:
@@ -116,8 +130,12 @@ class StageBar:
 
     def tick(self) -> None:
         """Called every second: where no news comes for long (a model is loaded, a batch takes minutes), that it goes on is news."""
-        if self._task is None and time.monotonic() - self._said >= self._patience:
-            self._said, self._patience = time.monotonic(), _PATIENT_SECONDS
+        now = time.monotonic()
+        if self._task is not None:
+            if now - self._heard >= _FIRST_SECONDS:
+                self._live.update(self._task, rates=f"{self._rates}  at work for {now - self._heard:.0f} s".lstrip())
+        elif now - self._said >= self._patience:
+            self._said, self._patience = now, _PATIENT_SECONDS
             self._console.print(Text(f"  {self._title}: at work, {self._plain()}"), soft_wrap=True)
 
     def _plain(self) -> str:

@@ -6,10 +6,8 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pydantic import BaseModel
-
 from schemas.config import RunConfig
-from schemas.config.base import is_execution, semantic_values
+from schemas.config.base import is_execution, jsonable
 from schemas.ids import canonical_json, content_id
 from schemas.manifests import SCHEMA_VERSION, FileRecord
 from stages.spec import StageSpec
@@ -101,7 +99,7 @@ def _values_at(config: RunConfig, dotted: str) -> Any:
         if is_execution(type(owner).model_fields[name]):
             return {}
         owner = getattr(owner, name)
-    return semantic_values(owner) if isinstance(owner, BaseModel) else owner
+    return jsonable(owner)
 
 
 def _flatten(prefix: str, value: Any) -> dict[str, Any]:

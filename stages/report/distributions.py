@@ -10,8 +10,9 @@ import polars as pl
 from markupsafe import Markup
 
 from stages.report.charts import Series, bin_counts, distributions, histogram
-from stages.report.data import Tables, in_order
+from stages.report.data import Tables
 from stages.report.text import fixed
+from stages.text.codes import in_order
 
 _BINS = 24
 

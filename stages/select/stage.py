@@ -13,7 +13,7 @@ from schemas.config.curation import SelectConfig
 from schemas.errors import UserError
 from schemas.tables import TABLES
 from stages.contract import Account, Context, Drop, Rows, Stopped, TableStage, tally
-from stages.select.filters import FILTERS, ranking, rankings
+from stages.select.filters import FILTERS, ranking
 
 _BATCH = 4096
 BELOW_CUT, NO_SCORE, CROWDED = "below_cut", "no_score", "crowded_cell"
@@ -30,8 +30,9 @@ class Select(TableStage):
 
     def run(self, ctx: Context) -> Iterator[Rows | Account]:
         """Yield both tables in batches, in the order of the pairs table, then the account."""
-        ranked = rank(_scored(ctx), ctx.config.select)
-        for note in _notes(ranked, ctx.config.select):
+        select = ctx.config.select
+        ranked = rank(valued(read_pairs(ctx), select.by, (ctx.config.seed, ctx.round)), select)
+        for note in _notes(ranked, select):
             ctx.progress.note(note)
         for table in ("curated", "rejected"):
             yield Rows(table, TABLES[table].schema.empty_table())
@@ -105,27 +106,28 @@ def _rounded(count: pl.Expr) -> pl.Expr:
     return (count + 0.5).floor().cast(pl.Int64).clip(lower_bound=1)
 
 
-def compare(pairs: pl.DataFrame, names: Sequence[str], config: SelectConfig, seed: Sequence[object]) -> pl.DataFrame:
-    """pair_id, language and a boolean column per filter: kept or not, at equal counts on one pool of pairs.
-
-    pairs: as for `rankings`. Every filter keeps the same number of pairs, per language with `quota: language`.
-    """
-    used = rankings(pairs, names, seed)
-    kept = [
-        rank(used.select("pair_id", "language", used=pl.col(name)), config)["reason"].is_null().alias(name)
-        for name in names
-    ]
-    return used.select("pair_id", "language").with_columns(kept)
-
-
-def _scored(ctx: Context) -> pl.DataFrame:
-    """pair_id, language, `used` and `pool` (it has a conflict score) of every training pair, in table order."""
-    by = ctx.config.select.by
+def read_pairs(ctx: Context) -> pl.DataFrame:
+    """Every training pair in table order, with all that `select` goes by: pair_id, language, score, the filter's columns, and `cell` where
+    cells are capped. Raises UserError where the cells' sketches are not stored."""
+    by, diversity = ctx.config.select.by, ctx.config.select.diversity
     columns = ("pair_id", "language", "criterion", "chosen_score", "rejected_score")
     pairs = ctx.scan("pairs").filter(pl.col("split") == "train").select(columns)
     scores = ctx.scan("scores").select("pair_id", *{"score", *FILTERS[by].columns} - set(columns))
     frame = pairs.join(scores, on="pair_id", how="left", maintain_order="left").collect()
-    used = ranking(frame, by, (ctx.config.seed, ctx.round))
+    if not diversity.cells:
+        return frame
+    if not ctx.inputs.get("gradients"):
+        raise UserError("the cells need the gradient sketches", where="select.diversity.cells")
+    from stages.select.diversity import cells
+
+    found = cells(ctx.inputs["gradients"], diversity.cells, (ctx.config.seed, "select", ctx.round))
+    return frame.join(found, on="pair_id", how="left", maintain_order="left")
+
+
+def valued(frame: pl.DataFrame, by: str, seed: Sequence[object]) -> pl.DataFrame:
+    """Of what `read_pairs` gives: pair_id, language, `cell` if there is one, `pool` (it has a conflict score) and `used` (what it is ranked
+    by, null: nothing). Raises UserError where no pair can be ranked."""
+    used = ranking(frame, by, seed)
     has_score = pl.col("score").is_not_null() & pl.col("score").is_not_nan()
     frame = frame.with_columns(pool=has_score, used=pl.when(has_score).then(used))
     if frame["used"].null_count() == frame.height:
@@ -133,15 +135,7 @@ def _scored(ctx: Context) -> pl.DataFrame:
         if not frame["pool"].any():
             why, fix = "no training pair has a conflict score", "See the flags: python -m pipeline inspect RUN scores."
         raise UserError(f"no pair can be ranked: {why}", where=f"select.by: {by}", fix=fix)
-    frame = frame.select("pair_id", "language", "criterion", "used", "pool")
-    if (diversity := ctx.config.select.diversity).cells:
-        if not ctx.inputs.get("gradients"):
-            raise UserError("the cells need the gradient sketches", where="select.diversity.cells")
-        from stages.select.diversity import cells
-
-        found = cells(ctx.inputs["gradients"], diversity.cells, (ctx.config.seed, "select", ctx.round))
-        frame = frame.join(found, on="pair_id", how="left", maintain_order="left")
-    return frame
+    return frame.select("pair_id", "language", "used", "pool", *{"cell", "criterion"} & set(frame.columns))
 
 
 def _notes(ranked: pl.DataFrame, config: SelectConfig) -> list[str]:
@@ -150,7 +144,10 @@ def _notes(ranked: pl.DataFrame, config: SelectConfig) -> list[str]:
     notes = []
     if unranked := int((ranked["pool"] & ranked["used"].is_null()).sum()):
         kept, pool = ranked["reason"].null_count(), pl.col("pool")
-        full = rank(ranked.select("pair_id", "language", "criterion", "pool", used=pl.when(pool).then(0.0)), config)
+        full = rank(
+            ranked.drop("used", "cell", "reason", "detail", strict=False).with_columns(used=pl.when(pool).then(0.0)),
+            config,
+        )
         wanted = full["reason"].null_count()
         filled = "as many are kept all the same" if kept == wanted else f"{kept} pairs are kept instead of {wanted}"
         notes.append(
@@ -158,7 +155,7 @@ def _notes(ranked: pl.DataFrame, config: SelectConfig) -> list[str]:
         )
     if config.diversity.cells:
         crowded, held = (ranked["reason"] == CROWDED).sum(), ranked["reason"].null_count()
-        plain = rank(ranked.select("pair_id", "language", "criterion", "used", "pool"), config)["reason"].null_count()
+        plain = rank(ranked.drop("cell", "reason", "detail", strict=False), config)["reason"].null_count()
         notes.append(f"{crowded} pairs gave way to lower ranked ones of less crowded cells")
         if held < plain:
             notes.append(

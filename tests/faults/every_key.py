@@ -26,17 +26,21 @@ _SPECIAL: dict[str, Any] = {
     "train.orthalign.tolerance": None,  # belongs to rank: search
     "train.allo.mask": "gradient",
     "train.allo.forget_max_steps": 5,
+    "gradients.token_budget": 4096,  # one of few tokens is refused
     "train.max_steps": 5,
     "sft.max_steps": 5,
     "sft.report_to": ["tensorboard"],
     "train.allo.token_reward": "dpo_model",
     "prompts.sources.0.splits": {"validation": "dev"},
-    "evaluate.authored.0.fields.completion_text": None,  # belong to fields.completions
-    "evaluate.authored.0.fields.completion_score": None,
-    "pairs.sources.0.fields.completion_text": None,
-    "pairs.sources.0.fields.completion_score": None,
     "pairs.sources.0.splits": {"validation": "dev"},
     "evaluate.authored.0.splits": {"validation": "dev"},
+    "judge.engine": {"kind": "transformers", "batch_size": 3},
+    "judge.panel": {"a": {}, "b": {"method": "pairwise"}},
+    "judge.criteria": {"a": {}, "b": {"method": "pairwise"}},
+    "judge.chat_template": None,  # a file
+    "judge.cross_lingual": None,  # needs a run with English
+    "judge.head": 1,
+    "judge.method": "pairwise",
     "pairs.sources": None,  # ends generation: see test_imported_pairs_replace_generation
     "engine.base_url": "http://localhost:9/v1",
     "evaluate.splits": ["test"],
@@ -113,11 +117,29 @@ def additive_config() -> dict[str, Any]:
     return base_config() | {"judge": {"method": "additive"}}
 
 
+def reward_config() -> dict[str, Any]:
+    """A config in which the keys of a reward model can be changed."""
+    model = base_config()["model"] | {"judge": "some/rewards"}
+    return base_config() | {"model": model, "judge": {"method": "reward_model", "head": 0}}
+
+
+def implicit_config() -> dict[str, Any]:
+    """A config in which the keys of an implicit reward can be changed."""
+    return base_config() | {"judge": {"method": "implicit_reward", "reference": "some/reference"}}
+
+
+def completions_config() -> dict[str, Any]:
+    """A config in which the keys of scored completions can be changed."""
+    source = {"path": "pairs.jsonl", "fields": {"completions": "completions"}}
+    return imported_config() | {"pairs": {"sources": [source]}, "evaluate": {"authored": [source]}}
+
+
 def imported_config() -> dict[str, Any]:
     """A config in which the keys of imported pairs can be changed."""
     return base_config() | {"pairs": {"sources": [{"path": "pairs.jsonl"}]}, "rounds": 1}
 
 
+_COMPLETIONS = ("completion_text", "completion_score")
 ELSEWHERE = {
     "openai": (openai_config, ("engine.base_url", "engine.served_model", "engine.api_key_env", "engine.concurrency")),
     "vllm": (
@@ -132,6 +154,16 @@ ELSEWHERE = {
         ),
     ),
     "additive": (additive_config, ("judge.votes", "judge.sampling.")),
+    "pairwise": (lambda: base_config() | {"judge": {"method": "pairwise"}}, ("judge.opponents",)),
+    "reward_model": (reward_config, ("judge.head", "judge.max_length")),
+    "implicit_reward": (implicit_config, ("judge.reference", "judge.beta")),
+    "panel": (lambda: base_config() | {"judge": {"panel": {"a": {}, "b": {}}}}, ("judge.combine",)),
+    "sigma": (lambda: base_config() | {"pairs": {"strategy": "sigma"}}, ("pairs.sigmas",)),
+    "all": (lambda: base_config() | {"pairs": {"strategy": "all"}}, ("pairs.cap",)),
+    "completions": (
+        completions_config,
+        tuple(f"{source}.0.fields.{key}" for source in ("pairs.sources", "evaluate.authored") for key in _COMPLETIONS),
+    ),
     "imported": (imported_config, ("pairs.dev_fraction", "pairs.test_fraction")),
 }
 """Keys that the base config has no use for, in a config that has."""

@@ -108,6 +108,18 @@ def test_every_key_is_in_the_fingerprint_of_the_stages_that_depend_on_it_and_of_
         )
 
 
+def test_a_stage_half_done_with_other_columns_is_done_anew(tmp_path, monkeypatch):
+    config = RunConfig.model_validate(base_config())
+    with monkeypatch.context() as before:
+        before.setattr("pipeline.fingerprint.SCHEMA_VERSION", 1)
+        finish(planner(config, tmp_path), half="generate")
+    found = planner(config, tmp_path)
+    state = next(s for s in map(found.state, found.steps) if s.step.spec.name == "generate")
+    assert state.kind == "changed" and any("schema for it is another version (1 -> 2)" in why for why in state.why), (
+        state.why
+    )
+
+
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_every_key_that_another_config_uses_is_in_the_fingerprint_of_the_stages_that_depend_on_it(name, tmp_path):
     config, prefixes = ELSEWHERE[name]
