@@ -40,6 +40,7 @@ _SPECIAL: dict[str, Any] = {
     "judge.chat_template": None,  # a file
     "judge.cross_lingual": None,  # needs a run with English
     "judge.head": 1,
+    "judge.max_length": 99,
     "judge.method": "pairwise",
     "pairs.sources": None,  # ends generation: see test_imported_pairs_replace_generation
     "engine.base_url": "http://localhost:9/v1",
