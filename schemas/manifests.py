@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, model_validator
 
 MANIFEST_VERSION = 1
-SCHEMA_VERSION = 2  # of the tables: bumped when a column changes, so that old rows are never mixed with new ones
+SCHEMA_VERSION = 3  # of the tables: bumped when a column changes, so that old rows are never mixed with new ones
 
 
 class _Frozen(BaseModel):
