@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import lru_cache
 
 import langcodes
@@ -154,3 +155,9 @@ def _names() -> dict[str, str]:
         if len(codes) == 1 or len(short) == 1:
             names[name] = min(short or codes)
     return names | json.loads(read_data("languages/names.json"))
+
+
+def in_order(languages: Sequence[str], found: Sequence[str]) -> list[str]:
+    """`found` without repeats: languages of the run in the config's order, then others by name."""
+    known = [language for language in languages if language in set(found)]
+    return known + sorted(set(found) - set(known))

@@ -24,6 +24,7 @@ _SPECIAL: dict[str, Any] = {
     "loss.label_smoothing": None,  # belongs to other losses
     "loss.discopop_tau": None,
     "train.orthalign.tolerance": None,  # belongs to rank: search
+    "train.sharding": "ddp",
     "train.allo.mask": "gradient",
     "train.allo.forget_max_steps": 5,
     "gradients.token_budget": 4096,  # one of few tokens is refused
@@ -74,7 +75,7 @@ def base_config() -> dict[str, Any]:
                 "reference": "round",
             },
         },
-        "evaluate": {"authored": [{"path": "pairs.jsonl"}]},
+        "evaluate": {"authored": [{"path": "pairs.jsonl"}], "sampling": {"temperature": 0.5}},
     }
 
 
@@ -82,6 +83,19 @@ def allo_config() -> dict[str, Any]:
     """A config in which every key of train.allo can be changed alone: with phases the base config contradicts itself."""
     allo = {"mask": "warmup", "token_reward": "classifier", "reward_model": "some/rewards"}
     return base_config() | {"train": {"method": "full", "allo": allo}}
+
+
+def allo_sequence_config() -> dict[str, Any]:
+    """A config in which the keys of train.allo together with train.orthalign can be changed."""
+    objectives = [{"name": "a", "where": "true"}, {"name": "b", "where": "true"}]
+    return base_config() | {
+        "train": {"method": "full", "allo": {"mask": "warmup"}, "orthalign": {"objectives": objectives}}
+    }
+
+
+def parallel_config() -> dict[str, Any]:
+    """A config in which the keys of several processes can be changed."""
+    return base_config() | {"train": {"method": "lora", "processes": 2}}
 
 
 def one_sided_config() -> dict[str, Any]:
@@ -136,6 +150,8 @@ ELSEWHERE = {
         ),
     ),
     "additive": (additive_config, ("judge.votes", "judge.sampling.")),
+    "allo and orthalign": (allo_sequence_config, ("train.allo.factor_bytes",)),
+    "processes": (parallel_config, ("train.sharding", "execution.peer_minutes")),
     "completions": (
         completions_config,
         tuple(f"{source}.0.fields.{key}" for source in ("pairs.sources", "evaluate.authored") for key in _COMPLETIONS),
@@ -155,7 +171,9 @@ def every_key() -> Iterator[tuple[str, bool, dict[str, Any]]]:
 
 def every_own_key(prefix: str) -> Iterator[tuple[str, bool, dict[str, Any]]]:
     """The same of keys in `OWN`, in a config of their own."""
-    return ((k, s, c) for k, s, c in _changes(OWN[prefix]()) if k.startswith(prefix))
+    elsewhere = tuple(key for _, keys in ELSEWHERE.values() for key in keys)
+    changes = _changes(OWN[prefix]())
+    return ((k, s, c) for k, s, c in changes if k.startswith(prefix) and not k.startswith(elsewhere))
 
 
 def every_key_elsewhere(name: str) -> Iterator[tuple[str, bool, dict[str, Any]]]:
