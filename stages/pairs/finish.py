@@ -33,7 +33,11 @@ class Draft:
     rejected_score: float | None = None
     chosen_candidate_id: str | None = None
     rejected_candidate_id: str | None = None
+<<<<<<< HEAD
     label_error: str | None = None
+=======
+    criterion: str = ""
+>>>>>>> main
 
 
 class Finisher:
@@ -103,7 +107,7 @@ class Finisher:
             raise BadRow("too_long", f"{tokens} tokens > text.max_length {self._longest}")
         self._counts["neutralised_marks"] += sum(self.renderer.neutralise(m["content"])[1] for m in draft.prompt)
         return {
-            "pair_id": content_id(draft.prompt_id, chosen, rejected),
+            "pair_id": content_id(draft.prompt_id, chosen, rejected, *filter(None, [draft.criterion])),
             "round": self._round,
             "prompt_id": draft.prompt_id,
             "group_id": draft.group_id,
@@ -117,7 +121,11 @@ class Finisher:
             "chosen_candidate_id": draft.chosen_candidate_id,
             "rejected_candidate_id": draft.rejected_candidate_id,
             "source": draft.source,
+<<<<<<< HEAD
             "label_error": draft.label_error,
+=======
+            "criterion": draft.criterion or None,
+>>>>>>> main
         }
 
     def _target(self, text: str) -> str:
