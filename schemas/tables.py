@@ -127,16 +127,13 @@ TABLES: dict[str, Table] = {
                     column("chosen_candidate_id", pa.string(), "null for imported pairs", True),
                     column("rejected_candidate_id", pa.string(), "null for imported pairs", True),
                     column("source", pa.string(), "self-rewarding, or the imported dataset"),
-<<<<<<< HEAD
+                    CRITERION,
                     column(
                         "label_error",
                         pa.string(),
                         "what the imported dataset says is wrong with it, empty: nothing; null: it does not say",
                         True,
                     ),
-=======
-                    CRITERION,
->>>>>>> main
                 ]
             ),
         ),

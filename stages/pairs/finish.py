@@ -33,11 +33,8 @@ class Draft:
     rejected_score: float | None = None
     chosen_candidate_id: str | None = None
     rejected_candidate_id: str | None = None
-<<<<<<< HEAD
-    label_error: str | None = None
-=======
     criterion: str = ""
->>>>>>> main
+    label_error: str | None = None
 
 
 class Finisher:
@@ -121,11 +118,8 @@ class Finisher:
             "chosen_candidate_id": draft.chosen_candidate_id,
             "rejected_candidate_id": draft.rejected_candidate_id,
             "source": draft.source,
-<<<<<<< HEAD
-            "label_error": draft.label_error,
-=======
             "criterion": draft.criterion or None,
->>>>>>> main
+            "label_error": draft.label_error,
         }
 
     def _target(self, text: str) -> str:

@@ -15,13 +15,9 @@ from pipeline.config_file import dump, load_config
 from pipeline.console import Display
 from pipeline.executor_errors import StageFailed
 from pipeline.inspect import table_files, tables_of, tables_of_other_settings
-<<<<<<< HEAD
 from pipeline.loop import preview, run
-=======
 from pipeline.report import _left_out, _tables
-from pipeline.run import preview, run
 from pipeline.rundir import RunDir
->>>>>>> main
 from pipeline.selection import Selection
 from pipeline.status import states_of
 from schemas.errors import UserError
