@@ -2,7 +2,8 @@
 # Build an image for real and run it as its user and as an arbitrary one: docker/check.sh cpu|cuda   (make image-check)
 #
 # Needs root, buildah and debootstrap (Debian: apt-get install buildah debootstrap), about 12 GB of disk and ten minutes; no Docker and no
-# registry: the base image is made by debootstrap, with Debian's Python 3.11. PIP_EXTRA_INDEX_URL as for the README's install.
+# registry: the base image is made by debootstrap, with Debian's Python 3.11, and trusts the certificates that this machine trusts.
+# PIP_EXTRA_INDEX_URL as for the README's install, or WHEELS: a folder on this machine that holds torch's CPU build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,14 +24,16 @@ trap 'rm -rf "$work"' EXIT
 
 if ! buildah inspect --type image "$base" >/dev/null 2>&1; then
     debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,python3-pip,python3-dev "$suite" "$work/root" "$mirror"
-    ln -sf python3 "$work/root/usr/bin/python3.11" 2>/dev/null || true
+    cp /etc/ssl/certs/ca-certificates.crt "$work/root/etc/ssl/certs/ca-certificates.crt"
     container=$(buildah from scratch)
     buildah copy --quiet "$container" "$work/root" /
+    buildah config --env PIP_CERT=/etc/ssl/certs/ca-certificates.crt --env PIP_FIND_LINKS=/wheels "$container"
     buildah commit --quiet "$container" "$base"
     buildah rm "$container" >/dev/null
 fi
 
-buildah build --network host --pull-never --layers -f "docker/Dockerfile.$platform" \
+mkdir "$work/wheels"
+buildah build --network host --volume "${WHEELS:-$work/wheels}:/wheels:ro" --pull-never --layers -f "docker/Dockerfile.$platform" \
     --build-arg PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL:-}" -t "$image" .
 container=$(buildah from --pull-never "$image")
 inside() {

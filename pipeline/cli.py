@@ -9,9 +9,10 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from pipeline import __version__
 from schemas.errors import UserError
@@ -20,7 +21,34 @@ from schemas.paths import expanded
 if TYPE_CHECKING:
     from schemas.config import RunConfig
 
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of every wrong command line; it has no public name
+
+
+class _Commands(TyperGroup):
+    """Wrong command lines are told without steering the terminal by what they quote."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _quoting():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _quoting():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _quoting() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        from pipeline.console import printable
+
+        error.message = printable(error.message)  # type: ignore[attr-defined]
+        raise
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -283,7 +311,7 @@ def _errors(debug: bool) -> Iterator[None]:
     def fail(message: str, code: int) -> NoReturn:
         typer.secho(printable(message), err=True, fg=typer.colors.RED)
         if debug:
-            traceback.print_exc()
+            typer.echo(printable(traceback.format_exc()), err=True)
         raise typer.Exit(code)
 
     try:

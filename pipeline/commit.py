@@ -205,11 +205,12 @@ def part_json(rundir: RunDir, spec: StageSpec, round_: int, index: int) -> Path:
 
 def commit(rundir: RunDir, spec: StageSpec, part: PreparedPart) -> None:
     """Make a prepared part exist: an earlier commit is taken back first, since its hashes are of other files; then the files get
-    their names; then its JSON is written."""
+    their names; then its JSON is written, and what its worker left of it meanwhile goes."""
     commit_of = part_json(rundir, spec, part.manifest.round, part.index)
     files.remove([commit_of])
     files.move([(rundir.root / temporary, rundir.root / own) for temporary, own in part.moves])
     write_manifest(commit_of, part.manifest.model_dump())
+    files.remove([rundir.unfinished(spec, part.manifest.round, part.manifest.fingerprint, part.index)])
 
 
 def withdraw(root: Path, part: PreparedPart) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.text import Text
 
 from pipeline.pace import Pace
@@ -33,7 +34,18 @@ def printable(text: str) -> str:
     return visible(without_secrets(text))
 
 
-class _Terminal(Console):
+class Terminal(Console):
+    """The one way to a terminal: whatever is printed, by whomever, comes out `printable`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+class _Patient(Terminal):
     """A console that falls silent when its terminal is gone: a run that is told to stop must still reach its end."""
 
     def print(self, *objects: Any, **options: Any) -> None:
@@ -47,7 +59,7 @@ class Display:
     """Shows stages, notes and progress on standard error; standard output stays free for results."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = _Terminal(stderr=True, quiet=quiet, highlight=False)
+        self.console = _Patient(stderr=True, quiet=quiet)
         self._bar: StageBar | None = None
 
     def say(self, message: str, style: str = "") -> None:

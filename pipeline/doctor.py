@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
-from pipeline.console import printable
+from pipeline.console import Terminal, printable
 from pipeline.doctor_machine import installation, run_directory
 from pipeline.doctor_size import Sizes, needs, rows_of_sources, times
 from pipeline.models import Models
@@ -215,7 +214,7 @@ def print_doctor(config: RunConfig, quick: bool, as_json: bool) -> int:
     return doctor.problems
 
 
-def _print(out: Console, finding: Finding) -> None:
+def _print(out: Terminal, finding: Finding) -> None:
     line = Text(f"{finding.state:<8} ", style=_STYLES[finding.state])
     line.append(f"{finding.check:<16} ", style="bold").append(printable(finding.what), style="")
     if finding.fix:
@@ -224,7 +223,7 @@ def _print(out: Console, finding: Finding) -> None:
 
 
 @contextmanager
-def _silenced() -> Iterator[tuple[Console, Console, Path]]:
+def _silenced() -> Iterator[tuple[Terminal, Terminal, Path]]:
     """Consoles on standard output and error, while everything else that prints there goes to a log: engines talk much."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -234,7 +233,7 @@ def _silenced() -> Iterator[tuple[Console, Console, Path]]:
         try:
             os.dup2(handle, 1)
             os.dup2(handle, 2)
-            yield Console(file=out, highlight=False), Console(file=err, highlight=False), Path(name)
+            yield Terminal(file=out), Terminal(file=err), Path(name)
         finally:
             out.flush()
             err.flush()

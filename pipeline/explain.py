@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.console import printable
+from pipeline.console import Terminal, printable
 from pipeline.inspect import tables_of
 from schemas.config import RunConfig
 from schemas.errors import UserError
@@ -88,7 +87,7 @@ def print_explanation(folder: Path, config: RunConfig, prefix: str, k: int, as_j
     """Print it for people, or as JSON."""
     files = tables_of(folder, round_)
     found = explanation(config, files, find_pair(files, prefix, str(folder)), k, round_)
-    console = Console(highlight=False)
+    console = Terminal()
     if as_json:
         console.out(json.dumps(found, indent=2))  # ASCII: nothing in it can steer a terminal
         return
@@ -121,7 +120,7 @@ def print_explanation(folder: Path, config: RunConfig, prefix: str, k: int, as_j
             say(f"[{message['role']}] {text[:_CUT]}{more}")
 
 
-def _print_conflict(console: Console, conflict: dict[str, Any]) -> None:
+def _print_conflict(console: Terminal, conflict: dict[str, Any]) -> None:
     groups = sorted(conflict["layer_groups"], key=lambda group: group["contribution"])
     shown = groups[:_LAYERS] + [group for group in groups[-2:] if group not in groups[:_LAYERS]]
     table = Table("layer group", "to the score", "cosine", "share of norm²", "lowest languages", box=None)

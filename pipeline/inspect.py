@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import polars as pl
-from rich.console import Console
 from rich.text import Text
 
 from pipeline.commit import refused_path
-from pipeline.console import printable
+from pipeline.console import Terminal, printable
 from pipeline.plan import State
 from pipeline.rundir import RunDir
 from pipeline.status import states_of
@@ -76,7 +75,7 @@ def _tables(folder: Path, state: State, manifest: StageManifest) -> dict[str, li
 
 def print_rows(folder: Path, table: str, where: str | None, lang: str | None, limit: int, round_: int) -> None:
     """Print rows, one field a line, with long values cut and nothing that could steer the terminal."""
-    console = Console(highlight=False)
+    console = Terminal()
     try:
         files = table_files(folder, table, round_)
     except UserError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ from stages.spec import StageSpec
 
 _Manifest = TypeVar("_Manifest", bound=BaseModel)
 KEPT = "_kept"
+_UNFINISHED = "unfinished-"
 _DELETE = "Delete the file: what it describes is then made again."
 _OTHER_VERSION = "It was written by another version of the pipeline: use that version, or another --run-dir."
 
@@ -77,6 +78,15 @@ class RunDir:
     def state(self, spec: StageSpec, round_: int) -> Path:
         return self._own(self.base(spec, round_) / "_state" / spec.name)
 
+    def unfinished(self, spec: StageSpec, round_: int, fingerprint: str, index: int) -> Path:
+        """Where a worker leaves what it has of a shard. The fingerprint is in the name: a worker of another plan, that was given up and
+        wakes, writes beside it."""
+        return self.state(spec, round_) / f"{_UNFINISHED}{index:05d}-{fingerprint[:16]}.safetensors"
+
+    def all_unfinished(self, spec: StageSpec, round_: int) -> Iterator[Path]:
+        """What workers left of shards that were not committed."""
+        return self.state(spec, round_).glob(f"{_UNFINISHED}*")
+
     def artifacts(self, spec: StageSpec, round_: int) -> Path:
         """An ArtifactStage's own folder."""
         return self._own(self.base(spec, round_) / spec.name)
@@ -128,8 +138,10 @@ class RunDir:
     def has_work(self, spec: StageSpec, round_: int) -> bool:
         """Whether there is work that would be lost if the stage's place were cleared."""
         folder = self.artifacts(spec, round_)
-        return any(self.state(spec, round_).glob("part-*.json")) or (
-            spec.checkpoints and any(folder.glob("checkpoints/*"))
+        return (
+            any(self.state(spec, round_).glob("part-*.json"))
+            or any(self.all_unfinished(spec, round_))
+            or (spec.checkpoints and any(folder.glob("checkpoints/*")))
         )
 
     def verify(self, records: list[FileRecord]) -> list[FileRecord]:
@@ -140,7 +152,7 @@ class RunDir:
         """Forget a stage's results: state first, so that nothing half-deleted counts as committed."""
         state = self.state(spec, round_)
         files.remove([state / "_stage.json", *state.glob("part-*.json")])
-        files.remove([state / "plan.json"])
+        files.remove([state / "plan.json", *self.all_unfinished(spec, round_)])
         for table in (*spec.writes, "dropped"):
             shutil.rmtree(self.table(spec, round_, table), ignore_errors=True)
         if spec.kind == "artifact":
@@ -172,6 +184,7 @@ class RunDir:
         known = {self.root / record.path for record in records}
         for table in (*spec.writes, "dropped"):
             files.remove(path for path in self.table(spec, round_, table).glob("part-*.parquet") if path not in known)
+        files.remove(list(self.all_unfinished(spec, round_)))
 
     def _own(self, path: Path | str) -> Path:
         """The path in the run directory. Raises UserError where a folder on the way, or what it names, is a link."""

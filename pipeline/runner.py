@@ -107,6 +107,7 @@ def context_of(order: Order, progress: Progress, stop: Callable[[], bool], share
     limits: dict[str, int] = shared.setdefault(_LIMITS, {})  # one for the worker's life, like the engine that holds it
     limits.update(order.limits)
     files.make_folder(order.scratch)
+    rundir = RunDir(order.root)
     return Context(
         config=order.config,
         round=order.round,
@@ -118,6 +119,7 @@ def context_of(order: Order, progress: Progress, stop: Callable[[], bool], share
         shared=shared,
         stop=stop,
         limits=limits,
+        unfinished=lambda index: rundir.unfinished(order.spec, order.round, order.fingerprint, index),
     )
 
 
@@ -142,7 +144,7 @@ def _run_shards(stage: ShardStage, order: Order, ctx: Context, take: Take, tell:
     with Writer(prepare) as writer:
         for part in stage.run(ctx, shards()):
             now = time.monotonic()
-            writer.put(part, now - begun, dict(ctx.limits))
+            writer.put(part, now - begun + part.seconds_before, dict(ctx.limits))
             begun = now  # waiting for the part before to be written is time of the next one
 
 

@@ -7,14 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.account import totals
 from pipeline.agenda import intention
 from pipeline.config_file import load_config
-from pipeline.console import printable
+from pipeline.console import Terminal, printable
 from pipeline.history import last_error, progress
 from pipeline.lease import holder_of
 from pipeline.plan import Planner, State
@@ -54,7 +53,7 @@ def print_status(folder: Path, as_json: bool) -> None:
     if as_json:
         print_json(folder, states, holder)
         return
-    console = Console(highlight=False)
+    console = Terminal()
     print_states(states, console)
     if holder:
         console.print(Text(printable(f"Running now: process {holder['pid']} on {holder['host']}.")))
@@ -77,10 +76,10 @@ def _progress_line(event: dict[str, Any]) -> str:
     return f"{event['stage']}: {event['done']:,}{total} {event['unit']}, {event['per_s']:,.4g}/s{rates}{left}"
 
 
-def print_states(states: list[State], console: Console | None = None) -> None:
+def print_states(states: list[State], console: Terminal | None = None) -> None:
     """A table of steps (state, parts, rows in, kept, dropped, failed, time) that fits 80 columns; below it why rows were
     dropped and why a step is not done, a line a step. Piped, nothing is cut or wrapped."""
-    console = console or Console(highlight=False)
+    console = console or Terminal()
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for name in ("stage", "state", "parts"):
         table.add_column(name, no_wrap=True)
@@ -128,7 +127,7 @@ def _reasons(row: dict[str, Any]) -> str:
 
 def print_intentions(states: list[State], selection: Selection) -> None:
     """What a run would do with each step, in the words it would say."""
-    console = Console(highlight=False)
+    console = Terminal()
     for state in states:
         words = intention(state, selection) or "up to date"
         console.print(Text(printable(f"{state.step.title}: {words}")), soft_wrap=True)
@@ -162,4 +161,4 @@ def print_json(folder: Path, states: list[State], holder: dict[str, Any] | None)
         "last_error": last_error(folder, bool(holder)),
         "stages": stages,
     }
-    Console(highlight=False, soft_wrap=True).print_json(json.dumps(value), ensure_ascii=True)
+    Terminal(soft_wrap=True).print_json(json.dumps(value), ensure_ascii=True)

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.account import totals
-from pipeline.console import printable
+from pipeline.console import Terminal, printable
 from pipeline.inspect import table_files
 from pipeline.rundir import RunDir
 from pipeline.status import states_of
@@ -25,7 +24,7 @@ from stages.catalog import BY_NAME
 def print_summary(config: RunConfig) -> None:
     """Print the summary of the last round that got that far."""
     folder = config.folder
-    console = Console(highlight=False)
+    console = Terminal()
     manifests = [state.manifest for state in states_of(folder) if state.kind == "done" and state.manifest]
     console.print("\nRows kept, of how many, by stage and language", style="italic")
     for part in _rows(manifests, console.width):

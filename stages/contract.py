@@ -91,6 +91,8 @@ class Context:
     scratch: folder on the run's disk for files that end with the stage; None: the system's temporary folder.
     shared: lives as long as the worker process; loaded engines are kept in it by `shared_engine`.
     stop: true when the run was asked to stop; a stage then returns at its next safe point.
+    unfinished: (shard) -> a file where a ShardStage may leave what it has of a shard; it outlives the process, and goes when the
+        part is committed. None: nothing is left.
     limits: config field -> the smaller value that memory allowed; see `limit`.
     """
 
@@ -104,6 +106,7 @@ class Context:
     shared: dict[str, Any] = field(default_factory=dict)
     stop: Callable[[], bool] = lambda: False
     limits: dict[str, int] = field(default_factory=dict)
+    unfinished: Callable[[int], Path] | None = None
 
     @property
     def own_folder(self) -> Path:
@@ -151,13 +154,17 @@ class Drop:
 
 @dataclass
 class Part:
-    """A finished shard: rows of the stage's tables, what was dropped, and the account of both."""
+    """A finished shard: rows of the stage's tables, what was dropped, and the account of both.
+
+    seconds_before: of work that processes which did not finish it put into it.
+    """
 
     index: int
     tables: dict[str, pa.Table]
     tallies: list[Tally]
     drops: list[Drop] = field(default_factory=list)
     stats: dict[str, float] = field(default_factory=dict)
+    seconds_before: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,11 @@ class GradientsConfig(Section):
         used_when={".sketch.method": "one_sided"},
         ge=1,
     )
-    token_budget: int = execution(8192, "padded tokens per batch; halved when memory runs out", ge=64)
+    token_budget: int | None = execution(
+        None,
+        "padded tokens per batch, halved when memory runs out; unset: 8192, and 2048 on the CPU, where a batch of more takes a minute",
+        ge=64,
+    )
     prefix_sharing: Literal["auto", "off"] = execution(
         "auto", "compute the prompt of a pair once where the model allows it; off in reference mode"
     )

@@ -8,7 +8,7 @@ and compares each with the directions these sums make.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -55,7 +55,9 @@ class AggregateWorker(Worker):
         report: Report | None = None
         while items:
             summing = PartSums(self.sketcher.layout, config.conflict, config.loss, items, self.reference is not None)
-            got, fitting = self._sketched(items, drops, report, summing.reduce)
+            name = f"sums of {len(items)}"
+            summing.restore(self.unfinished.keep(name, summing.state), self._memo(name, items).known)
+            got, fitting = self._sketched(items, drops, report, summing.reduce, name)
             left = sound(fitting, finite_pairs(got), got.sketch_ND[:, 0], drops)
             whole = len(left) == len(items)
             items = left
@@ -116,6 +118,15 @@ class PartSums:
             self._sums[language].add_(wide_D, alpha=factor)
             self._added.add(i)
         return PairSketches(torch.stack([norm_N, weight_N], dim=1), got.logp_chosen_N, got.logp_rejected_N)
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums so far, by language."""
+        return self._sums
+
+    def restore(self, state: Mapping[str, Tensor], added: Iterable[int]) -> None:
+        """Go on from the sums of the pairs that were `added` to them."""
+        self._sums.update(state)
+        self._added.update(added)
 
     def contributions(self, part: int, items: list[Item], got: PairSketches) -> pa.Table:
         """Rows of the pairs that did not fail; `got` is what `reduce` made of them, in this order."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 import torch
 
+from schemas.config import RunConfig
 from stages.contract import Context
-from stages.models.device import is_out_of_memory
+from stages.models.device import device_of, is_out_of_memory
 
 Result = TypeVar("Result")
+
+_TOKENS, _CPU_TOKENS = 8192, 2048
 
 
 def pack(lengths: Sequence[int], token_budget: int, rows_per_item: int = 1) -> list[list[int]]:
@@ -40,6 +43,24 @@ def pack(lengths: Sequence[int], token_budget: int, rows_per_item: int = 1) -> l
     return batches
 
 
+class Memo(Protocol[Result]):
+    """Remembers results of items beyond the process. known: those that are there already."""
+
+    @property
+    def known(self) -> Mapping[int, Result]:
+        """Item -> its result."""
+
+    def add(self, indices: Sequence[int], results: Sequence[Result]) -> None:
+        """More results."""
+
+
+def batch_tokens(config: RunConfig) -> int:
+    """`gradients.token_budget`, or what it is where it is not set."""
+    if config.gradients.token_budget is not None:
+        return config.gradients.token_budget
+    return _CPU_TOKENS if device_of(config).type == "cpu" else _TOKENS
+
+
 class TokenBudget:
     """Runs batches under a token budget that is halved, and stays halved, when memory runs out."""
 
@@ -60,22 +81,30 @@ class TokenBudget:
 
         return cls(ctx.limited(key, tokens), halved)
 
+    @classmethod
+    def of_gradients(cls, ctx: Context) -> TokenBudget:
+        """Of batches with a backward pass; in reference mode each item goes alone."""
+        tokens = 1 if ctx.config.execution.deterministic else batch_tokens(ctx.config)
+        return cls.remembered(ctx, "gradients.token_budget", tokens)
+
     def run(
         self,
         lengths: Sequence[int],
         compute: Callable[[list[int]], Sequence[Result]],
         rows_per_item: int = 1,
         misfits: list[int] | None = None,
+        memo: Memo[Result] | None = None,
     ) -> list[Result]:
         """One result per item, in item order. `compute` gets item indices and returns one result
-        per index.
+        per index. What `memo` knows is left out of the batches, which are cut as if it were not known.
 
         A batch that runs out of memory is packed again, with everything not yet done, under half
         the padded tokens that batch had. An item that does not fit alone is appended to `misfits`
         and has no result; without `misfits` the original error is raised, the item's length named.
         """
-        results: dict[int, Result] = {}
-        todo = pack(lengths, self.tokens, rows_per_item)
+        results: dict[int, Result] = {} if memo is None else dict(memo.known)
+        whole = pack(lengths, self.tokens, rows_per_item)
+        todo = [left for batch in whole if (left := [i for i in batch if i not in results])]
         while todo:
             batch = todo[0]
             failure: BaseException | None = None
@@ -109,6 +138,8 @@ class TokenBudget:
                 raise ValueError(f"{len(outputs)} results for a batch of {len(batch)}")
             results.update(zip(batch, outputs, strict=True))
             todo.pop(0)
+            if memo is not None:
+                memo.add(batch, outputs)
         return [results[i] for i in sorted(results)]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from schemas.errors import first_line
-from stages.gradients.batching import TokenBudget
+from stages.gradients.batching import Memo, TokenBudget
 from stages.gradients.rows import BatchRow, RowBatch
 from stages.gradients.sharing import shared_prefixes
 from stages.models.device import is_out_of_memory
@@ -154,9 +154,10 @@ def logprobs_of_rows(
     chunk_elements: int = CHUNK_ELEMENTS,
     misfits: list[int] | None = None,
     done: Callable[[int], None] = lambda rows: None,
+    memo: Memo[Tensor] | None = None,
 ) -> list[Tensor]:
     """Per-token log-probabilities of each row's completion, in row order, on the CPU in float32; no
-    gradient. `misfits` as in `TokenBudget.run`. done: told the rows of each forward.
+    gradient. `misfits` and `memo` as in `TokenBudget.run`. done: told the rows of each forward.
 
     The sequence value s(y) is the tensor's `.double().sum()`, the mean-token value its mean. The
     model is used in evaluation mode and its mode restored; batches follow `budget` and back off
@@ -174,7 +175,7 @@ def logprobs_of_rows(
         return [values_BC[b, : len(rows[i].completion)].clone() for b, i in enumerate(indices)]
 
     try:
-        return budget.run([len(row) for row in rows], compute, misfits=misfits)
+        return budget.run([len(row) for row in rows], compute, misfits=misfits, memo=memo)
     finally:
         model.train(training)
 

@@ -49,9 +49,7 @@ class Precondition(TableStage):
         load = load_text_model if of == "weights" else load_with_adapter
         model = load(ctx.models["policy"], dtype_of(config), device_of(config), config.model.trust_remote_code)
         ctx.progress.total(2 * len(pairs), "pairs")
-        budget = TokenBudget.remembered(
-            ctx, "gradients.token_budget", 1 if config.execution.deterministic else config.gradients.token_budget
-        )
+        budget = TokenBudget.of_gradients(ctx)
         try:
             layers = select_layers(model, sketch.include, sketch.exclude, of).layers
             moments, used = second_moments(model, layers, pairs, budget, sketch.seed, ctx.progress.advance, of)

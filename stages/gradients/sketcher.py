@@ -14,7 +14,7 @@ hold prompt, chosen and rejected (prefix sharing, `stages.gradients.sharing`) or
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from types import TracebackType
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from schemas.errors import first_line
-from stages.gradients.batching import TokenBudget
+from stages.gradients.batching import Memo, TokenBudget
 from stages.gradients.experts import Listener, Packed, Place, Stack, heard
 from stages.gradients.layers import Of, linear_layers, refuse_adapters, stacked_layers, weight_shape
 from stages.gradients.logprobs import CHUNK_ELEMENTS, Head, accumulation_dtype, completion_logprobs
@@ -68,12 +68,26 @@ class PairSketches:
         kept: list[Any] = [None if part is None else part[which].clone() for part in parts]
         return PairSketches(*kept)
 
+    def row(self, place: int) -> dict[str, Tensor]:
+        """One pair's values, by field."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: part[place].clone() for name, part in parts.items() if part is not None}
+
+    @staticmethod
+    def of_row(row: Mapping[str, Tensor]) -> PairSketches:
+        """What `row` was made of, as the sketches of one pair."""
+        return PairSketches(**{name: value[None] for name, value in row.items()})
+
     @staticmethod
     def cat(parts: Sequence[PairSketches]) -> PairSketches:
         """Concatenate along the pairs."""
         columns = [[getattr(part, field.name) for part in parts] for field in fields(PairSketches)]
         joined: list[Any] = [None if column[0] is None else torch.cat(column) for column in columns]
         return PairSketches(*joined)
+
+
+Sketched = tuple[PairSketches, int]
+"""One pair's sketches: those of its batch, and its place among them."""
 
 
 class Sketcher:
@@ -148,11 +162,11 @@ class Sketcher:
     def sketch(self, pairs: Sequence[Pair], shared: bool = False) -> PairSketches:
         """Sketch pairs as one batch of 2N rows, or of N rows that share the prompt. Use `run` for many pairs."""
         found = self._launch(pairs, shared)
-        self._settle()
+        self.settle()
         return found
 
     def _launch(self, pairs: Sequence[Pair], shared: bool) -> PairSketches:
-        """`sketch`, but on CUDA the copies to the CPU (pinned) are under way until `_settle`."""
+        """`sketch`, but on CUDA the copies to the CPU (pinned) are under way until `settle`."""
         if not self._is_entered:
             raise RuntimeError("enter the Sketcher first: with Sketcher(...) as sketcher")
         if shared and self.both_sides:
@@ -189,7 +203,7 @@ class Sketcher:
         value_R = value_R.detach()
         return PairSketches(*(_to_cpu(part) for part in (sketch_ND, value_R[:n], value_R[n:], *sides)))
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Wait for the copies that `_launch` started."""
         if self._head.weight.is_cuda:
             torch.cuda.synchronize(self._head.weight.device)
@@ -201,18 +215,19 @@ class Sketcher:
         report: Callable[[list[Pair]], None] = lambda batch: None,
         misfits: list[int] | None = None,
         reduce: Callable[[list[int], PairSketches], PairSketches] | None = None,
+        memo: Memo[Sketched] | None = None,
     ) -> PairSketches:
         """Sketch any number of pairs in length-sorted batches under a token budget; results in the
-        order given. `report` is told of every finished batch; `misfits` as in `TokenBudget.run`.
+        order given. `report` is told of every finished batch; `misfits` and `memo` as in `TokenBudget.run`.
         `reduce` makes what is kept of a batch (indices, sketches): large sketches never pile up."""
         if not pairs:
             raise ValueError("no pairs to sketch")
 
-        def compute(indices: list[int]) -> list[tuple[PairSketches, int]]:
+        def compute(indices: list[int]) -> list[Sketched]:
             batch = [pairs[i] for i in indices]
             got = self._launch(batch, self.sharing)
             if reduce is not None:
-                self._settle()
+                self.settle()
                 got = reduce(indices, got)
             report(batch)
             return [(got, k) for k in range(len(batch))]
@@ -220,8 +235,8 @@ class Sketcher:
         # a pair counts for at least its share of the memory that sums take, which matters for one-sided sketches only
         least = math.ceil(budget.tokens * 4 * self.layout.dim / _SUMS_BYTES)
         lengths = [max(pair.joined if self.sharing else pair.longest, least) for pair in pairs]
-        parts = budget.run(lengths, compute, rows_per_item=1 if self.sharing else 2, misfits=misfits)
-        self._settle()
+        parts = budget.run(lengths, compute, rows_per_item=1 if self.sharing else 2, misfits=misfits, memo=memo)
+        self.settle()
         if not parts:
             none_ND, none_N = torch.zeros(0, self.layout.dim), torch.zeros(0)
             return PairSketches(none_ND, none_N, none_N, *((none_ND, none_ND) if self.both_sides else ()))
@@ -344,5 +359,5 @@ class Sketcher:
 
 
 def _to_cpu(value: Tensor) -> Tensor:
-    """On the CPU; from CUDA into pinned memory while the GPU goes on (`Sketcher._settle` waits)."""
+    """On the CPU; from CUDA into pinned memory while the GPU goes on (`Sketcher.settle` waits)."""
     return value.to("cpu", non_blocking=value.is_cuda)

@@ -26,8 +26,9 @@ from stages.gradients.preconditioner import factors_of
 from stages.gradients.products import Products
 from stages.gradients.projections import SketchLayout
 from stages.gradients.rows import Pair
-from stages.gradients.sketcher import PairSketches, Sketcher, Unsketchable
+from stages.gradients.sketcher import PairSketches, Sketched, Sketcher, Unsketchable
 from stages.gradients.store import LAYOUT_KEY, SEED_KEY, sketch_columns, store_metadata
+from stages.gradients.unfinished import Pass, Unfinished
 from stages.models.device import device_of, dtype_of
 from stages.models.load import load_text_model, load_with_adapter, settle_threads
 from stages.text.render import Renderer, RenderError, load_renderer
@@ -118,11 +119,6 @@ def _is_same(ctx: Context) -> bool:
     return ctx.models["reference"].digest == ctx.models["policy"].digest
 
 
-def batch_tokens(config: RunConfig) -> int:
-    """Token budget of a batch; 1 in reference mode, where each pair goes alone."""
-    return 1 if config.execution.deterministic else config.gradients.token_budget
-
-
 def shares_prefixes(config: RunConfig) -> bool:
     """Whether prompts are computed once where the model allows it; never in reference mode."""
     return config.gradients.prefix_sharing == "auto" and not config.execution.deterministic
@@ -144,7 +140,7 @@ class Worker:
         self.products = self._products()
         self.stats: dict[str, float] = {}
         self.first_row: int | None = None
-        self.budget = TokenBudget.remembered(self.ctx, "gradients.token_budget", batch_tokens(self.ctx.config))
+        self.budget = TokenBudget.of_gradients(self.ctx)
         self.begun = time.monotonic()
         self.tokens = 0
 
@@ -155,7 +151,8 @@ class Worker:
         items = [item for row in rows if (item := self._item(row, drops)) is not None]
         self.ctx.progress.advance(len(drops))
         before, backoffs = self.tokens, self.budget.backoffs
-        self.stats = {}
+        self.stats, self.tokens_before = {}, 0
+        self.unfinished = Unfinished.of(self.ctx, shard.index)
         tables = self._tables(shard, items, drops)
         return Part(
             index=shard.index,
@@ -163,10 +160,11 @@ class Worker:
             tallies=tally("pair", [row["language"] for row in rows], drops),
             drops=drops,
             stats={
-                "tokens": float(self.tokens - before),
+                "tokens": float(self.tokens - before + self.tokens_before),
                 "memory_backoffs": float(self.budget.backoffs - backoffs),
                 **self.stats,
             },
+            seconds_before=self.unfinished.seconds,
         )
 
     def _item(self, row: dict[str, Any], drops: list[Drop]) -> Item | None:
@@ -216,11 +214,20 @@ class Worker:
         return {"gradients": pa.table(self._columns(items, got), schema=self._schema())}
 
     def _sketched(
-        self, items: list[Item], drops: list[Drop], report: Report | None = None, reduce: Reduce | None = None
+        self,
+        items: list[Item],
+        drops: list[Drop],
+        report: Report | None = None,
+        reduce: Reduce | None = None,
+        name: str = "sketches",
     ) -> tuple[PairSketches, list[Item]]:
-        """Sketches, and the items that have them at their place `at`."""
+        """Sketches, and the items that have them at their place `at`. name: of the pass, by which its results are remembered."""
         misfits: list[int] = []
-        got = self.sketcher.run(numbered(items), self.budget, report or self._report, misfits, reduce)
+        memo = self._memo(name, items)
+        if memo.known:
+            self.tokens_before = sum(map(_tokens, (items[i].pair for i in memo.known)))
+            self.ctx.progress.advance(len(memo.known) if report is None else 0)
+        got = self.sketcher.run(numbered(items), self.budget, report or self._report, misfits, reduce, memo)
         if report is None:
             self.ctx.progress.advance(len(misfits))
         return got, without_misfits(items, misfits, drops)
@@ -234,7 +241,15 @@ class Worker:
             return items
         unfit: list[int] = []
         rows = [side for item in items for side in item.pair.rows]
-        found = iter(logprobs_of_rows(self.reference, rows, self.budget, misfits=unfit))
+        ids = [f"{item.pair_id} {side}" for item in items for side in ("chosen", "rejected")]
+        memo = Pass(
+            self.unfinished,
+            "reference",
+            ids,
+            lambda values_T: {"sum": values_T.double().sum()},
+            lambda row: row["sum"],
+        )
+        found = iter(logprobs_of_rows(self.reference, rows, self.budget, misfits=unfit, memo=memo))
         sums = [float("nan") if n in unfit else float(next(found).double().sum()) for n in range(len(rows))]
         for n, item in enumerate(items):
             item.reference = (sums[2 * n], sums[2 * n + 1])
@@ -307,8 +322,18 @@ class Worker:
             first_nD = first_ND[order]
         self.stats |= cosine_error(first_nD, again_ND)
 
+    def _memo(self, name: str, items: list[Item]) -> Pass[Sketched]:
+        return Pass(
+            self.unfinished,
+            name,
+            [item.pair_id for item in items],
+            lambda sketched: sketched[0].row(sketched[1]),
+            lambda row: (PairSketches.of_row(row), 0),
+            self.sketcher.settle,
+        )
+
     def _report(self, batch: list[Pair]) -> None:
-        self.tokens += sum(2 * len(p.prompt) + len(p.chosen) + len(p.rejected) for p in batch)
+        self.tokens += sum(map(_tokens, batch))
         rate = self.tokens / max(time.monotonic() - self.begun, 1e-9)
         self.ctx.progress.advance(len(batch), tokens_per_s=rate)
 
@@ -320,6 +345,10 @@ class Worker:
 
     def _empty(self) -> pa.Table:
         return self._schema().empty_table()
+
+
+def _tokens(pair: Pair) -> int:
+    return 2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
 
 
 def _own_reference(items: list[Item], got: PairSketches) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import stages
 from schemas.errors import UserError
+from schemas.secrets import without_secrets
+from stages.text.visible import visible
 
 
 def run_module(module: str, arguments: list[str], what: str) -> None:
@@ -25,7 +27,7 @@ def run_module(module: str, arguments: list[str], what: str) -> None:
         assert run.stderr is not None
         tail: list[str] = []
         for line in run.stderr:
-            sys.stderr.write(line)
+            sys.stderr.write(visible(without_secrets(line)))
             tail = [*tail[-19:], line.rstrip()]
     if run.returncode:
         last = next((line for line in reversed(tail) if line.strip()), f"exit status {run.returncode}")

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from stages.contract import Context
-from stages.gradients.batching import TokenBudget
+from stages.gradients.batching import TokenBudget, batch_tokens
 from stages.gradients.logprobs import logprobs_of_rows
 from stages.gradients.rows import BatchRow
 from stages.train.callbacks import beats
@@ -22,7 +22,7 @@ ROWS_AT_A_TIME = 256
 
 def forward_budget(ctx: Context) -> TokenBudget:
     """Padded tokens of a forward without gradients: gradients.token_budget, or what memory left of it in this run."""
-    return TokenBudget.remembered(ctx, "gradients.token_budget", ctx.config.gradients.token_budget)
+    return TokenBudget.remembered(ctx, "gradients.token_budget", batch_tokens(ctx.config))
 
 
 @dataclass(frozen=True)

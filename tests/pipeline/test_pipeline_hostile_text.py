@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 import pytest
+import typer
 import yaml
 from hostile import NASTY, STEERING
 from markdown_it import MarkdownIt
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from typer.testing import CliRunner
 
 from pipeline import export, inspect
 from pipeline.cli import app
 from pipeline.config_file import load_config
-from pipeline.console import Display
+from pipeline.console import Display, Terminal
 from pipeline.dataset_card import Contents, dataset_card
 from pipeline.events import Events
 from pipeline.history import last_error
@@ -120,3 +125,48 @@ def test_nothing_is_written_as_a_spreadsheet() -> None:
                 call for call in ("write_csv", "csv.writer", "DictWriter", "to_csv", "write_excel") if call in code
             ]
             assert not found, f"{path}: cells that begin with = + - @ must be quoted first"
+
+
+def _command_lines() -> Iterator[tuple[str, str]]:
+    """Every place of every command where a word can stand: an unknown command, option or argument, and the value of each option."""
+    yield "", "{}"
+    yield "", "--{}"
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        given = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
+        for word in ("--{}", "-{}", " ".join(["no/{}"] * (len(given) + 2))):
+            yield name, word
+        for option in command.params:
+            if option.param_type_name == "option" and option.name not in ("help", "debug"):
+                flag = "" if option.is_flag else "={}"
+                yield name, " ".join([f"{option.opts[0]}{flag}", *["no/{}"] * len(given)])
+
+
+@pytest.mark.parametrize(("command", "line"), list(_command_lines()))
+@pytest.mark.parametrize("name", ["ansi-colour", "c1-csi", "bidi-override", "not-utf-8", "rich-markup", "formula"])
+def test_no_word_of_a_command_line_steers_the_terminal(
+    command: str, line: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [word.replace("{}", ARGUMENTS[name]) for word in line.split(" ")]
+    result = CliRunner().invoke(app, [command, *words] if command else words)
+    assert isinstance(result.exception, SystemExit) and result.exit_code in (1, 2), result.output
+    assert not STEERING & set(result.output)
+    assert "1;32" not in result.output, "markup is text"
+
+
+def test_what_a_terminal_is_told_goes_one_way() -> None:
+    """Whatever is handed to the one console comes out harmless, and there is no other console."""
+    terminal = Terminal(file=io.StringIO(), width=2000, force_terminal=True, color_system=None)
+    table = Table("a\x1b[2Jb")
+    for text in (text for text in NASTY.values() if len(text) < 2_000):
+        table.add_row(Text(text))
+        terminal.print(text, markup=False)
+    terminal.print(table)
+    assert not STEERING & set(terminal.file.getvalue())  # type: ignore[attr-defined]
+    root = Path(export.__file__).parents[1]
+    for path in (file for package in ("schemas", "stages", "pipeline") for file in (root / package).rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        assert "Console" not in calls, f"{path}: pipeline.console.Terminal is the one console"
+        if path.name != "cli.py":
+            assert not {"print", "typer.echo", "typer.secho", "traceback.print_exc"} & set(calls), path

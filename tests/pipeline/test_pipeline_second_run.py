@@ -233,3 +233,35 @@ def test_dropped_rows_of_a_stage_that_dropped_none_are_an_empty_table(fake):
     fake()
     done = CliRunner().invoke(app, ["inspect", str(fake.root), "dropped/prompts"])
     assert done.exit_code == 0 and "0 of 0 rows" in done.output
+
+
+def test_what_a_worker_left_of_a_shard_is_work_and_goes_when_the_part_is_committed(fake, monkeypatch):
+    import fake_stages
+
+    found: list[bool] = []
+
+    class Slow(fake_stages.Squares):
+        def run(self, ctx, shards):
+            for shard in shards:
+                left = ctx.unfinished(shard.index)
+                found.append(left.exists())
+                left.write_bytes(b"half of it")
+                if shard.index == 1 and not found[-1]:
+                    raise KeyboardInterrupt
+                yield from super().run(ctx, iter([shard]))
+
+    def left() -> list[str]:
+        return sorted(p.name.split("-")[1] for p in fake.root.rglob("unfinished-*"))
+
+    monkeypatch.setattr(fake_stages, "Squares", Slow)
+    with pytest.raises(KeyboardInterrupt):
+        fake()
+    assert left() == ["00001"], "the first part was committed"
+    with pytest.raises(UserError, match="made with other settings"):
+        fake("generate.candidates=5")
+    with pytest.raises(KeyboardInterrupt):
+        fake("generate.candidates=5", force=("generate",))
+    found.clear()
+    fake()
+    assert found == [True, False], "the second part is gone on with, the third is new"
+    assert left() == ["00001"] and not list((fake.root / "round-0/_state").rglob("unfinished-*")), "kept aside alone"
