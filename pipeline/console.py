@@ -78,6 +78,7 @@ class StageBar:
         self._console, self._title = console, title
         self._pace = Pace()
         self._said, self._patience = time.monotonic(), _FIRST_SECONDS
+        self._heard, self._rates = time.monotonic(), ""
         self._live = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -115,6 +116,7 @@ class StageBar:
         shown = "  ".join(
             f"{value:,.4g} {name.replace('_per_s', '/s').replace('_', ' ')}" for name, value in rates.items()
         )
+        self._heard, self._rates = time.monotonic(), shown
         if self._task is not None:
             self._live.update(self._task, advance=amount, rates=shown)
         elif time.monotonic() - self._said >= _PLAIN_SECONDS:
@@ -128,8 +130,12 @@ class StageBar:
 
     def tick(self) -> None:
         """Called every second: where no news comes for long (a model is loaded, a batch takes minutes), that it goes on is news."""
-        if self._task is None and time.monotonic() - self._said >= self._patience:
-            self._said, self._patience = time.monotonic(), _PATIENT_SECONDS
+        now = time.monotonic()
+        if self._task is not None:
+            if now - self._heard >= _FIRST_SECONDS:
+                self._live.update(self._task, rates=f"{self._rates}  at work for {now - self._heard:.0f} s".lstrip())
+        elif now - self._said >= self._patience:
+            self._said, self._patience = now, _PATIENT_SECONDS
             self._console.print(Text(f"  {self._title}: at work, {self._plain()}"), soft_wrap=True)
 
     def _plain(self) -> str:

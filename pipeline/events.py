@@ -12,6 +12,8 @@ from pipeline.pace import Pace
 from schemas.secrets import without_secrets
 
 _METER_SECONDS = 30.0
+_FIRST_SECONDS = 9.0
+_TENTH = 0.1
 
 
 class Events:
@@ -35,13 +37,15 @@ class Events:
 
 
 class Meter:
-    """Writes a `progress` event of a stage every half minute: done, total, rate, the stage's own rates, seconds left."""
+    """Writes `progress` events of a stage: within ten seconds, when a tenth of the work is done, and every half minute, also while
+    nothing advances (a model is loaded, a batch takes minutes). Done, total, rate, the stage's own rates, seconds left."""
 
     def __init__(self, events: Events, stage: str, round_: int) -> None:
         self._events, self._stage, self._round = events, stage, round_
         self._pace = Pace()
         self._rates: dict[str, float] = {}
-        self._said = time.monotonic()
+        self._said = self._heard = time.monotonic()
+        self._patience, self._foreseen = _FIRST_SECONDS, False
 
     def total(self, amount: int, unit: str, done: int = 0) -> None:
         """The work there is, `done` of it before this run."""
@@ -49,13 +53,22 @@ class Meter:
 
     def advance(self, amount: int, rates: Mapping[str, float]) -> None:
         """`amount` more is done."""
-        pace = self._pace
-        pace.advance(amount)
+        self._pace.advance(amount)
         self._rates.update(rates)
-        now = time.monotonic()
-        if now - self._said < _METER_SECONDS:
-            return
-        self._said, left = now, pace.seconds_left
+        self._heard = time.monotonic()
+        tenth = not self._foreseen and self._pace.share >= _TENTH
+        if tenth or self._heard - self._said >= _METER_SECONDS:
+            self._foreseen |= tenth
+            self._say()
+
+    def tick(self) -> None:
+        """Called every second."""
+        if time.monotonic() - self._said >= self._patience:
+            self._say()
+
+    def _say(self) -> None:
+        pace, left = self._pace, self._pace.seconds_left
+        self._said, self._patience = time.monotonic(), _METER_SECONDS
         self._events.add(
             "progress",
             stage=self._stage,
@@ -65,5 +78,6 @@ class Meter:
             unit=pace.unit,
             per_s=round(pace.per_second, 4),
             seconds_left=None if left is None else round(left),
+            silent_s=round(self._said - self._heard),
             rates={name: round(value, 4) for name, value in self._rates.items()},
         )

@@ -13,25 +13,24 @@ from typing import Any, Literal
 
 import polars as pl
 
+from pipeline.export_folder import exporting
+from pipeline.export_folder import push as send
 from pipeline.fingerprint import content_of
 from pipeline.inspect import table_files
 from pipeline.models import model_files
 from pipeline.rundir import RunDir
-from schemas import files
 from schemas.config import RunConfig
-from schemas.errors import UserError, first_line
+from schemas.errors import UserError
 from stages.catalog import BY_NAME
 
 What = Literal["model", "adapter"]
-MARK = ".congrad-export.json"
-"""In every exported folder: which files the export wrote. A folder with anything else is never overwritten."""
 
 
 def export_model(config: RunConfig, out: Path, what: What, round_: int | None, push: str | None, private: bool) -> Path:
     """Write the trained model, or the adapter it was made with, to `out`; returns the folder.
 
-    round_: default the last that was trained. Raises UserError if there is none, for a folder that holds anything else, and for pushing an
-    adapter whose base is a folder of this machine.
+    round_: default the last that was trained. Raises UserError if there is none, for pushing an adapter whose base is
+    a folder of this machine, and as `exporting` and `push`.
     """
     round_ = _last_trained(config) if round_ is None else round_
     source = RunDir(config.folder).artifacts(BY_NAME["train"], round_) / what
@@ -43,15 +42,12 @@ def export_model(config: RunConfig, out: Path, what: What, round_: int | None, p
         )
     if push and what == "adapter":
         _refuse_local_base(source)
-    _refuse_foreign(out)
-    with files.publishing(out) as temporary:
-        shutil.copytree(source, temporary)
-        card = (temporary / "README.md").read_text(encoding="utf-8")
-        (temporary / "README.md").write_text(completed(card, config, round_), encoding="utf-8")
-        names = sorted(p.relative_to(temporary).as_posix() for p in temporary.rglob("*") if p.is_file())
-        files.write_json(temporary / MARK, {"files": names})
+    with exporting(out) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        (folder / "README.md").write_text(completed(card, config, round_), encoding="utf-8")
     if push:
-        _push(out, push, private)
+        send(out, push, "model", private, replaced=["*.safetensors", "*.safetensors.index.json"])
     return out
 
 
@@ -108,38 +104,3 @@ def _refuse_local_base(adapter: Path) -> None:
             where=str(adapter / "adapter_config.json"),
             fix="Push the merged model (--what model), or train from a hub id.",
         )
-
-
-def _refuse_foreign(out: Path) -> None:
-    """Only a folder whose every file an export wrote is replaced."""
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise UserError("This is no folder, or a link to one", where=str(out), fix="Name another folder with --out.")
-    if not out.is_dir():
-        return
-    try:
-        known = {*json.loads((out / MARK).read_text(encoding="utf-8"))["files"], MARK}
-    except (OSError, ValueError, TypeError, KeyError):
-        known = set()
-    found = [p for p in out.rglob("*") if not p.is_dir() or p.is_symlink()]
-    foreign = [p for p in found if p.is_symlink() or p.relative_to(out).as_posix() not in known]
-    if foreign:
-        raise UserError(
-            "This folder holds something else",
-            where=str(foreign[0]),
-            fix="Name an empty folder, or one that an export of a model wrote, with --out.",
-        )
-
-
-def _push(folder: Path, repo: str, private: bool) -> None:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    api = HfApi()
-    try:
-        api.create_repo(repo, repo_type="model", private=private, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=repo, repo_type="model", ignore_patterns=[MARK])
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(
-            f"Pushing to {repo} failed: {first_line(error)}",
-            fix=f"What was exported is in {folder}; `hf auth login`, then export again.",
-        ) from error

@@ -38,6 +38,12 @@ class Pace:
         return time.monotonic() - self.begun
 
     @property
+    def share(self) -> float:
+        """Of the work that was left at the start, what is done; 0 where that is not known."""
+        left = self.total - self._before
+        return (self.done - self._before) / left if left > 0 else 0.0
+
+    @property
     def per_second(self) -> float:
         """Units a second since the first news; before there is more than one, since the beginning. 0: unknown."""
         if self._first is not None and self.done > self._first[1]:
@@ -47,7 +53,6 @@ class Pace:
     @property
     def seconds_left(self) -> float | None:
         """None where it cannot be known yet."""
-        left, now = self.total - self.done, self.done - self._before
-        if not self.total or now < _FORESEEABLE * (now + left) or not self.per_second:
+        if self.share < _FORESEEABLE or not self.per_second:
             return None
-        return max(left, 0) / self.per_second
+        return max(self.total - self.done, 0) / self.per_second

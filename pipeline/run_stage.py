@@ -141,6 +141,7 @@ class StageRunner:
         def tick() -> None:
             self.lease.check_heartbeat()
             bar.tick()
+            meter.tick()
 
         def advance(amount: int, rates: Mapping[str, float]) -> None:
             bar.advance(amount, rates)

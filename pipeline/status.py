@@ -22,6 +22,7 @@ from pipeline.selection import Selection
 from schemas.config import RunConfig
 from stages.spec import StageSpec
 
+_SILENT = 5  # seconds
 _WIDE = 1000  # columns: where nobody looks at a terminal, nothing need be cut
 
 
@@ -73,7 +74,9 @@ def _progress_line(event: dict[str, Any]) -> str:
     total = f" of {event['total']:,}" if event.get("total") else ""
     left = f", about {event['seconds_left']:,} s left" if event.get("seconds_left") is not None else ""
     rates = "".join(f", {value:,.4g} {name.replace('_per_s', '/s')}" for name, value in event["rates"].items())
-    return f"{event['stage']}: {event['done']:,}{total} {event['unit']}, {event['per_s']:,.4g}/s{rates}{left}"
+    speed = f", {event['per_s']:,.4g}/s" if event["done"] else ""
+    silent = f"; at work for {event['silent_s']:,} s since" if event["silent_s"] >= _SILENT else ""
+    return f"{event['stage']}: {event['done']:,}{total} {event['unit']}{speed}{rates}{left}{silent}"
 
 
 def print_states(states: list[State], console: Terminal | None = None) -> None:

@@ -16,6 +16,7 @@ from pipeline.cli import app
 from pipeline.events import Events, Meter
 from pipeline.executor_errors import Interrupted, StageFailed, ending
 from pipeline.history import last_error, progress
+from pipeline.status import _progress_line
 from schemas.errors import UserError
 
 __all__ = ["fake"]
@@ -110,14 +111,43 @@ def test_progress_says_rate_and_time_left(tmp_path, monkeypatch):
     meter = Meter(Events(tmp_path / "events.jsonl"), "generate", 0)
     meter.total(1000, "rows", done=400)
     meter.advance(50, {"tokens_per_s": 5.0})
+    meter.tick()
     assert progress(tmp_path) is None, "not more than twice a minute"
     now[0] += 40
     meter.advance(50, {"tokens_per_s": 7.0})
     found = progress(tmp_path)
     assert found | {"time": 0} == {
         "time": 0, "event": "progress", "stage": "generate", "round": 0, "done": 500, "total": 1000, "unit": "rows",
-        "per_s": 1.25, "seconds_left": 400, "rates": {"tokens_per_s": 7.0},
+        "per_s": 1.25, "seconds_left": 400, "silent_s": 0, "rates": {"tokens_per_s": 7.0},
     }  # fmt: skip
     assert set(found) - {"time", "event"} <= documented()["progress"]
     Events(tmp_path / "events.jsonl").add("stage_done", stage="generate", round=0)
     assert progress(tmp_path) is None
+
+
+def test_a_forward_that_takes_minutes_is_news_to_machines_and_to_status(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(events_module.time, "monotonic", lambda: now[0])
+    meter = Meter(Events(tmp_path / "events.jsonl"), "gradients", 0)
+    meter.total(300, "rows")
+    silent = []
+    for _ in range(100):
+        now[0] += 1
+        meter.tick()
+        found = progress(tmp_path)
+        if found is not None and found["silent_s"] not in silent:
+            silent.append(found["silent_s"])
+    assert silent == [9, 39, 69, 99]
+    assert _progress_line(progress(tmp_path)) == "gradients: 0 of 300 rows; at work for 99 s since"
+
+
+def test_when_a_tenth_is_done_the_prediction_is_written_once(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(events_module.time, "monotonic", lambda: now[0])
+    meter = Meter(Events(tmp_path / "events.jsonl"), "gradients", 0)
+    meter.total(300, "rows", done=100)
+    for _ in range(8):
+        now[0] += 1
+        meter.advance(10, {})
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [line["done"] for line in lines] == [120]

@@ -11,7 +11,9 @@ import yaml
 from pipeline import export
 from pipeline.config_file import dump, load_config
 from pipeline.dataset_card import Contents, dataset_card
+from pipeline.export_folder import MARK, push
 from schemas.errors import UserError
+from tests.pipeline.hub_server import hub_server
 
 
 @pytest.fixture
@@ -104,14 +106,35 @@ def test_pairs_of_other_settings_are_not_exported(tmp_path):
         assert not (tmp_path / "out").exists()
 
 
-def test_pushing_again_removes_the_parts_of_before(exported, tmp_path, monkeypatch):
-    import huggingface_hub
+def test_pushing_again_removes_the_parts_of_before_and_nothing_else(exported, tmp_path, monkeypatch):
+    """The real client against a server that answers like the hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with hub_server() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+        hub.files = {"data/train-00000-of-00001-old.parquet": b"old", "figure.png": b"theirs", ".gitattributes": b""}
+        out = exported(tmp_path / "out", range(2))
+        push(out, "me/mine", "dataset", True, ["data/*"])
+        assert hub.repos["dataset", "me/mine"]["visibility"] == "private"
+        sent = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        assert MARK in sent and sent.pop(MARK)
+        assert hub.files == {**sent, "figure.png": b"theirs", ".gitattributes": b""}
+        hub.refuse = True
+        with pytest.raises(UserError, match=r"Pushing to me/mine failed: .*403"):
+            push(out, "me/mine", "dataset", True, ["data/*"])
 
-    called = {}
-    api = type(
-        "Api", (), {"create_repo": lambda *a, **k: None, "upload_folder": lambda self, **k: called.update(k) or None}
-    )
-    monkeypatch.setattr(huggingface_hub, "HfApi", api)
+
+def test_a_file_that_was_changed_since_is_not_overwritten(exported, tmp_path):
     out = exported(tmp_path / "out", range(2))
-    export._push(out, "me/pairs", False)
-    assert called["delete_patterns"] == ["data/*"]
+    (out / "README.md").write_text("my own words")
+    with pytest.raises(UserError, match="changed since it was exported"):
+        exported(tmp_path / "out", range(3))
+    assert (out / "README.md").read_text() == "my own words"
+
+
+def test_the_folder_one_is_in_is_not_replaced(exported, tmp_path, monkeypatch):
+    (tmp_path / "here/inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here/inner")
+    for out in (Path(), tmp_path / "here", Path("..")):
+        with pytest.raises(UserError, match="you are in it"):
+            exported(out, range(1))
+    assert exported(Path("new"), range(1)).is_dir()

@@ -12,7 +12,8 @@ import yaml
 
 import pipeline.export_model
 from pipeline.commit import write_manifest
-from pipeline.export_model import MARK, export_model
+from pipeline.export_folder import MARK
+from pipeline.export_model import export_model
 from pipeline.fingerprint import content_of
 from pipeline.rundir import RunDir
 from schemas import files
@@ -21,6 +22,7 @@ from schemas.errors import UserError
 from schemas.manifests import StageManifest, StagePlan
 from schemas.tables import TABLES
 from stages.catalog import BY_NAME
+from tests.pipeline.hub_server import hub_server
 
 CARD = "---\nlibrary_name: transformers\ntags:\n- dpo\n---\n\n# t, round 0\n\ntext\n"
 
@@ -125,28 +127,22 @@ def test_what_was_not_trained_is_not_exported(config: RunConfig, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
-class Hub:
-    """What would be sent."""
-
-    calls: list[tuple[str, dict[str, Any]]]
-
-    def create_repo(self, repo: str, **given: Any) -> None:
-        Hub.calls.append((repo, given))
-
-    def upload_folder(self, **given: Any) -> None:
-        Hub.calls.append((given["repo_id"], given))
-
-
 def test_a_push_is_of_a_model_and_an_adapter_without_a_public_base_is_not_pushed(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    Hub.calls = []
-    export_model(config, tmp_path / "out", "model", None, "me/mine", True)
-    (repo, made), (_, sent) = Hub.calls
-    assert repo == "me/mine" and made == {"repo_type": "model", "private": True, "exist_ok": True}
-    assert sent["repo_type"] == "model" and sent["ignore_patterns"] == [MARK]
-    Hub.calls = []
-    with pytest.raises(UserError, match="nobody could load"):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with hub_server() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+        hub.files = {"model-00001-of-00002.safetensors": b"old", "notes.md": b"theirs"}
+        out = export_model(config, tmp_path / "out", "model", None, "me/mine", True)
+        assert hub.repos["model", "me/mine"]["visibility"] == "private"
+        card = (out / "README.md").read_bytes()
+        assert hub.files == {"README.md": card, "weights.safetensors": b"w", "notes.md": b"theirs"}
+        hub.files.clear()
+        with pytest.raises(UserError, match="nobody could load"):
+            export_model(config, tmp_path / "adapter", "adapter", None, "me/mine", False)
+        assert not hub.files and not (tmp_path / "adapter").exists()
+        named = RunDir(config.folder).artifacts(BY_NAME["train"], 0) / "adapter/adapter_config.json"
+        named.write_text(json.dumps({"base_model_name_or_path": "org/base"}))
         export_model(config, tmp_path / "adapter", "adapter", None, "me/mine", False)
-    assert not Hub.calls and not (tmp_path / "adapter").exists()
+        assert set(hub.files) == {"README.md", "adapter_config.json", "weights.safetensors"}

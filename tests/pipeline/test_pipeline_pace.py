@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import polars as pl
 import pytest
+from rich.console import Console
+from rich.text import Text
 
-from pipeline.console import StageBar, _Terminal
+from pipeline.console import StageBar, _Patient
 from pipeline.pace import Pace
 from pipeline.plan import Inputs
 from pipeline.run_stage import shard_work
@@ -47,7 +50,7 @@ def test_work_of_an_earlier_run_is_not_taken_for_speed(clock):
 
 
 def test_a_stage_without_news_says_within_ten_seconds_that_it_is_at_work(clock, capsys):
-    with StageBar(_Terminal(stderr=True, highlight=False), "gradients") as bar:
+    with StageBar(_Patient(stderr=True), "gradients") as bar:
         bar.total(700, "rows")
         for _ in range(10):
             clock[0] += 1
@@ -57,6 +60,22 @@ def test_a_stage_without_news_says_within_ten_seconds_that_it_is_at_work(clock, 
             clock[0] += 1
             bar.tick()
         assert capsys.readouterr().err == ""
+
+
+def test_on_a_terminal_too_a_batch_that_takes_minutes_is_said_to_be_at_work(clock):
+    out = io.StringIO()
+    with StageBar(Console(file=out, force_terminal=True, width=160), "gradients") as bar:
+        bar.total(700, "rows")
+        bar.advance(7, {"tokens_per_s": 3.0})
+        for _ in range(40):
+            clock[0] += 1
+            bar.tick()
+        bar._live.refresh()
+        assert "3 tokens/s  at work for 40 s" in Text.from_ansi(out.getvalue()).plain
+        bar.advance(7, {"tokens_per_s": 2.0})
+        out.truncate(0)
+        bar._live.refresh()
+        assert "at work" not in Text.from_ansi(out.getvalue()).plain
 
 
 def test_the_total_of_gradients_is_the_training_pairs(tmp_path: Path):
