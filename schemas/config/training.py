@@ -285,9 +285,13 @@ class ExecutionConfig(Section):
         "local",
         "where stages compute: this machine, or a Ray cluster that runs already and whose nodes all see the run directory (docs/scale.md)",
     )
-    ray_address: str = execution("auto", "the cluster's address, host:port; auto: RAY_ADDRESS, or the one this machine is a node of")
+    ray_address: str = execution(
+        "auto", "the cluster's address, host:port; auto: RAY_ADDRESS, or the one this machine is a node of"
+    )
     workers: int = execution(
-        0, "worker processes; 0: one per GPU, or one on the CPU; on Ray as many as the cluster holds, counted again while it runs", ge=0
+        0,
+        "worker processes; 0: one per GPU, or one on the CPU; on Ray as many as the cluster holds, counted again while it runs",
+        ge=0,
     )
     device: Literal["auto", "cpu", "cuda"] = execution("auto", "auto: CUDA if present")
     threads: int = execution(0, "CPU threads per worker; 0: all cores of a machine shared between its workers", ge=0)
