@@ -2,53 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from pipeline import __version__
+from pipeline import __version__, cli_runs
+from pipeline.command import (
+    Commands,
+    Config,
+    Debug,
+    Exported,
+    Round,
+    Run,
+    RunDirOption,
+    Sets,
+    Shown,
+    echo,
+    errors,
+)
 from schemas.errors import UserError
-from schemas.paths import expanded
-
-if TYPE_CHECKING:
-    from schemas.config import RunConfig
-
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of every wrong command line; it has no public name
-
-
-class _Commands(TyperGroup):
-    """Wrong command lines are told without steering the terminal by what they quote."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        with _quoting():
-            return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: Any) -> Any:
-        with _quoting():
-            return super().invoke(ctx)
-
-
-@contextmanager
-def _quoting() -> Iterator[None]:
-    try:
-        yield
-    except _UsageError as error:
-        from pipeline.console import printable
-
-        error.message = printable(error.message)  # type: ignore[attr-defined]
-        raise
-
 
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -59,23 +37,6 @@ def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"congrad-pipeline {__version__}")
         raise typer.Exit
-
-
-Config = Annotated[
-    Path,
-    typer.Argument(
-        help="YAML config (`init` writes a starter one), or a shipped one: package:configs/demo.yaml", metavar="CONFIG"
-    ),
-]
-Run = Annotated[Path, typer.Argument(help="run directory, or the name of a run under runs/", metavar="RUN")]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="override a config value: a.b=value (repeatable)", metavar="KEY=VALUE")
-]
-RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="folder that holds runs (config: run_dir)")]
-Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
-Round = Annotated[int | None, typer.Option("--round", help="this round only", min=0)]
-Exported = Literal["dataset", "model", "adapter"]
-Shown = Annotated[int, typer.Option("--round", help="the round to show", min=0)]
 
 
 @app.callback()
@@ -105,7 +66,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Bring a run up to date. The same command continues a run that was stopped."""
-    with _errors(debug):
+    with errors(debug):
         from pipeline.config_file import load_config
         from pipeline.console import Display
         from pipeline.run import preview
@@ -145,7 +106,8 @@ def status(
     debug: Debug = False,
 ) -> None:
     """What is done, rows in, kept and dropped, and what would run next and why."""
-    with _errors(debug):
+    with errors(debug):
+        from pipeline.existing import find_run
         from pipeline.status import print_status
 
         print_status(find_run(run), as_json)
@@ -162,7 +124,8 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Rows of a table."""
-    with _errors(debug):
+    with errors(debug):
+        from pipeline.existing import find_run
         from pipeline.inspect import print_rows
 
         print_rows(find_run(run), table, where, lang, limit, round_)
@@ -178,20 +141,22 @@ def explain(
     debug: Debug = False,
 ) -> None:
     """Why a pair was kept or not: scores, where the conflict sits, nearest and most opposed pairs, texts."""
-    with _errors(debug):
+    with errors(debug):
+        from pipeline.existing import config_of, find_run
         from pipeline.explain import print_explanation
 
         folder = find_run(run)
-        print_explanation(folder, _config_of(folder), pair, neighbours, as_json, round_)
+        print_explanation(folder, config_of(folder), pair, neighbours, as_json, round_)
 
 
 @app.command()
-def report(run: Run, debug: Debug = False) -> None:
-    """Write report.html from what there is now."""
-    with _errors(debug):
+def report(run: Run, arm: cli_runs.Arms = None, debug: Debug = False) -> None:
+    """Write report.html from what there is now, with selections beside the run's own (see `compare`)."""
+    with errors(debug):
+        from pipeline.existing import config_of, find_run
         from pipeline.report import report_now
 
-        _echo(report_now(_config_of(find_run(run))))
+        echo(report_now(config_of(find_run(run)), arm or []))
 
 
 @app.command()
@@ -207,18 +172,19 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Write curated pairs as a Hugging Face dataset folder, or the trained model or adapter, with a card."""
-    with _errors(debug):
+    with errors(debug):
+        from pipeline.existing import config_of, find_run, usable_path
         from pipeline.export import export_dataset
         from pipeline.export_model import export_model
 
         folder = find_run(run)
-        config = _config_of(folder)
+        config = config_of(folder)
         if what == "dataset":
-            target = Path(_expanded(out)) if out else folder / "export"
-            _echo(export_dataset(config, target, round_, push, private))
+            target = usable_path(out) if out else folder / "export"
+            echo(export_dataset(config, target, round_, push, private))
         else:
-            target = Path(_expanded(out)) if out else folder / f"export-{what}"
-            _echo(export_model(config, target, what, round_, push, private))
+            target = usable_path(out) if out else folder / f"export-{what}"
+            echo(export_model(config, target, what, round_, push, private))
 
 
 @app.command()
@@ -231,7 +197,7 @@ def doctor(
     debug: Debug = False,
 ) -> None:
     """Checks before a long run: a line each, and what to do. Exit code 1 when something would go wrong."""
-    with _errors(debug):
+    with errors(debug):
         from pipeline.config_file import load_config
         from pipeline.doctor import print_doctor
 
@@ -248,86 +214,20 @@ def init(
     debug: Debug = False,
 ) -> None:
     """Write a commented starter config, or a copy of another shipped one."""
-    with _errors(debug):
+    with errors(debug):
+        from pipeline.existing import usable_path
         from stages.data import read_data
 
         text = read_data(f"configs/{source.removesuffix('.yaml')}.yaml")
-        target = Path(_expanded(path))
+        target = usable_path(path)
         try:
             with target.open("x", encoding="utf-8") as file:  # never through a link, never over a file
                 file.write(text)
         except FileExistsError:
             raise UserError("The file exists already", where=str(path), fix="Name another.") from None
         first = "Set model.policy and prompts.sources, then: " if source == "starter" else "Look through it, then: "
-        _echo(f"Wrote {target}. {first}congrad run {shlex.quote(str(target))}")
+        echo(f"Wrote {target}. {first}congrad run {shlex.quote(str(target))}")
 
 
-def _expanded(path: Path) -> str:
-    try:
-        return expanded(str(path))
-    except ValueError as error:
-        raise UserError(f"The path cannot be used: {error}", where=str(path)) from None
-
-
-def _echo(result: object) -> None:
-    """A result on standard output, as text that steers no terminal."""
-    from pipeline.console import printable
-
-    typer.echo(printable(str(result)))
-
-
-def find_run(run: Path) -> Path:
-    """The run directory of a path or a name under runs/. Raises UserError if there is none."""
-    given = Path(_expanded(run))
-    for folder in (given, Path("runs") / given):
-        try:
-            (folder / "run.yaml").stat()
-        except PermissionError:
-            raise UserError(
-                "The run may not be read", where=str(folder), fix="Change its owner or permissions."
-            ) from None
-        except (OSError, ValueError):
-            continue
-        return folder
-    raise UserError(
-        "There is no run here", where=str(run), fix="Give a run directory (it holds run.yaml), or a name under runs/."
-    )
-
-
-def _config_of(folder: Path) -> RunConfig:
-    """The run's config, with the folder it lies in now: a moved run still works."""
-    from pipeline.config_file import load_config
-
-    config = load_config(folder / "run.yaml")
-    return config.model_copy(update={"run_dir": folder.resolve().parent, "name": folder.resolve().name})
-
-
-@contextmanager
-def _errors(debug: bool) -> Iterator[None]:
-    """One paragraph for every error; tracebacks only when asked for."""
-    from pipeline.console import printable
-    from pipeline.executor_errors import Interrupted, StageFailed
-
-    def fail(message: str, code: int) -> NoReturn:
-        typer.secho(printable(message), err=True, fg=typer.colors.RED)
-        if debug:
-            typer.echo(printable(traceback.format_exc()), err=True)
-        raise typer.Exit(code)
-
-    try:
-        yield
-    except UserError as error:
-        fail(str(error), 1)
-    except StageFailed as error:
-        fail(str(error) + (f"\n{error.trace}" if debug else " Run again with --debug for the traceback."), 2)
-    except Interrupted as stop:
-        fail(f"Stopped by {stop}. What is committed stays; the same command continues.", 128 + stop.signal)
-    except KeyboardInterrupt:
-        fail("Stopped.", 130)
-    except BrokenPipeError:
-        sys.stderr.close()
-    except OSError as error:  # a target that cannot be written, a file that may not be read
-        from pipeline.storage import storage_error
-
-        known = storage_error(error, Path())
-        fail(str(known or UserError(error.strerror or str(error), where=os.fsdecode(error.filename or ""))), 1)
+for _command in (cli_runs.compare,):
+    app.command()(_command)

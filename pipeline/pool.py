@@ -124,7 +124,7 @@ class Pool:
             seat.holds = set(job.order.shards)
             if seat.joined:
                 self._begun(job, seat)
-        seat.member.send(replace(job.order, limits=dict(self._limits)))
+        seat.member.send(replace(job.order, shards={}, limits=dict(self._limits)))
 
     def _begun(self, job: _Job, seat: _Seat) -> None:
         for index in sorted(seat.holds):
@@ -201,7 +201,7 @@ class Pool:
                 if index is not None:
                     seat.holds.add(index)
                     job.reports.started(index, seat.member.place)
-                seat.member.send(Assigned(index))
+                seat.member.send(Assigned(None if index is None else job.order.shards[index]))
             case Offered(part):
                 if part.index not in seat.holds:  # it was given to another meanwhile
                     withdraw(job.order.root, part)

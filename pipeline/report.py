@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pipeline.compare import comparison
 from pipeline.executor_errors import StageFailed
 from pipeline.plan import Planner, State
 from pipeline.rundir import RunDir
 from pipeline.status import recorded_planner
 from schemas.config import RunConfig
 from schemas.errors import UserError
+from stages.contract import Silent
+
+if TYPE_CHECKING:
+    from stages.compare.figures import Comparison
 
 
-def refresh_report(config: RunConfig, rundir: RunDir, planner: Planner) -> bool:
+LARGEST = 200_000
+"""Training pairs up to which every report compares selections: it takes seconds."""
+
+
+def refresh_report(config: RunConfig, rundir: RunDir, planner: Planner, arms: Sequence[str] = ()) -> bool:
     """Write the page unless the one that is there shows what there is now; whether it was written.
 
-    Raises StageFailed for a defect; what the run made stays.
+    arms: selections to show beside the run's own, as `pipeline.arms` reads them; none: the default ones. Raises UserError for one that
+    cannot be compared, StageFailed for a defect; what the run made stays.
     """
     from stages.report.data import Tables
     from stages.report.page import is_current, write_page
@@ -24,10 +36,11 @@ def refresh_report(config: RunConfig, rundir: RunDir, planner: Planner) -> bool:
     states = planner.states()
     made = [state.manifest for state in states if state.kind == "done" and state.manifest]
     left_out = _left_out(states)
-    if is_current(rundir.report, config, made, left_out):
+    if is_current(rundir.report, config, made, left_out, arms):
         return False
     try:
-        write_page(rundir.report, config, Tables(_tables(rundir, states)), made, left_out)
+        found = _compared(rundir, states, arms)
+        write_page(rundir.report, config, Tables(_tables(rundir, states)), made, left_out, found, arms)
     except (UserError, OSError):
         raise
     except Exception as error:
@@ -36,11 +49,30 @@ def refresh_report(config: RunConfig, rundir: RunDir, planner: Planner) -> bool:
     return True
 
 
-def report_now(config: RunConfig) -> Path:
+def report_now(config: RunConfig, arms: Sequence[str] = ()) -> Path:
     """The path of the page, which shows what there is now; also while the run goes on, so no lease is taken."""
     rundir = RunDir(config.folder)
-    refresh_report(config, rundir, recorded_planner(config, config.folder))
+    refresh_report(config, rundir, recorded_planner(config, config.folder), arms)
     return rundir.report
+
+
+def _compared(rundir: RunDir, states: list[State], arms: Sequence[str]) -> dict[int, Comparison | str]:
+    """Round -> the selection beside others, or why the default ones could not be put beside it."""
+    found: dict[int, Comparison | str] = {}
+    for state in states:
+        if state.kind != "done" or state.manifest is None or "curated" not in state.step.spec.writes:
+            continue
+        pairs = sum(file.rows or 0 for name in state.step.spec.writes for file in state.manifest.table_files(name))
+        if pairs > LARGEST and not arms:
+            found[state.step.round] = f"with more than {LARGEST:,} pairs it is made on demand: congrad compare RUN."
+            continue
+        try:
+            found[state.step.round] = comparison(rundir.root, arms, state.step.round, Silent())
+        except UserError as error:
+            if arms:
+                raise
+            found[state.step.round] = str(error)
+    return found
 
 
 def _left_out(states: list[State]) -> dict[str, str]:

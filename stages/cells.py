@@ -12,7 +12,7 @@ from typing import Any
 _MISSING_WORDS = frozenset(("nan", "NaN", "None", "null", "NaT", "<NA>"))
 _WHOLE = re.compile(r"([+-]?\d{1,30})\.0+")
 _RATING = re.compile(
-    r"([+-]?\d{1,15}(?:[.,]\d{1,15})?(?:[eE][+-]?\d{1,3})?)\s*(?:(?:/|out of)\s*(\d{1,9}(?:[.,]\d{1,9})?)|(%))?"
+    r"([+-]?(?:\d{1,15}(?:[.,]\d{0,15})?|[.,]\d{1,15})(?:[eE][+-]?\d{1,3})?)\s*(?:(?:/|⁄|out of|of)\s*(\d{1,9}(?:[.,]\d{1,9})?)|(%))?"
 )
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 

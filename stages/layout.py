@@ -16,13 +16,16 @@ from stages.text.forms import (
     dialogue,
     looks_rendered,
     looks_spoken,
-    looks_written,
-    written,
+    written_conversation,
+    written_lists,
+    written_texts,
 )
 from stages.text.messages import BadRow
 
 LOOKED_AT = 1000
 """Rows that decide a file's layout."""
+HALF = 0.5
+"""Share of a column's texts, at least, that have the form the column is read in."""
 
 _OTHER_NAMES = {
     "prompt": ("question", "instruction", "input", "query", "problem", "user", "text", "messages", "conversations"),
@@ -40,7 +43,8 @@ class Layout:
     """The layout of one file.
 
     notes: what was read as what, not said yet. Raises UserError: a required column that is missing, texts that were
-    rendered with a chat template already. structured: columns whose texts are JSON, whatever they look like.
+    rendered with a chat template already. structured: columns whose texts are lists, whatever they look like. lists:
+    columns whose texts may be lists of texts -> the column beside it whose texts then are none.
     """
 
     def __init__(
@@ -50,8 +54,9 @@ class Layout:
         required: Sequence[str],
         optional: Sequence[str],
         structured: Sequence[str] = (),
+        lists: Mapping[str, str] | None = None,
     ) -> None:
-        self._structured = structured
+        self._structured, self._lists = structured, lists or {}
         self.columns = list(dict.fromkeys(column for row in head for column in row))
         for column in required:
             if column not in self.columns:
@@ -71,6 +76,8 @@ class Layout:
             reader = self._readers[column]
             if reader is not None and isinstance(value, str):
                 value = plain(reader(value))
+            if isinstance(value, list) and value and all(isinstance(inner, str) for inner in value):
+                value = self._messages(column, value)
             if isinstance(value, list) and value and all(isinstance(inner, list) for inner in value):
                 return [conversation(inner, lambda note: self._say(column, note)) for inner in value]
             return conversation(value, lambda note: self._say(column, note))
@@ -78,6 +85,17 @@ class Layout:
             return Unreadable(bad.reason, bad.detail)
         except RecursionError:
             return Unreadable("not_text", "nested too deep")
+
+    def _messages(self, column: str, texts: list[str]) -> list[Any]:
+        """A list of texts, or of what they are if each is a message written as JSON."""
+        found: list[Any] = []
+        for text in texts:
+            value = written_conversation(text, _silent)
+            if value is None or isinstance(value, Unreadable):
+                return texts
+            found.append(value)
+        self._say(column, "JSON texts in a list read as messages")
+        return found
 
     def _say(self, column: str, note: str) -> None:
         said = f"column {column}: {note}"
@@ -87,27 +105,46 @@ class Layout:
 
     def _reader(self, where: str, column: str, head: Sequence[dict[str, Any]]) -> Callable[[str], Any] | None:
         """What makes messages of the column's texts, if half of them at least are not just text."""
-        cells = [row.get(column) for row in head]
-        shown = [cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell for cell in cells]
-        texts: list[str] = [text for text in shown if isinstance(text, str) and text.strip()]
+        texts = _texts(column, head)
 
-        def most(looks: Callable[[str], bool]) -> bool:
-            return bool(texts) and 2 * sum(map(looks, texts)) >= len(texts)
+        def tell(note: str) -> None:
+            self._say(column, note)
+
+        def share(looks: Callable[[str], object]) -> float:
+            return sum(looks(text) not in (None, False) for text in texts) / max(1, len(texts))
 
         if column in self._structured:
-            return lambda text: written(text, lambda note: self._say(column, note.replace("messages", "lists")))
-        if most(looks_written):
-            return lambda text: written(text, lambda note: self._say(column, note)) if looks_written(text) else text
-        if most(looks_spoken):
+            return lambda text: written_lists(text, tell)
+        conversations = share(lambda text: written_conversation(text, _silent))
+        if conversations >= HALF:
+            return lambda text: text if (value := written_conversation(text, tell)) is None else value
+        if conversations:
+            self._say(column, f"{conversations:.1%} of the texts are messages written as JSON, and are taken as text")
+        if column in self._lists and share(lambda text: written_texts(text, _silent)) >= HALF:
+            beside = _texts(self._lists[column], head)
+            if 2 * sum(written_texts(text, _silent) is not None for text in beside) < len(beside):
+                return lambda text: text if (value := written_texts(text, tell)) is None else value
+            self._say(column, f"lists of texts, as {self._lists[column]} has them too, are taken as text")
+        if share(looks_spoken) >= HALF:
             self._say(column, "dialogues written as one text (Human: ... Assistant: ...) read as messages")
             return lambda text: dialogue(text) if looks_spoken(text) else text
-        if most(looks_rendered):
+        if share(looks_rendered) >= HALF:
             raise UserError(
                 f"column {column!r} holds conversations that a chat template has rendered already, for example {texts[0].strip()[:60]!r}",
                 where=where,
                 fix="Give plain texts or lists of messages: the model's own template is put around them here.",
             )
         return None
+
+
+def _texts(column: str, head: Sequence[dict[str, Any]]) -> list[str]:
+    cells = [row.get(column) for row in head]
+    shown = [cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell for cell in cells]
+    return [text for text in shown if isinstance(text, str) and text.strip()]
+
+
+def _silent(note: str) -> None:
+    """Says nothing."""
 
 
 def missing_column(where: str, column: str, columns: Sequence[str]) -> UserError:

@@ -49,7 +49,11 @@ def _stream(path: Path) -> Any:
         start = file.read(8)
     for magic, name in _ARCHIVES.items():
         if start.startswith(magic):
-            raise UserError(f"the file is a {name} archive", where=str(path), fix="Unpack it and name the files in it.")
+            raise UserError(
+                f"the file is a {name} archive",
+                where=str(path),
+                fix="Unpack it and name the files in it; save a spreadsheet as CSV.",
+            )
     kind = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
     if kind == "gzip":
         return gzip.open(path, "rb")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -19,7 +20,8 @@ from schemas.errors import UserError
 from stages.data import PREFIX, data_path
 from stages.layout import LOOKED_AT, Layout, missing_column
 from stages.opened import COMPRESSIONS, head_of
-from stages.source_formats import ENDINGS, FORMATS, WantedColumns
+from stages.source_columns import WantedColumns
+from stages.source_formats import ENDINGS, FORMATS
 from stages.source_hub import read_hub
 from stages.text.messages import storable
 
@@ -128,14 +130,15 @@ def read_rows(
     optional: Sequence[str] = (),
     check: Callable[[Batch], None] | None = None,
     structured: Sequence[str] = (),
+    lists: Mapping[str, str] | None = None,
 ) -> Iterator[Batch]:
     """Batches of a source's rows, each row a dict of the required and optional columns (None where absent).
 
     Files are checked for existence, emptiness and columns when this is called, rows as they are read. A column that some
     files of a source have must be in all of them. check: raises UserError for a file's first batch that is of no use.
-    structured: columns that hold lists, whose texts are JSON therefore.
+    structured, lists: columns whose texts are, or may be, lists (`stages.layout.Layout`).
     """
-    wanted = WantedColumns(required, optional, source.delimiter, structured)
+    wanted = WantedColumns(required, optional, source.delimiter, structured, lists or {})
     if is_hub(source):
         filled = languages if any(_PLACEHOLDER in (text or "") for text in _hub_texts(source)) else [None]
         hubs = [(_fill_hub(source, language), language or source.language) for language in filled]
@@ -183,7 +186,7 @@ def _cut(
     head = list(islice(rows, LOOKED_AT))
     if not head:
         raise UserError(f"{name} has no rows", fix="Give a file with data, or take the source out of the config.")
-    layout = Layout(name, head, wanted.required, wanted.optional, wanted.structured)
+    layout = Layout(name, head, wanted.required, wanted.optional, wanted.structured, wanted.lists)
     split = getattr(source, "splits", {}).get(source.split)
     rows, start = chain(head, rows), 1
     del head
@@ -205,7 +208,7 @@ def _paths(source: Source, language: str | None) -> list[tuple[Path, str]]:
         raise UserError(
             f"{name} is a folder",
             where="sources",
-            fix=f"Name the files in it, for example {name.rstrip('/')}/*.parquet.",
+            fix=f"Name the files in it, for example {name.rstrip('/')}/*{_commonest_ending(path)}.",
         )
     if _is_glob(name):
         matches = sorted(match for match in glob.glob(str(path), recursive=True) if os.path.isfile(match))
@@ -220,6 +223,15 @@ def _paths(source: Source, language: str | None) -> list[tuple[Path, str]]:
         where="sources",
         fix=f"Paths are relative to {Path.cwd()}; a Hugging Face dataset needs `format: hub` if its id looks like a file.",
     )
+
+
+def _commonest_ending(folder: Path) -> str:
+    """Of the files in a folder that can be read."""
+    with suppress(OSError):
+        for ending in (".parquet", ".arrow", ".jsonl", ".csv", ".json"):
+            if any(path.name.endswith(ending) for path in islice(folder.iterdir(), 1000)):
+                return ending
+    return ".parquet"
 
 
 def _packaged(pattern: str, name: str, language: str | None) -> list[tuple[Path, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from schemas.paths import expanded
 
@@ -25,42 +25,57 @@ def other_than(*values: Any) -> Not:
     return Not(values)
 
 
+UsedWhen = Mapping[str, Any] | tuple[Mapping[str, Any], ...]
+"""Keys (from the root, or after a dot of the same section) -> the value, values or `other_than` that they must all have; or several such
+mappings, one of which must hold."""
+
+
 class Section(BaseModel):
     """A config section: unknown keys and infinite numbers are errors, every field is semantic unless made by `execution`."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rest_from_the_default(cls, value: Any) -> Any:
+        """A section that is given in part takes the rest from its default here, which may differ from its class's."""
+        if not isinstance(value, dict):
+            return value
+        given = {
+            name: section for name, section in value.items() if isinstance(section, dict) and name in cls.model_fields
+        }
+        defaults = {name: cls.model_fields[name].default for name in given}
+        return value | {
+            name: default.model_dump(exclude_defaults=True) | given[name]
+            for name, default in defaults.items()
+            if isinstance(default, BaseModel)
+        }
 
-def semantic(
-    default: Any = ..., description: str = "", *, used_when: Mapping[str, Any] | None = None, **kwargs: Any
-) -> Any:
+
+def semantic(default: Any = ..., description: str = "", *, used_when: UsedWhen | None = None, **kwargs: Any) -> Any:
     """A field that changes results: part of the fingerprint of the stages that read it.
 
-    used_when: other keys (from the root, or after a dot of the same section) -> the value, values or `other_than` with which this field
-    has a use. Without it the field must stay at its default (`schemas.config.used`).
+    used_when: with what other settings this field has a use; a section's holds for all that is in it. Without them the field must stay at
+    its default (`schemas.config.used`).
     """
     return _field("semantic", default, description, used_when, kwargs)
 
 
-def execution(
-    default: Any = ..., description: str = "", *, used_when: Mapping[str, Any] | None = None, **kwargs: Any
-) -> Any:
+def execution(default: Any = ..., description: str = "", *, used_when: UsedWhen | None = None, **kwargs: Any) -> Any:
     """A field that changes only speed, place or display: may change between a crash and its resume. used_when: as `semantic`."""
     return _field("execution", default, description, used_when, kwargs)
 
 
-def _field(
-    role: str, default: Any, description: str, used_when: Mapping[str, Any] | None, kwargs: dict[str, Any]
-) -> Any:
+def _field(role: str, default: Any, description: str, used_when: UsedWhen | None, kwargs: dict[str, Any]) -> Any:
     field: Any = Field(default, description=description, json_schema_extra={_ROLE: role}, **kwargs)
     if used_when:
-        field.metadata.append(_UsedWhen(dict(used_when)))
+        field.metadata.append(_UsedWhen(used_when if isinstance(used_when, tuple) else (used_when,)))
     return field
 
 
 @dataclass(frozen=True)
 class _UsedWhen:
-    conditions: Mapping[str, Any]
+    conditions: tuple[Mapping[str, Any], ...]
 
 
 def _filled_in(value: Any) -> Any:
@@ -71,24 +86,15 @@ FilePath = Annotated[str, BeforeValidator(_filled_in)]
 """A path, or a name that stands for one (hub id, `package:FILE`, `embedded:NAME`): `~` and `$VARIABLES` are filled in."""
 
 
-def conditions_of(field: Any) -> Mapping[str, Any]:
-    """`used_when` of a pydantic FieldInfo; empty: it is always used."""
-    return next((entry.conditions for entry in field.metadata if isinstance(entry, _UsedWhen)), {})
+def conditions_of(field: Any) -> tuple[Mapping[str, Any], ...]:
+    """`used_when` of a pydantic FieldInfo, of which one must hold; empty: it is always used."""
+    return next((entry.conditions for entry in field.metadata if isinstance(entry, _UsedWhen)), ())
 
 
 def is_execution(field: Any) -> bool:
     """Whether a pydantic FieldInfo was made by `execution`."""
     extra = field.json_schema_extra
     return isinstance(extra, dict) and extra.get(_ROLE) == "execution"
-
-
-def refuse_unused(section: BaseModel, path: str, fields: tuple[str, ...], why: str, owner: str = "") -> None:
-    """Fields of the section at `path` that the setting `why` gives no use must have their defaults; owner: the setting they
-    belong to. Raises ValueError, naming the first that has not."""
-    for field in fields:
-        if getattr(section, field) != type(section).model_fields[field].default:
-            belongs = f" (it belongs to {owner})" if owner else ""
-            raise ValueError(f"{path}.{field} has no use with {why}{belongs}: leave it out")
 
 
 def semantic_values(section: BaseModel) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import field_validator, model_validator
 
-from schemas.config.base import FilePath, Section, execution, semantic
+from schemas.config.base import FilePath, Section, execution, other_than, semantic
 from schemas.engines import ENGINES, EngineFacts, EngineName
 
 
@@ -107,13 +107,18 @@ class EngineConfig(Section):
         return ENGINES[self.kind]
 
 
+_SAMPLED = {".temperature": other_than(0.0)}
+
+
 class Sampling(Section):
     """Sampling parameters of one stage."""
 
     temperature: float = semantic(0.8, "0 is greedy", ge=0)
-    top_p: float = semantic(1.0, "nucleus; below 1 sorts the vocabulary at every token (slow on CPU)", gt=0, le=1)
-    min_p: float = semantic(0.0, "relative floor; cheap", ge=0, le=1)
-    top_k: int = semantic(0, "0: off", ge=0)
+    top_p: float = semantic(
+        1.0, "nucleus; below 1 sorts the vocabulary at every token (slow on CPU)", used_when=_SAMPLED, gt=0, le=1
+    )
+    min_p: float = semantic(0.0, "relative floor; cheap", used_when=_SAMPLED, ge=0, le=1)
+    top_k: int = semantic(0, "0: off", used_when=_SAMPLED, ge=0)
     max_tokens: int = semantic(512, "longest answer", ge=1, le=1 << 24)
     stop: list[str] = semantic([], "stop strings (removed from the answer)")
     system_prompt: str | None = semantic(None, "system message put before the conversation")

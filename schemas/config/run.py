@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, field_validator, model_validator
 
-from schemas.config.base import Section, execution, semantic
+from schemas.config.base import Section, execution, other_than, semantic
 from schemas.config.card import CardConfig
 from schemas.config.curation import (
     ConflictConfig,
@@ -45,8 +45,8 @@ class RunConfig(Section):
     model: ModelConfig = semantic(description="models")
     text: TextConfig = semantic(TextConfig(), "text to tokens")
     engine: EngineConfig = semantic(EngineConfig(), "inference engine")
-    prompts: PromptsConfig = semantic(PromptsConfig(), "prompts stage")
-    sft: SftConfig = semantic(SftConfig(), "sft stage")
+    prompts: PromptsConfig = semantic(PromptsConfig(), "prompts stage", used_when={"prompts.sources": other_than([])})
+    sft: SftConfig = semantic(SftConfig(), "sft stage", used_when={"sft.sources": other_than([])})
     generate: GenerateConfig = semantic(GenerateConfig(), "generate stage")
     judge: JudgeConfig = semantic(JudgeConfig(), "judge stage")
     pairs: PairsConfig = semantic(PairsConfig(), "pairs stage")
@@ -94,10 +94,6 @@ class RunConfig(Section):
                 )
         if not self.prompts.sources and not self.imported:
             raise ValueError("nothing to start from: give prompts.sources, or pairs.sources to curate existing pairs")
-        if not self.sft.on and self.sft != SftConfig():
-            raise ValueError(
-                "sft is set and has no sources, without which nothing is fine-tuned: give sft.sources, or leave sft out"
-            )
         if self.imported and self.rounds > 1:
             raise ValueError("rounds > 1 generates new pairs; it cannot be combined with pairs.sources")
         if self.execution.deterministic and (not self.engine.facts.deterministic or self.model.dtype != "float32"):

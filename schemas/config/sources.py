@@ -6,7 +6,11 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from schemas.config.base import FilePath, Section, refuse_unused, semantic
+from schemas.config.base import FilePath, Section, other_than, semantic
+
+_ON_THE_HUB = {".format": ("auto", "hub")}
+_OF_ANSWERS = {".completions": other_than(None)}
+_OF_A_PAIR = {".completions": None}
 
 
 class Source(Section):
@@ -19,30 +23,23 @@ class Source(Section):
     path: FilePath = semantic(
         description="file or glob (from the working directory), package:FILE or hub dataset id; {language}: of each language"
     )
-    name: str | None = semantic(None, "hub: configuration name")
+    name: str | None = semantic(None, "hub: configuration name", used_when=_ON_THE_HUB)
     split: str = semantic("train", "hub: split")
-    revision: str | None = semantic(None, "hub: revision; without one, a later change on the hub is not noticed")
+    revision: str | None = semantic(
+        None, "hub: revision; without one, a later change on the hub is not noticed", used_when=_ON_THE_HUB
+    )
     format: Literal["auto", "parquet", "arrow", "jsonl", "json", "csv", "hub"] = semantic(
         "auto", "auto: by the file's ending; csv: with any delimiter"
     )
     delimiter: str | None = semantic(
         None,
         "csv: one character; default: the comma, tab, semicolon or bar that the header has",
+        used_when={".format": ("auto", "csv")},
         min_length=1,
         max_length=1,
     )
     language: str | None = semantic(None, "language of every row, when there is no such column")
     limit: int | None = semantic(None, "first rows of each file (hub: of the split) only", ge=1)
-
-    @model_validator(mode="after")
-    def _used(self) -> Source:
-        if self.delimiter is not None and self.format not in ("auto", "csv"):
-            raise ValueError(f"delimiter has no use with format: {self.format}")
-        if self.format not in ("auto", "hub"):
-            for key in ("name", "revision"):
-                if getattr(self, key) is not None:
-                    raise ValueError(f"{key} is for Hugging Face datasets, and format is {self.format}")
-        return self
 
 
 Splits = dict[str, Literal["train", "dev", "test"]]
@@ -78,31 +75,25 @@ class PairFields(Section):
     completions: str | None = semantic(
         None, "instead of chosen and rejected: the prompt's answers, a list of objects or of texts (`many`)"
     )
-    completion_text: str = semantic("response", "completions: key of an answer's text")
+    completion_text: str = semantic("response", "completions: key of an answer's text", used_when=_OF_ANSWERS)
     completion_score: str = semantic(
-        "overall_score", "completions: key of an answer's score; of texts: the column with the list of their scores"
+        "overall_score",
+        "completions: key of an answer's score; of texts: the column with the list of their scores",
+        used_when=_OF_ANSWERS,
     )
     system: str | None = semantic(None, "system message")
     language: str | None = semantic("language", "BCP 47 code")
     group_id: str | None = semantic("group_id", "translation group; default: the prompt's own")
     split: str | None = semantic(None, "train | dev | test, to override the hash split")
-    chosen_score: str | None = semantic(None, "score of chosen: a number, 7/10, 85%; what cannot be read is no score")
-    rejected_score: str | None = semantic(None, "score of rejected")
+    chosen_score: str | None = semantic(
+        None, "score of chosen: a number, 7/10, 85%; what cannot be read is no score", used_when=_OF_A_PAIR
+    )
+    rejected_score: str | None = semantic(None, "score of rejected", used_when=_OF_A_PAIR)
 
     @property
     def no_columns(self) -> tuple[str, ...]:
         """Fields that name no column of their own here."""
         return ("completion_text", "completion_score", *(("chosen", "rejected") if self.completions else ()))
-
-    @model_validator(mode="after")
-    def _used(self) -> PairFields:
-        if self.completions is None:
-            refuse_unused(self, "fields", ("completion_text", "completion_score"), "fields.completions left out")
-        else:
-            for key in ("chosen_score", "rejected_score"):
-                if getattr(self, key) is not None:
-                    raise ValueError(f"fields.{key} has no use with fields.completions, which have scores of their own")
-        return self
 
 
 class PairSource(Source):

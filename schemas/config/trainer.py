@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from schemas.config.base import Section, execution, refuse_unused, semantic
+from schemas.config.base import Section, execution, semantic
 from schemas.config.loggers import LOGGERS
 
 
@@ -27,13 +27,13 @@ class TrainerConfig(Section):
     rows: ClassVar[str]
 
     method: Literal["lora", "full"] = semantic("lora", "adapters (merged at the end) or all weights")
-    lora: LoraConfig = semantic(LoraConfig(), "adapter settings")
+    lora: LoraConfig = semantic(LoraConfig(), "adapter settings", used_when={".method": "lora"})
     learning_rate: float = semantic(5e-6, "peak learning rate", gt=0)
     schedule: Literal["linear", "cosine", "constant"] = semantic("cosine", "learning-rate schedule")
     warmup_ratio: float = semantic(0.1, "share of steps that warm up", ge=0, lt=1)
     weight_decay: float = semantic(0.0, "AdamW weight decay", ge=0)
     max_grad_norm: float = semantic(1.0, "gradient clipping", gt=0)
-    epochs: float = semantic(1.0, "passes over the rows", gt=0)
+    epochs: float = semantic(1.0, "passes over the rows", used_when={".max_steps": -1}, gt=0)
     max_steps: int = semantic(
         -1, "optimizer steps, however many passes that is, instead of epochs; -1: by epochs (as in transformers)", ge=-1
     )
@@ -44,22 +44,11 @@ class TrainerConfig(Section):
     report_to: list[str] = execution([], f"loggers, each a package of its own: {', '.join(LOGGERS)}")
 
     @model_validator(mode="after")
-    def _lora(self) -> Self:
-        if self.method == "full" and self.lora != LoraConfig():
-            raise ValueError(
-                f"{self.section}.lora is set and {self.section}.method is full: use method: lora, or leave"
-                f" {self.section}.lora out"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _length(self) -> Self:
         if self.max_steps == 0:
             raise ValueError(
                 f"{self.section}.max_steps is 0: nothing would be trained; use -1 to train by epochs, or give a number of steps"
             )
-        if self.max_steps > 0:
-            refuse_unused(self, self.section, ("epochs",), f"{self.section}.max_steps, which says how long instead")
         return self
 
     @model_validator(mode="after")

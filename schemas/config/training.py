@@ -8,12 +8,18 @@ from pydantic import field_validator, model_validator
 
 from schemas.conditions import columns_named, parse_condition
 from schemas.config.allo import AlloConfig
-from schemas.config.base import FilePath, Section, execution, semantic
+from schemas.config.base import FilePath, Section, execution, other_than, semantic
 from schemas.config.model import Sampling
 from schemas.config.sources import PairSource
 from schemas.config.trainer import TrainerConfig
 from schemas.errors import UserError
 from schemas.merging import MERGES, MergeFacts, OptimizerName, over_phases
+
+_MERGING = {"train.optimizer": tuple(MERGES)}
+_DROPPING = {"train.optimizer": tuple(name for name, facts in MERGES.items() if facts.drops)}
+_FROM_A_BASE = {"train.optimizer": tuple(name for name, facts in MERGES.items() if not facts.anchored)}
+_SEQUENCE = {"train.orthalign.objectives": other_than([])}
+_PHASES = {"train.allo.mask": other_than("none")}
 
 
 class MergeConfig(Section):
@@ -23,27 +29,43 @@ class MergeConfig(Section):
         None,
         "ondare, onties: the pretrained model the SFT model was made from: hub id, folder, embedded:NAME; with sft.sources: "
         "default model.policy",
+        used_when=_FROM_A_BASE,
     )
-    sft: FilePath | None = execution(None, "the SFT model; default: the policy of round 0")
+    sft: FilePath | None = execution(None, "the SFT model; default: the policy of round 0", used_when=_MERGING)
     preset: Literal["paper", "released"] = semantic(
-        "paper", "what the paper says, or what its released code computes (docs/methods.md section 5)"
+        "paper",
+        "what the paper says, or what its released code computes (docs/methods.md section 5)",
+        used_when=_DROPPING,
     )
     alpha: float | None = semantic(
-        None, "weight of the task vector; default 1e-7 (the released script's); anchor has no default", ge=0, lt=1
+        None,
+        "weight of the task vector; default 1e-7 (the released script's); anchor has no default",
+        used_when=_MERGING,
+        ge=0,
+        lt=1,
     )
     reserve: float | None = semantic(
-        None, "share of entries kept; default 0.01 (the released script's); not for anchor", gt=0, le=1
+        None, "share of entries kept; default 0.01 (the released script's)", used_when=_DROPPING, gt=0, le=1
     )
-    every: int = semantic(1, "merge after so many optimizer steps", ge=1)
+    every: int = semantic(1, "merge after so many optimizer steps", used_when=_MERGING, ge=1)
     alpha_schedule: Literal["lr", "constant"] = semantic(
-        "lr", "lr: alpha shrinks with the learning rate; constant: paper and released code"
+        "lr", "lr: alpha shrinks with the learning rate; constant: paper and released code", used_when=_MERGING
     )
-    rescale: bool = semantic(False, "released: scale what was kept back to the L1 norm before")
+    rescale: bool = semantic(
+        False,
+        "released: scale what was kept back to the L1 norm before",
+        used_when={".preset": "released"} | _DROPPING,
+    )
     keep: Literal["device", "cpu", "disk"] = execution(
-        "device", "where the task vector lies: the training device, main memory, or a memory-mapped file"
+        "device",
+        "where the task vector lies: the training device, main memory, or a memory-mapped file",
+        used_when=_MERGING,
     )
     log_every: int = semantic(
-        10, "optimizer steps between logged numbers of the merge and the projection; 0: never", ge=0
+        10,
+        "optimizer steps between logged numbers of the merge and the projection; 0: never",
+        used_when=(_MERGING, _SEQUENCE, _PHASES),
+        ge=0,
     )
 
 
@@ -75,17 +97,26 @@ class OrthAlignConfig(Section):
 
     objectives: list[Objective] = semantic([], "in the order they are trained; empty: one objective, all pairs")
     side: Literal["left", "right", "both"] = semantic("left", "directions kept free: of outputs, inputs, or both")
-    energy: float = semantic(0.95, "share of a change's squared norm whose directions are protected", gt=0, le=1)
+    energy: float = semantic(
+        0.95,
+        "share of a change's squared norm whose directions are protected",
+        used_when={".rank": "energy"},
+        gt=0,
+        le=1,
+    )
     q_max: int = semantic(64, "most directions an objective protects in a matrix", ge=1)
     rank: Literal["energy", "search"] = semantic(
         "energy", "search: the fewest directions without which the objective's accuracy on dev pairs falls by tolerance"
     )
-    tolerance: float = semantic(0.02, "search: accuracy that may be lost", ge=0, lt=1)
+    tolerance: float = semantic(0.02, "search: accuracy that may be lost", used_when={".rank": "search"}, ge=0, lt=1)
     dev_pairs: int = semantic(
         200, "most dev pairs of a language that an objective is measured on, and its rank searched with", ge=1
     )
     trust_radius: float = semantic(
-        0.0, "largest spectral norm of a matrix's change in one objective (method: full); 0: none", ge=0
+        0.0,
+        "largest spectral norm of a matrix's change in one objective; 0: none",
+        used_when={"train.method": "full"},
+        ge=0,
     )
     reference: Literal["objective", "round"] = semantic(
         "objective", "DPO's reference: the model as the objective starts, or that of the round (train.reference)"
@@ -100,8 +131,12 @@ class TrainConfig(TrainerConfig):
 
     optimizer: OptimizerName = semantic("adamw", "AdamW, or AdamW merged online with the task vector (method: full)")
     merge: MergeConfig = semantic(MergeConfig(), "settings of the online merge")
-    orthalign: OrthAlignConfig = semantic(OrthAlignConfig(), "objectives in sequence; steps and epochs are of each")
-    allo: AlloConfig = semantic(AlloConfig(), "few weights, forgetting before learning, key tokens (method: full)")
+    orthalign: OrthAlignConfig = semantic(
+        OrthAlignConfig(), "objectives in sequence; steps and epochs are of each", used_when=_SEQUENCE
+    )
+    allo: AlloConfig = semantic(
+        AlloConfig(), "few weights, forgetting before learning, key tokens (method: full)", used_when=_PHASES
+    )
     processes: int = execution(
         1, "processes that train together on this machine, one per GPU (docs/gpus.md); 0: one per visible GPU", ge=0
     )
@@ -109,9 +144,12 @@ class TrainConfig(TrainerConfig):
         "auto",
         "several processes: fsdp2 cuts weights, gradients and optimizer state over them; ddp: all of it in each; auto: fsdp2"
         " for method full, ddp for lora",
+        used_when={".processes": other_than(1)},
     )
     reference: Literal["start", "initial"] = semantic(
-        "start", "rounds after the first: reference is the round's start or the initial policy"
+        "start",
+        "rounds after the first: reference is the round's start or the initial policy",
+        used_when={"rounds": other_than(1)},
     )
 
     @property
@@ -155,8 +193,6 @@ class TrainConfig(TrainerConfig):
         sequence = self.orthalign
         names = [objective.name for objective in sequence.objectives]
         if not names:
-            if sequence != OrthAlignConfig():
-                raise ValueError("train.orthalign is set and has no objectives: list at least two")
             return self
         if len(names) == 1:
             raise ValueError("train.orthalign.objectives has one entry: a sequence needs two")
@@ -166,12 +202,6 @@ class TrainConfig(TrainerConfig):
             )
         if len({name.casefold() for name in names}) < len(names):
             raise ValueError("train.orthalign.objectives: two have the same name")
-        if sequence.rank == "energy" and sequence.tolerance != OrthAlignConfig().tolerance:
-            raise ValueError(
-                "train.orthalign.tolerance belongs to train.orthalign.rank: search: set it, or leave it out"
-            )
-        if sequence.rank == "search" and sequence.energy != OrthAlignConfig().energy:
-            raise ValueError("train.orthalign.energy belongs to train.orthalign.rank: energy: set it, or leave it out")
         if self.reference == "initial" and sequence.reference == "objective":
             raise ValueError(
                 "train.reference: initial and train.orthalign.reference: objective contradict each other: set"
@@ -182,19 +212,12 @@ class TrainConfig(TrainerConfig):
                 f"train.optimizer: {self.optimizer} pulls to where an objective starts, which moves with every objective: use"
                 f" {over_phases()} or adamw with train.orthalign"
             )
-        if self.method == "lora" and sequence.trust_radius:
-            raise ValueError(
-                "train.orthalign.trust_radius bounds the change of a matrix, and a LoRA factor is not one: use train.method:"
-                " full, or leave it out"
-            )
         return self
 
     @model_validator(mode="after")
     def _allo(self) -> TrainConfig:
         allo = self.allo
         if not allo.on:
-            if allo != AlloConfig():
-                raise ValueError("train.allo is set and train.allo.mask is none: use warmup or gradient")
             return self
         if self.method == "lora":
             raise ValueError(
@@ -227,31 +250,18 @@ class TrainConfig(TrainerConfig):
 
     @model_validator(mode="after")
     def _merge(self) -> TrainConfig:
-        merge = self.merge
         facts = self.merge_facts
         if facts is None:
-            confined = bool(self.orthalign.objectives) or self.allo.on  # then log_every is of projection and masks
-            if merge != MergeConfig(log_every=merge.log_every if confined else MergeConfig().log_every):
-                raise ValueError(f"train.merge is set and train.optimizer is adamw: use {' or '.join(MERGES)}")
             return self
         if self.method == "lora":
             raise ValueError(
                 f"train.optimizer: {self.optimizer} merges weights entry by entry, and an entry of a LoRA factor is not a"
                 " weight: use train.method: full, or train.optimizer: adamw"
             )
-        if facts.alpha is None and merge.alpha is None:
+        if facts.alpha is None and self.merge.alpha is None:
             raise ValueError(
                 f"train.merge.alpha has no default for train.optimizer: {self.optimizer} (try 0.001 to 0.1)"
             )
-        given = ["base"] if facts.anchored and merge.base is not None else []
-        if not facts.drops:
-            given += ["reserve"] if merge.reserve is not None else []
-            given += ["rescale"] if merge.rescale else []
-            given += ["preset"] if merge.preset != "paper" else []
-        if given:
-            raise ValueError(f"train.optimizer: {self.optimizer} has no use for train.merge.{given[0]}: leave it out")
-        if merge.rescale and merge.preset != "released":
-            raise ValueError("train.merge.rescale belongs to train.merge.preset: released")
         return self
 
 
@@ -305,6 +315,7 @@ class ExecutionConfig(Section):
     peer_minutes: float = execution(
         60.0,
         "processes that train together: a silent one ends the training after so long; it continues from a checkpoint",
+        used_when={"train.processes": other_than(1)},
         gt=0,
     )
     grace_seconds: float = execution(

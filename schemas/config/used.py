@@ -23,38 +23,55 @@ class Unused:
         return f"{self.key} has no use with {self.why} (it belongs to {self.owner}): leave it out"
 
 
+Conditions = tuple[Mapping[str, Any], ...]
+
+
 def unused(config: BaseModel) -> Iterator[Unused]:
     """Keys that are given (not at their defaults) and have no use in this config."""
-    yield from _unused(config, config, "")
+    yield from _unused(config, config, None, "", ())
 
 
-def in_words(conditions: Mapping[str, Any], at: str = "") -> str:
+def in_words(conditions: Conditions, at: str = "") -> str:
     """`judge.method: additive` of a field's `used_when`; at: the section that keys beginning with a dot are of."""
-    return " and ".join(_owner(_absolute(key, at), wanted) for key, wanted in conditions.items())
+    return ", or ".join(
+        " and ".join(_owner(_absolute(key, at), wanted) for key, wanted in one.items()) for one in conditions
+    )
 
 
-def _unused(root: BaseModel, section: BaseModel, at: str) -> Iterator[Unused]:
+def _unused(
+    root: BaseModel, section: BaseModel, default: Any, at: str, above: tuple[Conditions, ...]
+) -> Iterator[Unused]:
+    """default: the section's own, where it differs from its fields' defaults. above: conditions of the sections it lies in."""
     for name, field in type(section).model_fields.items():
-        key = f"{at}.{name}" if at else name
-        value = getattr(section, name)
-        refused = _refusal(root, conditions_of(field), key, at)
-        if refused is not None and value != field.get_default(call_default_factory=True):
+        key, value = f"{at}.{name}" if at else name, getattr(section, name)
+        own = tuple({_absolute(k, at): wanted for k, wanted in one.items()} for one in conditions_of(field))
+        conditions = (*above, own) if own else above
+        standard = field.get_default(call_default_factory=True) if default is None else getattr(default, name)
+        if isinstance(value, BaseModel):
+            yield from _unused(root, value, standard if isinstance(standard, BaseModel) else None, key, conditions)
+            continue
+        refused = next(filter(None, (_refusal(root, key, one_of) for one_of in conditions)), None)
+        if refused is not None and value != standard:
             yield refused
-        elif isinstance(value, BaseModel):
-            yield from _unused(root, value, key)
         elif isinstance(value, list):
             for index, item in enumerate(value):
                 if isinstance(item, BaseModel):
-                    yield from _unused(root, item, f"{key}.{index}")
+                    yield from _unused(root, item, None, f"{key}.{index}", conditions)
 
 
-def _refusal(root: BaseModel, conditions: Mapping[str, Any], key: str, at: str) -> Unused | None:
-    for switch, wanted in conditions.items():
-        path = _absolute(switch, at)
-        value = _value(root, path)
-        if not _holds(value, wanted):
-            return Unused(key, f"{path}: {_shown(value)}", _owner(path, wanted))
-    return None
+def _refusal(root: BaseModel, key: str, one_of: Conditions) -> Unused | None:
+    """None where one of the conditions holds; else what speaks against the first, and what would help."""
+    failing = [_failing(root, conditions) for conditions in one_of]
+    if None in failing:
+        return None
+    switch = next(iter(failing[0] or {}))
+    owner = ", or ".join(" and ".join(_owner(*wanted) for wanted in (missing or {}).items()) for missing in failing)
+    return Unused(key, f"{switch}: {_shown(_value(root, switch))}", owner)
+
+
+def _failing(root: BaseModel, conditions: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    missing = {path: wanted for path, wanted in conditions.items() if not _holds(_value(root, path), wanted)}
+    return missing or None
 
 
 def _absolute(key: str, at: str) -> str:

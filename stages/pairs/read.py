@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from schemas.config.sources import PairFields, PairSource
-from stages.cells import Unreadable, rating
-from stages.layout import missing_column
+from schemas.config.sources import PairSource
+from stages.cells import rating
+from stages.pairs.columns import check_completions, check_sides, completions_of
 from stages.sources import Batch, columns_of, read_rows
 from stages.text.messages import BadRow, Messages, comparable, read_messages, read_prompt, too_long, with_system
 
@@ -62,14 +62,12 @@ def pair_batches(source: PairSource, codes: Sequence[str]) -> Iterator[Batch]:
     unless chosen and rejected are whole conversations."""
     fields = source.fields
     required, optional = columns_of(fields, _OPTIONAL)
-    if fields.completions:
-        optional.append(fields.completion_score)
-
-    def check(batch: Batch) -> None:
-        if fields.prompt not in batch.columns and (fields.completions or needs_prompt(batch.rows, fields)):
-            raise missing_column(batch.source, fields.prompt, batch.columns)
-
-    return read_rows(source, codes, required, optional, check, [fields.completions] if fields.completions else [])
+    if fields.completions is None:
+        lists = {fields.rejected: fields.chosen}
+        return read_rows(source, codes, required, optional, lambda batch: check_sides(batch, fields), lists=lists)
+    optional.append(fields.completion_score)
+    structured = [fields.completions, fields.completion_score]
+    return read_rows(source, codes, required, optional, lambda batch: check_completions(batch, fields), structured)
 
 
 def pairs_of(cells: Mapping[str, Any], source: PairSource, longest: int) -> Iterator[RawPair | BadRow]:
@@ -131,34 +129,21 @@ def is_several(value: Any) -> bool:
 def _of_completions(cells: Mapping[str, Any], source: PairSource) -> list[Sides]:
     """Best against worst of scored answers, or best against all that are worse; ties in favour of the first."""
     scored = [
-        (answer, found.value, score)
-        for answer, score in _completions(cells, source.fields)
+        (answer, found, score)
+        for answer, score in completions_of(cells, source.fields)
         if answer is not None and (found := rating(score)) is not None
     ]
     if len(scored) < 2:
         raise BadRow("too_few_candidates", f"{len(scored)} answers with a score")
-    best = max(scored, key=lambda entry: entry[1])
-    worse = [entry for entry in scored if entry[1] < best[1]]
+    if len({found.out_of for _, found, _ in scored}) > 1:
+        raise BadRow("too_few_candidates", "the scores are out of different numbers (7/10 and 80%)")
+    best = max(scored, key=lambda entry: entry[1].value)
+    worse = [entry for entry in scored if entry[1].value < best[1].value]
     if not worse:
-        raise BadRow("tie", f"all {len(scored)} answers are rated {best[1]:g}")
+        raise BadRow("tie", f"all {len(scored)} answers are rated {best[1].value:g}")
     if source.many == "one":
-        worse = [min(worse, key=lambda entry: entry[1])]
+        worse = [min(worse, key=lambda entry: entry[1].value)]
     return [(best[0], entry[0], (best[2], entry[2])) for entry in worse]
-
-
-def _completions(cells: Mapping[str, Any], fields: PairFields) -> list[tuple[Any, Any]]:
-    """(answer, score) of every completion in the row. Raises BadRow: not_text."""
-    value = _cell(cells, fields.completions)
-    if isinstance(value, Unreadable):
-        raise BadRow(value.reason, value.detail)
-    if not isinstance(value, list):
-        raise BadRow("empty" if value is None else "not_text", f"completions are a {type(value).__name__}, not a list")
-    if all(isinstance(answer, dict) for answer in value):
-        return [(answer.get(fields.completion_text), answer.get(fields.completion_score)) for answer in value]
-    scores = cells.get(fields.completion_score)
-    if not isinstance(scores, list) or len(scores) != len(value):
-        raise BadRow("not_text", f"{len(value)} answers, and {fields.completion_score!r} is no list of as many scores")
-    return list(zip(value, scores, strict=True))
 
 
 def _comparable_scores(cells: tuple[Any, Any]) -> tuple[float | None, float | None]:
@@ -171,16 +156,3 @@ def _comparable_scores(cells: tuple[Any, Any]) -> tuple[float | None, float | No
 
 def _cell(cells: Mapping[str, Any], column: str | None) -> Any:
     return cells.get(column) if column else None
-
-
-def needs_prompt(rows: Sequence[Mapping[str, Any]], fields: PairFields) -> bool:
-    """Whether no row does without a prompt: not one has chosen and rejected as whole conversations."""
-    return not any(all(_is_whole(row.get(side)) for side in (fields.chosen, fields.rejected)) for row in rows)
-
-
-def _is_whole(value: Any) -> bool:
-    if isinstance(value, list) and value and isinstance(value[0], list):
-        value = value[0]
-    return (
-        isinstance(value, list) and bool(value) and isinstance(value[0], dict) and value[0].get("role") != "assistant"
-    )

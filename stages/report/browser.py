@@ -8,8 +8,9 @@ from typing import Any
 
 import polars as pl
 
-from stages.report.data import Tables, in_order
+from stages.report.data import Tables
 from stages.report.text import Clipped, clip, spaced
+from stages.text.codes import in_order
 
 _SCORES = ["pair_id", "cosine_own", "conflicting_languages"]
 

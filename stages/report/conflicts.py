@@ -11,8 +11,9 @@ from markupsafe import Markup
 
 from schemas.manifests import StageManifest
 from stages.report.charts import value_bar
-from stages.report.data import Tables, in_order
+from stages.report.data import Tables
 from stages.report.text import fixed
+from stages.text.codes import in_order
 
 FEW_PAIRS = 20
 _STEPS = 5

@@ -38,9 +38,3 @@ class Tables:
     def read(self, table: str, round_: int | None, columns: Sequence[str]) -> pl.DataFrame:
         """Some columns of the table, in memory."""
         return self.scan(table, round_).select(list(columns)).collect()
-
-
-def in_order(languages: Sequence[str], found: Sequence[str]) -> list[str]:
-    """`found` without repeats: languages of the run in the config's order, then others by name."""
-    known = [language for language in languages if language in set(found)]
-    return known + sorted(set(found) - set(known))

@@ -12,8 +12,8 @@ from schemas.manifests import StageManifest, Tally, merge_tallies
 from schemas.reasons import explained
 from stages.catalog import STAGES
 from stages.report.charts import Series, share_bar
-from stages.report.data import in_order
 from stages.report.text import spaced
+from stages.text.codes import in_order
 
 ORDER = [spec.name for spec in STAGES]
 

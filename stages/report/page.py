@@ -18,17 +18,19 @@ from schemas.config.base import semantic_values
 from schemas.files import write_text
 from schemas.ids import content_id
 from schemas.manifests import StageManifest
+from stages.compare.figures import Comparison
 from stages.report import text
 from stages.report.conflicts import FEW_PAIRS, scale
 from stages.report.data import Tables
 from stages.report.view import View, build_view
 from stages.text.visible import visible
 
-VERSION = 2
+VERSION = 3
 """Bumped when the same tables give another page."""
 _MADE_FROM = '<meta name="made-from" content="{}">'
 _HEAD = 4096
 _NOTHING: Mapping[str, str] = MappingProxyType({})
+_NO_ROUND: Mapping[int, Comparison | str] = MappingProxyType({})
 
 
 def write_page(
@@ -37,29 +39,43 @@ def write_page(
     tables: Tables,
     manifests: Sequence[StageManifest],
     left_out: Mapping[str, str] = _NOTHING,
+    compared: Mapping[int, Comparison | str] = _NO_ROUND,
+    arms: Sequence[str] = (),
 ) -> None:
     """Write the page from whatever tables and manifests there are; a reader never sees half of it.
 
     left_out: stage -> why, of results that are there and not given here, since they were made with other settings.
+    compared: round -> the run's selection beside others, or why there is none; arms: which ones were asked for.
     """
-    page = render(build_view(config, tables, manifests, left_out), made_from(config, manifests, left_out))
+    page = render(
+        build_view(config, tables, manifests, left_out, compared), made_from(config, manifests, left_out, arms)
+    )
     write_text(target, page)
 
 
-def made_from(config: RunConfig, manifests: Sequence[StageManifest], left_out: Mapping[str, str] = _NOTHING) -> str:
+def made_from(
+    config: RunConfig,
+    manifests: Sequence[StageManifest],
+    left_out: Mapping[str, str] = _NOTHING,
+    arms: Sequence[str] = (),
+) -> str:
     """Hash of all that a page shows: it is in the page, so that an old one is known."""
     stages = [(m.stage, m.round, m.fingerprint, m.content) for m in manifests]
     shown = config.report.model_dump(mode="json"), config.banner, semantic_values(config)
-    return content_id(VERSION, *shown, stages, dict(left_out))
+    return content_id(VERSION, *shown, stages, dict(left_out), list(arms))
 
 
 def is_current(
-    target: Path, config: RunConfig, manifests: Sequence[StageManifest], left_out: Mapping[str, str] = _NOTHING
+    target: Path,
+    config: RunConfig,
+    manifests: Sequence[StageManifest],
+    left_out: Mapping[str, str] = _NOTHING,
+    arms: Sequence[str] = (),
 ) -> bool:
     """Whether the page is there and shows what there is now."""
     try:
         with target.open(encoding="utf-8") as page:
-            return _MADE_FROM.format(made_from(config, manifests, left_out)) in page.read(_HEAD)
+            return _MADE_FROM.format(made_from(config, manifests, left_out, arms)) in page.read(_HEAD)
     except (FileNotFoundError, UnicodeDecodeError):
         return False
 

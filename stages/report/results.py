@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from stages.report.charts import ChangeBar, changes
-from stages.report.data import Tables, in_order
+from stages.report.data import Tables
 from stages.report.svg import Format
 from stages.report.text import number, percent, short, spaced
+from stages.text.codes import in_order
 
 ALL = "all"
 SPLITS = {

@@ -10,6 +10,8 @@ from markupsafe import Markup
 
 from schemas.config import RunConfig
 from schemas.manifests import StageManifest
+from stages.compare.figures import Comparison
+from stages.report import beside as _beside
 from stages.report import browser as _browser
 from stages.report import conflicts as _conflicts
 from stages.report import curves as _curves
@@ -43,7 +45,8 @@ _TITLES = {
     "conflict": "Agreement between languages",
     "weights": "Weights",
     "scores": "Conflict scores",
-    "sides": "Lengths and judge scores",
+    "beside": "Other selections",
+    "sides": "Lengths, judge scores and relevance",
     "training": "Training",
     "results": "Before and after",
     "pairs": "Pairs",
@@ -67,6 +70,7 @@ class View:
     flows: list[_flow.RoundFlow]
     conflicts: list[_conflicts.Conflicts]
     scores: list[_distributions.Scores]
+    beside: list[_beside.Beside]
     sides: list[tuple[int, list[_distributions.Sides]]]
     sft: _curves.Curves | None
     curves: list[_curves.Curves]
@@ -77,9 +81,13 @@ class View:
 
 
 def build_view(
-    config: RunConfig, tables: Tables, manifests: Sequence[StageManifest], left_out: Mapping[str, str] | None = None
+    config: RunConfig,
+    tables: Tables,
+    manifests: Sequence[StageManifest],
+    left_out: Mapping[str, str] | None = None,
+    compared: Mapping[int, Comparison | str] | None = None,
 ) -> View:
-    """Read what there is and prepare it for the template. left_out: see `write_page`."""
+    """Read what there is and prepare it for the template. left_out, compared: see `write_page`."""
     rounds = tables.rounds()
     languages = [*config.languages.seen, *config.languages.unseen]
 
@@ -94,6 +102,7 @@ def build_view(
     flows = _flow.flows(manifests, languages)
     scores = each(lambda r: _distributions.scores(tables, r, languages, by_conflict))
     sides = [(r, found) for r in rounds if (found := _distributions.sides(tables, r, languages))]
+    beside = _beside.beside(compared or {})
     sft, curves = _curves.curves(tables, None), each(lambda r: _curves.curves(tables, r))
     browsers = each(lambda r: _browser.browser(tables, r, languages, config.report.browse_pairs))
     timings = _timings(manifests)
@@ -103,6 +112,7 @@ def build_view(
         "conflict": conflicts,
         "weights": any(scope.weights for one in conflicts for scope in one.scopes),
         "scores": scores,
+        "beside": beside,
         "sides": sides,
         "training": sft or curves,
         "results": results,
@@ -121,6 +131,7 @@ def build_view(
         flows=flows,
         conflicts=conflicts,
         scores=scores,
+        beside=beside,
         sides=sides,
         sft=sft,
         curves=curves,

@@ -1,8 +1,8 @@
 """What pairs can be ranked by: the conflict score, and the filters it has to be compared with.
 
 Every filter is a pure function of one frame of pairs: it gives a number per pair, larger is kept first, null where it
-has nothing to go by. They share one pool and one rule for the cut (`stages.select.stage.rank`), so that filters
-differ in which pairs they keep and never in how many (METHODS.md section 4).
+has nothing to go by. They share one rule for the cut (`stages.select.stage.rank`); `stages.compare` puts them side by side on one pool, so
+that filters differ in which pairs they keep and never in how many (docs/methods.md section 4).
 """
 
 from __future__ import annotations
@@ -46,17 +46,6 @@ def ranking(pairs: pl.DataFrame, by: str, seed: Sequence[object] = (0,)) -> pl.S
             fix="Rank by the log-probabilities themselves: select.by: logp_margin.",
         )
     return filter_.value(pairs, seed).cast(pl.Float64).fill_nan(None).alias(by)
-
-
-def rankings(pairs: pl.DataFrame, names: Sequence[str], seed: Sequence[object] = (0,)) -> pl.DataFrame:
-    """pair_id, language and one column per filter, on ONE pool: the pairs that every one of them can rank.
-
-    Ranks that depend on the other pairs (`mid_band`) are taken inside the pool. Raises UserError as `ranking` does.
-    """
-    everywhere = pl.all_horizontal(pl.col(name).is_not_null() for name in names)
-    first = pairs.select("pair_id", "language").with_columns(ranking(pairs, name, seed) for name in names)
-    pool = pairs.filter(first.select(everywhere).to_series())
-    return pool.select("pair_id", "language").with_columns(ranking(pool, name, seed) for name in names)
 
 
 def _expression(expression: pl.Expr) -> Callable[[pl.DataFrame, Sequence[object]], pl.Series]:

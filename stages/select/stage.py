@@ -13,25 +13,26 @@ from schemas.config.curation import SelectConfig
 from schemas.errors import UserError
 from schemas.tables import TABLES
 from stages.contract import Account, Context, Drop, Rows, Stopped, TableStage, tally
-from stages.select.filters import FILTERS, ranking, rankings
+from stages.select.filters import FILTERS, ranking
 
 _BATCH = 4096
-BELOW_CUT, NO_SCORE, CROWDED = "below_cut", "no_score", "crowded_cell"
+BELOW_CUT, NO_SCORE, CROWDED, OFF_TOPIC = "below_cut", "no_score", "crowded_cell", "off_topic"
 
 
 class Select(TableStage):
     """TableStage: pairs, scores -> curated, rejected. Unit pair: the pairs of the train split.
 
     Reasons in rejected: no_score (no gradient, so no conflict score; or nothing that `select.by` could rank by, such
-    as judge scores), below_cut, crowded_cell (ranked above some that are kept, but its cell has given its share).
+    as judge scores), off_topic (flag of the relevance gate in scores), below_cut, crowded_cell (ranked above some that are kept, but its cell has given its share).
     Pairs without a conflict score leave whatever the pairs are ranked by, so that rankings are compared on one pool.
     Raises UserError if no pair can be ranked.
     """
 
     def run(self, ctx: Context) -> Iterator[Rows | Account]:
         """Yield both tables in batches, in the order of the pairs table, then the account."""
-        ranked = rank(_scored(ctx), ctx.config.select)
-        for note in _notes(ranked, ctx.config.select):
+        select = ctx.config.select
+        ranked = rank(valued(read_pairs(ctx), select.by, (ctx.config.seed, ctx.round)), select)
+        for note in _notes(ranked, select):
             ctx.progress.note(note)
         for table in ("curated", "rejected"):
             yield Rows(table, TABLES[table].schema.empty_table())
@@ -55,7 +56,8 @@ class Select(TableStage):
 
 def rank(pairs: pl.DataFrame, config: SelectConfig) -> pl.DataFrame:
     """Decide for every pair. pairs: pair_id, language, used (what it is ranked by, null: nothing), in any order; with `pool`, whether it counts
-    for the share that is kept (else those do that are ranked), so that a ranking which knows less keeps no fewer.
+    for the share that is kept (else those do that are ranked), so that a ranking which knows less keeps no fewer; with `off_topic`, whether the
+    relevance gate held it back.
 
     Adds reason (null: kept) and detail. Of the n pairs of a language that count, or of all with quota: global, the
     max(1, keep * n rounded half up) ranked ones with the largest `used` stay; ties go by pair_id. With a column `cell`, a cell gives
@@ -79,9 +81,12 @@ def rank(pairs: pl.DataFrame, config: SelectConfig) -> pl.DataFrame:
     )
     joined = pairs.join(scored, on="pair_id", how="left", maintain_order="left")
     crowded = ~pl.col("fits") & (pl.col("seat") < pl.col("cut"))
+    off_topic = pl.col("off_topic") if "off_topic" in pairs.columns else pl.lit(False)
     below = ~(pl.col("fits") & (pl.col("seat") <= pl.col("cut")))
     return joined.with_columns(
-        reason=pl.when(pl.col("place").is_null())
+        reason=pl.when(pl.col("place").is_null() & off_topic)
+        .then(pl.lit(OFF_TOPIC))
+        .when(pl.col("place").is_null())
         .then(pl.lit(NO_SCORE))
         .when(crowded)
         .then(pl.lit(CROWDED))
@@ -102,27 +107,30 @@ def _rounded(count: pl.Expr) -> pl.Expr:
     return (count + 0.5).floor().cast(pl.Int64).clip(lower_bound=1)
 
 
-def compare(pairs: pl.DataFrame, names: Sequence[str], config: SelectConfig, seed: Sequence[object]) -> pl.DataFrame:
-    """pair_id, language and a boolean column per filter: kept or not, at equal counts on one pool of pairs.
-
-    pairs: as for `rankings`. Every filter keeps the same number of pairs, per language with `quota: language`.
-    """
-    used = rankings(pairs, names, seed)
-    kept = [
-        rank(used.select("pair_id", "language", used=pl.col(name)), config)["reason"].is_null().alias(name)
-        for name in names
-    ]
-    return used.select("pair_id", "language").with_columns(kept)
-
-
-def _scored(ctx: Context) -> pl.DataFrame:
-    """pair_id, language, `used` and `pool` (it has a conflict score) of every training pair, in table order."""
-    by = ctx.config.select.by
+def read_pairs(ctx: Context) -> pl.DataFrame:
+    """Every training pair in table order, with all that `select` goes by: pair_id, language, score, `off_topic` (the relevance gate held it back), the filter's columns, and `cell` where
+    cells are capped. Raises UserError where the cells' sketches are not stored."""
+    by, diversity = ctx.config.select.by, ctx.config.select.diversity
     columns = ("pair_id", "language", "chosen_score", "rejected_score")
     pairs = ctx.scan("pairs").filter(pl.col("split") == "train").select(columns)
-    scores = ctx.scan("scores").select("pair_id", *{"score", *FILTERS[by].columns} - set(columns))
-    frame = pairs.join(scores, on="pair_id", how="left", maintain_order="left").collect()
-    used = ranking(frame, by, (ctx.config.seed, ctx.round))
+    scores = ctx.scan("scores").select("pair_id", *{"score", "flags", *FILTERS[by].columns} - set(columns))
+    off_topic = pl.col("flags").list.contains(OFF_TOPIC).fill_null(False)
+    joined = pairs.join(scores, on="pair_id", how="left", maintain_order="left")
+    frame = joined.with_columns(off_topic=off_topic).drop("flags").collect()
+    if not diversity.cells:
+        return frame
+    if not ctx.inputs.get("gradients"):
+        raise UserError("the cells need the gradient sketches", where="select.diversity.cells")
+    from stages.select.diversity import cells
+
+    found = cells(ctx.inputs["gradients"], diversity.cells, (ctx.config.seed, "select", ctx.round))
+    return frame.join(found, on="pair_id", how="left", maintain_order="left")
+
+
+def valued(frame: pl.DataFrame, by: str, seed: Sequence[object]) -> pl.DataFrame:
+    """Of what `read_pairs` gives: pair_id, language, `cell` and `off_topic` if they are there, `pool` (it has a conflict score) and `used` (what it is ranked
+    by, null: nothing). Raises UserError where no pair can be ranked."""
+    used = ranking(frame, by, seed)
     has_score = pl.col("score").is_not_null() & pl.col("score").is_not_nan()
     frame = frame.with_columns(pool=has_score, used=pl.when(has_score).then(used))
     if frame["used"].null_count() == frame.height:
@@ -130,15 +138,7 @@ def _scored(ctx: Context) -> pl.DataFrame:
         if not frame["pool"].any():
             why, fix = "no training pair has a conflict score", "See the flags: python -m pipeline inspect RUN scores."
         raise UserError(f"no pair can be ranked: {why}", where=f"select.by: {by}", fix=fix)
-    frame = frame.select("pair_id", "language", "used", "pool")
-    if (diversity := ctx.config.select.diversity).cells:
-        if not ctx.inputs.get("gradients"):
-            raise UserError("the cells need the gradient sketches", where="select.diversity.cells")
-        from stages.select.diversity import cells
-
-        found = cells(ctx.inputs["gradients"], diversity.cells, (ctx.config.seed, "select", ctx.round))
-        frame = frame.join(found, on="pair_id", how="left", maintain_order="left")
-    return frame
+    return frame.select("pair_id", "language", "used", "pool", *{"cell", "off_topic"} & set(frame.columns))
 
 
 def _notes(ranked: pl.DataFrame, config: SelectConfig) -> list[str]:

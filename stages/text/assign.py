@@ -28,6 +28,8 @@ from stages.text.messages import BadRow, clean
 from stages.text.scripts import fits, script_in
 
 UNSEEN = "unseen"
+_UNSAID = frozenset((UNKNOWN, "unknown", "unk", "undetermined", "unidentified", "n/a", "-", "?"))
+"""What data sets write where the language is not known: rows without a label."""
 _SPLITS = ("train", "dev", "test")
 _LONGEST = 2000  # characters looked at
 
@@ -80,7 +82,7 @@ class RunLanguages:
         Raises BadRow as `match` does.
         """
         code = str(cell).strip() if cell == "nan" and "nan" in self.codes else word(cell)
-        wanted = default if code in (None, UNKNOWN) else code
+        wanted = default if code is None or code.casefold() in _UNSAID else code
         return None if wanted is None else self.match(wanted)
 
     def match(self, code: str) -> Label:

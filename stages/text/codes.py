@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import lru_cache
 
 import langcodes
@@ -20,6 +21,8 @@ _NOTE = re.compile(
     r"\s*\((?:macrolanguage|individual language|[0-9c. -]+)\)|^(?:Modern|Standard) (?=Greek)", re.IGNORECASE
 )
 _ANY_HAN = "Hani"
+_COUNTRIES = {"usa": "US", "uk": "GB", "great britain": "GB", "simplified": "Hans", "traditional": "Hant"}
+_QUALIFIED = re.compile(r"([^()]+?) ?\(([^()]+)\)")
 
 
 @lru_cache(maxsize=4096)
@@ -40,8 +43,13 @@ def standard(code: str) -> str | None:
 
 
 def named(name: str) -> str | None:
-    """The code of the language of this name ("German", "Deutsch"), or None."""
-    return _names().get(" ".join(name.casefold().replace("_", " ").split()))
+    """The code of the language of this name ("German", "Deutsch", "Spanish (Mexico)", "Serbian (Latin)"), or None."""
+    words = " ".join(name.casefold().replace("_", " ").split())
+    qualified = _QUALIFIED.fullmatch(words)
+    if words in _names() or qualified is None:
+        return _names().get(words)
+    base, part = _names().get(qualified.group(1)), _parts().get(qualified.group(2))
+    return f"{base}-{part}" if base and part else None
 
 
 @lru_cache(maxsize=4096)
@@ -122,6 +130,16 @@ def _macrolanguages() -> dict[str, str]:
 
 
 @lru_cache(maxsize=1)
+def _parts() -> dict[str, str]:
+    """Scripts and countries, casefolded, by name and by code -> the subtag."""
+    entries = [
+        entry for entry in parse_registry() if entry.get("Type") in ("region", "script") and ".." not in entry["Subtag"]
+    ]
+    names = {name.casefold(): entry["Subtag"] for entry in entries for name in entry["Description"]}
+    return {entry["Subtag"].casefold(): entry["Subtag"] for entry in entries} | names | _COUNTRIES
+
+
+@lru_cache(maxsize=1)
 def _names() -> dict[str, str]:
     """Names, casefolded -> code; a registry name that several languages have is none."""
     of_name: dict[str, set[str]] = defaultdict(set)
@@ -137,3 +155,9 @@ def _names() -> dict[str, str]:
         if len(codes) == 1 or len(short) == 1:
             names[name] = min(short or codes)
     return names | json.loads(read_data("languages/names.json"))
+
+
+def in_order(languages: Sequence[str], found: Sequence[str]) -> list[str]:
+    """`found` without repeats: languages of the run in the config's order, then others by name."""
+    known = [language for language in languages if language in set(found)]
+    return known + sorted(set(found) - set(known))

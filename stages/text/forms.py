@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stages.cells import Unreadable
-from stages.text.messages import BadRow
+from stages.text.messages import BadRow, unspoken
 
 Tell = Callable[[str], None]
 
@@ -39,20 +39,37 @@ _TOOLS = (
 _ROLE_KEYS = ("role", "from", "speaker", "author")
 _CONTENT_KEYS = ("content", "value", "text", "message")
 _THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+_UNREAD = frozenset(("reasoning_details", "thought", "thoughts", "audio", "images", "image", "refusal", "documents"))
+"""Keys of messages that say something and are not read."""
 _WRAPPERS = ("messages", "conversations", "conversation")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
 
-_WRITTEN = re.compile(r"""\s*[\[{].{0,200}?["'](?:role|from|speaker|messages|conversations)["']\s*:""", re.DOTALL)
+_STRUCTURE = re.compile(r"""\s*(?:"\s*)?(?:array\()?[\[{]""")
+_WRITTEN = re.compile(
+    r"""\s*(?:array\()?\[?\s*\{\s*["'](?:role|from|speaker|content|value|messages|conversations)["']\s*:"""
+)
 _LONGEST_PYTHON = 1_000_000
+_PRINTED = re.compile(
+    r"""(?P<text>'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")(?P<next>\s+(?=['"]))?|(?P<end>[}\])])\s+(?=[{\[(]|array\()"""
+    r"""|(?P<array>\barray\()|(?P<kind>,\s*dtype=\w+(?=\)))""",
+    re.DOTALL,
+)
 _RENDERED = re.compile(
     r"\s*(?:<\|begin_of_text\|>|<s>|<bos>)?\s*(?:<\|im_start\|>|<\|start_header_id\|>|\[INST\]|<start_of_turn>|<\|(?:user|system|assistant|prompter)\|>)"
 )
+_FULL = r"(?:#{1,4} ?)?(?:Human|User|Assistant|System|Bot|AI|GPT)"
 _NAMES = r"(?:#{1,4} ?)?(?:Human|User|H|Assistant|A|System|Bot|AI|GPT)"
 _OPENING = re.compile(r"\s*(?:#{1,4} ?)?(?:Human|User|H|System)\s?:", re.IGNORECASE)
 _ANSWER = re.compile(r"\n\s*(?:#{1,4} ?)?(?:Assistant|A|Bot|AI|GPT)\s?:", re.IGNORECASE)
-_TURN_APART = re.compile(rf"(?:\A\s*|\n[^\S\n]*\n\s*)({_NAMES})\s?:", re.IGNORECASE)
-_TURN = re.compile(rf"(?:\A\s*|\n\s*)({_NAMES})\s?:", re.IGNORECASE)
+_NAMED = re.compile(r"\s*(?:#{1,4} ?)?(?:Human|User|Assistant)\s?:\s*\S", re.IGNORECASE)
+_TURNS = tuple(
+    tuple(re.compile(rf"(?:\A\s*|{apart})({names})\s?:", re.IGNORECASE) for apart in (r"\n[^\S\n]*\n\s*", r"\n\s*"))
+    for names in (_FULL, _NAMES)
+)
+"""Where turns begin, after an empty line and after any line break, by full names and by short ones (H, A) as well."""
+_CAPITALS = re.compile(r"(?:\A|\s|</s>)(USER|HUMAN|ASSISTANT|SYSTEM):")
+"""Turns of dialogues on one line, as Vicuna's: "... USER: ... ASSISTANT: ..."."""
 _SHORT = {"h": "user", "a": "assistant"}
 
 
@@ -74,27 +91,76 @@ def conversation(value: Any, tell: Tell) -> Any:
     return [_message(message, tell) for message in value]
 
 
-def looks_written(text: str) -> bool:
-    """Whether a text looks like messages written down as JSON or Python."""
-    return _WRITTEN.match(text) is not None
+def written_conversation(text: str, tell: Tell) -> Any:
+    """The conversation that a text is, as JSON, Python or numpy writes it; None for any other text.
+
+    Unreadable for a text that begins as one and cannot be parsed.
+    """
+    if not _STRUCTURE.match(text):
+        return None
+    value, how = _parsed(text)
+    if isinstance(value, str) and _STRUCTURE.match(value):  # JSON in JSON
+        value, how = _parsed(value)
+    if how is None:
+        broken = _WRITTEN.match(text) is not None
+        return Unreadable("not_text", "messages written as a text that cannot be parsed") if broken else None
+    if not is_conversation(value):
+        return None
+    tell(f"{how} read as messages")
+    return value
 
 
-def written(text: str, tell: Tell) -> Any:
-    """Messages out of a text that `looks_written`; Unreadable if it is neither JSON nor Python."""
+def written_texts(text: str, tell: Tell) -> list[str | None] | None:
+    """The texts of a list of texts that a text is, as JSON, Python or numpy writes it; None for any other text."""
+    if text.lstrip()[:1] != "[":
+        return None
+    value, how = _parsed(text)
+    if not isinstance(value, list) or not value or not all(isinstance(answer, str | None) for answer in value):
+        return None
+    tell(f"{how} read as a list of texts")
+    return value
+
+
+def written_lists(text: str, tell: Tell) -> Any:
+    """The list or dict that a text is, as JSON, Python or numpy writes it; Unreadable for any other text."""
+    value, how = _parsed(text)
+    if how is None:
+        return Unreadable("not_text", "a text that cannot be parsed as a list")
+    tell(f"{how} read as lists")
+    return value
+
+
+def _parsed(text: str) -> tuple[Any, str | None]:
+    """(value, how it is written); (None, None) for what is neither JSON nor Python nor numpy's print of an array."""
     try:
-        value = json.loads(text)
-        tell("JSON text read as messages")
-        return value
+        return json.loads(text), "JSON text"
     except (ValueError, RecursionError):
         pass
     try:
         if len(text) <= _LONGEST_PYTHON:
-            value = ast.literal_eval(text.strip())
-            tell("text as Python prints it read as messages")
-            return value
+            return ast.literal_eval(_PRINTED.sub(_as_python, text.strip())), "text as Python prints it"
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         pass
-    return Unreadable("not_text", "messages written as a text that is neither JSON nor Python")
+    return None, None
+
+
+def _as_python(found: re.Match[str]) -> str:
+    """A piece of what numpy prints, as Python has it: commas between elements, no word array. Texts stay as they are."""
+    if found["text"] is not None:
+        return found["text"] + ("," if found["next"] else "")
+    return found["end"] + "," if found["end"] else "(" if found["array"] else ""
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether a value is messages in a form that `conversation` knows: every message says who speaks and what."""
+    if isinstance(value, dict):
+        value = _listed(value)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(m, dict) and isinstance(m.get(_key(m, _ROLE_KEYS) or "role"), str) for m in value)
+        and all(m.get("tool_calls") or any(name in m for name in _CONTENT_KEYS) for m in value)
+    )
 
 
 def looks_rendered(text: str) -> bool:
@@ -103,18 +169,41 @@ def looks_rendered(text: str) -> bool:
 
 
 def looks_spoken(text: str) -> bool:
-    """Whether a text is a dialogue: it begins with a person's turn and has an assistant's after it."""
-    return _OPENING.match(text) is not None and _ANSWER.search(text) is not None
+    """Whether a text is a dialogue: it begins with a person's turn and has an assistant's after it, or with a turn that is
+    named in full (Human, User, Assistant)."""
+    return (
+        _NAMED.match(text) is not None
+        or _on_one_line(text)
+        or (_OPENING.match(text) is not None and _ANSWER.search(text) is not None)
+    )
 
 
 def dialogue(text: str) -> list[dict[str, str]]:
     """The turns of a text that `looks_spoken`, as messages; an empty last turn of the assistant's is left out.
 
-    Turns begin after an empty line where the first answer does, else after any line break.
+    Turns begin after an empty line where the first answer does, else after any line break. Short names (H, A) begin one
+    only in a text that begins with one: "A:" is an option of a question elsewhere.
     """
-    turn = _TURN_APART if len(_TURN_APART.findall(text)) > 1 else _TURN
+    if _on_one_line(text):
+        return _turns(text.replace("</s>", " "), _CAPITALS)
+    apart, any_line = _TURNS[0] if _TURNS[0][1].match(text) else _TURNS[1]
+    return _turns(text, apart if len(apart.findall(text)) > 1 else any_line)
+
+
+def _on_one_line(text: str) -> bool:
+    """Whether a user's turn and an assistant's follow it in capitals, the assistant's not on a line of its own."""
+    first = _CAPITALS.search(text)
+    if first is None or first.group(1) == "ASSISTANT":
+        return False
+    answer = text.find("ASSISTANT:", first.end())
+    return answer > 0 and "\n" not in text[first.end() : answer].strip(" ")[-1:] and text[answer - 1] in " >"
+
+
+def _turns(text: str, turn: re.Pattern[str]) -> list[dict[str, str]]:
+    """The messages that begin where `turn` matches; what stands before the first is the system's."""
     marks = list(turn.finditer(text))
-    messages = []
+    before = text[: marks[0].start()].strip()
+    messages = [{"role": "system", "content": before}] if before else []
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
         name = mark.group(1).lstrip("# ").lower()
         content = text[mark.end() : following.start() if following else len(text)].strip()
@@ -127,8 +216,11 @@ def dialogue(text: str) -> list[dict[str, str]]:
 def _listed(value: dict[Any, Any]) -> list[Any] | None:
     """The messages in a dict: under a key of it, a list of roles beside one of contents, or the dict itself."""
     for key in _WRAPPERS:
-        if isinstance(value.get(key), list):
-            return list(value[key])
+        inner = value.get(key)
+        if isinstance(inner, str) and _STRUCTURE.match(inner):
+            inner, _ = _parsed(inner)
+        if isinstance(inner, list):
+            return list(inner)
     role, content = _key(value, _ROLE_KEYS), _key(value, _CONTENT_KEYS)
     if role is None or content is None:
         return None
@@ -143,6 +235,11 @@ def _key(message: dict[Any, Any], names: tuple[str, ...]) -> str | None:
 
 
 def _message(message: dict[Any, Any], tell: Tell) -> dict[str, Any]:
+    if _key(message, _ROLE_KEYS) is None:
+        raise unspoken(message)
+    for key in _UNREAD.intersection(message):
+        if message[key]:
+            tell(f"{key} of messages is not read")
     role = message.get(_key(message, _ROLE_KEYS) or "role")
     known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
     if message.get("tool_calls") or (isinstance(role, str) and role.strip().lower() in _TOOLS):
@@ -167,6 +264,15 @@ def _message(message: dict[Any, Any], tell: Tell) -> dict[str, Any]:
     return {"role": known or role, "content": content}
 
 
+def _named(part: Any) -> str:
+    """What a part that is no text is called."""
+    if not isinstance(part, dict):
+        return f"a {type(part).__name__}"
+    if "type" in part:
+        return f"a part of type {str(part['type'])[:40]!r}"
+    return f"a part with the keys {', '.join(map(str, part))[:80]}"
+
+
 def _joined(parts: list[Any]) -> tuple[str, str]:
     """(text, thought) of content in parts, joined by line feeds as vLLM joins them. Raises BadRow for other parts, by their type."""
     texts, thoughts = [], []
@@ -174,16 +280,11 @@ def _joined(parts: list[Any]) -> tuple[str, str]:
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
         if isinstance(part, str):
             texts.append(part)
-        elif isinstance(part, dict) and kind in _TEXT_PARTS and isinstance(part.get("text"), str | None):
-            texts.append(part.get("text") or "")
+        elif isinstance(part, dict) and kind in _TEXT_PARTS and "text" in part and isinstance(part["text"], str | None):
+            texts.append(part["text"] or "")
         elif isinstance(part, dict) and kind in _THOUGHT_PARTS:
             inner = part.get(kind, part.get("text"))
             thoughts.append(_joined(inner)[0] if isinstance(inner, list) else str(inner or ""))
         elif part is not None:
-            raise BadRow(
-                "not_text",
-                f"content has a part of type {str(kind)[:40]!r}"
-                if isinstance(part, dict)
-                else f"content has a {type(part).__name__}",
-            )
+            raise BadRow("not_text", f"content has {_named(part)}")
     return "\n".join(texts), "\n".join(thoughts).strip()

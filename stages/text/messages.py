@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
 from stages.cells import Unreadable
@@ -13,6 +14,8 @@ Messages = list[dict[str, str]]
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _UNSEEN = "\u00ad\u034f\u180e\u200b\u200c\u200d\u2060\ufeff \n\t"
+_MISSING = ("nan", "NaN", "<NA>", "NaT")
+"""How pandas writes that there is nothing; None and null may be answers."""
 _SPACE = re.compile(r"\s+")
 
 
@@ -22,6 +25,12 @@ class BadRow(Exception):
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
+
+
+def unspoken(message: Mapping[Any, Any]) -> BadRow:
+    """What a message without a role is dropped as."""
+    keys = ", ".join(map(str, message))[:80]
+    return BadRow("unknown_role", f"a message with the keys {keys} does not say who speaks (role and content)")
 
 
 def clean(text: str) -> str:
@@ -51,6 +60,8 @@ def read_messages(value: Any, role: str = "user") -> Messages:
     if value is None:
         raise BadRow("empty")
     if isinstance(value, str):
+        if value.strip() in _MISSING:
+            raise BadRow("empty", f"{value.strip()!r} is how a missing value is written")
         value = [{"role": role, "content": value}]
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise BadRow("not_text", f"a {type(value).__name__} instead of a text or a list of messages")
@@ -72,6 +83,8 @@ def with_system(messages: Messages, system: Any) -> Messages:
     """The messages after a system message, unless they bring their own or `system` says nothing. Raises BadRow: not_text."""
     if system is None or messages[0]["role"] == "system":
         return messages
+    if isinstance(system, list) and len(system) == 1 and isinstance(system[0], dict):
+        system = system[0].get("content")
     if not isinstance(system, str):
         raise BadRow("not_text", f"the system message is a {type(system).__name__}")
     content = clean(system)
@@ -101,6 +114,8 @@ def _message(message: dict[Any, Any]) -> dict[str, str]:
     role, content = message.get("role"), message.get("content")
     if message.get("tool_calls") or role in ("tool", "function"):
         raise BadRow("tool_calls")
+    if role is None:
+        raise unspoken(message)
     if role not in ("system", "user", "assistant"):
         raise BadRow("unknown_role", f"role {str(role)[:40]!r}; known are system, user, assistant")
     if not isinstance(content, str):

@@ -24,6 +24,7 @@ _KNOWN = (
     ("[THINK]", "[/THINK]"),
     ("◁think▷", "◁/think▷"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
 )
 _DECLARED = re.compile(r"<[\w:|-]{0,30}(?:think|thought|reason)[\w:|-]{0,30}>|\[\w{0,30}THINK\w{0,30}\]", re.IGNORECASE)
 
@@ -64,9 +65,11 @@ class Thoughts:
                 if stop < 0:
                     return Split("", None, "", answer, intact=False)
                 return self._whole(answer, inside, stop, closing)
-            stop = answer.find(f"\n{closing}\n")
-            if stop >= 0 and opening not in answer:  # the prompt had the opening mark
-                return self._whole(answer, 0, stop + 1, closing)
+            stop = answer.find(closing)
+            if (
+                stop > 0 and opening not in answer and _ends_line(answer, stop, closing)
+            ):  # the prompt had the opening mark
+                return self._whole(answer, 0, stop, closing)
         return Split("", None, "", answer, intact=not self._stray(answer))
 
     def said(self, answer: str) -> str:
@@ -114,6 +117,11 @@ class Thoughts:
 
     def _opening_of(self, closing: str) -> str:
         return next(opening for opening, close in self._marks if close == closing)
+
+
+def _ends_line(answer: str, at: int, mark: str) -> bool:
+    """Whether a mark without its opening begins or ends a line: in the middle of one it is spoken of, not used."""
+    return answer[at - 1] == "\n" or answer[at + len(mark) :].startswith("\n")
 
 
 def _closing(opening: str) -> str:

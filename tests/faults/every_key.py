@@ -24,17 +24,15 @@ _SPECIAL: dict[str, Any] = {
     "loss.label_smoothing": None,  # belongs to other losses
     "loss.discopop_tau": None,
     "train.orthalign.tolerance": None,  # belongs to rank: search
+    "train.sharding": "ddp",
     "train.allo.mask": "gradient",
     "train.allo.forget_max_steps": 5,
+    "gradients.token_budget": 4096,  # one of few tokens is refused
     "train.max_steps": 5,
     "sft.max_steps": 5,
     "sft.report_to": ["tensorboard"],
     "train.allo.token_reward": "dpo_model",
     "prompts.sources.0.splits": {"validation": "dev"},
-    "evaluate.authored.0.fields.completion_text": None,  # belong to fields.completions
-    "evaluate.authored.0.fields.completion_score": None,
-    "pairs.sources.0.fields.completion_text": None,
-    "pairs.sources.0.fields.completion_score": None,
     "pairs.sources.0.splits": {"validation": "dev"},
     "evaluate.authored.0.splits": {"validation": "dev"},
     "pairs.sources": None,  # ends generation: see test_imported_pairs_replace_generation
@@ -77,7 +75,7 @@ def base_config() -> dict[str, Any]:
                 "reference": "round",
             },
         },
-        "evaluate": {"authored": [{"path": "pairs.jsonl"}]},
+        "evaluate": {"authored": [{"path": "pairs.jsonl"}], "sampling": {"temperature": 0.5}},
     }
 
 
@@ -85,6 +83,19 @@ def allo_config() -> dict[str, Any]:
     """A config in which every key of train.allo can be changed alone: with phases the base config contradicts itself."""
     allo = {"mask": "warmup", "token_reward": "classifier", "reward_model": "some/rewards"}
     return base_config() | {"train": {"method": "full", "allo": allo}}
+
+
+def allo_sequence_config() -> dict[str, Any]:
+    """A config in which the keys of train.allo together with train.orthalign can be changed."""
+    objectives = [{"name": "a", "where": "true"}, {"name": "b", "where": "true"}]
+    return base_config() | {
+        "train": {"method": "full", "allo": {"mask": "warmup"}, "orthalign": {"objectives": objectives}}
+    }
+
+
+def parallel_config() -> dict[str, Any]:
+    """A config in which the keys of several processes can be changed."""
+    return base_config() | {"train": {"method": "lora", "processes": 2}}
 
 
 def one_sided_config() -> dict[str, Any]:
@@ -113,11 +124,18 @@ def additive_config() -> dict[str, Any]:
     return base_config() | {"judge": {"method": "additive"}}
 
 
+def completions_config() -> dict[str, Any]:
+    """A config in which the keys of scored completions can be changed."""
+    source = {"path": "pairs.jsonl", "fields": {"completions": "completions"}}
+    return imported_config() | {"pairs": {"sources": [source]}, "evaluate": {"authored": [source]}}
+
+
 def imported_config() -> dict[str, Any]:
     """A config in which the keys of imported pairs can be changed."""
     return base_config() | {"pairs": {"sources": [{"path": "pairs.jsonl"}]}, "rounds": 1}
 
 
+_COMPLETIONS = ("completion_text", "completion_score")
 ELSEWHERE = {
     "openai": (openai_config, ("engine.base_url", "engine.served_model", "engine.api_key_env", "engine.concurrency")),
     "vllm": (
@@ -132,6 +150,12 @@ ELSEWHERE = {
         ),
     ),
     "additive": (additive_config, ("judge.votes", "judge.sampling.")),
+    "allo and orthalign": (allo_sequence_config, ("train.allo.factor_bytes",)),
+    "processes": (parallel_config, ("train.sharding", "execution.peer_minutes")),
+    "completions": (
+        completions_config,
+        tuple(f"{source}.0.fields.{key}" for source in ("pairs.sources", "evaluate.authored") for key in _COMPLETIONS),
+    ),
     "imported": (imported_config, ("pairs.dev_fraction", "pairs.test_fraction")),
 }
 """Keys that the base config has no use for, in a config that has."""
@@ -147,7 +171,9 @@ def every_key() -> Iterator[tuple[str, bool, dict[str, Any]]]:
 
 def every_own_key(prefix: str) -> Iterator[tuple[str, bool, dict[str, Any]]]:
     """The same of keys in `OWN`, in a config of their own."""
-    return ((k, s, c) for k, s, c in _changes(OWN[prefix]()) if k.startswith(prefix))
+    elsewhere = tuple(key for _, keys in ELSEWHERE.values() for key in keys)
+    changes = _changes(OWN[prefix]())
+    return ((k, s, c) for k, s, c in changes if k.startswith(prefix) and not k.startswith(elsewhere))
 
 
 def every_key_elsewhere(name: str) -> Iterator[tuple[str, bool, dict[str, Any]]]:

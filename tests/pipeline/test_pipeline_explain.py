@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-import pipeline.cli
+import pipeline.existing
 import pipeline.explain
 from pipeline.cli import app
 from schemas.config import RunConfig
@@ -60,8 +60,8 @@ def explain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def run(*arguments: str, without: tuple[str, ...] = ()) -> Any:
         here = {name: paths for name, paths in files.items() if name not in without}
         monkeypatch.setattr(pipeline.explain, "tables_of", lambda folder, round_: here)
-        monkeypatch.setattr(pipeline.cli, "find_run", lambda run: tmp_path)
-        monkeypatch.setattr(pipeline.cli, "_config_of", lambda folder: config)
+        monkeypatch.setattr(pipeline.existing, "find_run", lambda run: tmp_path)
+        monkeypatch.setattr(pipeline.existing, "config_of", lambda folder: config)
         return CliRunner().invoke(app, ["explain", "t", *arguments])
 
     return run

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from functools import reduce
-from itertools import product
+from itertools import pairwise, product
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
@@ -22,50 +21,90 @@ BASE: dict[str, Any] = {
     "prompts": {"sources": [{"path": "x.jsonl"}]},
 }
 IMPORTED = [{"path": "pairs.jsonl"}]
+BASES: tuple[dict[str, Any], ...] = (  # what else a key may need to be possible at all
+    {},
+    {"train.method": "full"},
+    {"pairs.sources": IMPORTED},
+    {"train.method": "full", "train.merge.base": "base", "train.optimizer": "ondare"},
+)
 OTHER: dict[str, Any] = {  # a value that is not the default, where half of it, one more or another text is none
     "pairs.sources": IMPORTED,
+    "prompts.sources": [{"path": "x.jsonl"}],
+    "sft.sources": [{"path": "talks.jsonl"}],
     "engine.base_url": "http://localhost:1/v1",
-    "generate.sampling": {"top_k": 3},
-    "judge.sampling": {"top_k": 3},
     "loss.label_smoothing": 0.2,
     "loss.discopop_tau": 0.2,
     "select.diversity.share": 0.5,
     "select.diversity.cells": 40,
     "judge.rubric": "r.yaml",
+    "train.orthalign.objectives": [{"name": "a", "where": "true"}, {"name": "b", "where": "true"}],
+    "train.max_steps": 5,
+    "sft.max_steps": 5,
+    "train.allo.forget_max_steps": 5,
+    "train.allo.key_fraction": 1.0,
+    "train.report_to": ["wandb"],
+    "sft.report_to": ["wandb"],
+    "delimiter": ";",
+    "temperature": 0.0,
+    "limit": 3,
+    "stop": ["x"],
+    "splits": {"valid": "dev"},
+    "loss.alpha": 0.5,
+    "train.merge.alpha": 0.5,
+    "reserve": 0.5,
+    "forget_learning_rate": 0.5,
 }
 WITH: dict[str, dict[str, Any]] = {  # what else a value of a switch needs
     "engine.kind: openai": {"engine.base_url": "http://localhost:1/v1"},
     "loss.type: ipo": {"gradients.sketch.both_sides": True},
+    "prompts.sources: []": {"pairs.sources": IMPORTED},
+    "train.optimizer: anchor": {"train.merge.alpha": 0.1},
+    "train.allo.token_reward: dpo_model": {"train.allo.reward_model": "r"},
+    "train.allo.token_reward: classifier": {"train.allo.reward_model": "r"},
+    "train.allo.forget: False": {"train.allo.learn": True},
 }
+Groups = tuple[tuple[dict[str, Any], ...], ...]
+"""Of each group one mapping must hold: a key's own `used_when`, and those of the sections it lies in."""
 
 
-def fields(model: type[BaseModel], at: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key outside of lists with its field."""
+def fields(model: type[BaseModel], at: str = "", above: Groups = ()) -> Iterator[tuple[str, Any, Groups]]:
+    """Every key with its field and its conditions; of a list of sections, the first entry's."""
     for name, field in model.model_fields.items():
         key = f"{at}{name}"
-        yield key, field
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from fields(field.annotation, f"{key}.")
+        own = tuple(
+            {f"{at[:-1]}{k}" if k.startswith(".") else k: v for k, v in one.items()} for one in conditions_of(field)
+        )
+        groups = (*above, own) if own else above
+        inner = [field.annotation, *get_args(field.annotation)]
+        section = next((a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)), None)
+        if section is None or get_origin(field.annotation) is list:
+            yield key, field, groups
+        if section is not None:
+            entry = ".0" if get_origin(field.annotation) is list else ""
+            yield from fields(section, f"{key}{entry}.", groups)
 
 
-FIELDS = dict(fields(RunConfig))
-CONDITIONAL = {key: field for key, field in FIELDS.items() if conditions_of(field)}
+FIELDS = {key: field for key, field, _ in fields(RunConfig)}
+CONDITIONS = {key: groups for key, _, groups in fields(RunConfig)}
 
 
-def switches(key: str) -> dict[str, Any]:
-    """Absolute path of a switch -> what it must be."""
-    section = key.rpartition(".")[0]
-    return {f"{section}{k}" if k.startswith(".") else k: v for k, v in conditions_of(FIELDS[key]).items()}
+def switches(key: str) -> list[str]:
+    """The switches that decide about a key, but for lists that it lies in itself."""
+    named = dict.fromkeys(switch for group in CONDITIONS[key] for one in group for switch in one)
+    return [switch for switch in named if switch != key and not key.startswith(f"{switch}.")]
 
 
-def values_of(switch: str, wanted: Any) -> list[Any]:
-    """Every value of a switch; of a number or list, the default and another."""
+CONDITIONAL = [key for key in CONDITIONS if switches(key)]
+
+
+def values_of(switch: str) -> list[Any]:
+    """Every value of a switch; of a number, text or list, the default and another."""
     annotation = FIELDS[switch].annotation
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
     if annotation is bool:
         return [True, False]
-    return [FIELDS[switch].get_default(call_default_factory=True), OTHER[switch]]
+    return [FIELDS[switch].get_default(call_default_factory=True), other(switch)]
 
 
 def holds(value: Any, wanted: Any) -> bool:
@@ -75,8 +114,10 @@ def holds(value: Any, wanted: Any) -> bool:
 
 
 def other(key: str) -> Any:
-    if key in OTHER:
-        return OTHER[key]
+    """A value that is not the default."""
+    last = key.rpartition(".")[2]
+    if key in OTHER or last in OTHER:
+        return OTHER.get(key, OTHER.get(last))
     default, annotation = FIELDS[key].default, FIELDS[key].annotation
     if get_origin(annotation) is Literal:
         return next(value for value in get_args(annotation) if value != default)
@@ -90,51 +131,61 @@ def other(key: str) -> Any:
 
 
 def put(config: dict[str, Any], key: str, value: Any) -> None:
-    *sections, last = key.split(".")
-    reduce(lambda at, section: at.setdefault(section, {}), sections, config)[last] = copy.deepcopy(value)
+    """Set a key; entries of lists are made where there are none."""
+    at: Any = config
+    for section, below in pairwise(key.split(".")):
+        if section == "0":
+            at[:] = at or [{"path": "x.jsonl"}]
+            at = at[0]
+        else:
+            at = at.setdefault(section, [] if below == "0" else {})
+    at[key.rpartition(".")[2]] = copy.deepcopy(value)
 
 
-def cases() -> Iterator[tuple[str, dict[str, Any]]]:
-    for key in CONDITIONAL:
-        wanted = switches(key)
-        for combination in product(*(values_of(switch, value) for switch, value in wanted.items())):
-            yield key, dict(zip(wanted, combination, strict=True))
-
-
-CASES = list(cases())
-
-
-@pytest.mark.parametrize(("key", "setting"), CASES, ids=[f"{key} with {setting}" for key, setting in CASES])
-def test_a_key_is_taken_where_it_is_used_and_refused_by_name_elsewhere(key: str, setting: dict[str, Any]) -> None:
+def refusal(key: str, setting: dict[str, Any], base: dict[str, Any]) -> str | None:
+    """What a config with the key and these switches is refused with; None: it is taken."""
     config = copy.deepcopy(BASE)
-    for switch, value in setting.items():
-        put(config, switch, value)
-        for needed, also in WITH.get(f"{switch}: {value}", {}).items():
-            put(config, needed, also)
-    put(config, key, other(key))
-    used = all(holds(setting[switch], wanted) for switch, wanted in switches(key).items())
+    needed = [WITH.get(f"{switch}: {value}", {}) for switch, value in [*setting.items(), (key, other(key))]]
+    for settings in (base, *needed, setting, {key: other(key)}):
+        for switch, value in settings.items():
+            put(config, switch, value)
     try:
         RunConfig.model_validate(config)
     except ValidationError as error:
-        said = str(error)
-        assert not used or f"{key} has no use" not in said, said
-        if not used:
-            assert "has no use with" in said and "leave it out" in said
-        return
-    assert used, f"{key} is accepted and ignored with {setting}"
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("key", CONDITIONAL)
+def test_a_key_is_taken_where_it_is_used_and_refused_by_name_elsewhere(key: str) -> None:
+    taken, named = False, False
+    for values in product(*(values_of(switch) for switch in switches(key))):
+        setting = dict(zip(switches(key), values, strict=True))
+        used = all(
+            any(all(s not in setting or holds(setting[s], w) for s, w in one.items()) for one in group)
+            for group in CONDITIONS[key]
+        )
+        for base in BASES:
+            said = refusal(key, setting, base)
+            ours = said is not None and f"{key} has no use with" in said and "leave it out" in said
+            assert used or said is not None, f"{key} is accepted and ignored with {setting}"
+            assert not (used and ours), said
+            taken, named = taken or said is None, named or ours
+    assert taken, f"{key}: no setting in which it is taken was tried"
+    assert named, f"{key}: no setting in which it is refused was tried"
 
 
 @pytest.mark.parametrize(
     "key",
     [
-        "judge.votes", "judge.sampling", "judge.min_mass", "judge.method", "generate.candidates", "select.diversity.share",
+        "judge.votes", "judge.sampling.max_tokens", "judge.min_mass", "judge.method", "generate.candidates", "select.diversity.share",
         "languages.min_confidence", "gradients.sketch.seed", "model.judge", "model.evaluation_judge", "pairs.dev_fraction",
         "pairs.length_control", "loss.alpha", "conflict.orders", "generate.prefix_caching",
-        *(f"engine.{name}" for name in FIELDS["engine"].annotation.model_fields if name != "kind"),
+        *(key for key in FIELDS if key.startswith(("sft.", "train.allo.", "train.merge.", "train.lora.", "engine.")) and key != "engine.kind"),
     ],
 )  # fmt: skip
 def test_keys_that_were_once_accepted_and_ignored_say_when_they_are_used(key: str) -> None:
-    assert conditions_of(FIELDS[key]), key
+    assert CONDITIONS[key], key
 
 
 def test_the_defaults_and_a_resolved_config_hold_nothing_unused() -> None:
@@ -145,14 +196,21 @@ def test_the_defaults_and_a_resolved_config_hold_nothing_unused() -> None:
 
 def test_switches_are_keys_and_their_values_are_possible() -> None:
     for key in CONDITIONAL:
-        for switch, wanted in switches(key).items():
-            assert switch in FIELDS, f"{key}: no such switch {switch}"
-            possible = values_of(switch, wanted)
-            assert {holds(value, wanted) for value in possible} == {True, False}, f"{key}: {switch} decides nothing"
-        assert in_words(conditions_of(FIELDS[key]), key.rpartition(".")[0])
+        for one in (one for group in CONDITIONS[key] for one in group):
+            for switch, wanted in one.items():
+                assert switch in FIELDS, f"{key}: no such switch {switch}"
+                found = {holds(value, wanted) for value in values_of(switch)}
+                assert found == {True, False}, f"{key}: {switch} decides nothing"
+        assert all(map(in_words, CONDITIONS[key]))
 
 
 def test_the_refusal_says_what_belongs_where() -> None:
     assert str(Unused("judge.votes", "judge.method: expected_score", "judge.method: additive")) == (
         "judge.votes has no use with judge.method: expected_score (it belongs to judge.method: additive): leave it out"
     )
+
+
+def test_a_section_given_in_part_takes_the_rest_from_its_own_default() -> None:
+    config = RunConfig.model_validate(BASE | {"evaluate": {"sampling": {"max_tokens": 9}}})
+    assert (config.evaluate.sampling.temperature, config.evaluate.sampling.max_tokens) == (0.0, 9)
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config

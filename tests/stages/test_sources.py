@@ -287,3 +287,56 @@ def test_keys_of_the_hub_are_refused_for_local_files(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS[:2])
     with pytest.raises(UserError, match="`revision` is for Hugging Face datasets"):
         local_files(Source(path=str(path), revision="main"), ["en"])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"prompt": {"0": "a", "1": "b"}, "language": {"0": "en", "1": "de"}},
+        {"prompt": ["a", "b"], "language": ["en", "de"]},
+        {"version": "1.0", "data": [{"prompt": "a", "language": "en"}, {"prompt": "b", "language": "de"}]},
+    ],
+    ids=["pandas", "columns", "wrapped"],
+)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_json_files_that_are_one_object_are_read_by_rows(tmp_path: Path, data: Any, indent: int | None) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(data, indent=indent))
+    found = rows_of(Source(path=str(tmp_path / "a.json")), required=["prompt"], optional=["language"])
+    assert found == [{"prompt": "a", "language": "en"}, {"prompt": "b", "language": "de"}]
+
+
+def test_a_json_file_of_one_conversation_is_one_row(tmp_path: Path) -> None:
+    row = {"chosen": [{"role": "user", "content": "a"}], "rejected": [{"role": "user", "content": "b"}]}
+    (tmp_path / "a.json").write_text(json.dumps(row, indent=1))
+    assert rows_of(Source(path=str(tmp_path / "a.json")), required=["chosen", "rejected"]) == [row]
+
+
+def test_excels_line_that_names_the_delimiter_is_no_header(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b'\xef\xbb\xbfsep=;\r\nprompt;n\r\n"a, b\nc";1\r\n\r\n')
+    assert rows_of(Source(path=str(tmp_path / "a.csv")), required=["prompt", "n"]) == [{"prompt": "a, b\nc", "n": "1"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('prompt,n\n"a",1\n"say \\"hi\\" now",2\n', r"broken CSV.*a\.csv:3.*written twice"),
+        ('prompt,n\n"a\nb",1\nc\n', r"broken CSV: 1 fields, and the header has 2.*a\.csv:4"),
+        ('prompt,n\n"a,1\n', "broken CSV.*every quoted text ends in a quote"),
+    ],
+    ids=["backslash", "width", "open"],
+)
+def test_broken_csv_is_refused_with_its_line(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(UserError, match=says):
+        rows_of(Source(path=str(tmp_path / "a.csv")))
+
+
+def test_a_cell_of_hundreds_of_kilobytes_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('prompt,n\n"' + "a b\n" * 100_000 + '",1\n')
+    assert len(rows_of(Source(path=str(tmp_path / "a.csv")))[0]["prompt"]) == 400_000
+
+
+def test_a_folder_is_refused_with_the_files_that_are_in_it(tmp_path: Path) -> None:
+    (tmp_path / "data-00000-of-00001.arrow").touch()
+    with pytest.raises(UserError, match=r"is a folder.*/\*\.arrow"):
+        local_files(Source(path=str(tmp_path)), [])

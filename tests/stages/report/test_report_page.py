@@ -18,6 +18,7 @@ from report_bench import SEEN, Builder
 
 from schemas.config.sft import SftConfig
 from schemas.manifests import StageManifest, Tally
+from stages.compare.figures import Comparison, Example, Selected
 from stages.report.data import Tables
 from stages.report.page import is_current, write_page
 
@@ -389,3 +390,16 @@ def test_a_page_says_what_it_was_made_from_and_is_old_when_that_is_another(build
     assert not is_current(page, run.config, run.manifests[1:])
     page.write_text("a page of an earlier version")
     assert not is_current(page, run.config, run.manifests)
+
+
+def test_selections_side_by_side_are_shown_harmlessly_and_a_refusal_says_why(tmp_path: Path, build_run) -> None:
+    run = build_run(["en"], 4, 1).run
+    arm = Selected(HOSTILE, ("select.keep=0.3",), 2, {"en": 2}, {"tokens": 5.0}, {"other": 0.5}, 1, [])
+    pair = Example("p", "en", HOSTILE, HOSTILE, HOSTILE)
+    other = Selected("other", (), 2, {"en": 2}, {}, {HOSTILE: 0.5}, 1, [pair])
+    found = Comparison(4, 9, {}, {"en": 4}, {"tokens": 7.0}, [arm, other])
+    write_page(tmp_path / "r.html", run.config, Tables(run.inputs), run.manifests, compared={0: found, 1: HOSTILE})
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert "Other selections" in page.words and "of the 4 pairs that all of them can rank, of 9" in page.words
+    assert "50%" in page.words and len(page.scripts) == 1 and "<img" not in text and "\u202e" not in text

@@ -1,4 +1,4 @@
-"""Every filter against its definition computed in plain Python, and at equal counts on one pool."""
+"""Every filter against its definition computed in plain Python."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from typing import Any, get_args
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from schemas.config.curation import SelectConfig
 from schemas.errors import UserError
-from stages.select.filters import FILTERS, ranking, rankings
-from stages.select.stage import compare
+from stages.select.filters import FILTERS, ranking
 
 COLUMNS = {
     "score": pl.Float64,
@@ -106,28 +103,3 @@ def test_unknown_filters_and_missing_columns_are_named() -> None:
         ranking(pairs(), "best")
     with pytest.raises(UserError, match="logp_margin"):
         ranking(pairs().drop("logp_margin"), "logp_margin")
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.floats(0.05, 1.0), st.sampled_from(["language", "global"]), st.integers(1, 30))
-def test_filters_are_compared_at_equal_counts_on_one_pool(seed: int, keep: float, quota: Any, n: int) -> None:
-    rng = random.Random(seed)
-    holes = [None if rng.random() < 0.2 else 1.0 for _ in range(n)]
-    frame = pairs(n, seed).with_columns(cosine_own=pl.Series(holes, dtype=pl.Float64))
-    names = list(FILTERS)
-    got = compare(frame, names, SelectConfig(keep=keep, quota=quota), (seed,))
-    assert got["pair_id"].to_list() == [p for p, hole in zip(frame["pair_id"], holes, strict=True) if hole is not None]
-    assert len({got[name].sum() for name in names}) == 1
-    if quota == "language":
-        for _, part in got.group_by("language"):
-            assert {part[name].sum() for name in names} == {max(1, math.floor(part.height * keep + 0.5))}
-    elif got.height:
-        assert got["conflict"].sum() == max(1, math.floor(got.height * keep + 0.5))
-
-
-def test_keeping_the_top_half_and_the_bottom_half_splits_the_pool() -> None:
-    frame = pairs(60)
-    got = compare(frame, ["conflict", "bottom"], SelectConfig(keep=0.5, quota="global"), (0,))
-    assert (got["conflict"] != got["bottom"]).all()
-    used = rankings(frame, ["conflict", "bottom"])
-    assert used.columns == ["pair_id", "language", "conflict", "bottom"]

@@ -51,7 +51,8 @@ ARABIC = [
         ("English", "en"), ("german", "de"), ("Deutsch", "de"), ("Français", "fr"), ("日本語", "ja"), ("Kiswahili", "sw"),
         ("Simplified Chinese", "zh-Hans"), ("Chinese (Traditional)", "zh-Hant"), ("Brazilian Portuguese", "pt-BR"),
         ("Greek", "el"), ("Persian", "fa"), ("Norwegian Bokmål", "nb"), ("xx", None), ("gibberish", None), ("12", None),
-        ("e" * 10_000, None),
+        ("e" * 10_000, None), ("English (United States)", "en-US"), ("Serbian (Latin)", "sr-Latn"), ("Arabic (Egypt)", "ar-EG"),
+        ("German (old)", None),
     ],
 )  # fmt: skip
 def test_codes_and_names_are_read_as_bcp_47(written: str, code: str | None) -> None:
@@ -203,3 +204,10 @@ def test_every_individual_language_of_the_registry_counts_for_its_macrolanguage(
     }
     assert len(pairs) > 400
     assert [code for code, over in pairs.items() if not counts_for(code, langcodes.standardize_tag(over))] == []
+
+
+@pytest.mark.parametrize("word", ["unknown", "Unknown", "und", "N/A", "-"])
+def test_words_for_a_language_that_is_not_known_are_no_label(word: str) -> None:
+    run = RunLanguages(LanguageConfig(seen=["en", "de"], identify=False))
+    assert run.label(word, None) is None
+    assert run.label(word, "German") == ("de",)

@@ -155,3 +155,19 @@ def test_a_prompt_that_begins_the_thought_is_noticed(make: Any) -> None:
 def test_what_a_judge_is_shown_has_no_thought_whole_or_cut_off(make: Any) -> None:
     said = make(QWEN3).thoughts.said
     assert said(WHOLE) == "It is 4." and said("<think>\nTwo and") == "" and said("It is 4.") == "It is 4."
+
+
+@pytest.mark.parametrize(
+    ("answer", "thought", "said"),
+    [
+        ("hm</think>\n\nYes.", "hm", "Yes."),
+        ("hm\n</think>Yes.", "hm\n", "Yes."),
+        ("A thought ends in </think> there.", None, "A thought ends in </think> there."),
+        ("<|START_THINKING|>hm<|END_THINKING|>Yes.", "hm", "Yes."),
+    ],
+)
+def test_thoughts_whose_opening_was_in_the_prompt_and_of_other_models(
+    answer: str, thought: str | None, said: str
+) -> None:
+    found = Thoughts("").split(answer)
+    assert (found.thought, found.said.strip()) == (thought, said)

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from schemas.config.allo import AlloConfig
 from schemas.config.sft import SftConfig
 from schemas.config.trainer import TrainerConfig
 from schemas.config.training import TrainConfig
@@ -41,19 +40,10 @@ def test_max_steps_counts_instead_of_epochs_as_in_transformers() -> None:
 
 
 @pytest.mark.parametrize("section", [TrainConfig, SftConfig])
-def test_a_length_that_would_be_ignored_or_is_none_is_refused(section: type[TrainerConfig]) -> None:
-    with pytest.raises(
-        ValidationError, match=rf"{section.section}\.epochs has no use with {section.section}\.max_steps"
-    ):
-        section(max_steps=5, epochs=2)
+def test_a_length_that_is_none_is_refused(section: type[TrainerConfig]) -> None:
     with pytest.raises(ValidationError, match=rf"{section.section}\.max_steps is 0"):
         section(max_steps=0)
     assert section(max_steps=5, epochs=1).max_steps == 5  # a resolved config names both
-
-
-def test_forgetting_has_one_length() -> None:
-    with pytest.raises(ValidationError, match="forget_epochs has no use"):
-        AlloConfig(mask="warmup", forget_max_steps=5, forget_epochs=2)
 
 
 @settings(deadline=None, print_blob=True)  # the promise is arithmetic, not speed

@@ -325,12 +325,18 @@ def test_a_change_of_factors_is_the_change_of_their_product(rank: int) -> None:
     [
         ({"orthalign": sequence(EN)}, "needs two"),
         ({"orthalign": sequence(EN, EN | {"where": "language = 'de'"})}, "same name"),
-        ({"orthalign": {"energy": 0.5}}, "no objectives"),
+        (
+            {"orthalign": {"energy": 0.5}},
+            r"train\.orthalign\.energy has no use with train\.orthalign\.objectives: \[\]",
+        ),
         ({"orthalign": sequence(EN, {"name": "bad", "where": "conflict_score > 0"})}, "no column 'conflict_score'"),
         ({"orthalign": sequence(EN, {"name": "bad", "where": "language = "})}, "ends too early"),
         ({"orthalign": sequence(EN, {"name": "bad", "where": "language IN (SELECT 1)"})}, "IN needs a list"),
         ({"method": "full", "optimizer": "anchor", "merge": {"alpha": 0.01}, "orthalign": sequence()}, "anchor"),
-        ({"method": "lora", "orthalign": sequence(trust_radius=1.0)}, "LoRA"),
+        (
+            {"method": "lora", "orthalign": sequence(trust_radius=1.0)},
+            "trust_radius has no use with train.method: lora",
+        ),
         ({"orthalign": sequence(tolerance=0.1)}, "belongs to train.orthalign.rank: search"),
         ({"orthalign": sequence(rank="search", energy=0.5)}, "belongs to train.orthalign.rank: energy"),
         ({"reference": "initial", "orthalign": sequence()}, "contradict"),

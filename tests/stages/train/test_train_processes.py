@@ -185,7 +185,7 @@ def waits_in_a_collective(ctx: Context) -> None:
 
 
 def test_a_silent_process_ends_all_within_the_limit_and_one_that_computes_does_not(bench: Any) -> None:
-    ctx = bench.context(sections={"execution": {"deterministic": True, "peer_minutes": 0.02}})
+    ctx = bench.context(processes=2, sections={"execution": {"deterministic": True, "peer_minutes": 0.02}})
     assert run_together(computes_for_longer_than_the_limit, ctx, 2) == 1.5
     for job in (freezes, waits_in_a_collective):
         with pytest.raises(UserError, match=r"waited 0\.02 minutes for") as error:

@@ -315,9 +315,12 @@ def test_lora_dropout_is_really_used(workbench: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"method": "full", "lora": {"r": 8}}, "train.lora is set and train.method is full"),
-        ({"sections": {"sft": {"epochs": 2}}}, "sft is set and has no sources"),
-        ({"sections": {"sft": {"sources": [{"path": "t.jsonl"}], "lora": {"r": 8}}}}, "sft.method is full"),
+        ({"method": "full", "lora": {"r": 8}}, "train.lora.r has no use with train.method: full"),
+        ({"sections": {"sft": {"epochs": 2}}}, r"sft\.epochs has no use with sft\.sources: \[\]"),
+        (
+            {"sections": {"sft": {"sources": [{"path": "t.jsonl"}], "lora": {"r": 8}}}},
+            "sft.lora.r has no use with sft.method: full",
+        ),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(workbench: Any, settings: dict[str, Any], words: str) -> None:

@@ -1,0 +1,96 @@
+"""What the commands of the command line share: their arguments, how they fail and how they answer."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from schemas.errors import UserError
+
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of every wrong command line; it has no public name
+
+
+class Commands(TyperGroup):
+    """Wrong command lines are told without steering the terminal by what they quote."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _quoting():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _quoting():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _quoting() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        from pipeline.console import printable
+
+        error.message = printable(error.message)  # type: ignore[attr-defined]
+        raise
+
+
+Config = Annotated[
+    Path,
+    typer.Argument(
+        help="YAML config (`init` writes a starter one), or a shipped one: package:configs/demo.yaml", metavar="CONFIG"
+    ),
+]
+Run = Annotated[Path, typer.Argument(help="run directory, or the name of a run under runs/", metavar="RUN")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="override a config value: a.b=value (repeatable)", metavar="KEY=VALUE")
+]
+RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="folder that holds runs (config: run_dir)")]
+Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
+Round = Annotated[int | None, typer.Option("--round", help="this round only", min=0)]
+Exported = Literal["dataset", "model", "adapter"]
+Shown = Annotated[int, typer.Option("--round", help="the round to show", min=0)]
+
+
+def echo(result: object) -> None:
+    """A result on standard output, as text that steers no terminal."""
+    from pipeline.console import printable
+
+    typer.echo(printable(str(result)))
+
+
+@contextmanager
+def errors(debug: bool) -> Iterator[None]:
+    """One paragraph for every error; tracebacks only when asked for."""
+    from pipeline.console import printable
+    from pipeline.executor_errors import Interrupted, StageFailed
+
+    def fail(message: str, code: int) -> NoReturn:
+        typer.secho(printable(message), err=True, fg=typer.colors.RED)
+        if debug:
+            typer.echo(printable(traceback.format_exc()), err=True)
+        raise typer.Exit(code)
+
+    try:
+        yield
+    except UserError as error:
+        fail(str(error), 1)
+    except StageFailed as error:
+        fail(str(error) + (f"\n{error.trace}" if debug else " Run again with --debug for the traceback."), 2)
+    except Interrupted as stop:
+        fail(f"Stopped by {stop}. What is committed stays; the same command continues.", 128 + stop.signal)
+    except KeyboardInterrupt:
+        fail("Stopped.", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+    except OSError as error:  # a target that cannot be written, a file that may not be read
+        from pipeline.storage import storage_error
+
+        known = storage_error(error, Path())
+        fail(str(known or UserError(error.strerror or str(error), where=os.fsdecode(error.filename or ""))), 1)

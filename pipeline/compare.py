@@ -1,0 +1,98 @@
+"""`compare`: other selections beside the run's own, at equal counts on one pool, from what is stored. Writes nothing into the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from pipeline.arms import OWN, ArmSpec, arms_of
+from pipeline.existing import config_of
+from pipeline.fingerprint import fingerprint, ingredients
+from pipeline.plan import State, waits_for
+from pipeline.status import recorded_planner
+from schemas.config import RunConfig
+from schemas.errors import UserError
+from stages.contract import Progress
+
+if TYPE_CHECKING:
+    from stages.compare.figures import Comparison
+    from stages.compare.pool import Arm
+
+DEFAULT = ("random", "margin", "logp_margin", "mean_direction")
+"""Compared with the run's own selection where nothing else is asked for, if the run has what they go by."""
+
+
+def comparison(folder: Path, texts: Sequence[str], round_: int, progress: Progress, examples: int = 3) -> Comparison:
+    """The run's own selection beside those of `texts` (see `pipeline.arms`), or beside the default ones.
+
+    Raises UserError for an arm that cannot be read, that changes nothing, or that would need more than the run has stored.
+    """
+    from stages.compare.figures import compared
+    from stages.compare.pool import on_one_pool, why_not
+
+    config = config_of(folder)
+    specs = arms_of(texts or [name for name in DEFAULT if name != config.select.by])
+    with TemporaryDirectory(prefix="congrad-compare-") as scratch:
+        arms: list[Arm] = []
+        for spec in specs:
+            arm = _arm(folder, config, spec, round_, Path(scratch, str(len(arms))), progress)
+            if not texts and spec.name != OWN and (reason := why_not(arm, round_)):
+                progress.note(f"{spec.name} is left out: {reason}")
+                continue
+            arms.append(arm)
+        pool = on_one_pool(arms, round_)
+        tables = {name: list(arms[0].inputs[name]) for name in ("pairs", "gradients")}
+        return compared(arms, pool, tables, [*config.languages.seen, *config.languages.unseen], examples)
+
+
+def _arm(folder: Path, own: RunConfig, spec: ArmSpec, round_: int, scratch: Path, progress: Progress) -> Arm:
+    """The arm with the tables it selects from; scores that the run has not are made in `scratch`."""
+    from stages.compare.pool import Arm
+
+    config = config_of(folder, spec.settings) if spec.settings else own
+    states = recorded_planner(config, folder).states()
+    scoring, selecting = (_maker(states, table, round_) for table in ("scores", "curated"))
+    if scoring.behind or scoring.inputs.missing:
+        raise UserError(
+            f"{_who(spec)} cannot be compared: stage {scoring.step.title} {waits_for(scoring)}",
+            where=str(folder),
+            fix="Bring the run up to date first: congrad run CONFIG."
+            if spec.name == OWN
+            else "What is compared may differ in select and conflict. For anything before, give a run of another name.",
+        )
+    if spec.settings and all(_same(state, config, own) for state in (scoring, selecting)):
+        raise UserError(
+            f"The arm {spec.name!r} selects as the run itself does, which is in the table already",
+            fix="Leave it out. Settings of other stages need a run of their own.",
+        )
+    inputs = {name: [folder / file.path for file in files] for name, files in scoring.inputs.records.items()}
+    if scoring.kind == "done" and scoring.manifest is not None:
+        scores = [folder / file.path for file in scoring.manifest.table_files("scores")]
+    else:
+        from stages.compare.rescore import rescored
+
+        progress.note(f"{spec.name}: scored anew ({'; '.join(scoring.why)})")
+        scratch.mkdir()
+        scores = [rescored(config, round_, inputs, scratch, progress)]
+    tables = {name: files for name, files in inputs.items() if name in ("pairs", "gradients")}
+    return Arm(spec.name, config, tables | {"scores": scores}, spec.settings)
+
+
+def _who(spec: ArmSpec) -> str:
+    return "The run" if spec.name == OWN else f"The arm {spec.name!r}"
+
+
+def _maker(states: Sequence[State], table: str, round_: int) -> State:
+    found = next((s for s in states if table in s.step.spec.writes and s.step.round == round_), None)
+    if found is None:
+        raise UserError(f"This run has no round {round_}", fix="Give another --round.")
+    return found
+
+
+def _same(state: State, config: RunConfig, own: RunConfig) -> bool:
+    """Whether both configs say the same to the stage."""
+    spec, round_ = state.step.spec, state.step.round
+    prints = [fingerprint(ingredients(spec, one, round_, inputs={}, models={}, files={})) for one in (config, own)]
+    return prints[0] == prints[1]

@@ -1,0 +1,46 @@
+"""Runs that are there: found by path or name, and their config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.config_file import load_config
+from schemas.config import RunConfig
+from schemas.errors import UserError
+from schemas.paths import expanded
+
+
+def usable_path(path: Path) -> Path:
+    """The path with `~` and variables written out. Raises UserError where that cannot be."""
+    try:
+        return Path(expanded(str(path)))
+    except ValueError as error:
+        raise UserError(f"The path cannot be used: {error}", where=str(path)) from None
+
+
+def find_run(run: Path) -> Path:
+    """The run directory of a path or a name under runs/. Raises UserError if there is none."""
+    given = usable_path(run)
+    for folder in (given, Path("runs") / given):
+        try:
+            (folder / "run.yaml").stat()
+        except PermissionError:
+            raise UserError(
+                "The run may not be read", where=str(folder), fix="Change its owner or permissions."
+            ) from None
+        except (OSError, ValueError):
+            continue
+        return folder
+    raise UserError(
+        "There is no run here", where=str(run), fix="Give a run directory (it holds run.yaml), or a name under runs/."
+    )
+
+
+def config_of(folder: Path, settings: Sequence[str] = ()) -> RunConfig:
+    """The run's config, with the folder it lies in now (a moved run still works) and `a.b=value` settings applied.
+
+    Raises UserError for a setting that there is not.
+    """
+    config = load_config(folder / "run.yaml", settings)
+    return config.model_copy(update={"run_dir": folder.resolve().parent, "name": folder.resolve().name})

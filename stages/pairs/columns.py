@@ -1,0 +1,118 @@
+"""The columns of a preference data set, looked at before a row is read: what is missing, or means something else, is an error."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from itertools import chain
+from typing import Any
+
+from schemas.config.sources import PairFields
+from schemas.errors import UserError
+from stages.cells import Unreadable
+from stages.layout import HALF, missing_column
+from stages.sources import Batch
+from stages.text.messages import BadRow
+
+_LONG_ENOUGH = 20
+"""Characters of a prompt that answers do not begin with by chance."""
+_RANKS = ("rank", "ranking", "rank_order", "position", "place")
+
+
+def check_sides(batch: Batch, fields: PairFields) -> None:
+    """Raise UserError for a data set with chosen and rejected whose prompt is missing, or is repeated in the answers."""
+    if fields.prompt not in batch.columns and _needs_prompt(batch.rows, fields):
+        error = missing_column(batch.source, fields.prompt, batch.columns)
+        example = next((cell for row in batch.rows if isinstance(cell := row.get(fields.chosen), str)), None)
+        shown = "" if example is None else f", for example {example.strip()[:60]!r}"
+        raise UserError(
+            f"{error.what}, and {fields.chosen!r} and {fields.rejected!r} are no conversations in a form that is known{shown}",
+            where=error.where,
+            fix=f"{error.fix} The forms are in docs/data.md.",
+        )
+    texts = [
+        (prompt.strip(), row[fields.chosen].strip(), row[fields.rejected].strip())
+        for row in batch.rows
+        if isinstance(prompt := row.get(fields.prompt), str)
+        and all(isinstance(row.get(side), str) for side in (fields.chosen, fields.rejected))
+    ]
+    repeated = [
+        prompt
+        for prompt, *answers in texts
+        if len(prompt) >= _LONG_ENOUGH and all(len(a) > len(prompt) and a.startswith(prompt) for a in answers)
+    ]
+    if texts and len(repeated) >= HALF * len(texts):
+        raise UserError(
+            f"{fields.chosen!r} and {fields.rejected!r} repeat the prompt, for example {repeated[0][:60]!r}",
+            where=batch.source,
+            fix="Cut the prompt off the answers: they would be learnt with it.",
+        )
+
+
+def check_completions(batch: Batch, fields: PairFields) -> None:
+    """Raise UserError for a data set of completions without prompts, or whose completions have no text or score."""
+    if fields.prompt not in batch.columns:
+        raise missing_column(batch.source, fields.prompt, batch.columns)
+    if fields.completion_score.lower() in _RANKS:
+        raise UserError(
+            f"{fields.completion_score!r} is a rank, of which less is better",
+            where="fields.completion_score",
+            fix="Name a score of which more is better: write one into the data, for example the rank with a minus.",
+        )
+    answers = list(chain.from_iterable(_answers(row.get(fields.completions or "")) for row in batch.rows))
+    keyed = [answer for answer in answers if isinstance(answer, dict)]
+    if answers and not keyed and fields.completion_score not in batch.columns:
+        raise missing_column(batch.source, fields.completion_score, batch.columns)
+    for field in ("completion_text", "completion_score"):
+        key = getattr(fields, field)
+        keys = Counter(name for answer in keyed for name in answer)
+        if keyed and key not in keys:
+            names = [str(name) for name, _ in keys.most_common(40)]
+            nearest = get_close_matches(key, names, n=1, cutoff=0.4)
+            raise UserError(
+                f"no answer in {fields.completions!r} has the key {key!r}; the keys are {', '.join(map(repr, names))[:800]}",
+                where=batch.source,
+                fix=(f"Did you mean {nearest[0]!r}? " if nearest else "") + f"Set the source's fields.{field}.",
+            )
+
+
+def completions_of(cells: Mapping[str, Any], fields: PairFields) -> list[tuple[Any, Any]]:
+    """(answer, score) of every completion in the row. Raises BadRow: empty, not_text."""
+    value = cells.get(fields.completions or "")
+    if isinstance(value, Unreadable):
+        raise BadRow(value.reason, value.detail)
+    answers = _answers(value)
+    if not answers:
+        raise BadRow("empty" if not value else "not_text", "no completions" if not value else "completions are no list")
+    if all(isinstance(answer, dict) for answer in answers):
+        return [(answer.get(fields.completion_text), answer.get(fields.completion_score)) for answer in answers]
+    scores = cells.get(fields.completion_score)
+    if not isinstance(scores, list) or len(scores) != len(answers):
+        raise BadRow(
+            "not_text", f"{len(answers)} answers, and {fields.completion_score!r} is no list of as many scores"
+        )
+    return list(zip(answers, scores, strict=True))
+
+
+def _answers(value: Any) -> list[Any]:
+    """The completions in a cell: a list, or a dict of lists side by side."""
+    beside = isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values())
+    if beside and len({len(column) for column in value.values()}) == 1:
+        return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+    return value if isinstance(value, list) else []
+
+
+def _needs_prompt(rows: Sequence[Mapping[str, Any]], fields: PairFields) -> bool:
+    """Whether no row does without a prompt: in not one chosen and rejected are whole conversations, or cannot be read."""
+    return not any(all(_is_whole(row.get(side)) for side in (fields.chosen, fields.rejected)) for row in rows)
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, Unreadable):
+        return True
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        value = value[0]
+    return (
+        isinstance(value, list) and bool(value) and isinstance(value[0], dict) and value[0].get("role") != "assistant"
+    )

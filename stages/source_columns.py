@@ -1,0 +1,48 @@
+"""Which columns are looked for in a file, and what is refused of any file of text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from schemas.errors import UserError
+
+BOM = b"\xef\xbb\xbf"
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True)
+class WantedColumns:
+    """What is looked for in a file: columns it must have, columns it may have, and a CSV file's delimiter (None: found out).
+
+    structured: columns whose texts are lists. lists: those whose texts may be (`stages.layout.Layout`).
+    """
+
+    required: Sequence[str]
+    optional: Sequence[str] = ()
+    delimiter: str | None = None
+    structured: Sequence[str] = ()
+    lists: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, present: Sequence[str]) -> list[str] | None:
+        """The columns to read; None: all, because a required one is missing and the message lists them."""
+        found = [name for name in dict.fromkeys([*self.required, *self.optional]) if name in present]
+        return found if found and set(self.required) <= set(present) else None
+
+
+def refuse_twice(where: str, names: Sequence[str]) -> None:
+    """Raise UserError for a column name that is there more than once: nobody could say which is meant."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(
+            f"the column {twice[0][:80]!r} is there {Counter(names)[twice[0]]} times",
+            where=where,
+            fix="Rename or remove all but one of them.",
+        )
+
+
+def not_utf8(where: str, head: bytes, what: str) -> UserError:
+    """The error of a text in another encoding. head: how the file begins; what: what cannot be decoded."""
+    fix = "It looks like UTF-16: save it as UTF-8." if head.startswith(UTF16) else "Save the file as UTF-8."
+    return UserError(f"the text is not UTF-8: {what} cannot be decoded", where=where, fix=fix)

@@ -1,0 +1,79 @@
+"""Rows of CSV and TSV files."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import UserError
+from stages.opened import head_of, opened
+from stages.source_columns import BOM, UTF16, WantedColumns, not_utf8, refuse_twice
+
+_CELL = 1 << 30  # characters
+_EXCEL = re.compile(rb"sep=(.)\r?\n")
+_DELIMITERS = ",\t;|"
+_HEAD = 1 << 16
+
+
+def read_csv(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
+    """Delimited text with a header line, quotes as in RFC 4180; every value is text.
+
+    The delimiter is the one named, else the one of Excel's `sep=` line, else of comma, tab, semicolon and bar the one that
+    makes the required columns of the header, else the most columns.
+    """
+    head = head_of(path, _HEAD)
+    if not head.strip():
+        return
+    if head.startswith(UTF16):
+        raise not_utf8(str(path), head, "the first bytes")
+    excel = _EXCEL.match(head.removeprefix(BOM))
+    skipped = excel.end() if excel else 0
+    delimiter = wanted.delimiter or (excel.group(1).decode() if excel else None)
+    delimiter = delimiter or _delimiter(head, wanted)
+    csv.field_size_limit(_CELL)
+    number = 0
+    with opened(path) as file, TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        text.read(skipped)
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        try:
+            names = next(reader, [])
+            refuse_twice(str(path), names)
+            for row in reader:
+                number = reader.line_num + (excel is not None)
+                if len(row) == len(names):
+                    yield dict(zip(names, row, strict=True))
+                elif row:
+                    raise UserError(
+                        f"broken CSV: {len(row)} fields, and the header has {len(names)}",
+                        where=f"{path}:{number}",
+                        fix="Every row needs as many fields as the header; texts with delimiters, quotes or newlines must be quoted.",
+                    )
+        except UnicodeDecodeError as error:
+            raise not_utf8(
+                str(path), b"", f"what follows line {number}" if number else "a column name or the first rows"
+            ) from error
+        except csv.Error as error:
+            raise UserError(
+                f"broken CSV: {error}",
+                where=f"{path}:{reader.line_num + (excel is not None)}",
+                fix='A quote inside a quoted text is written twice (""), not as \\"; every quoted text ends in a quote.',
+            ) from error
+
+
+def _delimiter(head: bytes, wanted: WantedColumns) -> str:
+    """The delimiter of the header line."""
+    lines = head.removeprefix(BOM).decode("utf-8", "replace").splitlines(keepends=True)
+    best, rank = ",", (-1, -1)
+    for candidate in _DELIMITERS:
+        try:
+            names = next(iter(csv.reader(lines, delimiter=candidate)), [])
+        except csv.Error:
+            continue
+        found = (sum(name in names for name in wanted.required), len(names))
+        if found > rank:
+            best, rank = candidate, found
+    return best

@@ -1,0 +1,164 @@
+"""Rows of JSONL and JSON files."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import UserError
+from stages.opened import opened
+from stages.source_columns import BOM, UTF16, WantedColumns, not_utf8
+from stages.text.forms import is_conversation
+
+
+def read_jsonl(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
+    """One JSON object a line; blank lines are skipped."""
+    with opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(BOM)
+            if line.strip():
+                yield _object(_decoded(line, f"{path}:{number}"), f"{path}:{number}")
+
+
+def read_json(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
+    """A JSON array of objects, an object that holds one, a table by columns, or JSONL under another name."""
+    with opened(path) as file:
+        data = file.read().removeprefix(BOM)
+    if data.startswith(UTF16) or not data.strip():
+        yield from read_jsonl(path, wanted)
+        return
+    text = _decoded(data, str(path))
+    del data
+    if not text.lstrip().startswith("["):
+        start = len(text) - len(text.lstrip())
+        value, end = _parsed(text, start, f"{path}:{text.count(chr(10), 0, start) + 1}")
+        if text[end:].strip():
+            del text
+            yield from read_jsonl(path, wanted)
+        else:
+            yield from _of_object(_checked(value, str(path)), wanted)
+        return
+    at = _skip(text, text.index("[") + 1, str(path), first=True)
+    number = 0
+    while at < len(text) and text[at] != "]":
+        number += 1
+        where = f"{path}, element {number}"
+        value, at = _parsed(text, at, where)
+        yield _checked(value, where)
+        at = _skip(text, at, where)
+    if at >= len(text):
+        raise UserError(
+            "broken JSON: the array has no end", where=str(path), fix="The file may be cut off: copy it again."
+        )
+
+
+def _of_object(value: dict[str, Any], wanted: WantedColumns) -> Iterator[dict[str, Any]]:
+    """The rows of a file that is one object: columns (pandas' default, or lists), the only list of objects in it, or one row."""
+    columns = list(value.values())
+    if columns and all(isinstance(column, dict) and column for column in columns):
+        keys = list(columns[0])
+        if all(list(column) == keys for column in columns) and all(key.isdecimal() for key in keys):
+            yield from ({name: column[key] for name, column in value.items()} for key in keys)
+            return
+    beside = columns and all(isinstance(column, list) and not is_conversation(column) for column in columns)
+    if beside and len({len(column) for column in columns}) == 1:
+        yield from (dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True))
+        return
+    tables = [c for c in columns if isinstance(c, list) and c and all(isinstance(row, dict) for row in c)]
+    if len(tables) == 1 and not set(value) & {*wanted.required, *wanted.optional}:
+        yield from tables[0]
+        return
+    yield value
+
+
+def _skip(text: str, at: int, where: str, first: bool = False) -> int:
+    """The start of the next element of an array, or its end."""
+    comma = first
+    while at < len(text) and (text[at].isspace() or (text[at] == "," and not comma)):
+        comma = comma or text[at] == ","
+        at += 1
+    if at < len(text) and text[at] != "]" and not comma:
+        raise UserError("broken JSON: there is no comma between two elements", where=where, fix="Repair the file.")
+    return at
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        name = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise _Twice(name)
+    return found
+
+
+class _Twice(Exception):
+    """A key that an object has twice."""
+
+
+def _whole(digits: str) -> int | str:
+    """An integer; one of more digits than Python reads (4,300) stays a text."""
+    return int(digits) if len(digits) < 4000 else digits
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+_LONG_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_int=_whole)
+
+
+def _parsed(text: str, at: int, where: str) -> tuple[Any, int]:
+    """The JSON value that begins at `at`, and where it ends."""
+    try:
+        try:
+            return _DECODER.raw_decode(text, at)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # an integer of thousands of digits
+            return _LONG_DECODER.raw_decode(text, at)
+    except _Twice as error:
+        raise UserError(
+            f"the key {str(error)[:80]!r} is there twice in one object", where=where, fix="Keep one of them."
+        ) from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = (
+            f"{error.msg.removesuffix(' at')} at {f'line {error.lineno}, ' if error.lineno > 1 else ''}column {error.colno}"
+            if isinstance(error, json.JSONDecodeError)
+            else "nested too deep"
+        )
+        raise UserError(f"broken JSON: {reason}", where=where, fix=_repair(text[at : at + 1])) from error
+
+
+def _repair(start: str) -> str:
+    if start == "[":
+        return "JSONL has one JSON object a line; an array over several lines is `format: json` (or a name ending in .json)."
+    return "Repair or remove the line; an object over several lines must be put on one."
+
+
+def _object(text: str, where: str) -> dict[str, Any]:
+    start = len(text) - len(text.lstrip())
+    value, end = _parsed(text, start, where)
+    if text[end:].strip():
+        raise UserError(
+            f"broken JSON: more than one value on the line, at column {end + 1}", where=where, fix=_repair("{")
+        )
+    return _checked(value, where)
+
+
+def _checked(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(
+            f"it holds a {type(value).__name__}, not a JSON object",
+            where=where,
+            fix='Every row is an object, for example {"prompt": "...", "language": "en"}; '
+            "an array of rows is `format: json` (or a name ending in .json).",
+        )
+    return value
+
+
+def _decoded(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        place = "of the line" if where.rpartition(":")[2].isdecimal() else "of the file"
+        raise not_utf8(where, data, f"byte {error.start + 1} {place}") from error

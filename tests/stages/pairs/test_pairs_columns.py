@@ -1,0 +1,216 @@
+"""Cells and columns of preference data as files from elsewhere have them: read right, or refused by what is wrong with them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from schemas.config.sources import PairSource
+from schemas.errors import UserError
+from stages.pairs.read import RawPair, pair_batches, pairs_of
+from stages.text.messages import BadRow
+
+ASK = "Which planet of our solar system is the largest of all of them, and by how much does it exceed the others? " * 4
+GOOD, BAD, WORSE = "The largest is Jupiter, isn't it?", 'They call it "Mercury".', "It would be the Moon."
+COMPLETIONS = {"completions": "completions"}
+
+
+def messages(answer: str) -> list[dict[str, str]]:
+    """Content first, as the hub writes structures: the role comes after hundreds of characters."""
+    return [{"content": ASK, "role": "user"}, {"content": answer, "role": "assistant"}]
+
+
+def read(folder: Path, rows: list[dict[str, Any]], kind: str = "jsonl", **source: Any) -> tuple[list[Any], list[str]]:
+    """(pairs and reasons, notes)"""
+    path = folder / f"pairs.{kind}"
+    if kind == "csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = PairSource.model_validate({"path": str(path), **source})
+    batches = list(pair_batches(config, ["en"]))
+    found = [pair for batch in batches for cells in batch.rows for pair in pairs_of(cells, config, 100_000)]
+    return found, [note for batch in batches for note in batch.notes]
+
+
+def answers(found: list[Any]) -> list[tuple[str, str]]:
+    assert all(isinstance(pair, RawPair) and pair.prompt[-1]["content"] == ASK.strip() for pair in found), found
+    return [(pair.chosen, pair.rejected) for pair in found]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        json.dumps,
+        repr,
+        lambda turns: str(np.array(turns)),
+        lambda turns: repr(np.array(turns)),
+        lambda turns: json.dumps(json.dumps(turns)),
+        lambda turns: json.dumps({"messages": json.dumps(turns)}),
+    ],
+    ids=["json", "python", "numpy", "numpy-repr", "json-in-json", "wrapped"],
+)
+def test_messages_written_as_text_are_read_however_long_the_first_one_is(
+    tmp_path: Path, write: Callable[[Any], str]
+) -> None:
+    rows = [{"prompt": ASK, "chosen": write(messages(GOOD)), "rejected": write(messages(BAD))}]
+    found, notes = read(tmp_path, rows, "csv")
+    assert answers(found) == [(GOOD, BAD)]
+    assert all(any(f"column {side}: " in note for note in notes) for side in ("chosen", "rejected"))
+
+
+def test_a_list_of_messages_each_written_as_json_is_a_conversation(tmp_path: Path) -> None:
+    sides = {side: [json.dumps(m) for m in messages(text)] for side, text in (("chosen", GOOD), ("rejected", BAD))}
+    found, notes = read(tmp_path, [sides])
+    assert answers(found) == [(GOOD, BAD)]
+    assert any("JSON texts in a list" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "write", [json.dumps, repr, lambda texts: str(np.array(texts))], ids=["json", "python", "numpy"]
+)
+def test_several_rejected_answers_written_as_text_are_several(tmp_path: Path, write: Callable[[Any], str]) -> None:
+    rows = [{"prompt": ASK, "chosen": GOOD, "rejected": write([BAD, WORSE])}]
+    found, notes = read(tmp_path, rows, "csv", many="all")
+    assert answers(found) == [(GOOD, BAD), (GOOD, WORSE)]
+    assert "list of texts" in notes[0]
+
+
+def test_answers_that_are_lists_on_both_sides_stay_text(tmp_path: Path) -> None:
+    rows = [{"prompt": ASK, "chosen": '["red", "blue"]', "rejected": '["red"]'}]
+    found, notes = read(tmp_path, rows, "csv")
+    assert answers(found) == [('["red", "blue"]', '["red"]')]
+    assert "taken as text" in notes[0]
+
+
+def test_a_prompt_that_is_json_of_another_kind_stays_text(tmp_path: Path) -> None:
+    code = '[{"role": "admin", "id": 7}]'
+    found, _ = read(tmp_path, [{"prompt": code, "chosen": GOOD, "rejected": BAD}])
+    assert [pair.prompt[-1]["content"] for pair in found] == [code]
+
+
+def test_a_minority_of_messages_written_as_text_is_said(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": text, "chosen": GOOD, "rejected": BAD} for text in (json.dumps(messages(GOOD)[:1]), "a", "b", "c")
+    ]
+    _, notes = read(tmp_path, rows)
+    assert "25.0% of the texts are messages written as JSON, and are taken as text" in notes[0]
+
+
+@pytest.mark.parametrize(
+    "dress",
+    [
+        lambda answer: {"prompt": f"\n\nHuman: {ASK}\n\nAssistant:", "side": f"\n\nAssistant: {answer}"},
+        lambda answer: {"prompt": f"User: {ASK}", "side": f"Assistant: {answer}\nA: is no turn"},
+        lambda answer: {"side": f"USER: {ASK.strip()} ASSISTANT: {answer}"},
+        lambda answer: {"side": f"A chat with an assistant. USER: {ASK.strip()} ASSISTANT: {answer}</s>"},
+    ],
+    ids=["dahoas", "named", "vicuna", "vicuna-system"],
+)
+def test_dialogues_written_as_text_are_read(tmp_path: Path, dress: Callable[[str], dict[str, str]]) -> None:
+    both = {"chosen": dress(GOOD)["side"], "rejected": dress(BAD)["side"]}
+    row = {"prompt": dress("")["prompt"], **both} if "prompt" in dress("") else both
+    found, _ = read(tmp_path, [row])
+    (chosen, rejected) = answers(found)[0]
+    assert (chosen.partition("\n")[0], rejected.partition("\n")[0]) == (GOOD, BAD)
+    assert "ssistant:" not in chosen + rejected
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ([{"type": "image"}, {"type": "text", "text": GOOD}], "part of type 'image'"),
+        ([{"content_type": "text", "parts": [GOOD]}], "a part with the keys content_type, parts"),
+    ],
+)
+def test_content_that_is_no_text_is_named(tmp_path: Path, answer: Any, says: str) -> None:
+    sides = [[{"role": "user", "content": ASK}, {"role": "assistant", "content": c}] for c in (answer, BAD)]
+    found, _ = read(tmp_path, [{"chosen": sides[0], "rejected": sides[1]}])
+    assert isinstance(found[0], BadRow) and says in found[0].detail
+
+
+def test_what_a_message_says_beside_its_content_is_said_to_be_left_out(tmp_path: Path) -> None:
+    chosen = [{"role": "assistant", "content": GOOD, "reasoning_details": [{"text": "hm"}]}]
+    _, notes = read(tmp_path, [{"prompt": ASK, "chosen": chosen, "rejected": BAD}])
+    assert any("reasoning_details of messages is not read" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("row", "source", "says"),
+    [
+        ({"prompt": ASK, "chosen": ASK + GOOD, "rejected": ASK + BAD}, {}, "repeat the prompt"),
+        (
+            {"chosen": f"Q: {ASK}\nA: {GOOD}", "rejected": f"Q: {ASK}\nA: {BAD}"},
+            {},
+            "no conversations in a form.*'Q: Which",
+        ),
+        (
+            {"prompt": ASK, "completions": [{"response": GOOD, "score": 5}]},
+            {"fields": COMPLETIONS},
+            "has the key 'overall_score'; the keys are 'response', 'score'.*mean 'score'",
+        ),
+        (
+            {"prompt": ASK, "completions": [{"text": GOOD, "overall_score": 5}]},
+            {"fields": COMPLETIONS},
+            "has the key 'response'.*completion_text",
+        ),
+        (
+            {"prompt": ASK, "completions": [{"response": GOOD, "rank": 1}]},
+            {"fields": {**COMPLETIONS, "completion_score": "rank"}},
+            "less is better",
+        ),
+        ({"prompt": ASK, "completions": [GOOD, BAD]}, {"fields": COMPLETIONS}, "no column 'overall_score'"),
+    ],
+    ids=["repeated", "unknown-form", "no-score", "no-text", "rank", "no-scores"],
+)
+def test_columns_that_mean_something_else_are_refused(
+    tmp_path: Path, row: dict[str, Any], source: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        read(tmp_path, [row], **source)
+
+
+@pytest.mark.parametrize(
+    ("completions", "kind"),
+    [
+        ({"response": [BAD, GOOD], "overall_score": ["2/10", "9/10"]}, "jsonl"),
+        (str(np.array([{"response": BAD, "overall_score": 2}, {"response": GOOD, "overall_score": 9}])), "csv"),
+    ],
+    ids=["columns", "numpy"],
+)
+def test_scored_completions_in_other_shapes(tmp_path: Path, completions: Any, kind: str) -> None:
+    found, _ = read(tmp_path, [{"prompt": ASK, "completions": completions}], kind, fields=COMPLETIONS)
+    assert answers(found) == [(GOOD, BAD)]
+
+
+def test_texts_and_their_scores_as_lists_in_csv(tmp_path: Path) -> None:
+    rows = [{"prompt": ASK, "completions": json.dumps([BAD, GOOD]), "overall_score": "[2, 8.5]"}]
+    found, _ = read(tmp_path, rows, "csv", fields=COMPLETIONS)
+    assert answers(found) == [(GOOD, BAD)] and found[0].chosen_score == 8.5
+
+
+def test_scores_out_of_different_numbers_rank_nothing(tmp_path: Path) -> None:
+    scored = [{"response": GOOD, "overall_score": "9/10"}, {"response": BAD, "overall_score": "80%"}]
+    found, _ = read(tmp_path, [{"prompt": ASK, "completions": scored}], fields=COMPLETIONS)
+    assert isinstance(found[0], BadRow) and "different numbers" in found[0].detail
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "<NA>"])
+def test_an_answer_that_only_says_that_there_is_none_is_missing(tmp_path: Path, word: str) -> None:
+    found, _ = read(tmp_path, [{"prompt": ASK, "chosen": word, "rejected": BAD}])
+    assert isinstance(found[0], BadRow) and found[0].reason == "empty"
+
+
+def test_a_system_column_may_hold_a_message(tmp_path: Path) -> None:
+    row = {"system": [{"role": "system", "content": "Be brief."}], "prompt": ASK, "chosen": GOOD, "rejected": BAD}
+    found, _ = read(tmp_path, [row], fields={"system": "system"})
+    assert found[0].prompt[0] == {"role": "system", "content": "Be brief."}
