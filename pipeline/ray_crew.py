@@ -108,8 +108,7 @@ class RayMember:
         """A node's files may be seen here late: by their hash, never by a listing."""
         temporary = {own: name for name, own in offered.part.moves}
         records = [
-            record.model_copy(update={"path": temporary.get(record.path, record.path)})
-            for record in offered.part.manifest.files
+            replace(record, path=temporary.get(record.path, record.path)) for record in offered.part.manifest.files
         ]
         if unseen := await_whole(self._root, records, _VISIBLE_SECONDS, thorough=True):
             raise MemberDied(f"what it wrote on {self.place}, which was not seen whole here ({unseen[0].path})")
