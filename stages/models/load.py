@@ -10,6 +10,7 @@ import torch
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import ModelRef
+from stages.models.merging import with_adapter
 from stages.models.strict import config_of, refuse_misfits, unloadable
 from stages.models.text_model import auto_class, drop_towers
 
@@ -63,16 +64,19 @@ def load_with_adapter(
     """The base model with the adapter on it, not merged; the adapter's weights are float32 (PEFT). Raises UserError when
     the model is no merged adapter."""
     if model.adapter is None:
-        raise UserError(
-            f"{model.name} has no LoRA adapter to take the gradient of",
-            where="gradients.of: adapter",
-            fix="Set gradients.of: weights, or give a PEFT adapter as model.policy.",
-        )
-    from peft import PeftModel
-
+        raise no_adapter(model)
     folder, base = model.adapter
     loaded = load_causal_lm(ModelRef(model.name, base, model.digest), dtype, device, trust_remote_code)
-    return PeftModel.from_pretrained(loaded, str(folder)).get_base_model().to(device).eval()
+    return with_adapter(loaded, folder, model.name).get_base_model().to(device).eval()
+
+
+def no_adapter(model: ModelRef) -> UserError:
+    """What is said where the gradient of an adapter is asked for and the model has none."""
+    return UserError(
+        f"{model.name} has no LoRA adapter to take the gradient of",
+        where="gradients.of: adapter",
+        fix="Set gradients.of: weights, or give a PEFT adapter as model.policy.",
+    )
 
 
 def free_memory() -> None:
