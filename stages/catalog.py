@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from schemas.config import RunConfig
 from stages import needs
 from stages.spec import StageSpec
+
+
+def _judges(config: RunConfig) -> Iterable[str]:
+    return config.judge.models
+
 
 STAGES: tuple[StageSpec, ...] = (
     StageSpec(
@@ -66,7 +74,7 @@ STAGES: tuple[StageSpec, ...] = (
         expensive=True,
         needs=(needs.judges,),
         gpus="judge_gpus",
-        more_models=lambda config: config.judge.models,
+        more_models=_judges,
     ),
     StageSpec(
         "pairs",

@@ -25,6 +25,11 @@ class Needs:
     where: str = ""
 
 
+def no_more_models(config: RunConfig) -> tuple[str, ...]:
+    """A named function, since a spec is sent to worker processes."""
+    return ()
+
+
 @dataclass(frozen=True)
 class StageSpec:
     """All that is true of a stage; nothing elsewhere asks for its name.
@@ -70,7 +75,7 @@ class StageSpec:
     needs: tuple[Callable[[RunConfig], Needs], ...] = ()
     sketches: bool = False
     gpus: str = ""
-    more_models: Callable[[RunConfig], Iterable[str]] = lambda config: ()
+    more_models: Callable[[RunConfig], Iterable[str]] = no_more_models
 
     def roles(self, config: RunConfig) -> tuple[str, ...]:
         """Roles of the models that its result depends on."""
