@@ -205,6 +205,14 @@ def _no_cluster(address: str, why: str) -> UserError:
     )
 
 
+def _silence() -> None:
+    """Ray prints what it has to say of nodes and actors in the driver's terminal, also with log_to_driver=False; we say it ourselves."""
+    with suppress(ImportError):  # no public name
+        from ray._private.ray_logging import global_worker_stdstream_dispatcher
+
+        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+
+
 def _connected(address: str) -> Any:
     """The module ray, connected. Our signals stay ours."""
     os.environ.setdefault(
@@ -220,6 +228,8 @@ def _connected(address: str) -> Any:
         ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
         raise _no_cluster(address, str(error).strip().splitlines()[0]) from error
+    else:
+        _silence()
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, handler in ours.items():
