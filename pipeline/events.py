@@ -67,7 +67,7 @@ class Meter:
         if place:
             self._places[place] = self._places.get(place, 0) + amount
         self._heard = time.monotonic()
-        tenth = not self._foreseen and self._pace.share >= _TENTH
+        tenth = not self._foreseen and self._pace.share >= _TENTH and self._pace.seconds_left is not None
         if tenth or self._heard - self._said >= _METER_SECONDS:
             self._foreseen |= tenth
             self._say()
@@ -84,6 +84,7 @@ class Meter:
             "progress",
             stage=self._stage,
             round=self._round,
+            before=pace.before,
             done=pace.done,
             total=pace.total or None,
             unit=pace.unit,
