@@ -200,7 +200,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("evaluation", "answers"),
         ("languages", "model", "text", "engine", "judge.rubric", "evaluate", "execution"),
         ("initial", "trained", "evaluation_judge"),
-        version=3,
+        version=4,
         engine=True,
         sources="evaluate.authored",
         needs=(needs.engine, needs.model),
