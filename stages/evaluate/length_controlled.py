@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 RIDGE = 1.0
-"""Of b, as in the released code's L2 penalty with C = 1: verdicts that follow the length alone have no finite b."""
+"""L2 penalty on b: verdicts that follow the length alone have no finite b. Our choice; the released code cross-validates its own."""
 _STEPS = 100
 _TOLERANCE = 1e-10
 _LARGEST = 20.0

@@ -29,9 +29,9 @@ def test_it_is_the_intercept_of_the_regression() -> None:
 
 
 def test_a_judge_of_length_alone_is_seen_through_and_equal_lengths_change_nothing() -> None:
-    d_N = np.array([200.0] * 60 + [-200.0] * 20)
-    wins = (d_N > 0).astype(float)
-    assert wins.mean() == 0.75 and abs(length_controlled(wins, d_N) - 0.5) < 0.1
+    d_N = np.array([200.0] * 600 + [-200.0] * 200)
+    wins = ((d_N > 0) ^ (np.arange(800) % 5 == 0)).astype(float)  # follows the length four times of five
+    assert wins.mean() == 0.65 and abs(length_controlled(wins, d_N) - 0.5) < 0.02
     assert length_controlled([1, 1, 0, 0.5], [0.0] * 4) == pytest.approx(0.625, abs=1e-8)
     assert length_controlled([1.0] * 5, [1, 2, 3, 4, 5]) == 1.0
 
