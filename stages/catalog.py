@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from schemas.config import RunConfig
 from stages import needs
 from stages.spec import StageSpec
-
-
-def _judges(config: RunConfig) -> Iterable[str]:
-    return config.judge.models
-
 
 STAGES: tuple[StageSpec, ...] = (
     StageSpec(
@@ -74,7 +66,7 @@ STAGES: tuple[StageSpec, ...] = (
         expensive=True,
         needs=(needs.judges,),
         gpus="judge_gpus",
-        more_models=_judges,
+        more_models="judge.models",
     ),
     StageSpec(
         "pairs",
@@ -208,7 +200,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("evaluation", "answers"),
         ("languages", "model", "text", "engine", "judge.rubric", "evaluate", "execution"),
         ("initial", "trained", "evaluation_judge"),
-        version=3,
+        version=4,
         engine=True,
         sources="evaluate.authored",
         needs=(needs.engine, needs.model),
