@@ -104,8 +104,9 @@ def build_view(
     by_conflict = select.by == "conflict" and select.quota == "language" and not select.diversity.cells
     flows = _flow.flows(manifests, languages)
     scores = each(lambda r: _distributions.scores(tables, r, languages, by_conflict))
-    sides = [(r, found) for r in rounds if (found := _distributions.sides(tables, r, languages))]
     errors = each(lambda r: _errors.errors(tables, r, manifests))
+    judge = None if config.imported else config.judge
+    sides = [(r, found) for r in rounds if (found := _distributions.sides(tables, r, languages, judge))]
     beside = _beside.beside(compared or {})
     sft, curves = _curves.curves(tables, None), each(lambda r: _curves.curves(tables, r))
     browsers = each(lambda r: _browser.browser(tables, r, languages, config.report.browse_pairs))
