@@ -23,6 +23,17 @@ Arms = Annotated[
 def compare(
     run: Run,
     arm: Arms = None,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            help="train and evaluate these selections at equal steps: filters and `all`, with commas between; with --arm also those",
+            metavar="ARM,ARM",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="--train: trainings of each", min=1, max=1000)] = 3,
+    out: Annotated[
+        Path | None, typer.Option(help="--train: folder of the runs (default: NAME-trained beside the run)")
+    ] = None,
     examples: Annotated[int, typer.Option(help="pairs to show that only one keeps, per arm", min=0, max=1000)] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
     round_: Shown = 0,
@@ -33,9 +44,20 @@ def compare(
         from pipeline.compare import comparison
         from pipeline.compare_view import print_comparison
         from pipeline.console import Display
-        from pipeline.existing import find_run
+        from pipeline.existing import find_run, usable_path
+        from schemas.errors import UserError
         from stages.contract import Silent
 
+        if train is not None:
+            from pipeline.trials import trained
+            from pipeline.trials_view import print_trials, write_tables
+
+            texts = [text.strip() for text in train.split(",") if text.strip()]
+            result = trained(find_run(run), [*texts, *(arm or [])], seeds, usable_path(out) if out else None, Display())
+            print_trials(result, write_tables(result), as_json)
+            return
+        if out is not None:
+            raise UserError("--out is the folder of trained selections", fix="Give --train too, or leave it out.")
         found = comparison(find_run(run), arm or [], round_, Silent(Display().say), examples)
         print_comparison(found, as_json)
 

@@ -29,16 +29,25 @@ def comparison(folder: Path, texts: Sequence[str], round_: int, progress: Progre
 
     Raises UserError for an arm that cannot be read, that changes nothing, or that would need more than the run has stored.
     """
+    config = config_of(folder)
+    specs = arms_of(texts or [name for name in DEFAULT if name != config.select.by])
+    return side_by_side(folder, specs, round_, progress, examples, default=not texts)
+
+
+def side_by_side(
+    folder: Path, specs: Sequence[ArmSpec], round_: int, progress: Progress, examples: int, *, default: bool = False
+) -> Comparison:
+    """These arms on one pool. default: nobody asked for them, so those that can rank no pair are left out, and said."""
     from stages.compare.figures import compared
     from stages.compare.pool import on_one_pool, why_not
 
     config = config_of(folder)
-    specs = arms_of(texts or [name for name in DEFAULT if name != config.select.by])
+    with_own = any(spec.name == OWN for spec in specs)
     with TemporaryDirectory(prefix="congrad-compare-") as scratch:
         arms: list[Arm] = []
         for spec in specs:
-            arm = _arm(folder, config, spec, round_, Path(scratch, str(len(arms))), progress)
-            if not texts and spec.name != OWN and (reason := why_not(arm, round_)):
+            arm = _arm(folder, config, spec, round_, Path(scratch, str(len(arms))), progress, with_own)
+            if default and spec.name != OWN and (reason := why_not(arm, round_)):
                 progress.note(f"{spec.name} is left out: {reason}")
                 continue
             arms.append(arm)
@@ -47,7 +56,9 @@ def comparison(folder: Path, texts: Sequence[str], round_: int, progress: Progre
         return compared(arms, pool, tables, [*config.languages.seen, *config.languages.unseen], examples)
 
 
-def _arm(folder: Path, own: RunConfig, spec: ArmSpec, round_: int, scratch: Path, progress: Progress) -> Arm:
+def _arm(
+    folder: Path, own: RunConfig, spec: ArmSpec, round_: int, scratch: Path, progress: Progress, with_own: bool
+) -> Arm:
     """The arm with the tables it selects from; scores that the run has not are made in `scratch`."""
     from stages.compare.pool import Arm
 
@@ -62,7 +73,7 @@ def _arm(folder: Path, own: RunConfig, spec: ArmSpec, round_: int, scratch: Path
             if spec.name == OWN
             else "What is compared may differ in select and conflict. For anything before: congrad fork RUN NEW --set key=value.",
         )
-    if spec.settings and all(_same(state, config, own) for state in (scoring, selecting)):
+    if with_own and spec.settings and all(_same(state, config, own) for state in (scoring, selecting)):
         raise UserError(
             f"The arm {spec.name!r} selects as the run itself does, which is in the table already",
             fix="Leave it out. Settings of other stages need a run of their own: congrad fork RUN NEW --set key=value.",

@@ -248,5 +248,8 @@ class SelectConfig(Section):
         "longest",
         "bottom",
     ] = semantic("conflict", "what pairs are ranked by: the conflict score, or a baseline (docs/methods.md)")
+    seed: int | None = semantic(
+        None, "random: seed of the draw; none: the run's", used_when={".by": "random"}, ge=0, lt=1 << 63
+    )
     quota: Literal["language", "global"] = semantic("language", "keep the share per language, or overall")
     diversity: DiversityConfig = semantic(DiversityConfig(), "cap on pairs whose gradients point alike")

@@ -80,6 +80,16 @@ class RunConfig(Section):
         return bool(self.prompts.sources)
 
     @property
+    def training_seed(self) -> int:
+        """Seed of training alone."""
+        return self.seed if self.train.seed is None else self.train.seed
+
+    @property
+    def selection_seed(self) -> int:
+        """Seed of a random selection."""
+        return self.seed if self.select.seed is None else self.select.seed
+
+    @property
     def folder(self) -> Path:
         """The run directory."""
         return self.run_dir / self.name

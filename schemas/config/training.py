@@ -142,6 +142,9 @@ class TrainConfig(TrainerConfig):
     section: ClassVar[str] = "train"
     rows: ClassVar[str] = "pairs"
 
+    seed: int | None = semantic(
+        None, "seed of training alone (order of the pairs, adapters, masks); none: the run's", ge=0, lt=1 << 63
+    )
     optimizer: OptimizerName = semantic("adamw", "AdamW, or AdamW merged online with the task vector (method: full)")
     merge: MergeConfig = semantic(MergeConfig(), "settings of the online merge")
     orthalign: OrthAlignConfig = semantic(

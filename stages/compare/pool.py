@@ -48,7 +48,7 @@ def on_one_pool(arms: Sequence[Arm], round_: int) -> Pool:
     Raises UserError, naming the arm, where one can rank no pair, and where no pair is ranked by all.
     """
     frames = [read_pairs(Context(arm.config, round_, arm.inputs, {}, Silent())) for arm in arms]
-    seeds = [(arm.config.seed, round_) for arm in arms]
+    seeds = [(arm.config.selection_seed, round_) for arm in arms]
     everywhere, unranked = pl.Series([True] * frames[0].height, dtype=pl.Boolean), {}
     for arm, frame, seed in zip(arms, frames, seeds, strict=True):
         ranked = _valued(arm, frame, seed)["used"].is_not_null()
@@ -82,7 +82,9 @@ def _places(values: pl.DataFrame) -> pl.Series:
 def why_not(arm: Arm, round_: int) -> str:
     """Why the arm can rank no pair; empty if it can."""
     try:
-        _valued(arm, read_pairs(Context(arm.config, round_, arm.inputs, {}, Silent())), (arm.config.seed, round_))
+        _valued(
+            arm, read_pairs(Context(arm.config, round_, arm.inputs, {}, Silent())), (arm.config.selection_seed, round_)
+        )
     except UserError as error:
         return error.what.removeprefix(f"{arm.name}: ")
     return ""

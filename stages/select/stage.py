@@ -31,7 +31,7 @@ class Select(TableStage):
     def run(self, ctx: Context) -> Iterator[Rows | Account]:
         """Yield both tables in batches, in the order of the pairs table, then the account."""
         select = ctx.config.select
-        ranked = rank(valued(read_pairs(ctx), select.by, (ctx.config.seed, ctx.round)), select)
+        ranked = rank(valued(read_pairs(ctx), select.by, (ctx.config.selection_seed, ctx.round)), select)
         for note in _notes(ranked, select):
             ctx.progress.note(note)
         for table in ("curated", "rejected"):

@@ -64,7 +64,7 @@ def pairs_seen(session: Session, phase: Phase) -> set[int]:
 
 def phase_seed(session: Session, number: int) -> int:
     """Of everything random in a phase: the first weights of an adapter, the order of the pairs, dropout, random masks."""
-    return (seed_for(session.config.seed, session.ctx.round, "train") + number) % 2**32
+    return (seed_for(session.config.training_seed, session.ctx.round, "train") + number) % 2**32
 
 
 def _restore_forward(model: PreTrainedModel) -> None:

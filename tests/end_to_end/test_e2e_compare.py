@@ -8,6 +8,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from tests.faults.inline import InlineExecutor
+
 
 @pytest.fixture
 def run(imported_run: Path) -> Path:
@@ -64,3 +66,20 @@ def test_the_table_fits_80_columns_and_the_report_shows_the_arms(run, inline_com
     assert "kept by no other" in table and max(map(len, table.splitlines())) <= 80
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Other selections" in page and "kept by no other" in page
+
+
+def test_trained_arms_are_runs_at_equal_steps_and_a_second_call_repeats_nothing(run, inline_command, tmp_path) -> None:
+    command = ("compare", str(run), "--train", "random", "--seeds", "2", "--out", str(tmp_path / "trained"), "--json")
+    done = json.loads(inline_command(*command).stdout)
+    assert done["steps"] == 2 and [one["seed"] for one in done["runs"]] == [0, 1]
+    kept = [set(pl.read_parquet(Path(one["run"]) / "round-0/curated/*.parquet")["pair_id"]) for one in done["runs"]]
+    assert len(kept[0]) == len(kept[1]) and kept[0] != kept[1]  # drawn anew with every seed
+    accuracy = [one for one in done["figures"] if one["metric"] == "accuracy" and one["language"] == "all"]
+    assert {one["arm"] for one in accuracy} == {"random", "untrained"} and all(one["n"] > 0 for one in accuracy)
+    assert all(one["seeds"] == 2 for one in accuracy)
+    computed = len(InlineExecutor.computed)
+    assert {title for title, _ in InlineExecutor.computed} == {"select", "train", "evaluate"}  # no gradient again
+    again = inline_command(*command)
+    assert json.loads(again.stdout)["figures"] == done["figures"] and len(InlineExecutor.computed) == computed
+    for name in ("table.md", "table.tex", "evaluation.csv", "comparison.html", "evaluation.parquet"):
+        assert (tmp_path / "trained" / name).stat().st_size

@@ -1,0 +1,150 @@
+"""Trained selections as tables: for the terminal, in the forms papers print (Markdown, LaTeX, CSV), and as a page with plots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.console import Terminal
+from pipeline.trials import Trials
+from schemas.files import write_text
+from stages.compare.seeds import over_seeds
+from stages.report.results import METRICS
+
+SHOWN = ("accuracy", "implicit_reward_accuracy", "win_rate", "win_rate_self_judged", "answer_language", "logp_chosen")
+"""Measures in the printed tables, in this order; evaluation.csv has all."""
+_ALL = "all"
+_LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """arms down, (split, measure) across; cells: text, and whether it is the best trained one of its column."""
+
+    columns: list[tuple[str, str]]
+    rows: list[tuple[str, list[tuple[str, bool]]]]
+
+
+def write_tables(trials: Trials) -> list[Path]:
+    """Write table.md, table.tex, evaluation.csv and comparison.html into the folder; their paths."""
+    from stages.report.trained import page
+
+    figures = over_seeds(trials.rows)
+    table = paper_table(figures)
+    note = f"Mean over seeds ± half of its 95% interval (Student's t). {trials.steps:,} steps each. Best of the trained ones in bold."
+    texts = {
+        "table.md": markdown(table) + f"\n{note}\n",
+        "table.tex": latex(table) + f"% {note}\n",
+        "evaluation.csv": figures.write_csv(),
+        "comparison.html": page(figures, trials.folder.name, note),
+    }
+    for name, text in texts.items():
+        write_text(trials.folder / name, text)
+    return [trials.folder / name for name in texts]
+
+
+def print_trials(trials: Trials, paths: list[Path], as_json: bool) -> None:
+    """Print the figures for people, a table a split, or all of them as JSON."""
+    console = Terminal()
+    figures = over_seeds(trials.rows)
+    if as_json:
+        runs = [{"arm": t.arm.name, "seed": t.seed, "run": str(t.folder)} for t in trials.trials]
+        value: dict[str, Any] = {"steps": trials.steps, "runs": runs, "figures": figures.to_dicts()}
+        console.out(json.dumps(value, indent=2))  # ASCII: nothing in it can steer a terminal
+        return
+    table = paper_table(figures)
+    for split in dict.fromkeys(split for split, _ in table.columns):
+        places = [n for n, (own, _) in enumerate(table.columns) if own == split]
+        shown = Table(box=None, pad_edge=False, title=split, title_justify="left", padding=(0, 1, 0, 0))
+        shown.add_column("", max_width=24, overflow="ellipsis", no_wrap=True)
+        for place in places:
+            shown.add_column(_title(table.columns[place][1]), justify="right")
+        for arm, cells in table.rows:
+            shown.add_row(Text(arm), *(Text(cells[n][0], style="bold" if cells[n][1] else "") for n in places))
+        console.print(shown)
+        console.print()
+    console.print(Text("Tables and plots: " + ", ".join(str(path) for path in paths)), soft_wrap=True)
+
+
+def paper_table(figures: pl.DataFrame) -> PaperTable:
+    """The printed measures over all languages, of every split that has them."""
+    mine = figures.filter(pl.col("language") == _ALL)
+    found = {(row["arm"], row["split"], row["metric"]): row for row in mine.iter_rows(named=True)}
+    splits = list(dict.fromkeys(mine["split"]))
+    columns = [(s, m) for s in splits for m in SHOWN if any(key[1:] == (s, m) for key in found)]
+    arms = list(dict.fromkeys(mine["arm"]))
+    best = {
+        column: max(
+            (row["mean"] for key, row in found.items() if key[1:] == column and not _is_untrained(key[0])), default=None
+        )
+        for column in columns
+    }
+    rows = []
+    for arm in arms:
+        cells = []
+        for column in columns:
+            row = found.get((arm, *column))
+            cells.append((_cell(row), row is not None and not _is_untrained(arm) and row["mean"] == best[column]))
+        rows.append((arm, cells))
+    return PaperTable(columns, rows)
+
+
+def _is_untrained(arm: str) -> bool:
+    from pipeline.trials import UNTRAINED
+
+    return arm == UNTRAINED
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    half = "" if row["low"] is None else f" ± {row['mean'] - row['low']:.3f}"
+    return f"{row['mean']:.3f}{half}"
+
+
+def _title(metric: str) -> str:
+    return METRICS[metric].title if metric in METRICS else metric.replace("_", " ")
+
+
+def markdown(table: PaperTable) -> str:
+    """A pipe table."""
+    head = ["", *(f"{split}: {_title(metric)}" for split, metric in table.columns)]
+    lines = [head, ["---"] * len(head)]
+    lines += [[arm, *(f"**{text}**" if best else text for text, best in cells)] for arm, cells in table.rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def latex(table: PaperTable) -> str:
+    """A tabular for booktabs."""
+    lines = [r"\begin{tabular}{l" + "c" * len(table.columns) + "}", r"\toprule"]
+    lines += [_row(["", *(_tex(f"{split}: {_title(metric)}") for split, metric in table.columns)]), r"\midrule"]
+    for arm, cells in table.rows:
+        texts = (_tex(text).replace("±", r"$\pm$").replace("–", "--") for text, _ in cells)
+        lines.append(
+            _row([_tex(arm), *(rf"\textbf{{{t}}}" if b else t for t, (_, b) in zip(texts, cells, strict=True))])
+        )
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _row(cells: list[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _tex(text: str) -> str:
+    return "".join(_escaped(text))
+
+
+def _escaped(text: str) -> Iterator[str]:
+    for character in " ".join(text.split()):
+        yield _LATEX.get(character, character)

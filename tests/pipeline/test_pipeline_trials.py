@@ -1,0 +1,62 @@
+"""Trained selections: what is planned, and the tables that are printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from pipeline.arms import arm_of
+from pipeline.config_file import load_config
+from pipeline.trials import UNTRAINED, Trials, planned
+from pipeline.trials_view import latex, markdown, paper_table, write_tables
+from stages.compare.seeds import over_seeds
+
+HOSTILE = "a|b & 50% <script>_x</script>"
+
+
+def test_every_seed_has_every_arm_with_equal_steps_and_folders_of_their_own(write_config, tmp_path: Path) -> None:
+    config = load_config(write_config())
+    arms = [arm_of(text) for text in ("conflict", "random", "a/b: select.keep=0.3", "a?b: select.keep=0.4")]
+    trials = planned(tmp_path, config, arms, 3, 17)
+    assert len({trial.folder for trial in trials}) == 12
+    assert all({f"train.seed={t.seed}", "train.max_steps=17"} <= set(t.settings) for t in trials)
+    drawn = {t.arm.name: [s for s in t.settings if s.startswith("select.seed")] for t in trials if t.seed == 2}
+    assert drawn == {"conflict": [], "random": ["select.seed=2"], "a/b": [], "a?b": []}
+    for trial in trials:  # every one is a config that can be run
+        load_config(write_config(), [*trial.settings, f'name="{trial.folder.name}"'])
+
+
+@pytest.fixture
+def figures() -> pl.DataFrame:
+    values = {UNTRAINED: (0.5, 0.5), "ours": (0.9, 0.7), HOSTILE: (0.6, 0.6)}
+    keys = {"split": "test", "metric": "accuracy", "n": 40}
+    return over_seeds(
+        pl.DataFrame(
+            {"arm": arm, "seed": seed, "language": language, "value": value} | keys
+            for arm, seeds in values.items()
+            for seed, value in enumerate(seeds)
+            for language in ("all", "en")
+        )
+    )
+
+
+def test_the_table_has_a_row_an_arm_and_marks_the_best_trained_one(figures: pl.DataFrame) -> None:
+    table = paper_table(figures)
+    assert table.columns == [("test", "accuracy")]
+    assert [(arm, cells[0][1]) for arm, cells in table.rows] == [(UNTRAINED, False), ("ours", True), (HOSTILE, False)]
+    assert table.rows[1][1][0][0].startswith("0.800 ± 1.27")  # t = 12.706, standard error 0.1
+
+
+def test_no_name_breaks_out_of_a_table(figures: pl.DataFrame, tmp_path: Path) -> None:
+    table = paper_table(figures)
+    assert markdown(table).count("|") - markdown(table).count("\\|") == 3 * 5
+    text = latex(table)
+    assert (
+        r"a|b \& 50\% <script>\_x</script>" in text and text.count(r"\\") == 4 and r"\textbf{0.800 $\pm$ 1.27" in text
+    )
+    rows = pl.DataFrame({"arm": [HOSTILE], "seed": [0], "split": ["test"], "language": ["all"], "metric": ["accuracy"], "value": [0.5], "n": [4]})  # fmt: skip
+    paths = write_tables(Trials(tmp_path, 3, [], rows))
+    page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert all(path.exists() for path in paths) and "<script" not in page and "&lt;script" in page
