@@ -83,6 +83,10 @@ def trained(source: Path, arms: Sequence[str], seeds: int, out: Path | None, dis
         command = f"congrad run {trial.folder / 'run.yaml'}"
         run(config_of(trial.folder), Selection(last=LAST, command=command), display)
     rows = evaluated(trials)
+    if rows.is_empty():
+        display.say(
+            "Nothing was measured: the run has no held-out pairs (test_fraction) and no authored ones", "yellow"
+        )
     with publishing(folder / "evaluation.parquet") as temporary:
         rows.write_parquet(temporary)
     return Trials(folder, steps, trials, rows)

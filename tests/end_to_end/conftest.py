@@ -148,7 +148,7 @@ def imported_config(folder: Path, model: Path) -> dict:
         "run_dir": str(folder / "runs"),
         "languages": {"seen": list(LANGUAGES), "identify": False},
         "model": {"policy": str(model), "dtype": "float32"},
-        "pairs": {"sources": [source]},
+        "pairs": {"sources": [source], "test_fraction": 0.3},
         "gradients": {"sketch": {"dim": 256, "error_pairs": 0}},
         "train": {"batch_size": 2, "max_steps": 2, "lora": {"r": 2, "alpha": 4}},
         "evaluate": {"authored": [], "prompts_per_language": 0, "win_rate": False},
