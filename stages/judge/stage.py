@@ -1,4 +1,4 @@
-"""Judge: scores of the candidates by the judge model (METHODS.md section 1)."""
+"""Judge: scores of the candidates by the judge model (docs/methods.md section 1)."""
 
 from __future__ import annotations
 

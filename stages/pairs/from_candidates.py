@@ -1,4 +1,4 @@
-"""Self-rewarded pairs: the best against the worst judged answer of each prompt (METHODS.md section 1)."""
+"""Self-rewarded pairs: the best against the worst judged answer of each prompt (docs/methods.md section 1)."""
 
 from __future__ import annotations
 
