@@ -12,7 +12,7 @@ from schemas.errors import UserError
 from stages.contract import ModelRef
 from stages.models.merging import with_adapter
 from stages.models.strict import config_of, refuse_misfits, unloadable
-from stages.models.text_model import auto_class, drop_towers
+from stages.models.text_model import auto_class, classifier_class, drop_towers
 
 
 def settle_threads(config: RunConfig, processes: int = 1) -> None:
@@ -34,9 +34,18 @@ def load_causal_lm(model: ModelRef, dtype: torch.dtype, device: torch.device, tr
         raise UserError(
             f"There is no folder of {model.name} on this machine", where="model", fix="Give a hub id or a folder."
         )
-    config = config_of(model, trust_remote_code)
+    return _loaded(auto_class(config_of(model, trust_remote_code)), model, dtype, device, trust_remote_code)
+
+
+def load_classifier(model: ModelRef, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> Any:
+    """A sequence classifier, as `load_causal_lm`: a language model without a trained head of rewards is refused by name."""
+    kind = classifier_class(config_of(model, trust_remote_code, language_model=False))
+    return _loaded(kind, model, dtype, device, trust_remote_code)
+
+
+def _loaded(kind: Any, model: ModelRef, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> Any:
     try:
-        loaded, found = auto_class(config).from_pretrained(
+        loaded, found = kind.from_pretrained(
             model.path,
             dtype=dtype,
             use_safetensors=True,

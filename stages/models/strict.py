@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,16 @@ _OTHER_HEADS = re.compile(
 _SHOWN = 3
 
 
-def skeleton(model: ModelRef, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model on the meta device. Raises UserError when its files do not fit its architecture, or its tokenizer its
+def skeleton(
+    model: ModelRef, trust_remote_code: bool = False, class_of: Callable[[Any], Any] = auto_class
+) -> PreTrainedModel:
+    """The model on the meta device; class_of: a config's transformers class. Raises UserError when its files do not fit its architecture, or its tokenizer its
     embeddings."""
     assert model.path is not None
-    config = config_of(model, trust_remote_code)
+    config = config_of(model, trust_remote_code, language_model=class_of is auto_class)
     try:
         with torch.device("meta"):
-            made: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
+            made: PreTrainedModel = class_of(config).from_config(config, trust_remote_code=trust_remote_code)
         if not is_quantised(model.path):  # its tensors are packed, to be unpacked while they are read
             with _quiet() as lines:
                 try:
@@ -82,13 +84,14 @@ def skeleton(model: ModelRef, trust_remote_code: bool = False) -> PreTrainedMode
     return made
 
 
-def config_of(model: ModelRef, trust_remote_code: bool) -> Any:
-    """The model's configuration. Raises UserError."""
+def config_of(model: ModelRef, trust_remote_code: bool, language_model: bool = True) -> Any:
+    """The model's configuration. Raises UserError; language_model: also for one that is none."""
     try:
         config = AutoConfig.from_pretrained(str(model.path), trust_remote_code=trust_remote_code, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, StrictDataclassError) as error:
         raise unloadable(model, error) from error
-    refuse_other_kinds(model, config)
+    if language_model:
+        refuse_other_kinds(model, config)
     return config
 
 
