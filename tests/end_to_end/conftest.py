@@ -136,7 +136,11 @@ def _inline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def imported_config(folder: Path, model: Path) -> dict:
     """The config of a run of 30 short imported pairs in three languages, a fifth of them with a known error, made in seconds."""
     rows = [
-        {"prompt": f"What is {n} + 1?", "chosen": f"It is {n + 1}.", "rejected": f"It is {n + 2}, perhaps."}
+        {
+            "prompt": f"[{language}] What is {n} + 1?",
+            "chosen": f"[{language}] It is {n + 1}.",
+            "rejected": f"{language}: {n + 2}, perhaps.",
+        }
         | {"language": language, "label_error": "flip" if n % 5 == 0 else ""}
         for language in LANGUAGES
         for n in range(10)
