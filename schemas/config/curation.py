@@ -57,6 +57,13 @@ class PairsConfig(Section):
         "subtract a fitted per-token cost so that chosen and rejected are equally long on average",
         used_when={".strategy": "best_worst"} | GENERATED,
     )
+    max_repetition: float = semantic(
+        1.0,
+        "answers of which a larger share of the runs of 16 characters occurred before in them leave first; 1: none",
+        used_when=GENERATED,
+        gt=0,
+        le=1,
+    )
     drop_truncated: bool = semantic(True, "answers cut by max_tokens leave first", used_when=GENERATED)
     on_empty_language: Literal["skip", "fail"] = semantic(
         "fail", "a seen language without a single training prompt or pair: stop, or go on without it"
