@@ -7,10 +7,8 @@ from collections.abc import Iterable, Mapping
 from json.encoder import encode_basestring_ascii as _json
 from typing import Any
 
-from pydantic import BaseModel
-
 from schemas.config import RunConfig
-from schemas.config.base import is_execution, semantic_values
+from schemas.config.base import is_execution, jsonable
 from schemas.ids import content_id
 from schemas.manifests import SCHEMA_VERSION, FileRecord
 from stages.spec import StageSpec
@@ -102,7 +100,7 @@ def _values_at(config: RunConfig, dotted: str) -> Any:
         if is_execution(type(owner).model_fields[name]):
             return {}
         owner = getattr(owner, name)
-    return semantic_values(owner) if isinstance(owner, BaseModel) else owner
+    return jsonable(owner)
 
 
 def _flatten(prefix: str, value: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, model_validator
 from pydantic.dataclasses import dataclass
 
 MANIFEST_VERSION = 1
-SCHEMA_VERSION = 2  # of the tables: bumped when a column changes, so that old rows are never mixed with new ones
+SCHEMA_VERSION = 3  # of the tables: bumped when a column changes, so that old rows are never mixed with new ones
 
 
 class _Frozen(BaseModel):
