@@ -84,7 +84,7 @@ class Merging:
             task = self.of_vector(part, merge)[0]
             return NOWHERE._replace(step_room=room_of(last, first), task_room=room_of(task.last, first))
         span = first >> 32
-        key = (self.seed, group["phase"], step)
+        key = (self.seed, 0, step)  # 0: masks are what they were when one optimizer went through phases
         of_step = key_words((*key, "step", part.name), span)
         of_task = key_words((self.seed, "task", part.name) if rule.released else (*key, "task", part.name), span)
         return Places(wrapped(first), *of_step, *of_task, share_of(merge.reserve))
