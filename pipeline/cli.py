@@ -164,7 +164,7 @@ def export(
     run: Run,
     what: Annotated[Exported, typer.Option(help="the curated pairs, or what was trained on them")] = "dataset",
     out: Annotated[
-        Path | None, typer.Option(help="folder to write (default: RUN/export, RUN/export-model, ...)")
+        Path | None, typer.Option(help="folder to write (default: RUN/export, RUN/export-model, ...)", readable=False)
     ] = None,
     push: Annotated[str | None, typer.Option(help="also push to this hub id", metavar="OWNER/NAME")] = None,
     private: Annotated[bool, typer.Option(help="push it as private")] = False,
@@ -207,7 +207,7 @@ def doctor(
 
 @app.command()
 def init(
-    path: Annotated[Path, typer.Argument(help="file to write")] = Path("congrad.yaml"),
+    path: Annotated[Path, typer.Argument(help="file to write", readable=False)] = Path("congrad.yaml"),
     source: Annotated[
         str, typer.Option("--from", help="shipped config to start from: starter, demo, curate, ...")
     ] = "starter",

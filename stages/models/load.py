@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+from functools import partial
 from typing import Any
 
 import torch
 
 from schemas.config import RunConfig
-from schemas.errors import UserError
+from schemas.errors import UserError, foreign
 from stages.contract import ModelRef
 from stages.models.strict import config_of, refuse_misfits, unloadable
 from stages.models.text_model import auto_class, drop_towers
@@ -34,7 +35,7 @@ def load_causal_lm(model: ModelRef, dtype: torch.dtype, device: torch.device, tr
             f"There is no folder of {model.name} on this machine", where="model", fix="Give a hub id or a folder."
         )
     config = config_of(model, trust_remote_code)
-    try:
+    with foreign(partial(unloadable, model)):
         loaded, found = auto_class(config).from_pretrained(
             model.path,
             dtype=dtype,
@@ -44,8 +45,6 @@ def load_causal_lm(model: ModelRef, dtype: torch.dtype, device: torch.device, tr
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # said by refuse_misfits, with their names
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError) as error:
-        raise unloadable(model, error) from error
     refuse_misfits(model, loaded, found)
     return loaded.to(device).eval()
 
@@ -72,7 +71,9 @@ def load_with_adapter(
 
     folder, base = model.adapter
     loaded = load_causal_lm(ModelRef(model.name, base, model.digest), dtype, device, trust_remote_code)
-    return PeftModel.from_pretrained(loaded, str(folder)).get_base_model().to(device).eval()
+    with foreign(partial(unloadable, model)):
+        adapted = PeftModel.from_pretrained(loaded, str(folder))
+    return adapted.get_base_model().to(device).eval()
 
 
 def free_memory() -> None:
