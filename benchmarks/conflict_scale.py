@@ -50,6 +50,7 @@ def codes(languages: int) -> list[str]:
 def write(folder: Path, pairs: int, languages: int, dim: int, shared: float, mixed: bool) -> None:
     """The gradients and pairs tables. Sketches repeat after `_POOL` parts: nobody compares them with each other."""
     from stages.gradients.projections import LayerShape, SketchLayout
+    from stages.gradients.relevance import COLUMNS
     from stages.gradients.store import LAYOUT_KEY, SEED_KEY, sketch_columns
 
     shapes = [LayerShape(f"model.layers.{n // 4}.proj{n % 4}", 4096, 4096) for n in range(32)]
@@ -76,6 +77,7 @@ def write(folder: Path, pairs: int, languages: int, dim: int, shared: float, mix
             "logp_chosen": logp[0].numpy(), "logp_rejected": logp[1].numpy(),
             "ref_logp_chosen": logp[2].numpy(), "ref_logp_rejected": logp[3].numpy(),
             "n_prompt": [9] * n, "n_chosen": [20] * n, "n_rejected": [20] * n, "ids_hash": ids,
+            **dict.fromkeys(COLUMNS, pa.nulls(n, pa.float32())),
         }  # fmt: skip
         table = pa.table(columns, schema=schema)
         file = folder / f"gradients-{start:09}.parquet"

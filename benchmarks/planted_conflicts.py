@@ -128,7 +128,8 @@ def main() -> int:
         models[arguments.second_model] = arguments.work / "second"
     for model, work in models.items():
         if not arguments.sketched:
-            code = sketches.make(work, model, languages, arguments.pairs, contrasts, 0, arguments.dtype)
+            pairs = {contrast: texts.make_pairs(languages, arguments.pairs, contrast) for contrast in contrasts}
+            code = sketches.make(work, model, languages, pairs, 0, arguments.dtype)
             if code:
                 return code
         parts = [study(work, contrasts, kinds, arguments.seeds, arguments.draws)]

@@ -72,6 +72,10 @@ def explanation(config: RunConfig, files: dict[str, list[Path]], pair: dict[str,
         found["why_not"] = (
             "gradients.sketch.method: one_sided stores no gradients: layer groups and neighbours need them"
         )
+    elif "off_topic" in found["scores"]["flags"]:
+        found["why_not"] = (
+            "it is off-topic: its answer is no likelier under its prompt than answers to other prompts are (conflict.relevance)"
+        )
     elif not found["scores"]["norm"]:
         found["why_not"] = "its gradient is zero"
     else:
@@ -100,7 +104,8 @@ def print_explanation(folder: Path, config: RunConfig, prefix: str, k: int, as_j
     say(_verdict(found, config))
     if scores := found["scores"]:
         values = {name: scores[name] for name in ("score_all", "score_others", "score_mean", "cosine_own")}
-        values |= {"judge margin": _margin(found), "logp_margin": scores["logp_margin"]}
+        values |= {"judge margin": _margin(found)}
+        values |= {name: scores[name] for name in ("logp_margin", "relevance_chosen", "relevance_rejected")}
         say("  ".join(f"{name} {_number(value)}" for name, value in values.items()))
         if scores["flags"]:
             say(f"flags: {', '.join(scores['flags'])}")

@@ -7,6 +7,23 @@ import pyarrow as pa
 from schemas.columns import LANGUAGE, PAIR_ID, Table, column
 from schemas.sketches import sketch_type
 
+_RELEVANCE = [
+    column(
+        "relevance_chosen",
+        pa.float32(),
+        "mean-token log pi(chosen | prompt) - log pi(chosen | a prompt that says nothing); null: not measured",
+        nullable=True,
+    ),
+    column("relevance_rejected", pa.float32(), "the same of rejected", nullable=True),
+    column(
+        "null_chosen",
+        pa.float32(),
+        "the same of chosen under another prompt of the language; null: not in the sample (gradients.relevance_null)",
+        nullable=True,
+    ),
+    column("null_rejected", pa.float32(), "the same of rejected", nullable=True),
+]
+
 GRADIENT_TABLES = (
     Table(
         "preconditioner",
@@ -51,6 +68,8 @@ GRADIENT_TABLES = (
                 column("norm", pa.float64(), "norm of the one-sided sketch"),
                 column("ref_logp_chosen", pa.float32(), "sum log pi(chosen | prompt) under the reference"),
                 column("ref_logp_rejected", pa.float32(), "the same of rejected"),
+                *_RELEVANCE,
+                column("relevant", pa.bool_(), "false: no answer to its prompt (conflict.relevance), so in no sum"),
             ]
         ),
     ),
@@ -100,5 +119,6 @@ def _gradients(vectors: list[pa.Field]) -> pa.Schema:
             column("n_chosen", pa.int32(), "completion tokens, end of turn included"),
             column("n_rejected", pa.int32(), "completion tokens, end of turn included"),
             column("ids_hash", pa.string(), "hash of the token ids: training verifies it"),
+            *_RELEVANCE,
         ]
     )

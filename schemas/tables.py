@@ -125,7 +125,7 @@ TABLES: dict[str, Table] = {
                     column(
                         "score",
                         pa.float64(),
-                        "the score select uses; null: the gradient is zero, or no other language is left to compare with (flags)",
+                        "the score select uses; null: the pair is off-topic, the gradient is zero, or no other language is left to compare with (flags)",
                         True,
                     ),
                     column("score_all", pa.float64(), "cosine with the merged direction, pair left out", True),
@@ -145,10 +145,12 @@ TABLES: dict[str, Table] = {
                     ),
                     column("logp_margin", pa.float64(), "mean-token log pi of chosen minus rejected"),
                     column("n_tokens", pa.int64(), "completion tokens of both answers"),
+                    column("relevance_chosen", pa.float32(), "as in gradients; null: not measured", True),
+                    column("relevance_rejected", pa.float32(), "the same of rejected", True),
                     column(
                         "flags",
                         pa.list_(pa.string()),
-                        "few_pairs | single_language | zero_gradient | no_own_direction | no_direction | no_other_direction",
+                        "off_topic | few_pairs | single_language | zero_gradient | no_own_direction | no_direction | no_other_direction",
                     ),
                 ]
             ),

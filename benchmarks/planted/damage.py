@@ -25,7 +25,11 @@ from benchmarks.planted.sketches import Sketches
 SOURCE = {"flip": None, "twins": None, "off_topic": "easy", "language": "language", "conflict": None, "null": None}
 """Damage -> the contrast whose flipped pairs take the damaged pairs' place (None: the set's own)."""
 SHARES = (0.1, 0.25)
-_SIDES = tuple(f"{name}{side}" for name in ("", "logp_", "ref_logp_", "n_") for side in ("chosen", "rejected"))
+_SIDES = tuple(
+    f"{name}{side}"
+    for name in ("", "logp_", "ref_logp_", "n_", "relevance_", "null_")
+    for side in ("chosen", "rejected")
+)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,7 +20,6 @@ import torch
 import yaml
 from torch import Tensor
 
-from benchmarks.planted.texts import make_pairs
 from schemas.sketches import scan_numbers
 from stages.gradients.store import unpack_sketches
 
@@ -27,6 +27,11 @@ _ROOT = Path(__file__).resolve().parents[2]
 _RUN = "sketches"
 _SYSTEM = "Answer briefly."
 """Instead of a template's own system message, which may be longer than the questions."""
+
+
+def messages(prompt: str) -> list[dict[str, str]]:
+    """The conversation a question is asked in."""
+    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
 
 
 @dataclass(frozen=True)
@@ -46,19 +51,22 @@ def make(
     work: Path,
     model: str,
     languages: Sequence[str],
-    count: int,
-    contrasts: Sequence[str],
+    pairs: Mapping[str, Sequence[Mapping[str, str]]],
     seed: int,
     dtype: str = "auto",
+    threads: int = 0,
+    asked: Callable[[str], list[dict[str, str]]] = messages,
 ) -> int:
     """Write the pairs and bring the run up to date as far as the gradients; its progress goes to the terminal.
 
-    The same call continues a run that was stopped. Returns the exit code of the pipeline.
+    pairs: contrast -> its pairs, as `benchmarks.planted.texts.make_pairs` gives them; asked: a prompt's conversation. The same call continues a run that was stopped.
+    Returns the exit code of the pipeline.
     """
-    rows = [
-        {**row, "contrast": contrast, "messages": messages(row["prompt"])}
+    contrasts = list(pairs)
+    rows: list[dict[str, Any]] = [
+        {**row, "contrast": contrast, "messages": asked(row["prompt"])}
         for contrast in contrasts
-        for row in make_pairs(languages, count, contrast, seed)
+        for row in pairs[contrast]
     ]
     rows.sort(key=lambda row: str(row["group_id"]))  # stable: contrasts and languages stay in order inside a question
     work.mkdir(parents=True, exist_ok=True)
@@ -77,6 +85,7 @@ def make(
             "test_fraction": 0.0,
         },
         "gradients": {"shard_size": 2 * len(contrasts) * len(languages), "token_budget": 1024},
+        "execution": {"threads": threads},
     }
     (work / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
     command = [sys.executable, "-m", "pipeline", "run", str((work / "config.yaml").resolve()), "--until", "gradients"]
@@ -90,11 +99,6 @@ def gradient_files(work: Path) -> list[Path]:
     if not files:
         raise FileNotFoundError(f"no sketches in {folder}: the run has committed nothing yet")
     return files
-
-
-def messages(prompt: str) -> list[dict[str, str]]:
-    """The conversation a question is asked in."""
-    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
 
 
 def read(work: Path, contrasts: Sequence[str]) -> dict[str, Sketches]:

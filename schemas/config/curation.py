@@ -131,6 +131,17 @@ class GradientsConfig(Section):
         used_when={".sketch.method": "one_sided"},
         ge=1,
     )
+    relevance: bool = semantic(
+        True,
+        "measure how much likelier each answer is under its prompt than under one that says nothing: a forward pass more",
+    )
+    relevance_null: int = semantic(
+        256,
+        "pairs a language whose answers are also looked at under another prompt: what no answer looks like",
+        used_when={".relevance": True},
+        ge=2,
+        le=1 << 20,
+    )
     token_budget: int | None = execution(
         None,
         "padded tokens per batch, halved when memory runs out; unset: 8192, and 2048 on the CPU, where a batch of more takes a minute",
@@ -141,8 +152,27 @@ class GradientsConfig(Section):
     )
 
 
+class RelevanceConfig(Section):
+    """Pairs whose answer is no answer to their prompt leave before the directions are made (docs/methods.md section 4)."""
+
+    sides: Literal["chosen", "rejected", "both", "none"] = semantic(
+        "chosen",
+        "the answers that must answer the prompt; none: all pairs stay",
+        used_when={"gradients.relevance": True},
+    )
+    quantile: float = semantic(
+        0.95,
+        "an answer leaves if it is no more relevant than this share of answers under other prompts of its language",
+        used_when={"gradients.relevance": True, ".sides": other_than("none")},
+        gt=0,
+        lt=1,
+    )
+
+
 class ConflictConfig(Section):
     """Conflict stage (docs/methods.md section 4)."""
+
+    relevance: RelevanceConfig = semantic(RelevanceConfig(), "the gate before the directions")
 
     weighting: Literal["loss", "none"] = semantic("loss", "g = c*d (the gradient of the loss) or d")
     direction: Literal["mean", "ema"] = semantic("mean", "how pairs make a language direction")

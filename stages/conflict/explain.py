@@ -58,6 +58,8 @@ def explain_pair(ctx: Context, pair_id: str, k: int = 5) -> Explanation:
     """
     ready = Prepared.of(ctx)
     at = ready.store.frame["pair_id"].index_of(pair_id)
+    if at is None and pair_id in ready.store.gate.held["pair_id"]:
+        raise UserError(f"Pair {pair_id} is off-topic: it is compared with no direction", where="conflict.relevance")
     if at is None:
         raise UserError(f"Pair {pair_id} has no gradient", fix="See congrad inspect RUN dropped/gradients.")
     label_N = ready.groups.label_N

@@ -13,7 +13,7 @@ from schemas.errors import UserError
 from schemas.ids import seed_for
 from stages.conflict.groups import Groups, leaving_together
 from stages.conflict.metric import fit_metric
-from stages.conflict.store import Store, sample_windows
+from stages.conflict.store import Store
 from stages.conflict.stream import Chunks, Columns, as_slice, on_device, scaled
 from stages.conflict.surgery import Surgery, surgery
 from stages.conflict.table import log_ratios
@@ -65,8 +65,9 @@ class Prepared:
     @property
     def read_before(self) -> int:
         """Sketches that `chunks` reads to fit the metric."""
-        n = self.store.frame.height
-        return sum(map(len, sample_windows(n))) if self.ctx.config.conflict.metric in ("coordinate", "layer") else 0
+        if self.ctx.config.conflict.metric not in ("coordinate", "layer"):
+            return 0
+        return sum(int(self.store.kept_M[window.start : window.stop].sum()) for window in self.store.windows)
 
     def chunks(
         self, advance: Callable[[int], None] = lambda rows: None, device: torch.device | None = None
@@ -75,8 +76,7 @@ class Prepared:
         Raises UserError where the loss needs what was not stored."""
         config, (weight_N, sides_N2) = self.ctx.config.conflict, self.weights
         chunks = on_device(self.store.chunks(advance, sides_N2=sides_N2), device)
-        windows = sample_windows(self.store.frame.height)
-        sample = on_device(self.store.chunks(advance, sides_N2=sides_N2, windows=windows), device)
+        sample = on_device(self.store.chunks(advance, sides_N2=sides_N2, windows=self.store.windows), device)
         kind = "none" if config.metric == "raw" else config.metric
         layers = [slot.columns for slot in self.store.layout.layers]
         metric = fit_metric(sample, kind, q=config.metric_power, layers=layers)

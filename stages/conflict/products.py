@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from schemas.errors import UserError
+from stages.conflict.gate import Gate
 from stages.conflict.store import answers
 from stages.conflict.stream import Columns, as_slice
 from stages.contract import Context
@@ -33,10 +34,12 @@ class ProductStore:
     """N pairs, L languages; all float64. The products themselves are a stream: see `chunks`.
 
     frame: scalars of the gradients table beside `weight` (c_i) and hashes of both answers' texts. directions_LD: G;
-    count_L: pairs in each. factor_N: what makes d_i the g_i of the run's metric and weights.
+    count_L: pairs in each. factor_N: what makes d_i the g_i of the run's metric and weights. kept_M, gate: as in `stages.conflict.store.Store`.
     """
 
     files: list[Path]
+    kept_M: Tensor
+    gate: Gate
     whole: bool
     frame: pl.DataFrame
     languages: tuple[str, ...]
@@ -64,7 +67,7 @@ class ProductStore:
                 where=str(files[0].parent),
                 fix="Redo them: --force-stage gradients.",
             )
-        given = ctx.scan("contributions").select("pair_id", "part", "omega", "weight", pair_norm="norm")
+        given = ctx.scan("contributions").select("pair_id", "part", "omega", "weight", "relevant", pair_norm="norm")
         scalars = ctx.scan("gradients").drop("products", "squares")
         for more in (given, answers(ctx)):
             scalars = scalars.join(more, on="pair_id", how="left", maintain_order="left")
@@ -73,6 +76,8 @@ class ProductStore:
             raise UserError(
                 "No pair has a gradient", fix="See what was dropped: congrad inspect RUN dropped/gradients."
             )
+        gate = Gate.of(ctx, frame)
+        frame = frame.filter(gate.passes)
         layout = SketchLayout.from_json(metadata[LAYOUT_KEY].decode())
         index = {code: n for n, code in enumerate(sums.languages)}
         weight_N, norm_N = (
@@ -83,6 +88,8 @@ class ProductStore:
             factor_N = torch.where(norm_N > 0, weight_N / torch.where(norm_N > 0, norm_N, 1.0), 0.0)
         return cls(
             files=files,
+            kept_M=torch.tensor(gate.passes.to_list()),
+            gate=gate,
             whole=ctx.config.conflict.scope == "model",
             frame=frame,
             languages=sums.languages,
@@ -98,7 +105,7 @@ class ProductStore:
     def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(<g_i, G_k> [n, S, L], |g_i|^2 [n, S]) of some pairs after others, in table order; S = 1, or the layer groups with
         `conflict.scope: layer`."""
-        start = 0
+        start = row = 0
         for file in self.files:
             with pq.ParquetFile(file) as parquet:
                 for batch in parquet.iter_batches(_ROWS, columns=["products", "squares"]):
@@ -108,9 +115,11 @@ class ProductStore:
                     )
                     if self.whole:
                         a_nSL, square_nS = a_nSL.sum(dim=1, keepdim=True), square_nS.sum(dim=1, keepdim=True)
-                    factor_n = self.factor_N[start : start + batch.num_rows]
-                    start += batch.num_rows
-                    yield a_nSL * factor_n[:, None, None], square_nS * factor_n[:, None].square()
+                    kept_n = self.kept_M[row : row + batch.num_rows]
+                    row += batch.num_rows
+                    factor_n = self.factor_N[start : start + int(kept_n.sum())]
+                    start += len(factor_n)
+                    yield a_nSL[kept_n] * factor_n[:, None, None], square_nS[kept_n] * factor_n[:, None].square()
 
 
 def _matrix(column: object, rows: int) -> Tensor:

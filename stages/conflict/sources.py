@@ -12,6 +12,7 @@ from torch import Tensor
 
 from schemas.ids import seed_for
 from stages.conflict.directions import count_conflicts, grams, signed_directions
+from stages.conflict.gate import Gate
 from stages.conflict.groups import leaving_together
 from stages.conflict.null import Sample
 from stages.conflict.prepare import Prepared
@@ -40,13 +41,17 @@ class Measured:
 
 
 class GradientSource(Protocol):
-    """N pairs in the table's order, their languages, what they count, and two passes: `measure`, then `score`. Close it."""
+    """N pairs in the table's order, their languages, what they count, and two passes: `measure`, then `score`. Close it.
+
+    gate: pairs of the table that are not among the N.
+    """
 
     frame: pl.DataFrame
     languages: Sequence[str]
     count_L: Tensor
     weight_N: Tensor
     blocks: Mapping[str, Columns]
+    gate: Gate
 
     def notes(self) -> list[str]:
         """What is said before the work."""
@@ -76,7 +81,7 @@ class SketchSource:
     def __init__(self, ctx: Context) -> None:
         self._ctx, self._ready = ctx, Prepared.of(ctx)
         ready = self._ready
-        self.frame = ready.store.frame
+        self.frame, self.gate = ready.store.frame, ready.store.gate
         self.languages: Sequence[str] = ready.languages
         self.blocks: Mapping[str, Columns] = ready.blocks
         self.weight_N = ready.weights.weight_N
@@ -158,7 +163,7 @@ class ProductSource:
     def __init__(self, ctx: Context) -> None:
         self._ctx, self._store = ctx, ProductStore.open(ctx)
         store = self._store
-        self.frame = store.frame
+        self.frame, self.gate = store.frame, store.gate
         self.languages: Sequence[str] = store.languages
         self.blocks: Mapping[str, Columns] = store.blocks
         self.weight_N, self.count_L = store.weight_N, store.count_L

@@ -19,19 +19,20 @@ from stages.conflict.scores import PairScores
 from stages.conflict.sources import MIN_PAIRS, GradientSource, open_source
 from stages.conflict.stream import Columns
 from stages.conflict.surgery import Surgery
-from stages.conflict.table import score_rows
+from stages.conflict.table import held_rows, score_rows
 from stages.contract import Account, Context, Rows, TableStage, tally
 
 
 class Conflict(TableStage):
-    """gradients, pairs -> scores, gram, directions. Unit `pair`: every pair with a gradient gets a row."""
+    """gradients, pairs -> scores, gram, directions. Unit `pair`: every pair with a gradient gets a row, last those that the relevance gate
+    holds back: they are in no direction and have no score."""
 
     def run(self, ctx: Context) -> Iterator[Rows | Account]:
         """See TableStage.run. Raises UserError for sketches that cannot be compared, an unknown surgery, or where no pair can have a score."""
         config = ctx.config.conflict
         with closing(open_source(ctx)) as source:
             method = surgery_of(ctx, len(source.languages))
-            for note in [*_notes(source), *source.notes()]:
+            for note in [*source.gate.notes, *_notes(source), *source.notes()]:
                 ctx.progress.note(note)
             scopes: dict[str, Columns] = {"model": slice(None), **source.blocks}
             used = dict(source.blocks) if config.scope == "layer" else {"model": scopes["model"]}
@@ -44,6 +45,7 @@ class Conflict(TableStage):
                 others = config.score == "others"
                 for rows in score_rows(source.frame, source.languages, scores, source.weight_N, others):
                     yield Rows("scores", rows)
+                yield Rows("scores", held_rows(source.gate.held))
                 correlations = _correlations(source.frame, scores, config.score)
         grams_SLL = grams(measured.directions_LD, list(scopes.values()))
         yield Rows("gram", _gram_rows(list(scopes), source.languages, grams_SLL, measured.negative_SL))
@@ -54,9 +56,11 @@ class Conflict(TableStage):
             "conflicting_language_pairs": float(count_conflicts(grams_SLL[0])),
             "language_pairs": float(count * (count - 1) // 2),
             **measured.stats,
+            **source.gate.stats,
             **correlations,
         }
-        yield Account(tally("pair", source.frame["language"].to_list(), []), stats=stats)
+        pairs = [*source.frame["language"], *source.gate.held["language"]]
+        yield Account(tally("pair", pairs, []), stats=stats)
 
 
 def _notes(source: GradientSource) -> list[str]:

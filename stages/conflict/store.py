@@ -18,6 +18,7 @@ from torch import Tensor
 
 from schemas.errors import UserError
 from schemas.sketches import sketch_values
+from stages.conflict.gate import Gate
 from stages.conflict.stream import Chunk, Chunks, combined
 from stages.contract import Context
 from stages.gradients.projections import SketchLayout
@@ -30,11 +31,16 @@ _WINDOWS = 32
 
 @dataclass(frozen=True)
 class Store:
-    """files, the layout their sketches share, and every other column beside hashes of both answers' texts."""
+    """files, the layout their sketches share, and every other column beside hashes of both answers' texts.
+
+    frame: the pairs that are compared; kept_M: which of the files' rows these are; gate: those that the relevance gate holds back.
+    """
 
     files: list[Path]
     layout: SketchLayout
     frame: pl.DataFrame
+    kept_M: Tensor
+    gate: Gate
 
     @classmethod
     def open(cls, ctx: Context) -> Store:
@@ -53,7 +59,13 @@ class Store:
                 where=str(files[0].parent),
                 fix="Look at the pairs (both answers may be the same to the model) and at gradients.sketch.include.",
             )
-        return cls(files, layout, frame)
+        gate = Gate.of(ctx, frame)
+        return cls(files, layout, frame.filter(gate.passes), torch.tensor(gate.passes.to_list()), gate)
+
+    @property
+    def windows(self) -> list[range]:
+        """Rows of the files that a metric is fitted on."""
+        return sample_windows(len(self.kept_M))
 
     def chunks(
         self,
@@ -64,11 +76,11 @@ class Store:
     ) -> Chunks:
         """A stream over sketches as stored, in the frame's order; `advance` is told of rows as they are used.
 
-        sides_N2: sides_N2[i, 0] grad s_w - sides_N2[i, 1] grad s_l instead of the difference; windows: only these rows.
+        sides_N2: sides_N2[i, 0] grad s_w - sides_N2[i, 1] grad s_l instead of the difference; windows: only these rows of the files.
         Raises UserError if the sides were not stored.
         """
         if sides_N2 is None:
-            return _counted(partial(read_sketches, self.files, windows=windows), advance)
+            return _counted(self._read(windows), advance)
         if "sketch_chosen" not in pq.read_schema(self.files[0]).names:
             raise UserError(
                 "This loss weighs the gradients of chosen and rejected apart, and only their difference is stored",
@@ -76,11 +88,29 @@ class Store:
                 fix="Set gradients.sketch.both_sides: true, or conflict.weighting: none to curate by the difference.",
             )
         if windows is not None:
-            sides_N2 = torch.cat([sides_N2[window.start : window.stop] for window in windows])
-        chosen, rejected = (
-            partial(read_sketches, self.files, windows=windows, side=f"_{side}") for side in ("chosen", "rejected")
-        )
+            place_M = self.kept_M.cumsum(0) - 1
+            rows = torch.cat([torch.arange(window.start, window.stop) for window in windows])
+            sides_N2 = sides_N2[place_M[rows[self.kept_M[rows]]]]
+        chosen, rejected = (self._read(windows, f"_{side}") for side in ("chosen", "rejected"))
         return _counted(combined(chosen, rejected, sides_N2), advance)
+
+    def _read(self, windows: Sequence[range] | None, side: str = "") -> Callable[[], Iterator[Chunk]]:
+        """Sketches of the frame's pairs."""
+        read = partial(read_sketches, self.files, windows=windows, side=side)
+        if bool(self.kept_M.all()):
+            return read
+        kept_M = self.kept_M
+        if windows is not None:
+            kept_M = torch.cat([kept_M[window.start : window.stop] for window in windows])
+
+        def generate() -> Iterator[Chunk]:
+            start = 0
+            for x_ND, factor_N in read():
+                kept_n = kept_M[start : start + len(x_ND)]
+                start += len(x_ND)
+                yield Chunk(x_ND[kept_n], factor_N[kept_n])
+
+        return generate
 
 
 def _counted(chunks: Chunks, advance: Callable[[int], None]) -> Chunks:

@@ -10,6 +10,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from schemas.tables import COSINES, TABLES
+from stages.conflict.gate import OFF_TOPIC
 from stages.conflict.scores import FLAGS, PairScores
 
 _ROWS = 65_536
@@ -20,18 +21,10 @@ def score_rows(
 ) -> Iterator[pa.Table]:
     """The scores table in batches of rows.
 
-    pairs: pair_id, language, norm, logp_chosen, logp_rejected, ref_logp_chosen, ref_logp_rejected, n_chosen,
+    pairs: pair_id, language, norm, relevance of both sides, logp_chosen, logp_rejected, ref_logp_chosen, ref_logp_rejected, n_chosen,
     n_rejected, in the order of `scores`. weight_N: c_i. others: `score` is score_others, else score_all (`PairScores.used`).
     """
-    scalars = pairs.select(
-        "pair_id",
-        "language",
-        pl.col("norm").cast(pl.Float32),
-        implicit_margin=margin(),
-        logp_margin=pl.col("logp_chosen").cast(pl.Float64) / pl.col("n_chosen")
-        - pl.col("logp_rejected").cast(pl.Float64) / pl.col("n_rejected"),
-        n_tokens=pl.col("n_chosen").cast(pl.Int64) + pl.col("n_rejected").cast(pl.Int64),
-    )
+    scalars = _scalars(pairs)
     score_N, scored_N = scores.used(others)
     schema = TABLES["scores"].schema
     for start in range(0, pairs.height, _ROWS):
@@ -51,6 +44,40 @@ def score_rows(
         values["weight"] = pa.array(weight_N[rows].numpy())
         values["flags"] = _labels(np.stack([scores.flags[name][rows].numpy() for name in FLAGS], axis=1), FLAGS)
         yield pa.table([_cast(values[field.name], field.type) for field in schema], schema=schema)
+
+
+def held_rows(pairs: pl.DataFrame) -> pa.Table:
+    """The scores table of pairs that the relevance gate holds back: no score, no weight."""
+    schema = TABLES["scores"].schema
+    frame = _scalars(pairs).with_columns(weight=pl.lit(0.0), flags=pl.lit([OFF_TOPIC]))
+    table, n = frame.to_arrow(), pairs.height
+    columns = [
+        _cast(table[field.name], field.type) if field.name in table.column_names else _nothing(field, n)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _nothing(field: pa.Field, n: int) -> pa.Array:
+    """Empty lists, or nulls."""
+    if not pa.types.is_list(field.type):
+        return pa.nulls(n, field.type)
+    return pa.ListArray.from_arrays(pa.array([0] * (n + 1), pa.int32()), pa.nulls(0, field.type.value_type))
+
+
+def _scalars(pairs: pl.DataFrame) -> pl.DataFrame:
+    """What the scores table says of a pair whatever it is compared with."""
+    return pairs.select(
+        "pair_id",
+        "language",
+        pl.col("norm").cast(pl.Float32),
+        "relevance_chosen",
+        "relevance_rejected",
+        implicit_margin=margin(),
+        logp_margin=pl.col("logp_chosen").cast(pl.Float64) / pl.col("n_chosen")
+        - pl.col("logp_rejected").cast(pl.Float64) / pl.col("n_rejected"),
+        n_tokens=pl.col("n_chosen").cast(pl.Int64) + pl.col("n_rejected").cast(pl.Int64),
+    )
 
 
 def margin() -> pl.Expr:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
+import polars as pl
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from stages.contract import Context, Drop, Part, Shard, ShardStage
 from stages.gradients.items import Item, finite_pairs, sound
 from stages.gradients.omegas import ema_omegas
 from stages.gradients.projections import SketchLayout
+from stages.gradients.relevance import COLUMNS, Cut, cuts, notes, relevance_columns, relevant
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import PairSketches
 from stages.gradients.stage import Report, Worker, sketch_shards
@@ -40,7 +43,8 @@ class Aggregate(ShardStage):
 class AggregateWorker(Worker):
     """Sums a shard's pairs by language.
 
-    Pairs may fail while they are summed. The mean only counts those that did not; an EMA's minibatches are cut without
+    A pair that the relevance gate holds back is in no sum and has its row all the same. The cuts are those of a sample of all pairs, which every
+    worker looks at before its first part: a sum cannot be taken back, and no part sees enough pairs. Pairs may fail while they are summed. The mean only counts those that did not; an EMA's minibatches are cut without
     them, so that the part is summed again then.
     """
 
@@ -52,6 +56,7 @@ class AggregateWorker(Worker):
         before = len(drops)
         items = self._refer(items, drops) if items else items  # they weight the sums, so they come first
         self.ctx.progress.advance(len(drops) - before)
+        items, held = self._gated(items)
         report: Report | None = None
         while items:
             summing = PartSums(self.sketcher.layout, config.conflict, config.loss, items, self.reference is not None)
@@ -64,12 +69,49 @@ class AggregateWorker(Worker):
             if whole or config.conflict.direction == "mean":
                 break
             report = self._report_again  # what a repeated sum leaves out was counted when it was first summed
-        if not items:
-            return {name: TABLES[name].schema.empty_table() for name in ("contributions", "sums")}
-        self._measure_error(shard, items)
-        rows = summing.contributions(shard.index, items, got.rows([item.at for item in items]))
-        key = sums_key(self.metadata, config.conflict)
-        return {"contributions": rows, "sums": summing.sums(shard.index, items, key)}
+        self.ctx.progress.advance(len(held))
+        rows, sums = [held_rows(shard.index, held)], TABLES["sums"].schema.empty_table()
+        if items:
+            self._measure_error(shard, items)
+            rows.insert(0, summing.contributions(shard.index, items, got.rows([item.at for item in items])))
+            sums = summing.sums(shard.index, items, sums_key(self.metadata, config.conflict))
+        return {"contributions": pa.concat_tables(rows), "sums": sums}
+
+    def _gated(self, items: list[Item]) -> tuple[list[Item], list[Item]]:
+        """(pairs that go into the sums, those that the gate holds back), all with their relevance."""
+        if self.relevance is None:
+            return items, []
+        sample = self._sample
+        new = [item for item in items if item.pair_id not in sample]
+        self.relevance.measure(new)
+        for item in items:
+            if (known := sample.get(item.pair_id)) is not None:
+                item.relevance, item.null = known.relevance, known.null
+        frame = _relevance_frame(items)
+        for item, passes in zip(items, relevant(frame, self._cuts), strict=True):
+            item.relevant = passes
+        return [item for item in items if item.relevant], [item for item in items if not item.relevant]
+
+    @cached_property
+    def _sample(self) -> dict[str, Item]:
+        """The pairs that are looked at under another prompt too, measured."""
+        assert self.relevance is not None
+        wanted = self.ctx.scan("pairs").filter(pl.col("pair_id").is_in(sorted(self.relevance.others)))
+        rows = wanted.sort("pair_id").collect().to_dicts()
+        items = [item for row in rows if (item := self._item(row, [])) is not None]
+        self.relevance.measure(items)
+        return {item.pair_id: item for item in items}
+
+    @cached_property
+    def _cuts(self) -> list[Cut]:
+        config = self.ctx.config
+        trained = self.ctx.scan("pairs").filter(pl.col("split") == "train")
+        languages = sorted(trained.select("language").unique().collect()["language"])
+        sample = _relevance_frame(list(self._sample.values()))
+        found = cuts(sample, languages, config.conflict.relevance)
+        for note in notes(found):
+            self.ctx.progress.note(note)
+        return found
 
     def _report_again(self, batch: list[Pair]) -> None:
         """A repeated batch is no progress."""
@@ -142,6 +184,8 @@ class PartSums:
             "norm": got.sketch_ND[:, 0].numpy(),
             "ref_logp_chosen": references_N2[:, 0].float().numpy(),
             "ref_logp_rejected": references_N2[:, 1].float().numpy(),
+            **relevance_columns(items),
+            "relevant": [True] * len(items),
         }
         return pa.table(columns, schema=TABLES["contributions"].schema)
 
@@ -188,3 +232,27 @@ class PartSums:
         for item in items:
             found[item.language] = found.get(item.language, 0.0) + float(self.omega_N[item.given])
         return found
+
+
+def held_rows(part: int, items: list[Item]) -> pa.Table:
+    """Rows of pairs that are in no sum: what they count there is 0, as their norm and weight, which nothing has made."""
+    zeros = [0.0] * len(items)
+    columns = {
+        "pair_id": [item.pair_id for item in items],
+        "language": [item.language for item in items],
+        "part": [part] * len(items),
+        "omega": zeros,
+        "weight": zeros,
+        "norm": zeros,
+        "ref_logp_chosen": [item.reference[0] for item in items],
+        "ref_logp_rejected": [item.reference[1] for item in items],
+        **relevance_columns(items),
+        "relevant": [False] * len(items),
+    }
+    return pa.table(columns, schema=TABLES["contributions"].schema)
+
+
+def _relevance_frame(items: list[Item]) -> pl.DataFrame:
+    """language and the relevance of items, in the precision they are stored in."""
+    values = pl.DataFrame(relevance_columns(items), schema=dict.fromkeys(COLUMNS, pl.Float32))
+    return values.insert_column(0, pl.Series("language", [item.language for item in items], pl.String))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,20 +15,28 @@ from stages.gradients.rows import Pair
 from stages.gradients.sketcher import PairSketches
 from stages.text.render import PairIds
 
+Values = tuple[float, float]
+"""Of chosen and of rejected."""
+UNKNOWN: Values = (math.nan, math.nan)
+
 
 @dataclass(slots=True)
 class Item:
     """A row of the pairs table and its token ids.
 
     given, at: its place among the pairs given to the last pass and among that pass's results (fewer: what did not fit has
-    none). reference: log-probabilities of both sides under the reference model.
+    none). reference: log-probabilities of both sides under the reference model. relevance, null: of both sides under the prompt and under another
+    one (`stages.gradients.relevance`). relevant: the gate of `sketch.method: one_sided`, which comes before the sums, lets it in.
     """
 
     row: dict[str, Any]
     ids: PairIds
     given: int = -1
     at: int = -1
-    reference: tuple[float, float] = (float("nan"), float("nan"))
+    reference: Values = UNKNOWN
+    relevance: Values = UNKNOWN
+    null: Values = UNKNOWN
+    relevant: bool = True
     pair: Pair = field(init=False)
 
     def __post_init__(self) -> None:

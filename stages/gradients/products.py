@@ -7,6 +7,7 @@ language k and layer group, and |g_i|^2: leave-one-out follows from these (METHO
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import polars as pl
@@ -18,6 +19,7 @@ from schemas.tables import products_schema
 from stages.contract import Context, Drop
 from stages.gradients.items import Item
 from stages.gradients.projections import SketchLayout
+from stages.gradients.relevance import COLUMNS
 from stages.gradients.sketcher import PairSketches
 from stages.gradients.store import GROUPS_KEY, LANGUAGES_KEY, LAYOUT_KEY
 from stages.gradients.sums import Sums, sums_key
@@ -25,7 +27,7 @@ from stages.gradients.sums import Sums, sums_key
 
 class Products:
     """directions_LD: G; groups [layers]: number of each layer's group (transformer block); contributions:
-    (pair_id, log-probability of chosen, of rejected under the reference) of every pair of the first pass; read part by part.
+    pair_id, log-probabilities under the reference and relevance of every pair of the first pass; read part by part.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Products:
     def open(cls, ctx: Context, metadata: dict[bytes, bytes]) -> Products:
         """Read the first pass. Raises UserError if it was made with other layers, projections, another model or direction."""
         sums = Sums.open(ctx, sums_key(metadata, ctx.config.conflict))
-        columns = ("pair_id", "ref_logp_chosen", "ref_logp_rejected")
+        columns = ("pair_id", "ref_logp_chosen", "ref_logp_rejected", *COLUMNS)
         contributions = ctx.scan("contributions").select(columns)
         return cls(SketchLayout.from_json(metadata[LAYOUT_KEY].decode()), metadata, sums, contributions)
 
@@ -61,12 +63,14 @@ class Products:
         """A part's pairs that are in a direction, with the references of the first pass; the others become drops."""
         wanted = [item.pair_id for item in items]
         rows = self._contributions.filter(pl.col("pair_id").is_in(wanted)).collect()
-        references = {pair: (chosen, rejected) for pair, chosen, rejected in rows.iter_rows()}
+        found = {row[0]: [math.nan if value is None else value for value in row[1:]] for row in rows.iter_rows()}
         detail = "it failed in the first pass: see the dropped rows of aggregate"
         left = []
         for item in items:
-            if item.pair_id in references:
-                item.reference = references[item.pair_id]
+            if (values := found.get(item.pair_id)) is not None:
+                item.reference, item.relevance, item.null = (
+                    (values[n], values[n + 1]) for n in range(0, len(values), 2)
+                )
                 left.append(item)
             else:
                 drops.append(item.dropped("not_aggregated", detail, failed=True))

@@ -25,6 +25,7 @@ from stages.gradients.logprobs import check_head, logprobs_of_rows
 from stages.gradients.preconditioner import factors_of
 from stages.gradients.products import Products
 from stages.gradients.projections import SketchLayout
+from stages.gradients.relevance import Relevance, relevance_columns
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import PairSketches, Sketched, Sketcher, Unsketchable
 from stages.gradients.store import LAYOUT_KEY, SEED_KEY, sketch_columns, store_metadata
@@ -143,6 +144,7 @@ class Worker:
         self.budget = TokenBudget.of_gradients(self.ctx)
         self.begun = time.monotonic()
         self.tokens = 0
+        self.relevance = self._relevance()
 
     def part(self, shard: Shard) -> Part:
         """Sketch a shard's training pairs."""
@@ -189,6 +191,12 @@ class Worker:
             Products.open(self.ctx, self.metadata) if self.ctx.config.gradients.sketch.method == "one_sided" else None
         )
 
+    def _relevance(self) -> Relevance | None:
+        """None where it is not measured, or was in the first pass."""
+        if self.products is not None:
+            return None
+        return Relevance.of(self.ctx, self.sketcher.model, self.renderer, self.budget)
+
     def _tables(self, shard: Shard, items: list[Item], drops: list[Drop]) -> dict[str, pa.Table]:
         """The part's tables; pairs that fail are added to `drops`."""
         if self.products is not None:
@@ -209,6 +217,9 @@ class Worker:
         if not items:
             return {"gradients": self._empty()}
         got = got.rows([item.at for item in items])
+        if self.relevance is not None:
+            sums_N2 = torch.stack([got.logp_chosen_N, got.logp_rejected_N], dim=1).tolist()
+            self.relevance.measure(items, sums_N2)
         if self.products is None:
             self._measure_error(shard, items, got.sketch_ND)
         return {"gradients": pa.table(self._columns(items, got), schema=self._schema())}
@@ -276,6 +287,7 @@ class Worker:
             "n_chosen": [len(item.ids.chosen) for item in items],
             "n_rejected": [len(item.ids.rejected) for item in items],
             "ids_hash": [item.ids.hash() for item in items],
+            **relevance_columns(items),
         }
 
     def _vectors(self, got: PairSketches) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Histograms: conflict scores per language, lengths and judge scores of chosen against rejected."""
+"""Histograms: conflict scores per language; lengths, judge scores and relevance of chosen against rejected."""
 
 from __future__ import annotations
 
@@ -95,16 +95,17 @@ def _correlations(tables: Tables, round_: int, scored: pl.DataFrame) -> list[tup
 
 @dataclass(frozen=True)
 class Sides:
-    """Chosen against rejected of one quantity. rows: language, n, median chosen, median rejected, mean difference."""
+    """Chosen against rejected of one quantity. rows: language, n, median chosen, median rejected, mean difference; beside: name of a third outline."""
 
     title: str
     unit: str
     chart: Markup
     rows: list[tuple[str, int, float | None, float | None, float | None]]
+    beside: str = ""
 
 
 def sides(tables: Tables, round_: int, languages: Sequence[str]) -> list[Sides]:
-    """Lengths (tokens where gradients were computed, else characters) and judge scores of a round's pairs."""
+    """Lengths (tokens where gradients were computed, else characters), judge scores and relevance of a round's pairs."""
     built = []
     lengths = tables.read("gradients", round_, ["language", "n_chosen", "n_rejected"])
     unit = "tokens"
@@ -122,6 +123,13 @@ def sides(tables: Tables, round_: int, languages: Sequence[str]) -> list[Sides]:
     built.append(_sides("Answer length", unit, lengths, languages, whole=True))
     judged = tables.read("pairs", round_, ["language", "chosen_score", "rejected_score"]).drop_nulls()
     built.append(_sides("Judge score", "0 to 5", judged, languages, whole=False))
+    names = ["relevance_chosen", "relevance_rejected", "null_chosen", "null_rejected"]
+    measured = tables.read("gradients", round_, ["language", *names])
+    own = measured.select("language", *names[:2]).drop_nulls()
+    other = pl.concat([measured[name] for name in names[2:]]).drop_nulls()
+    built.append(
+        _sides("Relevance", "nats a token", own, languages, whole=False, beside=("under another prompt", other))
+    )
     return [one for one in built if one is not None]
 
 
@@ -129,26 +137,40 @@ def _characters(side: str) -> pl.Expr:
     return pl.col(side).list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
 
 
-def _sides(title: str, unit: str, frame: pl.DataFrame, languages: Sequence[str], whole: bool) -> Sides | None:
+def _sides(
+    title: str,
+    unit: str,
+    frame: pl.DataFrame,
+    languages: Sequence[str],
+    whole: bool,
+    beside: tuple[str, pl.Series] | None = None,
+) -> Sides | None:
+    """beside: (name, values) of a third outline; the axis then reaches over all values but the outer hundredths."""
     if frame.is_empty():
         return None
     frame = frame.rename({frame.columns[1]: "chosen", frame.columns[2]: "rejected"})
     if whole:
         high = _quantile(pl.concat([frame["chosen"], frame["rejected"]]), 0.99) + 1
         edges = np.linspace(0, high, _BINS + 1).tolist()
+    elif beside is not None:
+        values = pl.concat([frame["chosen"], frame["rejected"], beside[1]])
+        low, high = _quantile(values, 0.01), _quantile(values, 0.99)
+        edges = np.histogram_bin_edges([low, high], _BINS).tolist()
     else:
         edges = np.linspace(0, 5, 21).tolist()
     series = [
         Series(name, css, bin_counts(frame[name].to_list(), edges))
         for name, css in (("chosen", "kept"), ("rejected", "dropped0"))
     ]
+    if beside is not None:
+        series.append(Series(beside[0], "other", bin_counts(beside[1].to_list(), edges)))
     rows = []
     for language in in_order(languages, frame["language"].to_list()):
         mine = frame.filter(language=language)
         gap = (mine["chosen"] - mine["rejected"]).mean()
         rows.append((language, len(mine), _median(mine["chosen"]), _median(mine["rejected"]), _float(gap)))
     label = f"{title} ({unit}) of chosen and rejected answers, {len(frame)} pairs"
-    return Sides(title, unit, distributions(edges, series, label), rows)
+    return Sides(title, unit, distributions(edges, series, label), rows, "" if beside is None else beside[0])
 
 
 def _range(values: pl.Series) -> tuple[float, float]:

@@ -46,7 +46,7 @@ _TITLES = {
     "weights": "Weights",
     "scores": "Conflict scores",
     "beside": "Other selections",
-    "sides": "Lengths and judge scores",
+    "sides": "Lengths, judge scores and relevance",
     "training": "Training",
     "results": "Before and after",
     "pairs": "Pairs",

@@ -16,14 +16,14 @@ from stages.contract import Account, Context, Drop, Rows, Stopped, TableStage, t
 from stages.select.filters import FILTERS, ranking
 
 _BATCH = 4096
-BELOW_CUT, NO_SCORE, CROWDED = "below_cut", "no_score", "crowded_cell"
+BELOW_CUT, NO_SCORE, CROWDED, OFF_TOPIC = "below_cut", "no_score", "crowded_cell", "off_topic"
 
 
 class Select(TableStage):
     """TableStage: pairs, scores -> curated, rejected. Unit pair: the pairs of the train split.
 
     Reasons in rejected: no_score (no gradient, so no conflict score; or nothing that `select.by` could rank by, such
-    as judge scores), below_cut, crowded_cell (ranked above some that are kept, but its cell has given its share).
+    as judge scores), off_topic (flag of the relevance gate in scores), below_cut, crowded_cell (ranked above some that are kept, but its cell has given its share).
     Pairs without a conflict score leave whatever the pairs are ranked by, so that rankings are compared on one pool.
     Raises UserError if no pair can be ranked.
     """
@@ -56,7 +56,8 @@ class Select(TableStage):
 
 def rank(pairs: pl.DataFrame, config: SelectConfig) -> pl.DataFrame:
     """Decide for every pair. pairs: pair_id, language, used (what it is ranked by, null: nothing), in any order; with `pool`, whether it counts
-    for the share that is kept (else those do that are ranked), so that a ranking which knows less keeps no fewer.
+    for the share that is kept (else those do that are ranked), so that a ranking which knows less keeps no fewer; with `off_topic`, whether the
+    relevance gate held it back.
 
     Adds reason (null: kept) and detail. Of the n pairs of a language that count, or of all with quota: global, the
     max(1, keep * n rounded half up) ranked ones with the largest `used` stay; ties go by pair_id. With a column `cell`, a cell gives
@@ -80,9 +81,12 @@ def rank(pairs: pl.DataFrame, config: SelectConfig) -> pl.DataFrame:
     )
     joined = pairs.join(scored, on="pair_id", how="left", maintain_order="left")
     crowded = ~pl.col("fits") & (pl.col("seat") < pl.col("cut"))
+    off_topic = pl.col("off_topic") if "off_topic" in pairs.columns else pl.lit(False)
     below = ~(pl.col("fits") & (pl.col("seat") <= pl.col("cut")))
     return joined.with_columns(
-        reason=pl.when(pl.col("place").is_null())
+        reason=pl.when(pl.col("place").is_null() & off_topic)
+        .then(pl.lit(OFF_TOPIC))
+        .when(pl.col("place").is_null())
         .then(pl.lit(NO_SCORE))
         .when(crowded)
         .then(pl.lit(CROWDED))
@@ -104,13 +108,15 @@ def _rounded(count: pl.Expr) -> pl.Expr:
 
 
 def read_pairs(ctx: Context) -> pl.DataFrame:
-    """Every training pair in table order, with all that `select` goes by: pair_id, language, score, the filter's columns, and `cell` where
+    """Every training pair in table order, with all that `select` goes by: pair_id, language, score, `off_topic` (the relevance gate held it back), the filter's columns, and `cell` where
     cells are capped. Raises UserError where the cells' sketches are not stored."""
     by, diversity = ctx.config.select.by, ctx.config.select.diversity
     columns = ("pair_id", "language", "chosen_score", "rejected_score")
     pairs = ctx.scan("pairs").filter(pl.col("split") == "train").select(columns)
-    scores = ctx.scan("scores").select("pair_id", *{"score", *FILTERS[by].columns} - set(columns))
-    frame = pairs.join(scores, on="pair_id", how="left", maintain_order="left").collect()
+    scores = ctx.scan("scores").select("pair_id", *{"score", "flags", *FILTERS[by].columns} - set(columns))
+    off_topic = pl.col("flags").list.contains(OFF_TOPIC).fill_null(False)
+    joined = pairs.join(scores, on="pair_id", how="left", maintain_order="left")
+    frame = joined.with_columns(off_topic=off_topic).drop("flags").collect()
     if not diversity.cells:
         return frame
     if not ctx.inputs.get("gradients"):
@@ -122,7 +128,7 @@ def read_pairs(ctx: Context) -> pl.DataFrame:
 
 
 def valued(frame: pl.DataFrame, by: str, seed: Sequence[object]) -> pl.DataFrame:
-    """Of what `read_pairs` gives: pair_id, language, `cell` if there is one, `pool` (it has a conflict score) and `used` (what it is ranked
+    """Of what `read_pairs` gives: pair_id, language, `cell` and `off_topic` if they are there, `pool` (it has a conflict score) and `used` (what it is ranked
     by, null: nothing). Raises UserError where no pair can be ranked."""
     used = ranking(frame, by, seed)
     has_score = pl.col("score").is_not_null() & pl.col("score").is_not_nan()
@@ -132,7 +138,7 @@ def valued(frame: pl.DataFrame, by: str, seed: Sequence[object]) -> pl.DataFrame
         if not frame["pool"].any():
             why, fix = "no training pair has a conflict score", "See the flags: python -m pipeline inspect RUN scores."
         raise UserError(f"no pair can be ranked: {why}", where=f"select.by: {by}", fix=fix)
-    return frame.select("pair_id", "language", "used", "pool", *{"cell"} & set(frame.columns))
+    return frame.select("pair_id", "language", "used", "pool", *{"cell", "off_topic"} & set(frame.columns))
 
 
 def _notes(ranked: pl.DataFrame, config: SelectConfig) -> list[str]:

@@ -15,6 +15,7 @@ from benchmarks.planted.damage import Damage, plan, plant
 from benchmarks.planted.figures import auroc, by_language, interval, kept_half, question_weights
 from benchmarks.planted.scoring import BASELINES, Setting, rank_all, score
 from benchmarks.planted.sketches import Sketches
+from stages.gradients.relevance import COLUMNS
 
 LANGUAGES = ["en", "de", "zh"]
 DIM = 64
@@ -42,6 +43,7 @@ def synthetic(shared: float, questions: int = 40, seed: int = 0) -> dict[str, Sk
                 "n_rejected": tokens[1].numpy(),
                 "chosen": [f"right {i}" for i in range(n)],
                 "rejected": [f"wrong {i}" for i in range(n)],
+                **dict.fromkeys(COLUMNS, [None] * n),
                 **{name: logps[k % 2].numpy() for k, name in enumerate(
                     ("logp_chosen", "logp_rejected", "ref_logp_chosen", "ref_logp_rejected"))},
             }

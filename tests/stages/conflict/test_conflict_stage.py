@@ -17,6 +17,7 @@ from stages.conflict.null import Sample
 from stages.conflict.stage import Conflict
 from stages.gradients.omegas import mean_omegas
 from stages.gradients.projections import LayerShape, SketchLayout
+from stages.gradients.relevance import COLUMNS
 from stages.gradients.store import LAYOUT_KEY, SEED_KEY, pack_sketches, sketch_columns
 from tests.stages.stage_context import collect, context
 
@@ -35,7 +36,7 @@ def config(**conflict) -> RunConfig:
     )
 
 
-def tables(g_ND: torch.Tensor, languages: list[str], groups=None, texts=None, seed=b"0", margin=None):
+def tables(g_ND: torch.Tensor, languages: list[str], groups=None, texts=None, seed=b"0", margin=None, relevance=None):
     n = len(languages)
     stored, norm = pack_sketches(g_ND)
     zeros = [0.0] * n
@@ -48,6 +49,7 @@ def tables(g_ND: torch.Tensor, languages: list[str], groups=None, texts=None, se
             "norm": norm.numpy(),
             "logp_chosen": margin or zeros, "logp_rejected": zeros, "ref_logp_chosen": zeros, "ref_logp_rejected": zeros,
             "n_prompt": [3] * n, "n_chosen": list(range(2, n + 2)), "n_rejected": [4] * n, "ids_hash": ["h"] * n,
+            **(relevance or dict.fromkeys(COLUMNS, pa.nulls(n, pa.float32()))),
         },
         schema=gradients_schema(stored.shape[1]).with_metadata({LAYOUT_KEY: LAYOUT.to_json().encode(), SEED_KEY: seed}),
     )  # fmt: skip
@@ -276,3 +278,54 @@ def test_nulls_of_a_sample_are_those_of_all_pairs(languages, fresh_seed):
         nulls.append((first_RLD - got_LD / 2).square().sum(dim=2).mean())
     # a squared length of `dim` coordinates, averaged over 20 draws and the languages
     assert float(nulls[1] / nulls[0]) == pytest.approx(1.0, abs=6 * (2 / (dim * 20 * languages)) ** 0.5)
+
+
+def _gated(languages: list[str], off: set[int]) -> dict[str, list[float | None]]:
+    """Answers under other prompts are at -1 .. 1; those in `off` are no better under their own, the others at 3."""
+    n = len(languages)
+    own = [0.5 if i in off else 3.0 for i in range(n)]
+    null = [-1 + 2 * i / n for i in range(n)]
+    return {"relevance_chosen": own, "relevance_rejected": [5.0] * n, "null_chosen": null, "null_rejected": null}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"metric": "coordinate"}, {"leave_out": "pair", "direction": "ema", "ema_batch": 4}]
+)
+def test_off_topic_pairs_leave_as_if_they_had_never_been_there(tmp_path, settings):
+    g_ND, languages = draw(90, 3)
+    off = {4, 5, 31, 60, 61, 62, 89}
+    g_ND[list(off)] *= 50  # they would rule every direction
+    got, account, notes = run(tmp_path, config(**settings), *tables(g_ND, languages, relevance=_gated(languages, off)))
+    kept = [i for i in range(90) if i not in off]
+    texts, groups = [(f"c{i}", f"r{i}") for i in kept], [f"g{i}" for i in kept]
+    alone, _, _ = run(tmp_path, config(**settings), *tables(g_ND[kept], [languages[i] for i in kept], groups, texts))
+    assert got["directions"].equals(alone["directions"]) and got["gram"]["dot"].equals(alone["gram"]["dot"])
+    rows = got["scores"].to_pylist()
+    assert [row["score"] for row in rows[: len(kept)]] == alone["scores"]["score"].to_pylist()
+    assert [(row["pair_id"], row["score"], row["flags"], row["cosines"]) for row in rows[len(kept) :]] == [
+        (f"p{i}", None, ["off_topic"], []) for i in sorted(off)
+    ]
+    assert sum(tally.kept for tally in account.tallies) == 90 and account.stats["off_topic_pairs"] == 7
+    assert any(note.startswith("7 of 90 pairs are off-topic") for note in notes)
+
+
+def test_sides_of_the_gate_are_the_configured_ones(tmp_path):
+    g_ND, languages = draw(90, 3)
+    for sides, held in (("none", 0), ("chosen", 2), ("rejected", 0), ("both", 2)):
+        settings = config(relevance={"sides": sides})
+        _, account, _ = run(tmp_path, settings, *tables(g_ND, languages, relevance=_gated(languages, {7, 8})))
+        assert account.stats["off_topic_pairs"] == held
+
+
+def test_with_two_sided_losses_the_sides_of_the_pairs_that_stay_are_combined(tmp_path):
+    """Rows of the file and pairs of the frame are numbered apart once some are held back."""
+    from stages.conflict.store import Store
+
+    g_ND, languages = draw(90, 3)
+    gradients, pairs = tables(g_ND, languages, relevance=_gated(languages, {0, 50}))
+    ctx = context(tmp_path, config(), {}, gradients=gradients, pairs=pairs)
+    store = Store.open(ctx)
+    read = torch.cat(
+        [x.x_ND.float() * x.factor_N[:, None].float() for x in store.chunks(windows=[range(0, 3), range(49, 52)])()]
+    )
+    torch.testing.assert_close(read, g_ND[[1, 2, 49, 51]].float(), rtol=2e-3, atol=2e-3)

@@ -126,6 +126,9 @@ class Builder:
                     "n_chosen": n[0],
                     "n_rejected": n[1],
                     "ids_hash": "0",
+                    "relevance_chosen": 0.5 + n[0] / 1000,
+                    "relevance_rejected": 0.4,
+                    "null_chosen": -0.01 if len(rows) % 3 else None,
                 }
             )
             score = self.random.gauss(0.08, 0.07)

@@ -152,13 +152,31 @@ def test_before_selection_scores_are_neither_kept_nor_dropped(build_run):
 def test_lengths_are_tokens_where_known_and_characters_otherwise(build_run):
     builder = build_run(languages=["en", "ja"], per_language=12)
     tables = Tables(builder.run.inputs)
-    assert [(s.title, s.unit) for s in sides(tables, 0, [])] == [("Answer length", "tokens"), ("Judge score", "0 to 5")]
+    assert [(s.title, s.unit) for s in sides(tables, 0, [])] == [
+        ("Answer length", "tokens"),
+        ("Judge score", "0 to 5"),
+        ("Relevance", "nats a token"),
+    ]
     del builder.run.inputs["gradients:0"]
     length = sides(tables, 0, [])[0]
     pairs = pl.read_parquet(builder.run.inputs["pairs:0"]).filter(language="ja")
     expected = np.median([len(row[0]["content"]) for row in pairs["chosen"]])
     assert length.unit == "characters"
     assert next(row[2] for row in length.rows if row[0] == "ja") == expected
+
+
+def test_relevance_is_drawn_beside_that_of_answers_under_another_prompt(build_run):
+    builder = build_run(languages=["en", "ja"], per_language=12)
+    (relevance,) = (one for one in sides(Tables(builder.run.inputs), 0, []) if one.beside)
+    assert relevance.beside == "under another prompt" and "line-other" in relevance.chart
+    assert [row[3] for row in relevance.rows] == pytest.approx([0.4, 0.4])
+    for name, columns in (("gradients:0", ["relevance_chosen", "null_chosen", "null_rejected"]),):
+        for path in builder.run.inputs[name]:
+            frame = pl.read_parquet(path)
+            frame.with_columns(pl.lit(None, frame.schema[column]).alias(column) for column in columns).write_parquet(
+                path
+            )
+    assert not any(one.beside for one in sides(Tables(builder.run.inputs), 0, []))
 
 
 def test_conflicts_count_each_language_pair_once(build_run):

@@ -1,0 +1,1 @@
+"""Studies of whether curation does what it says, on real answers."""

@@ -1,0 +1,203 @@
+"""Relevance: whether an answer answers its prompt, r(y | x) = mean-token log p(y | x) - log p(y | x0), x0 a prompt that says nothing.
+
+An answer to another question is no likelier under the prompt than without one, whatever it prefers. What "no likelier" is, the model is asked
+too: some answers of every language are looked at under another prompt of that language (the null), and an answer that is not above a quantile
+of these is no answer to its prompt. x0 keeps the prompt's system message and has one user turn of three dots: every template renders it (many
+refuse an empty turn), it asks for nothing, and what a system message does to an answer is no relevance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from schemas.config.curation import RelevanceConfig
+from schemas.ids import seed_for
+from stages.contract import Context
+from stages.gradients.batching import TokenBudget
+from stages.gradients.items import UNKNOWN, Item, Values
+from stages.gradients.logprobs import logprobs_of_rows
+from stages.gradients.rows import BatchRow, Pair
+from stages.text.render import Messages, Renderer, RenderError
+
+NOTHING = "..."
+"""What the user says in x0."""
+COLUMNS = ("relevance_chosen", "relevance_rejected", "null_chosen", "null_rejected")
+"""Of the tables gradients and contributions: r of both answers under their prompt, and under another one (of a sample)."""
+_MOST = 0.5
+"""A cut that more of a language's answers than this share miss says that the model cannot tell: there is no gate then."""
+Side = Literal["chosen", "rejected"]
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """What one worker measures relevance with. others: pair_id -> the prompt its answers are also looked at under."""
+
+    model: Any
+    renderer: Renderer
+    budget: TokenBudget
+    longest: int
+    others: Mapping[str, Messages]
+
+    @classmethod
+    def of(cls, ctx: Context, model: Any, renderer: Renderer, budget: TokenBudget) -> Relevance | None:
+        """None where the run does not measure it."""
+        config = ctx.config
+        if not config.gradients.relevance:
+            return None
+        others = other_prompts(ctx.scan("pairs"), config.gradients.relevance_null, config.seed)
+        return cls(model, renderer, budget, config.text.max_length, others)
+
+    def measure(self, items: Sequence[Item], own: Sequence[Values] | None = None) -> None:
+        """Give every item its `relevance`, and those in `others` their `null`. own: sums of log-probabilities of both answers under the
+        prompt [N, 2]; None: computed here. What cannot be known is NaN: an answer that does not fit in memory beside the other prompt."""
+        tasks: list[tuple[Item, str, Pair | None]] = []
+        for item in items:
+            tasks.append((item, "nothing", self._pair(item, says_nothing(item.row["prompt"]))))
+            if item.pair_id in self.others:
+                tasks.append((item, "other", self._pair(item, self.others[item.pair_id])))
+            if own is None:
+                tasks.append((item, "own", item.pair))
+        rows: list[BatchRow] = []
+        places: dict[tuple[int, str], int] = {}
+        for item, kind, pair in tasks:
+            if pair is not None:
+                places[id(item), kind] = len(rows)
+                rows += pair.rows
+        misfits: list[int] = []
+        found = iter(logprobs_of_rows(self.model, rows, self.budget, misfits=misfits))
+        unfit = set(misfits)
+        means = [math.nan if n in unfit else float(next(found).double().mean()) for n in range(len(rows))]
+
+        def mean(item: Item, kind: str) -> Values:
+            at = places.get((id(item), kind))
+            return UNKNOWN if at is None else (means[at], means[at + 1])
+
+        for n, item in enumerate(items):
+            lengths = len(item.pair.chosen), len(item.pair.rejected)
+            here = mean(item, "own") if own is None else (own[n][0] / lengths[0], own[n][1] / lengths[1])
+            nothing, other = mean(item, "nothing"), mean(item, "other")
+            item.relevance = here[0] - nothing[0], here[1] - nothing[1]
+            item.null = other[0] - nothing[0], other[1] - nothing[1]
+
+    def _pair(self, item: Item, prompt: Messages) -> Pair | None:
+        """Both answers under another prompt; None where the template refuses it, or it is too long."""
+        try:
+            ids = self.renderer.pair_ids(prompt, item.row["chosen"], item.row["rejected"])
+        except RenderError:
+            return None
+        pair = Pair(tuple(ids.prompt), tuple(ids.chosen), tuple(ids.rejected))
+        return pair if pair.longest <= self.longest else None
+
+
+def says_nothing(prompt: Messages) -> Messages:
+    """x0 of a prompt."""
+    return [message for message in prompt[:1] if message["role"] == "system"] + [{"role": "user", "content": NOTHING}]
+
+
+def other_prompts(pairs: pl.LazyFrame, count: int, seed: int) -> dict[str, Messages]:
+    """pair_id -> the prompt of another training pair of its language, for up to `count` pairs of each.
+
+    The pairs of a language in the order of their ids are shuffled by the seed; each of the first `count` takes the prompt of the next one (the
+    last that of the first) that is of another translation group and says something else. It depends on no shard and on no order of rows.
+    """
+    known = pairs.filter(pl.col("split") == "train").select("pair_id", "prompt_id", "group_id", "language")
+    taken: dict[str, str] = {}
+    for (language,), mine in known.collect().sort("pair_id").group_by("language", maintain_order=True):
+        order = np.random.default_rng(seed_for(seed, "relevance", language)).permutation(mine.height)[:count]
+        rows = mine[order.tolist()].rows()
+        for n, (pair_id, prompt_id, group_id, _) in enumerate(rows):
+            following = (*rows[n + 1 :], *rows[:n])
+            apart = (row[0] for row in following if row[1] != prompt_id and row[2] != group_id)
+            if (other := next(apart, None)) is not None:
+                taken[pair_id] = other
+    wanted = pairs.filter(pl.col("pair_id").is_in(sorted(set(taken.values())))).select("pair_id", "prompt").collect()
+    prompts = dict(zip(wanted["pair_id"], wanted["prompt"].to_list(), strict=True))
+    return {pair_id: prompts[other] for pair_id, other in taken.items()}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """An answer of this language and side at or below `value` is no answer to its prompt; None: there is no cut, and `why`.
+
+    n: answers under other prompts it is a quantile of; pooled: of all languages, since this one has too few.
+    """
+
+    language: str
+    side: Side
+    value: float | None
+    n: int
+    pooled: bool = False
+    why: str = ""
+
+
+def cuts(sample: pl.DataFrame, languages: Sequence[str], config: RelevanceConfig) -> list[Cut]:
+    """The cut of every language and of every side that the gate looks at.
+
+    sample: language and `COLUMNS`; only rows with a null count. A quantile q of n values is one only with n (1 - q) >= 1: a language with fewer
+    takes that of all languages together, and where these are too few there is no gate. Nor is there one where more than half of the sample's
+    own answers miss the cut: the model cannot tell there.
+    """
+    sides: tuple[Side, ...] = {"none": (), "both": ("chosen", "rejected")}.get(config.sides, (config.sides,))  # type: ignore[assignment]
+    least = math.ceil(round(1 / (1 - config.quantile), 9))
+    found = []
+    for side in sides:
+        own, null = f"relevance_{side}", f"null_{side}"
+        known = sample.select("language", own, null).fill_nan(None).drop_nulls()
+        for language in languages:
+            mine = known.filter(pl.col("language") == language)
+            pooled = mine.height < least
+            if pooled:
+                mine = known
+            if mine.height < least:
+                why = f"{mine.height} answers under other prompts are too few for a quantile of {config.quantile:g}"
+                found.append(Cut(language, side, None, mine.height, pooled, why))
+                continue
+            value = float(mine[null].quantile(config.quantile, "higher"))  # type: ignore[arg-type]
+            missed = int((mine[own] <= value).sum()) / mine.height
+            if missed > _MOST:
+                why = f"{missed:.0%} of the {side} answers are no likelier under their own prompt than others are"
+                found.append(Cut(language, side, None, mine.height, pooled, why))
+            else:
+                found.append(Cut(language, side, value, mine.height, pooled))
+    return found
+
+
+def notes(found: Sequence[Cut]) -> list[str]:
+    """What people should know about the cuts: where there is none, and where it is of all languages together."""
+    said = []
+    for cut in found:
+        if cut.value is None:
+            said.append(f"{cut.language}: no gate against off-topic {cut.side} answers: {cut.why}")
+    if pooled := [cut for cut in found if cut.pooled and cut.value is not None]:
+        names = ", ".join(dict.fromkeys(cut.language for cut in pooled))
+        said.append(
+            f"{names}: too few pairs for a cut of their own: the gate against off-topic answers takes that of all languages together"
+        )
+    return said
+
+
+def relevant(frame: pl.DataFrame, found: Sequence[Cut]) -> pl.Series:
+    """Whether a pair passes every cut of its language [N]; what is not known passes. frame: language and `COLUMNS`."""
+    passes = pl.lit(True)
+    for cut in found:
+        if cut.value is not None:
+            value = pl.col(f"relevance_{cut.side}").cast(pl.Float64)
+            missed = (pl.col("language") == cut.language) & value.is_not_nan() & (value <= cut.value)
+            passes = passes & ~missed.fill_null(False)
+    return frame.with_columns(relevant=passes)["relevant"]
+
+
+def relevance_columns(items: Sequence[Item]) -> dict[str, list[float | None]]:
+    """`COLUMNS` of the items; null where it is not known."""
+    values = ((*item.relevance, *item.null) for item in items)
+    columns = zip(*values, strict=True) if items else ((),) * len(COLUMNS)
+    return {
+        name: [value if math.isfinite(value) else None for value in column]
+        for name, column in zip(COLUMNS, columns, strict=True)
+    }

@@ -1,0 +1,137 @@
+"""Relevance: the log-probability that a prompt adds to an answer, and where it is cut."""
+
+from __future__ import annotations
+
+import polars as pl
+import pyarrow as pa
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from schemas.config.curation import RelevanceConfig
+from schemas.tables import TABLES
+from stages.gradients.relevance import COLUMNS, cuts, other_prompts, relevant
+from stages.gradients.stage import Gradients
+from stages.text.render import load_renderer
+from tests.stages.gradients.one_sided_bench import both_passes, config, table
+from tests.stages.stage_context import context, shards
+
+TWO_SIDED = {"method": "two_sided", "dim": 256, "seed": 5, "error_pairs": 0}
+
+
+def gradients_of(tmp_path, models, pairs, size=4, **gradients):
+    ctx = context(tmp_path, config(sketch=TWO_SIDED, **gradients), models, pairs=pairs)
+    parts = sorted(Gradients().run(ctx, shards(pairs, size)), key=lambda part: part.index)
+    return pa.concat_tables([part.tables["gradients"] for part in parts])
+
+
+def test_relevance_is_what_the_models_own_logits_say(tmp_path, models):
+    pairs = table(9, 3)
+    rows = {row["pair_id"]: row for row in pairs.to_pylist()}
+    got = gradients_of(tmp_path, models, pairs)
+    model = AutoModelForCausalLM.from_pretrained(models["policy"].path, dtype=torch.float32)
+    renderer = load_renderer(models["policy"], config().text)
+    others = other_prompts(pl.DataFrame(pairs).lazy(), 256, 0)
+
+    def mean(prompt, row, side) -> float:
+        ids = renderer.pair_ids(prompt, row["chosen"], row["rejected"])
+        answer = getattr(ids, side)
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids.prompt + answer])).logits[0].double().log_softmax(-1)
+        at = range(len(ids.prompt) - 1, len(ids.prompt) + len(answer) - 1)
+        return sum(float(logits[t, token]) for t, token in zip(at, answer, strict=True)) / len(answer)
+
+    for found in got.to_pylist():
+        row = rows[found["pair_id"]]
+        for side in ("chosen", "rejected"):
+            plain = mean([{"role": "user", "content": "..."}], row, side)
+            assert found[f"relevance_{side}"] == pytest.approx(mean(row["prompt"], row, side) - plain, abs=1e-4)
+            if (other := others.get(row["pair_id"])) is None:
+                assert found[f"null_{side}"] is None
+            else:
+                assert found[f"null_{side}"] == pytest.approx(mean(other, row, side) - plain, abs=1e-4)
+    assert got["null_chosen"].null_count < len(got)
+
+
+def test_it_depends_on_no_shard_and_off_it_is_not_there(tmp_path, models):
+    pairs = table(12, 4)
+    one, other = (gradients_of(tmp_path, models, pairs, size).select(COLUMNS) for size in (3, 12))
+    for name in COLUMNS:
+        assert one[name].to_pylist() == pytest.approx(other[name].to_pylist(), abs=1e-5, nan_ok=True)
+    off = gradients_of(tmp_path, models, pairs, relevance=False)
+    assert all(off[name].null_count == len(off) for name in COLUMNS)
+
+
+def test_other_prompts_are_of_another_group_whatever_the_order_of_rows():
+    rows = table(60, 1).to_pylist()
+    for n, row in enumerate(rows):
+        row["group_id"] = f"g{n % 7}"
+    pairs = pl.DataFrame(pa.Table.from_pylist(rows, schema=TABLES["pairs"].schema))
+    found = other_prompts(pairs.lazy(), 8, 0)
+    assert found == other_prompts(pairs.reverse().lazy(), 8, 0) != other_prompts(pairs.lazy(), 8, 1)
+    by_text = {row["prompt"][0]["content"]: row for row in rows}
+    for pair_id, prompt in found.items():
+        (row,), other = [row for row in rows if row["pair_id"] == pair_id], by_text[prompt[0]["content"]]
+        assert row["language"] == other["language"] and row["group_id"] != other["group_id"] and row["split"] == "train"
+    counts = pairs.filter(pl.col("pair_id").is_in(list(found)))["language"].value_counts()
+    assert counts["count"].to_list() == [8, 8, 8]
+    same = pairs.with_columns(group_id=pl.lit("g"))
+    assert other_prompts(same.lazy(), 8, 0) == {}
+
+
+def sample(**languages: tuple[list[float], list[float]]) -> pl.DataFrame:
+    frames = [
+        pl.DataFrame({"language": [code] * len(own), "relevance_chosen": own, "null_chosen": null}).with_columns(
+            relevance_rejected=pl.col("relevance_chosen"), null_rejected=pl.col("null_chosen")
+        )
+        for code, (own, null) in languages.items()
+    ]
+    return pl.concat(frames)
+
+
+def test_the_cut_is_the_quantile_of_the_language_or_of_all_where_it_has_too_few():
+    hundred = [n / 100 for n in range(100)]
+    frame = sample(en=([2.0] * 100, hundred), de=([3.0] * 3, [0.0, 5.0, 0.0]))
+    en, de, fr = cuts(frame, ["en", "de", "fr"], RelevanceConfig(quantile=0.9))
+    assert (en.value, en.n, en.pooled) == (0.9, 100, False)
+    assert de.pooled and de.n == 103 and fr.value == de.value == pytest.approx(0.91, abs=0.02)
+    passes = relevant(
+        pl.DataFrame({"language": ["en", "en", "de", "xx"], "relevance_chosen": [0.9, None, 0.95, -9.0]}), [en, de]
+    )
+    assert passes.to_list() == [False, True, True, True]
+
+
+def test_where_nothing_can_be_told_there_is_no_gate():
+    blind = [n / 100 for n in range(100)]
+    for frame, why in ((sample(en=(blind, blind)), "no likelier"), (sample(en=(blind[:9], blind[:9])), "too few")):
+        (cut,) = cuts(frame, ["en"], RelevanceConfig())
+        assert cut.value is None and why in cut.why
+        assert relevant(frame, [cut]).all()
+
+
+def test_one_sided_sums_leave_out_what_the_gate_holds_back(tmp_path, models, monkeypatch):
+    """As if the pairs had never been there; and they have their rows in every table."""
+    from stages.gradients import aggregate
+
+    pairs = table(30, 6)
+    off = {"p1", "p2", "p13", "p28"}
+
+    def held(frame, found):
+        return pl.Series([True] * frame.height)
+
+    def marked(items):
+        frame = _frame(items)
+        return frame.with_columns(id=pl.Series([item.pair_id for item in items], dtype=pl.String))
+
+    _frame = aggregate._relevance_frame
+    monkeypatch.setattr(aggregate, "_relevance_frame", marked)
+    monkeypatch.setattr(aggregate, "relevant", lambda frame, found: ~frame["id"].is_in(sorted(off)))
+    got, account, _, _ = both_passes(tmp_path, models, pairs, config(relevance_null=10))
+    monkeypatch.setattr(aggregate, "relevant", held)
+    rest = pa.Table.from_pylist([r for r in pairs.to_pylist() if r["pair_id"] not in off], schema=pairs.schema)
+    alone, _, _, _ = both_passes(tmp_path, models, rest, config(relevance_null=10))
+    scores = {row["pair_id"]: row for row in got["scores"].to_pylist()}
+    for row in alone["scores"].to_pylist():
+        assert scores.pop(row["pair_id"])["score"] == pytest.approx(row["score"], abs=1e-4)
+    assert set(scores) == off and all(row["flags"] == ["off_topic"] for row in scores.values())
+    assert account.stats["off_topic_pairs"] == len(off)
