@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import shutil
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import UserError, foreign
+from schemas.errors import UserError
 from schemas.files import publish
 from schemas.ids import content_id
 from stages.contract import ModelRef
@@ -48,13 +47,11 @@ def merged_adapter(adapter: ModelRef, base: ModelRef, cache: Path) -> ModelRef:
 def build_merged(adapter: Path, base: Path, target: Path) -> None:
     """Merge in float32, save in the base's own dtype with the adapter's tokenizer if it has one."""
     import torch
-    from peft import PeftModel
     from transformers import AutoConfig
     from transformers.utils import logging
 
     from stages.models.load import load_causal_lm
-    from stages.models.merging import merge_checked
-    from stages.models.strict import unloadable
+    from stages.models.merging import merge_checked, with_adapter
     from stages.text.render import load_tokenizer
 
     with one_at_a_time(target.parent / f"{target.name}.lock"):
@@ -68,9 +65,7 @@ def build_merged(adapter: Path, base: Path, target: Path) -> None:
         model = load_causal_lm(ModelRef(str(base), base, ""), torch.float32, torch.device("cpu"))
         tokenizer_source = adapter if (adapter / "tokenizer_config.json").is_file() else base
         tokenizer = load_tokenizer(ModelRef(str(tokenizer_source), tokenizer_source, ""))
-        with foreign(partial(unloadable, ModelRef(str(adapter), adapter, ""))):
-            adapted = PeftModel.from_pretrained(model, str(adapter))
-        model = merge_checked(adapted, str(adapter))
+        model = merge_checked(with_adapter(model, adapter, str(adapter)), str(adapter))
         dtype = AutoConfig.from_pretrained(base, **local).dtype
         model.to(dtype if isinstance(dtype, torch.dtype) else torch.float32).save_pretrained(work)
         tokenizer.save_pretrained(work)

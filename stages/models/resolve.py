@@ -19,7 +19,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 _LONGEST_CHAIN = 8
-"""Adapters on adapters; a longer chain is one that names itself."""
+"""Adapters on adapters; a longer chain is one that comes back to itself."""
 
 
 def resolve(name: str, revision: str | None = None, cache: Path | None = None, depth: int = 0) -> ModelRef:
@@ -32,18 +32,19 @@ def resolve(name: str, revision: str | None = None, cache: Path | None = None, d
     Raises UserError for a model that is missing, damaged, or has only pickle weights.
     """
     cache = cache or cache_folder()
-    folder = Path(os.path.expanduser(name))
-    if revision is not None and (name.startswith(embedded.PREFIX) or os.path.isdir(folder)):
+    here = os.path.isdir(os.path.expanduser(name))
+    if revision is not None and (here or name.startswith(embedded.PREFIX)):
         raise UserError(
             f"{name} is on this machine, and a revision is of a model on the hub",
             where=f"revision: {revision}",
             fix="Leave the revision out, or give the model's hub id.",
         )
     if name.startswith(embedded.PREFIX):
-        fetched = embedded.fetch(name.removeprefix(embedded.PREFIX), cache)
-        check_folder(fetched, name)
-        return ModelRef(name, fetched, folder_digest(fetched, cache))
-    if os.path.isdir(folder):
+        folder = embedded.fetch(name.removeprefix(embedded.PREFIX), cache)
+        check_folder(folder, name)
+        return ModelRef(name, folder, folder_digest(folder, cache))
+    folder = Path(os.path.expanduser(name))
+    if here:
         check_folder(folder, name)
         found = ModelRef(name, folder.resolve(), folder_digest(folder, cache))
     elif name.startswith((".", "~", os.sep)) or not _HUB_ID.fullmatch(name):
@@ -59,11 +60,11 @@ def resolve(name: str, revision: str | None = None, cache: Path | None = None, d
     if not is_adapter(found.path):
         return found
     base_name, base_revision = base_of(found)
-    if depth == _LONGEST_CHAIN or (os.path.isdir(base_name) and os.path.samefile(base_name, found.path)):
+    if depth == _LONGEST_CHAIN or (os.path.isdir(base_name) and Path(base_name).resolve() == found.path):
         raise UserError(
-            f"The adapter {found.name} is its own base model",
+            f"The adapter {found.name} names itself as its base model",
             where=f"{found.path / 'adapter_config.json'}, base_model_name_or_path",
-            fix="Write the folder or hub id of the model that the adapter was trained on there.",
+            fix="Write the base model's folder or hub id there.",
         )
     try:
         base = resolve(base_name, None if os.path.isdir(base_name) else base_revision, cache, depth + 1)

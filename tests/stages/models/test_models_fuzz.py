@@ -98,10 +98,10 @@ def adapter(folder: Path, base: Path) -> Path:
 
 
 def test_an_adapter_that_is_its_own_base_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is its own base model"):
+    with pytest.raises(UserError, match="names itself as its base model"):
         resolve(str(adapter(tmp_path / "one", tmp_path / "one")), cache=tmp_path / "cache")
     adapter(tmp_path / "a", tmp_path / "b")
-    with pytest.raises(UserError, match="is its own base model"):
+    with pytest.raises(UserError, match="names itself as its base model"):
         resolve(str(adapter(tmp_path / "b", tmp_path / "a")), cache=tmp_path / "cache")
 
 
