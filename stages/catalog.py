@@ -66,7 +66,7 @@ STAGES: tuple[StageSpec, ...] = (
         expensive=True,
         needs=(needs.judges,),
         gpus="judge_gpus",
-        more_models=lambda config: config.judge.models,
+        more_models=needs.judge_models,
     ),
     StageSpec(
         "pairs",

@@ -24,6 +24,10 @@ class Needs:
     where: str = ""
 
 
+def _none(config: RunConfig) -> tuple[str, ...]:
+    return ()  # named: a spec goes to workers, and no lambda does
+
+
 @dataclass(frozen=True)
 class StageSpec:
     """All that is true of a stage; nothing elsewhere asks for its name.
@@ -69,7 +73,7 @@ class StageSpec:
     needs: tuple[Callable[[RunConfig], Needs], ...] = ()
     sketches: bool = False
     gpus: str = ""
-    more_models: Callable[[RunConfig], Iterable[str]] = lambda config: ()
+    more_models: Callable[[RunConfig], Iterable[str]] = _none
 
     def roles(self, config: RunConfig) -> tuple[str, ...]:
         """Roles of the models that its result depends on."""
