@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from importlib.util import find_spec
 
 from schemas.config import RunConfig
@@ -26,11 +25,6 @@ def engine(config: RunConfig) -> Needs:
     """The inference engine of the config."""
     facts = config.engine.facts
     return Needs(facts.packages, facts.fix, facts.missing, f"engine.kind: {config.engine.kind}")
-
-
-def judge_models(config: RunConfig) -> Iterable[str]:
-    """Roles of the models that judge."""
-    return config.judge.models
 
 
 def judges(config: RunConfig) -> Needs:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal
 
 from schemas.config import RunConfig
 from schemas.config.sources import Source
+from schemas.engines import ENGINES
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,6 @@ class Needs:
     where: str = ""
 
 
-def _none(config: RunConfig) -> tuple[str, ...]:
-    return ()  # named: a spec goes to workers, and no lambda does
-
-
 @dataclass(frozen=True)
 class StageSpec:
     """All that is true of a stage; nothing elsewhere asks for its name.
@@ -36,7 +33,7 @@ class StageSpec:
         The first one is what a ShardStage's shards are cut from.
     writes: tables; dropped rows go to _dropped/<first of them>.
     sections: config sections whose semantic fields its result depends on (`seed` always counts).
-    models: roles its result depends on; more_models: others, by config.
+    models: roles its result depends on; more_models: config key of others (a mapping by role).
     kept_rows: (units, table): what the account says was kept of these units are the rows of that table.
     version: bumped when the code's output changes.
     engine: uses the inference engine; neighbours with the same models share a worker process.
@@ -73,11 +70,12 @@ class StageSpec:
     needs: tuple[Callable[[RunConfig], Needs], ...] = ()
     sketches: bool = False
     gpus: str = ""
-    more_models: Callable[[RunConfig], Iterable[str]] = _none
+    more_models: str = ""
 
     def roles(self, config: RunConfig) -> tuple[str, ...]:
         """Roles of the models that its result depends on."""
-        return tuple(dict.fromkeys([*self.models, *self.more_models(config)]))
+        more = config_value(config, self.more_models) if self.more_models else ()
+        return tuple(dict.fromkeys([*self.models, *more]))
 
     def is_part_of(self, config: RunConfig) -> bool:
         """Whether a run with this config has the stage at all."""
@@ -90,6 +88,11 @@ class StageSpec:
     def gpus_per_worker(self, config: RunConfig, there: int) -> int:
         """GPUs that one worker sees of those that are there."""
         return (config_value(config, self.gpus) or there) if self.gpus else 1
+
+    def holds_gpu(self, config: RunConfig) -> bool:
+        """Whether its workers compute with a model of their own, so that one that has a GPU is of use."""
+        loads = self.engine and (ENGINES[config.engine.kind].has_weights or self.kind != "shard")
+        return loads or self.sketches or bool(self.trains)
 
     def shard_rows(self, config: RunConfig) -> int:
         """Rows of a shard of a ShardStage."""
