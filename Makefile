@@ -21,7 +21,7 @@ ready    := $(VENV)/.ready-$(call digest,locks/$(platform).txt pyproject.toml)
 resolve   = $(UV) pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
             --custom-compile-command "make locks" $(UPGRADE)
 
-.PHONY: help environment install demo demo-onties-orthalign test faults fuzz lowest test-python image-check audit lint benchmarks gpu-check docs \
+.PHONY: help environment install demo demo-curate demo-onties-orthalign test faults fuzz lowest test-python image-check audit lint benchmarks gpu-check docs \
         site locks clean distclean
 .DEFAULT_GOAL := help
 
@@ -45,6 +45,9 @@ $(ready): $(locked)
 
 demo: $(ready) ## the whole pipeline on a small real model, into runs/demo
 	@$(run) pipeline run data/configs/demo.yaml $(ARGS)
+
+demo-curate: $(ready) ## curate an existing preference set with known errors, and say how many were found, into runs/demo-curate
+	@$(run) pipeline run data/configs/demo-curate.yaml --until select $(ARGS)
 
 demo-onties-orthalign: $(ready) ## base, SFT, then DPO with OnTIES and OrthAlign over two language groups
 	@$(run) pipeline run data/configs/demo-onties-orthalign.yaml $(ARGS)

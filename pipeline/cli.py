@@ -69,8 +69,8 @@ def run(
     with errors(debug):
         from pipeline.config_file import load_config
         from pipeline.console import Display
-        from pipeline.run import preview
-        from pipeline.run import run as run_pipeline
+        from pipeline.loop import preview
+        from pipeline.loop import run as run_pipeline
         from pipeline.selection import Selection
 
         resolved = load_config(config, sets or [], run_dir)
@@ -234,5 +234,5 @@ def init(
         echo(f"Wrote {target}. {first}congrad run {shlex.quote(str(target))}")
 
 
-for _command in (cli_runs.compare,):
+for _command in (cli_runs.compare, cli_runs.fork):
     app.command()(_command)

@@ -9,13 +9,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-import pipeline.run
+import pipeline.loop
 import stages.schedule
 from pipeline.config_file import load_config
 from pipeline.console import Display
 from pipeline.executor_errors import StageFailed
 from pipeline.lease import Lease
-from pipeline.run import preview
+from pipeline.loop import preview
 from pipeline.rundir import RunDir
 from pipeline.selection import Selection
 from pipeline.status import states_of
@@ -31,15 +31,15 @@ SPECS = (fake_stages.PROMPTS, fake_stages.GENERATE, fake_stages.SELECT, fake_sta
 def fake(monkeypatch, tmp_path, write_config):
     """Run the fake pipeline; returns a function (overrides, selection) -> outcome and the run directory."""
     monkeypatch.setattr(stages.schedule, "STAGES", SPECS)
-    monkeypatch.setattr(pipeline.run, "config_files", lambda spec, config: {})
-    monkeypatch.setattr(pipeline.run, "preflight", lambda config, specs: None)
+    monkeypatch.setattr(pipeline.loop, "config_files", lambda spec, config: {})
+    monkeypatch.setattr(pipeline.loop, "preflight", lambda config, specs: None)
     monkeypatch.setenv("FAKE_DIR", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{Path(__file__).parents[2]}")
     path = write_config(prompts={"sources": [{"path": "x"}], "max_chars": 20}, generate={"shard_size": 3})
 
-    def run(*overrides: str, **selection: object) -> pipeline.run.RunOutcome:
+    def run(*overrides: str, **selection: object) -> pipeline.loop.RunOutcome:
         config = load_config(path, overrides)
-        return pipeline.run.run(config, Selection(**selection), Display(quiet=True))
+        return pipeline.loop.run(config, Selection(**selection), Display(quiet=True))
 
     run.root = tmp_path / "runs" / "t"
     run.config = lambda *o: load_config(path, o)
