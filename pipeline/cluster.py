@@ -217,7 +217,11 @@ def _silence() -> None:
     with suppress(ImportError):  # Ray has no public way
         from ray._private import worker
 
-        worker.print_to_stdstream = lambda data, *rest: logging.getLogger(__name__).info("%s", data.get("lines"))
+        worker.print_to_stdstream = _to_log
+
+
+def _to_log(data: dict[str, Any], *_: Any, **__: Any) -> None:
+    logging.getLogger(__name__).info("%s", data.get("lines"))
 
 
 def _connected(address: str) -> Any:
