@@ -143,13 +143,6 @@ def _trusted(weights: Weights) -> torch.optim.Optimizer:
     return OnlineMergingAdamW(list(weights.items()), trust_radius=1e-3)
 
 
-def _other_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Those of the step before, shifted: the same ones at every step would make all entries move equally far, which no training does."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            p.grad = p.grad.flatten().roll(1 + p.numel() // 3).view_as(p)
-
-
 def seconds(work: Callable[[], object], device: str) -> float:
     """Wall time of one call."""
     if device.startswith("cuda"):
@@ -189,7 +182,6 @@ def measure(layers: int, hidden: int, repeats: int, device: str, speed: float, o
                 for p in given.values():
                     assert p.grad is not None
                     p.grad.normal_()  # equal gradients would make every entry of a step equally large: the worst case of a top share
-                _other_gradients(each)
                 taken = seconds(each.step, device)
                 if repeat > 1:
                     best[side] = min(best[side], taken)
