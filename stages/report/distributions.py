@@ -107,7 +107,11 @@ class Sides:
 def sides(tables: Tables, round_: int, languages: Sequence[str]) -> list[Sides]:
     """Lengths (tokens where gradients were computed, else characters), judge scores and relevance of a round's pairs."""
     built = []
-    lengths = tables.read("gradients", round_, ["language", "n_chosen", "n_rejected"])
+    lengths = (
+        tables.read("gradients", round_, ["language", "n_chosen", "n_rejected", "split"])
+        .filter(split="train")
+        .drop("split")
+    )
     unit = "tokens"
     if lengths.is_empty():
         unit = "characters"
