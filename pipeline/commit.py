@@ -10,7 +10,7 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,7 @@ class PartBuilder:
         number = self._index if self._spec.kind == "shard" else self._files[table] - 1
         own = self._rundir.table(self._spec, self._round, table) / part_name(number)
         written = files.record(self._rundir.root, writer.temporary, table, writer.rows)
-        record = written.model_copy(update={"path": own.relative_to(self._rundir.root).as_posix()})
+        record = replace(written, path=own.relative_to(self._rundir.root).as_posix())
         self._records.append(record)
         self._moves.append((written.path, record.path))
 
@@ -198,15 +198,10 @@ def keep_refused(path: Path, drops: Sequence[Drop], scratch: Path) -> None:
     files.move([(writer.temporary, path)])
 
 
-def part_json(rundir: RunDir, spec: StageSpec, round_: int, index: int) -> Path:
-    """The commit of a part: it exists if and only if this file does."""
-    return rundir.state(spec, round_) / f"part-{index:05d}.json"
-
-
 def commit(rundir: RunDir, spec: StageSpec, part: PreparedPart) -> None:
     """Make a prepared part exist: an earlier commit is taken back first, since its hashes are of other files; then the files get
     their names; then its JSON is written, and what its worker left of it meanwhile goes."""
-    commit_of = part_json(rundir, spec, part.manifest.round, part.index)
+    commit_of = rundir.part_json(spec, part.manifest.round, part.index)
     files.remove([commit_of])
     files.move([(rundir.root / temporary, rundir.root / own) for temporary, own in part.moves])
     write_manifest(commit_of, part.manifest.model_dump())

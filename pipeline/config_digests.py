@@ -16,8 +16,10 @@ def config_files(spec: StageSpec, config: RunConfig) -> dict[str, str]:
     found: dict[str, str] = {}
     for source in spec.sources_of(config):
         found.update(_source(source, config))
-    if any(section.startswith("judge") for section in spec.sections):
-        found.update(_rubrics(config))
+    if "judge" in spec.sections:
+        found.update(_judges(config))
+    if "judge.rubric" in spec.sections:
+        found.update(_rubrics(config.judge.rubric, config))
     if "text" in spec.sections and config.text.chat_template:
         path = Path(config.text.chat_template)
         if not path.is_file():
@@ -33,11 +35,25 @@ def _source(source: Source, config: RunConfig) -> dict[str, str]:
     return {file.name: sha256(file.path) for file in local_files(source, languages)}
 
 
-def _rubrics(config: RunConfig) -> dict[str, str]:
+def _judges(config: RunConfig) -> dict[str, str]:
+    """Rubrics and chat templates of every judge."""
+    found = {}
+    for judge in config.judge.judges:
+        settings, at = judge.settings, "" if judge.key == "/" else f" of {judge.key.strip('/')}"
+        if settings.facts.rubric:
+            found.update({f"{name}{at}": digest for name, digest in _rubrics(settings.rubric, config).items()})
+        if settings.chat_template:
+            path = Path(settings.chat_template)
+            if not path.is_file():
+                raise UserError("There is no such chat template", where=f"{judge.where}.chat_template: {path}")
+            found[f"chat template{at}"] = sha256(path)
+    return found
+
+
+def _rubrics(template: str, config: RunConfig) -> dict[str, str]:
     from stages.judge.rubric import rubric_path
 
     found = {}
     for language in [*config.languages.seen, *config.languages.unseen]:
-        path = rubric_path(config.judge.rubric, language)
-        found[f"rubric {language}"] = sha256(path)
+        found[f"rubric {language}"] = sha256(rubric_path(template, language))
     return found

@@ -136,7 +136,7 @@ class Doctor:
         models = Models(self.config, RunDir(self.config.folder))
         steps = schedule(self.config)
         step = next(
-            s for s in steps if {"judge", "reference"} & set(s.spec.models)
+            s for s in steps if {"judge", "reference"} & set(s.spec.roles(self.config))
         )  # judged, or the first that needs both
         start = models.start()
         return {"policy": start, **({} if self.config.imported else {"judge": start}), **models.of(step)}
@@ -164,8 +164,7 @@ class Doctor:
     def _sample(self, folder: Path) -> Iterator[Finding]:
         from stages.checks.sample import sample_findings
 
-        roles = self._roles()
-        return sample_findings(roles["policy"], roles["judge"], self.config, folder)
+        return sample_findings(self._roles(), self.config, folder)
 
     def _sizes(self) -> Sizes:
         prompts = [f.values["prompts.sources"] for f in self.findings if "prompts.sources" in f.values]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ class Events:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        if path.exists() and not path.read_bytes().endswith(b"\n"):
+        if path.exists() and not _ends_its_line(path):
             with path.open("a", encoding="utf-8") as handle:
                 handle.write("\n")
 
@@ -34,6 +35,12 @@ class Events:
         line = without_secrets(json.dumps({"time": round(time.time(), 3), "event": event, **values}, ensure_ascii=True))
         with self._path.open("a", encoding="utf-8") as handle:
             handle.write(line + "\n")
+
+
+def _ends_its_line(path: Path) -> bool:
+    with path.open("rb") as handle:
+        handle.seek(-1, os.SEEK_END) if handle.seek(0, os.SEEK_END) else None
+        return handle.read() == b"\n"
 
 
 class Meter:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-from pipeline.account import totals
+from pipeline.parts import Parts
 from pipeline.rundir import RunDir
 from schemas.errors import UserError
-from schemas.manifests import PartManifest, Tally
 from stages.spec import StageSpec
 
 _NUMBER = re.compile(r"\d+")
@@ -23,17 +22,17 @@ class Failures:
     def __init__(self, rundir: RunDir, spec: StageSpec, round_: int, limit: float) -> None:
         self._rundir, self._spec, self._round, self._limit = rundir, spec, round_, limit
 
-    def worth_another_try(self, parts: Mapping[int, PartManifest]) -> list[int]:
+    def worth_another_try(self, parts: Parts) -> list[int]:
         """Committed parts that fail too much: an error is no result, so a run that starts again makes them anew."""
-        return [index for index, part in parts.items() if self._worst(part.tallies, least=1)]
+        return [index for index, failed in parts.failed_of.items() if self._worst(failed, least=1)]
 
-    def check(self, parts: Mapping[int, PartManifest], finished: bool) -> None:
+    def check(self, parts: Parts, finished: bool) -> None:
         """Raise UserError when a larger share failed than the config allows: what share, and the commonest error."""
-        worst = self._worst([t for part in parts.values() for t in part.tallies], _LEAST, finished)
+        worst = self._worst(parts.failed(), _LEAST, finished)
         if worst is None:
             return
         unit, failed, rows_in = worst
-        example, count = self._commonest(unit, parts.values())
+        example, count = self._commonest(unit, parts)
         raise UserError(
             f"Stage {self._spec.name}: {failed:,} of {rows_in:,} {unit}s failed ({failed / rows_in:.0%}), more than "
             f"the {self._limit:.0%} that execution.max_failed_fraction allows; most often ({count:,} times) {example}",
@@ -42,19 +41,23 @@ class Failures:
             "without these rows, raise execution.max_failed_fraction.",
         )
 
-    def _worst(self, tallies: list[Tally], least: int, finished: bool = False) -> tuple[str, int, int] | None:
+    def _worst(
+        self, units: Iterable[tuple[str, int, int]], least: int, finished: bool = False
+    ) -> tuple[str, int, int] | None:
         """(unit, failed, rows in) of a unit over the limit."""
-        for row in totals(tallies):
-            enough = row["failed"] >= least or (finished and 2 * row["failed"] > row["in"])
-            if enough and row["failed"] > self._limit * row["in"]:
-                return row["unit"], row["failed"], row["in"]
+        for unit, failed, rows_in in units:
+            enough = failed >= least or (finished and 2 * failed > rows_in)
+            if enough and failed > self._limit * rows_in:
+                return unit, failed, rows_in
         return None
 
-    def _commonest(self, unit: str, parts: Iterable[PartManifest]) -> tuple[str, int]:
+    def _commonest(self, unit: str, parts: Parts) -> tuple[str, int]:
         """(reason and one detail, how often) of the most frequent failure."""
         import polars as pl
 
-        paths = [self._rundir.root / f.path for part in parts for f in part.files if f.table == "dropped"]
+        paths = [
+            self._rundir.root / f.path for index in parts.failed_of for f in parts.files[index] if f.table == "dropped"
+        ]
         rows = pl.scan_parquet(paths, glob=False).filter(pl.col("failed") & (pl.col("unit") == unit))
         counts: Counter[tuple[str, str]] = Counter()
         details: dict[tuple[str, str], str] = {}

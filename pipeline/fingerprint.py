@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from json.encoder import encode_basestring_ascii as _json
 from typing import Any
 
-from pydantic import BaseModel
-
 from schemas.config import RunConfig
-from schemas.config.base import is_execution, semantic_values
-from schemas.ids import canonical_json, content_id
+from schemas.config.base import is_execution, jsonable
+from schemas.ids import content_id
 from schemas.manifests import SCHEMA_VERSION, FileRecord
 from stages.spec import StageSpec
 
@@ -90,8 +89,8 @@ def _shown(value: Any) -> str:
 def content_of(records: Iterable[FileRecord]) -> str:
     """Content hash of a table or a folder: of its files' hashes, in path order."""
     digest = hashlib.sha256()
-    for file in sorted(records, key=lambda f: f.path):
-        digest.update(canonical_json([file.path.rsplit("/", 1)[-1], file.sha256]).encode())
+    for file in sorted(records, key=lambda f: f.path):  # as JSON, ["name","hash"], without an encoder for each
+        digest.update(f"[{_json(file.path.rsplit('/', 1)[-1])},{_json(file.sha256)}]".encode())
     return digest.hexdigest()
 
 
@@ -101,7 +100,7 @@ def _values_at(config: RunConfig, dotted: str) -> Any:
         if is_execution(type(owner).model_fields[name]):
             return {}
         owner = getattr(owner, name)
-    return semantic_values(owner) if isinstance(owner, BaseModel) else owner
+    return jsonable(owner)
 
 
 def _flatten(prefix: str, value: Any) -> dict[str, Any]:

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 _UNSAID = "The last run ended without a word: it was killed, or the machine went down."
+_BLOCK = 2**16  # bytes
 
 
 def backwards(folder: Path) -> Iterator[dict[str, Any]]:
     """Events, the newest first; lines that are not whole are left out."""
-    try:
-        lines = (folder / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return
-    for line in reversed(lines):
+    for line in _lines_backwards(folder / "events.jsonl"):
         try:
             event = json.loads(line)
         except ValueError:
             continue
         if isinstance(event, dict):
             yield event
+
+
+def _lines_backwards(path: Path) -> Iterator[bytes]:
+    """Read from the end, as far as is asked for: the events of many parts are hundreds of megabytes."""
+    try:
+        handle = path.open("rb")
+    except OSError:
+        return
+    with handle:
+        end, rest = handle.seek(0, os.SEEK_END), b""
+        while end > 0:
+            begin = max(0, end - _BLOCK)
+            handle.seek(begin)
+            rest, *lines = (handle.read(end - begin) + rest).split(b"\n")
+            yield from reversed(lines)
+            end = begin
+        yield rest
 
 
 def last_error(folder: Path, running: bool) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ class Makers:
 
     def of(self, step: Step) -> list[Step]:
         """The steps whose models the step needs, in order."""
-        makers = {self.maker(role, step.round) for role in step.spec.models if self.takes_part(role)}
+        makers = {self.maker(role, step.round) for role in step.spec.roles(self._config) if self.takes_part(role)}
         return sorted((maker for maker in makers if maker), key=lambda maker: (maker.round, maker.spec.name))
 
     def takes_part(self, role: str) -> bool:
@@ -36,7 +36,11 @@ class Makers:
         model, train = self._config.model, self._config.train
         if role == "trained":
             return Step(BY_NAME["train"], round_)
-        own = {"judge": model.judge, "evaluation_judge": model.evaluation_judge, "sft": train.merge.sft}
+        own = self._config.judge.models | {
+            "judge": model.judge,
+            "evaluation_judge": model.evaluation_judge,
+            "sft": train.merge.sft,
+        }
         if role in ("start", "base", "token_reward") or own.get(role):
             return None
         moves = role in ("policy", "judge") or (role == "reference" and train.reference == "start")

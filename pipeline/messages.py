@@ -17,7 +17,7 @@ from stages.spec import StageSpec
 class Order:
     """To a worker: one stage of one round.
 
-    shards: those that are left, by index; one that is not cut into shards has one. scratch: where unfinished files of this
+    shards: those that are left, by index; a worker is sent none of a stage that is cut into shards, but each as it asks for it. scratch: where unfinished files of this
     run go, and of no other run of the directory. limits: config field -> the smaller value that memory allowed.
     """
 
@@ -35,9 +35,9 @@ class Order:
 
 @dataclass(frozen=True)
 class Assigned:
-    """To a worker: the shard it asked for, by index; None: there is none left."""
+    """To a worker: the shard it asked for; None: there is none left."""
 
-    index: int | None
+    shard: ShardRange | None
 
 
 @dataclass(frozen=True)

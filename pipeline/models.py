@@ -20,8 +20,6 @@ _PACKAGES = ("safetensors", "transformers")
 _ROLES = frozenset(
     {"start", "initial", "policy", "reference", "judge", "evaluation_judge", "trained", "sft", "base", "token_reward"}
 )
-_LANGUAGE_MODELS = _ROLES - {"token_reward"}
-"""A reward model may be a token classifier: another architecture of the same files."""
 
 
 class Models:
@@ -37,19 +35,29 @@ class Models:
 
     def of(self, step: Step) -> dict[str, ModelRef]:
         """role -> model for a step; only the roles its result depends on."""
-        return {role: self._role(role, step.round) for role in step.spec.models if self._known(role, step.round)}
+        return {
+            role: self._role(role, step.round)
+            for role in step.spec.roles(self._config)
+            if self._known(role, step.round)
+        }
 
     def outside(self, steps: Iterable[Step]) -> dict[ModelRef, bool]:
         """Models from outside the run that steps read -> whether their gradients are sketched. What the run itself makes has
         the architecture of what it starts from."""
         found: dict[ModelRef, bool] = {}
         for step in steps:
-            for role in step.spec.models:
-                if role not in _LANGUAGE_MODELS or not self._makers.takes_part(role):
+            for role in step.spec.roles(self._config):
+                if role in self._classifiers or not self._makers.takes_part(role):
                     continue
                 model = self._role(role, step.round) if self._makers.maker(role, step.round) is None else self.start()
                 found[model] = found.get(model, False) or (step.spec.sketches and role == "policy")
         return found
+
+    @property
+    def _classifiers(self) -> frozenset[str]:
+        """Roles of models that may be classifiers: another architecture of the same files."""
+        judges = self._config.judge.judges
+        return frozenset({"token_reward"} | {judge.role for judge in judges if judge.settings.facts.task == "reward"})
 
     def digests(self, step: Step) -> dict[str, str]:
         """role -> content hash."""
@@ -57,7 +65,7 @@ class Models:
 
     def missing(self, step: Step) -> list[str]:
         """Titles of the unfinished steps whose models the step needs."""
-        roles = [role for role in step.spec.models if not self._known(role, step.round)]
+        roles = [role for role in step.spec.roles(self._config) if not self._known(role, step.round)]
         makers = (self._makers.maker(role, step.round) for role in roles if self._makers.takes_part(role))
         return list(dict.fromkeys(maker.title for maker in makers if maker))
 
@@ -74,13 +82,14 @@ class Models:
         return maker is None or self._rundir.result(maker.spec, maker.round) is not None
 
     def _role(self, role: str, round_: int) -> ModelRef:
-        if role not in _ROLES:
+        judges = self._config.judge.models
+        if role not in _ROLES | judges.keys():
             raise ValueError(f"no such role: {role}")
         maker = self._makers.maker(role, round_)
         if maker is not None:
             return self._made(maker)
         model, train = self._config.model, self._config.train
-        own = {"judge": model.judge, "evaluation_judge": model.evaluation_judge, "sft": train.merge.sft}
+        own = judges | {"judge": model.judge, "evaluation_judge": model.evaluation_judge, "sft": train.merge.sft}
         name = (own | {"base": train.merge.base, "token_reward": train.allo.reward_model}).get(role)
         return self._resolve(name, None) if name else self.start()
 

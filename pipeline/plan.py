@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from pipeline.fingerprint import content_of, differences, fingerprint, ingredients
 from pipeline.makers import Makers
+from pipeline.parts import Parts
 from pipeline.rundir import KeptDir, RunDir
 from schemas.config import RunConfig
-from schemas.manifests import FileRecord, PartManifest, ShardRange, StageManifest, StagePlan
+from schemas.manifests import FileRecord, ShardRange, StageManifest, StagePlan
 from stages.schedule import Step, schedule
 from stages.spec import StageSpec
 
@@ -44,7 +45,7 @@ class State:
     why: list[str] = field(default_factory=list)
     plan: StagePlan | None = None
     manifest: StageManifest | None = None
-    parts: dict[int, PartManifest] = field(default_factory=dict)
+    parts: Parts = field(default_factory=Parts)
     inputs: Inputs = field(default_factory=Inputs)
     behind: list[State] = field(default_factory=list)
     seconds: float = 0.0
@@ -142,8 +143,7 @@ class Planner:
             return State(step, "done", plan=plan, manifest=manifest, inputs=inputs, seconds=manifest.seconds)
         parts = there.parts(step.spec, step.round, plan.fingerprint)
         why = [f"{len(parts)} of {len(plan.shards)} parts are done"]
-        seconds = sum(part.seconds for part in parts.values())
-        return State(step, "resume", why, plan, parts=parts, inputs=inputs, seconds=seconds)
+        return State(step, "resume", why, plan, parts=parts, inputs=inputs, seconds=parts.seconds)
 
     def _look(self, step: Step, found: dict[Step, State]) -> tuple[Inputs, list[State]]:
         """The files of every table the step reads, and the steps that must be brought up to date first."""
@@ -178,7 +178,7 @@ class Planner:
         manifest = self.rundir.stage(step.spec, step.round)
         if manifest is not None or plan is None:
             return manifest.seconds if manifest else 0.0
-        return sum(part.seconds for part in self.rundir.parts(step.spec, step.round, plan.fingerprint).values())
+        return self.rundir.parts(step.spec, step.round, plan.fingerprint).seconds
 
     def _ingredients(self, step: Step, inputs: Inputs) -> dict[str, Any]:
         return ingredients(

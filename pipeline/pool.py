@@ -115,7 +115,7 @@ class Pool:
             seat.holds = set(job.order.shards)
             for index in job.order.shards:
                 job.reports.started(index)
-        seat.member.send(replace(job.order, limits=dict(self._limits)))
+        seat.member.send(replace(job.order, shards={}, limits=dict(self._limits)))
 
     def _attend(self, job: _Job) -> None:
         while busy := [seat for seat in self._seats if seat.busy]:
@@ -156,7 +156,7 @@ class Pool:
                 if index is not None:
                     seat.holds.add(index)
                     job.reports.started(index)
-                seat.member.send(Assigned(index))
+                seat.member.send(Assigned(None if index is None else job.order.shards[index]))
             case Offered(part):
                 if part.index not in seat.holds:  # it was given to another meanwhile
                     withdraw(job.order.root, part)

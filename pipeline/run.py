@@ -21,6 +21,7 @@ from pipeline.executor_errors import ending
 from pipeline.lease import Lease, LeaseLost
 from pipeline.local_crew import local_executor
 from pipeline.models import Models
+from pipeline.parts import Parts
 from pipeline.plan import Planner, State, waits_for
 from pipeline.preflight import look_at_models, preflight
 from pipeline.report import refresh_report
@@ -197,7 +198,7 @@ class _Loop:
             return True
         if forced:
             self.rundir.mark_forced(spec, round_)
-            state.parts = {}
+            state.parts = Parts()
         assert state.plan is not None
         folder = self.rundir.state(spec, round_)
         files.remove([folder / "_stage.json"])  # its parts are about to change

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.account import account_line, totals
-from pipeline.commit import PreparedPart, commit, part_json, write_manifest
+from pipeline.commit import PreparedPart, commit, write_manifest
 from pipeline.console import Display, StageBar
 from pipeline.events import Events, Meter
 from pipeline.executor import Executor, Reports
@@ -18,12 +18,12 @@ from pipeline.fingerprint import content_of
 from pipeline.lease import Lease
 from pipeline.messages import Order
 from pipeline.models import Models
+from pipeline.parts import Parts
 from pipeline.plan import Inputs, Planner, State
 from pipeline.rundir import RunDir
-from schemas import files
 from schemas.config import RunConfig
 from schemas.errors import UserError
-from schemas.manifests import PartManifest, StageManifest, StagePlan, merge_tallies
+from schemas.manifests import StageManifest, StagePlan
 from stages.schedule import Step
 from stages.spec import StageSpec, config_value
 
@@ -54,13 +54,12 @@ class StageRunner:
 
     def run(self, step: Step, state: State, executor: Executor) -> None:
         """What is left of the step's parts, then its manifest. Raises as `Executor.run`; UserError when too many rows fail."""
-        plan, parts = state.plan, dict(state.parts)
+        plan, parts = state.plan, state.parts
         assert plan is not None
         failures = Failures(self.rundir, step.spec, step.round, self.config.execution.max_failed_fraction)
         for index in failures.worth_another_try(parts):
-            del parts[index]
-        there = self.rundir.state(step.spec, step.round).glob("part-*.json")
-        files.remove(set(there) - {part_json(self.rundir, step.spec, step.round, index) for index in parts})
+            parts.remove(self.rundir.part(step.spec, step.round, index))
+        self.rundir.forget_parts(step.spec, step.round, but=parts)
         pending = {s.index: s for s in plan.shards if s.index not in parts}
         models = self.models.of(step)
         order = Order(
@@ -109,14 +108,12 @@ class StageRunner:
             return None
         return repr((self.config.engine, self.config.text.max_length, sorted({m.digest for m in models.values()})))  # type: ignore[attr-defined]
 
-    def _reports(
-        self, step: Step, bar: StageBar, meter: Meter, parts: dict[int, PartManifest], failures: Failures
-    ) -> Reports:
+    def _reports(self, step: Step, bar: StageBar, meter: Meter, parts: Parts, failures: Failures) -> Reports:
         def offered(prepared: PreparedPart) -> None:
             self.lease.check()  # on disk: a driver that was frozen and wakes must not undo another's commit
             commit(self.rundir, step.spec, prepared)
             part = prepared.manifest
-            parts[part.index] = part
+            parts.add(part)
             self.events.add(
                 "part_done",
                 stage=step.spec.name,
@@ -158,25 +155,18 @@ class StageRunner:
             tick=tick,
         )
 
-    def _finish(
-        self, step: Step, fingerprint: str, parts: dict[int, PartManifest], models: dict[str, str]
-    ) -> StageManifest:
+    def _finish(self, step: Step, fingerprint: str, parts: Parts, models: dict[str, str]) -> StageManifest:
         """Write the stage's manifest: the driver's word that every part is in."""
-        ordered = [parts[index] for index in sorted(parts)]
-        records = [f for part in ordered for f in part.files]
-        stats: dict[str, float] = {}
-        for part in ordered:
-            for name, value in part.stats.items():
-                stats[name] = stats.get(name, 0.0) + value
+        records = [f for index in sorted(parts.files) for f in parts.files[index]]
         manifest = StageManifest(
             stage=step.spec.name,
             round=step.round,
             fingerprint=fingerprint,
             content=content_of(records),
             files=records,
-            tallies=merge_tallies(t for part in ordered for t in part.tallies),
-            stats=stats,
-            seconds=round(sum(part.seconds for part in ordered), 3),
+            tallies=parts.tallies(),
+            stats=parts.stats,
+            seconds=round(parts.seconds, 3),
             models=models,
         )
         self.lease.check()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from pipeline.parts import Parts
 from schemas import files
 from schemas.errors import UserError
 from schemas.manifests import MANIFEST_VERSION, FileRecord, PartManifest, StageManifest, StagePlan
@@ -120,16 +122,33 @@ class RunDir:
         """The stage's manifest as a run will find it: what is brought back first is already counted."""
         return self.foreseen.get((spec.name, round_)) or self.stage(spec, round_)
 
-    def parts(self, spec: StageSpec, round_: int, fingerprint: str) -> dict[int, PartManifest]:
-        """Committed parts whose files are there in full size, by index. Others are as if never made."""
-        found = {}
-        for path in sorted(self.state(spec, round_).glob("part-*.json")):
-            part = _load(path, PartManifest, torn_is_none=True)
-            if part is None or part.fingerprint != fingerprint:
+    def part_json(self, spec: StageSpec, round_: int, index: int) -> Path:
+        """The commit of a part: it exists if and only if this file does."""
+        return self.state(spec, round_) / _json_name(index)
+
+    def part(self, spec: StageSpec, round_: int, index: int) -> PartManifest:
+        """A committed part. Raises UserError if it cannot be read."""
+        path = self.part_json(spec, round_, index)
+        part = _load(path, PartManifest)
+        if part is None:
+            raise UserError("This manifest is gone", where=str(path), fix="Repeat the same command.")
+        return part
+
+    def parts(self, spec: StageSpec, round_: int, fingerprint: str) -> Parts:
+        """Committed parts whose files are there in full size. Others are as if never made."""
+        found, folder = Parts(), self.state(spec, round_)
+        for name in _part_jsons(folder):
+            part = _load(folder / name, PartManifest, torn_is_none=True)
+            if part is None or part.fingerprint != fingerprint or name != _json_name(part.index):
                 continue
             if self.are_there(spec, round_, part.files):
-                found[part.index] = part
+                found.add(part)
         return found
+
+    def forget_parts(self, spec: StageSpec, round_: int, but: Container[int]) -> None:
+        """Take back what is committed, except these parts."""
+        folder = self.state(spec, round_)
+        files.remove(folder / name for name in _part_jsons(folder) if _index_of(name) not in but)
 
     def are_there(self, spec: StageSpec, round_: int, records: Iterable[FileRecord]) -> bool:
         """Whether recorded files of a stage are there in full size."""
@@ -215,8 +234,24 @@ class KeptDir(RunDir):
 
     def are_there(self, spec: StageSpec, round_: int, records: Iterable[FileRecord]) -> bool:
         own = super().base(spec, round_).relative_to(self.root)
-        moved = (f.model_copy(update={"path": Path(f.path).relative_to(own).as_posix()}) for f in records)
+        moved = (replace(f, path=Path(f.path).relative_to(own).as_posix()) for f in records)
         return all(files.is_intact(self.entry, f, thorough=False) for f in moved)
+
+
+def _json_name(index: int) -> str:
+    return f"part-{index:05d}.json"
+
+
+def _index_of(name: str) -> int:
+    """The part that a file is the commit of, by its name; -1: of none."""
+    digits = name[len("part-") : -len(".json")]
+    return int(digits) if digits.isdecimal() and name == _json_name(int(digits)) else -1
+
+
+def _part_jsons(folder: Path) -> list[str]:
+    """Names, in the order of the parts."""
+    names = [n for n in os.listdir(folder) if n.startswith("part-") and n.endswith(".json")] if folder.is_dir() else []
+    return sorted(names, key=lambda name: (len(name), name))
 
 
 def _load(path: Path, model: type[_Manifest], *, torn_is_none: bool = False) -> _Manifest | None:

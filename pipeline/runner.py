@@ -6,7 +6,9 @@ import importlib
 import logging
 import time
 import traceback
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ from schemas.manifests import FileRecord, ShardRange
 from stages.contract import Account, Context, Part, Progress, Shard, ShardStage, Stopped, TableStage
 from stages.spec import StageSpec
 
-Take = Callable[[], int | None]
-"""The index of the next shard to compute; None when there is none left."""
+Take = Callable[[], ShardRange | None]
+"""The next shard to compute; None when there is none left."""
 Tell = Callable[[ToDriver], None]
 
 _PROGRESS_SECONDS = 0.2
@@ -125,11 +127,12 @@ def context_of(order: Order, progress: Progress, stop: Callable[[], bool], share
 
 def _run_shards(stage: ShardStage, order: Order, ctx: Context, take: Take, tell: Tell) -> None:
     source = order.inputs[order.spec.reads[0].rstrip("?")]
+    ends = list(accumulate(record.rows or 0 for record in source))
     begun = time.monotonic()
 
     def shards() -> Iterator[Shard]:
-        while (index := take()) is not None and not ctx.stop():
-            yield Shard(index, read_range(order.root, source, order.shards[index]))
+        while (shard := take()) is not None and not ctx.stop():
+            yield Shard(shard.index, read_range(order.root, source, ends, shard))
 
     def prepare(part: Part, seconds: float, limits: dict[str, int]) -> None:
         if missing := set(order.spec.writes) - set(part.tables):
@@ -176,18 +179,17 @@ def _builder(order: Order, index: int) -> PartBuilder:
     return PartBuilder(RunDir(order.root), order.spec, order.round, index, order.fingerprint, order.scratch)
 
 
-def read_range(root: Path, records: list[FileRecord], wanted: ShardRange) -> Any:
-    """Rows [start, stop) of a table given as its files in order; reads only the files they lie in."""
+def read_range(root: Path, records: list[FileRecord], ends: list[int], wanted: ShardRange) -> Any:
+    """Rows [start, stop) of a table given as its files in order and where each ends; reads only the files they lie in."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pieces, offset = [], 0
-    for file in records:
-        count = file.rows or 0
-        start, stop = max(wanted.start - offset, 0), min(wanted.stop - offset, count)
+    pieces = []
+    for n in range(bisect_right(ends, wanted.start), bisect_left(ends, wanted.stop) + 1):
+        offset = ends[n] - (records[n].rows or 0)
+        start, stop = max(wanted.start - offset, 0), min(wanted.stop, ends[n]) - offset
         if start < stop:
-            pieces.append(pq.read_table(root / file.path, partitioning=None).slice(start, stop - start))
-        offset += count
+            pieces.append(pq.read_table(root / records[n].path, partitioning=None).slice(start, stop - start))
     table = pa.concat_tables(pieces)
     if table.num_rows != wanted.stop - wanted.start:
         raise ValueError(f"shard {wanted.index}: {table.num_rows} rows instead of {wanted.stop - wanted.start}")

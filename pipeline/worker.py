@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.messages import Leave, Order, ToDriver, Want
 from pipeline.runner import carry_out
+from schemas.manifests import ShardRange
 from schemas.secrets import without_secrets
 from stages.text.visible import visible
 
@@ -32,11 +33,11 @@ class Line:
         with self._lock:
             self._connection.send(message)
 
-    def take(self) -> int | None:
-        """Ask for a shard: its index, or None."""
+    def take(self) -> ShardRange | None:
+        """Ask for a shard; None if there is none left."""
         self.tell(Want())
-        index: int | None = self._connection.recv().index
-        return index
+        shard: ShardRange | None = self._connection.recv().shard
+        return shard
 
     def order(self) -> Order | Leave:
         """The next order, waited for."""

@@ -28,8 +28,11 @@ PROMPT_ID = column("prompt_id", pa.string(), "content hash of language and messa
 GROUP = column("group_id", pa.string(), "translation group: the same task in every language")
 LANGUAGE = column("language", pa.string(), "language of the prompt, BCP 47")
 SPLIT = column("split", pa.string(), "train | dev | test | unseen")
-PAIR_ID = column("pair_id", pa.string(), "content hash of prompt, chosen and rejected")
+PAIR_ID = column(
+    "pair_id", pa.string(), "content hash of prompt, chosen and rejected, and of the criterion if there is one"
+)
 ROUND = column("round", pa.int32(), "self-rewarding round that made the row, from 0")
+CRITERION = column("criterion", pa.string(), "the criterion judged by (judge.criteria); null without criteria", True)
 PAIR_BODY = [
     column("prompt", MESSAGES, "messages ending in a user turn"),
     column("chosen", MESSAGES, "the preferred answer, one assistant message"),

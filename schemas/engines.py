@@ -1,7 +1,4 @@
-"""The inference engines: every fact about one, readable before its package is there.
-
-An engine is the module `stages.engines.<name>`, whose `load` gives a `stages.engines.base.Engine`.
-"""
+"""The inference engines: every fact about one, readable before its package is there."""
 
 from __future__ import annotations
 
@@ -10,12 +7,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 EngineName = Literal["vllm", "transformers", "openai"]
+Task = Literal["text", "reward", "loglik"]
+"""What is asked of a model: to go on with a text (or its next token's probabilities), the rewards of a conversation by a
+sequence classifier, or the log-likelihood of a given answer."""
 
 
 @dataclass(frozen=True)
 class EngineFacts:
     """All that is true of an engine; nothing elsewhere asks for its name.
 
+    loads: task -> MODULE:FUNCTION in stages.engines, a `stages.engines.base.Load`; a task that is not there it cannot do.
     packages: what it imports. missing, fix: what to say when one of them is not there (empty: the usual words).
     requires: keys of `engine` that must be given.
     has_weights: loads any model of the run itself; False: a server holds one model, and not one that the run trains.
@@ -25,6 +26,7 @@ class EngineFacts:
     own_process: runs in a process of its own, which is restarted when it dies.
     """
 
+    loads: Mapping[Task, str]
     packages: tuple[str, ...]
     missing: str = ""
     fix: str = 'Install them: pip install -e ".[cpu]" or ".[cuda]".'
@@ -38,6 +40,7 @@ class EngineFacts:
 
 ENGINES: Mapping[EngineName, EngineFacts] = {
     "vllm": EngineFacts(
+        loads={"text": "vllm:load", "reward": "vllm_reward:load", "loglik": "vllm:load"},
         packages=("vllm",),
         missing="vLLM is not installed",
         fix='Install it (pip install -e ".[cuda]", or make with PLATFORM=cpu), or set engine.kind: transformers.',
@@ -45,6 +48,16 @@ ENGINES: Mapping[EngineName, EngineFacts] = {
         reserves=True,
         own_process=True,
     ),
-    "transformers": EngineFacts(packages=("torch", "transformers"), deterministic=True),
-    "openai": EngineFacts(packages=("openai", "transformers"), requires=("base_url",), has_weights=False),
+    "transformers": EngineFacts(
+        loads={
+            "text": "transformers:load",
+            "reward": "transformers_scores:load_reward",
+            "loglik": "transformers_scores:load_loglik",
+        },
+        packages=("torch", "transformers"),
+        deterministic=True,
+    ),
+    "openai": EngineFacts(
+        loads={"text": "openai:load"}, packages=("openai", "transformers"), requires=("base_url",), has_weights=False
+    ),
 }

@@ -7,23 +7,29 @@ from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, model_validator
+from pydantic.dataclasses import dataclass
 
 MANIFEST_VERSION = 1
-SCHEMA_VERSION = 2  # of the tables: bumped when a column changes, so that old rows are never mixed with new ones
+SCHEMA_VERSION = 3  # of the tables: bumped when a column changes, so that old rows are never mixed with new ones
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class FileRecord(_Frozen):
-    """A published file: path relative to the run directory, rows (None if no table), bytes, SHA-256."""
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class FileRecord:
+    """A published file: path relative to the run directory, bytes, SHA-256, rows (None if no table). No model: there are
+    hundreds of thousands of them, and of shards."""
 
     path: str
-    table: str | None = None
-    rows: int | None = None
     bytes: int
     sha256: str
+    table: str | None = None
+    rows: int | None = None
 
 
 class Tally(_Frozen):
@@ -71,7 +77,8 @@ def merge_tallies(tallies: Iterable[Tally]) -> list[Tally]:
     return merged
 
 
-class ShardRange(_Frozen):
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class ShardRange:
     """Rows [start, stop) of the stage's input table."""
 
     index: int
@@ -119,5 +126,5 @@ class StageManifest(_Frozen):
     models: dict[str, str] = {}
 
     def table_files(self, table: str) -> list[FileRecord]:
-        """Files of one table, in part order."""
-        return sorted((f for f in self.files if f.table == table), key=lambda f: f.path)
+        """Files of one table, in part order, also where numbers have more digits than names are filled to."""
+        return sorted((f for f in self.files if f.table == table), key=lambda f: (len(f.path), f.path))

@@ -51,8 +51,10 @@ REASONS: dict[str, Reason] = {
     "prompt_too_long": Reason("generate, evaluate: prompt", "prompt and `sampling.max_tokens` exceed `text.max_length`, or in generate the model's context", "`text.max_length`, `generate.sampling.max_tokens`, `evaluate.sampling.max_tokens`"),
     "held_out_frozen": Reason("generate: prompt", "held out: rounds after the first answer the train split only", "nothing"),
     # judge
-    "too_long_for_judge": Reason("judge: candidate; evaluate: comparison", "rubric, prompt and answer (both answers) exceed the judge's context: `text.max_length` + 2048 tokens, at most what the model was made for", "`text.max_length`, `generate.sampling.max_tokens`, `judge.sampling.max_tokens` (additive), `model.judge`"),
-    "low_mass": Reason("judge: candidate", "the judge's probability on the scores 0 to 5 is less than `judge.min_mass`", "`judge.min_mass`, `judge.rubric`, `model.judge`, `judge.method: additive`"),
+    "too_long_for_judge": Reason("judge: candidate; evaluate: comparison", "what the judge reads (rubric, prompt and answer, or both answers) exceeds its context: `text.max_length` + 2048 tokens, at most what the model was made for; or `judge.max_length`", "`text.max_length`, `generate.sampling.max_tokens`, `judge.sampling.max_tokens` (additive), `judge.max_length`, `model.judge`"),
+    "low_mass": Reason("judge: candidate", "the judge's probability on its possible replies (the scores 0 to 5, or A and B) is less than `judge.min_mass`", "`judge.min_mass`, `judge.rubric`, `model.judge`, `judge.method: additive`"),
+    "no_opponent": Reason("judge: candidate", "judge.method pairwise: there is no other candidate of its prompt to compare it with", "`generate.candidates`"),
+    "no_english_prompt": Reason("judge: candidate", "judge.cross_lingual: its translation group has no prompt in English", "`prompts.sources` (group_id), `judge.cross_lingual`"),
     "unparseable": Reason("judge: candidate", "judge.method additive: not one vote ends in a score", "`judge.sampling.max_tokens`, `judge.votes`, `model.judge`, `judge.method: expected_score`"),
     # pairs
     "truncated": Reason("pairs: candidate", "the answer was cut at max_tokens", "`generate.sampling.max_tokens`, `pairs.drop_truncated`"),
@@ -63,6 +65,7 @@ REASONS: dict[str, Reason] = {
     "rated_below": Reason("pairs: row", "the data rates chosen below rejected", "the data, or `fields.chosen_score`, `fields.rejected_score`: leave them out to ignore the ratings"),
     "identical": Reason("pairs: prompt, row; evaluate: row; aggregate, gradients: pair", "the answers are the same text, or the same tokens", "`generate.sampling.temperature`, `generate.candidates`; own pairs: the data"),
     "tie": Reason("pairs: prompt, row", "best and worst answer (own pairs: chosen and rejected) score the same, or differ by less than `pairs.min_margin`", "`pairs.min_margin`, `generate.candidates`, `judge.votes` (additive)"),
+    "disagreement": Reason("pairs: prompt", "judge.combine agree: not every judge of the panel prefers chosen", "`judge.combine: mean`, the judges of `judge.panel`"),
     "prompt_missing": Reason("pairs: prompt", "its candidates are there, but it is not in the prompts table", "the tables: prompts and candidates must belong together", failed=True),
     # gradients
     "non_finite_gradient": Reason("aggregate, gradients: pair", "the backward pass gave values that are not finite, or too large to store", "`model.dtype: float32`, or the model", failed=True),

@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from schemas.columns import (
     COSINES,
+    CRITERION,
     GROUP,
     LANGUAGE,
     MESSAGES,
@@ -27,6 +28,7 @@ _CURATED = [
     GROUP,
     LANGUAGE,
     *PAIR_BODY,
+    CRITERION,
     column("chosen_score", pa.float64(), "judge score of chosen", nullable=True),
     column("rejected_score", pa.float64(), "judge score of rejected", nullable=True),
     column("conflict_score", pa.float64(), "score the selection used", nullable=True),
@@ -87,11 +89,24 @@ TABLES: dict[str, Table] = {
                     column("candidate_id", pa.string(), "candidate judged"),
                     column("prompt_id", pa.string(), "prompt it answers"),
                     LANGUAGE,
-                    column("method", pa.string(), "expected_score | additive"),
+                    column("method", pa.string(), "judge.method"),
                     column("judge_model", pa.string(), "name of the judge"),
                     column("vote", pa.int32(), "0 .. votes-1"),
-                    column("score", pa.float64(), "0 to 5; null if the vote could not be parsed", True),
-                    column("mass", pa.float64(), "probability on score tokens; null for additive", True),
+                    column("score", pa.float64(), "on the method's scale (docs/judges.md); null if not parsed", True),
+                    column(
+                        "mass",
+                        pa.float64(),
+                        "probability on the judge's possible replies; null where it has none",
+                        True,
+                    ),
+                    column(
+                        "consistency",
+                        pa.float64(),
+                        "pairwise: share of its comparisons that come out alike in both orders; null where none was asked",
+                        True,
+                    ),
+                    CRITERION,
+                    column("judge", pa.string(), "the judge's name in judge.panel; null without one", True),
                 ]
             ),
         ),
@@ -112,6 +127,7 @@ TABLES: dict[str, Table] = {
                     column("chosen_candidate_id", pa.string(), "null for imported pairs", True),
                     column("rejected_candidate_id", pa.string(), "null for imported pairs", True),
                     column("source", pa.string(), "self-rewarding, or the imported dataset"),
+                    CRITERION,
                 ]
             ),
         ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from schemas.config import RunConfig
 from schemas.config.loggers import LOGGERS
 from schemas.config.trainer import TrainerConfig
@@ -23,6 +25,16 @@ def engine(config: RunConfig) -> Needs:
     """The inference engine of the config."""
     facts = config.engine.facts
     return Needs(facts.packages, facts.fix, facts.missing, f"engine.kind: {config.engine.kind}")
+
+
+def judges(config: RunConfig) -> Needs:
+    """The engines of all judges; the words are those of the first that lacks something."""
+    engines = {judge.where: config.judge_engine(judge) for judge in config.judge.judges}
+    wanted = [
+        Needs(e.facts.packages, e.facts.fix, e.facts.missing, f"engine.kind: {e.kind} ({where})")
+        for where, e in engines.items()
+    ]
+    return next((need for need in wanted if not all(map(find_spec, need.packages))), wanted[0])
 
 
 def surgery_solvers(config: RunConfig) -> Needs:

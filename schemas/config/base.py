@@ -103,17 +103,18 @@ def semantic_values(section: BaseModel) -> dict[str, Any]:
     for name, field in type(section).model_fields.items():
         if is_execution(field):
             continue
-        values[name] = _jsonable(getattr(section, name))
+        values[name] = jsonable(getattr(section, name))
     return values
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """A value of a config as JSON; of sections the semantic fields."""
     if isinstance(value, BaseModel):
         return semantic_values(value)
     if isinstance(value, dict):
-        return {str(k): _jsonable(v) for k, v in value.items()}
+        return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_jsonable(v) for v in value]
+        return [jsonable(v) for v in value]
     if isinstance(value, (str, int, float, bool)) or value is None:
         return value
     return str(value)

@@ -6,50 +6,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.config.base import FilePath, Section, execution, other_than, semantic
+from schemas.config.base import Section, execution, other_than, semantic
+from schemas.config.judging import GENERATED
 from schemas.config.model import Sampling
 from schemas.config.sources import PairSource
-
-_GENERATED: dict[str, Any] = {"pairs.sources": []}
-"""Imported pairs are neither generated nor judged."""
-_ADDITIVE = {"judge.method": "additive"} | _GENERATED
 
 
 class GenerateConfig(Section):
     """Generate stage."""
 
-    candidates: int = semantic(4, "answers per prompt", used_when=_GENERATED, ge=2, le=4096)
-    sampling: Sampling = semantic(Sampling(), "sampling parameters", used_when=_GENERATED)
+    candidates: int = semantic(4, "answers per prompt", used_when=GENERATED, ge=2, le=4096)
+    sampling: Sampling = semantic(Sampling(), "sampling parameters", used_when=GENERATED)
     shard_size: int = semantic(
-        256, "prompts per shard: the unit of commit and of repeated work after a crash", used_when=_GENERATED, ge=1
+        256, "prompts per shard: the unit of commit and of repeated work after a crash", used_when=GENERATED, ge=1
     )
     prefix_caching: bool = execution(
         True, "vllm: compute a shared prompt prefix once", used_when={"engine.kind": "vllm"}
     )
-
-
-class JudgeConfig(Section):
-    """Judge stage (docs/methods.md section 1)."""
-
-    method: Literal["expected_score", "additive"] = semantic(
-        "expected_score", "how an answer is scored, 0 to 5", used_when=_GENERATED
-    )
-    votes: int = semantic(1, "additive: reasoned votes per answer", used_when=_ADDITIVE, ge=1, le=4096)
-    min_mass: float = semantic(
-        0.5,
-        "expected_score: least probability on the score tokens",
-        used_when={"judge.method": "expected_score"} | _GENERATED,
-        ge=0,
-        le=1,
-    )
-    rubric: FilePath = semantic(
-        "package:rubrics/{language}.yaml", "rubric files; a missing language falls back to en, said aloud"
-    )
-    thoughts: bool = semantic(False, "show the judge the thought before an answer too", used_when=_GENERATED)
-    sampling: Sampling = semantic(
-        Sampling(temperature=0.7, max_tokens=256), "additive: sampling of the reasoning", used_when=_ADDITIVE
-    )
-    shard_size: int = semantic(1024, "candidates per shard", used_when=_GENERATED, ge=1)
 
 
 class PairsConfig(Section):
@@ -59,12 +32,32 @@ class PairsConfig(Section):
     min_margin: float = semantic(
         0.1, "best minus worst mean score, imported pairs: chosen minus rejected score; less is a tie", ge=0
     )
+    margin_in: Literal["score", "sd"] = semantic(
+        "score",
+        "what min_margin counts: points of the judge's scale, or standard deviations of a language's scores",
+        used_when=GENERATED,
+    )
+    strategy: Literal["best_worst", "best_random", "sigma", "all"] = semantic(
+        "best_worst",
+        "which answers of a prompt make a pair: best and worst; best and any worse one; those closest to mean + and - sigmas sd; or"
+        " all pairs with min_margin",
+        used_when=GENERATED,
+    )
+    sigmas: float = semantic(
+        2.0,
+        "sigma: standard deviations of the prompt's scores from their mean",
+        used_when={".strategy": "sigma"} | GENERATED,
+        gt=0,
+    )
+    cap: int = semantic(
+        4, "all: most pairs of a prompt, the widest first", used_when={".strategy": "all"} | GENERATED, ge=1
+    )
     length_control: bool = semantic(
         False,
         "subtract a fitted per-token cost so that chosen and rejected are equally long on average",
-        used_when=_GENERATED,
+        used_when={".strategy": "best_worst"} | GENERATED,
     )
-    drop_truncated: bool = semantic(True, "answers cut by max_tokens leave first", used_when=_GENERATED)
+    drop_truncated: bool = semantic(True, "answers cut by max_tokens leave first", used_when=GENERATED)
     on_empty_language: Literal["skip", "fail"] = semantic(
         "fail", "a seen language without a single training prompt or pair: stop, or go on without it"
     )

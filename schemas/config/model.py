@@ -57,31 +57,31 @@ class EngineConfig(Section):
     base_url: str | None = semantic(
         None,
         "openai: server, for example http://localhost:8000/v1; $VARIABLES are taken from the environment",
-        used_when={"engine.kind": "openai"},
+        used_when={".kind": "openai"},
     )
     served_model: str | None = semantic(
-        None, "openai: model name on the server; default: model.policy", used_when={"engine.kind": "openai"}
+        None, "openai: model name on the server; default: model.policy", used_when={".kind": "openai"}
     )
     api_key_env: str = execution(
-        "OPENAI_API_KEY", "openai: environment variable that holds the key", used_when={"engine.kind": "openai"}
+        "OPENAI_API_KEY", "openai: environment variable that holds the key", used_when={".kind": "openai"}
     )
-    concurrency: int = execution(32, "openai: requests in flight", ge=1, le=4096, used_when={"engine.kind": "openai"})
+    concurrency: int = execution(32, "openai: requests in flight", ge=1, le=4096, used_when={".kind": "openai"})
     batch_size: int = semantic(
-        8, "transformers: rows per batch (fixed inside a shard)", ge=1, used_when={"engine.kind": "transformers"}
+        8, "transformers: rows per batch (fixed inside a shard)", ge=1, used_when={".kind": "transformers"}
     )
     enforce_eager: bool = execution(
-        False, "vllm: no CUDA graphs or compilation: starts faster, runs slower", used_when={"engine.kind": "vllm"}
+        False, "vllm: no CUDA graphs or compilation: starts faster, runs slower", used_when={".kind": "vllm"}
     )
     gpu_memory_utilization: float = execution(
-        0.9, "vllm on CUDA: share of GPU memory", gt=0, le=1, used_when={"engine.kind": "vllm"}
+        0.9, "vllm on CUDA: share of GPU memory", gt=0, le=1, used_when={".kind": "vllm"}
     )
     cpu_kv_cache_gib: int = execution(
-        2, "vllm on CPU: size of the KV cache", ge=1, le=1 << 16, used_when={"engine.kind": "vllm"}
+        2, "vllm on CPU: size of the KV cache", ge=1, le=1 << 16, used_when={".kind": "vllm"}
     )
     max_num_seqs: int = execution(
-        256, "vllm: sequences decoded together", ge=1, le=1 << 16, used_when={"engine.kind": "vllm"}
+        256, "vllm: sequences decoded together", ge=1, le=1 << 16, used_when={".kind": "vllm"}
     )
-    tensor_parallel: int = execution(1, "vllm: GPUs per worker", ge=1, le=1024, used_when={"engine.kind": "vllm"})
+    tensor_parallel: int = execution(1, "vllm: GPUs per worker", ge=1, le=1024, used_when={".kind": "vllm"})
 
     @field_validator("base_url")
     @classmethod

@@ -14,10 +14,10 @@ from schemas.config.curation import (
     ConflictConfig,
     GenerateConfig,
     GradientsConfig,
-    JudgeConfig,
     PairsConfig,
     SelectConfig,
 )
+from schemas.config.judging import Judge, JudgeConfig
 from schemas.config.loss import LossConfig
 from schemas.config.model import EngineConfig, ModelConfig, TextConfig
 from schemas.config.sft import SftConfig
@@ -117,6 +117,8 @@ class RunConfig(Section):
         self._conflict()
         for key in unused(self):
             raise ValueError(str(key))
+        self._judges()
+        self._objectives()
         self._sides()
         self._models()
         if self.gradients.sketch.method == "one_sided":
@@ -139,6 +141,64 @@ class RunConfig(Section):
         if conflict.target != "train" and self.rounds > 1:
             raise ValueError(
                 f"conflict.target: {conflict.target} needs rounds: 1: held-out pairs are made in round 0, with its model"
+            )
+
+    def _objectives(self) -> None:
+        """Objectives named after a criterion are the criteria of the judge."""
+        criteria = self.judge.criteria
+        for objective in self.train.orthalign.objectives:
+            if objective.criterion is not None and objective.criterion not in criteria:
+                known = ", ".join(criteria) or "none"
+                raise ValueError(
+                    f"train.orthalign.objectives: {objective.name} is no criterion of judge.criteria ({known}): name one of"
+                    " them, or write the objective as {name: …, where: …}"
+                )
+
+    def judge_engine(self, judge: Judge) -> EngineConfig:
+        """The engine a judge runs on."""
+        return judge.settings.engine or self.engine
+
+    @property
+    def judge_gpus(self) -> int:
+        """GPUs that a worker of the judge stage sees."""
+        return max(self.judge_engine(judge).tensor_parallel for judge in self.judge.judges)
+
+    def _judges(self) -> None:
+        """Judges and the engines they run on."""
+        shares: dict[str, float] = {}
+        for judge in self.judge.judges if not self.imported else []:
+            facts, engine = judge.settings.facts, self.judge_engine(judge)
+            if facts.own_model and not (judge.model or self.model.judge):
+                raise ValueError(
+                    f"{judge.where}.method: {judge.settings.method} needs a judge of its own: set model.judge"
+                )
+            if facts.task not in engine.facts.loads:
+                able = " or ".join(name for name, other in ENGINES.items() if facts.task in other.loads)
+                raise ValueError(
+                    f"{judge.where}.method: {judge.settings.method} cannot be run by engine.kind: {engine.kind}: give the judge an"
+                    f" engine of its own, {judge.where}.engine with kind {able}"
+                )
+            if self.execution.deterministic and not engine.facts.deterministic:
+                raise ValueError(
+                    f"execution.deterministic (reference mode) and {judge.where}.engine.kind: {engine.kind} contradict each other"
+                )
+            if judge.settings.cross_lingual and not any(
+                code.split("-")[0] == "en" for code in [*self.languages.seen, *self.languages.unseen]
+            ):
+                raise ValueError(
+                    f"{judge.where}.cross_lingual reads answers after the English prompt of their translation group, and en is"
+                    " none of the run's languages"
+                )
+            if engine.facts.reserves:
+                name = judge.model or self.model.judge or ""
+                shares[f"{facts.task} {name} {engine!r}"] = engine.gpu_memory_utilization
+                if facts.reference:
+                    shares[f"{facts.task} {judge.settings.reference} {engine!r}"] = engine.gpu_memory_utilization
+        if len(shares) > 1 and sum(shares.values()) > 1:
+            raise ValueError(
+                f"the judges need {len(shares)} engines at once, and their gpu_memory_utilization adds up to"
+                f" {sum(shares.values()):g}: give them engines of their own (judge.engine, judge.criteria.NAME.engine) whose shares"
+                " add up to at most 1, or engine.kind: transformers"
             )
 
     def _models(self) -> None:

@@ -70,10 +70,20 @@ class MergeConfig(Section):
 
 
 class Objective(Section):
-    """One objective of a sequence: the curated pairs it trains on."""
+    """One objective of a sequence: the curated pairs it trains on. The name of a criterion alone stands for its pairs."""
 
     name: str = semantic(description="what figures call it", min_length=1)
     where: str = semantic(description="SQL condition over the columns of pairs, as in inspect --where", min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _criterion(cls, value: Any) -> Any:
+        return {"name": value, "where": f"criterion = '{value}'"} if isinstance(value, str) else value
+
+    @property
+    def criterion(self) -> str | None:
+        """The criterion it was written as."""
+        return self.name if self.where == f"criterion = '{self.name}'" else None
 
     @field_validator("where")
     @classmethod
@@ -95,7 +105,10 @@ class Objective(Section):
 class OrthAlignConfig(Section):
     """Objectives one after another, each kept out of the subspaces the earlier ones used (arXiv 2509.24610)."""
 
-    objectives: list[Objective] = semantic([], "in the order they are trained; empty: one objective, all pairs")
+    objectives: list[Objective] = semantic(
+        [],
+        "in the order they are trained, each {name, where} or the name of a criterion; empty: one objective, all pairs",
+    )
     side: Literal["left", "right", "both"] = semantic("left", "directions kept free: of outputs, inputs, or both")
     energy: float = semantic(
         0.95,

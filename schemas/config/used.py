@@ -53,10 +53,10 @@ def _unused(
         refused = next(filter(None, (_refusal(root, key, one_of) for one_of in conditions)), None)
         if refused is not None and value != standard:
             yield refused
-        elif isinstance(value, list):
-            for index, item in enumerate(value):
+        elif isinstance(value, (list, dict)):
+            for place, item in value.items() if isinstance(value, dict) else enumerate(value):
                 if isinstance(item, BaseModel):
-                    yield from _unused(root, item, None, f"{key}.{index}", conditions)
+                    yield from _unused(root, item, None, f"{key}.{place}", conditions)
 
 
 def _refusal(root: BaseModel, key: str, one_of: Conditions) -> Unused | None:
@@ -80,7 +80,10 @@ def _absolute(key: str, at: str) -> str:
 
 def _value(root: Any, path: str) -> Any:
     for step in path.split("."):
-        root = root[int(step)] if isinstance(root, list) else getattr(root, step)
+        if isinstance(root, list):
+            root = root[int(step)]
+        else:
+            root = root[step] if isinstance(root, dict) else getattr(root, step)
     return root
 
 
@@ -97,9 +100,9 @@ def _owner(path: str, wanted: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """As in YAML; a list of sections by its length."""
-    if isinstance(value, list):
-        return f"{len(value)} entries" if value else "[]"
+    """As in YAML; a list or mapping of sections by its length."""
+    if isinstance(value, (list, dict)):
+        return f"{len(value)} entries" if value else str(value)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from schemas.tables import TABLES
 from stages.checks.examples import prompts
 from stages.checks.finding import Finding
 from stages.contract import Context, ModelRef, Part, Shard
-from stages.engines import shared_engine
+from stages.engines import close_engines, shared_engine
 from stages.generate.stage import Generate
 from stages.judge.stage import Judge
 from stages.models.device import device_of
@@ -42,8 +42,8 @@ class Notes:
         self.said.append(message)
 
 
-def sample_findings(policy: ModelRef, judge: ModelRef, config: RunConfig, folder: Path) -> Iterator[Finding]:
-    """Load the engine, answer a few prompts, judge the answers. folder: for the sample's tables.
+def sample_findings(models: Mapping[str, ModelRef], config: RunConfig, folder: Path) -> Iterator[Finding]:
+    """Load the engine, answer a few prompts, judge the answers. models: by role. folder: for the sample's tables.
 
     Answers are cut at 32 tokens; times are then those of full length, so an upper bound for models that stop earlier.
     """
@@ -51,7 +51,7 @@ def sample_findings(policy: ModelRef, judge: ModelRef, config: RunConfig, folder
     sampling = config.generate.sampling.model_copy(update={"max_tokens": min(longest, _TOKENS)})
     generate = config.generate.model_copy(update={"sampling": sampling, "candidates": 2})
     notes = Notes([])
-    ctx = Context(config.model_copy(update={"generate": generate}), 0, {}, {"policy": policy, "judge": judge}, notes)
+    ctx = Context(config.model_copy(update={"generate": generate}), 0, {}, dict(models), notes)
     rows = _rows(config)
     path = folder / "prompts.parquet"
     pq.write_table(rows, path)
@@ -64,11 +64,12 @@ def sample_findings(policy: ModelRef, judge: ModelRef, config: RunConfig, folder
         candidates = part.tables["candidates"]
         yield _outcome("generate", part, rows.num_rows, seconds, loading, candidates.num_rows, longest)
         if candidates.num_rows:
+            pq.write_table(candidates, folder / "candidates.parquet")
+            ctx.inputs = {"prompts": [path], "candidates": [folder / "candidates.parquet"]}
             (judged,), seconds = _timed(Judge().run(ctx, iter([Shard(0, candidates)])))
             yield _outcome("judge", judged, candidates.num_rows, seconds, 0.0, candidates.num_rows, 0)
     finally:
-        if "engine" in ctx.shared:
-            ctx.shared["engine"].close()
+        close_engines(ctx)
     for note in notes.said:
         yield Finding("engine", "warning", note, "It was dealt with, and will be again in the run.")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from schemas import errors
@@ -25,6 +26,8 @@ JUDGE_ROOM = 2048
 class Request:
     """One prompt to continue, or, with score_tokens, one position whose next-token log-probabilities are wanted.
 
+    An engine of another task (`schemas.engines.Task`) takes a whole conversation to be rewarded, or a prompt and target_ids, the
+    answer whose log-likelihood is wanted; neither samples. engine: which of several, see `Fleet`.
     id: unique among the requests in flight. seed: 63 bits, the only source of randomness of this request.
     score_tokens: token ids; nothing is generated then. group: requests of different groups (shards) never share
     a batch in engines with fixed batches, so that a shard's result does not depend on its neighbours.
@@ -36,6 +39,18 @@ class Request:
     seed: int
     score_tokens: tuple[int, ...] = ()
     group: int = 0
+    target_ids: tuple[int, ...] = ()
+    engine: int = 0
+
+    @property
+    def room(self) -> int:
+        """Tokens of the context beyond the prompt."""
+        return len(self.target_ids) or (1 if self.score_tokens else self.sampling.max_tokens)
+
+    @property
+    def read_tokens(self) -> int:
+        """Tokens that are read and not generated, where that is the work."""
+        return len(self.prompt_ids) + len(self.target_ids) if self.score_tokens or self.target_ids else 0
 
 
 @dataclass(frozen=True)
@@ -45,7 +60,7 @@ class Completion:
     text: without control tokens and stop strings. token_ids: None if the server does not say.
     n_tokens: generated, end of turn included. finish_reason: stop | length, or error (then `error` says why).
     score_logprobs: token id -> natural log of its next-token probability at temperature 1; ids a server
-    did not report are absent.
+    did not report are absent. values: reward: a value per head; loglik: the sum over the target's tokens in nats.
     """
 
     id: str
@@ -55,13 +70,15 @@ class Completion:
     finish_reason: str
     score_logprobs: dict[int, float] = field(default_factory=dict)
     error: str = ""
+    values: tuple[float, ...] = ()
 
 
 class Engine(ABC):
-    """A loaded model. context_length: most tokens of prompt and answer together."""
+    """A loaded model. context_length: most tokens of prompt and answer together. labels: of a classifier's heads."""
 
     renderer: Renderer
     context_length: int
+    labels: tuple[str, ...] = ()
 
     @abstractmethod
     def stream(self, requests: Iterator[Request]) -> Iterator[Completion]:
@@ -88,6 +105,28 @@ Load = Callable[[ModelRef, RunConfig, Context | None], Engine]
 UserError when the model cannot be loaded."""
 
 
+class Fleet(Engine):
+    """Several engines as one: each request goes to the engine that its `engine` names. What is asked of a group (shard) is asked
+    of one engine after the other, so that batches do not depend on other groups. renderer: the first engine's."""
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self.engines = engines
+        self.renderer = engines[0].renderer
+        self.context_length = min(engine.context_length for engine in engines)
+
+    def stream(self, requests: Iterator[Request]) -> Iterator[Completion]:
+        """See `Engine.stream`."""
+        for _, group in groupby(requests, key=lambda request: request.group):
+            asked = list(group)
+            for number, engine in enumerate(self.engines):
+                yield from engine.stream(request for request in asked if request.engine == number)
+
+    def close(self) -> None:
+        """Close all."""
+        for engine in self.engines:
+            engine.close()
+
+
 def context_length(hf_config: Any, config: RunConfig) -> int:
     """Tokens an engine is set up for: what the run needs, at most what the model was made for."""
     wanted = config.text.max_length + JUDGE_ROOM
@@ -111,8 +150,8 @@ def not_finite(name: str, dtype: str) -> UserError:
 
 def refused_by_length(request: Request, context_length: int) -> Completion | None:
     """The error completion of a request that does not fit the context; None if it fits."""
-    room = 1 if request.score_tokens else request.sampling.max_tokens
+    room = request.room
     if len(request.prompt_ids) + room <= context_length:
         return None
-    error = f"{len(request.prompt_ids)} prompt tokens and {room} to generate exceed the context of {context_length}"
+    error = f"{len(request.prompt_ids)} prompt tokens and {room} more exceed the context of {context_length}"
     return Completion(request.id, "", [], 0, "error", error=error)

@@ -62,7 +62,7 @@ def main(connection: Connection, load: Load, model: ModelRef, config: RunConfig)
     try:
         engine = load(model, config, None)
         assert isinstance(engine, StreamingEngine), "an engine with own_process takes None among its requests"
-        connection.send((engine.context_length, 3 * config.engine.max_num_seqs))
+        connection.send((engine.context_length, 3 * config.engine.max_num_seqs, engine.labels))
         messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=_read, args=(connection, messages), daemon=True).start()
         try:

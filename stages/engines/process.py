@@ -148,7 +148,7 @@ class ProcessEngine(Engine):
             self._child = start_child(main, (self._load, self._model, config), "congrad-engine")
             self._loading = True
             try:
-                self.context_length, self._room = self._receive()
+                self.context_length, self._room, self.labels = self._receive()
                 self._loading = False
             except EngineDied as death:
                 self._kill()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from stages.contract import Part, Progress, Shard
 from stages.engines.base import Completion, Engine, Request
@@ -17,13 +17,15 @@ Results = dict[str, list[Completion]]
 class OpenShard:
     """A shard that was turned into requests.
 
-    requests: row id -> its requests. settled: rows that need none. finish: row id -> completions in the order of
-    its requests, to the part.
+    requests: row id -> its requests; a row of the shard, or whatever its requests are about. settled: rows of the shard that need
+    none. finish: row id -> completions in the order of its requests, to the part. counts: row id -> rows of the shard that are done
+    with it; default: 1.
     """
 
     requests: dict[str, list[Request]]
     settled: int
     finish: Callable[[Results], Part]
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 class _Pending:
@@ -70,14 +72,16 @@ def run_shards(
                 ready.append(pending)
             for row, row_requests in opened.requests.items():
                 for request in row_requests:
-                    home[request.id] = pending, row, len(request.prompt_ids) if request.score_tokens else 0
+                    home[request.id] = pending, row, request.read_tokens
                     yield request
 
     for completion in engine.stream(requests()):
         pending, row, read = home.pop(completion.id)
         tokens += read + completion.n_tokens
         if pending.add(row, completion):
-            progress.advance(1, tokens_per_s=tokens / max(time.monotonic() - begun, 1e-9))
+            progress.advance(
+                pending.shard.counts.get(row, 1), tokens_per_s=tokens / max(time.monotonic() - begun, 1e-9)
+            )
         if not pending.missing:
             ready.append(pending)
         while ready:

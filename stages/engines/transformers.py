@@ -1,42 +1,32 @@
 """The transformers engine: for platforms without vLLM, for fast tests, and for bit-for-bit reproducible runs.
 
-Batches are filled in order of arrival and never mix groups (shards) or generating with scoring, so a shard's result is
-a function of that shard. Suffixes: B rows, T tokens, V vocabulary.
+Suffixes: B rows, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby, islice
 from typing import Any
 
 import torch
 from transformers import LogitsProcessor, StoppingCriteria
 
 from schemas.config import RunConfig
-from schemas.errors import UserError
 from stages.contract import Context, ModelRef
-from stages.engines.base import Completion, Engine, Request, context_length, not_finite, refused_by_length
+from stages.engines.base import Completion, Request, context_length, not_finite
+from stages.engines.batches import BatchEngine
 from stages.engines.sampling import RowSampler
-from stages.models.device import device_of, dtype_of, is_out_of_memory
+from stages.models.device import device_of, dtype_of
 from stages.models.load import free_memory, load_text_model, settle_threads
 from stages.text.render import Renderer, load_renderer
 
-_BATCH = "engine.batch_size"
 
-
-class TransformersEngine(Engine):
-    """`generate` of transformers with our own seeded sampling; see `stages.engines.base.Engine`.
-
-    A batch that does not fit in memory is halved, and the smaller size kept (ctx: for the rest of the run); in
-    reference mode, where the batch decides the last bits, UserError is raised instead. A request that does not fit
-    alone gives a completion with finish_reason error.
-    """
+class TransformersEngine(BatchEngine):
+    """`generate` of transformers with our own seeded sampling; see `stages.engines.base.Engine`."""
 
     def __init__(self, model: ModelRef, config: RunConfig, renderer: Renderer, ctx: Context | None = None) -> None:
+        super().__init__(config, ctx)
         self.renderer = renderer
-        self._ctx, self._fixed = ctx, config.execution.deterministic
-        self._batch_size = ctx.limited(_BATCH, config.engine.batch_size) if ctx else config.engine.batch_size
         self._name, self._dtype = model.name, config.model.dtype
         self._device = device_of(config)
         settle_threads(config)
@@ -48,51 +38,13 @@ class TransformersEngine(Engine):
         pad = renderer.tokenizer.pad_token_id
         self._pad_id = self._stop_ids[0] if pad is None else pad
 
-    def stream(self, requests: Iterator[Request]) -> Iterator[Completion]:
-        """See `Engine.stream`. A batch ends early where the group or the kind of request changes."""
-        for _, alike in groupby(requests, key=lambda request: (request.group, bool(request.score_tokens))):
-            while batch := list(islice(alike, self._batch_size)):
-                fitting = []
-                for request in batch:
-                    problem = refused_by_length(request, self.context_length)
-                    if problem is None:
-                        fitting.append(request)
-                    else:
-                        yield problem
-                if fitting:
-                    yield from self._fit(fitting)
-
     def close(self) -> None:
         """Drop the model."""
         del self._model
         free_memory()
 
-    def _fit(self, batch: list[Request]) -> list[Completion]:
-        """Completions of a batch, in halves if it does not fit in memory."""
-        try:
-            return list(self._run(batch))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        free_memory()
-        if len(batch) == 1:
-            detail = f"{len(batch[0].prompt_ids)} prompt tokens and their answer do not fit in memory, even alone"
-            return [Completion(batch[0].id, "", [], 0, "error", error=detail)]
-        if self._fixed:
-            raise UserError(
-                f"A batch of {len(batch)} requests does not fit in memory",
-                where=_BATCH,
-                fix="Set a smaller one: in reference mode the batches decide the last bits, so they are never changed.",
-            )
-        half = (len(batch) + 1) // 2
-        if half < self._batch_size:
-            self._batch_size = half
-            if self._ctx:
-                self._ctx.limit(_BATCH, half, f"{len(batch)} requests in a batch do not fit in memory")
-        return [*self._fit(batch[:half]), *self._fit(batch[half:])]
-
     @torch.inference_mode()
-    def _run(self, batch: list[Request]) -> Iterator[Completion]:
+    def run_batch(self, batch: list[Request]) -> Iterator[Completion]:
         width = max(len(request.prompt_ids) for request in batch)
         ids_BT = torch.tensor([[self._pad_id] * (width - len(r.prompt_ids)) + r.prompt_ids for r in batch])
         mask_BT = torch.tensor([[0] * (width - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in batch])

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
 from schemas.config import RunConfig
 from schemas.errors import UserError
@@ -36,8 +36,10 @@ class VllmEngine(StreamingEngine):
 
     About 2 * engine.max_num_seqs requests are in flight, over shard borders, so the engine never drains in between.
     A request's answer depends on its seed, and in its last bits on the batches vLLM makes: equal in distribution, not
-    bit for bit.
+    bit for bit. arguments: more of vLLM's own.
     """
+
+    arguments: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, model: ModelRef, config: RunConfig, renderer: Renderer) -> None:
         if find_spec("vllm") is None:
@@ -63,9 +65,7 @@ class VllmEngine(StreamingEngine):
                 fix="Set execution.device: auto, or install the other build of vllm.",
             )
         engine = config.engine
-        skeleton(
-            model, config.model.trust_remote_code
-        )  # vLLM fills some of what is missing with zeros, and ignores the rest
+        self.check(model, config)
         try:
             hf_config = AutoConfig.from_pretrained(str(model.path), trust_remote_code=config.model.trust_remote_code)
             self._llm: Any = vllm.LLM(
@@ -81,6 +81,7 @@ class VllmEngine(StreamingEngine):
                 trust_remote_code=config.model.trust_remote_code,
                 seed=0,
                 disable_log_stats=True,
+                **self.arguments,
             )
         except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
             raise UserError(
@@ -93,6 +94,15 @@ class VllmEngine(StreamingEngine):
         self.context_length: int = self._llm.model_config.max_model_len
         self._name, self._dtype = model.name, config.model.dtype
         self._in_flight = 2 * engine.max_num_seqs
+        self.labels = self.labels_of(hf_config)
+
+    def check(self, model: ModelRef, config: RunConfig) -> None:
+        """Raise UserError for files that do not fit: vLLM fills some of what is missing with zeros, and ignores the rest."""
+        skeleton(model, config.model.trust_remote_code)
+
+    def labels_of(self, hf_config: Any) -> tuple[str, ...]:
+        """See `Engine.labels`."""
+        return ()
 
     def stream(self, requests: Iterator[Request | None]) -> Iterator[Completion]:
         """See `StreamingEngine.stream`."""
@@ -115,7 +125,7 @@ class VllmEngine(StreamingEngine):
                         open_requests[request.id] = request
                 for output in self._step(core) if open_requests else ():
                     if output.finished:
-                        yield _completion(open_requests.pop(output.request_id), output.outputs[0])
+                        yield self._completion(open_requests.pop(output.request_id), output)
         finally:
             if open_requests:
                 core.abort_request(list(open_requests))
@@ -140,15 +150,35 @@ class VllmEngine(StreamingEngine):
         problem = refused_by_length(request, self.context_length)
         if problem is not None:
             return problem
-        prompt = {"type": "token", "prompt_token_ids": request.prompt_ids}
+        prompt = {"type": "token", "prompt_token_ids": [*request.prompt_ids, *request.target_ids]}
         try:
             self._llm.llm_engine.add_request(request.id, prompt, self._parameters(request))
         except ValueError as error:
             return Completion(request.id, "", [], 0, "error", error=f"vLLM refuses the request: {storable_line(error)}")
         return None
 
+    def _completion(self, request: Request, output: Any) -> Completion:
+        """What a finished output says."""
+        if request.target_ids:
+            found = output.prompt_logprobs[len(request.prompt_ids) :]
+            sum_ = sum(at[token].logprob for at, token in zip(found, request.target_ids, strict=True))
+            return Completion(request.id, "", [], 0, "length", values=(sum_,))
+        said = output.outputs[0]
+        if request.score_tokens:
+            top = said.logprobs[0]
+            scores = {token: top[token].logprob for token in request.score_tokens if token in top}
+            return Completion(request.id, "", [], 0, "length", scores)
+        token_ids = list(said.token_ids)
+        reason = said.finish_reason
+        error = "" if reason in ("stop", "length") else f"vLLM ended the request: {reason}"
+        return Completion(request.id, said.text, token_ids, len(token_ids), reason, error=error)
+
     def _parameters(self, request: Request) -> Any:
         kind = self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY
+        if request.target_ids:
+            return self._vllm.SamplingParams(
+                max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=kind
+            )
         if request.score_tokens:
             return self._vllm.SamplingParams(
                 max_tokens=1,
@@ -190,14 +220,3 @@ class VllmEngine(StreamingEngine):
 def load(model: ModelRef, config: RunConfig, ctx: Context | None) -> VllmEngine:
     """See `stages.engines.base.Load`; called in the engine's process."""
     return VllmEngine(model, config, load_renderer(model, config.text, config.model.trust_remote_code))
-
-
-def _completion(request: Request, output: Any) -> Completion:
-    if request.score_tokens:
-        found = output.logprobs[0]
-        scores = {token: found[token].logprob for token in request.score_tokens if token in found}
-        return Completion(request.id, "", [], 0, "length", scores)
-    token_ids = list(output.token_ids)
-    reason = output.finish_reason
-    error = "" if reason in ("stop", "length") else f"vLLM ended the request: {reason}"
-    return Completion(request.id, output.text, token_ids, len(token_ids), reason, error=error)

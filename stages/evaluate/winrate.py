@@ -17,8 +17,7 @@ from stages.evaluate.heldout import HeldOutPrompt
 from stages.evaluate.metrics import CHANGE, Measurement
 from stages.judge.answer_tokens import AnswerTokens, all_ids
 from stages.judge.pairwise import choice_tokens, pairwise_ids, probability_of_a
-from stages.judge.rubric import Rubric, load_rubric
-from stages.text.language import same_language
+from stages.judge.rubric import Rubrics
 from stages.text.messages import comparable
 from stages.text.render import Renderer, RenderError
 
@@ -66,7 +65,7 @@ class Comparison:
     def __init__(self, ctx: Context, renderer: Renderer, found: Sequence[Match]) -> None:
         self._ctx, self._renderer, self._matches = ctx, renderer, found
         self._tokens: AnswerTokens = choice_tokens(renderer.tokenizer)
-        self._rubrics: dict[str, Rubric] = {}
+        self._rubrics = Rubrics(ctx.config.judge.rubric, ctx.progress.note)
         self._refused: dict[str, Drop] = {}
         self._context = _judge_context(ctx)
         self.requests = [request for match in found if not match.same for request in self._ask(match)]
@@ -123,7 +122,7 @@ class Comparison:
 
     def _ask(self, match: Match) -> list[Request]:
         """The question in both orders; none where it cannot be put to the judge, which is noted."""
-        rubric, prompt, requests = self._rubric(match.prompt.language), match.prompt, []
+        rubric, prompt, requests = self._rubrics.of(match.prompt.language), match.prompt, []
         where = "comparison", prompt.row_id, prompt.language
         for order in _ORDERS:
             first, second = (match.after, match.before) if order == _ORDERS[0] else (match.before, match.after)
@@ -140,14 +139,6 @@ class Comparison:
             sampling, scored = self._ctx.config.evaluate.sampling, all_ids(self._tokens)
             requests.append(Request(_request_id(match, order), ids, sampling, seed, score_tokens=scored))
         return requests
-
-    def _rubric(self, language: str) -> Rubric:
-        if language not in self._rubrics:
-            rubric = load_rubric(self._ctx.config.judge.rubric, language)
-            if not same_language(rubric.language, language):
-                self._ctx.progress.note(f"no judge rubric for {language}: using the one in {rubric.language}")
-            self._rubrics[language] = rubric
-        return self._rubrics[language]
 
     def _item(self, match: Match, metric: str, value: float) -> Measurement:
         prompt = match.prompt

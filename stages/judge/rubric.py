@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from schemas.errors import UserError
 from stages.data import PREFIX, data_path
-from stages.text.language import base_language
+from stages.text.language import base_language, same_language
 
 FALLBACK = "en"
 
@@ -81,6 +82,23 @@ def load_rubric(template: str, language: str) -> Rubric:
         ) from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"A judge rubric cannot be read: {' '.join(str(error).split())}", where=str(path)) from error
+
+
+class Rubrics:
+    """Rubrics by language, each read once. note: told of a language without one of its own. Raises UserError as `load_rubric`."""
+
+    def __init__(self, template: str, note: Callable[[str], None]) -> None:
+        self._template, self._note = template, note
+        self._loaded: dict[str, Rubric] = {}
+
+    def of(self, language: str) -> Rubric:
+        """The rubric for a language."""
+        if language not in self._loaded:
+            rubric = load_rubric(self._template, language)
+            if not same_language(rubric.language, language):
+                self._note(f"no judge rubric for {language}: using the one in {rubric.language}")
+            self._loaded[language] = rubric
+        return self._loaded[language]
 
 
 def _path(name: str) -> Path:

@@ -41,6 +41,16 @@ _LAYER_COUNTS = (
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth"),
     *("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"),
 )
+_PROMPT_LEARNING = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "ADAPTION_PROMPT")
+"""Kinds of adapters that add to the prompt and cannot be merged into weights."""
+_FOREIGN = {
+    "*.gguf": "GGUF (llama.cpp): give the model it was made from",
+    "*.distcp": "a distributed checkpoint: python -m torch.distributed.checkpoint.format_utils dcp_to_torch, then save_pretrained",
+    "*.h5": "TensorFlow: load it with from_tf=True of an older transformers and save_pretrained",
+    "*.msgpack": "Flax: load it with from_flax=True of an older transformers and save_pretrained",
+    "*.onnx": "ONNX: give the model it was exported from",
+}
+"""Weights of other kinds, and what to do."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -67,6 +77,7 @@ def check_folder(folder: Path, name: str) -> None:
     if not folder.is_dir():
         raise UserError(f"The model {name} is not there", where=str(folder), fix="Check the path or the hub id.")
     adapter = is_adapter(folder)
+    _refuse_foreign(folder, name)
     config = read_json(folder / ("adapter_config.json" if adapter else "config.json"), name)
     weights = sorted(folder.glob(_ADAPTER_WEIGHTS if adapter else "*.safetensors"))
     if not weights:
@@ -75,12 +86,18 @@ def check_folder(folder: Path, name: str) -> None:
             raise UserError(
                 f"The model {name} has only pickle weights ({', '.join(pickles[:3])}), which can run code when loaded",
                 where=str(folder),
-                fix="Use a version with safetensors weights, or convert it with save_pretrained on a machine you trust "
-                "the file on.",
+                fix="Use a version with safetensors weights, or convert it where you trust the file: "
+                "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(other folder).",
             )
         wanted = _ADAPTER_WEIGHTS if adapter else "*.safetensors"
         raise UserError(f"The model {name} has no {wanted} weights", where=str(folder), fix="Check the folder.")
     tensors = {path: _tensors(path, name) for path in weights}
+    if adapter and config.get("peft_type") in _PROMPT_LEARNING:
+        raise UserError(
+            f"The adapter {name} is {config['peft_type']}: it adds to every prompt and cannot be merged into weights",
+            where=str(folder / "adapter_config.json"),
+            fix="Give a LoRA adapter, or another that PEFT can merge.",
+        )
     if not adapter:
         _check_index(folder, name, tensors)
         _check_depth(config, name, folder, sum(map(len, tensors.values())))
@@ -90,6 +107,21 @@ def check_folder(folder: Path, name: str) -> None:
             where=str(folder),
             fix=f"The folder needs one of {', '.join(_TOKENIZERS)}.",
         )
+
+
+def _refuse_foreign(folder: Path, name: str) -> None:
+    """Raise UserError for a folder without safetensors whose weights are of another kind."""
+    if any(folder.glob("*.safetensors")):
+        return
+    for pattern, what in _FOREIGN.items():
+        file = next(iter(sorted(folder.glob(pattern))), None)
+        if file is not None:
+            kind, _, fix = what.partition(": ")
+            raise UserError(
+                f"The model {name} has no safetensors weights, and {file.name} is {kind}",
+                where=str(folder),
+                fix=f"{fix[0].upper()}{fix[1:]}.",
+            )
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import torch
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import ModelRef
+from stages.models.merging import with_adapter
 from stages.models.strict import config_of, refuse_misfits, unloadable
-from stages.models.text_model import auto_class, drop_towers
+from stages.models.text_model import auto_class, classifier_class, drop_towers
 
 
 def settle_threads(config: RunConfig, processes: int = 1) -> None:
@@ -33,9 +34,18 @@ def load_causal_lm(model: ModelRef, dtype: torch.dtype, device: torch.device, tr
         raise UserError(
             f"There is no folder of {model.name} on this machine", where="model", fix="Give a hub id or a folder."
         )
-    config = config_of(model, trust_remote_code)
+    return _loaded(auto_class(config_of(model, trust_remote_code)), model, dtype, device, trust_remote_code)
+
+
+def load_classifier(model: ModelRef, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> Any:
+    """A sequence classifier, as `load_causal_lm`: a language model without a trained head of rewards is refused by name."""
+    kind = classifier_class(config_of(model, trust_remote_code))
+    return _loaded(kind, model, dtype, device, trust_remote_code)
+
+
+def _loaded(kind: Any, model: ModelRef, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> Any:
     try:
-        loaded, found = auto_class(config).from_pretrained(
+        loaded, found = kind.from_pretrained(
             model.path,
             dtype=dtype,
             use_safetensors=True,
@@ -63,16 +73,19 @@ def load_with_adapter(
     """The base model with the adapter on it, not merged; the adapter's weights are float32 (PEFT). Raises UserError when
     the model is no merged adapter."""
     if model.adapter is None:
-        raise UserError(
-            f"{model.name} has no LoRA adapter to take the gradient of",
-            where="gradients.of: adapter",
-            fix="Set gradients.of: weights, or give a PEFT adapter as model.policy.",
-        )
-    from peft import PeftModel
-
+        raise no_adapter(model)
     folder, base = model.adapter
     loaded = load_causal_lm(ModelRef(model.name, base, model.digest), dtype, device, trust_remote_code)
-    return PeftModel.from_pretrained(loaded, str(folder)).get_base_model().to(device).eval()
+    return with_adapter(loaded, folder, model.name).get_base_model().to(device).eval()
+
+
+def no_adapter(model: ModelRef) -> UserError:
+    """What is said where the gradient of an adapter is asked for and the model has none."""
+    return UserError(
+        f"{model.name} has no LoRA adapter to take the gradient of",
+        where="gradients.of: adapter",
+        fix="Set gradients.of: weights, or give a PEFT adapter as model.policy.",
+    )
 
 
 def free_memory() -> None:

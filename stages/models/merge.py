@@ -47,12 +47,11 @@ def merged_adapter(adapter: ModelRef, base: ModelRef, cache: Path) -> ModelRef:
 def build_merged(adapter: Path, base: Path, target: Path) -> None:
     """Merge in float32, save in the base's own dtype with the adapter's tokenizer if it has one."""
     import torch
-    from peft import PeftModel
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging
 
     from stages.models.load import load_causal_lm
-    from stages.models.merging import merge_checked
+    from stages.models.merging import merge_checked, with_adapter
 
     with one_at_a_time(target.parent / f"{target.name}.lock"):
         if target.is_dir():
@@ -65,7 +64,7 @@ def build_merged(adapter: Path, base: Path, target: Path) -> None:
         model = load_causal_lm(ModelRef(str(base), base, ""), torch.float32, torch.device("cpu"))
         tokenizer_source = adapter if (adapter / "tokenizer_config.json").is_file() else base
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, **local)
-        model = merge_checked(PeftModel.from_pretrained(model, str(adapter)), str(adapter))
+        model = merge_checked(with_adapter(model, adapter, str(adapter)), str(adapter))
         dtype = AutoConfig.from_pretrained(base, **local).dtype
         model.to(dtype if isinstance(dtype, torch.dtype) else torch.float32).save_pretrained(work)
         tokenizer.save_pretrained(work)

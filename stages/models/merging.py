@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
-from schemas.errors import UserError
+from schemas.errors import UserError, first_line
 
+_LORA = ".lora_A."
 _TOKENS = 16
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _TOLERANCE_HALF = 1e-1
 """Largest difference of a logit, relative to the largest logit, that rounding explains."""
+
+
+def with_adapter(model: Any, folder: Path, name: str) -> Any:
+    """The PEFT model of a base model and an adapter's folder.
+
+    Raises UserError for an adapter that does not fit the model: tensors of other shapes, that are missing (PEFT would leave them as
+    before training), or of layers that the model does not have (PEFT would leave them out).
+    """
+    from peft import PeftModel
+
+    where, fix = str(folder / "adapter_config.json"), "Check its base_model_name_or_path, or save the adapter again."
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            adapted = PeftModel.from_pretrained(model, str(folder))
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        shapes = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), first_line(error))
+        raise UserError(f"The adapter {name} does not fit its base model: {shapes}", where=where, fix=fix) from error
+    lost = [str(warning.message) for warning in said if "missing adapter keys" in str(warning.message)]
+    if lost:
+        named = lost[0].partition("checkpoint: ")[2] or lost[0]
+        raise UserError(f"The adapter {name} lacks tensors that its config names: {named[:300]}", where=where, fix=fix)
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        held = [key for key in file.keys() if _LORA in key]  # noqa: SIM118 (not a dictionary)
+    placed = {key.replace(".default.", ".") for key, _ in adapted.named_parameters() if _LORA in key}
+    if len(held) > len(placed):
+        other = [key for key in held if key not in placed]
+        raise UserError(
+            f"The adapter {name} is of another base model: {len(other)} of its layers are not in this one ({other[0]})",
+            where=where,
+            fix=fix,
+        )
+    return adapted
 
 
 @torch.no_grad()

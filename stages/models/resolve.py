@@ -49,6 +49,12 @@ def resolve(name: str, revision: str | None = None, cache: Path | None = None) -
     if not is_adapter(found.path):
         return found
     base_name, base_revision = base_of(found)
+    if os.path.isdir(base_name) and Path(base_name).resolve() == found.path:
+        raise UserError(
+            f"The adapter {found.name} names itself as its base model",
+            where=f"{found.path / 'adapter_config.json'}, base_model_name_or_path",
+            fix="Write the base model's folder or hub id there.",
+        )
     try:
         base = resolve(base_name, base_revision, cache)
     except UserError as error:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from schemas.errors import UserError, first_line
 from stages.contract import ModelRef
@@ -42,17 +43,22 @@ _WRAPPERS = {
     "policy.": "a trainer (save the model inside it)",
     "pretrained_model.": "a model with a value head (save its pretrained_model)",
 }
+_OTHER_HEADS = re.compile(
+    r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|RewardModel|ImageClassification|CTC)$"
+)
 _SHOWN = 3
 
 
-def skeleton(model: ModelRef, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model on the meta device. Raises UserError when its files do not fit its architecture, or its tokenizer its
+def skeleton(
+    model: ModelRef, trust_remote_code: bool = False, class_of: Callable[[Any], Any] = auto_class
+) -> PreTrainedModel:
+    """The model on the meta device; class_of: a config's transformers class. Raises UserError when its files do not fit its architecture, or its tokenizer its
     embeddings."""
     assert model.path is not None
     config = config_of(model, trust_remote_code)
     try:
         with torch.device("meta"):
-            made: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
+            made: PreTrainedModel = class_of(config).from_config(config, trust_remote_code=trust_remote_code)
         if not is_quantised(model.path):  # its tensors are packed, to be unpacked while they are read
             with _quiet() as lines:
                 try:
@@ -81,9 +87,30 @@ def skeleton(model: ModelRef, trust_remote_code: bool = False) -> PreTrainedMode
 def config_of(model: ModelRef, trust_remote_code: bool) -> Any:
     """The model's configuration. Raises UserError."""
     try:
-        return AutoConfig.from_pretrained(str(model.path), trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
+        config = AutoConfig.from_pretrained(str(model.path), trust_remote_code=trust_remote_code, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, StrictDataclassError) as error:
         raise unloadable(model, error) from error
+    refuse_other_kinds(model, config)
+    return config
+
+
+def refuse_other_kinds(model: ModelRef, config: Any) -> None:
+    """Raise UserError for a model that does not continue texts: an encoder, an encoder and decoder, a classifier."""
+    saved = (getattr(config, "architectures", None) or [""])[0]
+    encoder = type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
+    kind = ""
+    if getattr(config, "is_encoder_decoder", False):
+        kind = "an encoder-decoder (sequence-to-sequence) model"
+    elif encoder or saved.endswith("ForMaskedLM"):
+        kind = "an encoder, which does not continue texts"
+    elif other := _OTHER_HEADS.search(saved):
+        kind = f"no language model: its head is for {other.group(1)}"
+    if kind:
+        raise UserError(
+            f"{model.name} is {kind} ({saved or config.model_type})",
+            where=str(model.path),
+            fix="Give a causal language model: an architecture that ends in ForCausalLM.",
+        )
 
 
 def headers(folder: Path) -> dict[str, torch.Tensor]:

@@ -6,7 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 
 def auto_class(config: PretrainedConfig) -> Any:
@@ -14,6 +20,17 @@ def auto_class(config: PretrainedConfig) -> Any:
     causal = type(config) in AutoModelForCausalLM._model_mapping
     wrapped = type(config) in AutoModelForImageTextToText._model_mapping
     return AutoModelForImageTextToText if wrapped and not causal else AutoModelForCausalLM
+
+
+def classifier_class(config: PretrainedConfig) -> Any:
+    """The transformers class that makes a sequence classifier of a config."""
+    return AutoModelForSequenceClassification
+
+
+def labels_of(config: PretrainedConfig) -> tuple[str, ...]:
+    """The names of a classifier's heads."""
+    names: Any = config.id2label or {0: "LABEL_0"}
+    return tuple(names[number] for number in sorted(names))
 
 
 def is_wrapper(model: PreTrainedModel) -> bool:

@@ -1,4 +1,4 @@
-"""Candidates with their mean scores, and which of them may not be paired."""
+"""Candidates, and which of them may not be paired."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ _COLUMNS = [
 ]
 
 
-def load_candidates(ctx: Context, thoughts: Thoughts) -> pl.DataFrame:
-    """A row a candidate, in table order, without its text.
+def load_candidates(ctx: Context, thoughts: Thoughts, judged: pl.DataFrame) -> pl.DataFrame:
+    """A row a candidate, in table order, without its text. judged: the candidate_id of those that have a score.
 
     row: position in the table. key: digest of what is learnt of the text (text.thoughts), as it is compared (null: empty).
-    refused: why nothing of it can be learnt (null: it can). score: mean over the votes that
-    could be read. reason, detail: why it may not be paired (null: it may).
+    refused: why nothing of it can be learnt (null: it can). reason, detail: why it may not be paired (null: it may).
     """
     frames = []
     for path in ctx.inputs["candidates"]:
@@ -39,8 +38,7 @@ def load_candidates(ctx: Context, thoughts: Thoughts) -> pl.DataFrame:
         refused = pl.Series("refused", [reason for _, reason in learnt], dtype=pl.String)
         frames.append(frame.drop("text").with_columns(keys, refused))
     light = pl.concat(frames).with_row_index("row")
-    scores = ctx.scan("judgements").group_by("candidate_id", maintain_order=True).agg(pl.col("score").mean()).collect()
-    light = light.join(scores, on="candidate_id", how="left", maintain_order="left")
+    light = light.with_columns(judged=pl.col("candidate_id").is_in(judged["candidate_id"].implode()))
     return light.join(_wrong_languages(ctx, light), on=["language", "detected_language"], how="left").pipe(
         _with_reasons, ctx
     )
@@ -54,12 +52,16 @@ def candidate_drops(light: pl.DataFrame) -> list[Drop]:
     ]
 
 
-def collapse(usable: pl.DataFrame) -> pl.DataFrame:
-    """Candidates of a prompt with the same text as one: the first of them, with their mean score."""
+def collapse(usable: pl.DataFrame, judges: int) -> pl.DataFrame:
+    """Candidates of a prompt with the same text as one: the first of them, with their mean scores."""
     return (
         usable.sort("prompt_id", "index", "row")
         .group_by("prompt_id", "key", maintain_order=True)
-        .agg(pl.col("score").mean(), pl.col("candidate_id", "index", "n_tokens", "row").first())
+        .agg(
+            pl.col("score").mean(),
+            pl.concat_list(pl.col("by_judge").list.get(n).mean() for n in range(judges)).first().alias("by_judge"),
+            pl.col("candidate_id", "index", "n_tokens", "row").first(),
+        )
     )
 
 
@@ -96,7 +98,7 @@ def _with_reasons(light: pl.DataFrame, ctx: Context) -> pl.DataFrame:
         .then(pl.lit("empty"))
         .when(pl.col("wrong") & sure)
         .then(pl.lit("wrong_language"))
-        .when(pl.col("score").is_null() | pl.col("score").is_nan())
+        .when(~pl.col("judged"))
         .then(pl.lit("unjudged"))
     )
     detail = (

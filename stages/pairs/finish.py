@@ -33,6 +33,7 @@ class Draft:
     rejected_score: float | None = None
     chosen_candidate_id: str | None = None
     rejected_candidate_id: str | None = None
+    criterion: str = ""
 
 
 class Finisher:
@@ -102,7 +103,7 @@ class Finisher:
             raise BadRow("too_long", f"{tokens} tokens > text.max_length {self._longest}")
         self._counts["neutralised_marks"] += sum(self.renderer.neutralise(m["content"])[1] for m in draft.prompt)
         return {
-            "pair_id": content_id(draft.prompt_id, chosen, rejected),
+            "pair_id": content_id(draft.prompt_id, chosen, rejected, *filter(None, [draft.criterion])),
             "round": self._round,
             "prompt_id": draft.prompt_id,
             "group_id": draft.group_id,
@@ -116,6 +117,7 @@ class Finisher:
             "chosen_candidate_id": draft.chosen_candidate_id,
             "rejected_candidate_id": draft.rejected_candidate_id,
             "source": draft.source,
+            "criterion": draft.criterion or None,
         }
 
     def _target(self, text: str) -> str:

@@ -55,6 +55,7 @@ class Imported:
     def stats(self) -> dict[str, float]:
         """What was counted over all rows."""
         return {
+            "on_policy_share": 0.0,
             "unread_scores": float(self._counts["unread_scores"]),
             "rated_below": float(self._counts["rated_below"]),
             "labels_overruled": float(self._languages.overruled),

@@ -57,14 +57,16 @@ class Select(TableStage):
 def rank(pairs: pl.DataFrame, config: SelectConfig) -> pl.DataFrame:
     """Decide for every pair. pairs: pair_id, language, used (what it is ranked by, null: nothing), in any order; with `pool`, whether it counts
     for the share that is kept (else those do that are ranked), so that a ranking which knows less keeps no fewer; with `off_topic`, whether the
-    relevance gate held it back.
+    relevance gate held it back; with `criterion`, every criterion has its own share.
 
     Adds reason (null: kept) and detail. Of the n pairs of a language that count, or of all with quota: global, the
     max(1, keep * n rounded half up) ranked ones with the largest `used` stay; ties go by pair_id. With a column `cell`, a cell gives
     at most max(1, share of that number rounded half up): its later pairs are passed over (crowded_cell) and the next in
     rank take their places, so that fewer stay only where the cells run out.
     """
-    over = ["language"] if config.quota == "language" else [pl.lit(0)]
+    over: list[str | pl.Expr] = ["language"] if config.quota == "language" else [pl.lit(0)]
+    if "criterion" in pairs.columns:
+        over.append("criterion")  # scores of different criteria are on different scales
     capped = "cell" in pairs.columns
     counts = pl.col("pool") if "pool" in pairs.columns else pl.col("used").is_not_null()
     scored = (
@@ -111,7 +113,7 @@ def read_pairs(ctx: Context) -> pl.DataFrame:
     """Every training pair in table order, with all that `select` goes by: pair_id, language, score, `off_topic` (the relevance gate held it back), the filter's columns, and `cell` where
     cells are capped. Raises UserError where the cells' sketches are not stored."""
     by, diversity = ctx.config.select.by, ctx.config.select.diversity
-    columns = ("pair_id", "language", "chosen_score", "rejected_score")
+    columns = ("pair_id", "language", "criterion", "chosen_score", "rejected_score")
     pairs = ctx.scan("pairs").filter(pl.col("split") == "train").select(columns)
     scores = ctx.scan("scores").select("pair_id", *{"score", "flags", *FILTERS[by].columns} - set(columns))
     off_topic = pl.col("flags").list.contains(OFF_TOPIC).fill_null(False)
@@ -138,7 +140,7 @@ def valued(frame: pl.DataFrame, by: str, seed: Sequence[object]) -> pl.DataFrame
         if not frame["pool"].any():
             why, fix = "no training pair has a conflict score", "See the flags: python -m pipeline inspect RUN scores."
         raise UserError(f"no pair can be ranked: {why}", where=f"select.by: {by}", fix=fix)
-    return frame.select("pair_id", "language", "used", "pool", *{"cell", "off_topic"} & set(frame.columns))
+    return frame.select("pair_id", "language", "used", "pool", *{"cell", "criterion", "off_topic"} & set(frame.columns))
 
 
 def _notes(ranked: pl.DataFrame, config: SelectConfig) -> list[str]:
@@ -147,7 +149,10 @@ def _notes(ranked: pl.DataFrame, config: SelectConfig) -> list[str]:
     notes = []
     if unranked := int((ranked["pool"] & ranked["used"].is_null()).sum()):
         kept, pool = ranked["reason"].null_count(), pl.col("pool")
-        full = rank(ranked.select("pair_id", "language", "pool", used=pl.when(pool).then(0.0)), config)
+        full = rank(
+            ranked.drop("used", "cell", "reason", "detail", strict=False).with_columns(used=pl.when(pool).then(0.0)),
+            config,
+        )
         wanted = full["reason"].null_count()
         filled = "as many are kept all the same" if kept == wanted else f"{kept} pairs are kept instead of {wanted}"
         notes.append(
@@ -155,7 +160,7 @@ def _notes(ranked: pl.DataFrame, config: SelectConfig) -> list[str]:
         )
     if config.diversity.cells:
         crowded, held = (ranked["reason"] == CROWDED).sum(), ranked["reason"].null_count()
-        plain = rank(ranked.select("pair_id", "language", "used", "pool"), config)["reason"].null_count()
+        plain = rank(ranked.drop("cell", "reason", "detail", strict=False), config)["reason"].null_count()
         notes.append(f"{crowded} pairs gave way to lower ranked ones of less crowded cells")
         if held < plain:
             notes.append(

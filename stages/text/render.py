@@ -199,6 +199,10 @@ class Renderer:
             raise RenderError("A prompt must end in a user turn", fix="Remove the last assistant message.")
         return self._apply(prepared, add_generation_prompt=True)
 
+    def whole_ids(self, messages: Iterable[Mapping[str, str]]) -> list[int]:
+        """Ids of a whole conversation, with whatever the template puts after its last turn: a reward model is read there."""
+        return self._apply(self.prepare(messages, answers=True))
+
     def pair_ids(
         self,
         prompt: Sequence[Mapping[str, str]],

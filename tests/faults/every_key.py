@@ -35,6 +35,14 @@ _SPECIAL: dict[str, Any] = {
     "prompts.sources.0.splits": {"validation": "dev"},
     "pairs.sources.0.splits": {"validation": "dev"},
     "evaluate.authored.0.splits": {"validation": "dev"},
+    "judge.engine": {"kind": "transformers", "batch_size": 3},
+    "judge.panel": {"a": {}, "b": {"method": "pairwise"}},
+    "judge.criteria": {"a": {}, "b": {"method": "pairwise"}},
+    "judge.chat_template": None,  # a file
+    "judge.cross_lingual": None,  # needs a run with English
+    "judge.head": 1,
+    "judge.max_length": 99,
+    "judge.method": "pairwise",
     "pairs.sources": None,  # ends generation: see test_imported_pairs_replace_generation
     "engine.base_url": "http://localhost:9/v1",
     "evaluate.splits": ["test"],
@@ -124,6 +132,17 @@ def additive_config() -> dict[str, Any]:
     return base_config() | {"judge": {"method": "additive"}}
 
 
+def reward_config() -> dict[str, Any]:
+    """A config in which the keys of a reward model can be changed."""
+    model = base_config()["model"] | {"judge": "some/rewards"}
+    return base_config() | {"model": model, "judge": {"method": "reward_model", "head": 0}}
+
+
+def implicit_config() -> dict[str, Any]:
+    """A config in which the keys of an implicit reward can be changed."""
+    return base_config() | {"judge": {"method": "implicit_reward", "reference": "some/reference"}}
+
+
 def completions_config() -> dict[str, Any]:
     """A config in which the keys of scored completions can be changed."""
     source = {"path": "pairs.jsonl", "fields": {"completions": "completions"}}
@@ -150,6 +169,12 @@ ELSEWHERE = {
         ),
     ),
     "additive": (additive_config, ("judge.votes", "judge.sampling.")),
+    "pairwise": (lambda: base_config() | {"judge": {"method": "pairwise"}}, ("judge.opponents",)),
+    "reward_model": (reward_config, ("judge.head", "judge.max_length")),
+    "implicit_reward": (implicit_config, ("judge.reference", "judge.beta")),
+    "panel": (lambda: base_config() | {"judge": {"panel": {"a": {}, "b": {}}}}, ("judge.combine",)),
+    "sigma": (lambda: base_config() | {"pairs": {"strategy": "sigma"}}, ("pairs.sigmas",)),
+    "all": (lambda: base_config() | {"pairs": {"strategy": "all"}}, ("pairs.cap",)),
     "allo and orthalign": (allo_sequence_config, ("train.allo.factor_bytes",)),
     "processes": (parallel_config, ("train.sharding", "execution.peer_minutes")),
     "completions": (

@@ -44,7 +44,7 @@ class InlineExecutor:
     def __init__(self, *ignored: object) -> None: ...
 
     def run(self, order: Order, key: str | None, reports: Reports) -> None:
-        queue = deque(sorted(order.shards))
+        queue = deque(order.shards[index] for index in sorted(order.shards))
 
         def tell(message: ToDriver) -> None:
             if isinstance(message, Offered):

@@ -115,7 +115,7 @@ def test_a_stage_half_done_with_other_columns_is_done_anew(tmp_path, monkeypatch
         finish(planner(config, tmp_path), half="generate")
     found = planner(config, tmp_path)
     state = next(s for s in map(found.state, found.steps) if s.step.spec.name == "generate")
-    assert state.kind == "changed" and any("schema for it is another version (1 -> 2)" in why for why in state.why), (
+    assert state.kind == "changed" and any("schema for it is another version (1 -> 3)" in why for why in state.why), (
         state.why
     )
 

@@ -53,7 +53,7 @@ class Scripted:
 
     @property
     def taken(self) -> list[int | None]:
-        return [message.index for message in self.told if isinstance(message, Assigned)]
+        return [message.shard and message.shard.index for message in self.told if isinstance(message, Assigned)]
 
 
 class ScriptedCrew:

@@ -119,11 +119,11 @@ def test_time_spent_waiting_for_the_disk_is_in_the_seconds_of_the_parts(tmp_path
 
     monkeypatch.setattr(runner.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(runner, "stage_of", lambda spec: Stage())
-    monkeypatch.setattr(runner, "read_range", lambda root, source, shard: None)
+    monkeypatch.setattr(runner, "read_range", lambda root, source, ends, shard: None)
     monkeypatch.setattr(runner, "Writer", SlowWriter)
     config = load_config(write_config())
     shards = {n: ShardRange(index=n, start=n, stop=n + 1) for n in range(3)}
     order = Order(BY_NAME["generate"], 0, config, tmp_path, tmp_path, "", {"prompts": []}, {}, shards)
-    indices = iter([0, 1, 2, None])
-    runner.run_order(order, Context(config, 0, {}, {}, Silent()), lambda: next(indices), lambda message: None)
+    left = iter([*shards.values(), None])
+    runner.run_order(order, Context(config, 0, {}, {}, Silent()), lambda: next(left), lambda message: None)
     assert committed == [(0, 2.0), (1, 7.0), (2, 7.0)]

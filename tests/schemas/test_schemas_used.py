@@ -37,6 +37,11 @@ OTHER: dict[str, Any] = {  # a value that is not the default, where half of it, 
     "select.diversity.share": 0.5,
     "select.diversity.cells": 40,
     "judge.rubric": "r.yaml",
+    "judge.engine": {"kind": "transformers"},
+    "judge.panel": {"a": {}},
+    "judge.criteria": {"a": {}},
+    "judge.max_length": 99,
+    "judge.engine.base_url": "http://localhost:1/v1",
     "train.orthalign.objectives": [{"name": "a", "where": "true"}, {"name": "b", "where": "true"}],
     "train.max_steps": 5,
     "sft.max_steps": 5,
@@ -57,6 +62,9 @@ OTHER: dict[str, Any] = {  # a value that is not the default, where half of it, 
 WITH: dict[str, dict[str, Any]] = {  # what else a value of a switch needs
     "engine.kind: openai": {"engine.base_url": "http://localhost:1/v1"},
     "loss.type: ipo": {"gradients.sketch.both_sides": True},
+    "judge.method: reward_model": {"model.judge": "j"},
+    "judge.method: implicit_reward": {"judge.reference": "r", "engine.kind": "transformers"},
+    "judge.engine.kind: openai": {"judge.engine.base_url": "http://localhost:1/v1"},
     "prompts.sources: []": {"pairs.sources": IMPORTED},
     "train.optimizer: anchor": {"train.merge.alpha": 0.1},
     "train.allo.token_reward: dpo_model": {"train.allo.reward_model": "r"},
@@ -76,6 +84,10 @@ def fields(model: type[BaseModel], at: str = "", above: Groups = ()) -> Iterator
         )
         groups = (*above, own) if own else above
         inner = [field.annotation, *get_args(field.annotation)]
+        if (
+            get_origin(field.annotation) is dict
+        ):  # by name: their sections have keys of sections that are walked elsewhere
+            inner = []
         section = next((a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)), None)
         if section is None or get_origin(field.annotation) is list:
             yield key, field, groups

@@ -74,7 +74,9 @@ class Scripted:
             yield self._answer(request)
 
 
-def make_context(model: Path, round: int = 0, inputs: dict[str, list[Path]] | None = None, **sections: Any) -> Context:
+def make_context(
+    model: Path, /, round: int = 0, inputs: dict[str, list[Path]] | None = None, **sections: Any
+) -> Context:
     """A context in reference mode; `sections` replace those of the config."""
     config = {
         "name": "t",

@@ -36,7 +36,7 @@ class Generated:
 
     @property
     def engine(self) -> Any:
-        return self.ctx.shared["engine"]
+        return next(iter(self.ctx.shared["engines"].values()))
 
 
 @pytest.fixture(scope="module")

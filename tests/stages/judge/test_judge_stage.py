@@ -60,7 +60,7 @@ def scripted(judge_context: Callable[..., Context], monkeypatch: pytest.MonkeyPa
     def run(answer: Callable[[Request], Completion], rows: list[dict[str, Any]], **judge: Any) -> tuple[Part, Scripted]:
         ctx = judge_context(**judge)
         engine = Scripted(shared_engine(ctx, "judge"), answer)
-        monkeypatch.setattr("stages.judge.stage.shared_engine", lambda ctx, role: engine)
+        monkeypatch.setattr("stages.judge.stage.shared_engines", lambda ctx, wanted: [engine] * len(wanted))
         (part,) = Judge().run(ctx, shards_of(rows, "candidates", 99))
         return part, engine
 
@@ -195,7 +195,7 @@ def test_probabilities_that_are_not_numbers_are_no_score(judge_context: Callable
 
     ctx = judge_context(min_mass=0.0)
     engine = Broken(shared_engine(ctx, "judge"), {})
-    monkeypatch.setattr("stages.judge.stage.shared_engine", lambda ctx, role: engine)
+    monkeypatch.setattr("stages.judge.stage.shared_engines", lambda ctx, wanted: [engine] * len(wanted))
     (part,) = Judge().run(ctx, shards_of(rows, "candidates", 9))
     assert [(d.reason, d.failed) for d in part.drops] == [("engine_error", True)]
     assert part.tables["judgements"].num_rows == 0

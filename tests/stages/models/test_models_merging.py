@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from benchmarks.tiny_models import tiny_config, tiny_model
 from schemas.errors import UserError
-from stages.models.merging import merge_checked
+from stages.models.merging import merge_checked, with_adapter
 
 IDS = torch.arange(3, 20)[None]
 
@@ -50,3 +51,26 @@ def test_an_adapter_that_is_not_finite_is_refused() -> None:
             parameter.data.fill_(float("nan"))
     with pytest.raises(UserError, match="mine cannot be merged"):
         merge_checked(model, "mine")
+
+
+def test_an_adapter_whose_file_lacks_tensors_is_refused_with_their_names(tmp_path) -> None:
+    adapted("llama", ["q_proj"]).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    gone = next(name for name in tensors if "layers.1" in name and "lora_B" in name)
+    save_file({name: value for name, value in tensors.items() if name != gone}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"mine lacks tensors.*layers\.1\.self_attn\.q_proj\.lora_B"):
+        with_adapter(tiny_model(tiny_config("llama")), tmp_path, "mine")
+
+
+@pytest.mark.parametrize(
+    ("base", "says"),
+    [
+        ({"hidden_size": 64}, r"does not fit its base model: size mismatch for .*q_proj\.lora_A"),
+        ({"num_hidden_layers": 1}, r"1 of its layers are not in this one \(.*layers\.1\.self_attn"),
+    ],
+    ids=["width", "depth"],
+)
+def test_an_adapter_of_another_base_is_refused(base: dict, says: str, tmp_path) -> None:
+    adapted("llama", ["q_proj"]).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"mine .*{says}"):
+        with_adapter(tiny_model(tiny_config("llama", **base)), tmp_path, "mine")

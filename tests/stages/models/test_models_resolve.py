@@ -95,6 +95,16 @@ def missing_shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00002.safetensors"}}')
 
 
+def foreign(name: str):
+    """Leave only a file of another kind of weights."""
+
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / name).touch()
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -104,6 +114,8 @@ def missing_shard(folder: Path) -> None:
         (no_tokenizer, "no tokenizer"),
         (bad_config, "config.json .*cannot be read"),
         (missing_shard, "lacks weight files: model-00002"),
+        (foreign("model.gguf"), r"model\.gguf is GGUF"),
+        (foreign("__0_0.distcp"), "a distributed checkpoint.*dcp_to_torch"),
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no .*safetensors"),
     ],
@@ -176,3 +188,24 @@ def test_an_adapter_without_its_base_names_the_base(store: Path, tmp_path: Path)
     (adapter / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(UserError, match=r"base model of the adapter.*/gone"):
         resolve(str(adapter), cache=store)
+
+
+def adapter_folder(folder: Path, base: str, **config: str) -> Path:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base, **config}))
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (folder / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    return folder
+
+
+def test_an_adapter_that_is_its_own_base_is_refused(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="names itself as its base model"):
+        resolve(str(adapter_folder(tmp_path / "adapter", str(tmp_path / "adapter"))), cache=store)
+
+
+@pytest.mark.parametrize("kind", ["PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"])
+def test_adapters_that_cannot_be_merged_are_refused_by_name(
+    store: Path, tmp_path: Path, folder: Path, kind: str
+) -> None:
+    with pytest.raises(UserError, match=f"is {kind}: it adds to every prompt"):
+        resolve(str(adapter_folder(tmp_path / "adapter", str(folder), peft_type=kind)), cache=store)

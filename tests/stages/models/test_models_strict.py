@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from benchmarks.tiny_models import tiny_config, tiny_model
@@ -193,3 +194,35 @@ def test_towers_of_a_wrapper_take_no_memory_and_text_is_read_as_before(folder: P
     assert torch.equal(text(input_ids=ids).logits, whole(input_ids=ids).logits)
     tower = sum(p.numel() for name, p in whole.named_parameters() if "vision" in name or "projector" in name)
     assert sum(p.numel() for p in whole.parameters()) - sum(p.numel() for p in text.parameters()) == tower > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "auto", "words"),
+    [
+        ("bert", "AutoModelForMaskedLM", r"is an encoder, which does not continue texts \(BertForMaskedLM\)"),
+        ("roberta", "AutoModelForMaskedLM", r"is an encoder, which does not continue texts \(RobertaForMaskedLM\)"),
+        (
+            "t5",
+            "AutoModelForSeq2SeqLM",
+            r"encoder-decoder \(sequence-to-sequence\) model \(T5ForConditionalGeneration\)",
+        ),
+        ("bart", "AutoModelForSeq2SeqLM", r"encoder-decoder .*BartForConditionalGeneration"),
+        ("llama", "AutoModelForSequenceClassification", r"its head is for SequenceClassification"),
+    ],
+)
+def test_models_that_do_not_continue_texts_are_refused_by_what_they_are(
+    tmp_path: Path, tiny_tokenizer: Any, name: str, auto: str, words: str
+) -> None:
+    config = tiny_config(name, vocab_size=1024)
+    getattr(transformers, auto).from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    for load in (lambda model: skeleton(model), lambda model: load_causal_lm(model, torch.float32, CPU)):
+        with pytest.raises(UserError, match=words):
+            load(ModelRef("mine", tmp_path, ""))
+
+
+def test_a_configuration_of_a_wrong_type_is_a_clear_refusal(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": "2"}))
+    with pytest.raises(UserError, match="num_hidden_layers"):
+        skeleton(ModelRef("mine", folder, ""))
