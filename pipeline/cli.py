@@ -169,22 +169,27 @@ def export(
     push: Annotated[str | None, typer.Option(help="also push to this hub id", metavar="OWNER/NAME")] = None,
     private: Annotated[bool, typer.Option(help="push it as private")] = False,
     round_: Annotated[int | None, typer.Option("--round", help="this round (default: the last)", min=0)] = None,
+    sets: Sets = None,
     debug: Debug = False,
 ) -> None:
     """Write curated pairs as a Hugging Face dataset folder, or the trained model or adapter, with a card."""
     with errors(debug):
+        from pipeline.console import Display
         from pipeline.existing import config_of, find_run, usable_path
         from pipeline.export import export_dataset
         from pipeline.export_model import export_model
 
         folder = find_run(run)
-        config = config_of(folder)
+        config = config_of(folder, sets or ())
         if what == "dataset":
             target = usable_path(out) if out else folder / "export"
             echo(export_dataset(config, target, round_, push, private))
         else:
             target = usable_path(out) if out else folder / f"export-{what}"
             echo(export_model(config, target, what, round_, push, private))
+        key = "dataset_license" if what == "dataset" else "model_license"
+        if getattr(config.card, key) is None:
+            Display().say(f"The card names no licence: --set card.{key}=... adds it.", "yellow")
 
 
 @app.command()

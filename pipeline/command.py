@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -72,9 +72,10 @@ def errors(debug: bool) -> Iterator[None]:
     from pipeline.executor_errors import Interrupted, StageFailed
 
     def fail(message: str, code: int) -> NoReturn:
-        typer.secho(printable(message), err=True, fg=typer.colors.RED)
-        if debug:
-            typer.echo(printable(traceback.format_exc()), err=True)
+        with suppress(OSError):  # of a terminal that is gone: the exit code is still to be heard
+            typer.secho(printable(message), err=True, fg=typer.colors.RED)
+            if debug:
+                typer.echo(printable(traceback.format_exc()), err=True)
         raise typer.Exit(code)
 
     try:

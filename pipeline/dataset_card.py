@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import yaml
 
+from pipeline import __version__
 from pipeline.account import totals
 from schemas.config import RunConfig
 from schemas.manifests import StageManifest
@@ -18,6 +19,7 @@ from stages.text.visible import visible
 
 _ISO_639 = re.compile(r"(?!und$)[a-z]{2,3}")
 """What the hub takes for a language; und is unknown."""
+_NO_LICENCE = "No licence was given for this data set; its texts may be under the terms of where they come from."
 _SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 
 
@@ -61,6 +63,9 @@ def dataset_card(config: RunConfig, round_: int, contents: Contents, made: Seque
         "",
         "The texts were not checked by people: they may be wrong or harmful.",
         "",
+        *([] if config.card.dataset_license else [_NO_LICENCE, ""]),
+        f"Made with congrad-pipeline {__version__}.",
+        "",
     ]
     return f"---\n{_header(config, contents, total)}---\n\n" + "\n".join(lines)
 
@@ -75,6 +80,7 @@ def _header(config: RunConfig, contents: Contents, total: int) -> str:
         "language": [code for code in codes if _ISO_639.fullmatch(code)],
         "task_categories": ["text-generation"],
         "size_categories": [_size(total)],
+        "multilinguality": ["multilingual" if len(codes) > 1 else "monolingual"],
         "annotations_creators": [] if config.imported else ["machine-generated"],
         "language_creators": [] if config.imported else ["machine-generated"],
         "source_datasets": hub_ids(sources, [*config.languages.seen, *config.languages.unseen]),
@@ -122,15 +128,19 @@ def _origin(config: RunConfig) -> str:
 
 def _selection(config: RunConfig, round_: int) -> str:
     select, conflict = config.select, config.conflict
-    where = f"Round {round_}: " if config.rounds > 1 else ""
-    share = f"the best {select.keep:g} of the pairs, {'in each language' if select.quota == 'language' else 'overall'},"
+    where = f"In round {round_} " if config.rounds > 1 else ""
+    share = f"the best {100 * select.keep:g}% of the pairs {'of each language' if select.quota == 'language' else 'of all languages'}"
     if select.by != "conflict":
-        return f"{where}{share} were kept by {escape(select.by)} (`select.by`), a baseline, not by gradient conflict."
+        return f"{_capital(where + share)} were kept by {escape(select.by)} (`select.by`), a baseline, not by gradient conflict."
     return (
-        f"{where}{share} were kept by gradient conflict: the agreement of a pair's DPO gradient with the direction merged over languages"
+        f"{_capital(where + share)} were kept by gradient conflict: the agreement of a pair's DPO gradient with the direction merged over languages"
         f" by {escape(conflict.surgery)}. This follows ConGrad (arXiv 2503.23777), whose code was never published; the share kept, the"
         " compression of gradients and the similarity measure are this pipeline's choices."
     )
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
 
 
 def _rows(manifest: StageManifest) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.rundir import KEPT
 from schemas.config import RunConfig
 from schemas.config.sources import PairSource, Source
 from stages.checks.finding import Finding
@@ -101,12 +102,17 @@ def needs(config: RunConfig, sizes: Sizes) -> Iterator[Finding]:
     free = shutil.disk_usage(_existing(config.folder)).free
     shown = ", ".join(f"{name} {_gb(size)}" for name, size in disk.items() if size)
     shown += f"; sft's model and checkpoints {_gb(sft)} once" if sft else ""
+    kept, keep = _kept_bytes(config.folder), config.execution.keep_results
+    aside = f"; _kept/ holds {_gb(kept)} made with other settings" if kept else ""
+    aside += f"; changed settings keep up to {_gb(keep * total)} of what is there before them" if keep else ""
     what = (
         f"about {_gb(total)} for {config.rounds} round(s) ({shown}), {_gb(free)} free; {_sketch(config)} "
-        f"{million:.1f} GB per million pairs{f' and sums of {_gb(sums)} once' if sums else ''}"
+        f"{million:.1f} GB per million pairs{f' and sums of {_gb(sums)} once' if sums else ''}{aside}"
     )
     fix = "Free some space, choose another --run-dir, or lower gradients.sketch.dim."
+    fix += " What is in _kept/ may be deleted." if kept else ""
     values: dict[str, float | str] = {"needed_bytes": total, "free_bytes": free, "gb_per_million_pairs": million}
+    values |= {"kept_bytes": kept, "kept_bytes_at_most": max(kept, keep * total)}
     if sums:
         values["sums_bytes"] = sums
     state = "problem" if total > free else "warning" if total > 0.8 * free else "ok"
@@ -126,6 +132,12 @@ def needs(config: RunConfig, sizes: Sizes) -> Iterator[Finding]:
             yield Finding("memory", "problem" if sizes.weights > sizes.memory else "warning", what, fix)
     shown = ", ".join(f"{stage} {needed / GIB:.1f}" for stage, (needed, _) in memory.items())
     yield Finding("memory", "ok", f"GiB needed, about: {shown}; free: {sizes.memory / GIB:.1f}")
+
+
+def _kept_bytes(folder: Path) -> float:
+    """What a run keeps aside of results with other settings."""
+    places = [*folder.glob(KEPT), *folder.glob(f"round-*/{KEPT}")]
+    return float(sum(path.stat().st_size for place in places for path in place.rglob("*") if path.is_file()))
 
 
 def _gradient_bytes(config: RunConfig, sizes: Sizes) -> tuple[float, float]:

@@ -63,7 +63,7 @@ class Meter:
         self._pace.advance(amount)
         self._rates.update(rates)
         self._heard = time.monotonic()
-        tenth = not self._foreseen and self._pace.share >= _TENTH
+        tenth = not self._foreseen and self._pace.share >= _TENTH and self._pace.seconds_left is not None
         if tenth or self._heard - self._said >= _METER_SECONDS:
             self._foreseen |= tenth
             self._say()
@@ -80,6 +80,7 @@ class Meter:
             "progress",
             stage=self._stage,
             round=self._round,
+            before=pace.before,
             done=pace.done,
             total=pace.total or None,
             unit=pace.unit,

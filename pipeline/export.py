@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -18,6 +19,7 @@ from schemas import files
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.ids import content_id
+from stages.spec import StageSpec
 
 _TABLE = "curated"
 
@@ -31,7 +33,7 @@ def export_dataset(config: RunConfig, out: Path, round_: int | None, push: str |
     round_: default the last finished one. Raises UserError if nothing current is curated, and as `exporting` and `push`.
     """
     states = recorded_planner(config, config.folder).states()
-    made = _curated(config, states, round_)
+    made = finished(config, states, lambda spec: _TABLE in spec.writes, round_, "table 'curated'")
     assert made.manifest is not None
     records = made.manifest.table_files(_TABLE)
     parts = [config.folder / record.path for record in records]
@@ -57,21 +59,26 @@ def export_dataset(config: RunConfig, out: Path, round_: int | None, push: str |
     return out
 
 
-def _curated(config: RunConfig, states: list[State], round_: int | None) -> State:
-    """The step whose curated pairs are exported: of the round asked for, or the last that has some."""
-    steps = [s for s in states if _TABLE in s.step.spec.writes and round_ in (None, s.step.round)]
+def finished(
+    config: RunConfig, states: Sequence[State], of: Callable[[StageSpec], bool], round_: int | None, what: str
+) -> State:
+    """The step that is exported: of the round asked for, or the last that is finished and current.
+
+    Raises UserError, with what is other, for results of other settings: nothing else is ever given away.
+    """
+    steps = [s for s in states if of(s.step.spec) and round_ in (None, s.step.round)]
     done = [s for s in steps if s.kind == "done"]
     if done:
         return done[-1]
     where, last = str(config.folder), steps[-1] if steps else None
     if last is not None and last.kind in ("changed", "stale"):
         raise UserError(
-            f"The curated pairs that are there are of other settings than the run's: {'; '.join(last.why)}",
+            f"The {what} that is there is of other settings than the run's: {'; '.join(last.why)}",
             where=where,
             fix="Run the pipeline with the settings you want, then export: results that were finished are found, not made anew.",
         )
     raise UserError(
-        f"Round {round_ or 0} of this run has no finished table 'curated'",
+        f"Round {round_ or 0} of this run has no finished {what}",
         where=where,
         fix="Run it first: congrad run CONFIG.",
     )

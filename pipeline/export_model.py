@@ -13,12 +13,14 @@ from typing import Any, Literal
 
 import polars as pl
 
+from pipeline.export import finished
 from pipeline.export_folder import exporting
 from pipeline.export_folder import push as send
 from pipeline.fingerprint import content_of
 from pipeline.inspect import table_files
 from pipeline.models import model_files
 from pipeline.rundir import RunDir
+from pipeline.status import recorded_planner
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.catalog import BY_NAME
@@ -32,13 +34,15 @@ def export_model(config: RunConfig, out: Path, what: What, round_: int | None, p
     round_: default the last that was trained. Raises UserError if there is none, for pushing an adapter whose base is
     a folder of this machine, and as `exporting` and `push`.
     """
-    round_ = _last_trained(config) if round_ is None else round_
-    source = RunDir(config.folder).artifacts(BY_NAME["train"], round_) / what
-    if RunDir(config.folder).stage(BY_NAME["train"], round_) is None or not source.is_dir():
+    train = BY_NAME["train"]
+    states = recorded_planner(config, config.folder).states()
+    round_ = finished(config, states, lambda spec: spec.name == train.name, round_, f"trained {what}").step.round
+    source = RunDir(config.folder).artifacts(train, round_) / what
+    if not source.is_dir():
         raise UserError(
-            f"Round {round_} of this run has no trained {what}",
+            f"Round {round_} of this run left no {what}",
             where=str(config.folder),
-            fix="Run its train stage first." if what == "model" else "An adapter is left by train.method: lora alone.",
+            fix="An adapter is left by train.method: lora alone.",
         )
     if push and what == "adapter":
         _refuse_local_base(source)
@@ -88,12 +92,6 @@ def _measured(config: RunConfig, round_: int) -> list[tuple[str, str, str, float
     return (
         after.select("split", "language", "metric", "value", "n").sort("split", "language", "metric").collect().rows()
     )
-
-
-def _last_trained(config: RunConfig) -> int:
-    rundir = RunDir(config.folder)
-    rounds = (n for n in reversed(range(config.rounds)) if rundir.stage(BY_NAME["train"], n) is not None)
-    return next(rounds, config.rounds - 1)
 
 
 def _refuse_local_base(adapter: Path) -> None:

@@ -23,7 +23,7 @@ class Pace:
 
     def _start(self, done: int) -> None:
         self.begun = time.monotonic()
-        self._before = done
+        self.before = done
         self._first: tuple[float, int] | None = None
 
     def advance(self, amount: int) -> None:
@@ -40,19 +40,20 @@ class Pace:
     @property
     def share(self) -> float:
         """Of the work that was left at the start, what is done; 0 where that is not known."""
-        left = self.total - self._before
-        return (self.done - self._before) / left if left > 0 else 0.0
+        left = self.total - self.before
+        return (self.done - self.before) / left if left > 0 else 0.0
 
     @property
     def per_second(self) -> float:
         """Units a second since the first news; before there is more than one, since the beginning. 0: unknown."""
         if self._first is not None and self.done > self._first[1]:
             return (self.done - self._first[1]) / max(time.monotonic() - self._first[0], 1e-9)
-        return (self.done - self._before) / max(self.spent, 1e-9)
+        return (self.done - self.before) / max(self.spent, 1e-9)
 
     @property
     def seconds_left(self) -> float | None:
-        """None where it cannot be known yet."""
-        if self.share < _FORESEEABLE or not self.per_second:
+        """None where it cannot be known yet: before there was news twice, and enough was done."""
+        known = self._first is not None and self.done > self._first[1]
+        if not known or self.share < _FORESEEABLE or not self.per_second:
             return None
         return max(self.total - self.done, 0) / self.per_second

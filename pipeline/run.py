@@ -17,7 +17,7 @@ from pipeline.config_digests import config_files
 from pipeline.console import Display
 from pipeline.events import Events
 from pipeline.executor import Executor
-from pipeline.executor_errors import ending
+from pipeline.executor_errors import StageFailed, ending
 from pipeline.lease import Lease, LeaseLost
 from pipeline.local_crew import local_executor
 from pipeline.models import Models
@@ -145,6 +145,8 @@ class _Loop:
             with suppress(OSError):  # of a full disk: the error itself is what must be heard
                 if not isinstance(error, LeaseLost):
                     self._clean()
+                if isinstance(error, UserError | StageFailed):
+                    self._report_in_spite()
                 self.events.add("run_ended", **ending(error))
             raise
         finally:
@@ -157,6 +159,13 @@ class _Loop:
     def _report(self) -> None:
         if refresh_report(self.config, self.rundir, self.planner):
             self.events.add("report_written", path=str(self.rundir.report))
+
+    def _report_in_spite(self) -> None:
+        """After a failure the page shows what there is: the failure itself is what must be heard."""
+        try:
+            self._report()
+        except (UserError, StageFailed) as error:
+            self.display.say(f"The report could not be written: {error}", "yellow")
 
     def _keep_config(self) -> None:
         """run.yaml says what the run directory is asked to hold; what it holds of other settings is not current."""

@@ -45,7 +45,7 @@ class RunDir:
 
     @property
     def events(self) -> Path:
-        return self._own("events.jsonl")
+        return self._own(self.root / "events.jsonl")
 
     @property
     def report(self) -> Path:
@@ -53,12 +53,12 @@ class RunDir:
 
     @property
     def logs(self) -> Path:
-        return self._own("logs")
+        return self._own(self.root / "logs")
 
     @property
     def temporary(self) -> Path:
         """Holds unfinished files; emptied by the driver when it takes the lease."""
-        return self._own("_tmp")
+        return self._own(self.root / "_tmp")
 
     def refuse_links(self) -> None:
         """Raise UserError for a link anywhere in the run directory, before anything is written or deleted."""
@@ -205,9 +205,8 @@ class RunDir:
             files.remove(path for path in self.table(spec, round_, table).glob("part-*.parquet") if path not in known)
         files.remove(list(self.all_unfinished(spec, round_)))
 
-    def _own(self, path: Path | str) -> Path:
-        """The path in the run directory. Raises UserError where a folder on the way, or what it names, is a link."""
-        path = self.root / path
+    def _own(self, path: Path) -> Path:
+        """A path in the run directory. Raises UserError where a folder on the way, or what it names, is a link."""
         for part in (path, *path.parents[: len(path.parts) - len(self.root.parts) - 1]):
             _refuse_link(part)
         return path

@@ -77,6 +77,8 @@ class VllmEngine(StreamingEngine):
                 tensor_parallel_size=engine.tensor_parallel,
                 gpu_memory_utilization=engine.gpu_memory_utilization,
                 enforce_eager=engine.enforce_eager,
+                # a prompt cut in two draws a token and takes it back, which a seeded generator of the CPU cannot (vLLM 0.32)
+                enable_chunked_prefill=False if on_cpu else None,
                 enable_prefix_caching=config.generate.prefix_caching,
                 trust_remote_code=config.model.trust_remote_code,
                 seed=0,

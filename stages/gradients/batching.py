@@ -15,6 +15,7 @@ from stages.models.device import device_of, is_out_of_memory
 Result = TypeVar("Result")
 
 _TOKENS, _CPU_TOKENS = 8192, 2048
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 def pack(lengths: Sequence[int], token_budget: int, rows_per_item: int = 1) -> list[list[int]]:
@@ -41,6 +42,12 @@ def pack(lengths: Sequence[int], token_budget: int, rows_per_item: int = 1) -> l
         batches[-1].append(index)
         room -= 1
     return batches
+
+
+def spread(batches: list[list[int]]) -> list[list[int]]:
+    """The first batch first, the others so that long and short ones alternate evenly: what is done says how long the rest takes."""
+    order = sorted(range(1, len(batches)), key=lambda n: n * _GOLDEN % 1.0)
+    return [batches[n] for n in (0, *order)] if batches else []
 
 
 class Memo(Protocol[Result]):
@@ -103,7 +110,7 @@ class TokenBudget:
         and has no result; without `misfits` the original error is raised, the item's length named.
         """
         results: dict[int, Result] = {} if memo is None else dict(memo.known)
-        whole = pack(lengths, self.tokens, rows_per_item)
+        whole = spread(pack(lengths, self.tokens, rows_per_item))
         todo = [left for batch in whole if (left := [i for i in batch if i not in results])]
         while todo:
             batch = todo[0]
@@ -131,7 +138,7 @@ class TokenBudget:
                 self.tokens = max(1, min(self.tokens, used) // 2)
                 self._halved(used, self.tokens)
                 rest = sorted(i for waiting in todo for i in waiting)
-                repacked = pack([lengths[i] for i in rest], self.tokens, rows_per_item)
+                repacked = spread(pack([lengths[i] for i in rest], self.tokens, rows_per_item))
                 todo = [[rest[i] for i in positions] for positions in repacked]
                 continue
             if len(outputs) != len(batch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import shutil
 import signal
 import time
 
@@ -83,8 +85,28 @@ def test_ctrl_c_twice_stops_now(fake_process):
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130 and "Traceback" not in errors
+    assert process.returncode == 130 and "Traceback" not in errors and "semaphore" not in errors
     assert not psutil.wait_procs(workers, timeout=10)[1]
+    finish(fake_process)
+
+
+def test_a_terminal_that_is_closed_is_a_stop_like_any_other(fake_process, tmp_path):
+    """A real one: the run is in the foreground of a pseudo-terminal, whose other end closes; nobody is left to be told."""
+    process, run = fake_process()
+    process.communicate(timeout=60)
+    shutil.rmtree(run.root)
+    command = [str(word) for word in process.args]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execvpe(command[0], command, os.environ | {"FAKE_SECONDS": "2"})
+    wait_for(run, "part_started", count=2)
+    assert os.read(terminal, 1), "the bar is shown on it"
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    last = seen(run)[-1]
+    assert last["event"] == "run_ended" and last["kind"] == "stopped" and "SIGHUP" in last["error"]
+    assert done_parts(run) == 2 and not (run.root / "_lease.json").exists()
     finish(fake_process)
 
 

@@ -34,7 +34,7 @@ def lines_of(clock: list[float], total: int, done: int, steps: list[tuple[float,
 
 
 def test_the_time_left_counts_what_this_run_did_and_not_what_it_found_done(clock: list[float]) -> None:
-    (line,) = lines_of(clock, total=100, done=60, steps=[(20.0, 20)])
+    _, line = lines_of(clock, total=100, done=60, steps=[(10.0, 10), (10.0, 10)])
     assert line == "  generate: 80 of 100 prompt, about 20 s left  12.5 tokens/s"
 
 

@@ -187,7 +187,20 @@ def test_disk_and_memory_are_compared_with_what_there_is(write, monkeypatch):
     assert "10.0 GB free" in disk.what and "gradients.sketch.dim" in disk.fix
     assert [finding.state for finding in memory] == ["problem"] * 3 + ["ok"]
     monkeypatch.setattr(doctor_size.shutil, "disk_usage", lambda path: usage(0, 0, 1e15))
-    assert next(needs(config, sizes)).state == "ok"
+    disk = next(needs(config, sizes))
+    assert disk.state == "ok" and "_kept/ holds" not in disk.what
+    assert disk.values["kept_bytes_at_most"] == 2 * disk.values["needed_bytes"]
+
+
+def test_results_that_are_kept_aside_are_counted(write, tmp_path):
+    config = load_config(write(execution={"keep_results": 0}))
+    sizes = Sizes.of(config, rows=10, weights=0, memory=0)
+    assert next(needs(config, sizes)).values["kept_bytes_at_most"] == 0
+    for place in ("_kept/prompts/aa/prompts", "round-0/_kept/train/bb/train/model"):
+        (config.folder / place).mkdir(parents=True)
+        (config.folder / place / "file").write_bytes(b"x" * 3_000_000)
+    disk = next(needs(config, sizes))
+    assert disk.values["kept_bytes"] == 6_000_000 and "_kept/ holds 6.0 MB made with other settings" in disk.what
 
 
 def test_objectives_in_sequence_need_copies_of_the_weights(write, monkeypatch):

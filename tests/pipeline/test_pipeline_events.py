@@ -117,7 +117,7 @@ def test_progress_says_rate_and_time_left(tmp_path, monkeypatch):
     meter.advance(50, {"tokens_per_s": 7.0})
     found = progress(tmp_path)
     assert found | {"time": 0} == {
-        "time": 0, "event": "progress", "stage": "generate", "round": 0, "done": 500, "total": 1000, "unit": "rows",
+        "time": 0, "event": "progress", "stage": "generate", "round": 0, "before": 400, "done": 500, "total": 1000, "unit": "rows",
         "per_s": 1.25, "seconds_left": 400, "silent_s": 0, "rates": {"tokens_per_s": 7.0},
     }  # fmt: skip
     assert set(found) - {"time", "event"} <= documented()["progress"]

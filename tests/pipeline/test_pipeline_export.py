@@ -84,6 +84,25 @@ def test_the_card_says_the_truth_about_labels_selection_and_licence(write_config
     assert said in card and unsaid not in card
 
 
+def test_the_hubs_own_classes_read_both_cards_and_lose_nothing(write_config, exported, tmp_path):
+    """DatasetCard and ModelCard check headers as far as they do without the hub: its classes, its model-index."""
+    hub = pytest.importorskip("huggingface_hub")
+    config = load_config(
+        write_config(card={"dataset_license": "cc-by-4.0"}, languages={"seen": ["zh-Hans", "en", "yue"]})
+    )
+    counts = {"en": 2, "zh-Hans": 1, "yue": 1, "und": 2}
+    text = dataset_card(config, 0, Contents("data/train-*-abc.parquet", counts, 10, 20), [])
+    card = hub.DatasetCard(text)
+    assert card.data.license == "cc-by-4.0" and card.data.language == ["en", "yue", "zh"]
+    assert card.data.task_categories == ["text-generation"] and card.data.size_categories == ["n<1K"]
+    assert card.data.multilinguality == ["multilingual"] and card.data.annotations_creators == ["machine-generated"]
+    assert yaml.safe_load(str(card).split("---\n")[1]) == yaml.safe_load(text.split("---\n")[1])
+    assert "No licence was given" not in text
+    alone = hub.DatasetCard.load(exported(tmp_path / "out", range(2)) / "README.md")
+    assert alone.data.license is None and "No licence was given" in alone.text
+    assert alone.data.multilinguality == ["monolingual"] and alone.text.count("\\") == 0
+
+
 @pytest.mark.parametrize(
     ("rows", "category"),
     [(0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (99_999, "10K<n<100K"), (10**6, "1M<n<10M"), (10**8, "n>10M")],

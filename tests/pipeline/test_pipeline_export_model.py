@@ -9,12 +9,14 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 import pipeline.export_model
 from pipeline.commit import write_manifest
 from pipeline.export_folder import MARK
 from pipeline.export_model import export_model
 from pipeline.fingerprint import content_of
+from pipeline.plan import State
 from pipeline.rundir import RunDir
 from schemas import files
 from schemas.config import RunConfig
@@ -22,13 +24,14 @@ from schemas.errors import UserError
 from schemas.manifests import StageManifest, StagePlan
 from schemas.tables import TABLES
 from stages.catalog import BY_NAME
+from stages.schedule import Step
 from tests.pipeline.hub_server import hub_server
 
 CARD = "---\nlibrary_name: transformers\ntags:\n- dpo\n---\n\n# t, round 0\n\ntext\n"
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> RunConfig:
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A run whose train stage is done: files as training leaves them."""
     config = RunConfig.model_validate(
         {
@@ -50,6 +53,9 @@ def config(tmp_path: Path) -> RunConfig:
             (folder / name / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
     records = [files.record(rundir.root, p) for p in sorted(folder.rglob("*")) if p.is_file()]
     finish(rundir, "train", records, {})
+    done = State(Step(train, 0), "done", manifest=rundir.stage(train, 0))
+    planner = type("Planner", (), {"states": lambda self: [done]})
+    monkeypatch.setattr(pipeline.export_model, "recorded_planner", lambda *_: planner())
     return config
 
 
@@ -102,6 +108,8 @@ def test_the_card_is_completed_with_licence_and_what_was_measured_of_this_model(
     (result,) = index["results"]
     assert result["metrics"] == [{"type": "accuracy", "value": 0.75}] and result["dataset"]["config"] == "en"
     assert index["name"] == "t, round 0"
+    (read,) = ModelCard.load(out / "README.md").data.eval_results  # which checks the model-index
+    assert (read.metric_value, read.dataset_split, read.dataset_config) == (0.75, "test", "en")
     assert {p.name for p in out.iterdir()} == {"README.md", "weights.safetensors", MARK}
     assert "# t, round 0" in (out / "README.md").read_text()
 
@@ -122,7 +130,7 @@ def test_only_a_folder_that_an_export_made_is_replaced(config: RunConfig, tmp_pa
 
 
 def test_what_was_not_trained_is_not_exported(config: RunConfig, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Round 3 of this run has no trained model"):
+    with pytest.raises(UserError, match="Round 3 of this run has no finished trained model"):
         export_model(config, tmp_path / "out", "model", 3, None, False)
     assert not (tmp_path / "out").exists()
 

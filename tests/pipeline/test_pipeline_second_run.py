@@ -15,7 +15,9 @@ from pipeline.config_file import dump, load_config
 from pipeline.console import Display
 from pipeline.executor_errors import StageFailed
 from pipeline.inspect import table_files, tables_of, tables_of_other_settings
+from pipeline.report import _left_out, _tables
 from pipeline.run import preview, run
+from pipeline.rundir import RunDir
 from pipeline.selection import Selection
 from pipeline.status import states_of
 from schemas.errors import UserError
@@ -103,7 +105,7 @@ def test_a_dry_run_says_what_the_run_does_in_the_same_words(fake, finished, chan
                     assert f"{title}: {text}" in said.lines, name
 
 
-def test_every_stage_changed_in_turn_leaves_nothing_of_other_settings_among_what_is_shown(fake):
+def test_every_stage_changed_in_turn_leaves_nothing_of_other_settings_among_what_is_shown(fake, tmp_path):
     """One rule for status, inspect, export, explain and the report: what is current."""
     fake()
     order = ["prompts", "generate", "select", "train"]
@@ -122,6 +124,24 @@ def test_every_stage_changed_in_turn_leaves_nothing_of_other_settings_among_what
                 assert CHANGES[stage][0].split("=")[0] in others[table][1]
                 with pytest.raises(UserError):
                     table_files(fake.root, table, 0)
+                looked = CliRunner().invoke(app, ["inspect", str(fake.root), table])
+                assert looked.exit_code == 0 and "Made with other settings than the run's now" in looked.stdout
+            else:
+                assert (
+                    "Made with other settings" not in CliRunner().invoke(app, ["inspect", str(fake.root), table]).stdout
+                )
+        states = states_of(fake.root)
+        shown, left_out = _tables(RunDir(fake.root), states), _left_out(states)
+        assert {name.split(":")[0] for name in shown} == {t for n, t in tables.items() if order.index(n) < at}
+        assert list(left_out) == order[at:] and all(left_out.values()), "the report names what it leaves out, and why"
+        for what, maker in (("dataset", "select"), ("model", "train")):
+            out = tmp_path / stage / what
+            sent = CliRunner().invoke(app, ["export", str(fake.root), "--what", what, "--out", str(out)])
+            if order.index(maker) >= at:
+                assert sent.exit_code == 1 and not out.exists(), sent.output
+                assert "is of other settings than the run's" in sent.stderr
+            else:
+                assert sent.exit_code == 0 and out.exists(), sent.output
 
 
 def test_going_back_to_old_settings_finds_them_done(fake):
@@ -265,3 +285,26 @@ def test_what_a_worker_left_of_a_shard_is_work_and_goes_when_the_part_is_committ
     fake()
     assert found == [True, False], "the second part is gone on with, the third is new"
     assert left() == ["00001"] and not list((fake.root / "round-0/_state").rglob("unfinished-*")), "kept aside alone"
+
+
+def test_after_a_failure_the_report_shows_what_there_is(fake):
+    """What failed before it began anew is put back, but is of other settings than were asked for: it is not on the page."""
+    fake()
+    page = (fake.root / "report.html").read_text()
+    with pytest.raises((StageFailed, RuntimeError)):
+        fake("generate.candidates=14", force=("generate",))
+    with pytest.raises(UserError):
+        fake("generate.candidates=13", force=("generate",))
+    failed = (fake.root / "report.html").read_text()
+    assert failed != page and failed.count(",") == 0, "prompts alone are current"
+    fake()
+    assert (fake.root / "report.html").read_text() == page
+
+
+def test_a_run_directory_that_is_given_relative_holds_its_tables_where_the_docs_say(fake, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fake("run_dir=here")
+    assert {p.name for p in (tmp_path / "here/t").iterdir()} >= {"prompts", "round-0", "run.yaml", "events.jsonl"}
+    assert not (tmp_path / "here/t/here").exists() and list((tmp_path / "here/t/round-0/curated").glob("*.parquet"))
+    for place in ("here/t", str(tmp_path / "here/t")):
+        assert {s.kind for s in states_of(Path(place))} == {"done"}

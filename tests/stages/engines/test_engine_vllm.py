@@ -91,6 +91,14 @@ class TestVllm:
         assert len({completion.text for completion in together.values()}) == 6
         assert run(vllm_engine, rows[3])["s3"] == together["s3"]
 
+    def test_more_prompt_tokens_than_a_step_takes_do_not_end_a_seeded_draw(self, vllm_engine: Engine, ask) -> None:
+        """vLLM's CPU generators cannot take back the token that a prompt cut in two draws: no prompt is cut."""
+        length = vllm_engine.context_length - 4
+        ids = [[5 + (7 * n + i * (n + 1)) % 90 for i in range(length)] for n in range(12)]
+        sampling = ask("x", "x", max_tokens=2, temperature=1.0).sampling
+        got = run(vllm_engine, *(Request(f"r{n}", ids[n], sampling, n) for n in range(12)))
+        assert {completion.finish_reason for completion in got.values()} <= {"stop", "length"}
+
     def test_stop_strings_are_cut(self, vllm_engine: Engine, ask) -> None:
         free = run(vllm_engine, ask("f", "hi there", temperature=0, max_tokens=20))["f"]
         stop = free.text[4:7]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.gradients.batching import TokenBudget, pack
+from stages.gradients.batching import TokenBudget, pack, spread
 from stages.models.device import is_out_of_memory
 
 
@@ -70,3 +70,15 @@ def test_other_errors_pass_through() -> None:
         TokenBudget(100).run([3], lambda batch: [])
     with pytest.raises(ValueError, match="at least 1"):
         pack([3], 0)
+
+
+def test_long_and_short_batches_alternate_so_that_a_tenth_of_them_says_how_long_all_take() -> None:
+    lengths = [1000 - 9 * n // 10 for n in range(1000)]
+    batches = spread(pack(lengths, 4000))
+    assert sorted(i for batch in batches for i in batch) == list(range(1000)) and batches[0] == [0, 1, 2, 3]
+    costs = [sum(lengths[i] for i in batch) for batch in batches]
+    done = done_items = 0
+    for batch, cost in zip(batches, costs, strict=True):
+        done, done_items = done + cost, done_items + len(batch)
+        if done_items >= 100:
+            assert done / done_items * 1000 == pytest.approx(sum(costs), rel=0.2)
