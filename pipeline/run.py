@@ -133,8 +133,8 @@ class _Loop:
             self.display.say(note)
         self._clean()
         self._keep_config()
+        executor = self._executor()
         self.events.add("run_started", stages=[s.title for s in self.steps])
-        executor = local_executor(self.config, self.rundir.logs, self.signals)
         try:
             for step in self.steps:
                 (outcome.ran if self._bring_up_to_date(step, executor) else outcome.skipped).append(step)
@@ -155,6 +155,14 @@ class _Loop:
         self.rundir.forget_forced()
         self.events.add("run_ended", ok=True, exit_code=0)
         return outcome
+
+    def _executor(self) -> Executor:
+        """Where execution.on says."""
+        if self.config.execution.on == "local":
+            return local_executor(self.config, self.rundir.logs, self.signals)
+        from pipeline.ray_crew import ray_executor  # imports Ray
+
+        return ray_executor(self.config, self.rundir.root, self.rundir.logs, self.signals)
 
     def _report(self) -> None:
         if refresh_report(self.config, self.rundir, self.planner):

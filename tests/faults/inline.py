@@ -49,7 +49,7 @@ class InlineExecutor:
         def tell(message: ToDriver) -> None:
             if isinstance(message, Offered):
                 self.computed.append((order.spec.name, message.part.index))
-                reports.offered(message.part)
+                reports.offered(message.part, "here")
             elif isinstance(message, Noted):
                 reports.note(message.message)
 

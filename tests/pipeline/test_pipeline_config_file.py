@@ -82,3 +82,9 @@ def test_command_line_loads_nothing_heavy():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_keys_that_yaml_takes_for_truth_values_are_names(write_config):
+    config = load_config(write_config(write_config().read_text() + "execution:\n  on: ray\n"))
+    assert config.execution.on == "ray"
+    assert load_config(write_config(dump(config))).execution.on == "ray"

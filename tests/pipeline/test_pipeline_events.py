@@ -114,11 +114,12 @@ def test_progress_says_rate_and_time_left(tmp_path, monkeypatch):
     meter.tick()
     assert progress(tmp_path) is None, "not more than twice a minute"
     now[0] += 40
-    meter.advance(50, {"tokens_per_s": 7.0})
+    meter.advance(50, {"tokens_per_s": 7.0}, "node-a GPU 1")
     found = progress(tmp_path)
     assert found | {"time": 0} == {
         "time": 0, "event": "progress", "stage": "generate", "round": 0, "before": 400, "done": 500, "total": 1000, "unit": "rows",
         "per_s": 1.25, "seconds_left": 400, "silent_s": 0, "rates": {"tokens_per_s": 7.0},
+        "places": {"node-a GPU 1": {"done": 50, "per_s": 1.25}},
     }  # fmt: skip
     assert set(found) - {"time", "event"} <= documented()["progress"]
     Events(tmp_path / "events.jsonl").add("stage_done", stage="generate", round=0)
