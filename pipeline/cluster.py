@@ -206,11 +206,11 @@ def _no_cluster(address: str, why: str) -> UserError:
 
 
 def _silence() -> None:
-    """Ray prints what it has to say of nodes and actors in the driver's terminal, also with log_to_driver=False; we say it ourselves."""
-    with suppress(ImportError):  # no public name
-        from ray._private.ray_logging import global_worker_stdstream_dispatcher
+    """Ray prints what it has to say of nodes in the driver's terminal, also with log_to_driver=False: to a log, since we say it ourselves."""
+    with suppress(ImportError):  # Ray has no public way
+        from ray._private import worker
 
-        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+        worker.print_to_stdstream = lambda data, *rest: logging.getLogger(__name__).info("%s", data.get("lines"))
 
 
 def _connected(address: str) -> Any:

@@ -87,7 +87,7 @@ def start_driver(config: Path, *overrides: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_until(condition, seconds: float = 60.0) -> None:
+def wait_until(condition, seconds: float = 150.0) -> None:
     """Until the condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():

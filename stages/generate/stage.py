@@ -1,4 +1,4 @@
-"""Generate: N answers per prompt from the round's policy (METHODS.md section 1)."""
+"""Generate: N answers per prompt from the round's policy (docs/methods.md section 1)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _open(ctx: Context, engine: Engine, shard: Shard) -> OpenShard:
                 for index in range(ctx.config.generate.candidates)
             ]
             if mark := engine.renderer.opened_thought(ids):
-                opened[row["prompt_id"]] = f"{mark}\n"
+                opened[row["prompt_id"]] = mark
     prompt_tokens = sum(len(request.prompt_ids) for of_row in requests.values() for request in of_row)
 
     def finish(results: Results) -> Part:
@@ -102,9 +102,10 @@ def _part(
             )
             continue
         for number, completion in enumerate(completions):
-            text, broken = engine.renderer.neutral_answer(
-                f"{opened.get(row['prompt_id'], '')}{completion.text}".strip()
-            )
+            answer, mark = completion.text.strip(), opened.get(row["prompt_id"])
+            if mark and not answer.startswith(mark):  # some models and servers say the mark again
+                answer = f"{mark}\n{answer}"
+            text, broken = engine.renderer.neutral_answer(answer)
             marks += broken
             candidates.append(_candidate(ctx.round, row, number, text, completion))
     _add_languages(ctx, engine.renderer, candidates)

@@ -1,4 +1,4 @@
-"""Messages to token ids: the one place that renders and tokenises, for every stage (METHODS.md section 0).
+"""Messages to token ids: the one place that renders and tokenises, for every stage (docs/methods.md section 0).
 
 Engines get these ids, gradients and training use the same: a pair is tokenised as TRL 1.16's DPOTrainer tokenises the
 stored conversational row (prompt / completion split at their common token prefix), less what the template puts

@@ -59,8 +59,23 @@ def tables(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*.parquet"))}
 
 
+@pytest.fixture
+def start(config):
+    """Start the command on the config; it is ended with the test."""
+    started = []
+
+    def start(*overrides: str):
+        started.append(start_driver(config, *overrides))
+        return started[-1]
+
+    yield start
+    for driver in started:
+        driver.kill()
+        driver.communicate()
+
+
 def finish(driver) -> str:
-    out, err = driver.communicate(timeout=150)
+    out, err = driver.communicate(timeout=200)
     assert driver.returncode == 0, out + err
     return out + err
 
@@ -75,9 +90,9 @@ def alone(tmp_path_factory) -> dict[str, bytes]:
     return tables(folder / "runs" / "t")
 
 
-def test_a_node_that_is_killed_costs_its_shards_and_one_that_joins_works_along(nodes, config, alone):
+def test_a_node_that_is_killed_costs_its_shards_and_one_that_joins_works_along(nodes, config, start, alone):
     root = config.parent / "runs" / "t"
-    driver = start_driver(config, *on_ray(nodes))
+    driver = start(*on_ray(nodes))
     wait_until(lambda: len({e["place"] for e in events(root, "part_done") if e["stage"] == "generate"}) == 2)
     nodes.strike("b", signal.SIGKILL)
     nodes.add("c")
@@ -93,23 +108,23 @@ def test_a_node_that_is_killed_costs_its_shards_and_one_that_joins_works_along(n
     assert all((root / "logs" / e["log"]).is_file() for e in events(root, "worker_started"))
 
 
-def test_a_driver_that_is_killed_leaves_a_run_that_the_same_command_continues(nodes, config, alone):
+def test_a_driver_that_is_killed_leaves_a_run_that_the_same_command_continues(nodes, config, start, alone):
     root = config.parent / "runs" / "t"
-    driver = start_driver(config, *on_ray(nodes))
+    driver = start(*on_ray(nodes))
     wait_until(lambda: len([e for e in events(root, "part_done") if e["stage"] == "generate"]) >= 3)
     driver.kill()
     driver.communicate()
     committed = len(list((root / "round-0" / "_state" / "generate").glob("part-*.json")))
-    finish(start_driver(config, *on_ray(nodes)))
+    finish(start(*on_ray(nodes)))
     assert tables(root) == alone
     assert len(events(root, "part_done")) <= 3 + _PARTS + 1, "nothing that was committed is made again"
     assert committed < _PARTS
 
 
-def test_a_node_that_hangs_and_comes_back_changes_nothing(nodes, config, alone):
+def test_a_node_that_hangs_and_comes_back_changes_nothing(nodes, config, start, alone):
     root = config.parent / "runs" / "t"
     name = next(iter(set(nodes.nodes) - {"b"}))
-    driver = start_driver(config, *on_ray(nodes))
+    driver = start(*on_ray(nodes))
     wait_until(
         lambda: any(e["place"] == f"node-{name}" for e in events(root, "part_started") if e["stage"] == "generate")
     )
@@ -120,8 +135,8 @@ def test_a_node_that_hangs_and_comes_back_changes_nothing(nodes, config, alone):
     assert tables(root) == alone
 
 
-def test_where_no_cluster_answers_the_run_is_refused_in_seconds(config):
-    driver = start_driver(config, "execution.on=ray", f"execution.ray_address=127.0.0.1:{free_port()}")
+def test_where_no_cluster_answers_the_run_is_refused_in_seconds(start):
+    driver = start("execution.on=ray", f"execution.ray_address=127.0.0.1:{free_port()}")
     _, err = driver.communicate(timeout=60)
     assert driver.returncode == 1 and "No Ray cluster answers" in err and "Traceback" not in err
 
