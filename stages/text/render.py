@@ -319,6 +319,18 @@ def check_thoughts(renderer: Renderer, policy: Policy) -> None:
         )
 
 
+def refuse_channels(renderer: Renderer) -> None:
+    """Raise UserError for a template of channels (harmony, gpt-oss): their marks are several tokens, and an answer that is decoded
+    without control tokens would run thought and answer together ("analysis...assistantfinal...")."""
+    if "<|channel|>" in renderer.tokenizer.chat_template and "<|channel|>" in renderer.tokenizer.get_vocab():
+        raise UserError(
+            "The chat template writes answers in channels (<|channel|>, as gpt-oss): what the model generates cannot be told "
+            "from its thoughts by this version",
+            where="model.policy",
+            fix="Give pairs of your own (pairs.sources): gradients and training of such a model work; or set text.chat_template.",
+        )
+
+
 def _common_prefix(ids: Sequence[int], other: Sequence[int]) -> int:
     length = 0
     for token, other_token in zip(ids, other, strict=False):
