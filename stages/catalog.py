@@ -66,7 +66,7 @@ STAGES: tuple[StageSpec, ...] = (
         expensive=True,
         needs=(needs.judges,),
         gpus="judge_gpus",
-        more_models=lambda config: config.judge.models,
+        more_models="judge.models",
     ),
     StageSpec(
         "pairs",
@@ -200,7 +200,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("evaluation", "answers"),
         ("languages", "model", "text", "engine", "judge.rubric", "evaluate", "execution"),
         ("initial", "trained", "evaluation_judge"),
-        version=3,
+        version=4,
         engine=True,
         sources="evaluate.authored",
         needs=(needs.engine, needs.model),

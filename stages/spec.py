@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal
@@ -32,7 +32,7 @@ class StageSpec:
         The first one is what a ShardStage's shards are cut from.
     writes: tables; dropped rows go to _dropped/<first of them>.
     sections: config sections whose semantic fields its result depends on (`seed` always counts).
-    models: roles its result depends on; more_models: others, by config.
+    models: roles its result depends on; more_models: config key of others (a mapping by role).
     kept_rows: (units, table): what the account says was kept of these units are the rows of that table.
     version: bumped when the code's output changes.
     engine: uses the inference engine; neighbours with the same models share a worker process.
@@ -69,11 +69,12 @@ class StageSpec:
     needs: tuple[Callable[[RunConfig], Needs], ...] = ()
     sketches: bool = False
     gpus: str = ""
-    more_models: Callable[[RunConfig], Iterable[str]] = lambda config: ()
+    more_models: str = ""
 
     def roles(self, config: RunConfig) -> tuple[str, ...]:
         """Roles of the models that its result depends on."""
-        return tuple(dict.fromkeys([*self.models, *self.more_models(config)]))
+        more = config_value(config, self.more_models) if self.more_models else ()
+        return tuple(dict.fromkeys([*self.models, *more]))
 
     def is_part_of(self, config: RunConfig) -> bool:
         """Whether a run with this config has the stage at all."""

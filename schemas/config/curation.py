@@ -37,9 +37,9 @@ class PairsConfig(Section):
         "what min_margin counts: points of the judge's scale, or standard deviations of a language's scores",
         used_when=GENERATED,
     )
-    strategy: Literal["best_worst", "best_random", "sigma", "all"] = semantic(
+    strategy: Literal["best_worst", "best_random", "best_mean", "sigma", "all"] = semantic(
         "best_worst",
-        "which answers of a prompt make a pair: best and worst; best and any worse one; those closest to mean + and - sigmas sd; or"
+        "which answers of a prompt make a pair: best and worst; best and any worse one; best and the one closest to the mean; those closest to mean + and - sigmas sd; or"
         " all pairs with min_margin",
         used_when=GENERATED,
     )

@@ -164,6 +164,13 @@ class JudgeConfig(JudgeSettings):
                 named[judge.reference_role] = judge.settings.reference
         return named
 
+    def scale_of(self, criterion: str) -> tuple[str, tuple[float, float] | None]:
+        """The scale of the scores by a criterion in words, and its bounds, if it has any."""
+        if self.section_of(criterion).panel:
+            return "standard deviations", None
+        facts = self.section_of(criterion).facts
+        return facts.scale, facts.bounds
+
     def section_of(self, criterion: str) -> JudgeConfig | Criterion:
         """Where `panel` and `combine` of a criterion stand."""
         return self.criteria[criterion] if criterion else self

@@ -15,6 +15,10 @@ _SORTS = (
 _REFUSED = {
     "aot": _SORTS,
     "aot_unpaired": _SORTS,
+    "simpo": "is not a loss of TRL's DPOTrainer, which trains here: sigmoid_norm is the nearest, DPO on mean-token log-probabilities with a"
+    " reference",
+    "kto": "takes single answers with a label, and what is curated here is pairs: train TRL's KTOTrainer on the judgements table",
+    "rpo": "adds a likelihood term on chosen to DPO (DPO + NLL), which no curation weight is derived for in this version",
     "sft": "looks at the chosen answers alone: there is no preference in it to curate by",
 }
 _SMOOTHING = {"robust": 0.1, "exo_pair": 1e-3}

@@ -18,6 +18,7 @@ from stages.evaluate.metrics import Measurement
 from stages.text.language import UNKNOWN, identify, same_language, unidentifiable
 from stages.text.render import Renderer, RenderError
 
+_RUN = 16
 _SCHEMA = pa.schema([("row_id", pa.string()), ("text", pa.string()), ("finish_reason", pa.string())])
 
 
@@ -109,7 +110,7 @@ def answers_table(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def measure(ctx: Context, prompts: Iterable[HeldOutPrompt], rows: Iterable[dict[str, Any]]) -> Iterator[Measurement]:
-    """The items of answer_language (languages the identifier knows) and truncated."""
+    """The items of answer_language (languages the identifier knows), truncated, empty, repetition and characters."""
     groups = {prompt.row_id: prompt.group_id for prompt in prompts}
     run = ctx.config.languages
     unknown = set(unidentifiable([*run.seen, *run.unseen]))
@@ -117,9 +118,18 @@ def measure(ctx: Context, prompts: Iterable[HeldOutPrompt], rows: Iterable[dict[
         where = row["model"], row["split"], row["language"]
         group = groups[row["prompt_id"]]
         yield Measurement(*where, "truncated", group, float(row["finish_reason"] == "length"))
+        yield Measurement(*where, "empty", group, float(not row["text"].strip()))
+        yield Measurement(*where, "repetition", group, repetition(row["text"]))
+        yield Measurement(*where, "characters", group, float(len(row["text"])))
         if run.identify and row["language"] not in unknown:
             kept = row["detected_language"] != UNKNOWN and same_language(row["detected_language"], row["language"])
             yield Measurement(*where, "answer_language", group, float(kept))
+
+
+def repetition(text: str) -> float:
+    """Share of a text's runs of 16 characters that occurred in it before: near 0 for prose in any script, near 1 for a loop."""
+    runs = [text[at : at + _RUN] for at in range(len(text) - _RUN + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def _languages(ctx: Context, texts: list[str]) -> list[str]:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 Z = 1.959963984540054
 RESAMPLES = 2000
+FITS = 300
+"""Resamples where each costs a fit."""
 FEW = 8
 """Below this many groups their resamples are too alike: a bootstrap interval would be far too narrow."""
 _CELLS = 4_000_000
@@ -32,6 +34,24 @@ def interval(values: Sequence[float], groups: Sequence[str], seed: int, share: b
         if simple or count < FEW or len(set(values)) == 1:
             return wilson(sum(values) / len(values), count)
     return bootstrap(values, groups, seed) if count >= FEW else None
+
+
+def of_statistic(
+    statistic: Callable[[Sequence[int]], float], groups: Sequence[str], seed: int
+) -> tuple[float, float] | None:
+    """Percentile interval of a statistic of item indices over `FITS` resamples of whole groups; None with fewer than `FEW` groups."""
+    members: dict[str, list[int]] = defaultdict(list)
+    for index, group in enumerate(groups):
+        members[group].append(index)
+    if len(members) < FEW:
+        return None
+    names, generator = sorted(members), np.random.default_rng(seed)
+    values = []
+    for _ in range(FITS):
+        drawn = generator.integers(len(names), size=len(names))
+        values.append(statistic([index for n in drawn for index in members[names[n]]]))
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

@@ -6,16 +6,18 @@ Metrics (METHODS.md section 9), each per split and language, and for all languag
   policy, a tie one half (after only: before, all are ties).
 - logp_chosen, logp_rejected: mean-token log-probability in nats (before, after); logp_chosen_change,
   logp_rejected_change, accuracy_change: per pair, after minus before.
-- answer_language: share of answers in the language of the prompt; truncated: share cut by max_tokens (before, after).
+- answer_language: share of answers in the language of the prompt; truncated: share cut by max_tokens; empty: without
+  any text; repetition: share of a text's runs of 16 characters that occurred before; characters: length (before, after).
 - win_rate, or win_rate_self_judged when the judge is the round-0 policy itself: after against before, in both orders;
-  inconsistent verdicts and equal answers are ties, one half. judge_consistency: share of differing answers on which
+  inconsistent verdicts and equal answers are ties, one half. …_length_controlled: at equal length
+  (stages.evaluate.length_controlled). judge_consistency: share of differing answers on which
   both orders agree. judge_mass: mean probability the judge puts on its two possible replies.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +25,10 @@ import pyarrow as pa
 
 from schemas.ids import seed_for
 from schemas.tables import TABLES
-from stages.evaluate.intervals import interval
+from stages.evaluate.intervals import interval, of_statistic
+from stages.evaluate.length_controlled import length_controlled
 
+WIN_RATE, CONTROLLED = "win_rate", "_length_controlled"
 BEFORE, AFTER, CHANGE = "before", "after", "after vs before"
 ALL = "all"
 _SHARES = {
@@ -32,6 +36,7 @@ _SHARES = {
     "implicit_reward_accuracy",
     "answer_language",
     "truncated",
+    "empty",
     "win_rate",
     "win_rate_self_judged",
     "judge_consistency",
@@ -40,7 +45,8 @@ _SHARES = {
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One measured value. group_id: items of one translation group are not independent."""
+    """One measured value. group_id: items of one translation group are not independent. length: of a win rate, characters of the
+    answer after less those of the one before."""
 
     model: str
     split: str
@@ -48,6 +54,7 @@ class Measurement:
     metric: str
     group_id: str
     value: float
+    length: float = 0.0
 
 
 def evaluation_table(items: Iterable[Measurement], expected: Iterable[tuple[str, str, str]], seed: int) -> pa.Table:
@@ -62,7 +69,30 @@ def evaluation_table(items: Iterable[Measurement], expected: Iterable[tuple[str,
         for language in (item.language, ALL):
             cells[item.model, item.split, language, item.metric].append(item)
     rows = [_row(key, found, seed) for key, found in sorted(cells.items())]
+    rows += [_controlled(key, found, seed) for key, found in sorted(cells.items()) if key[3].startswith(WIN_RATE)]
     return pa.Table.from_pylist(rows, schema=TABLES["evaluation"].schema)
+
+
+def _controlled(key: tuple[str, str, str, str], items: list[Measurement], seed: int) -> dict[str, Any]:
+    """The row of a win rate at equal length."""
+    model, split, language, metric = key
+    key = model, split, language, f"{metric}{CONTROLLED}"
+
+    def rate(chosen: Sequence[int]) -> float:
+        return length_controlled([items[n].value for n in chosen], [items[n].length for n in chosen])
+
+    groups = [item.group_id for item in items]
+    bounds = of_statistic(rate, groups, seed_for(seed, "interval", *key)) if items else None
+    return {
+        "model": model,
+        "split": split,
+        "language": language,
+        "metric": key[3],
+        "value": rate(range(len(items))) if items else None,
+        "n": len(items),
+        "low": bounds[0] if bounds else None,
+        "high": bounds[1] if bounds else None,
+    }
 
 
 def _row(key: tuple[str, str, str, str], items: list[Measurement], seed: int) -> dict[str, Any]:

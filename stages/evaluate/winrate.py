@@ -142,7 +142,8 @@ class Comparison:
 
     def _item(self, match: Match, metric: str, value: float) -> Measurement:
         prompt = match.prompt
-        return Measurement(CHANGE, prompt.split, prompt.language, metric, prompt.group_id, value)
+        length = float(len(match.after) - len(match.before))
+        return Measurement(CHANGE, prompt.split, prompt.language, metric, prompt.group_id, value, length)
 
 
 def _judge_context(ctx: Context) -> int:

@@ -39,7 +39,7 @@ def load_causal_lm(model: ModelRef, dtype: torch.dtype, device: torch.device, tr
 
 def load_classifier(model: ModelRef, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> Any:
     """A sequence classifier, as `load_causal_lm`: a language model without a trained head of rewards is refused by name."""
-    kind = classifier_class(config_of(model, trust_remote_code))
+    kind = classifier_class(config_of(model, trust_remote_code, language_model=False))
     return _loaded(kind, model, dtype, device, trust_remote_code)
 
 

@@ -55,7 +55,7 @@ def skeleton(
     """The model on the meta device; class_of: a config's transformers class. Raises UserError when its files do not fit its architecture, or its tokenizer its
     embeddings."""
     assert model.path is not None
-    config = config_of(model, trust_remote_code)
+    config = config_of(model, trust_remote_code, language_model=class_of is auto_class)
     try:
         with torch.device("meta"):
             made: PreTrainedModel = class_of(config).from_config(config, trust_remote_code=trust_remote_code)
@@ -84,13 +84,14 @@ def skeleton(
     return made
 
 
-def config_of(model: ModelRef, trust_remote_code: bool) -> Any:
-    """The model's configuration. Raises UserError."""
+def config_of(model: ModelRef, trust_remote_code: bool, language_model: bool = True) -> Any:
+    """The model's configuration. Raises UserError; language_model: also for one that is none."""
     try:
         config = AutoConfig.from_pretrained(str(model.path), trust_remote_code=trust_remote_code, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, StrictDataclassError) as error:
         raise unloadable(model, error) from error
-    refuse_other_kinds(model, config)
+    if language_model:
+        refuse_other_kinds(model, config)
     return config
 
 

@@ -60,6 +60,17 @@ def best_random(score_PC: Scores, settings: Settings) -> list[Pick]:
     return found
 
 
+def best_mean(score_PC: Scores, settings: Settings) -> list[Pick]:
+    """The best against the one closest to the mean of the prompt's scores (arXiv 2605.26293)."""
+    found = []
+    for p, row_C in enumerate(score_PC):
+        best, mean = _best(row_C), float(np.nanmean(row_C))
+        below_C = np.where(row_C < row_C[best], np.abs(row_C - mean), np.nan)
+        near = _worst(row_C) if np.isnan(below_C).all() else int(np.nanargmin(below_C))
+        found.append(_pick(p, row_C, best, near))
+    return found
+
+
 def sigma(score_PC: Scores, settings: Settings) -> list[Pick]:
     """The answers closest to mean + k sd and mean - k sd of the prompt's scores: with many candidates the very best and the very
     worst are outliers (arXiv 2502.16825)."""
@@ -87,6 +98,7 @@ def every(score_PC: Scores, settings: Settings) -> list[Pick]:
 STRATEGIES: Mapping[str, Strategy] = {
     "best_worst": best_worst,
     "best_random": best_random,
+    "best_mean": best_mean,
     "sigma": sigma,
     "all": every,
 }

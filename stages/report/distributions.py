@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 from markupsafe import Markup
 
+from schemas.config.judging import JudgeConfig
 from stages.report.charts import Series, bin_counts, distributions, histogram
 from stages.report.data import Tables
 from stages.report.text import fixed
@@ -104,8 +105,11 @@ class Sides:
     beside: str = ""
 
 
-def sides(tables: Tables, round_: int, languages: Sequence[str]) -> list[Sides]:
-    """Lengths (tokens where gradients were computed, else characters), judge scores and relevance of a round's pairs."""
+def sides(tables: Tables, round_: int, languages: Sequence[str], judge: JudgeConfig | None = None) -> list[Sides]:
+    """Lengths (tokens where gradients were computed, else characters), judge scores and relevance of a round's pairs.
+
+    judge: who scored them, a figure for each criterion; None: the scores came with the data.
+    """
     built = []
     lengths = tables.read("gradients", round_, ["language", "n_chosen", "n_rejected"])
     unit = "tokens"
@@ -121,8 +125,15 @@ def sides(tables: Tables, round_: int, languages: Sequence[str]) -> list[Sides]:
             .collect()
         )
     built.append(_sides("Answer length", unit, lengths, languages, whole=True))
-    judged = tables.read("pairs", round_, ["language", "chosen_score", "rejected_score"]).drop_nulls()
-    built.append(_sides("Judge score", "0 to 5", judged, languages, whole=False))
+    judged = tables.scan("pairs", round_).filter(
+        pl.col("chosen_score").is_not_null() & pl.col("rejected_score").is_not_null()
+    )
+    for criterion in judge.criteria if judge and judge.criteria else [""]:
+        unit, bounds = judge.scale_of(criterion) if judge else ("the data's own", None)
+        mine = judged.filter(criterion=criterion) if criterion else judged
+        frame = mine.select("language", "chosen_score", "rejected_score").collect()
+        title = f"Judge score: {criterion}" if criterion else "Judge score"
+        built.append(_sides(title, unit, frame, languages, whole=False, bounds=bounds))
     names = ["relevance_chosen", "relevance_rejected", "null_chosen", "null_rejected"]
     measured = tables.read("gradients", round_, ["language", *names])
     own = measured.select("language", *names[:2]).drop_nulls()
@@ -144,20 +155,21 @@ def _sides(
     languages: Sequence[str],
     whole: bool,
     beside: tuple[str, pl.Series] | None = None,
+    bounds: tuple[float, float] | None = None,
 ) -> Sides | None:
-    """beside: (name, values) of a third outline; the axis then reaches over all values but the outer hundredths."""
+    """beside: (name, values) of a third outline. bounds: of the axis; None: it reaches over all values but the outer hundredths."""
     if frame.is_empty():
         return None
     frame = frame.rename({frame.columns[1]: "chosen", frame.columns[2]: "rejected"})
     if whole:
         high = _quantile(pl.concat([frame["chosen"], frame["rejected"]]), 0.99) + 1
         edges = np.linspace(0, high, _BINS + 1).tolist()
-    elif beside is not None:
-        values = pl.concat([frame["chosen"], frame["rejected"], beside[1]])
+    elif bounds is not None:
+        edges = np.linspace(*bounds, 21).tolist()
+    else:
+        values = pl.concat([frame["chosen"], frame["rejected"], *([] if beside is None else [beside[1]])])
         low, high = _quantile(values, 0.01), _quantile(values, 0.99)
         edges = np.histogram_bin_edges([low, high], _BINS).tolist()
-    else:
-        edges = np.linspace(0, 5, 21).tolist()
     series = [
         Series(name, css, bin_counts(frame[name].to_list(), edges))
         for name, css in (("chosen", "kept"), ("rejected", "dropped0"))

@@ -64,6 +64,18 @@ METRICS = {
         share=True,
         reference=0.5,
     ),
+    "win_rate_length_controlled": Measure(
+        "Win rate at equal length",
+        "The win rate that a logistic regression on the difference in length expects for equally long answers",
+        share=True,
+        reference=0.5,
+    ),
+    "win_rate_self_judged_length_controlled": Measure(
+        "Win rate at equal length, self-judged",
+        "The self-judged win rate that a logistic regression on the difference in length expects for equally long answers",
+        share=True,
+        reference=0.5,
+    ),
     "implicit_reward_accuracy": Measure(
         "Implicit-reward accuracy",
         "Share of pairs on which training raised the chosen answer's log-probability more than the rejected one's, "
@@ -75,6 +87,13 @@ METRICS = {
         "Answers in the prompt's language", "Share of answers identified as the language of their prompt", share=True
     ),
     "truncated": Measure("Truncated answers", "Share of answers cut off by the token limit", share=True),
+    "empty": Measure("Empty answers", "Share of answers without any text", share=True),
+    "repetition": Measure(
+        "Repetition",
+        "Mean share of an answer's runs of 16 characters that occurred in it before; a loop is near 100%",
+        share=True,
+    ),
+    "characters": Measure("Length of answers", "Mean characters of an answer"),
     "logp_chosen": Measure(
         "Log-probability of chosen answers",
         "Mean log-probability per token, in nats; a fall on chosen answers is common after DPO and worth watching",

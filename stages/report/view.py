@@ -101,7 +101,8 @@ def build_view(
     by_conflict = select.by == "conflict" and select.quota == "language" and not select.diversity.cells
     flows = _flow.flows(manifests, languages)
     scores = each(lambda r: _distributions.scores(tables, r, languages, by_conflict))
-    sides = [(r, found) for r in rounds if (found := _distributions.sides(tables, r, languages))]
+    judge = None if config.imported else config.judge
+    sides = [(r, found) for r in rounds if (found := _distributions.sides(tables, r, languages, judge))]
     beside = _beside.beside(compared or {})
     sft, curves = _curves.curves(tables, None), each(lambda r: _curves.curves(tables, r))
     browsers = each(lambda r: _browser.browser(tables, r, languages, config.report.browse_pairs))

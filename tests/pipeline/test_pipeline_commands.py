@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +161,14 @@ def test_init_writes_a_valid_config_and_never_overwrites(tmp_path):
     assert again.exit_code == 1 and "exists already" in again.output
 
 
-@pytest.mark.parametrize("name", ["demo", "starter", "gemma-2-2b", "llama-3-8b", "curate"])
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        path.name.removesuffix(".yaml")
+        for path in files("data").joinpath("configs").iterdir()
+        if path.name.endswith(".yaml")
+    ),
+)
 def test_shipped_configs_are_valid(name):
     from importlib.resources import files
 

@@ -174,9 +174,9 @@ class Loads:
             return load(model, *args)
 
         def counting_engine(ctx: Any, role: str) -> Any:
-            before = ctx.shared.get("engine")
+            before = list(ctx.shared.get("engines", {}).values())
             engine = shared(ctx, role)
-            if engine is not before:
+            if not any(engine is other for other in before):
                 self.engines.append(role)
             return engine
 

@@ -50,6 +50,7 @@ def test_every_strategy_picks_what_it_says(run_stage: Callable[..., Any], tiny_m
     mean, spread = np.mean([5, 3, 2.9, -40]), np.std([5, 3, 2.9, -40])
     nearest = {sign: min(SCORES, key=lambda s: abs(s[1] - (mean + sign * spread)))[0] for sign in (1, -1)}
     assert run(strategy="sigma", sigmas=1.0) == [(nearest[1], nearest[-1])]
+    assert run(strategy="best_mean") == [("a", "c")]  # the mean is -7.3: 2.9 is closer than -40
     assert run(strategy="all", cap=99) == [("a", "d"), ("b", "d"), ("c", "d"), ("a", "c"), ("a", "b"), ("b", "c")]
     assert run(strategy="all", cap=99, min_margin=2.05) == [("a", "d"), ("b", "d"), ("c", "d"), ("a", "c")]
     assert run(strategy="all", cap=2) == [("a", "d"), ("b", "d")]

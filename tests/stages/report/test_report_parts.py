@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.config.judging import JudgeConfig
 from stages.report.browser import browser, evenly, shares
 from stages.report.charts import Series, bin_counts, histogram, share_bar
 from stages.report.conflicts import conflicts
@@ -152,7 +153,7 @@ def test_before_selection_scores_are_neither_kept_nor_dropped(build_run):
 def test_lengths_are_tokens_where_known_and_characters_otherwise(build_run):
     builder = build_run(languages=["en", "ja"], per_language=12)
     tables = Tables(builder.run.inputs)
-    assert [(s.title, s.unit) for s in sides(tables, 0, [])] == [
+    assert [(s.title, s.unit) for s in sides(tables, 0, [], JudgeConfig())] == [
         ("Answer length", "tokens"),
         ("Judge score", "0 to 5"),
         ("Relevance", "nats a token"),
@@ -163,6 +164,27 @@ def test_lengths_are_tokens_where_known_and_characters_otherwise(build_run):
     expected = np.median([len(row[0]["content"]) for row in pairs["chosen"]])
     assert length.unit == "characters"
     assert next(row[2] for row in length.rows if row[0] == "ja") == expected
+
+
+def test_judge_scores_are_drawn_on_their_own_scale_for_each_criterion(build_run):
+    """A reward model's scores lie anywhere: none may fall outside of the figure's bins but the outer hundredths."""
+    builder = build_run(languages=["en"], per_language=40)
+    for path in builder.run.inputs["pairs:0"]:
+        frame = pl.read_parquet(path)
+        criterion = pl.when(pl.int_range(pl.len()) % 2 == 0).then(pl.lit("helpful")).otherwise(pl.lit("harmless"))
+        moved = [pl.col(side) * 100 - 700 for side in ("chosen_score", "rejected_score")]
+        frame.with_columns(*moved, criterion=criterion).write_parquet(path)
+    own = {"method": "reward_model"}
+    figures = sides(Tables(builder.run.inputs), 0, ["en"], JudgeConfig(criteria={"helpful": own, "harmless": own}))[1:3]
+    assert [(one.title, one.unit) for one in figures] == [
+        ("Judge score: helpful", "the reward model's own"),
+        ("Judge score: harmless", "the reward model's own"),
+    ]
+    for one in figures:
+        drawn = sum(int(n) for n in re.findall(r"<title>chosen: (\d+) between", one.chart))
+        assert one.rows[0][1] == 20 and drawn >= 18 and one.rows[0][2] < -100
+    imported = sides(Tables(builder.run.inputs), 0, ["en"])[1]
+    assert (imported.title, imported.unit) == ("Judge score", "the data's own")
 
 
 def test_relevance_is_drawn_beside_that_of_answers_under_another_prompt(build_run):
