@@ -21,7 +21,7 @@ ready    := $(VENV)/.ready-$(call digest,locks/$(platform).txt pyproject.toml)
 resolve   = $(UV) pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
             --custom-compile-command "make locks" $(UPGRADE)
 
-.PHONY: help environment install demo demo-onties-orthalign test faults fuzz lowest test-python image-check audit lint benchmarks gpu-check docs \
+.PHONY: help environment install demo demo-curate demo-onties-orthalign test faults faults-ray fuzz lowest test-python image-check audit lint benchmarks gpu-check docs \
         site locks clean distclean
 .DEFAULT_GOAL := help
 
@@ -46,6 +46,9 @@ $(ready): $(locked)
 demo: $(ready) ## the whole pipeline on a small real model, into runs/demo
 	@$(run) pipeline run data/configs/demo.yaml $(ARGS)
 
+demo-curate: $(ready) ## curate an existing preference set with known errors, and say how many were found, into runs/demo-curate
+	@$(run) pipeline run data/configs/demo-curate.yaml --until select $(ARGS)
+
 demo-onties-orthalign: $(ready) ## base, SFT, then DPO with OnTIES and OrthAlign over two language groups
 	@$(run) pipeline run data/configs/demo-onties-orthalign.yaml $(ARGS)
 
@@ -54,6 +57,9 @@ test: lint ## lint, types, import directions, then every test
 
 faults: $(ready) ## kill and break runs in every way we know (ARGS="--kills 200 --seed 0")
 	$(run) tests.faults.kills $(ARGS)
+
+faults-ray: $(ready) ## strike nodes, workers and drivers of runs on a real Ray cluster on this machine (ARGS="--kills 100 --seed 0")
+	$(run) tests.faults.kills_ray $(ARGS)
 
 fuzz: $(ready) ## many configs, prompt and preference files, broken in every way (minutes)
 	HYPOTHESIS_PROFILE=long $(run) pytest --timeout 7200 tests/pipeline/test_fuzz_config.py \
@@ -100,11 +106,9 @@ site: ## docs/ as a website in build/site, links checked (mkdocs-material in an 
 	@NO_MKDOCS_2_WARNING=1 "$(VENV)-site/bin/mkdocs" build --strict $(ARGS)
 
 locks: ## resolve locks/*.in with uv, keeping versions that still fit (UPGRADE=--upgrade: take the newest)
-	$(resolve) --extra torch --extra solvers --extra dev pyproject.toml locks/cpu.in -o locks/cpu.txt \
+	$(resolve) --extra torch --extra solvers --extra ray --extra dev pyproject.toml locks/cpu.in -o locks/cpu.txt \
 	    --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec --no-emit-package triton
-	unset UV_INDEX UV_EXTRA_INDEX_URL UV_FIND_LINKS; $(resolve) --extra cuda --extra solvers --extra dev pyproject.toml locks/cuda.in -o locks/cuda.txt
-	@# ecos has no wheel for Python 3.13; without it conflict.surgery: nash_mtl is refused there, before a run
-	@sed -i 's/^ecos==[^ ]*$$/& ; python_version < "3.13"/' locks/cpu.txt locks/cuda.txt
+	unset UV_INDEX UV_EXTRA_INDEX_URL UV_FIND_LINKS; $(resolve) --extra cuda --extra solvers --extra ray --extra dev pyproject.toml locks/cuda.in -o locks/cuda.txt
 
 clean: ## remove caches and build output; keeps .venv and runs
 	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -69,8 +69,8 @@ def run(
     with errors(debug):
         from pipeline.config_file import load_config
         from pipeline.console import Display
-        from pipeline.run import preview
-        from pipeline.run import run as run_pipeline
+        from pipeline.loop import preview
+        from pipeline.loop import run as run_pipeline
         from pipeline.selection import Selection
 
         resolved = load_config(config, sets or [], run_dir)
@@ -164,7 +164,11 @@ def export(
     run: Run,
     what: Annotated[Exported, typer.Option(help="the curated pairs, or what was trained on them")] = "dataset",
     out: Annotated[
-        Path | None, typer.Option(help="folder to write (default: RUN/export, RUN/export-model, ...)")
+        str | None,
+        typer.Option(
+            help="folder to write (default: RUN/export, RUN/export-model, ...), or s3://..., gs://...",
+            metavar="PATH|URL",
+        ),
     ] = None,
     push: Annotated[str | None, typer.Option(help="also push to this hub id", metavar="OWNER/NAME")] = None,
     private: Annotated[bool, typer.Option(help="push it as private")] = False,
@@ -178,15 +182,18 @@ def export(
         from pipeline.existing import config_of, find_run, usable_path
         from pipeline.export import export_dataset
         from pipeline.export_model import export_model
+        from pipeline.export_remote import is_remote, send
 
         folder = find_run(run)
         config = config_of(folder, sets or ())
+        url = out if out and is_remote(out) else None
+        own = folder / ("export" if what == "dataset" else f"export-{what}")
+        target = usable_path(Path(out)) if out and not url else own
         if what == "dataset":
-            target = usable_path(out) if out else folder / "export"
-            echo(export_dataset(config, target, round_, push, private))
+            export_dataset(config, target, round_, push, private)
         else:
-            target = usable_path(out) if out else folder / f"export-{what}"
-            echo(export_model(config, target, what, round_, push, private))
+            export_model(config, target, what, round_, push, private)
+        echo(send(target, url) if url else target)
         key = "dataset_license" if what == "dataset" else "model_license"
         if getattr(config.card, key) is None:
             Display().say(f"The card names no licence: --set card.{key}=... adds it.", "yellow")
@@ -234,5 +241,5 @@ def init(
         echo(f"Wrote {target}. {first}congrad run {shlex.quote(str(target))}")
 
 
-for _command in (cli_runs.compare,):
+for _command in (cli_runs.compare, cli_runs.fork):
     app.command()(_command)

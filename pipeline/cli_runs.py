@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.command import Debug, Run, Shown, errors
+from pipeline.command import Debug, Run, Sets, Shown, echo, errors
 
 Arms = Annotated[
     list[str] | None,
@@ -37,3 +38,18 @@ def compare(
 
         found = comparison(find_run(run), arm or [], round_, Silent(Display().say), examples)
         print_comparison(found, as_json)
+
+
+def fork(
+    run: Run,
+    new: Annotated[Path, typer.Argument(help="the new run: a path, or a name beside the old one", metavar="NEW")],
+    sets: Sets = None,
+    debug: Debug = False,
+) -> None:
+    """A new run with other settings that shares what RUN has finished, up to the first stage that they change."""
+    with errors(debug):
+        from pipeline.existing import find_run, usable_path
+        from pipeline.fork import fork as make
+        from pipeline.fork_view import told
+
+        echo(told(make(find_run(run), usable_path(new), sets or [])))

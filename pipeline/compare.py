@@ -60,12 +60,12 @@ def _arm(folder: Path, own: RunConfig, spec: ArmSpec, round_: int, scratch: Path
             where=str(folder),
             fix="Bring the run up to date first: congrad run CONFIG."
             if spec.name == OWN
-            else "What is compared may differ in select and conflict. For anything before, give a run of another name.",
+            else "What is compared may differ in select and conflict. For anything before: congrad fork RUN NEW --set key=value.",
         )
     if spec.settings and all(_same(state, config, own) for state in (scoring, selecting)):
         raise UserError(
             f"The arm {spec.name!r} selects as the run itself does, which is in the table already",
-            fix="Leave it out. Settings of other stages need a run of their own.",
+            fix="Leave it out. Settings of other stages need a run of their own: congrad fork RUN NEW --set key=value.",
         )
     inputs = {name: [folder / file.path for file in files] for name, files in scoring.inputs.records.items()}
     if scoring.kind == "done" and scoring.manifest is not None:

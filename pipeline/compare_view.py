@@ -66,6 +66,8 @@ def _rows(found: Comparison, arms: Sequence[Selected], marks: dict[str, str]) ->
     yield ["pairs kept", f"{found.pool:,}", *(f"{arm.kept:,}" for arm in arms)]
     for language, count in found.languages.items():
         yield [f"  {language}", f"{count:,}", *(f"{arm.languages[language]:,}" for arm in arms)]
+    for kind, count in found.errors.items():
+        yield [f"known error {kind}", f"{count:,}", *(f"{arm.errors[kind]:,}" for arm in arms)]
     for measure in MEASURES:
         if measure.name in found.means:
             values = [found.means, *(arm.means for arm in arms)]

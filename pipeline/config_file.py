@@ -24,6 +24,7 @@ _OPENS = (
     yaml.FlowMappingStartToken,
     yaml.FlowSequenceStartToken,
 )
+_NAME_TAG = "tag:yaml.org,2002:str"
 _CLOSES = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 _Loc = tuple[str | int, ...]
 _MAX_DEPTH = 32
@@ -115,10 +116,11 @@ def _read(text: str, path: Path) -> tuple[Any, dict[_Loc, int]]:
                 where = f"{path}:{token.start_mark.line + 1}"
                 raise UserError("There is a YAML tag (!...) here", where=where, fix="Write the plain value.")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            return None, {}
         lines: dict[_Loc, int] = {}
-        if node is not None:
-            _walk(node, (), lines, path)
-        return yaml.safe_load(text), lines
+        _walk(node, (), lines, path)
+        return yaml.SafeLoader("").construct_document(node), lines
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -141,6 +143,10 @@ def _walk(node: yaml.Node, loc: _Loc, lines: dict[_Loc, int], path: Path) -> Non
             if not isinstance(key, yaml.ScalarNode):
                 raise UserError("A key of the config is no name", where=f"{path}:{key.start_mark.line + 1}")
             _check_scalar(key, path)
+            if key.tag.endswith(
+                ":bool"
+            ):  # `on` (of execution) and `no` (Norwegian) are names here; YAML 1.1 takes them for truth values
+                key.tag = _NAME_TAG
             where = (*loc, key.value)
             if where in lines:
                 raise UserError(f"The key {key.value!r} is given twice", where=f"{path}:{key.start_mark.line + 1}")

@@ -64,6 +64,8 @@ class Doctor:
         yield "installation", lambda: installation(config)
         yield "packages", self._packages
         yield "run_directory", lambda: run_directory(config.folder)
+        if config.execution.on == "ray":
+            yield "cluster", self._cluster
         yield "sources", self._sources
         if find_spec("py3langid"):
             yield "languages", self._languages
@@ -113,6 +115,11 @@ class Doctor:
             count = f"{'at least ' if more else ''}{rows:,} rows" if rows is not None else "a hub dataset: not fetched"
             values: dict[str, float | str] = {} if rows is None else {key: rows}
             yield Finding("sources", "ok", f"{key} {source}: {count}", values=values)
+
+    def _cluster(self) -> Iterator[Finding]:
+        from pipeline.doctor_cluster import cluster_findings  # imports Ray
+
+        return cluster_findings(self.config)
 
     def _languages(self) -> Iterator[Finding]:
         from stages.checks.languages import language_findings

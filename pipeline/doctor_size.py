@@ -15,6 +15,7 @@ import psutil
 from pipeline.rundir import KEPT
 from schemas.config import RunConfig
 from schemas.config.sources import PairSource, Source
+from stages.catalog import BY_NAME
 from stages.checks.finding import Finding
 
 GB, GIB = 1e9, 2**30
@@ -262,6 +263,12 @@ def times(config: RunConfig, sizes: Sizes, measured: Callable[[str, str], float 
         "length; a small sample: large batches are faster"
     )
     yield Finding("time", "ok", what, values={**seconds})
+    if workers := measured("cluster", "workers"):
+        shared = {stage: value / workers for stage, value in seconds.items() if BY_NAME[stage].kind == "shard"}
+        shown = ", ".join(f"{stage} {_duration(value)}" for stage, value in shared.items())
+        yield Finding(
+            "time", "ok", f"{shown} a round on the cluster's {workers:.0f} workers, if each is as fast as this machine"
+        )
 
 
 def _duration(seconds: float) -> str:

@@ -45,23 +45,27 @@ def _ends_its_line(path: Path) -> bool:
 
 class Meter:
     """Writes `progress` events of a stage: within ten seconds, when a tenth of the work is done, and every half minute, also while
-    nothing advances (a model is loaded, a batch takes minutes). Done, total, rate, the stage's own rates, seconds left."""
+    nothing advances (a model is loaded, a batch takes minutes). Done, total, rate, the stage's own rates, seconds left, what was done where since
+    the stage began in this run."""
 
     def __init__(self, events: Events, stage: str, round_: int) -> None:
         self._events, self._stage, self._round = events, stage, round_
         self._pace = Pace()
         self._rates: dict[str, float] = {}
-        self._said = self._heard = time.monotonic()
+        self._places: dict[str, int] = {}
+        self._begun = self._said = self._heard = time.monotonic()
         self._patience, self._foreseen = _FIRST_SECONDS, False
 
     def total(self, amount: int, unit: str, done: int = 0) -> None:
         """The work there is, `done` of it before this run."""
         self._pace.expect(amount, unit, done)
 
-    def advance(self, amount: int, rates: Mapping[str, float]) -> None:
-        """`amount` more is done."""
+    def advance(self, amount: int, rates: Mapping[str, float], place: str = "") -> None:
+        """`amount` more is done, there."""
         self._pace.advance(amount)
         self._rates.update(rates)
+        if place:
+            self._places[place] = self._places.get(place, 0) + amount
         self._heard = time.monotonic()
         tenth = not self._foreseen and self._pace.share >= _TENTH and self._pace.seconds_left is not None
         if tenth or self._heard - self._said >= _METER_SECONDS:
@@ -87,5 +91,9 @@ class Meter:
             per_s=round(pace.per_second, 4),
             seconds_left=None if left is None else round(left),
             silent_s=round(self._said - self._heard),
+            places={
+                place: {"done": amount, "per_s": round(amount / (self._said - self._begun), 4)}
+                for place, amount in sorted(self._places.items())
+            },
             rates={name: round(value, 4) for name, value in self._rates.items()},
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from pipeline.commit import PreparedPart
@@ -14,14 +15,16 @@ from pipeline.messages import Order
 class Reports:
     """What the executor tells the run loop.
 
-    offered: a part is whole; it is committed in this call. tick: called at least every second; may raise to end the run.
+    joined: a worker has a place, and where its log is. started, offered, advance: with the place where it happened. offered: a part
+    is whole; it is committed in this call. tick: called at least every second; may raise to end the run.
     """
 
+    joined: Callable[[str, Path], None]
     total: Callable[[int, str], None]
-    advance: Callable[[int, Mapping[str, float]], None]
+    advance: Callable[[int, Mapping[str, float], str], None]
     note: Callable[[str], None]
-    started: Callable[[int], None]
-    offered: Callable[[PreparedPart], None]
+    started: Callable[[int, str], None]
+    offered: Callable[[PreparedPart, str], None]
     tick: Callable[[], None]
 
 
@@ -35,4 +38,4 @@ class Executor(Protocol):
         """
 
     def close(self) -> None:
-        """End whatever computes, at once where it is busy."""
+        """End whatever computes, at once where it is busy; nothing is carried out afterwards."""

@@ -73,6 +73,11 @@ def _tables(folder: Path, state: State, manifest: StageManifest) -> dict[str, li
     return {name: sorted(paths) for name, paths in found.items()}
 
 
+def scan_table(folder: Path, table: str, round_: int) -> pl.LazyFrame:
+    """The rows of a current table, sketches as numbers. Raises UserError naming the tables there are."""
+    return _scan(table, table_files(folder, table, round_))
+
+
 def print_rows(folder: Path, table: str, where: str | None, lang: str | None, limit: int, round_: int) -> None:
     """Print rows, one field a line, with long values cut and nothing that could steer the terminal."""
     console = Terminal()

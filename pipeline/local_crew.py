@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from pipeline import worker
-from pipeline.crew import Member, MemberDied
+from pipeline.crew import Member, MemberDied, worker_environment
 from pipeline.executor import Executor
 from pipeline.messages import Order, ToDriver, ToWorker
 from pipeline.pool import Pool
@@ -25,8 +26,8 @@ _SMI_SECONDS = 60
 class LocalMember:
     """See `pipeline.crew.Member`."""
 
-    def __init__(self, child: Child, log: Path) -> None:
-        self.child, self.log = child, log
+    def __init__(self, child: Child, log: Path, place: str) -> None:
+        self.child, self.log, self.place = child, log, place
 
     def send(self, message: ToWorker) -> None:
         """See Member."""
@@ -70,14 +71,11 @@ class LocalCrew:
         """See Crew."""
         log = self._logs / f"worker-{self._started:03d}.log"
         self._started += 1
-        child = start_child(
-            worker.main,
-            (log, self._stop),
-            f"congrad-worker-{slot}",
-            environment=self._environment(slot, self._width(order), of),
-            leads=True,
-        )
-        return LocalMember(child, log)
+        environment = self._environment(slot, self._width(order), of)
+        name = f"congrad-worker-{slot}"
+        child = start_child(worker.main, (log, self._stop), name, environment=environment, leads=True)
+        gpus = f" GPU {environment['CUDA_VISIBLE_DEVICES']}" if self._devices else ""
+        return LocalMember(child, log, f"{socket.gethostname()}{gpus}")
 
     def wait(self, members: Sequence[Member], seconds: float) -> None:
         """See Crew."""
@@ -87,20 +85,16 @@ class LocalCrew:
         """See Crew."""
         self._stop.value = 1
 
+    def close(self) -> None:
+        """See Crew: there is nothing to leave."""
+
     def _width(self, order: Order) -> int:
         """GPUs that a worker sees."""
         return max(1, order.spec.gpus_per_worker(self._config, len(self._devices)))
 
     def _environment(self, slot: int, width: int, sharing: int) -> dict[str, str]:
         threads = self._config.execution.threads or max(1, len(os.sched_getaffinity(0)) // sharing)
-        environment = {
-            "OMP_NUM_THREADS": str(threads),
-            "POLARS_MAX_THREADS": str(threads),
-            "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONFAULTHANDLER": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-        }
+        environment = worker_environment(threads)
         if self._devices:
             first = slot * width % len(self._devices)
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices[first : first + width])

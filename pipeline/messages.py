@@ -17,8 +17,10 @@ from stages.spec import StageSpec
 class Order:
     """To a worker: one stage of one round.
 
-    shards: those that are left, by index; a worker is sent none of a stage that is cut into shards, but each as it asks for it. scratch: where unfinished files of this
-    run go, and of no other run of the directory. limits: config field -> the smaller value that memory allowed.
+    shards: those that are left, by index; a worker is sent none of a stage that is cut into shards, but each as it asks for it. scratch:
+    where unfinished files of this run go, and of no other run of the directory. outside: name -> SHA-256 of the files it reads outside
+    the run directory. limits: config field -> the smaller value that memory allowed. visible_seconds: how long what other machines
+    wrote may take to be seen.
     """
 
     spec: StageSpec
@@ -30,7 +32,9 @@ class Order:
     inputs: dict[str, list[FileRecord]]
     models: dict[str, ModelRef]
     shards: dict[int, ShardRange]
+    outside: dict[str, str] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
+    visible_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,10 @@ class Planner:
                 break
         return list(found.values())
 
+    def with_models(self, models: Callable[[Step], dict[str, str]]) -> Planner:
+        """The same with other answers to which models there are."""
+        return Planner(self.config, self.rundir, models, self._config_files)
+
     def state(self, step: Step) -> State:
         """The state of one step."""
         return self.states(step)[-1]

@@ -36,14 +36,17 @@ from schemas.errors import UserError
 
 _MAX_DEATHS = 3
 _CLOSE_SECONDS = 10.0
+_COUNT_SECONDS = 5.0
 
 
 @dataclass
 class _Seat:
-    """A member at work. holds: the shards it took and has not offered. heard: when it last made progress."""
+    """A member at work. joined: it was reported to have a place. holds: the shards it took and has not offered. heard: when it last
+    made progress."""
 
     member: Member
     slot: int
+    joined: bool = False
     holds: set[int] = field(default_factory=set)
     busy: bool = False
     heard: float = 0.0
@@ -52,13 +55,14 @@ class _Seat:
 @dataclass
 class _Job:
     """An order while it is carried out. queue: shards that nobody holds. of: members that share it. deaths: since a part was
-    last committed. asked: when the members were asked to stop."""
+    last committed. counted: when it was last asked how many there could be. asked: when the members were asked to stop."""
 
     order: Order
     reports: Reports
     queue: deque[int]
     of: int
     deaths: int = 0
+    counted: float = 0.0
     asked: float = 0.0
 
     @property
@@ -79,9 +83,9 @@ class Pool:
         """See Executor."""
         with self._signals.deferred():
             if key is None or key != self._key:
-                self.close()
+                self._dismiss()
             self._key = key
-            job = _Job(order, reports, deque(sorted(order.shards)), 1)
+            job = _Job(order, reports, deque(sorted(order.shards)), 1, counted=time.monotonic())
             if job.sharded:
                 job.of = min(self._crew.size(order), len(job.queue))
             while len(self._seats) < job.of:
@@ -92,7 +96,12 @@ class Pool:
             self._signals.raise_if_asked()
 
     def close(self) -> None:
-        """See Executor. Where nothing runs, what is loaded is closed first, by all at once."""
+        """See Executor."""
+        self._dismiss()
+        self._crew.close()
+
+    def _dismiss(self) -> None:
+        """End all members. Where nothing runs, what is loaded is closed first, by all at once."""
         deadline = time.monotonic() + _CLOSE_SECONDS
         for seat in self._seats:
             if seat.busy:
@@ -113,15 +122,22 @@ class Pool:
         seat.busy, seat.holds, seat.heard = True, set(), time.monotonic()
         if not job.sharded:
             seat.holds = set(job.order.shards)
-            for index in job.order.shards:
-                job.reports.started(index)
+            if seat.joined:
+                self._begun(job, seat)
         seat.member.send(replace(job.order, shards={}, limits=dict(self._limits)))
+
+    def _begun(self, job: _Job, seat: _Seat) -> None:
+        for index in sorted(seat.holds):
+            job.reports.started(index, seat.member.place)
 
     def _attend(self, job: _Job) -> None:
         while busy := [seat for seat in self._seats if seat.busy]:
             job.reports.tick()
             if self._signals.asked:
                 self._stop(job)
+            if job.sharded and not job.queue and not any(seat.holds for seat in busy):
+                busy = self._without_pending(busy)
+            self._grow(job, len(busy))
             self._crew.wait([seat.member for seat in busy], 0.5)
             for seat in busy:
                 try:
@@ -130,7 +146,7 @@ class Pool:
                         if not seat.busy:
                             break
                 except MemberDied as death:
-                    self._replace(job, seat, death.cause)
+                    self._replace(job, seat, death.cause, death.counts)
                 else:
                     if seat.busy and (cause := self._hangs(seat)):
                         self._replace(job, seat, cause)
@@ -147,7 +163,36 @@ class Pool:
         if time.monotonic() - job.asked > self._execution.grace_seconds:
             raise Interrupted(self._signals.asked)
 
+    def _without_pending(self, busy: list[_Seat]) -> list[_Seat]:
+        """Nothing is left for members that still wait for room."""
+        for seat in busy:
+            if not seat.member.place:
+                seat.member.kill()
+                self._seats.remove(seat)
+        return [seat for seat in busy if seat.member.place]
+
+    def _grow(self, job: _Job, at_work: int) -> None:
+        """More members where there is room for more than there was."""
+        if not job.sharded or not job.queue or self._signals.asked or time.monotonic() - job.counted < _COUNT_SECONDS:
+            return
+        job.counted = time.monotonic()
+        for _ in range(min(self._crew.size(job.order), at_work + len(job.queue)) - at_work):
+            self._add(job)
+
+    def _add(self, job: _Job) -> None:
+        """One more member at work: one that is idle, since a new one may find no room beside it, or a new one."""
+        seat = next((seat for seat in self._seats if not seat.busy), None)
+        if seat is None:
+            seat = self._start(job)
+            self._seats.append(seat)
+        self._give(job, seat)
+
     def _hear(self, job: _Job, seat: _Seat, message: ToDriver) -> None:
+        if not seat.joined:
+            seat.joined, seat.heard = True, time.monotonic()
+            job.reports.joined(seat.member.place, seat.member.log)
+            if not job.sharded:
+                self._begun(job, seat)
         if isinstance(message, Want | Offered | Total) or (isinstance(message, Advanced) and message.amount):
             seat.heard = time.monotonic()
         match message:
@@ -155,17 +200,17 @@ class Pool:
                 index = job.queue.popleft() if job.queue and not self._signals.asked else None
                 if index is not None:
                     seat.holds.add(index)
-                    job.reports.started(index)
+                    job.reports.started(index, seat.member.place)
                 seat.member.send(Assigned(None if index is None else job.order.shards[index]))
             case Offered(part):
                 if part.index not in seat.holds:  # it was given to another meanwhile
                     withdraw(job.order.root, part)
                     return
-                job.reports.offered(part)
+                job.reports.offered(part, seat.member.place)
                 seat.holds.discard(part.index)
                 job.deaths = 0
             case Advanced(amount, rates):
-                job.reports.advance(amount, rates)
+                job.reports.advance(amount, rates, seat.member.place)
             case Total(amount, unit):
                 job.reports.total(amount, unit)
             case Noted(text):
@@ -191,12 +236,12 @@ class Pool:
             return ""
         return f"the watchdog after {minutes:g} minutes without any progress (execution.watchdog_minutes)"
 
-    def _replace(self, job: _Job, seat: _Seat, cause: str) -> None:
+    def _replace(self, job: _Job, seat: _Seat, cause: str, counts: bool = True) -> None:
         """Another member for one that died or hangs; what it held goes back to the queue."""
         seat.busy = False
         seat.member.kill()
         self._seats.remove(seat)
-        job.deaths += 1
+        job.deaths += counts
         if self._signals.asked or not (job.sharded or seat.holds):
             return
         if job.deaths >= _MAX_DEATHS:
@@ -210,6 +255,6 @@ class Pool:
         job.reports.note(f"a worker died ({cause}); starting another")
         if job.sharded:
             job.queue.extendleft(sorted(seat.holds, reverse=True))
-        replacement = self._start(job)
-        self._seats.append(replacement)
-        self._give(job, replacement)
+            if not job.queue:
+                return
+        self._add(job)

@@ -16,6 +16,10 @@ from stages.spec import StageSpec, config_value
 
 def preflight(config: RunConfig, specs: Iterable[StageSpec]) -> None:
     """Raise UserError for a missing file or package of any of the stages."""
+    if config.execution.on == "ray" and find_spec("ray") is None:
+        raise UserError(
+            "Ray is not installed", where="execution.on", fix='Install it on every node: pip install -e ".[ray]".'
+        )
     for spec in specs:
         config_files(spec, config)
         for need in (needs(config) for needs in spec.needs):

@@ -70,6 +70,7 @@ class StageRunner:
             inputs=state.inputs.records,
             models=models,
             shards=pending,
+            outside={k.removeprefix("file "): v for k, v in plan.ingredients.items() if k.startswith("file ")},
         )
         self.events.add(
             "stage_started", stage=step.spec.name, round=step.round, parts=len(plan.shards), done=len(parts)
@@ -107,7 +108,11 @@ class StageRunner:
         return repr((self.config.engine, self.config.text.max_length, sorted({m.digest for m in models.values()})))  # type: ignore[attr-defined]
 
     def _reports(self, step: Step, bar: StageBar, meter: Meter, parts: Parts, failures: Failures) -> Reports:
-        def offered(prepared: PreparedPart) -> None:
+        def joined(place: str, log: Path) -> None:
+            where = {"place": place, "log": log.name}
+            self.events.add("worker_started", stage=step.spec.name, round=step.round, **where)
+
+        def offered(prepared: PreparedPart, place: str) -> None:
             self.lease.check()  # on disk: a driver that was frozen and wakes must not undo another's commit
             commit(self.rundir, step.spec, prepared)
             part = prepared.manifest
@@ -117,14 +122,15 @@ class StageRunner:
                 stage=step.spec.name,
                 round=step.round,
                 part=part.index,
+                place=place,
                 seconds=part.seconds,
                 rows=totals(part.tallies),
                 stats=part.stats,
             )
             failures.check(parts, finished=False)
 
-        def started(index: int) -> None:
-            self.events.add("part_started", stage=step.spec.name, round=step.round, part=index)
+        def started(index: int, place: str) -> None:
+            self.events.add("part_started", stage=step.spec.name, round=step.round, part=index, place=place)
 
         def note(message: str) -> None:
             self.events.add("note", stage=step.spec.name, round=step.round, message=message)
@@ -140,11 +146,12 @@ class StageRunner:
             bar.tick()
             meter.tick()
 
-        def advance(amount: int, rates: Mapping[str, float]) -> None:
+        def advance(amount: int, rates: Mapping[str, float], place: str) -> None:
             bar.advance(amount, rates)
-            meter.advance(amount, rates)
+            meter.advance(amount, rates, place)
 
         return Reports(
+            joined=joined,
             total=total,
             advance=advance,
             note=note,

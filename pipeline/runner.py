@@ -63,10 +63,19 @@ class ToldProgress:
         self._amount, self._rates, self._told = 0, {}, time.monotonic()
 
 
-def carry_out(order: Order, take: Take, tell: Tell, stop: Callable[[], bool], shared: dict[str, Any]) -> None:
-    """Carry out an order to the end that is told: Done, Refused or Broke. shared: what is kept between orders."""
+def carry_out(
+    order: Order,
+    take: Take,
+    tell: Tell,
+    stop: Callable[[], bool],
+    shared: dict[str, Any],
+    settle: Callable[[Order], Order] = lambda order: order,
+) -> None:
+    """Carry out an order to the end that is told: Done, Refused or Broke. shared: what is kept between orders. settle: see
+    `worker.main`."""
     progress = ToldProgress(tell)
     try:
+        order = settle(order)
         ctx = context_of(order, progress, stop, shared)
         run_order(order, ctx, take, tell)
         progress.flush()
@@ -132,7 +141,7 @@ def _run_shards(stage: ShardStage, order: Order, ctx: Context, take: Take, tell:
 
     def shards() -> Iterator[Shard]:
         while (shard := take()) is not None and not ctx.stop():
-            yield Shard(shard.index, read_range(order.root, source, ends, shard))
+            yield Shard(shard.index, read_range(order.root, source, ends, shard, order.visible_seconds))
 
     def prepare(part: Part, seconds: float, limits: dict[str, int]) -> None:
         if missing := set(order.spec.writes) - set(part.tables):
@@ -179,8 +188,9 @@ def _builder(order: Order, index: int) -> PartBuilder:
     return PartBuilder(RunDir(order.root), order.spec, order.round, index, order.fingerprint, order.scratch)
 
 
-def read_range(root: Path, records: list[FileRecord], ends: list[int], wanted: ShardRange) -> Any:
-    """Rows [start, stop) of a table given as its files in order and where each ends; reads only the files they lie in."""
+def read_range(root: Path, records: list[FileRecord], ends: list[int], wanted: ShardRange, seconds: float = 0.0) -> Any:
+    """Rows [start, stop) of a table given as its files in order and where each ends; reads only the files they lie in, and waits so
+    long to see them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -189,6 +199,7 @@ def read_range(root: Path, records: list[FileRecord], ends: list[int], wanted: S
         offset = ends[n] - (records[n].rows or 0)
         start, stop = max(wanted.start - offset, 0), min(wanted.stop, ends[n]) - offset
         if start < stop:
+            files.await_whole(root, [records[n]], seconds, thorough=False)
             pieces.append(pq.read_table(root / records[n].path, partitioning=None).slice(start, stop - start))
     table = pa.concat_tables(pieces)
     if table.num_rows != wanted.stop - wanted.start:

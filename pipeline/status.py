@@ -60,6 +60,8 @@ def print_status(folder: Path, as_json: bool) -> None:
         console.print(Text(printable(f"Running now: process {holder['pid']} on {holder['host']}.")))
     if holder and (now := progress(folder)):
         console.print(Text(printable(_progress_line(now))))
+        for place, at in now.get("places", {}).items() if len(now.get("places", {})) > 1 else ():
+            console.print(Text(printable(f"  {place}: {at['done']:,} {now['unit']}, {at['per_s']:,.4g}/s")))
     upcoming = next((s for s in states if s.kind != "done"), None)
     if upcoming is None:
         console.print("Everything is up to date.")

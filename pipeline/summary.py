@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pipeline.account import totals
 from pipeline.console import Terminal, printable
-from pipeline.inspect import table_files
+from pipeline.inspect import table_files, tables_of
 from pipeline.rundir import RunDir
 from pipeline.status import states_of
 from schemas.config import RunConfig
@@ -41,6 +41,8 @@ def print_summary(config: RunConfig) -> None:
         if table is not None:
             console.print(f"\n{title}", style="italic")
             console.print(table)
+    for line in _known_errors(folder, last, manifests):
+        console.print(Text(printable(line), style="bold"), soft_wrap=not console.is_terminal)
     console.print()
     if config.banner:
         console.print(Text(printable(config.banner), style="bold"))
@@ -139,6 +141,18 @@ def _accuracy(folder: Path, round_: int) -> Table | None:
         cells = [_measured(rows.get(model)) for model in ("before", "after")]
         table.add_row(split, *cells, str(next(iter(rows.values()))["n"]))
     return table
+
+
+def _known_errors(folder: Path, round_: int, manifests: list[StageManifest]) -> list[str]:
+    """What became of pairs that the data says are wrong; nothing where it says nothing or nothing is selected."""
+    from stages.compare.known_errors import known_errors, sentences
+
+    tables = tables_of(folder, round_)
+    if not {"pairs", "curated", "rejected"} <= set(tables):
+        return []
+    stats = {name: value for m in manifests if m.round == round_ for name, value in m.stats.items()}
+    lines = sentences(known_errors(tables["pairs"], tables["curated"], tables["rejected"], stats))
+    return ["", *lines] if lines else []
 
 
 def _measured(row: dict[str, Any] | None) -> str:

@@ -9,6 +9,7 @@ import faulthandler
 import logging
 import os
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -45,15 +46,16 @@ class Line:
         return message
 
 
-def main(connection: Connection, log: Path, stop: Any) -> None:
-    """Entry point of the worker process. stop: a shared byte, not 0 when the run was asked to stop."""
+def main(connection: Connection, log: Path, stop: Any, settle: Callable[[Order], Order] = lambda order: order) -> None:
+    """Entry point of the worker process. stop: a shared byte, not 0 when the run was asked to stop. settle: makes an order one that can
+    be carried out here."""
     _log_to(log)
     _lock_bars()
     shared: dict[str, Any] = {}
     line = Line(connection)
     try:
         while isinstance(order := line.order(), Order):
-            carry_out(order, line.take, line.tell, lambda: bool(stop.value), shared)
+            carry_out(order, line.take, line.tell, lambda: bool(stop.value), shared, settle)
     except (EOFError, BrokenPipeError):
         return
     finally:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -153,6 +154,19 @@ def is_intact(root: Path, file: FileRecord, *, thorough: bool) -> bool:
     except OSError:
         return False
     return not thorough or sha256(root / file.path) == file.sha256
+
+
+def await_whole(root: Path, records: Iterable[FileRecord], seconds: float, *, thorough: bool) -> list[FileRecord]:
+    """Wait until recorded files are seen as they were written (`is_intact`), so many seconds at most: on a shared file system another
+    machine's may be seen late. Returns those that are not."""
+    deadline, pause = time.monotonic() + seconds, 0.01
+    missing = list(records)
+    while missing := [record for record in missing if not is_intact(root, record, thorough=thorough)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(pause)
+        pause = min(2 * pause, 1.0)
+    return missing
 
 
 def remove(paths: Iterable[Path]) -> None:

@@ -128,6 +128,12 @@ TABLES: dict[str, Table] = {
                     column("rejected_candidate_id", pa.string(), "null for imported pairs", True),
                     column("source", pa.string(), "self-rewarding, or the imported dataset"),
                     CRITERION,
+                    column(
+                        "label_error",
+                        pa.string(),
+                        "what the imported dataset says is wrong with it, empty: nothing; null: it does not say",
+                        True,
+                    ),
                 ]
             ),
         ),

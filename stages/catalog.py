@@ -86,7 +86,7 @@ STAGES: tuple[StageSpec, ...] = (
         ),
         ("policy",),
         kept_rows=(("prompt", "row"), "pairs"),
-        version=3,
+        version=4,
         sources="pairs.sources",
         needs=(needs.tokenizer,),
     ),

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from schemas.config import RunConfig
 from schemas.config.sources import Source
+from schemas.engines import ENGINES
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ class StageSpec:
     def gpus_per_worker(self, config: RunConfig, there: int) -> int:
         """GPUs that one worker sees of those that are there."""
         return (config_value(config, self.gpus) or there) if self.gpus else 1
+
+    def holds_gpu(self, config: RunConfig) -> bool:
+        """Whether its workers compute with a model of their own, so that one that has a GPU is of use."""
+        loads = self.engine and (ENGINES[config.engine.kind].has_weights or self.kind != "shard")
+        return loads or self.sketches or bool(self.trains)
 
     def shard_rows(self, config: RunConfig) -> int:
         """Rows of a shard of a ShardStage."""

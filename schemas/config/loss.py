@@ -1,4 +1,4 @@
-"""Config of the preference loss. METHODS.md section 2; docs/methods.md has each loss's formula."""
+"""Config of the preference loss. docs/methods.md section 2; docs/methods.md has each loss's formula."""
 
 from __future__ import annotations
 

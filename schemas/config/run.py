@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,11 @@ class RunConfig(Section):
             return value
         if holds_credentials(str(value)):
             raise ValueError("it is a folder, and no address with a user name or password")
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(value)):
+            raise ValueError(
+                "it is a folder: an object store renames no files, so that nothing could be committed there; `congrad export --out"
+                " s3://...` sends results"
+            )
         return expanded(str(value))
 
     @property

@@ -89,6 +89,11 @@ class PairFields(Section):
         None, "score of chosen: a number, 7/10, 85%; what cannot be read is no score", used_when=_OF_A_PAIR
     )
     rejected_score: str | None = semantic(None, "score of rejected", used_when=_OF_A_PAIR)
+    label_error: str | None = semantic(
+        None,
+        "what is known to be wrong with a row, in a word (flip, off_topic), empty where nothing is: never used to curate, only to say at"
+        " the end how many were found",
+    )
 
     @property
     def no_columns(self) -> tuple[str, ...]:

@@ -304,9 +304,20 @@ class ReportConfig(Section):
 class ExecutionConfig(Section):
     """How the run is carried out; only `deterministic` changes results."""
 
-    workers: int = execution(0, "worker processes; 0: one per GPU, or one on the CPU", ge=0)
+    on: Literal["local", "ray"] = execution(
+        "local",
+        "where stages compute: this machine, or a Ray cluster that runs already and whose nodes all see the run directory (docs/scale.md)",
+    )
+    ray_address: str = execution(
+        "auto", "the cluster's address, host:port; auto: RAY_ADDRESS, or the one this machine is a node of"
+    )
+    workers: int = execution(
+        0,
+        "worker processes; 0: one per GPU, or one on the CPU; on Ray as many as the cluster holds, counted again while it runs",
+        ge=0,
+    )
     device: Literal["auto", "cpu", "cuda"] = execution("auto", "auto: CUDA if present")
-    threads: int = execution(0, "CPU threads per worker; 0: all cores shared between workers", ge=0)
+    threads: int = execution(0, "CPU threads per worker; 0: all cores of a machine shared between its workers", ge=0)
     max_tries: int = execution(3, "a request that fails, or brings the engine down, this often fails its row", ge=1)
     max_failed_fraction: float = execution(
         0.1, "a stage of which a larger share of rows fails (errors, not rules) ends the run", ge=0, le=1

@@ -72,13 +72,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Selected:
-    """An arm on the pool. means: by the name of the measure; overlap: share of what the smaller of two keeps that both keep, by the other's
+    """An arm on the pool. errors: known errors (`label_error`) that it keeps, by kind; means: by the name of the measure; overlap: share of what the smaller of two keeps that both keep, by the other's
     name; only: how many pairs it alone keeps, examples: some of them, those it ranks highest."""
 
     name: str
     settings: tuple[str, ...]
     kept: int
     languages: dict[str, int]
+    errors: dict[str, int]
     means: dict[str, float]
     overlap: dict[str, float]
     only: int
@@ -87,12 +88,13 @@ class Selected:
 
 @dataclass(frozen=True)
 class Comparison:
-    """pool: pairs that every arm can rank, of so many training pairs; unranked: how many each arm cannot; means: of the whole pool."""
+    """pool: pairs that every arm can rank, of so many training pairs; unranked: how many each arm cannot; errors, means: of the whole pool."""
 
     pool: int
     training: int
     unranked: dict[str, int]
     languages: dict[str, int]
+    errors: dict[str, int]
     means: dict[str, float]
     arms: list[Selected]
 
@@ -120,13 +122,22 @@ def compared(
                 arm.settings,
                 mine.height,
                 _counts(mine, order),
+                _errors(mine, frame),
                 _means(mine),
                 {name: _overlap(kept, other) for name, other in pool.kept.items() if name != arm.name},
                 int(alone[arm.name].sum()) if alone else 0,
                 [texts[pair_id] for pair_id in shown.get(arm.name, [])],
             )
         )
-    return Comparison(frame.height, pool.training, pool.unranked, _counts(frame, order), _means(frame), selected)
+    return Comparison(
+        frame.height,
+        pool.training,
+        pool.unranked,
+        _counts(frame, order),
+        _errors(frame, frame),
+        _means(frame),
+        selected,
+    )
 
 
 def _measured(tables: Mapping[str, list[Path]]) -> pl.DataFrame:
@@ -150,6 +161,14 @@ def _means(frame: pl.DataFrame) -> dict[str, float]:
 def _counts(frame: pl.DataFrame, order: Sequence[str]) -> dict[str, int]:
     counts = dict(frame.group_by("language").len().iter_rows())
     return {language: counts.get(language, 0) for language in order}
+
+
+def _errors(frame: pl.DataFrame, pool: pl.DataFrame) -> dict[str, int]:
+    """Known errors by kind; kinds are those of the pool."""
+    if "label_error" not in pool.columns:
+        return {}
+    counts = dict(frame.group_by("label_error").len().iter_rows())
+    return {kind: counts.get(kind, 0) for kind in sorted(filter(None, pool["label_error"].unique()))}
 
 
 def _overlap(one: pl.Series, other: pl.Series) -> float:

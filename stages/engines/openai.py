@@ -144,9 +144,9 @@ class OpenAIEngine(Engine):
         reason = choice.finish_reason or "none"
         if reason not in ("stop", "length"):
             return _failed(request, f"the server ended the request: {reason}")
-        if choice.text is None:
+        if (answer := choice.answer) is None:
             raise Malformed("it has no text")
-        text = storable(choice.text)
+        text = storable(answer)
         counted = reply.usage.completion_tokens if reply.usage else None
         if counted is None:
             counted = len(self.renderer.tokenizer(text, add_special_tokens=False)["input_ids"])

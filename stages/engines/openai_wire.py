@@ -58,9 +58,19 @@ class Choice(_Part):
     """One continuation."""
 
     text: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     finish_reason: str | None = None
     logprobs: Logprobs | None = None
     token_ids: list[Annotated[int, Field(ge=0)]] | None = None
+
+    @property
+    def answer(self) -> str | None:
+        """The text, after the thought that a server's reasoning parser has cut off it, in its marks."""
+        thought = (self.reasoning_content or self.reasoning or "").strip()
+        if not thought or "</think>" in (self.text or ""):
+            return self.text
+        return f"<think>\n{thought}\n</think>\n\n{self.text or ''}"
 
 
 class Usage(_Part):

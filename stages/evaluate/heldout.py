@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import polars as pl
 
@@ -56,9 +56,6 @@ class _Candidate:
     prompt: Messages
     chosen: Messages
     rejected: Messages
-
-
-Kept = TypeVar("Kept")
 
 
 class HeldOut:

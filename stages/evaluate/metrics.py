@@ -1,6 +1,6 @@
 """From measured items to rows of the evaluation table.
 
-Metrics (METHODS.md section 9), each per split and language, and for all languages of a split together:
+Metrics (docs/methods.md section 9), each per split and language, and for all languages of a split together:
 - accuracy: share of pairs with the higher mean-token log-probability on chosen, a tie one half (before, after).
 - implicit_reward_accuracy: share with the higher log pi / pi_0 (sums over the answer) on chosen, pi_0 the round-0
   policy, a tie one half (after only: before, all are ties).

@@ -1,4 +1,4 @@
-"""Evaluate: the model before and after training on held-out prompts and pairs and on authored pairs (METHODS.md 9)."""
+"""Evaluate: the model before and after training on held-out prompts and pairs and on authored pairs (docs/methods.md 9)."""
 
 from __future__ import annotations
 

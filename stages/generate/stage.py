@@ -1,4 +1,4 @@
-"""Generate: N answers per prompt from the round's policy (METHODS.md section 1)."""
+"""Generate: N answers per prompt from the round's policy (docs/methods.md section 1)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stages.engines import shared_engine
 from stages.engines.base import Completion, Engine, Request
 from stages.engines.sharded import OpenShard, Results, run_shards
 from stages.text.language import UNKNOWN, identify
-from stages.text.render import Renderer, RenderError, check_thoughts
+from stages.text.render import Renderer, RenderError, check_thoughts, refuse_channels
 
 
 class Generate(ShardStage):
@@ -22,7 +22,8 @@ class Generate(ShardStage):
 
     Unit `prompt`: kept = prompts with all their candidates. Dropped: held_out_frozen (after round 0 only the train
     split is answered again), prompt_too_long. Failed: cannot_render, engine_error.
-    Raises UserError where thoughts are to be kept and the template leaves them out of what would be learnt.
+    Raises UserError where thoughts are to be kept and the template leaves them out of what would be learnt, and for templates
+    of channels.
     Candidate i of a prompt is sampled with seed_for(run seed, round, prompt_id, i).
     """
 
@@ -30,6 +31,7 @@ class Generate(ShardStage):
         """See ShardStage.run."""
         engine = shared_engine(ctx, "policy")
         check_thoughts(engine.renderer, ctx.config.text.thoughts)
+        refuse_channels(engine.renderer)
         return run_shards(engine, shards, lambda shard: _open(ctx, engine, shard), ctx.progress)
 
 
@@ -54,7 +56,7 @@ def _open(ctx: Context, engine: Engine, shard: Shard) -> OpenShard:
                 for index in range(ctx.config.generate.candidates)
             ]
             if mark := engine.renderer.opened_thought(ids):
-                opened[row["prompt_id"]] = f"{mark}\n"
+                opened[row["prompt_id"]] = mark
     prompt_tokens = sum(len(request.prompt_ids) for of_row in requests.values() for request in of_row)
 
     def finish(results: Results) -> Part:
@@ -102,9 +104,10 @@ def _part(
             )
             continue
         for number, completion in enumerate(completions):
-            text, broken = engine.renderer.neutral_answer(
-                f"{opened.get(row['prompt_id'], '')}{completion.text}".strip()
-            )
+            answer, mark = completion.text.strip(), opened.get(row["prompt_id"])
+            if mark and not answer.startswith(mark):  # some models and servers say the mark again
+                answer = f"{mark}\n{answer}"
+            text, broken = engine.renderer.neutral_answer(answer)
             marks += broken
             candidates.append(_candidate(ctx.round, row, number, text, completion))
     _add_languages(ctx, engine.renderer, candidates)

@@ -1,4 +1,4 @@
-"""Aggregate: the first pass of one-sided compression (ConGrad's form; METHODS.md sections 3 and 4).
+"""Aggregate: the first pass of one-sided compression (ConGrad's form; docs/methods.md sections 3 and 4).
 
 A Flora sketch of one pair has millions of numbers, so none is stored: every part keeps the weighted sum of its pairs'
 sketches in each language, and a row per pair with its weights. The gradients stage then streams over the pairs again

@@ -1,4 +1,4 @@
-"""How far sketching moves cosines, measured: the same pairs with two seeds (METHODS.md section 3)."""
+"""How far sketching moves cosines, measured: the same pairs with two seeds (docs/methods.md section 3)."""
 
 from __future__ import annotations
 

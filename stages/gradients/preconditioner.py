@@ -1,4 +1,4 @@
-"""Factored Adam preconditioning before projection (METHODS.md section 3).
+"""Factored Adam preconditioning before projection (docs/methods.md section 3).
 
 Adam measures a gradient in units of sqrt(v), v the second moments: <G, G'>_v = sum_oi G_oi G'_oi / sqrt(v_oi). A full v
 needs G; with v_oi = r_o c_i / mean(r), r and c the means of its rows and columns (Adafactor, arXiv 1804.04235, section

@@ -1,7 +1,7 @@
 """The second pass of one-sided compression: inner products of every pair with the finished directions.
 
 A one-sided sketch has millions of numbers and is never stored. What conflict needs of it is a_k = <g_i, G_k> for every
-language k and layer group, and |g_i|^2: leave-one-out follows from these (METHODS.md section 4).
+language k and layer group, and |g_i|^2: leave-one-out follows from these (docs/methods.md section 4).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Gradients: one compressed DPO gradient per training pair (METHODS.md sections 2 and 3)."""
+"""Gradients: one compressed DPO gradient per training pair (docs/methods.md sections 2 and 3)."""
 
 from __future__ import annotations
 

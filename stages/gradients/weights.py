@@ -1,4 +1,4 @@
-"""How hard the run's loss pushes each pair: c_i, and the weights of its two sides. METHODS.md sections 2 and 4.
+"""How hard the run's loss pushes each pair: c_i, and the weights of its two sides. docs/methods.md sections 2 and 4.
 
 With x_w = s(y_w) - s_ref(y_w) and x_l alike (their means over tokens for `ipo` and `sigmoid_norm`), a loss pushes x_w up by
 p_w = -(1/beta) dL/dx_w and x_l down by p_l = (1/beta) dL/dx_l. Where it is a function of x_w - x_l both are the same number c and

@@ -1,1 +1,1 @@
-"""Scores for answers by a judge model (METHODS.md section 1)."""
+"""Scores for answers by a judge model (docs/methods.md section 1)."""

@@ -1,4 +1,4 @@
-"""Expected score: one forward pass, E[s] = sum k p(k) / sum p(k) over the scores 0 to 5 (METHODS.md section 1)."""
+"""Expected score: one forward pass, E[s] = sum k p(k) / sum p(k) over the scores 0 to 5 (docs/methods.md section 1)."""
 
 from __future__ import annotations
 

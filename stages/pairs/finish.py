@@ -34,6 +34,7 @@ class Draft:
     chosen_candidate_id: str | None = None
     rejected_candidate_id: str | None = None
     criterion: str = ""
+    label_error: str | None = None
 
 
 class Finisher:
@@ -118,6 +119,7 @@ class Finisher:
             "rejected_candidate_id": draft.rejected_candidate_id,
             "source": draft.source,
             "criterion": draft.criterion or None,
+            "label_error": draft.label_error,
         }
 
     def _target(self, text: str) -> str:

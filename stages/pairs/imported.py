@@ -8,6 +8,7 @@ from hashlib import blake2b
 from typing import Any
 
 from schemas.config.sources import PairSource
+from schemas.errors import UserError
 from schemas.ids import canonical_json, content_id
 from stages.contract import Context, Drop, Stopped
 from stages.pairs.finish import Draft
@@ -17,13 +18,20 @@ from stages.text.assign import Label, RunLanguages, Splitter, Spoken, group_of
 from stages.text.codes import UNKNOWN
 from stages.text.messages import BadRow, comparable, spoken
 
+LABEL_ERRORS = "label_error "
+"""Begins the name of the stat that counts the rows with a known error of a kind, kept or not."""
+MOST_KINDS = 30
+_LONGEST_KIND = 40
+_NOTHING_WRONG = ("", "false", "0", "0.0", "no", "none", "ok")
+
 
 class Imported:
     """Drafts of pairs from pairs.sources.
 
     Unit row; a row with several pairs counts once a pair (`FILE:3#2`). Drop reasons: those of `pairs_of`, of RunLanguages
     (language_not_in_run, wrong_language, ...), rated_below, tie (scores that differ by less than pairs.min_margin), duplicate.
-    drops grows while drafting, stats too: unread_scores, rated_below, labels_overruled.
+    drops grows while drafting, stats too: unread_scores, rated_below, labels_overruled, and rows by
+    known error (`LABEL_ERRORS` and the kind).
     longest_text: characters from which a text is dropped (too_long) before anything looks at it.
     """
 
@@ -41,6 +49,7 @@ class Imported:
         self._rows: Counter[str] = Counter()
         self._seen: dict[bytes, str] = {}
         self._counts: Counter[str] = Counter()
+        self._errors: Counter[str] = Counter()
         self.drops: list[Drop] = []
         self._readers = [(source, pair_batches(source, self._languages.codes)) for source in config.pairs.sources]
         for note in self._languages.notes:
@@ -59,6 +68,7 @@ class Imported:
             "unread_scores": float(self._counts["unread_scores"]),
             "rated_below": float(self._counts["rated_below"]),
             "labels_overruled": float(self._languages.overruled),
+            **{f"{LABEL_ERRORS}{kind}": float(count) for kind, count in self._errors.items()},
         }
 
     def units(self) -> dict[str, Iterator[str]]:
@@ -93,6 +103,9 @@ class Imported:
         rows: list[tuple[str, dict[str, Any], Label | None, RawPair]] = []
         for number, cells in enumerate(batch.rows, start=batch.start):
             found = list(pairs_of(cells, source, self._longest))
+            if error := label_error(_cell(cells, source.fields.label_error)):
+                self._errors[error] += len(found)
+                self._check_kinds(source)
             several = cells.get(source.fields.rejected)
             self._counts["several"] += source.many == "one" and is_several(several) and len(several or ()) > 1
             for place, pair in enumerate(found, start=1):
@@ -142,7 +155,16 @@ class Imported:
             source=batch.source,
             chosen_score=pair.chosen_score,
             rejected_score=pair.rejected_score,
+            label_error=label_error(_cell(cells, source.fields.label_error)) if source.fields.label_error else None,
         )
+
+    def _check_kinds(self, source: PairSource) -> None:
+        if len(self._errors) > MOST_KINDS:
+            raise UserError(
+                f"column {source.fields.label_error!r} says more than {MOST_KINDS} different things, for example {next(iter(self._errors))!r}",
+                where="pairs.sources.fields.label_error",
+                fix="It is a kind of error in a word, as flip or off_topic, and empty where nothing is wrong.",
+            )
 
     def _check_scores(self, pair: RawPair) -> None:
         if pair.chosen_score is None or pair.rejected_score is None:
@@ -168,3 +190,11 @@ class Imported:
 
 def _cell(cells: dict[str, Any], column: str | None) -> Any:
     return cells.get(column) if column else None
+
+
+def label_error(cell: Any) -> str:
+    """The kind of a known error, in a word; empty where the cell says that nothing is wrong (nothing, false, 0, none, ok)."""
+    if isinstance(cell, bool) or (isinstance(cell, (int, float)) and cell in (0, 1)):
+        return "error" if cell else ""
+    text = "_".join(str(cell).split())[:_LONGEST_KIND] if cell is not None else ""
+    return {"true": "error", "1": "error"}.get(text.lower(), "" if text.lower() in _NOTHING_WRONG else text)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stages.compare.figures import MEASURES, Comparison, Example
-from stages.report.text import Clipped, clip, count, number, percent
+from stages.report.text import Clipped, clip, count, number, percent, spaced
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ def _beside(round_: int, found: Comparison) -> Beside:
     rows = [("pairs kept", [count(found.pool), *(count(arm.kept) for arm in arms)])]
     for language, pairs in found.languages.items():
         rows.append((f"of them {language}", [count(pairs), *(count(arm.languages[language]) for arm in arms)]))
+    for kind, errors in found.errors.items():
+        rows.append(
+            (f"with the known error {spaced(kind)}", [count(errors), *(count(arm.errors[kind]) for arm in arms)])
+        )
     for measure in MEASURES:
         if measure.name in found.means:
             means = [found.means, *(arm.means for arm in arms)]

@@ -28,7 +28,7 @@ CHAIN: dict[str, dict[str, str]] = {
     "Sum of merge weights": {"merge/alpha_sum": "Σ a_t"},
     "Share of the update left by the projection": {"merge/projected": "|Π u| / |u|"},
 }
-"""What the optimizer's chain did: panels of one or two lines (METHODS.md sections 5, 6 and 8)."""
+"""What the optimizer's chain did: panels of one or two lines (docs/methods.md sections 5, 6 and 8)."""
 _SHARES = {"rewards/accuracies", "merge/sign_conflict", "merge/projected"}
 
 

@@ -13,6 +13,7 @@ _MAKERS = {
     "conflict": ("conflict",),
     "weights": ("conflict",),
     "scores": ("conflict", "select"),
+    "errors": ("pairs", "conflict", "select"),
     "beside": ("conflict", "select"),
     "sides": ("pairs", "select"),
     "training": ("sft", "train"),

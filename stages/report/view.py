@@ -16,6 +16,7 @@ from stages.report import browser as _browser
 from stages.report import conflicts as _conflicts
 from stages.report import curves as _curves
 from stages.report import distributions as _distributions
+from stages.report import errors as _errors
 from stages.report import flow as _flow
 from stages.report import headline as _headline
 from stages.report import objectives as _objectives
@@ -45,6 +46,7 @@ _TITLES = {
     "conflict": "Agreement between languages",
     "weights": "Weights",
     "scores": "Conflict scores",
+    "errors": "Known errors",
     "beside": "Other selections",
     "sides": "Lengths, judge scores and relevance",
     "training": "Training",
@@ -70,6 +72,7 @@ class View:
     flows: list[_flow.RoundFlow]
     conflicts: list[_conflicts.Conflicts]
     scores: list[_distributions.Scores]
+    errors: list[_errors.Errors]
     beside: list[_beside.Beside]
     sides: list[tuple[int, list[_distributions.Sides]]]
     sft: _curves.Curves | None
@@ -101,6 +104,7 @@ def build_view(
     by_conflict = select.by == "conflict" and select.quota == "language" and not select.diversity.cells
     flows = _flow.flows(manifests, languages)
     scores = each(lambda r: _distributions.scores(tables, r, languages, by_conflict))
+    errors = each(lambda r: _errors.errors(tables, r, manifests))
     judge = None if config.imported else config.judge
     sides = [(r, found) for r in rounds if (found := _distributions.sides(tables, r, languages, judge))]
     beside = _beside.beside(compared or {})
@@ -113,6 +117,7 @@ def build_view(
         "conflict": conflicts,
         "weights": any(scope.weights for one in conflicts for scope in one.scopes),
         "scores": scores,
+        "errors": errors,
         "beside": beside,
         "sides": sides,
         "training": sft or curves,
@@ -132,6 +137,7 @@ def build_view(
         flows=flows,
         conflicts=conflicts,
         scores=scores,
+        errors=errors,
         beside=beside,
         sides=sides,
         sft=sft,

@@ -1,4 +1,4 @@
-"""Control marks in user text: made harmless, so that data never becomes template structure (METHODS.md section 0)."""
+"""Control marks in user text: made harmless, so that data never becomes template structure (docs/methods.md section 0)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages to token ids: the one place that renders and tokenises, for every stage (METHODS.md section 0).
+"""Messages to token ids: the one place that renders and tokenises, for every stage (docs/methods.md section 0).
 
 Engines get these ids, gradients and training use the same: a pair is tokenised as TRL 1.16's DPOTrainer tokenises the
 stored conversational row (prompt / completion split at their common token prefix), less what the template puts
@@ -316,6 +316,18 @@ def check_thoughts(renderer: Renderer, policy: Policy) -> None:
             "text.thoughts is keep, and the chat template leaves the thought out of an answer",
             where="text.thoughts",
             fix="Set text.thoughts: strip, or give a template that keeps thoughts (text.chat_template).",
+        )
+
+
+def refuse_channels(renderer: Renderer) -> None:
+    """Raise UserError for a template of channels (harmony, gpt-oss): their marks are several tokens, and an answer that is decoded
+    without control tokens would run thought and answer together ("analysis...assistantfinal...")."""
+    if "<|channel|>" in renderer.tokenizer.chat_template and "<|channel|>" in renderer.tokenizer.get_vocab():
+        raise UserError(
+            "The chat template writes answers in channels (<|channel|>, as gpt-oss): what the model generates cannot be told "
+            "from its thoughts by this version",
+            where="model.policy",
+            fix="Give pairs of your own (pairs.sources): gradients and training of such a model work; or set text.chat_template.",
         )
 
 

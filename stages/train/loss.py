@@ -11,7 +11,7 @@ from trl import DPOTrainer
 class LengthPenalisedDPOTrainer(DPOTrainer):
     """loss = -log sigmoid(beta * Delta + alpha * (|y_w| - |y_l|)), Delta = (s_w - s_ref_w) - (s_l - s_ref_l).
 
-    METHODS.md section 2; lengths count completion tokens, end of turn included. A longer winner gets its margin for
+    docs/methods.md section 2; lengths count completion tokens, end of turn included. A longer winner gets its margin for
     free, so its push is smaller. alpha = 0 is TRL's own code path: DPO (arXiv 2305.18290).
 
     TRL computes the loss from Delta alone, so the length term is handed to it inside the reference: subtracting

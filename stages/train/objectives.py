@@ -1,4 +1,4 @@
-"""Objectives of a sequence: which curated pairs each trains on, which dev pairs it is judged by. METHODS.md section 6."""
+"""Objectives of a sequence: which curated pairs each trains on, which dev pairs it is judged by. docs/methods.md section 6."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def score(model: PreTrainedModel, pairs: Sequence[Pair], scorer: Scorer) -> Scor
 
 def accuracies(now: Scores, start: Scores) -> dict[str, float]:
     """accuracy: share of pairs with the higher mean log-probability on chosen. reward_accuracy: the same of the sums less
-    those under the model the round started from. A tie is one half; nothing for no pairs. METHODS.md section 9."""
+    those under the model the round started from. A tie is one half; nothing for no pairs. docs/methods.md section 9."""
     if not now:
         return {}
     means = [preference(float(w.double().mean()), float(r.double().mean())) for w, r in now]

@@ -1,4 +1,4 @@
-"""OrthAlign: objectives one after another, each kept out of the subspaces the earlier ones used. METHODS.md sections 6 and 8,
+"""OrthAlign: objectives one after another, each kept out of the subspaces the earlier ones used. docs/methods.md sections 6 and 8,
 arXiv 2509.24610.
 
 After an objective the leading singular vectors of every matrix's change are protected; the next objective's UPDATES are

@@ -1,19 +1,26 @@
-"""What README and docs show can be typed: commands, flags, make targets and config keys exist, Python blocks import what they use."""
+"""What README and docs show can be typed: commands parse, make targets exist, configs are valid, Python blocks run."""
 
 from __future__ import annotations
 
-import ast
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline.cli import app
 from pipeline.config_file import _fields_at
+from schemas.config import RunConfig
+from schemas.config.sft import ConversationSource
+from schemas.config.sources import PairSource, PromptSource
+from schemas.tables import TABLES, gradients_schema
 from stages.sources import PREFIX
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +50,12 @@ def shown(*programs: str) -> Iterator[tuple[str, str]]:
                     yield page.name, line.removeprefix(program).strip()
 
 
+def arguments_of(line: str) -> list[str]:
+    """A line's arguments: without what explains it, and without what is optional."""
+    typed = re.sub(r"\[[^]]*\]", "", re.split(r" {2,}|;", line)[0])
+    return shlex.split(typed)[1:]
+
+
 def blocks(language: str) -> list[tuple[str, str]]:
     return [
         (page.name, text)
@@ -69,6 +82,8 @@ def test_commands_and_flags_exist(page: str, line: str) -> None:
     flags = {flag for parameter in COMMANDS[name].params for flag in parameter.opts}
     for flag in re.findall(r"--[a-z][a-z-]*", line):
         assert flag in flags or flag == "--help", f"{page}: {line}"
+    if line != name:  # a name in a sentence is no command line
+        COMMANDS[name].make_context(name, arguments_of(line))
     for key in re.findall(r"--set ([a-z_0-9.]+)=", line):
         assert key == "a.b" or key.split(".")[-1] in _fields_at(tuple(key.split(".")[:-1])), f"{page}: {line}"
     for path in re.findall(r"package:([\w./-]+)", line):
@@ -83,12 +98,49 @@ def test_make_targets_exist(page: str, line: str) -> None:
         assert (ROOT / path).exists(), f"{page}: make {line}"
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tables of the runs that the examples read."""
+    folder = tmp_path_factory.mktemp("examples")
+    for name in ("mine", "demo"):
+        for table in ("pairs", "scores", "curated", "gradients"):
+            schema = gradients_schema(8192) if table == "gradients" else TABLES[table].schema
+            path = folder / "runs" / name / "round-0" / table / "part-00000.parquet"
+            path.parent.mkdir(parents=True)
+            rows = 0 if table == "gradients" else 1  # datasets reads no file without rows
+            pq.write_table(pa.table({field.name: pa.nulls(rows, field.type) for field in schema}), path)
+    return folder
+
+
 @pytest.mark.parametrize(("page", "code"), blocks("python"))
-def test_python_blocks_import_what_there_is(page: str, code: str) -> None:
+def test_python_blocks_run(page: str, code: str, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
-    tree = ast.parse(code)
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    exec(compile(ast.Module(body=imports, type_ignores=[]), page, "exec"), {})  # noqa: S102
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.chdir(runs)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(runs / "cache"))
+    exec(compile(code, page, "exec"), {})  # noqa: S102
+
+
+BASE = {"name": "t", "languages": {"seen": ["en"]}, "model": {"policy": "some/model"}}
+
+
+@pytest.mark.parametrize(("page", "code"), blocks("yaml"))
+def test_yaml_blocks_are_valid_configs(page: str, code: str) -> None:
+    value = yaml.safe_load(code) or {}
+    if isinstance(value, list):  # of sources, of one kind or another
+        adapters = [TypeAdapter(list[kind]) for kind in (PairSource, PromptSource, ConversationSource)]
+        assert any(_valid(adapter, value) for adapter in adapters), f"{page}: {code}"
+        return
+    prompts = {} if {"prompts", "pairs"} & set(value) else {"prompts": {"sources": [{"path": "prompts.jsonl"}]}}
+    RunConfig.model_validate(BASE | prompts | value)
+
+
+def _valid(adapter: TypeAdapter[Any], value: Any) -> bool:
+    try:
+        adapter.validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(("page", "code"), blocks("yaml"))

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,8 +16,11 @@ import torch
 import yaml
 from typer.testing import CliRunner, Result
 
-import pipeline.run
+import pipeline.loop
 from pipeline.cli import app
+from pipeline.config_file import load_config
+from pipeline.console import Display
+from pipeline.selection import Selection
 from tests.faults.inline import InlineExecutor
 
 LANGUAGES = ("en", "de", "zh")
@@ -113,14 +117,54 @@ def pipeline_command(tmp_path: Path):
 @pytest.fixture
 def inline_stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The real run loop and the real stages, in this process: no worker processes that import torch anew."""
+    with _inline(monkeypatch):
+        yield
+
+
+@contextmanager
+def _inline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads, environment = torch.get_num_threads(), dict(os.environ)
     monkeypatch.setattr(InlineExecutor, "computed", [], raising=False)
-    monkeypatch.setattr(pipeline.run, "local_executor", InlineExecutor)
+    monkeypatch.setattr(pipeline.loop, "local_executor", InlineExecutor)
     yield
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)
     os.environ.clear()
     os.environ.update(environment)
+
+
+def imported_config(folder: Path, model: Path) -> dict:
+    """The config of a run of 30 short imported pairs in three languages, a fifth of them with a known error, made in seconds."""
+    rows = [
+        {"prompt": f"What is {n} + 1?", "chosen": f"It is {n + 1}.", "rejected": f"It is {n + 2}, perhaps."}
+        | {"language": language, "label_error": "flip" if n % 5 == 0 else ""}
+        for language in LANGUAGES
+        for n in range(10)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    source = {"path": str(folder / "pairs.jsonl"), "fields": {"label_error": "label_error"}}
+    return {
+        "name": "mine",
+        "run_dir": str(folder / "runs"),
+        "languages": {"seen": list(LANGUAGES), "identify": False},
+        "model": {"policy": str(model), "dtype": "float32"},
+        "pairs": {"sources": [source]},
+        "gradients": {"sketch": {"dim": 256, "error_pairs": 0}},
+        "train": {"batch_size": 2, "max_steps": 2, "lora": {"r": 2, "alpha": 4}},
+        "evaluate": {"authored": [], "prompts_per_language": 0, "win_rate": False},
+        "execution": {"device": "cpu"},
+    }
+
+
+@pytest.fixture(scope="session")
+def imported_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A run of imported pairs up to the trained model, for tests that only look; its config is `mine.yaml` two folders above."""
+    folder = tmp_path_factory.mktemp("imported")
+    (folder / "mine.yaml").write_text(yaml.safe_dump(imported_config(folder, tiny_model)), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch, _inline(patch):
+        config = load_config(folder / "mine.yaml")
+        pipeline.loop.run(config, Selection(last="train"), Display(quiet=True))
+    return folder / "runs" / "mine"
 
 
 @pytest.fixture

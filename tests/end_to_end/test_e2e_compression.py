@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import torch
 
-import pipeline.run
+import pipeline.loop
 from pipeline.config_file import load_config
 from pipeline.console import Display
 from pipeline.inspect import print_rows
@@ -54,7 +54,7 @@ def inline(inline_stages, monkeypatch):
 
     def run(path: Path, parts: int = 0) -> list[tuple[str, int]]:
         monkeypatch.setattr(InlineExecutor, "computed", DiesAfter(parts), raising=False)
-        pipeline.run.run(load_config(path, ()), Selection(last="select"), Display(quiet=True))
+        pipeline.loop.run(load_config(path, ()), Selection(last="select"), Display(quiet=True))
         return list(InlineExecutor.computed)
 
     return run

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import pipeline.run
+import pipeline.loop
 from pipeline.config_file import load_config
 from pipeline.console import Display
 from pipeline.selection import Selection
@@ -26,7 +26,7 @@ def inline(inline_stages: None) -> Callable[..., list[str]]:
     """inline(config file, overrides, **selection): the real run loop and stages in this process; titles of what ran."""
 
     def run(path: Path, *overrides: str, **selection: Any) -> list[str]:
-        outcome = pipeline.run.run(load_config(path, overrides), Selection(**selection), Display(quiet=True))
+        outcome = pipeline.loop.run(load_config(path, overrides), Selection(**selection), Display(quiet=True))
         return [step.title for step in outcome.ran]
 
     return run

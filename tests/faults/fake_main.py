@@ -8,15 +8,15 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "pipeline")]
 
 if __name__ == "__main__":
-    import pipeline.run
+    import pipeline.loop
     import pipeline.summary
     import stages.schedule
     from pipeline.cli import app
     from tests.faults.inline import SPECS, light_report
 
     stages.schedule.STAGES = SPECS
-    pipeline.run.config_files = lambda spec, config: {}
-    pipeline.run.preflight = lambda config, specs: None
-    pipeline.run.refresh_report = light_report
+    pipeline.loop.config_files = lambda spec, config: {}
+    pipeline.loop.preflight = lambda config, specs: None
+    pipeline.loop.refresh_report = light_report
     pipeline.summary.print_summary = lambda config: None
     app()

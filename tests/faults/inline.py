@@ -14,15 +14,15 @@ import pytest
 import yaml
 
 import pipeline.lease
-import pipeline.run
+import pipeline.loop
 import stages.schedule
 from pipeline import runner
 from pipeline.config_file import load_config
 from pipeline.console import Display
 from pipeline.executor import Reports
+from pipeline.loop import RunOutcome
 from pipeline.messages import Noted, Offered, Order, ToDriver
 from pipeline.plan import Planner
-from pipeline.run import RunOutcome
 from pipeline.rundir import KEPT, RunDir
 from pipeline.selection import Selection
 from pipeline.writer import Writer
@@ -49,7 +49,7 @@ class InlineExecutor:
         def tell(message: ToDriver) -> None:
             if isinstance(message, Offered):
                 self.computed.append((order.spec.name, message.part.index))
-                reports.offered(message.part)
+                reports.offered(message.part, "here")
             elif isinstance(message, Noted):
                 reports.note(message.message)
 
@@ -88,7 +88,7 @@ class FakeRun:
     def __call__(self, *overrides: str, **selection: Any) -> RunOutcome:
         InlineExecutor.computed = self.computed
         config = load_config(self.path, overrides)
-        return pipeline.run.run(config, Selection(**selection), Display(quiet=True))
+        return pipeline.loop.run(config, Selection(**selection), Display(quiet=True))
 
     def tables(self) -> dict[str, bytes]:
         """Every table file in its place in the run directory, recorded or not, and the trained artifact; not what is kept aside."""
@@ -110,10 +110,10 @@ def fake_pipeline() -> Iterator[None]:
     """Replace the stages by the fake ones and the executor by the inline one; a dead process's lease is stale."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages.schedule, "STAGES", SPECS)
-        patch.setattr(pipeline.run, "config_files", lambda spec, config: {})
-        patch.setattr(pipeline.run, "preflight", lambda config, specs: None)
-        patch.setattr(pipeline.run, "refresh_report", light_report)
-        patch.setattr(pipeline.run, "local_executor", InlineExecutor)
+        patch.setattr(pipeline.loop, "config_files", lambda spec, config: {})
+        patch.setattr(pipeline.loop, "preflight", lambda config, specs: None)
+        patch.setattr(pipeline.loop, "refresh_report", light_report)
+        patch.setattr(pipeline.loop, "local_executor", InlineExecutor)
         patch.setattr(runner, "Writer", InlineWriter)
         patch.setattr(pipeline.lease, "_process_lives", lambda holder: False)
         patch.setattr(pipeline.lease, "_SETTLE_SECONDS", 0.0)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.config_file import load_config
+from pipeline.loop import preview
 from pipeline.models import Models
 from pipeline.plan import Step
-from pipeline.run import preview
 from pipeline.rundir import RunDir
 from pipeline.selection import Selection
 from schemas.errors import UserError

@@ -28,7 +28,8 @@ def wanted(*extras: str) -> list[Requirement]:
 
 
 @pytest.mark.parametrize(
-    ("platform", "extras"), [("cpu", ("torch", "cpu", "solvers", "dev")), ("cuda", ("torch", "cuda", "solvers", "dev"))]
+    ("platform", "extras"),
+    [("cpu", ("torch", "cpu", "solvers", "ray", "dev")), ("cuda", ("torch", "cuda", "solvers", "ray", "dev"))],
 )
 def test_the_lock_pins_a_fitting_version_of_everything_the_project_asks_for(
     platform: str, extras: tuple[str, ...]

@@ -82,3 +82,15 @@ def test_command_line_loads_nothing_heavy():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_keys_that_yaml_takes_for_truth_values_are_names(write_config):
+    config = load_config(write_config(write_config().read_text() + "execution:\n  on: ray\n"))
+    assert config.execution.on == "ray"
+    assert load_config(write_config(dump(config))).execution.on == "ray"
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/runs", "gs:/bucket", "memory://x"])
+def test_a_run_directory_in_an_object_store_is_refused_with_the_reason(write_config, place):
+    with pytest.raises(UserError, match="renames no files"):
+        load_config(write_config(run_dir=place))

@@ -31,8 +31,9 @@ class Scripted:
 
     log = Path("worker.log")
 
-    def __init__(self, script: Sequence[list[ToDriver | str]]) -> None:
+    def __init__(self, script: Sequence[list[ToDriver | str | MemberDied]], place: str = "here") -> None:
         self.told: list[ToWorker] = []
+        self.place = place
         self._script = iter(script)
         self.killed = False
 
@@ -41,6 +42,8 @@ class Scripted:
 
     def received(self) -> Iterator[ToDriver]:
         for word in next(self._script, []):
+            if isinstance(word, MemberDied):
+                raise word
             if isinstance(word, str):
                 raise MemberDied(word)
             yield word
@@ -70,6 +73,8 @@ class ScriptedCrew:
 
     def stop(self) -> None: ...
 
+    def close(self) -> None: ...
+
 
 class Heard:
     """Reports that remember."""
@@ -78,11 +83,18 @@ class Heard:
         self.offered: list[int] = []
         self.notes: list[str] = []
         self.started: list[int] = []
+        self.joined: list[str] = []
 
     def reports(self) -> Reports:
         nothing = lambda *_: None  # noqa: E731
         return Reports(
-            nothing, nothing, self.notes.append, self.started.append, lambda p: self.offered.append(p.index), nothing
+            joined=lambda place, log: self.joined.append(place),
+            total=nothing,
+            advance=nothing,
+            note=self.notes.append,
+            started=lambda index, place: self.started.append(index),
+            offered=lambda part, place: self.offered.append(part.index),
+            tick=nothing,
         )
 
 
@@ -175,3 +187,42 @@ def test_idle_members_are_all_told_to_leave_before_any_is_waited_for(write_confi
     pool._seats = [pool._start(_Job(order, Heard().reports(), deque(), 2)) for _ in range(2)]
     pool.close()
     assert order_of_events == ["told", "told", "waited", "waited"]
+
+
+def test_members_without_room_are_not_waited_for_once_nothing_is_left(run, part):
+    waiting = Scripted([], place="")
+    first = Scripted([[Want()], [Offered(part(0)), Want()], [Offered(part(1)), Want()], [Done()]])
+    heard = run(first, waiting, size=2)
+    assert heard.offered == [0, 1] and waiting.killed and heard.joined == ["here"]
+
+
+def test_an_idle_member_takes_over_before_a_new_one_is_started(run, part):
+    dying = Scripted([[Want()], [], [], ["signal 9"]])
+    idle = Scripted(
+        [[Want()], [Offered(part(1)), Want()], [Done()], [], [Want()], [Offered(part(0)), Want()], [Done()]]
+    )
+    heard = run(dying, idle, size=2)  # a third would be an error: there is none
+    assert sorted(heard.offered) == [0, 1] and idle.taken == [1, None, 0, None]
+
+
+def test_members_that_go_with_one_node_are_one_death(run, part):
+    lost = [Scripted([[Want(), MemberDied("the loss of its node", counts=not n)]]) for n in range(4)]
+    last = Scripted([[Want()], *([Offered(part(n)), Want()] for n in range(4)), [Done()]])
+    heard = run(*lost, last, shards=4)
+    assert heard.offered == [0, 1, 2, 3]
+
+
+def test_a_crew_that_grows_gives_more_members_while_the_stage_runs(write_config, tmp_path, part, monkeypatch):
+    monkeypatch.setattr("pipeline.pool._COUNT_SECONDS", 0.0)
+    config = load_config(write_config())
+    slow = Scripted([[Want()], [], [], [Offered(part(0)), Want()], [Done()]])
+    joined = Scripted([[Want()], [Offered(part(1)), Want()], [Done()]], place="a node that joined")
+    crew = ScriptedCrew(slow, joined)
+    counts = iter([1, 1, 2])
+    crew.size = lambda order: next(counts, 2)  # type: ignore[method-assign]
+    ranges = {n: ShardRange(index=n, start=n, stop=n + 1) for n in range(2)}
+    heard = Heard()
+    Pool(crew, config.execution, StopSignals()).run(
+        Order(SPEC, 0, config, tmp_path, tmp_path, "f", {}, {}, ranges), None, heard.reports()
+    )
+    assert sorted(heard.offered) == [0, 1] and heard.joined == ["here", "a node that joined"]

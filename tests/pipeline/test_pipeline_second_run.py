@@ -15,8 +15,8 @@ from pipeline.config_file import dump, load_config
 from pipeline.console import Display
 from pipeline.executor_errors import StageFailed
 from pipeline.inspect import table_files, tables_of, tables_of_other_settings
+from pipeline.loop import preview, run
 from pipeline.report import _left_out, _tables
-from pipeline.run import preview, run
 from pipeline.rundir import RunDir
 from pipeline.selection import Selection
 from pipeline.status import states_of

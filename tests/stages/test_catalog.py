@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 from multiprocessing.reduction import ForkingPickler
 
 import pytest
@@ -54,3 +55,7 @@ def test_a_worker_sees_the_gpus_that_its_stage_asks_for() -> None:
     assert by_name["gradients"].gpus_per_worker(CONFIG, 8) == 1
     assert by_name["train"].gpus_per_worker(CONFIG, 8) == (CONFIG.train.processes or 8)
     assert by_name["generate"].gpus_per_worker(CONFIG, 8) == CONFIG.engine.tensor_parallel
+
+
+def test_every_spec_can_be_sent_to_a_worker_process():
+    assert all(pickle.dumps(spec) for spec in STAGES)

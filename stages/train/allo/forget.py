@@ -1,4 +1,4 @@
-"""Forgetting: token-level negative preference optimisation on rejected answers. METHODS.md section 7."""
+"""Forgetting: token-level negative preference optimisation on rejected answers. docs/methods.md section 7."""
 
 from __future__ import annotations
 

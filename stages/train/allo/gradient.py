@@ -1,4 +1,4 @@
-"""Summed |gradient| of the DPO loss at weights that do not move: one of the scores of entries. METHODS.md section 7."""
+"""Summed |gradient| of the DPO loss at weights that do not move: one of the scores of entries. docs/methods.md section 7."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trainers whose rows say something of single tokens; learning, which uses key tokens only. METHODS.md section 7."""
+"""Trainers whose rows say something of single tokens; learning, which uses key tokens only. docs/methods.md section 7."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of the weights' entries or rows, and the masks made from them. METHODS.md section 7."""
+"""Scores of the weights' entries or rows, and the masks made from them. docs/methods.md section 7."""
 
 from __future__ import annotations
 

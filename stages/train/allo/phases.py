@@ -1,4 +1,4 @@
-"""The phases of one objective: warm-up -> token rewards and masks -> restore -> forget -> learn. METHODS.md sections 7 and 8.
+"""The phases of one objective: warm-up -> token rewards and masks -> restore -> forget -> learn. docs/methods.md sections 7 and 8.
 
 What a finished phase leaves is in folders that are complete or not there (`checkpoints.py`), so
 that a run that was killed continues in the phase it was in, and ends with the same weights where training is deterministic:

@@ -1,4 +1,4 @@
-"""Rewards of tokens as probabilities, from a reward model. METHODS.md section 7."""
+"""Rewards of tokens as probabilities, from a reward model. docs/methods.md section 7."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tokens of rejected answers are unlearned, and which are the key tokens of learning. METHODS.md section 7."""
+"""Which tokens of rejected answers are unlearned, and which are the key tokens of learning. docs/methods.md section 7."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which entries of the weights a phase may change (ALLO, arXiv 2406.12606). METHODS.md sections 7 and 8."""
+"""Which entries of the weights a phase may change (ALLO, arXiv 2406.12606). docs/methods.md sections 7 and 8."""
 
 from __future__ import annotations
 

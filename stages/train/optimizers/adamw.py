@@ -1,4 +1,4 @@
-"""AdamW with an ordered chain behind it: mask -> moments -> merge -> mask, project -> trust region -> apply. METHODS.md sections 5 to 8."""
+"""AdamW with an ordered chain behind it: mask -> moments -> merge -> mask, project -> trust region -> apply. docs/methods.md sections 5 to 8."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from stages.train.optimizers.confine import FACTOR_BYTES, Confined
 from stages.train.optimizers.form import COMPILE_FROM, Form
 from stages.train.optimizers.merging import Merging
 from stages.train.optimizers.part import MOMENTS, Piece
-from stages.train.optimizers.rules import RULES
 from stages.train.optimizers.settings import OFF, Merge
 from stages.train.optimizers.shard import LocalRows, add_up, flattened, groups_of, local
 from stages.train.optimizers.subspace import Protected
@@ -41,11 +40,11 @@ class OnlineMergingAdamW(AdamW):
 
     params: named parameters, or groups of them ({"params": [(name, parameter), ...]}); a group may set its own value of
         every field of `Merge`, for example {"merge": "none"}.
-    merge, task_vector: METHODS.md section 5; `anchor` may go without a vector and then pulls to the weights as they are when
+    merge, task_vector: docs/methods.md section 5; `anchor` may go without a vector and then pulls to the weights as they are when
         training starts, else task_vector is theta_SFT - those weights.
-    protected: METHODS.md section 6: subspaces of matrices, by name, that no update enters. The UPDATE is projected, after Adam and
+    protected: docs/methods.md section 6: subspaces of matrices, by name, that no update enters. The UPDATE is projected, after Adam and
         after the merge: a projected gradient would leak, because Adam rescales coordinates. Biases and norms are not projected.
-    active: METHODS.md section 7: entries that may change, by name. Gradients are masked before the moments (`active.on_gradients` does it
+    active: docs/methods.md section 7: entries that may change, by name. Gradients are masked before the moments (`active.on_gradients` does it
         before clipping too), the merged update again: the other weights stay as they are to the last bit, decay or not. With a
         protected subspace the update is projected within the active entries; factor_bytes bounds what that keeps.
     trust_radius: of a group; largest spectral norm of W - start per matrix (Euclidean norm of other shapes); 0: none.
@@ -90,7 +89,7 @@ class OnlineMergingAdamW(AdamW):
         foreach: bool | None = None,
         compiled: bool | None = None,
     ) -> None:
-        self._defaults = merge.knobs() | {"trust_radius": trust_radius, "phase": 0}
+        self._defaults = merge.knobs() | {"trust_radius": trust_radius}
         entries = ActiveEntries({}) if active is None else active
         confined = Confined(protected or Protected.none(), entries, factor_bytes)
         self._chain = Chain(Merging(task_vector, seed, entries), confined, Form(bool(compiled)))
@@ -140,25 +139,6 @@ class OnlineMergingAdamW(AdamW):
             self.telemetry |= telemetry.values() | self._chain.confined.numbers()
         self._loaded = False
         return loss
-
-    def start_phase(self, protected: Protected, active: ActiveEntries | None = None) -> None:
-        """Begin another objective or phase from the weights as they are: displacement 0, AdamW's moments reset, another protected
-        subspace, other masks (none by default). Raises UserError for an anchored rule, whose anchor would move with the start."""
-        for group in self.param_groups:
-            if not Merge.of(group).over_phases:
-                known = " or ".join([*(name for name, rule in RULES.items() if not rule.anchored), "none"])
-                raise UserError(f"{group['merge']} cannot be followed over phases", where="merge", fix=f"Use {known}.")
-        entries = ActiveEntries({}) if active is None else active
-        self._chain.confined = Confined(protected, entries, self._chain.confined.factor_bytes)
-        self._chain.merging.active = entries
-        self._chain.merging.forget()
-        self._shards = WeakIdKeyDictionary()  # to be checked against these subspaces and masks
-        for group in self.param_groups:
-            group |= self._fingerprints()
-            group["phase"] += 1
-            self._check(group)
-            for param in group["params"]:
-                self.state.pop(param, None)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """As torch's, with our tensors in their own dtypes. Raises UserError for the state of another task vector, of other

@@ -1,5 +1,5 @@
 """One step of the chain on the parameters of a bucket: mask -> AdamW's moments -> merge -> mask and project -> trust region -> apply.
-METHODS.md section 8.
+docs/methods.md section 8.
 
 What is elementwise is one function of every entry (`step.py`), carried out by a `Form`. A step stops in between only for what needs a whole
 parameter: OnTIES' cut and rescaling look at the step first, a projection is a matrix product, a trust region a norm.

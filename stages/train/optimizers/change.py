@@ -1,4 +1,4 @@
-"""What an objective did to a matrix, as its leading singular triplets. METHODS.md section 6, arXiv 2509.24610."""
+"""What an objective did to a matrix, as its leading singular triplets. docs/methods.md section 6, arXiv 2509.24610."""
 
 from __future__ import annotations
 

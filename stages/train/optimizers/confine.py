@@ -1,4 +1,4 @@
-"""Mask and protected subspaces together: what an update may be. METHODS.md section 8.
+"""Mask and protected subspaces together: what an update may be. docs/methods.md section 8.
 
 On the left a column x of an update [O, I] may be non-zero on its active rows s and must have Q^T x = 0, that is Q[s,:]^T x_s = 0: with U an
 orthonormal basis of the columns of Q[s,:] (rank-revealing SVD) x_s -= U U^T x_s. Projecting with the whole Q and masking afterwards, or

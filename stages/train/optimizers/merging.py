@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ class Merging:
             task = self.of_vector(part, merge)[0]
             return NOWHERE._replace(step_room=room_of(last, first), task_room=room_of(task.last, first))
         span = first >> 32
-        key = (self.seed, group["phase"], step)
+        key = (self.seed, 0, step)  # 0: masks are what they were when one optimizer went through phases
         of_step = key_words((*key, "step", part.name), span)
         of_task = key_words((self.seed, "task", part.name) if rule.released else (*key, "task", part.name), span)
         return Places(wrapped(first), *of_step, *of_task, share_of(merge.reserve))
@@ -99,9 +100,11 @@ class Merging:
         device, peers = parts[0].param.device, parts[0].shard.peers
         if peers is None and device.type == "cpu":
             for i, (part, k) in enumerate(zip(parts, kept, strict=True)):
-                magnitudes = _magnitudes(form, part, base, plan._replace(end="magnitude"))
+                look = plan._replace(end="magnitude")
+                magnitudes = _magnitudes(form, part, base, look)
+                again = partial(_magnitudes, form, part, base, look._replace(fresh=False))
                 if wanted[i]:
-                    cuts[i] = cut_whole(magnitudes, k)
+                    cuts[i] = cut_whole(magnitudes, k, part.size, again)
                 else:
                     _exhaust(magnitudes)
             return cuts

@@ -16,7 +16,7 @@ AlphaSchedule = Literal["lr", "constant"]
 
 @dataclass(frozen=True)
 class Merge:
-    """Online merging of AdamW's step with a task vector (arXiv 2405.17931); METHODS.md section 5.
+    """Online merging of AdamW's step with a task vector (arXiv 2405.17931); docs/methods.md section 5.
 
     merge: the name of a rule in `rules/`, or none.
     preset: paper (the text) or released (what QwenLM/online_merging_optimizers computes). They differ: see the rules.
@@ -83,11 +83,6 @@ class Merge:
     def needs_task_vector(self) -> bool:
         """Whether the merge cannot do without one."""
         return self.active and not RULES[self.merge].anchored
-
-    @property
-    def over_phases(self) -> bool:
-        """Whether what training starts from may move with every objective or phase."""
-        return not self.active or not RULES[self.merge].anchored
 
     def alpha_at(self, lr: float, peak_lr: float) -> float:
         """a_t of a step with learning rate `lr`."""

@@ -1,4 +1,4 @@
-"""One step of AdamW with everything elementwise behind it, as a pure function of some entries of one parameter. METHODS.md sections 5 to 8.
+"""One step of AdamW with everything elementwise behind it, as a pure function of some entries of one parameter. docs/methods.md sections 5 to 8.
 
 mask -> moments -> decay -> merge -> mask -> displacement -> weights. It is run eagerly, which is the reference, or compiled (`form.py`),
 when it reads and writes every entry once.

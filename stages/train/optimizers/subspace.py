@@ -1,4 +1,4 @@
-"""Protected subspaces: the directions in which earlier objectives changed a matrix. METHODS.md section 6, arXiv 2509.24610."""
+"""Protected subspaces: the directions in which earlier objectives changed a matrix. docs/methods.md section 6, arXiv 2509.24610."""
 
 from __future__ import annotations
 

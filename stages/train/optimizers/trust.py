@@ -1,4 +1,4 @@
-"""A spectral trust region: |W - W_start|_2 <= radius, by scaling the displacement. METHODS.md section 6."""
+"""A spectral trust region: |W - W_start|_2 <= radius, by scaling the displacement. docs/methods.md section 6."""
 
 from __future__ import annotations
 

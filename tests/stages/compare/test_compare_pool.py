@@ -34,15 +34,18 @@ def tables(folder: Path, n: int = 60, seed: int = 0, without: tuple[str, ...] = 
         ids = {"pair_id": f"p{i:03}", "language": rng.choice(LANGUAGES)}
         texts = {side: [{"role": "user", "content": f"{side} {i}"}] for side in ("prompt", "chosen", "rejected")}
         judged = {side: rng.uniform(0, 5) if i % 3 else None for side in ("chosen_score", "rejected_score")}
-        pairs.append(ids | {"split": "train" if i < n else "test"} | texts | judged)
+        pairs.append(ids | {"split": "train" if i < n else "test", "criterion": None} | texts | judged)
         if i == n:
             continue
         values = ("score", "score_others", "score_mean", "cosine_own", "implicit_margin", "logp_margin")
-        scores.append(ids | {name: rng.uniform(-1, 1) for name in values} | {"n_tokens": rng.randint(4, 90)})
+        scores.append(
+            ids | {name: rng.uniform(-1, 1) for name in values} | {"n_tokens": rng.randint(4, 90), "flags": []}
+        )
         lengths = {"n_chosen": rng.randint(1, 40), "n_rejected": rng.randint(1, 40)}
         gradients.append(ids | lengths | {"logp_chosen": rng.uniform(-9, -1), "logp_rejected": rng.uniform(-9, -1)})
     found = {}
-    overrides = {side: _CHAT for side in ("prompt", "chosen", "rejected")}
+    overrides = {side: _CHAT for side in ("prompt", "chosen", "rejected")} | {"criterion": pl.String}
+    overrides |= {"flags": pl.List(pl.String)}  # type: ignore[dict-item]
     overrides |= {side: pl.Float64 for side in ("chosen_score", "rejected_score")}  # type: ignore[dict-item]
     for name, rows in {"pairs": pairs, "scores": scores, "gradients": gradients}.items():
         found[name] = [folder / f"{name}-{seed}.parquet"]

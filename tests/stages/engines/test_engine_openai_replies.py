@@ -172,6 +172,14 @@ def test_a_good_reply_is_taken(server: Raw, connect, ask) -> None:
     assert completion(engine, ask("r", "hi", score=(3,))).score_logprobs == {3: -0.5}
 
 
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
+def test_a_thought_that_the_server_has_cut_off_is_put_before_the_answer(server: Raw, connect, ask, key: str) -> None:
+    engine = connect()
+    for choice in ({"text": "Four."}, {"text": "<think>\n2+2\n</think>\n\nFour."}):
+        server.reply = http(reply({**choice, key: "2+2\n"}))
+        assert completion(engine, ask("r", "hi")).text == "<think>\n2+2\n</think>\n\nFour."
+
+
 @pytest.mark.parametrize("name", [*BODIES, *FAILURES])
 def test_a_malformed_reply_is_a_failed_row(server: Raw, connect, ask, name: str) -> None:
     engine = connect()

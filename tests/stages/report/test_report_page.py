@@ -394,10 +394,10 @@ def test_a_page_says_what_it_was_made_from_and_is_old_when_that_is_another(build
 
 def test_selections_side_by_side_are_shown_harmlessly_and_a_refusal_says_why(tmp_path: Path, build_run) -> None:
     run = build_run(["en"], 4, 1).run
-    arm = Selected(HOSTILE, ("select.keep=0.3",), 2, {"en": 2}, {"tokens": 5.0}, {"other": 0.5}, 1, [])
+    arm = Selected(HOSTILE, ("select.keep=0.3",), 2, {"en": 2}, {HOSTILE: 1}, {"tokens": 5.0}, {"other": 0.5}, 1, [])
     pair = Example("p", "en", HOSTILE, HOSTILE, HOSTILE)
-    other = Selected("other", (), 2, {"en": 2}, {}, {HOSTILE: 0.5}, 1, [pair])
-    found = Comparison(4, 9, {}, {"en": 4}, {"tokens": 7.0}, [arm, other])
+    other = Selected("other", (), 2, {"en": 2}, {HOSTILE: 0}, {}, {HOSTILE: 0.5}, 1, [pair])
+    found = Comparison(4, 9, {}, {"en": 4}, {HOSTILE: 1}, {"tokens": 7.0}, [arm, other])
     write_page(tmp_path / "r.html", run.config, Tables(run.inputs), run.manifests, compared={0: found, 1: HOSTILE})
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     page = Page(text)

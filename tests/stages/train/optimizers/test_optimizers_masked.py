@@ -268,20 +268,6 @@ def test_a_mask_of_another_shape_and_a_state_of_other_masks_are_refused() -> Non
         again.load_state_dict(optimizer.state_dict())
 
 
-def test_a_phase_may_bring_other_masks() -> None:
-    bench = Bench(60)
-    weights, first, second = bench.weights(), some(seed=1), some(seed=2)
-    optimizer = bench.merged(weights, MERGES[3], active=first)
-    run(optimizer, weights, bench.gradients(4))
-    middle = {name: value.detach().clone() for name, value in weights.items()}
-    optimizer.start_phase(Protected.none(), second)
-    run(optimizer, weights, bench.gradients(4))
-    for name in SHAPES:
-        changed = weights[name].detach() != middle[name]
-        assert not bool(changed[~second.mask(name)].any())
-    assert bool((weights["embed.weight"].detach() != middle["embed.weight"]).any())
-
-
 def test_telemetry_has_the_share_of_active_entries_from_the_first_step() -> None:
     bench = Bench(61)
     weights, active = bench.weights(), some()

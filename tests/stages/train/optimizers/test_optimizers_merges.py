@@ -81,7 +81,7 @@ def adam_direction(gradient: torch.Tensor, lr: float, eps: float = 1e-8) -> torc
 @pytest.mark.parametrize("preset", ["paper", "released"])
 @pytest.mark.parametrize("kind", ["ondare", "onties"])
 def test_one_step_equals_the_closed_form(kind: str, preset: str) -> None:
-    """The whole optimizer against the formulas of METHODS.md section 5, in float64 from the masks on."""
+    """The whole optimizer against the formulas of docs/methods.md section 5, in float64 from the masks on."""
     lr, decay, alpha, reserve, seed = 1e-2, 0.1, 0.2, 0.4, 11
     bench = Bench(20, torch.float64)
     bench.vector = TaskVector.from_tensors({n: t.double() for n, t in bench.tau.items()})
@@ -200,7 +200,7 @@ def test_step_k_merges_the_window_of_every_parameter(kind: str) -> None:
 
 
 def test_a_drift_of_1e_7_per_step_arrives() -> None:
-    """METHODS.md section 5: added to float32 or bfloat16 weights of 1, a pull of 1e-7 or less rounds away."""
+    """docs/methods.md section 5: added to float32 or bfloat16 weights of 1, a pull of 1e-7 or less rounds away."""
     steps = 100
     for dtype in (torch.float32, torch.bfloat16):
         for pull in (1e-7, 2e-8):

@@ -55,7 +55,7 @@ def test_a_hundred_steps_leak_nothing(side: str, merge: Merge) -> None:
 
 
 def test_projecting_the_gradient_instead_leaks() -> None:
-    """The same check fails for a hook before Adam: Adam rescales coordinates (METHODS.md section 6)."""
+    """The same check fails for a hook before Adam: Adam rescales coordinates (docs/methods.md section 6)."""
     bench = Bench(42)
     protected = protect("left")
     weights = bench.weights()
@@ -179,27 +179,6 @@ def test_decay_goes_to_the_start_when_constrained() -> None:
     optimizer = OnlineMergingAdamW(list(weights.items()), lr=1e-2, weight_decay=0.5, protected=protect("left"))
     run(optimizer, weights, [{name: torch.zeros_like(p) for name, p in weights.items()}] * 3)
     assert same(bench.start, {name: p.detach() for name, p in weights.items()})
-
-
-def test_a_phase_starts_from_the_weights_as_they_are() -> None:
-    bench = Bench(46)
-    weights = bench.weights()
-    optimizer = bench.merged(weights, Merge("ondare", 0.05, 0.5), weight_decay=0.0)
-    run(optimizer, weights, bench.gradients(5))
-    between = {name: p.detach().clone() for name, p in weights.items()}
-    changes = {name: displacement(optimizer, weights[name]).clone() for name in MATRICES}
-    protected = Protected.none().extended(changes, "left", 0.95, q_max=8)
-    optimizer.start_phase(protected)
-    run(optimizer, weights, bench.gradients(5))
-    for name in MATRICES:
-        torch.testing.assert_close(
-            weights[name].detach(), between[name] + displacement(optimizer, weights[name]), rtol=1e-6, atol=1e-6
-        )
-        assert protected.leak(name, displacement(optimizer, weights[name])) <= 1e-6
-        assert optimizer.state[weights[name]]["step"] == 5
-    anchored = bench.merged(bench.weights(), Merge("anchor", 0.1))
-    with pytest.raises(UserError, match="anchor"):
-        anchored.start_phase(protected)
 
 
 def test_bases_are_saved_and_a_state_of_others_is_refused(tmp_path: Path) -> None:

@@ -136,8 +136,8 @@ class _Loop:
             self.display.say(note)
         self._clean()
         self._keep_config()
+        executor = self._executor()
         self.events.add("run_started", stages=[s.title for s in self.steps])
-        executor = local_executor(self.config, self.rundir.logs, self.signals)
         try:
             try:
                 for step in self.steps:
@@ -161,6 +161,14 @@ class _Loop:
         self.rundir.forget_forced()
         self.events.add("run_ended", ok=True, exit_code=0)
         return outcome
+
+    def _executor(self) -> Executor:
+        """Where execution.on says."""
+        if self.config.execution.on == "local":
+            return local_executor(self.config, self.rundir.logs, self.signals)
+        from pipeline.ray_crew import ray_executor  # imports Ray
+
+        return ray_executor(self.config, self.rundir.root, self.rundir.logs, self.signals)
 
     def _report(self) -> None:
         if refresh_report(self.config, self.rundir, self.planner):

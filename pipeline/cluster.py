@@ -1,0 +1,238 @@
+"""A Ray cluster that runs already, and this process as a driver on it. Starts none, and keeps Ray's chatter out of the terminal."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.node_host import Look, look
+from schemas import files
+from schemas.errors import UserError
+
+_WATCH_SECONDS = 2.0
+_LOST_SECONDS = 20.0
+_CONNECT_SECONDS = 10.0
+_LOOK_SECONDS = 60.0
+_PROBE_BYTES = 1 << 20
+_AGAIN = "Start it, or a new one (docs/scale.md): the same command continues."
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that lives. name: unique in the cluster."""
+
+    id: str
+    name: str
+    cpus: float
+    gpus: float
+
+
+@dataclass
+class _Seen:
+    """What the watching thread saw last, and when it last saw anything."""
+
+    nodes: list[Node] = field(default_factory=list)
+    when: float = 0.0
+
+
+class Cluster:
+    """See the module. Raises UserError for an address where none answers."""
+
+    def __init__(self, address: str) -> None:
+        self._address, self._seen, self._ended = _address(address), _Seen(), threading.Event()
+        self.ray = _connected(self._address)
+        self._look()
+        threading.Thread(target=self._watch, name="cluster", daemon=True).start()
+
+    def nodes(self) -> list[Node]:
+        """Nodes that live, as last seen. Raises UserError when the cluster's head no longer answers."""
+        if time.monotonic() - self._seen.when > _LOST_SECONDS:
+            raise UserError(
+                f"The Ray cluster no longer answers (nothing for {_LOST_SECONDS:.0f} s)",
+                where=f"execution.ray_address: {self._address}",
+                fix=_AGAIN,
+            )
+        return self._seen.nodes
+
+    def name_of(self, node_id: str) -> str:
+        """A node's name; of one that joined a moment ago, its id."""
+        return next((node.name for node in self._seen.nodes if node.id == node_id), node_id[:8])
+
+    def check(self, root: Path) -> dict[str, Look]:
+        """Look at every node that could have a worker: name -> what it is. Raises UserError where one does not read what is written
+        in `root`, runs other versions than this process, or does not answer."""
+        probe = root / f"probe-{secrets.token_hex(8)}"
+        content = secrets.token_bytes(_PROBE_BYTES)
+        files.make_folder(root)
+        probe.write_bytes(content)
+        files.fsync(probe)
+        try:
+            found = self.look(probe)
+        finally:
+            probe.unlink(missing_ok=True)
+        mine, expected = look(probe).versions, hashlib.sha256(content).hexdigest()
+        for name, seen in found.items():
+            if seen.probe != expected:
+                raise UserError(
+                    f"Node {name} does not see the run directory: it read something else there than was just written ({seen.probe})",
+                    where=str(root),
+                    fix="Put the run directory (run_dir, --run-dir) where every node sees it at the same path.",
+                )
+            if other := [f"{key} {seen.versions.get(key)} (here {mine.get(key)})" for key in sorted({*mine, *seen.versions})
+                         if mine.get(key) != seen.versions.get(key)]:  # fmt: skip
+                raise UserError(
+                    f"Node {name} has other versions than this one: {', '.join(other)}",
+                    fix="Install the same lock and the same version of the pipeline on every node.",
+                )
+        return found
+
+    def look(self, probe: Path) -> dict[str, Look]:
+        """`node_host.look` on every node that could have a worker. Raises UserError for nodes that do not answer."""
+        ray = self.ray
+        hosts = [node for node in self.nodes() if node.cpus >= 1]
+        if not hosts:
+            raise UserError(
+                "No node of the Ray cluster has a core to offer",
+                where="execution.ray_address",
+                fix="Start workers: ray start --address=…",
+            )
+        remote = ray.remote(look)
+        pin = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        asked = {
+            remote.options(num_cpus=0, max_retries=0, scheduling_strategy=pin(node.id, soft=False)).remote(probe): node
+            for node in hosts
+        }
+        ray.wait(list(asked), num_returns=len(asked), timeout=_LOOK_SECONDS)
+        found, silent = {}, []
+        for reference, node in asked.items():
+            try:
+                found[node.name] = ray.get(reference, timeout=0)
+            except ray.exceptions.GetTimeoutError:
+                silent.append(node.name)
+            except ray.exceptions.RayError as error:
+                raise UserError(
+                    f"Node {node.name} cannot run the pipeline: {str(error).strip().splitlines()[-1]}",
+                    fix="Install the same version of the pipeline on every node, for the Python that Ray runs with there.",
+                ) from error
+        if silent:
+            raise UserError(
+                f"{len(silent)} node(s) of the cluster did not answer within {_LOOK_SECONDS:.0f} s: {', '.join(silent[:5])}",
+                fix="See `ray status`; stop what hangs there, or take the node out.",
+            )
+        return found
+
+    def close(self) -> None:
+        """Leave the cluster. One that no longer answers is not waited for."""
+        self._ended.set()
+        leaving = threading.Thread(target=self.ray.shutdown, name="leaving", daemon=True)
+        leaving.start()
+        leaving.join(_LOST_SECONDS / 4)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_WATCH_SECONDS):
+            with suppress(Exception):  # what it is, `nodes` says: nothing was seen for too long
+                self._look()
+
+    def _look(self) -> None:
+        alive = [node for node in self.ray.nodes() if node["Alive"]]
+        names = [
+            node["NodeName"] if node["NodeName"] != node["NodeManagerAddress"] else node["NodeManagerHostname"]
+            for node in alive
+        ]
+        self._seen = _Seen(
+            [
+                Node(
+                    node["NodeID"],
+                    name if names.count(name) == 1 else f"{name}-{node['NodeID'][:6]}",
+                    node["Resources"].get("CPU", 0.0),
+                    node["Resources"].get("GPU", 0.0),
+                )
+                for name, node in zip(names, alive, strict=True)
+            ],
+            time.monotonic(),
+        )
+
+
+def _address(said: str) -> str:
+    """auto, or the host:port of a cluster that answers. Raises UserError for anything else: Ray takes `local` for an order to start
+    one, and tries for minutes to reach what is not there."""
+    address = os.environ.get("RAY_ADDRESS", "").strip() or said if said == "auto" else said
+    if address == "auto":
+        return address
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        raise UserError(
+            f"This is no address of a Ray cluster: {address!r}",
+            where="execution.ray_address" if address == said else "RAY_ADDRESS",
+            fix="Give host:port of the head, or auto on a node of the cluster. The run starts on a node (ray:// will not do), since it"
+            " commits to the run directory.",
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, str(error)) from error
+    if host in ("127.0.0.1", "localhost") and not _answers_outside(int(port)):
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = (
+            "0"  # or Ray looks for it at this machine's outer address, for minutes
+        )
+    return address
+
+
+def _answers_outside(port: int) -> bool:
+    """Whether a cluster at a loopback address is one at this machine's outer address too."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route, suppress(OSError):
+        route.connect(("192.0.2.1", 9))  # sends nothing: which address would be used
+        socket.create_connection((route.getsockname()[0], port), _CONNECT_SECONDS).close()
+        return True
+    return False
+
+
+def _no_cluster(address: str, why: str) -> UserError:
+    return UserError(
+        f"No Ray cluster answers: {why}",
+        where=f"execution.ray_address: {address}",
+        fix="Start one first (`ray start --head`, docs/scale.md): the pipeline never starts a cluster.",
+    )
+
+
+def _silence() -> None:
+    """Ray prints what it has to say of nodes in the driver's terminal, also with log_to_driver=False: to a log, since we say it ourselves."""
+    with suppress(ImportError):  # Ray has no public way
+        from ray._private import worker
+
+        worker.print_to_stdstream = lambda data, *rest: logging.getLogger(__name__).info("%s", data.get("lines"))
+
+
+def _connected(address: str) -> Any:
+    """The module ray, connected. Our signals stay ours."""
+    os.environ.setdefault(
+        "RAY_gcs_rpc_server_reconnect_timeout_s", "120"
+    )  # before Ray ends this process, we end in words
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+    import ray.util.scheduling_strategies
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    ours = {number: signal.getsignal(number) for number in numbers}
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+        raise _no_cluster(address, str(error).strip().splitlines()[0]) from error
+    else:
+        _silence()
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in ours.items():
+                if handler is not None:
+                    signal.signal(number, handler)
+    return ray

@@ -1,0 +1,66 @@
+"""compare on a run of imported pairs: the stages' own answer, and nothing written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+
+@pytest.fixture
+def run(imported_run: Path) -> Path:
+    return imported_run
+
+
+def _state(run) -> dict:
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in run.rglob("*") if path.is_file()}
+
+
+def test_an_arm_of_other_conflict_settings_selects_what_a_run_with_them_selects(run, inline_command, tmp_path) -> None:
+    before = _state(run)
+    done = inline_command(
+        "compare", str(run), "--arm", "other: conflict.surgery=mean select.keep=0.4", "--arm", "random", "--json",
+        "--examples", "1000",
+    )  # fmt: skip
+    assert _state(run) == before
+    own, other, random = json.loads(done.stdout)["arms"]
+    assert own["kept"] == random["kept"] != other["kept"]
+    changed = ("--set", "conflict.surgery=mean", "--set", "select.keep=0.4", "--set", "name=copy")
+    inline_command("fork", str(run), str(tmp_path / "copy"), *changed[:4])
+    inline_command("run", str(tmp_path / "copy" / "run.yaml"), "--until", "select", "--run-dir", str(tmp_path))
+    kept = {
+        name: set(pl.read_parquet(folder / "round-0" / "curated" / "*.parquet")["pair_id"])
+        for name, folder in {"own": run, "other": tmp_path / "copy"}.items()
+    }
+    assert (own["kept"], other["kept"]) == (len(kept["own"]), len(kept["other"]))
+    assert other["overlap"]["this run"] == len(kept["own"] & kept["other"]) / len(kept["other"])
+    assert {pair["pair_id"] for pair in other["examples"]} <= kept["other"] - kept["own"]
+
+
+def test_what_the_run_has_not_stored_is_refused_by_name(run, inline_command) -> None:
+    for arm, said in {
+        "gradients.sketch.dim=128": "gradients.sketch.dim: 256 -> 128",
+        "conflict": "selects as the run itself does",
+        "train.learning_rate=0.1": "selects as the run itself does",
+        "select.kep=0.1": "did you mean 'keep'",
+        "margn": "There is no filter 'margn'",
+    }.items():
+        done = inline_command("compare", str(run), "--arm", arm, check=False)
+        assert done.exit_code == 1 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_table_fits_80_columns_and_the_report_shows_the_arms(run, inline_command, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = inline_command(
+        "compare",
+        str(run),
+        "--examples",
+        "0",
+        *(w for n in range(7) for w in ("--arm", f"{n}: random select.keep=0.{n + 1}")),
+    )
+    table = done.stdout.split("\n\n", 1)[1]
+    assert "kept by no other" in table and max(map(len, table.splitlines())) <= 80
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Other selections" in page and "kept by no other" in page

@@ -1,0 +1,67 @@
+"""docs/python.md and docs/curate.ipynb: every example runs, on a run of imported pairs with the tiny model."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import pipeline
+from pipeline import Run, load_config
+from tests.end_to_end.conftest import imported_config
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_model: Path, inline_stages: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder of the examples, with mine.yaml and data whose errors are known."""
+    monkeypatch.chdir(tmp_path)
+    config = imported_config(tmp_path, tiny_model) | {"run_dir": "runs"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    return tmp_path
+
+
+def test_the_examples_of_the_page_run(folder: Path) -> None:
+    pipeline.run("mine.yaml", until="select", quiet=True)
+    examples = re.findall(r"^```python\n(.*?)^```", (DOCS / "python.md").read_text(encoding="utf-8"), re.M | re.S)
+    assert len(examples) >= 9
+    names: dict[str, object] = {}
+    for example in examples:
+        exec(compile(example, "docs/python.md", "exec"), names)  # noqa: S102
+    assert {"mine", "found", "curated", "why", "less"} <= set(names)
+    mine = names["mine"]
+    assert isinstance(mine, Run)
+    assert (
+        mine.curated().column_names[:2] == ["pair_id", "prompt_id"]
+        and len(mine.curated()) == names["found"].arms[0].kept
+    )  # type: ignore[attr-defined]
+    assert [(one.kind, one.total) for one in mine.known_errors()] and mine.states["select"] == "done"
+    with pytest.raises(ValueError, match="settings go with the path"):
+        pipeline.run(load_config(Path("mine.yaml")), settings=["select.keep=0.1"])
+
+
+def test_the_notebook_runs_from_its_first_cell_to_its_last(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAIRS", "pairs.jsonl")
+    monkeypatch.setenv("MODEL", str(load_config(folder / "mine.yaml").model.policy))
+    notebook = json.loads((DOCS / "curate.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells)
+    names: dict[str, object] = {}
+    for cell in cells:
+        exec(compile("".join(cell["source"]), "docs/curate.ipynb", "exec"), names)  # noqa: S102
+    assert len(names["strict"].curated()) < len(names["mine"].curated())  # type: ignore[attr-defined]
+    assert (folder / "runs" / "notebook" / "report.html").exists()
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import sys, pipeline; from pipeline import load_config; print([n for n in ('torch', 'polars', 'datasets', 'rich') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    with pytest.raises(AttributeError, match="no attribute 'runn'"):
+        _ = pipeline.runn  # type: ignore[attr-defined]
