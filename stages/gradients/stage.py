@@ -44,7 +44,7 @@ Reduce = Callable[[list[int], PairSketches], PairSketches]
 class Gradients(ShardStage):
     """pairs -> gradients. `sketch.method: one_sided`: with contributions and sums, the second of its two passes.
 
-    Unit `pair`: the train split's pairs; others are held out and not input. Dropped: too_long, identical (the answers
+    Unit `pair`: the pairs of the train split, with `conflict.target: dev` of the dev split too; others are held out and not input. Dropped: too_long, identical (the answers
     are the same tokens: the gradient is nothing but rounding), zero_gradient. Failed: cannot_render,
     non_finite_gradient, out_of_memory (a pair that does not fit alone; a batch that does not fit is halved),
     not_aggregated (one_sided: it failed in the first pass).
@@ -148,7 +148,7 @@ class Worker:
 
     def part(self, shard: Shard) -> Part:
         """Sketch a shard's training pairs."""
-        rows = [row for row in shard.rows.to_pylist() if row["split"] == "train"]
+        rows = [row for row in shard.rows.to_pylist() if row["split"] in self.ctx.config.conflict.splits]
         drops: list[Drop] = []
         items = [item for row in rows if (item := self._item(row, drops)) is not None]
         self.ctx.progress.advance(len(drops))
@@ -280,6 +280,7 @@ class Worker:
             "pair_id": [item.pair_id for item in items],
             "group_id": [item.row["group_id"] for item in items],
             "language": [item.language for item in items],
+            "split": [item.row["split"] for item in items],
             **self._vectors(got),
             "logp_chosen": got.logp_chosen_N.float().numpy(),
             "logp_rejected": got.logp_rejected_N.float().numpy(),

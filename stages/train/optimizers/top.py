@@ -56,7 +56,7 @@ def cut_whole(magnitudes: Iterable[torch.Tensor], k: int, size: int, again: Magn
         given = part.numpy()
         low, high = bracket = bracket or _bracket(given, k / size)
         if held <= 3 * k + _ROOM:
-            found = _where(given >= low)
+            found = _where((part >= low).numpy())  # torch compares on all cores
             value = given[found]
             inside = value <= high
             above += len(value) - int(np.count_nonzero(inside))
