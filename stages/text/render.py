@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from schemas.config.model import TextConfig
-from schemas.errors import UserError, first_line
+from schemas.errors import UserError, first_line, foreign
 from schemas.ids import content_id
 from stages.contract import ModelRef
 from stages.text.limits import in_time
@@ -62,6 +62,11 @@ def load_renderer(model: ModelRef, text: TextConfig, trust_remote_code: bool = F
 
     Raises UserError if the tokenizer cannot be loaded, or its template is unusable (see `Renderer`).
     """
+    return Renderer(load_tokenizer(model, trust_remote_code), text)
+
+
+def load_tokenizer(model: ModelRef, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model's folder. Raises UserError."""
     from transformers import AutoTokenizer
 
     if model.path is None:
@@ -70,17 +75,16 @@ def load_renderer(model: ModelRef, text: TextConfig, trust_remote_code: bool = F
             where="model",
             fix="Give a hub id or a folder with the tokenizer of the served model: prompts are sent as token ids.",
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            model.path, trust_remote_code=trust_remote_code, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(
+    with foreign(
+        lambda error: UserError(
             f"The tokenizer of {model.name} cannot be loaded: {first_line(error)}",
             where=str(model.path),
             fix="The folder needs tokenizer.json and tokenizer_config.json, as save_pretrained writes them.",
-        ) from error
-    return Renderer(tokenizer, text)
+        )
+    ):
+        return AutoTokenizer.from_pretrained(
+            str(model.path), trust_remote_code=trust_remote_code, local_files_only=True
+        )
 
 
 class Renderer:
