@@ -73,7 +73,7 @@ def write(folder: Path, pairs: int, languages: int, dim: int, shared: float, mix
         half = pairs // 2  # a pair shares its chosen answer with one as far away as can be
         answers = [i % half if i % half < shared * half else i for i in at.tolist()]
         columns: dict[str, Any] = {
-            "pair_id": ids, "group_id": groups, "language": names, **sketches,
+            "pair_id": ids, "group_id": groups, "language": names, "split": ["train"] * n, **sketches,
             "logp_chosen": logp[0].numpy(), "logp_rejected": logp[1].numpy(),
             "ref_logp_chosen": logp[2].numpy(), "ref_logp_rejected": logp[3].numpy(),
             "n_prompt": [9] * n, "n_chosen": [20] * n, "n_rejected": [20] * n, "ids_hash": ids,

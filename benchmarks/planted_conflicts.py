@@ -26,27 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.planted import report, sketches, texts, trial
 from benchmarks.planted.cause import Stepper, measure
 from benchmarks.planted.damage import SOURCE, Damage, plant
-from benchmarks.planted.scoring import Setting, score
-from schemas.config.curation import ConflictConfig
+from benchmarks.planted.scoring import configured, score
 from stages.gradients.projections import SketchLayout
 from stages.gradients.stage import LAYOUT_KEY
 from stages.models.resolve import resolve
 
 DEMO_MODEL = "embedded:qwen2.5-coder-0.5b-instruct"
-
-
-def configured() -> Setting:
-    """The conflict section's defaults."""
-    config = ConflictConfig()
-    return Setting(
-        config.metric,
-        config.metric_power,
-        config.direction,
-        config.surgery,
-        config.scope,
-        config.score,
-        config.leave_out,
-    )
 
 
 def layout_of(work: Path) -> SketchLayout:

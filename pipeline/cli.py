@@ -219,7 +219,7 @@ def doctor(
 
 @app.command()
 def init(
-    path: Annotated[Path, typer.Argument(help="file to write")] = Path("congrad.yaml"),
+    path: Annotated[Path, typer.Argument(help="file to write", readable=False)] = Path("congrad.yaml"),
     source: Annotated[
         str, typer.Option("--from", help="shipped config to start from: starter, demo, curate, ...")
     ] = "starter",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import logging
 import os
@@ -56,13 +57,18 @@ class Cluster:
 
     def nodes(self) -> list[Node]:
         """Nodes that live, as last seen. Raises UserError when the cluster's head no longer answers."""
-        if time.monotonic() - self._seen.when > _LOST_SECONDS:
+        if not self.answers:
             raise UserError(
                 f"The Ray cluster no longer answers (nothing for {_LOST_SECONDS:.0f} s)",
                 where=f"execution.ray_address: {self._address}",
                 fix=_AGAIN,
             )
         return self._seen.nodes
+
+    @property
+    def answers(self) -> bool:
+        """Whether the head did, lately."""
+        return time.monotonic() - self._seen.when <= _LOST_SECONDS
 
     def name_of(self, node_id: str) -> str:
         """A node's name; of one that joined a moment ago, its id."""
@@ -134,6 +140,7 @@ class Cluster:
     def close(self) -> None:
         """Leave the cluster. One that no longer answers is not waited for."""
         self._ended.set()
+        atexit.unregister(self.ray.shutdown)  # it would wait for a head that is gone
         leaving = threading.Thread(target=self.ray.shutdown, name="leaving", daemon=True)
         leaving.start()
         leaving.join(_LOST_SECONDS / 4)
@@ -210,7 +217,11 @@ def _silence() -> None:
     with suppress(ImportError):  # Ray has no public way
         from ray._private import worker
 
-        worker.print_to_stdstream = lambda data, *rest: logging.getLogger(__name__).info("%s", data.get("lines"))
+        worker.print_to_stdstream = _to_log
+
+
+def _to_log(data: dict[str, Any], *_: Any, **__: Any) -> None:
+    logging.getLogger(__name__).info("%s", data.get("lines"))
 
 
 def _connected(address: str) -> Any:

@@ -44,14 +44,20 @@ def _quoting() -> Iterator[None]:
 Config = Annotated[
     Path,
     typer.Argument(
-        help="YAML config (`init` writes a starter one), or a shipped one: package:configs/demo.yaml", metavar="CONFIG"
+        help="YAML config (`init` writes a starter one), or a shipped one: package:configs/demo.yaml",
+        metavar="CONFIG",
+        readable=False,
     ),
 ]
-Run = Annotated[Path, typer.Argument(help="run directory, or the name of a run under runs/", metavar="RUN")]
+Run = Annotated[
+    Path, typer.Argument(help="run directory, or the name of a run under runs/", metavar="RUN", readable=False)
+]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="override a config value: a.b=value (repeatable)", metavar="KEY=VALUE")
 ]
-RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="folder that holds runs (config: run_dir)")]
+RunDirOption = Annotated[
+    Path | None, typer.Option("--run-dir", help="folder that holds runs (config: run_dir)", readable=False)
+]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 Round = Annotated[int | None, typer.Option("--round", help="this round only", min=0)]
 Exported = Literal["dataset", "model", "adapter"]

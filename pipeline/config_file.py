@@ -7,7 +7,7 @@ import re
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -225,13 +225,18 @@ def _explain(problem: dict[str, Any], lines: dict[_Loc, int], path: Path) -> str
 
 def _fields_at(loc: _Loc) -> list[str]:
     model: Any = RunConfig
+    named = False  # the step is a name in a mapping of sections, as in judge.criteria
     for step in loc:
-        if isinstance(step, int):
+        if named or isinstance(step, int):
+            named = False
             continue
-        model = _section(model.model_fields[step].annotation) if step in getattr(model, "model_fields", {}) else None
+        if step not in model.model_fields:
+            return []
+        annotation = model.model_fields[step].annotation
+        model, named = _section(annotation), get_origin(annotation) is dict
         if model is None:
             return []
-    return sorted(model.model_fields)
+    return [] if named else sorted(model.model_fields)
 
 
 def _section(annotation: Any) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -65,6 +67,25 @@ class Display:
     def say(self, message: str, style: str = "") -> None:
         """One line for people."""
         self.console.print(Text(printable(message), style=style), soft_wrap=not self.console.is_terminal)
+
+    @contextmanager
+    def busy(self, what: str) -> Iterator[None]:
+        """Work before any stage: said when it takes so long that one wonders, and again every minute."""
+        done = threading.Event()
+
+        def wait() -> None:
+            seconds = _FIRST_SECONDS
+            while not done.wait(seconds):
+                self.say(f"  {what} ...", "dim")
+                seconds = _PATIENT_SECONDS
+
+        thread = threading.Thread(target=wait, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def stage(self, title: str) -> StageBar:
         """Progress of one stage; a context manager."""

@@ -19,8 +19,9 @@ class StageFailed(Exception):
         )
 
 
-class Interrupted(Exception):
-    """The run was asked to stop by a signal; what is committed stays."""
+class Interrupted(BaseException):
+    """The run was asked to stop by a signal; what is committed stays. Like KeyboardInterrupt no Exception: nothing that mends errors may take it
+    for one."""
 
     def __init__(self, number: int = signal.SIGINT) -> None:
         self.signal = int(number)

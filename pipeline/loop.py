@@ -115,10 +115,11 @@ class _Loop:
         self.stages = StageRunner(config, rundir, self.models, self.planner, self.events, display, lease)
 
     def run(self) -> RunOutcome:
-        if any(step.spec.models for step in self.steps):
-            self.models.start()
-        self.aside.mend((step.spec, step.round) for step in self.planner.steps)
-        states = agenda(self.planner, self.selection)
+        with self.display.busy("looking at models and at what is there"):
+            if any(step.spec.models for step in self.steps):
+                self.models.start()
+            self.aside.mend((step.spec, step.round) for step in self.planner.steps)
+            states = agenda(self.planner, self.selection)
         outcome = RunOutcome()
         work = _with_work(states, self.selection)
         if not work:
@@ -128,16 +129,23 @@ class _Loop:
             self._keep_config()
             self._report()
             return outcome
-        preflight(self.config, [state.step.spec for state in work])
-        for note in look_at_models(self.config, self.models, [state.step for state in work]):
+        with self.display.busy("looking at models"):
+            preflight(self.config, [state.step.spec for state in work])
+            notes = look_at_models(self.config, self.models, [state.step for state in work])
+        for note in notes:
             self.display.say(note)
         self._clean()
         self._keep_config()
         executor = self._executor()
         self.events.add("run_started", stages=[s.title for s in self.steps])
         try:
-            for step in self.steps:
-                (outcome.ran if self._bring_up_to_date(step, executor) else outcome.skipped).append(step)
+            try:
+                for step in self.steps:
+                    (outcome.ran if self._bring_up_to_date(step, executor) else outcome.skipped).append(step)
+            except (UserError, StageFailed):
+                executor.close()
+                self._report_in_spite()
+                raise
             executor.close()  # what is loaded need not wait for the report
             self._report()
         except BaseException as error:
@@ -145,8 +153,6 @@ class _Loop:
             with suppress(OSError):  # of a full disk: the error itself is what must be heard
                 if not isinstance(error, LeaseLost):
                     self._clean()
-                if isinstance(error, UserError | StageFailed):
-                    self._report_in_spite()
                 self.events.add("run_ended", **ending(error))
             raise
         finally:

@@ -25,16 +25,18 @@ from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.manifests import StageManifest, StagePlan
 from stages.schedule import Step
-from stages.spec import StageSpec
+from stages.spec import StageSpec, config_value
 
 
-def shard_work(spec: StageSpec, plan: StagePlan, root: Path, inputs: Inputs) -> dict[int, int]:
+def shard_work(spec: StageSpec, config: RunConfig, plan: StagePlan, root: Path, inputs: Inputs) -> dict[int, int]:
     """Rows that a ShardStage works on, by shard: not those that it passes by (`StageSpec.only`)."""
     if spec.only is None:
         return {shard.index: shard.stop - shard.start for shard in plan.shards}
-    column, value = spec.only
+    column, key = spec.only
     files = [root / record.path for record in inputs.records[spec.reads[0].rstrip("?")]]
-    wanted = pl.scan_parquet(files, glob=False).select(pl.col(column) == value).collect().to_series()
+    wanted = (
+        pl.scan_parquet(files, glob=False).select(pl.col(column).is_in(config_value(config, key))).collect().to_series()
+    )
     return {shard.index: int(wanted[shard.start : shard.stop].sum()) for shard in plan.shards}
 
 
@@ -78,7 +80,7 @@ class StageRunner:
         meter = Meter(self.events, step.spec.name, step.round)
         with self.display.stage(step.title) as bar:
             if step.spec.kind == "shard":
-                work = shard_work(step.spec, plan, self.rundir.root, state.inputs)
+                work = shard_work(step.spec, self.config, plan, self.rundir.root, state.inputs)
                 total, done = sum(work.values()), sum(work[index] for index in work if index not in pending)
                 bar.total(total, "rows", done)
                 meter.total(total, "rows", done)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from schemas.secrets import without_secrets
 
 _LONGEST = 1500  # characters of each part
@@ -25,6 +28,18 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (self.what, self.where, self.fix)
+
+
+@contextmanager
+def foreign(problem: Callable[[Exception], UserError]) -> Iterator[None]:
+    """A library reads files of others: whatever it raises over them is the user's error, in the words of `problem`. Of any kind, since
+    libraries raise any: tokenizers a bare Exception, transformers IndexError, AssertionError and its validators' own."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise problem(error) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from schemas.columns import LANGUAGE, PAIR_ID, Table, column
+from schemas.columns import LANGUAGE, PAIR_ID, SPLIT, Table, column
 from schemas.sketches import sketch_type
 
 _RELEVANCE = [
@@ -110,6 +110,7 @@ def _gradients(vectors: list[pa.Field]) -> pa.Schema:
             PAIR_ID,
             column("group_id", pa.string(), "translation group"),
             LANGUAGE,
+            SPLIT,
             *vectors,
             column("logp_chosen", pa.float32(), "sum log pi(chosen | prompt)"),
             column("logp_rejected", pa.float32(), "sum log pi(rejected | prompt)"),

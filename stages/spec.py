@@ -38,7 +38,7 @@ class StageSpec:
     version: bumped when the code's output changes.
     engine: uses the inference engine; neighbours with the same models share a worker process.
     when: (config key, value): the stage is part of a run only if the key has the value.
-    only: (column, value) of the rows of its first table that a ShardStage works on; it passes the others by. None: all.
+    only: (column, config key of its values) of the rows of its first table that a ShardStage works on; it passes the others by. None: all.
     size: config key of the rows per shard of a ShardStage; `<name>.shard_size` if empty.
     expensive: hours of work: what is finished of it is never thrown away unless the user says so.
     checkpoints: keeps work in its folder before it commits anything.

@@ -29,6 +29,7 @@ class ThreeNodes:
     def __init__(self, names: tuple[str, ...] = ("a", "b")) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's word for: stay on the loopback interface
+        os.environ["RAY_raylet_start_wait_time_s"] = "120"  # noqa: SIM112
         os.environ["RAY_TMPDIR"] = self._temporary.name
         here = Path(__file__).parent
         os.environ["PYTHONPATH"] = f"{here.parent}:{here / 'pipeline'}"

@@ -23,6 +23,39 @@ _COLUMNS = ("id", "language", "prompt", "model", "answer")
 
 
 @dataclass(frozen=True)
+class Pool:
+    """Which pairs: `count` prompts in every language, the answers of `strong` over those of `weak`, cut to at most `words` words."""
+
+    languages: tuple[str, ...] = ("de", "es", "fr", "ru")
+    count: int = 40
+    strong: str = "gpt-4o-mini"
+    weak: str = "gpt-3.5-turbo-0125"
+    words: int = 40
+    seed: int = 0
+
+    def pairs(self, answers: Answers) -> dict[str, list[dict[str, str]]]:
+        """By contrast: see `make_pairs`."""
+        return make_pairs(answers, self.languages, self.count, self.strong, self.weak, self.words, self.seed)
+
+    def held_out(self, answers: Answers, languages: Sequence[str], count: int) -> list[dict[str, str]]:
+        """`count` pairs a language of prompts that no pair of the pool is about. Raises ValueError where there are too few."""
+        models = (self.strong, self.weak)
+        used = answers.questions(self.languages, models, self.seed, (20, self.words))[: 2 * self.count]
+        ids = [id_ for id_ in answers.questions(languages, models, self.seed, (20, self.words)) if id_ not in set(used)]
+        if len(ids) < count:
+            raise ValueError(f"{len(ids)} prompts are left to hold out, {count} are needed")
+        found = []
+        for id_ in ids[:count]:
+            for code in languages:
+                chosen, rejected = cut(*(answers.texts[id_, code, model] for model in models), self.words)
+                prompt = answers.prompts[id_, code]
+                found.append(
+                    {"group_id": id_, "language": code, "prompt": prompt, "chosen": chosen, "rejected": rejected}
+                )
+        return found
+
+
+@dataclass(frozen=True)
 class Answers:
     """prompts: (id, language) -> text; texts: (id, language, model) -> answer."""
 

@@ -33,8 +33,11 @@ _EPS = 1e-8
 class Stepper:
     """A model in float32 whose sketched weights can take one step and be put back."""
 
-    def __init__(self, model: ModelRef, device: str = "cpu") -> None:
-        self._ref = model
+    def __init__(
+        self, model: ModelRef, device: str = "cpu", asked: Callable[[str], list[dict[str, str]]] = messages
+    ) -> None:
+        """asked: the conversation of a prompt."""
+        self._ref, self._asked = model, asked
         self._model = load_causal_lm(model, torch.float32, torch.device(device))
         self._renderer = load_renderer(model, TextConfig(), False)
         self._head = Head.of(self._model)
@@ -75,7 +78,7 @@ class Stepper:
         found = []
         for row in frame.iter_rows(named=True):
             answers = [[{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")]
-            ids = self._renderer.pair_ids(messages(row["prompt"]), *answers)
+            ids = self._renderer.pair_ids(self._asked(row["prompt"]), *answers)
             found.append(Pair(tuple(ids.prompt), tuple(ids.chosen), tuple(ids.rejected)))
         return found
 

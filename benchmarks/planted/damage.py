@@ -54,7 +54,12 @@ class DamagedSet:
     @property
     def language_N(self) -> Tensor:
         """Language index of every pair."""
-        return torch.arange(self.frame.height) % len(self.languages)
+        return torch.tensor([self.languages.index(code) for code in self.frame["language"]])
+
+    def only(self, kept_N: Tensor) -> DamagedSet:
+        """Some of the pairs; no longer question-major."""
+        frame = self.frame.filter(pl.Series(kept_N.numpy()))
+        return DamagedSet(frame, self.sketch_ND[kept_N], self.damaged_N[kept_N], self.languages)
 
     @property
     def question_N(self) -> Tensor:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 
 from benchmarks.planted.damage import DamagedSet
+from schemas.config.curation import ConflictConfig
 from stages.conflict.directions import signed_directions
 from stages.conflict.groups import leaving_together
 from stages.conflict.metric import fit_metric
@@ -19,10 +20,17 @@ from stages.conflict.surgery import surgery
 from stages.conflict.table import score_rows
 from stages.gradients.omegas import ema_omegas, mean_omegas
 from stages.gradients.projections import SketchLayout
+from stages.gradients.relevance import COLUMNS, cuts, relevant
 from stages.select.filters import FILTERS, ranking
 
-BASELINES = tuple(name for name in FILTERS if name not in ("conflict", "margin", "implicit"))
-"""Left out: `margin`, which needs a judge's scores, and `implicit`, which is zero in round 0 (policy = reference)."""
+BASELINES = tuple(
+    name
+    for name, one in FILTERS.items()
+    if name != "conflict" and not one.implicit and "chosen_score" not in one.columns
+)
+"""Left out: what needs a judge's scores, or implicit rewards, which are zero in round 0 (policy = reference)."""
+STOOD_FOR = ("smallest_gap", "lossdiff_irm")
+"""Of these, filters that a study ranks by the margin of mean-token log-probabilities in place of the implicit one."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,27 @@ class Setting:
     def __str__(self) -> str:
         metric = f"{self.metric} q={self.q:g}" if self.metric == "coordinate" else self.metric
         return f"{metric}, {self.direction}, {self.surgery}, {self.scope}, {self.score}, {self.leave_out}"
+
+
+def configured() -> Setting:
+    """The conflict section's defaults."""
+    config = ConflictConfig()
+    return Setting(
+        config.metric,
+        config.metric_power,
+        config.direction,
+        config.surgery,
+        config.scope,
+        config.score,
+        config.leave_out,
+    )
+
+
+def gate(damaged: DamagedSet) -> torch.Tensor:
+    """Which pairs pass the relevance gate with the config's defaults [N]."""
+    frame = damaged.frame.select("language", *COLUMNS)
+    found = cuts(frame.filter(pl.col("null_chosen").is_not_null()), damaged.languages, ConflictConfig().relevance)
+    return torch.tensor(relevant(frame, found).to_list())
 
 
 def score(damaged: DamagedSet, setting: Setting, layout: SketchLayout | None = None, seed: int = 0) -> pl.DataFrame:

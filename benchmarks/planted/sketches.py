@@ -46,6 +46,13 @@ class Sketches:
     sketch_ND: Tensor
     languages: list[str]
 
+    def of(self, languages: Sequence[str], questions: int) -> Sketches:
+        """The first questions in some of the languages."""
+        order = pl.DataFrame({"language": list(languages), "place": range(len(languages))})
+        frame = self.frame.with_row_index("row").join(order, on="language").sort("group_id", "place")
+        frame = frame.head(questions * len(languages))
+        return Sketches(frame.drop("row", "place"), self.sketch_ND[frame["row"].to_list()], list(languages))
+
 
 def make(
     work: Path,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from schemas.config.base import Section, execution, other_than, semantic
 from schemas.config.judging import GENERATED
@@ -56,6 +56,13 @@ class PairsConfig(Section):
         False,
         "subtract a fitted per-token cost so that chosen and rejected are equally long on average",
         used_when={".strategy": "best_worst"} | GENERATED,
+    )
+    max_repetition: float = semantic(
+        1.0,
+        "answers of which a larger share of the runs of 16 characters occurred before in them leave first; 1: none",
+        used_when=GENERATED,
+        gt=0,
+        le=1,
     )
     drop_truncated: bool = semantic(True, "answers cut by max_tokens leave first", used_when=GENERATED)
     on_empty_language: Literal["skip", "fail"] = semantic(
@@ -162,8 +169,20 @@ class RelevanceConfig(Section):
     )
 
 
+_LEFT_OUT: dict[str, Any] = {".target": "train"}
+"""Trusted pairs are not among those that are scored: nothing leaves."""
+WEIGHTED_SURGERY = ("pcgrad", "mean", "unit_mean", "cagrad", "gradvac", "upgrad", "dualproj")
+"""Those that take weights of languages: the same as `stages.conflict.surgery.WEIGHTED`."""
+
+
 class ConflictConfig(Section):
     """Conflict stage (docs/methods.md section 4)."""
+
+    target: Literal["train", "dev"] = semantic(
+        "train",
+        "pairs that make the directions. train: those that are scored, each left out; dev: the dev split, a set you trust "
+        "(pairs.sources[].split: dev); all training pairs are then scored against all of its languages",
+    )
 
     relevance: RelevanceConfig = semantic(RelevanceConfig(), "the gate before the directions")
 
@@ -189,8 +208,15 @@ class ConflictConfig(Section):
     orders: int = semantic(
         64, "pcgrad: random orders it is averaged over", used_when={".surgery": "pcgrad"}, ge=1, le=1 << 20
     )
+    language_weights: dict[str, Annotated[float, Field(ge=0)]] = semantic(
+        {},
+        "weight of each language's loss in the surgery; 1 for those not named, only ratios count",
+        used_when={".surgery": WEIGHTED_SURGERY},
+    )
     refit: bool = semantic(
-        False, "solve the surgery anew for what is left of the directions when a pair leaves; costs a solve a pair"
+        False,
+        "solve the surgery anew for what is left of the directions when a pair leaves; costs a solve a pair",
+        used_when=_LEFT_OUT,
     )
     scope: Literal["model", "layer"] = semantic("model", "surgery on the whole model or per layer group")
     metric: Literal["raw", "unit", "coordinate", "layer"] = semantic(
@@ -201,12 +227,23 @@ class ConflictConfig(Section):
         0.5, "coordinate: exponent of the RMS that is divided by", used_when={".metric": "coordinate"}, ge=0, le=100
     )
     score: Literal["all", "others"] = semantic(
-        "others", "score against the merged direction, or the other languages' only"
+        "others", "score against the merged direction, or the other languages' only", used_when=_LEFT_OUT
     )
     leave_out: Literal["pair", "answers", "group"] = semantic(
         "answers",
         "what leaves the directions with a pair: only itself, all that share an answer, or also its translations; one_sided: pair",
+        used_when=_LEFT_OUT,
     )
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits of the pairs that get a gradient."""
+        return ("train",) if self.target == "train" else ("train", self.target)
+
+    @property
+    def against(self) -> Literal["all", "others"]:
+        """What pairs are scored against: `score`, or all that trusted pairs say."""
+        return self.score if self.target == "train" else "all"
 
 
 class DiversityConfig(Section):
@@ -239,6 +276,10 @@ class SelectConfig(Section):
         "random",
         "margin",
         "implicit",
+        "smallest_gap",
+        "medium_influence",
+        "lossdiff_irm",
+        "fused_margin",
         "logp_margin",
         "mean_direction",
         "own_language",

@@ -130,6 +130,7 @@ class RunConfig(Section):
                 "loss.alpha counts the tokens of whole answers, and train.allo trains on some: set it to 0, or leave out"
                 " train.allo"
             )
+        self._conflict()
         for key in unused(self):
             raise ValueError(str(key))
         self._judges()
@@ -139,6 +140,24 @@ class RunConfig(Section):
         if self.gradients.sketch.method == "one_sided":
             self._one_sided()
         return self
+
+    def _conflict(self) -> None:
+        """What the conflict section says of languages and splits that the run has."""
+        conflict = self.conflict
+        if unknown := sorted(set(conflict.language_weights) - set(self.languages.seen)):
+            raise ValueError(
+                f"conflict.language_weights names {', '.join(unknown)}, not in languages.seen: {', '.join(self.languages.seen)}"
+            )
+        if not any(conflict.language_weights.get(code, 1.0) for code in self.languages.seen):
+            raise ValueError("conflict.language_weights gives every language 0: nothing is left to compare with")
+        if conflict.target != "train" and self.gradients.sketch.method == "one_sided":
+            raise ValueError(
+                f"conflict.target: {conflict.target} needs gradients.sketch.method: two_sided: one_sided sums the pairs that are scored"
+            )
+        if conflict.target != "train" and self.rounds > 1:
+            raise ValueError(
+                f"conflict.target: {conflict.target} needs rounds: 1: held-out pairs are made in round 0, with its model"
+            )
 
     def _objectives(self) -> None:
         """Objectives named after a criterion are the criteria of the judge."""

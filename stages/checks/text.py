@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
-from typing import Any
 
 from schemas.config import RunConfig
 from stages.checks.examples import prompts, shipped
@@ -92,10 +91,10 @@ def _end_of_turn(renderer: Renderer) -> Finding:
 
 def length_findings(model: ModelRef, config: RunConfig) -> Iterator[Finding]:
     """The model's context against text.max_length and what is generated and judged."""
-    from transformers import AutoConfig
+    from stages.models.strict import config_of  # imports torch
 
     trust = config.model.trust_remote_code
-    hf_config: Any = AutoConfig.from_pretrained(str(model.path), trust_remote_code=trust, local_files_only=True)
+    hf_config = config_of(model, trust)
     limit = getattr(hf_config.get_text_config(), "max_position_embeddings", None)
     longest, context = config.text.max_length, context_length(hf_config, config)
     if limit and longest > limit:

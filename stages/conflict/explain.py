@@ -103,12 +103,13 @@ def _layer_groups(
     config = ready.ctx.config.conflict
     direction_LD, weight = _directions(ready, len(g_D))
     language_m = ready.language_N[members]
-    left_L = torch.bincount(ready.language_N, minlength=len(gone_L)) > torch.bincount(language_m, minlength=len(gone_L))
+    gone = torch.bincount(language_m[ready.omega_N[members] > 0], minlength=len(gone_L))
+    left_L = ready.count_L > gone
     rest_LD = torch.where(left_L[:, None], (direction_LD - removed_LD) / (1 - gone_L).clamp_min(1e-12)[:, None], 0.0)
     if config.refit:
-        method, scopes = surgery_of(ready.ctx, len(gone_L)), {"model": slice(None), **ready.blocks}
+        method, scopes = surgery_of(ready.ctx, ready.languages), {"model": slice(None), **ready.blocks}
         weight = {name: method(rest_LD[:, scopes[name]] @ rest_LD[:, scopes[name]].T) for name in weight}
-    own, others = int(ready.language_N[at]), config.score == "others" and len(gone_L) > 1
+    own, others = int(ready.language_N[at]), config.against == "others" and len(gone_L) > 1
     merged_D = torch.zeros_like(g_D)
     for name, columns in ready.blocks.items():
         weight_L = weight.get(name, weight.get("model", torch.zeros(len(gone_L), dtype=torch.float64))).clone()

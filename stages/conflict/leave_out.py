@@ -150,9 +150,9 @@ class LeaveOut:
         return part_gmL.scatter_(-1, self.language_N[index_gm][..., None], self.omega_N[index_gm][..., None])
 
     def counts(self, index_gm: Tensor) -> Tensor:
-        """Pairs of every language [g, L]."""
+        """Pairs of every language that are in its direction [g, L]."""
         count_gL = torch.zeros(len(index_gm), len(self.count_L), dtype=torch.int64)
-        return count_gL.scatter_add_(1, self.language_N[index_gm], torch.ones_like(index_gm))
+        return count_gL.scatter_add_(1, self.language_N[index_gm], (self.omega_N[index_gm] > 0).long())
 
     def leave(self, index_gm: Tensor, a_gmSL: Tensor, inner_gmmS: Tensor, nothing: float) -> LeftOut:
         """The m pairs of each group leave together; inner_gmmS = <g_i, g_j>; nothing: `rounding` of the products."""

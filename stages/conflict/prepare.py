@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -26,7 +26,8 @@ from stages.gradients.weights import PairWeights, pair_weights
 class Prepared:
     """Pairs in the store's order. languages: those with a pair; blocks: sketch columns of each layer group.
 
-    weights: c_i and the sides' weights; omega_N: omega_i, which sum to one in a language; groups: pairs that leave together.
+    weights: c_i and the sides' weights; omega_N: omega_i, which sum to one in a language, 0 for pairs that are in no direction (`conflict.target`);
+    groups: pairs that leave together.
     """
 
     ctx: Context
@@ -46,10 +47,18 @@ class Prepared:
         languages = [code for code in ctx.config.languages.seen if code in present]
         index = {code: n for n, code in enumerate(languages)}
         language_N = torch.tensor([index[code] for code in store.frame["language"]], dtype=torch.int64)
+        in_n = torch.tensor((store.frame["split"] == config.target).to_list()).nonzero()[:, 0]
+        if not len(in_n):
+            raise UserError(
+                f"No pair of the {config.target} split has a gradient, and these make the directions",
+                where=f"conflict.target: {config.target}",
+                fix="Give trusted pairs (pairs.sources[].split: dev, or pairs.dev_fraction), or set conflict.target: train.",
+            )
+        omega_N = torch.zeros(len(language_N), dtype=torch.float64)
         if config.direction == "ema":
-            omega_N = ema_omegas(language_N, len(languages), config.ema_gamma, config.ema_batch)
+            omega_N[in_n] = ema_omegas(language_N[in_n], len(languages), config.ema_gamma, config.ema_batch)
         else:
-            omega_N = mean_omegas(language_N, len(languages))
+            omega_N[in_n] = mean_omegas(language_N[in_n], len(languages))
         blocks = store.layout.group_columns("block").items()
         return cls(
             ctx=ctx,
@@ -58,9 +67,14 @@ class Prepared:
             language_N=language_N,
             weights=_weights(ctx, store.frame),
             omega_N=omega_N,
-            groups=leaving_together(store.frame, config.leave_out),
+            groups=leaving_together(store.frame, config.leave_out if config.target == "train" else "pair"),
             blocks={name: as_slice(columns) for name, columns in blocks},
         )
+
+    @property
+    def count_L(self) -> Tensor:
+        """Pairs in each language's direction."""
+        return torch.bincount(self.language_N[self.omega_N > 0], minlength=len(self.languages))
 
     @property
     def read_before(self) -> int:
@@ -83,13 +97,15 @@ class Prepared:
         return scaled(metric.stream(chunks), weight_N), metric.scale_D
 
 
-def surgery_of(ctx: Context, n_languages: int) -> Surgery:
-    """The run's surgery. Raises UserError when it is unknown or its solver is missing."""
-    config = ctx.config.conflict
+def surgery_of(ctx: Context, languages: Sequence[str]) -> Surgery:
+    """The run's surgery over its languages. Raises UserError when it is unknown, its solver is missing, or it takes no weights."""
+    config, seed = ctx.config.conflict, seed_for(ctx.config.seed, ctx.round, "surgery")
+    weight_L = [config.language_weights.get(code, 1.0) for code in languages] if config.language_weights else None
     try:
-        return surgery(config.surgery, n_languages, seed_for(ctx.config.seed, ctx.round, "surgery"), config.orders)
+        return surgery(config.surgery, len(languages), seed, config.orders, weight_L)
     except (ValueError, ImportError) as error:
-        raise UserError(str(error), where="conflict.surgery") from error
+        weighs = weight_L is not None and isinstance(error, ValueError)
+        raise UserError(str(error), where="conflict.language_weights" if weighs else "conflict.surgery") from error
 
 
 def _weights(ctx: Context, frame: pl.DataFrame) -> PairWeights:

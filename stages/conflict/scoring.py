@@ -32,6 +32,7 @@ def score_sketches(
     group_N: Tensor | None = None,
     refit: bool = False,
     min_pairs: int = 20,
+    count_L: Tensor | None = None,
     waiting_bytes: int = WAITING_BYTES,
     scratch_folder: Path | None = None,
     waiting: Waiting | None = None,
@@ -41,7 +42,8 @@ def score_sketches(
 
     scale_D: g_i is scale_D times the stream's rows; None: the rows. columns: the S segments of sketch columns that get their own surgery; they
     partition D. group_N [N] int64: pairs with equal labels leave together (see `merge_groups`); None: each pair leaves alone. refit=False keeps
-    w at its value from all pairs; True solves for w again on every K', with the same random orders.
+    w at its value from all pairs; True solves for w again on every K', with the same random orders. count_L: pairs in each direction; None: all of
+    the language. Pairs with omega 0 are in none.
 
     waiting: the rows that an earlier pass over the stream put aside, by the labels that count then; only if it is not
     `complete` the stream is read again. None: a pass here puts them aside, in memory of at most `waiting_bytes` or a
@@ -64,12 +66,14 @@ def score_sketches(
                 scale_D=scale_D,
                 refit=refit,
                 min_pairs=min_pairs,
+                count_L=count_L,
                 scratch_folder=scratch_folder,
                 waiting=put_aside,
                 advance=advance,
             )
     products = _InnerProducts(directions_LD, columns, scale_D)
-    count_L = torch.bincount(language_N, minlength=n_languages)
+    if count_L is None:
+        count_L = torch.bincount(language_N, minlength=n_languages)
     leave_out = LeaveOut(language_N, omega_N, products.gram_SLL, method, count_L, refit, min_pairs)
     scores = PairScores(n, n_languages, scratch_folder)
     for block in () if waiting.complete else blocks(chunks):

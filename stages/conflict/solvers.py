@@ -7,26 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class TorchJD:
     """A weighting of a Gram matrix by its name in torchjd.aggregation, with its arguments.
 
-    packages: what it needs beside torchjd; dual_cone: it solves a quadratic program over the directions' dual cone (arXiv 2406.16232).
+    packages: what it needs beside torchjd; dual_cone: it solves a quadratic program over the directions' dual cone (arXiv 2406.16232);
+    weighted: how it takes a weight for each language (see `stages.conflict.surgery.WEIGHTED`), None: it cannot.
     """
 
     weighting: str
     arguments: Mapping[str, float] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
     dual_cone: bool = False
+    weighted: Literal["scaled"] | None = "scaled"
 
 
 _QUADPROG = ("qpsolvers", "quadprog")
 
 TORCHJD: Mapping[str, TorchJD] = {
-    "imtl_g": TorchJD("IMTLGWeighting"),
-    "aligned_mtl": TorchJD("AlignedMTLWeighting"),
+    "imtl_g": TorchJD("IMTLGWeighting", weighted=None),
+    "aligned_mtl": TorchJD("AlignedMTLWeighting", weighted=None),
     "gradvac": TorchJD("GradVacWeighting"),
     "upgrad": TorchJD("UPGradWeighting", packages=_QUADPROG, dual_cone=True),
     "dualproj": TorchJD("DualProjWeighting", packages=_QUADPROG, dual_cone=True),

@@ -85,7 +85,7 @@ class SketchSource:
         self.languages: Sequence[str] = ready.languages
         self.blocks: Mapping[str, Columns] = ready.blocks
         self.weight_N = ready.weights.weight_N
-        self.count_L = torch.bincount(ready.language_N, minlength=len(ready.languages))
+        self.count_L = ready.count_L
         ctx.progress.total(2 * self.frame.height + ready.read_before, "sketches")
         self._chunks, self._scale_D = ready.chunks(ctx.progress.advance, device_of(ctx.config))
         labels_N = ready.groups.label_N
@@ -146,6 +146,7 @@ class SketchSource:
             scale_D=self._scale_D,
             refit=self._ctx.config.conflict.refit,
             min_pairs=MIN_PAIRS,
+            count_L=self.count_L,
             scratch_folder=self._ctx.scratch,
             waiting=self._waiting,
             advance=self._ctx.progress.advance,

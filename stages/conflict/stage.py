@@ -31,8 +31,8 @@ class Conflict(TableStage):
         """See TableStage.run. Raises UserError for sketches that cannot be compared, an unknown surgery, or where no pair can have a score."""
         config = ctx.config.conflict
         with closing(open_source(ctx)) as source:
-            method = surgery_of(ctx, len(source.languages))
-            for note in [*source.gate.notes, *_notes(source), *source.notes()]:
+            method = surgery_of(ctx, source.languages)
+            for note in [*source.gate.notes, *_notes(source, config.target), *source.notes()]:
                 ctx.progress.note(note)
             scopes: dict[str, Columns] = {"model": slice(None), **source.blocks}
             used = dict(source.blocks) if config.scope == "layer" else {"model": scopes["model"]}
@@ -40,13 +40,15 @@ class Conflict(TableStage):
             for note in measured.notes:
                 ctx.progress.note(note)
             with closing(source.score(measured.directions_LD, list(used.values()), method)) as scores:
-                if missing := _without_score(scores, config.score):
+                if missing := _without_score(scores, config.against):
                     ctx.progress.note(missing)
-                others = config.score == "others"
+                start, trained = 0, source.frame["split"] == "train"
+                others = config.against == "others"
                 for rows in score_rows(source.frame, source.languages, scores, source.weight_N, others):
-                    yield Rows("scores", rows)
+                    yield Rows("scores", rows.filter(trained[start : start + len(rows)].to_arrow()))
+                    start += len(rows)
                 yield Rows("scores", held_rows(source.gate.held))
-                correlations = _correlations(source.frame, scores, config.score)
+                correlations = _correlations(source.frame, scores, config.against)
         grams_SLL = grams(measured.directions_LD, list(scopes.values()))
         yield Rows("gram", _gram_rows(list(scopes), source.languages, grams_SLL, measured.negative_SL))
         counts = source.count_L.tolist()
@@ -59,12 +61,17 @@ class Conflict(TableStage):
             **source.gate.stats,
             **correlations,
         }
-        pairs = [*source.frame["language"], *source.gate.held["language"]]
+        pairs = [*source.frame.filter(trained)["language"], *source.gate.held["language"]]
         yield Account(tally("pair", pairs, []), stats=stats)
 
 
-def _notes(source: GradientSource) -> list[str]:
+def _notes(source: GradientSource, target: Literal["train", "dev"]) -> list[str]:
     notes = []
+    if target != "train":
+        trusted = int(source.count_L.sum())
+        notes.append(
+            f"{source.frame.height - trusted} training pairs are scored against the directions of {trusted} pairs of the {target} split"
+        )
     counts = dict(zip(source.languages, source.count_L.tolist(), strict=True))
     few = [f"{language} {count}" for language, count in counts.items() if count < MIN_PAIRS]
     if few:
@@ -158,11 +165,16 @@ def _correlations(frame: pl.DataFrame, scores: PairScores, used: Literal["all", 
     """Pearson correlation of the score with what it should not be about: length and gradient norm."""
     value_N, valid_N = scores.used(used == "others")
     values = pl.Series(value_N.numpy()).set(pl.Series(~valid_N.numpy()), None)
-    table = frame.select(
-        length=(pl.col("n_chosen") + pl.col("n_rejected")).cast(pl.Float64),
-        length_difference=(pl.col("n_chosen") - pl.col("n_rejected")).cast(pl.Float64),
-        norm=pl.col("norm").cast(pl.Float64),
-    ).with_columns(score=values)
+    trained = frame["split"] == "train"
+    table = (
+        frame.select(
+            length=(pl.col("n_chosen") + pl.col("n_rejected")).cast(pl.Float64),
+            length_difference=(pl.col("n_chosen") - pl.col("n_rejected")).cast(pl.Float64),
+            norm=pl.col("norm").cast(pl.Float64),
+        )
+        .with_columns(score=values)
+        .filter(trained)
+    )
     correlations = {}
     for name in ("length", "length_difference", "norm"):
         value = table.select(pl.corr("score", name)).item()

@@ -8,10 +8,10 @@ one of TorchJD's a line in `solvers.py`; its name is listed in `ConflictConfig.s
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -166,12 +166,38 @@ def _shown(gram_LL: Tensor, languages: int = 4) -> str:
 
 METHODS = (*_OURS, *TORCHJD)
 """Every name in `conflict.surgery`."""
+WEIGHTED: Mapping[str, Literal["scaled", "after"]] = {
+    "pcgrad": "scaled",
+    "mean": "after",
+    "unit_mean": "after",
+    **{name: method.weighted for name, method in TORCHJD.items() if method.weighted},
+}
+"""How a method takes weights m of the languages. scaled: it sees the gradients m_l G_l of weighted losses, as in training on sum m_l L_l (for upgrad and
+dualproj the same as a preference vector of m). after: its weights are multiplied by m, as scaling is what it takes out, or does not change it. The others
+find weights that no scaling changes (mgda: that it turns around), so that there is nothing for m to say."""
 
 
-def surgery(name: str, n_languages: int, seed: int = 0, repeats: int = 16) -> Surgery:
-    """Build a method by name; those without randomness ignore seed and repeats. Raises ValueError that lists the names for an unknown one."""
+def surgery(
+    name: str, n_languages: int, seed: int = 0, repeats: int = 16, weight_L: Sequence[float] | None = None
+) -> Surgery:
+    """Build a method by name; those without randomness ignore seed and repeats. weight_L: of the languages, not negative; only their ratios count.
+    Raises ValueError that lists the names for an unknown one, for one that takes no weights, and for weights that are all 0."""
     if name in _OURS:
-        return Surgery(name, _OURS[name](n_languages, seed, repeats))
-    if name in TORCHJD:
-        return Surgery(name, torchjd_method(name, seed))
-    raise ValueError(f"unknown surgery {name!r}; known: {', '.join(METHODS)}")
+        solve = _OURS[name](n_languages, seed, repeats)
+    elif name in TORCHJD:
+        solve = torchjd_method(name, seed)
+    else:
+        raise ValueError(f"unknown surgery {name!r}; known: {', '.join(METHODS)}")
+    return Surgery(name, solve if weight_L is None else _weighted(name, solve, weight_L))
+
+
+def _weighted(name: str, solve: Solve, weight_L: Sequence[float]) -> Solve:
+    if name not in WEIGHTED:
+        raise ValueError(f"surgery {name} takes no weights of languages; these do: {', '.join(WEIGHTED)}")
+    given = torch.tensor(weight_L, dtype=torch.float64)
+    if not bool((given >= 0).all()) or not bool((given > 0).any()):
+        raise ValueError("weights of languages are not negative, and not all of them are 0")
+    mean_L = given / given.mean()
+    if WEIGHTED[name] == "after":
+        return lambda gram: solve(gram) * mean_L
+    return lambda gram: solve(gram * mean_L[:, None] * mean_L) * mean_L

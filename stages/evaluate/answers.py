@@ -17,8 +17,8 @@ from stages.evaluate.heldout import HeldOutPrompt
 from stages.evaluate.metrics import Measurement
 from stages.text.language import UNKNOWN, identify, same_language, unidentifiable
 from stages.text.render import Renderer, RenderError
+from stages.text.repetition import repetition
 
-_RUN = 16
 _SCHEMA = pa.schema([("row_id", pa.string()), ("text", pa.string()), ("finish_reason", pa.string())])
 
 
@@ -124,12 +124,6 @@ def measure(ctx: Context, prompts: Iterable[HeldOutPrompt], rows: Iterable[dict[
         if run.identify and row["language"] not in unknown:
             kept = row["detected_language"] != UNKNOWN and same_language(row["detected_language"], row["language"])
             yield Measurement(*where, "answer_language", group, float(kept))
-
-
-def repetition(text: str) -> float:
-    """Share of a text's runs of 16 characters that occurred in it before: near 0 for prose in any script, near 1 for a loop."""
-    runs = [text[at : at + _RUN] for at in range(len(text) - _RUN + 1)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def _languages(ctx: Context, texts: list[str]) -> list[str]:

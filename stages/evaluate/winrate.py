@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from transformers import AutoConfig
 
 from schemas.ids import seed_for
 from stages.contract import Context, Drop
@@ -18,6 +17,7 @@ from stages.evaluate.metrics import CHANGE, Measurement
 from stages.judge.answer_tokens import AnswerTokens, all_ids
 from stages.judge.pairwise import choice_tokens, pairwise_ids, probability_of_a
 from stages.judge.rubric import Rubrics
+from stages.models.strict import config_of
 from stages.text.messages import comparable
 from stages.text.render import Renderer, RenderError
 
@@ -148,13 +148,10 @@ class Comparison:
 
 def _judge_context(ctx: Context) -> int:
     """Tokens the judge's engine is set up for; a server's may be fewer."""
-    path = ctx.models["evaluation_judge"].path
-    if not ctx.config.engine.facts.has_weights or path is None:
+    judge = ctx.models["evaluation_judge"]
+    if not ctx.config.engine.facts.has_weights or judge.path is None:
         return ctx.config.text.max_length + JUDGE_ROOM
-    trust = ctx.config.model.trust_remote_code
-    return context_length(
-        AutoConfig.from_pretrained(str(path), trust_remote_code=trust, local_files_only=True), ctx.config
-    )
+    return context_length(config_of(judge, ctx.config.model.trust_remote_code), ctx.config)
 
 
 def _request_id(match: Match, order: str) -> str:

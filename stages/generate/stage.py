@@ -14,7 +14,7 @@ from stages.engines import shared_engine
 from stages.engines.base import Completion, Engine, Request
 from stages.engines.sharded import OpenShard, Results, run_shards
 from stages.text.language import UNKNOWN, identify
-from stages.text.render import Renderer, RenderError, check_thoughts
+from stages.text.render import Renderer, RenderError, check_thoughts, refuse_channels
 
 
 class Generate(ShardStage):
@@ -22,7 +22,8 @@ class Generate(ShardStage):
 
     Unit `prompt`: kept = prompts with all their candidates. Dropped: held_out_frozen (after round 0 only the train
     split is answered again), prompt_too_long. Failed: cannot_render, engine_error.
-    Raises UserError where thoughts are to be kept and the template leaves them out of what would be learnt.
+    Raises UserError where thoughts are to be kept and the template leaves them out of what would be learnt, and for templates
+    of channels.
     Candidate i of a prompt is sampled with seed_for(run seed, round, prompt_id, i).
     """
 
@@ -30,6 +31,7 @@ class Generate(ShardStage):
         """See ShardStage.run."""
         engine = shared_engine(ctx, "policy")
         check_thoughts(engine.renderer, ctx.config.text.thoughts)
+        refuse_channels(engine.renderer)
         return run_shards(engine, shards, lambda shard: _open(ctx, engine, shard), ctx.progress)
 
 

@@ -57,6 +57,7 @@ class AggregateWorker(Worker):
         items = self._refer(items, drops) if items else items  # they weight the sums, so they come first
         self.ctx.progress.advance(len(drops) - before)
         items, held = self._gated(items)
+        again = self._sketched_again(shard, items, config.gradients.aggregate_size) if items else {}
         report: Report | None = None
         while items:
             summing = PartSums(self.sketcher.layout, config.conflict, config.loss, items, self.reference is not None)
@@ -72,7 +73,7 @@ class AggregateWorker(Worker):
         self.ctx.progress.advance(len(held))
         rows, sums = [held_rows(shard.index, held)], TABLES["sums"].schema.empty_table()
         if items:
-            self._measure_error(shard, items)
+            self._measure_error(self._sketched_once_more(again, items), again)
             rows.insert(0, summing.contributions(shard.index, items, got.rows([item.at for item in items])))
             sums = summing.sums(shard.index, items, sums_key(self.metadata, config.conflict))
         return {"contributions": pa.concat_tables(rows), "sums": sums}
@@ -112,6 +113,14 @@ class AggregateWorker(Worker):
         for note in notes(found):
             self.ctx.progress.note(note)
         return found
+
+    def _sketched_once_more(self, again: Mapping[str, Tensor], items: list[Item]) -> dict[str, Tensor]:
+        """Sketches of the pairs whose error is measured: a sum keeps none."""
+        sample = [item for item in items if item.pair_id in again]
+        if not sample:
+            return {}
+        got = self.sketcher.run([item.pair for item in sample], self.budget).sketch_ND
+        return dict(zip((item.pair_id for item in sample), got, strict=True))
 
     def _report_again(self, batch: list[Pair]) -> None:
         """A repeated batch is no progress."""

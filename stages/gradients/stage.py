@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +44,7 @@ Reduce = Callable[[list[int], PairSketches], PairSketches]
 class Gradients(ShardStage):
     """pairs -> gradients. `sketch.method: one_sided`: with contributions and sums, the second of its two passes.
 
-    Unit `pair`: the train split's pairs; others are held out and not input. Dropped: too_long, identical (the answers
+    Unit `pair`: the pairs of the train split, with `conflict.target: dev` of the dev split too; others are held out and not input. Dropped: too_long, identical (the answers
     are the same tokens: the gradient is nothing but rounding), zero_gradient. Failed: cannot_render,
     non_finite_gradient, out_of_memory (a pair that does not fit alone; a batch that does not fit is halved),
     not_aggregated (one_sided: it failed in the first pass).
@@ -148,7 +148,7 @@ class Worker:
 
     def part(self, shard: Shard) -> Part:
         """Sketch a shard's training pairs."""
-        rows = [row for row in shard.rows.to_pylist() if row["split"] == "train"]
+        rows = [row for row in shard.rows.to_pylist() if row["split"] in self.ctx.config.conflict.splits]
         drops: list[Drop] = []
         items = [item for row in rows if (item := self._item(row, drops)) is not None]
         self.ctx.progress.advance(len(drops))
@@ -205,6 +205,9 @@ class Worker:
             self.ctx.progress.advance(before - len(items))
         if not items:
             return {"gradients": self._empty()}
+        again = (
+            self._sketched_again(shard, items, self.ctx.config.gradients.shard_size) if self.products is None else {}
+        )
         got, items = self._sketched(items, drops, reduce=None if self.products is None else self.products.reduce)
         if self.products is None:
             items = self._refer(items, drops, got)
@@ -220,8 +223,7 @@ class Worker:
         if self.relevance is not None:
             sums_N2 = torch.stack([got.logp_chosen_N, got.logp_rejected_N], dim=1).tolist()
             self.relevance.measure(items, sums_N2)
-        if self.products is None:
-            self._measure_error(shard, items, got.sketch_ND)
+        self._measure_error({item.pair_id: got.sketch_ND[n] for n, item in enumerate(items)}, again)
         return {"gradients": pa.table(self._columns(items, got), schema=self._schema())}
 
     def _sketched(
@@ -278,6 +280,7 @@ class Worker:
             "pair_id": [item.pair_id for item in items],
             "group_id": [item.row["group_id"] for item in items],
             "language": [item.language for item in items],
+            "split": [item.row["split"] for item in items],
             **self._vectors(got),
             "logp_chosen": got.logp_chosen_N.float().numpy(),
             "logp_rejected": got.logp_rejected_N.float().numpy(),
@@ -299,40 +302,40 @@ class Worker:
             columns |= sketch_columns("_chosen", got.chosen_ND) | sketch_columns("_rejected", got.rejected_ND)
         return columns
 
-    def _measure_error(self, shard: Shard, items: list[Item], first_ND: torch.Tensor | None = None) -> None:
-        """On the shard that has the first training pair: sketch some pairs again with another seed and compare cosines.
+    def _sketched_again(self, shard: Shard, items: list[Item], size: int) -> dict[str, torch.Tensor]:
+        """On the shard (of `size` rows) that has the first training pair: sketches of some pairs with another seed, by pair id.
 
-        first_ND: the items' sketches with the first seed, if they are at hand.
+        Before the pairs themselves, which are progress: this work is none, and would spoil what is said of the time left.
         """
         config, sketcher = self.ctx.config, self.sketcher
         count = min(config.gradients.sketch.error_pairs, len(items))
-        size = config.gradients.shard_size if first_ND is not None else config.gradients.aggregate_size
         if count < 2 or config.gradients.sketch.method == "exact":
-            return
+            return {}
         if self.first_row is None:
             self.first_row = first_training_row(self.ctx)
         if self.first_row // size != shard.index:
-            return
+            return {}
         seeds = [seed_for(config.seed, "sketch error", item.pair_id) for item in items]
         order = sorted(range(len(items)), key=lambda n: (seeds[n], n))[:count]
-        sample, misfits = [items[n].pair for n in order], list[int]()
-        seed = seed_for(sketcher.seed, "second seed")
+        sample, misfits = [items[n] for n in order], list[int]()
         second = Sketcher(
             sketcher.model,
             sketcher.layout,
-            seed,
+            seed_for(sketcher.seed, "second seed"),
             scales=sketcher.scales,
             prefix_sharing=sketcher.sharing,
             of=sketcher.of,
         )
         with second:
-            again_ND = second.run(sample, self.budget, misfits=misfits).sketch_ND
-        order = [n for k, n in enumerate(order) if k not in misfits]
-        if first_ND is None:
-            first_nD = sketcher.run([items[n].pair for n in order], self.budget).sketch_ND if order else again_ND
-        else:
-            first_nD = first_ND[order]
-        self.stats |= cosine_error(first_nD, again_ND)
+            again_ND = second.run([item.pair for item in sample], self.budget, misfits=misfits).sketch_ND
+        fitting = (item.pair_id for k, item in enumerate(sample) if k not in misfits)
+        return dict(zip(fitting, again_ND, strict=True))
+
+    def _measure_error(self, first: Mapping[str, torch.Tensor], again: Mapping[str, torch.Tensor]) -> None:
+        """Compare cosines of the pairs that have a sketch with either seed."""
+        both = [pair_id for pair_id in again if pair_id in first]
+        if both:
+            self.stats |= cosine_error(torch.stack([first[p] for p in both]), torch.stack([again[p] for p in both]))
 
     def _memo(self, name: str, items: list[Item]) -> Pass[Sketched]:
         return Pass(

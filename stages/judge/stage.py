@@ -61,17 +61,20 @@ class _Judging:
         opened = [method.open(shard.index, candidates) for method in self.methods]
         if len(opened) > 1:
             opened = [under(one, f"{number}/") for number, one in enumerate(opened)]
+        read = sum(len(asked.prompt_ids) for one in opened for of_one in one.requests.values() for asked in of_one)
         first, *others = opened
         counts = first.counts | {about: 0 for other in others for about in other.counts}
         requests = {about: asked for one in opened for about, asked in one.requests.items()}
         return OpenShard(
             requests,
             first.settled,
-            lambda results: self._part(shard.index, candidates, opened, results),
+            lambda results: self._part(shard.index, candidates, opened, results, float(read)),
             counts,
         )
 
-    def _part(self, index: int, candidates: Sequence[Candidate], opened: Sequence[Opened], results: Results) -> Part:
+    def _part(
+        self, index: int, candidates: Sequence[Candidate], opened: Sequence[Opened], results: Results, read: float
+    ) -> Part:
         found: list[dict[str, Verdict]] = [one.read(results) for one in opened]
         drops: list[Drop] = []
         judgements: list[dict[str, Any]] = []
@@ -95,7 +98,12 @@ class _Judging:
             tables={"judgements": pa.Table.from_pylist(judgements, schema=TABLES["judgements"].schema)},
             tallies=tally("candidate", [candidate.language for candidate in candidates], drops),
             drops=drops,
-            stats={**{name: float(count) for name, count in stats.items()}, "mass_sum": sum(masses)} | _usage(results),
+            stats={
+                **{name: float(count) for name, count in stats.items()},
+                "mass_sum": sum(masses),
+                "prompt_tokens": read,
+            }
+            | _usage(results),
         )
 
     def _rows(self, candidate: Candidate, method: Method, verdict: Verdict) -> Iterator[dict[str, Any]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+from functools import partial
 from typing import Any
 
 import torch
 
 from schemas.config import RunConfig
-from schemas.errors import UserError
+from schemas.errors import UserError, foreign
 from stages.contract import ModelRef
 from stages.models.merging import with_adapter
 from stages.models.strict import config_of, refuse_misfits, unloadable
@@ -44,7 +45,7 @@ def load_classifier(model: ModelRef, dtype: torch.dtype, device: torch.device, t
 
 
 def _loaded(kind: Any, model: ModelRef, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> Any:
-    try:
+    with foreign(partial(unloadable, model)):
         loaded, found = kind.from_pretrained(
             model.path,
             dtype=dtype,
@@ -54,8 +55,6 @@ def _loaded(kind: Any, model: ModelRef, dtype: torch.dtype, device: torch.device
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # said by refuse_misfits, with their names
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError) as error:
-        raise unloadable(model, error) from error
     refuse_misfits(model, loaded, found)
     return loaded.to(device).eval()
 

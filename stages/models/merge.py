@@ -47,11 +47,12 @@ def merged_adapter(adapter: ModelRef, base: ModelRef, cache: Path) -> ModelRef:
 def build_merged(adapter: Path, base: Path, target: Path) -> None:
     """Merge in float32, save in the base's own dtype with the adapter's tokenizer if it has one."""
     import torch
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     from stages.models.load import load_causal_lm
     from stages.models.merging import merge_checked, with_adapter
+    from stages.text.render import load_tokenizer
 
     with one_at_a_time(target.parent / f"{target.name}.lock"):
         if target.is_dir():
@@ -63,7 +64,7 @@ def build_merged(adapter: Path, base: Path, target: Path) -> None:
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         model = load_causal_lm(ModelRef(str(base), base, ""), torch.float32, torch.device("cpu"))
         tokenizer_source = adapter if (adapter / "tokenizer_config.json").is_file() else base
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, **local)
+        tokenizer = load_tokenizer(ModelRef(str(tokenizer_source), tokenizer_source, ""))
         model = merge_checked(with_adapter(model, adapter, str(adapter)), str(adapter))
         dtype = AutoConfig.from_pretrained(base, **local).dtype
         model.to(dtype if isinstance(dtype, torch.dtype) else torch.float32).save_pretrained(work)

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from schemas.errors import UserError, first_line
+from schemas.errors import UserError, first_line, foreign
 
 _LORA = ".lora_A."
 _TOKENS = 16
@@ -28,13 +28,14 @@ def with_adapter(model: Any, folder: Path, name: str) -> Any:
     from peft import PeftModel
 
     where, fix = str(folder / "adapter_config.json"), "Check its base_model_name_or_path, or save the adapter again."
-    try:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            adapted = PeftModel.from_pretrained(model, str(folder))
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+
+    def misfit(error: Exception) -> UserError:
         shapes = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), first_line(error))
-        raise UserError(f"The adapter {name} does not fit its base model: {shapes}", where=where, fix=fix) from error
+        return UserError(f"The adapter {name} does not fit its base model: {shapes}", where=where, fix=fix)
+
+    with foreign(misfit), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        adapted = PeftModel.from_pretrained(model, str(folder))
     lost = [str(warning.message) for warning in said if "missing adapter keys" in str(warning.message)]
     if lost:
         named = lost[0].partition("checkpoint: ")[2] or lost[0]

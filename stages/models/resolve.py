@@ -18,22 +18,33 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def resolve(name: str, revision: str | None = None, cache: Path | None = None) -> ModelRef:
+_LONGEST_CHAIN = 8
+"""Adapters on adapters; a longer chain is one that comes back to itself."""
+
+
+def resolve(name: str, revision: str | None = None, cache: Path | None = None, depth: int = 0) -> ModelRef:
     """Find or fetch the model that a user named.
 
     name: a folder, a hub id, or embedded:NAME. A PEFT adapter (folder or hub id) is merged into its base, once.
-    revision: hub revision. cache: where converted and merged models go (default: the user's cache folder).
+    revision: hub revision; refused for a model that is here. depth: adapters that led here. cache: where converted and merged models go (default: the user's cache folder).
     digest: of a folder, hash over names and SHA-256 of its config, tokenizer and safetensors files; of a hub id, hash of
     the commit and the file list; of a merged adapter, hash of both digests.
     Raises UserError for a model that is missing, damaged, or has only pickle weights.
     """
     cache = cache or cache_folder()
+    here = os.path.isdir(os.path.expanduser(name))
+    if revision is not None and (here or name.startswith(embedded.PREFIX)):
+        raise UserError(
+            f"{name} is on this machine, and a revision is of a model on the hub",
+            where=f"revision: {revision}",
+            fix="Leave the revision out, or give the model's hub id.",
+        )
     if name.startswith(embedded.PREFIX):
         folder = embedded.fetch(name.removeprefix(embedded.PREFIX), cache)
         check_folder(folder, name)
         return ModelRef(name, folder, folder_digest(folder, cache))
     folder = Path(os.path.expanduser(name))
-    if os.path.isdir(folder):
+    if here:
         check_folder(folder, name)
         found = ModelRef(name, folder.resolve(), folder_digest(folder, cache))
     elif name.startswith((".", "~", os.sep)) or not _HUB_ID.fullmatch(name):
@@ -49,14 +60,14 @@ def resolve(name: str, revision: str | None = None, cache: Path | None = None) -
     if not is_adapter(found.path):
         return found
     base_name, base_revision = base_of(found)
-    if os.path.isdir(base_name) and Path(base_name).resolve() == found.path:
+    if depth == _LONGEST_CHAIN or (os.path.isdir(base_name) and Path(base_name).resolve() == found.path):
         raise UserError(
             f"The adapter {found.name} names itself as its base model",
             where=f"{found.path / 'adapter_config.json'}, base_model_name_or_path",
             fix="Write the base model's folder or hub id there.",
         )
     try:
-        base = resolve(base_name, base_revision, cache)
+        base = resolve(base_name, None if os.path.isdir(base_name) else base_revision, cache, depth + 1)
     except UserError as error:
         raise UserError(
             f"The base model of the adapter {found.name} is not usable: {error.what}",

@@ -11,18 +11,19 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 
-from schemas.errors import UserError, first_line
+from schemas.errors import UserError, first_line, foreign
 from stages.contract import ModelRef
 from stages.models.folder import is_quantised, weight_files
 from stages.models.text_model import auto_class, is_wrapper
+from stages.text.render import load_tokenizer
 
 _DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
@@ -56,7 +57,7 @@ def skeleton(
     embeddings."""
     assert model.path is not None
     config = config_of(model, trust_remote_code, language_model=class_of is auto_class)
-    try:
+    with foreign(partial(unloadable, model)):
         with torch.device("meta"):
             made: PreTrainedModel = class_of(config).from_config(config, trust_remote_code=trust_remote_code)
         if not is_quantised(model.path):  # its tensors are packed, to be unpacked while they are read
@@ -78,21 +79,17 @@ def skeleton(
                         fix="Download or save the model again.",
                     ) from error
             refuse_misfits(model, made, found)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError) as error:
-        raise unloadable(model, error) from error
     check_tokenizer(model, made, trust_remote_code)
     return made
 
 
 def config_of(model: ModelRef, trust_remote_code: bool, language_model: bool = True) -> Any:
     """The model's configuration. Raises UserError; language_model: also for one that is none."""
-    try:
+    with foreign(partial(unloadable, model)):
         config = AutoConfig.from_pretrained(str(model.path), trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise unloadable(model, error) from error
-    if language_model:
-        refuse_other_kinds(model, config)
-    return config
+        if language_model:
+            refuse_other_kinds(model, config)
+        return config
 
 
 def refuse_other_kinds(model: ModelRef, config: Any) -> None:
@@ -165,16 +162,7 @@ def check_tokenizer(model: ModelRef, made: PreTrainedModel, trust_remote_code: b
     """
     embeddings: Any = made.get_input_embeddings()
     rows = int(embeddings.weight.shape[0])
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            str(model.path), trust_remote_code=trust_remote_code, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"The tokenizer of {model.name} cannot be loaded: {first_line(error)}",
-            where=str(model.path),
-            fix="The folder needs tokenizer.json and tokenizer_config.json, as save_pretrained writes them.",
-        ) from error
+    tokenizer = load_tokenizer(model, trust_remote_code)
     used = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
     marks = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special} - used
     beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows and index not in marks}

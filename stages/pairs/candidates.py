@@ -6,10 +6,12 @@ from hashlib import blake2b
 
 import polars as pl
 
+from schemas.config.curation import PairsConfig
 from stages.contract import Context, Drop
 from stages.text.codes import UNKNOWN, same_language
 from stages.text.language import unidentifiable
 from stages.text.messages import BadRow, comparable
+from stages.text.repetition import repetition
 from stages.text.thoughts import Policy, Thoughts
 
 _COLUMNS = [
@@ -36,7 +38,10 @@ def load_candidates(ctx: Context, thoughts: Thoughts, judged: pl.DataFrame) -> p
         learnt = [_key(text, thoughts, ctx.config.text.thoughts) for text in frame["text"]]
         keys = pl.Series("key", [key for key, _ in learnt], dtype=pl.Binary)
         refused = pl.Series("refused", [reason for _, reason in learnt], dtype=pl.String)
-        frames.append(frame.drop("text").with_columns(keys, refused))
+        repeated = pl.Series(
+            "repetition", [_repetition(text, ctx.config.pairs) for text in frame["text"]], dtype=pl.Float64
+        )
+        frames.append(frame.drop("text").with_columns(keys, refused, repeated))
     light = pl.concat(frames).with_row_index("row")
     light = light.with_columns(judged=pl.col("candidate_id").is_in(judged["candidate_id"].implode()))
     return light.join(_wrong_languages(ctx, light), on=["language", "detected_language"], how="left").pipe(
@@ -74,6 +79,11 @@ def _key(text: str, thoughts: Thoughts, policy: Policy) -> tuple[bytes | None, s
     return (blake2b(same.encode(), digest_size=16).digest() if same else None), None
 
 
+def _repetition(text: str, config: PairsConfig) -> float:
+    """Not looked at where nothing leaves by it."""
+    return repetition(text) if config.max_repetition < 1 else 0.0
+
+
 def _wrong_languages(ctx: Context, light: pl.DataFrame) -> pl.DataFrame:
     """Which (language, detected_language) are different languages, as far as the identifier can tell."""
     unknown = set(unidentifiable(light["language"].unique().to_list()))
@@ -88,6 +98,7 @@ def _wrong_languages(ctx: Context, light: pl.DataFrame) -> pl.DataFrame:
 def _with_reasons(light: pl.DataFrame, ctx: Context) -> pl.DataFrame:
     config = ctx.config
     truncated = pl.lit(config.pairs.drop_truncated) & (pl.col("finish_reason") == "length")
+    repetitive = pl.col("repetition") > config.pairs.max_repetition
     sure = pl.col("language_confidence") >= config.languages.min_confidence
     reason = (
         pl.when(truncated)
@@ -96,6 +107,8 @@ def _with_reasons(light: pl.DataFrame, ctx: Context) -> pl.DataFrame:
         .then(pl.col("refused"))
         .when(pl.col("key").is_null())
         .then(pl.lit("empty"))
+        .when(repetitive)
+        .then(pl.lit("repetitive"))
         .when(pl.col("wrong") & sure)
         .then(pl.lit("wrong_language"))
         .when(~pl.col("judged"))
@@ -104,6 +117,8 @@ def _with_reasons(light: pl.DataFrame, ctx: Context) -> pl.DataFrame:
     detail = (
         pl.when(truncated)
         .then(pl.format("{} tokens", "n_tokens"))
+        .when(repetitive)
+        .then(pl.format("{} > {}", pl.col("repetition").round(3), pl.lit(config.pairs.max_repetition)))
         .when(pl.col("wrong") & sure)
         .then(pl.format("{} {}", "detected_language", pl.col("language_confidence").round(2)))
         .otherwise(pl.lit(""))

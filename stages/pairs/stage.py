@@ -24,7 +24,7 @@ _FIX_IMPORTED = "Look at pairs.sources (`fields`, `language`) and at what those 
 class Pairs(TableStage):
     """TableStage: candidates, judgements, prompts -> pairs; or pairs.sources -> pairs.
 
-    From candidates, units candidate (truncated, empty, thought, broken_thought, wrong_language, unjudged) and prompt
+    From candidates, units candidate (truncated, empty, repetitive, thought, broken_thought, wrong_language, unjudged) and prompt
     (too_few_candidates, identical, tie, too_long; failed: prompt_missing, cannot_render). Imported, unit row (see
     stages.pairs.imported and stages.pairs.finish). Raises UserError for unusable sources or judgements; the account refuses
     to go on without any training pair and, with on_empty_language: fail, without one in a seen language.

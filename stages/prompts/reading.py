@@ -8,6 +8,8 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from threading import Thread
 
 from schemas.config import RunConfig
 from schemas.config.sources import PromptFields
@@ -24,6 +26,8 @@ from stages.text.messages import BadRow, Messages, read_prompt, spoken, too_long
 _FEW = 4
 """Batches that are read in this process: for less, others would cost more to start than they save."""
 _MOST = 16  # processes
+_AHEAD = 2
+"""Batches that a process has: while this one compares what was read, each has the next one already."""
 _RAW = 4
 """Characters of a cell to one that is left of it, at most: spaces and control characters go, accents are composed."""
 
@@ -124,9 +128,9 @@ def read_all(reader: Reader, config: RunConfig, batches: Iterator[tuple[int, Bat
         return
     children = [start_child(_serve, (config,), f"congrad-prompts-{n}") for n in range(cores)]
     try:
-        waiting: deque[Child] = deque()  # a batch each, in the order of the batches
+        waiting: deque[Child] = deque()  # one for each batch, in the order of the batches
         for number, (source, batch) in enumerate(chain(first, batches)):
-            read = waiting.popleft().receive() if len(waiting) == cores else None
+            read = waiting.popleft().receive() if len(waiting) == _AHEAD * cores else None
             child = children[number % cores]
             child.send((source, batch))
             waiting.append(child)
@@ -146,10 +150,21 @@ def read_all(reader: Reader, config: RunConfig, batches: Iterator[tuple[int, Bat
 
 
 def _serve(connection: Connection, config: RunConfig) -> None:
-    """What a child does: reads the batches it is sent, one after another."""
+    """What a child does: reads the batches it is sent, one after another. A thread takes them off the pipe, or both ends would wait to be
+    heard where a batch and an answer are larger than the pipe."""
+    sent: SimpleQueue[tuple[int, Batch] | None] = SimpleQueue()
+    Thread(target=_take, args=(connection, sent), daemon=True).start()
     reader = Reader(config)
-    while True:
-        connection.send(reader.read(*connection.recv()))
+    while (batch := sent.get()) is not None:
+        connection.send(reader.read(*batch))
+
+
+def _take(connection: Connection, sent: SimpleQueue[tuple[int, Batch] | None]) -> None:
+    try:
+        while True:
+            sent.put(connection.recv())
+    except (EOFError, OSError):  # nobody is there any more
+        sent.put(None)
 
 
 def _cell(cells: dict[str, object], column: str | None) -> object:

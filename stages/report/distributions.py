@@ -111,7 +111,11 @@ def sides(tables: Tables, round_: int, languages: Sequence[str], judge: JudgeCon
     judge: who scored them, a figure for each criterion; None: the scores came with the data.
     """
     built = []
-    lengths = tables.read("gradients", round_, ["language", "n_chosen", "n_rejected"])
+    lengths = (
+        tables.read("gradients", round_, ["language", "n_chosen", "n_rejected", "split"])
+        .filter(split="train")
+        .drop("split")
+    )
     unit = "tokens"
     if lengths.is_empty():
         unit = "characters"

@@ -81,7 +81,8 @@ def facts(
     names = {role: name for manifest in manifests for role, name in manifest.models.items()}
     languages = ", ".join(config.languages.seen)
     unseen = ", ".join(config.languages.unseen)
-    scored = "other languages' direction" if config.conflict.score == "others" else "merged direction"
+    scored = "other languages' direction" if config.conflict.against == "others" else "merged direction"
+    trusted = config.conflict.target != "train"
     train = config.train
     steps = f"{train.max_steps} steps at most" if train.max_steps > 0 else f"{train.epochs:g} epochs"
     lines = [
@@ -107,7 +108,11 @@ def facts(
             f"cosine with the {scored} ({config.conflict.surgery} "
             f"{'per layer group' if config.conflict.scope == 'layer' else 'on the whole model'}, {config.conflict.direction}, "
             f"metric {config.conflict.metric}, weighting {config.conflict.weighting}, "
-            f"{_LEFT_OUT[config.conflict.leave_out]} left out)",
+            + (
+                f"of the {config.conflict.target} split's pairs)"
+                if trusted
+                else f"{_LEFT_OUT[config.conflict.leave_out]} left out)"
+            ),
         ),
         ("Selection", _selection(config.select)),
         (

@@ -19,19 +19,20 @@ from schemas.ids import unit_interval
 @dataclass(frozen=True)
 class Filter:
     """A ranking. columns: what it reads beside pair_id and language; value: from the frame and a seed key to [N]; nothing: (why it ranks no
-    pair at all, what to do), where that has a reason of its own."""
+    pair at all, what to do), where that has a reason of its own; implicit: it means nothing where every implicit reward is zero."""
 
     meaning: str
     columns: tuple[str, ...]
     value: Callable[[pl.DataFrame, Sequence[object]], pl.Series]
     nothing: tuple[str, str] = ("no pair has the value it goes by", "Rank by another one.")
+    implicit: bool = False
 
 
 def ranking(pairs: pl.DataFrame, by: str, seed: Sequence[object] = (0,)) -> pl.Series:
     """What each pair is ranked by, float64 [N], larger is kept first; null where the pair cannot be ranked, never NaN.
 
     pairs: pair_id, language and the filter's `columns`, as in the tables pairs and scores. seed: keys of `random`.
-    Raises UserError for an unknown filter, a missing column, or `implicit` where every implicit reward is zero.
+    Raises UserError for an unknown filter, a missing column, or one that goes by implicit rewards where every one is zero.
     """
     if by not in FILTERS:
         raise UserError(f"there is no filter {by!r}", where="select.by", fix=f"Known: {', '.join(FILTERS)}.")
@@ -39,10 +40,10 @@ def ranking(pairs: pl.DataFrame, by: str, seed: Sequence[object] = (0,)) -> pl.S
     missing = [name for name in ("pair_id", "language", *filter_.columns) if name not in pairs.columns]
     if missing:
         raise UserError(f"filter {by} needs the columns {', '.join(missing)}", where="select.by")
-    if by == "implicit" and pairs.height and not (pairs["implicit_margin"].fill_null(0.0) != 0).any():
+    if filter_.implicit and pairs.height and not (pairs["implicit_margin"].fill_null(0.0) != 0).any():
         raise UserError(
             "the implicit reward of every pair is zero: the policy is the reference (always so in round 0)",
-            where="select.by: implicit",
+            where=f"select.by: {by}",
             fix="Rank by the log-probabilities themselves: select.by: logp_margin.",
         )
     return filter_.value(pairs, seed).cast(pl.Float64).fill_nan(None).alias(by)
@@ -57,14 +58,27 @@ def _random(pairs: pl.DataFrame, seed: Sequence[object]) -> pl.Series:
     return pl.Series(keys, dtype=pl.Float64)
 
 
-def _middle(column: str) -> pl.Expr:
+def _middle(value: pl.Expr) -> pl.Expr:
     """Minus the distance to the middle of the language: 0 there, -1 at its ends; equal values share a rank."""
-    value = pl.col(column).fill_nan(None)
+    value = value.fill_nan(None)
     # doubled ranks are whole numbers: both sides of the middle tie exactly, and ties go by pair id
     return -((2 * value.rank("average") - value.count() - 1).abs() / value.count()).over("language")
 
 
+def _scaled(margin: pl.Expr) -> pl.Expr:
+    """A margin in units of its root mean square inside the language; a language whose margins are all 0 has none."""
+    size = margin.pow(2).mean().sqrt().over("language")
+    return pl.when(size > 0).then(margin / size)
+
+
 _SCORE = pl.col("score")
+_IMPLICIT = pl.col("implicit_margin")
+_JUDGED = pl.col("chosen_score") - pl.col("rejected_score")
+_INFLUENCE = pl.col("score") * pl.col("norm").cast(pl.Float64) * pl.col("weight")
+_UNJUDGED = (
+    "the pairs have no judge scores",
+    "Imported pairs need pairs.sources.fields.chosen_score and rejected_score to be ranked by margin.",
+)
 _TOKENS = pl.col("n_tokens")
 
 FILTERS: Mapping[str, Filter] = {
@@ -73,16 +87,38 @@ FILTERS: Mapping[str, Filter] = {
     "margin": Filter(
         "judge score of chosen minus rejected",
         ("chosen_score", "rejected_score"),
-        _expression(pl.col("chosen_score") - pl.col("rejected_score")),
-        (
-            "the pairs have no judge scores",
-            "Imported pairs need pairs.sources.fields.chosen_score and rejected_score to be ranked by margin.",
-        ),
+        _expression(_JUDGED),
+        _UNJUDGED,
     ),
     "implicit": Filter(
         "implicit reward of chosen minus rejected, log pi/pi_ref summed over the answer",
         ("implicit_margin",),
-        _expression(pl.col("implicit_margin")),
+        _expression(_IMPLICIT),
+        implicit=True,
+    ),
+    "smallest_gap": Filter(
+        "the implicit reward of chosen minus rejected nearest to zero: the hardest pairs (arXiv 2508.04149)",
+        ("implicit_margin",),
+        _expression(-_IMPLICIT.abs()),
+        implicit=True,
+    ),
+    "medium_influence": Filter(
+        "nearness to the middle of its language's influences on the merged direction (arXiv 2510.13212)",
+        ("score", "norm", "weight"),
+        _expression(_middle(_INFLUENCE)),
+    ),
+    "lossdiff_irm": Filter(
+        "near the middle of its language's influences and of its implicit rewards, both (arXiv 2510.13212)",
+        ("score", "norm", "weight", "implicit_margin"),
+        _expression(pl.min_horizontal(_middle(_INFLUENCE), _middle(_IMPLICIT))),
+        implicit=True,
+    ),
+    "fused_margin": Filter(
+        "judge's and implicit margin together, each in units of its language's (arXiv 2502.14560)",
+        ("chosen_score", "rejected_score", "implicit_margin"),
+        _expression(_scaled(_JUDGED) + _scaled(_IMPLICIT)),
+        _UNJUDGED,
+        implicit=True,
     ),
     "logp_margin": Filter(
         "mean-token log-probability of chosen minus rejected",
@@ -107,7 +143,7 @@ FILTERS: Mapping[str, Filter] = {
         ("there is only one language", "Rank by another one."),
     ),
     "mid_band": Filter(
-        "nearness to the middle of its language's conflict scores", ("score",), _expression(_middle("score"))
+        "nearness to the middle of its language's conflict scores", ("score",), _expression(_middle(_SCORE))
     ),
     "shortest": Filter(
         "fewest completion tokens, both answers together", ("n_tokens",), _expression(-_TOKENS.cast(pl.Float64))

@@ -51,10 +51,11 @@ _WRITTEN = re.compile(
 )
 _LONGEST_PYTHON = 1_000_000
 _PRINTED = re.compile(
-    r"""(?P<text>'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")(?P<next>\s+(?=['"]))?|(?P<end>[}\])])\s+(?=[{\[(]|array\()"""
+    r"""(?P<text>'(?:\\.|[^'\\])*(?:'|\\?\Z)|"(?:\\.|[^"\\])*(?:"|\\?\Z))(?P<next>\s+(?=['"]))?|(?P<end>[}\])])\s+(?=[{\[(]|array\()"""
     r"""|(?P<array>\barray\()|(?P<kind>,\s*dtype=\w+(?=\)))""",
     re.DOTALL,
 )
+"""Texts, also one that does not end (or every quote in it would be tried as a beginning), and what numpy puts around and between them."""
 _RENDERED = re.compile(
     r"\s*(?:<\|begin_of_text\|>|<s>|<bos>)?\s*(?:<\|im_start\|>|<\|start_header_id\|>|\[INST\]|<start_of_turn>|<\|(?:user|system|assistant|prompter)\|>)"
 )

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from schemas.config.model import TextConfig
-from schemas.errors import UserError, first_line
+from schemas.errors import UserError, first_line, foreign
 from schemas.ids import content_id
 from stages.contract import ModelRef
 from stages.text.limits import in_time
@@ -62,6 +62,11 @@ def load_renderer(model: ModelRef, text: TextConfig, trust_remote_code: bool = F
 
     Raises UserError if the tokenizer cannot be loaded, or its template is unusable (see `Renderer`).
     """
+    return Renderer(load_tokenizer(model, trust_remote_code), text)
+
+
+def load_tokenizer(model: ModelRef, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model's folder. Raises UserError."""
     from transformers import AutoTokenizer
 
     if model.path is None:
@@ -70,17 +75,16 @@ def load_renderer(model: ModelRef, text: TextConfig, trust_remote_code: bool = F
             where="model",
             fix="Give a hub id or a folder with the tokenizer of the served model: prompts are sent as token ids.",
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            model.path, trust_remote_code=trust_remote_code, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(
+    with foreign(
+        lambda error: UserError(
             f"The tokenizer of {model.name} cannot be loaded: {first_line(error)}",
             where=str(model.path),
             fix="The folder needs tokenizer.json and tokenizer_config.json, as save_pretrained writes them.",
-        ) from error
-    return Renderer(tokenizer, text)
+        )
+    ):
+        return AutoTokenizer.from_pretrained(
+            str(model.path), trust_remote_code=trust_remote_code, local_files_only=True
+        )
 
 
 class Renderer:
@@ -316,6 +320,18 @@ def check_thoughts(renderer: Renderer, policy: Policy) -> None:
             "text.thoughts is keep, and the chat template leaves the thought out of an answer",
             where="text.thoughts",
             fix="Set text.thoughts: strip, or give a template that keeps thoughts (text.chat_template).",
+        )
+
+
+def refuse_channels(renderer: Renderer) -> None:
+    """Raise UserError for a template of channels (harmony, gpt-oss): their marks are several tokens, and an answer that is decoded
+    without control tokens would run thought and answer together ("analysis...assistantfinal...")."""
+    if "<|channel|>" in renderer.tokenizer.chat_template and "<|channel|>" in renderer.tokenizer.get_vocab():
+        raise UserError(
+            "The chat template writes answers in channels (<|channel|>, as gpt-oss): what the model generates cannot be told "
+            "from its thoughts by this version",
+            where="model.policy",
+            fix="Give pairs of your own (pairs.sources): gradients and training of such a model work; or set text.chat_template.",
         )
 
 

@@ -20,6 +20,8 @@ _SPECIAL: dict[str, Any] = {
     "languages.seen": ["en", "fr"],
     "languages.unseen": ["sw"],
     "select.diversity.cells": 50,
+    "conflict.target": None,  # one round only
+    "conflict.language_weights": {"en": 2.0},
     "gradients.of": None,  # with rounds, adapter needs train.method: lora
     "loss.label_smoothing": None,  # belongs to other losses
     "loss.discopop_tau": None,

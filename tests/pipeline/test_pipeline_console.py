@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import itertools
+import time
 
 import pytest
 from rich.console import Console
 
 from pipeline import console as module
-from pipeline.console import StageBar
+from pipeline.console import Display, StageBar
 from pipeline.summary import _rows
 from schemas.manifests import StageManifest, Tally
 
@@ -70,3 +71,18 @@ def test_rows_by_language_fit_the_terminal_and_nothing_is_cut(width: int) -> Non
     assert text.count("1,234/5,678") == text.count("1,241/5,685") == len(stages)
     headers = itertools.chain.from_iterable(table.columns[1:] for table in tables)
     assert [str(column.header).split("\n")[0] for column in headers] == stages
+
+
+def test_work_before_any_stage_is_news_when_it_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large model is hashed and looked at before the first stage begins."""
+    display = Display()
+    out = io.StringIO()
+    display.console = Console(file=out, width=60)  # type: ignore[assignment]
+    monkeypatch.setattr(module, "_FIRST_SECONDS", 0.01)
+    with display.busy("looking at models"):
+        deadline = time.monotonic() + 10
+        while not out.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.005)
+    assert out.getvalue() == "  looking at models ...\n"
+    with display.busy("a moment"), pytest.raises(ValueError, match="x"):
+        raise ValueError("x")

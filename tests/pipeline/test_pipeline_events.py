@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from test_pipeline_run import fake
+from test_pipeline_run import fake, quick
 from typer.testing import CliRunner
 
 from pipeline import events as events_module
@@ -19,7 +19,7 @@ from pipeline.history import last_error, progress
 from pipeline.status import _progress_line
 from schemas.errors import UserError
 
-__all__ = ["fake"]
+__all__ = ["fake", "quick"]
 
 DOCUMENTED = Path(__file__).parents[2] / "docs" / "events.md"
 
@@ -56,28 +56,28 @@ def test_every_event_of_a_run_and_every_key_is_documented(fake):
         assert set(event) - {"time", "event"} <= documented()[event["event"]], event
 
 
-def test_rows_of_events_balance(fake):
-    fake()
-    for event in events(fake.root):
+def test_rows_of_events_balance(quick):
+    quick()
+    for event in events(quick.root):
         for row in event.get("rows", []):
             assert row["in"] == row["kept"] + sum(row["dropped"].values()) + row["failed"]
-    done = next(e for e in events(fake.root) if e["event"] == "stage_done" and e["stage"] == "generate")
+    done = next(e for e in events(quick.root) if e["event"] == "stage_done" and e["stage"] == "generate")
     assert done["rows"] == [{"unit": "prompt", "in": 20, "kept": 10, "dropped": {"odd": 10}, "failed": 0}]
 
 
-def test_the_last_error_is_in_status_until_a_run_ends_well(fake):
+def test_the_last_error_is_in_status_until_a_run_ends_well(quick):
     with pytest.raises(UserError):
-        fake("generate.candidates=13")
-    found = status(fake.root)
+        quick("generate.candidates=13")
+    found = status(quick.root)
     assert found["last_error"]["kind"] == "user" and found["last_error"]["exit_code"] == 1
     assert found["last_error"]["error"].startswith("thirteen is not a number of candidates")
     assert found["next"]["stage"] == "generate" and not found["done"] and found["running"] is None
-    text = CliRunner().invoke(app, ["status", str(fake.root)], env={"COLUMNS": "250"}).output
+    text = CliRunner().invoke(app, ["status", str(quick.root)], env={"COLUMNS": "250"}).output
     assert "Last error (" in text and "thirteen" in text
-    fake("generate.candidates=4", force=("generate",))
-    found = status(fake.root)
+    quick("generate.candidates=4", force=("generate",))
+    found = status(quick.root)
     assert found["last_error"] is None and found["done"] and found["next"] is None
-    text = CliRunner().invoke(app, ["status", str(fake.root)], env={"COLUMNS": "250"}).output
+    text = CliRunner().invoke(app, ["status", str(quick.root)], env={"COLUMNS": "250"}).output
     assert "rows/s" in text and "Last error" not in text
 
 

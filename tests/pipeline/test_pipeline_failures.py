@@ -6,11 +6,11 @@ import json
 
 import polars as pl
 import pytest
-from test_pipeline_run import fake, titles
+from test_pipeline_run import fake, quick, titles
 
 from schemas.errors import UserError
 
-__all__ = ["fake"]
+__all__ = ["fake", "quick"]
 
 
 def events(fake, name: str) -> list[dict]:
@@ -33,25 +33,25 @@ def test_a_stage_that_fails_everywhere_ends_the_run_and_says_what_and_how_often(
     assert asked(fake) < 1 + 67, "it stops before the last shard"
 
 
-def test_after_the_cause_is_gone_the_failed_parts_and_only_they_are_made_anew(fake, tmp_path):
+def test_after_the_cause_is_gone_the_failed_parts_and_only_they_are_made_anew(quick, tmp_path):
     (tmp_path / "fail").touch()
     with pytest.raises(UserError, match="max_failed_fraction"):
-        fake("execution.max_failed_fraction=0.45")
+        quick("execution.max_failed_fraction=0.45")
     (tmp_path / "fail").unlink()
-    kept = {p.name: p.stat().st_mtime_ns for p in (fake.root / "round-0/candidates").iterdir()}
-    fake("execution.max_failed_fraction=0.45")
-    rows = pl.read_parquet(fake.root / "round-0/candidates/*.parquet")
+    kept = {p.name: p.stat().st_mtime_ns for p in (quick.root / "round-0/candidates").iterdir()}
+    quick("execution.max_failed_fraction=0.45")
+    rows = pl.read_parquet(quick.root / "round-0/candidates/*.parquet")
     assert sorted(rows["n_tokens"]) == [n * n for n in range(0, 20, 2)]
-    dropped = pl.read_parquet(fake.root / "round-0/_dropped/candidates/*.parquet")
+    dropped = pl.read_parquet(quick.root / "round-0/_dropped/candidates/*.parquet")
     assert dropped.filter(pl.col("failed")).height == 3, "parts with one of three rows failed are under 45%"
-    untouched = [n for n, t in kept.items() if (fake.root / "round-0/candidates" / n).stat().st_mtime_ns == t]
+    untouched = [n for n, t in kept.items() if (quick.root / "round-0/candidates" / n).stat().st_mtime_ns == t]
     assert len(untouched) == 3
 
 
-def test_a_share_within_the_limit_goes_on_and_the_failed_rows_are_accounted_for(fake, tmp_path):
+def test_a_share_within_the_limit_goes_on_and_the_failed_rows_are_accounted_for(quick, tmp_path):
     (tmp_path / "fail").touch()
-    assert "select" in titles(fake("execution.max_failed_fraction=0.5").ran)
-    again = fake()
+    assert "select" in titles(quick("execution.max_failed_fraction=0.5").ran)
+    again = quick()
     assert again.ran == [], "a limit lowered after a finished stage changes nothing"
 
 

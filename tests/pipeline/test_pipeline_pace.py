@@ -15,6 +15,7 @@ from pipeline.pace import Pace
 from pipeline.plan import Inputs
 from pipeline.run_stage import shard_work
 from schemas import files
+from schemas.config import RunConfig
 from schemas.manifests import ShardRange, StagePlan
 from stages.catalog import BY_NAME
 
@@ -78,10 +79,20 @@ def test_on_a_terminal_too_a_batch_that_takes_minutes_is_said_to_be_at_work(cloc
         assert "at work" not in Text.from_ansi(out.getvalue()).plain
 
 
-def test_the_total_of_gradients_is_the_training_pairs(tmp_path: Path):
+def test_the_total_of_gradients_is_the_pairs_that_get_one(tmp_path: Path):
     pl.DataFrame({"split": ["train", "test", "train", "dev", "train"]}).write_parquet(tmp_path / "part.parquet")
     inputs = Inputs({"pairs": [files.record(tmp_path, tmp_path / "part.parquet", "pairs", 5)]})
     shards = [ShardRange(index=0, start=0, stop=3), ShardRange(index=1, start=3, stop=5)]
     plan = StagePlan(stage="gradients", round=0, fingerprint="f", ingredients={}, shards=shards)
-    assert shard_work(BY_NAME["gradients"], plan, tmp_path, inputs) == {0: 2, 1: 1}
-    assert shard_work(BY_NAME["generate"], plan, tmp_path, inputs) == {0: 3, 1: 2}
+    given = {
+        "name": "t",
+        "languages": {"seen": ["en"]},
+        "model": {"policy": "m"},
+        "prompts": {"sources": [{"path": "x"}]},
+    }
+    config, trusting = (
+        RunConfig.model_validate(given | {"conflict": {"target": target}}) for target in ("train", "dev")
+    )
+    assert shard_work(BY_NAME["gradients"], config, plan, tmp_path, inputs) == {0: 2, 1: 1}
+    assert shard_work(BY_NAME["gradients"], trusting, plan, tmp_path, inputs) == {0: 2, 1: 2}
+    assert shard_work(BY_NAME["generate"], config, plan, tmp_path, inputs) == {0: 3, 1: 2}

@@ -121,20 +121,6 @@ def test_a_driver_that_is_killed_leaves_a_run_that_the_same_command_continues(no
     assert committed < _PARTS
 
 
-def test_a_node_that_hangs_and_comes_back_changes_nothing(nodes, config, start, alone):
-    root = config.parent / "runs" / "t"
-    name = next(iter(set(nodes.nodes) - {"b"}))
-    driver = start(*on_ray(nodes))
-    wait_until(
-        lambda: any(e["place"] == f"node-{name}" for e in events(root, "part_started") if e["stage"] == "generate")
-    )
-    nodes.strike(name, signal.SIGSTOP)
-    wait_until(lambda: any(f"node-{name}" in e["message"] for e in events(root, "note")))
-    nodes.strike(name, signal.SIGCONT)
-    finish(driver)
-    assert tables(root) == alone
-
-
 def test_where_no_cluster_answers_the_run_is_refused_in_seconds(start):
     driver = start("execution.on=ray", f"execution.ray_address=127.0.0.1:{free_port()}")
     _, err = driver.communicate(timeout=60)

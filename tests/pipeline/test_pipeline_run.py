@@ -20,6 +20,7 @@ from pipeline.rundir import RunDir
 from pipeline.selection import Selection
 from pipeline.status import states_of
 from schemas.errors import UserError
+from tests.faults.inline import InlineExecutor
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fake_stages
@@ -46,6 +47,14 @@ def fake(monkeypatch, tmp_path, write_config):
     return run
 
 
+@pytest.fixture
+def quick(fake, monkeypatch):
+    """The same without worker processes, of which every stage starts its own: for what is not about them."""
+    InlineExecutor.computed = []
+    monkeypatch.setattr(pipeline.run, "local_executor", InlineExecutor)
+    return fake
+
+
 def contents(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*.parquet"))}
 
@@ -67,11 +76,11 @@ def test_a_run_completes_and_running_again_does_nothing(fake):
     assert [s.kind for s in states_of(fake.root)] == ["done"] * 4
 
 
-def test_table_folders_hold_only_parquet(fake):
-    fake()
+def test_table_folders_hold_only_parquet(quick):
+    quick()
     for table in ("prompts", "round-0/candidates", "round-0/curated"):
-        assert all(p.suffix == ".parquet" for p in (fake.root / table).iterdir())
-    assert not list((fake.root / "_tmp").iterdir())
+        assert all(p.suffix == ".parquet" for p in (quick.root / table).iterdir())
+    assert not list((quick.root / "_tmp").iterdir())
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -99,51 +108,51 @@ def test_a_stage_whose_workers_keep_dying_ends_with_advice(fake, tmp_path, monke
     assert titles(fake().skipped) == ["prompts"]
 
 
-def test_lost_part_is_made_again_and_nothing_else(fake):
-    fake()
-    before = contents(fake.root)
-    victim = fake.root / "round-0/candidates/part-00003.parquet"
+def test_lost_part_is_made_again_and_nothing_else(quick):
+    quick()
+    before = contents(quick.root)
+    victim = quick.root / "round-0/candidates/part-00003.parquet"
     victim.unlink()
     others = {p: p.stat().st_mtime_ns for p in victim.parent.iterdir()}
-    outcome = fake()
+    outcome = quick()
     assert titles(outcome.ran) == ["generate"]
-    assert contents(fake.root) == before
+    assert contents(quick.root) == before
     assert {p: p.stat().st_mtime_ns for p in others} == others
 
 
-def test_corrupted_part_is_never_read(fake):
-    fake(last="generate")
-    victim = fake.root / "round-0/candidates/part-00000.parquet"
+def test_corrupted_part_is_never_read(quick):
+    quick(last="generate")
+    victim = quick.root / "round-0/candidates/part-00000.parquet"
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
     with pytest.raises(UserError, match=r"part-00000\.parquet.*Delete it"):
-        fake()
+        quick()
     victim.unlink()
-    assert "select" in titles(fake().ran)
+    assert "select" in titles(quick().ran)
 
 
-def test_changed_setting_redoes_a_cheap_stage_but_refuses_to_throw_away_an_expensive_one(fake):
-    fake()
+def test_changed_setting_redoes_a_cheap_stage_but_refuses_to_throw_away_an_expensive_one(quick):
+    quick()
     with pytest.raises(UserError, match=r"train.*select\.keep: 0\.5 -> 0\.25.*--force-stage select"):
-        fake("select.keep=0.25")
-    outcome = fake("select.keep=0.25", force=("select",))
+        quick("select.keep=0.25")
+    outcome = quick("select.keep=0.25", force=("select",))
     assert titles(outcome.ran)[0] == "select" and "train" not in titles(outcome.ran)  # same sums: train is still valid
 
 
-def test_rows_of_two_settings_never_mix(fake):
-    fake(last="generate")
+def test_rows_of_two_settings_never_mix(quick):
+    quick(last="generate")
     with pytest.raises(UserError, match=r"generate\.candidates: 4 -> 5"):
-        fake("generate.candidates=5")
-    fake("generate.candidates=5", force=("generate",))
-    prints = {json.loads(p.read_text())["fingerprint"] for p in (fake.root / "round-0/_state/generate").glob("*.json")}
+        quick("generate.candidates=5")
+    quick("generate.candidates=5", force=("generate",))
+    prints = {json.loads(p.read_text())["fingerprint"] for p in (quick.root / "round-0/_state/generate").glob("*.json")}
     assert len(prints) == 1
 
 
 @pytest.mark.parametrize("override", ["execution.workers=2", "train.micro_batch_size=1", "gradients.token_budget=100"])
-def test_execution_settings_change_freely(fake, override):
-    fake()
-    assert fake(override).ran == []
+def test_execution_settings_change_freely(quick, override):
+    quick()
+    assert quick(override).ran == []
 
 
 def test_train_finds_its_folder_after_a_crash(fake, tmp_path):
@@ -159,49 +168,49 @@ def test_user_errors_arrive_whole_and_defects_name_the_log(fake):
         fake("generate.candidates=14", force=("generate",))
 
 
-def test_selection_of_stages(fake):
-    assert titles(fake(last="generate").ran) == ["prompts", "generate"]
-    assert titles(fake(stage="select").ran) == ["select"]
+def test_selection_of_stages(quick):
+    assert titles(quick(last="generate").ran) == ["prompts", "generate"]
+    assert titles(quick(stage="select").ran) == ["select"]
     with pytest.raises(UserError, match=r"no stage 'selct'.*select"):
-        fake(stage="selct")
+        quick(stage="selct")
 
 
-def test_a_stage_without_its_inputs_says_what_it_waits_for(fake):
+def test_a_stage_without_its_inputs_says_what_it_waits_for(quick):
     with pytest.raises(UserError, match=r"select cannot run.*waits for generate"):
-        fake(stage="select")
+        quick(stage="select")
 
 
-def test_two_runs_on_one_directory_are_refused(fake):
-    with Lease(fake.root), pytest.raises(UserError, match=r"Another run is working.*process"):
-        fake()
+def test_two_runs_on_one_directory_are_refused(quick):
+    with Lease(quick.root), pytest.raises(UserError, match=r"Another run is working.*process"):
+        quick()
 
 
-def test_a_dead_holder_does_not_block(fake):
-    fake.root.mkdir(parents=True)
-    holder = Lease(fake.root)._me | {"pid": 2**22 - 1, "started": 1, "nonce": "x", "heartbeat": 9e9}
-    (fake.root / "_lease.json").write_text(json.dumps(holder))
-    assert fake(last="prompts").ran
+def test_a_dead_holder_does_not_block(quick):
+    quick.root.mkdir(parents=True)
+    holder = Lease(quick.root)._me | {"pid": 2**22 - 1, "started": 1, "nonce": "x", "heartbeat": 9e9}
+    (quick.root / "_lease.json").write_text(json.dumps(holder))
+    assert quick(last="prompts").ran
 
 
-def test_dry_run_changes_nothing(fake):
-    states, _ = preview(fake.config(), Selection())
+def test_dry_run_changes_nothing(quick):
+    states, _ = preview(quick.config(), Selection())
     assert [s.kind for s in states] == ["new", "waiting", "waiting", "waiting"]
-    assert not (fake.root / "prompts").exists()
+    assert not (quick.root / "prompts").exists()
 
 
-def test_manifest_of_a_newer_version_is_refused(fake):
-    fake(last="prompts")
-    path = fake.root / "_state/prompts/_stage.json"
+def test_manifest_of_a_newer_version_is_refused(quick):
+    quick(last="prompts")
+    path = quick.root / "_state/prompts/_stage.json"
     path.write_text(
         path.read_text().replace('"version": 1', '"version": 99').replace('"stage"', '"newer": 1, "stage"', 1)
     )
     with pytest.raises(UserError, match=r"_stage\.json.*another version"):
-        fake()
+        quick()
 
 
-def test_every_level_accounts_for_every_row(fake):
-    fake()
-    rundir = RunDir(fake.root)
+def test_every_level_accounts_for_every_row(quick):
+    quick()
+    rundir = RunDir(quick.root)
     for spec in SPECS[:3]:
         manifest = rundir.stage(spec, 0)
         assert manifest is not None
@@ -210,28 +219,28 @@ def test_every_level_accounts_for_every_row(fake):
     assert rundir.stage(fake_stages.GENERATE, 0).tallies[0].dropped == {"odd": 10}
 
 
-def test_the_report_is_written_after_every_run_and_again_only_when_it_is_missing_or_old(fake):
-    fake(last="generate")
-    page = fake.root / "report.html"
+def test_the_report_is_written_after_every_run_and_again_only_when_it_is_missing_or_old(quick):
+    quick(last="generate")
+    page = quick.root / "report.html"
     first = page.read_bytes()
-    fake()
+    quick()
     second = page.read_bytes()
     assert second != first
     page.unlink()
-    assert fake().ran == [] and page.read_bytes() == second
+    assert quick().ran == [] and page.read_bytes() == second
     before = page.stat().st_mtime_ns
-    fake()
+    quick()
     assert page.stat().st_mtime_ns == before
     page.write_bytes(first)
-    fake()
+    quick()
     assert page.read_bytes() == second
 
 
-def test_a_run_directory_with_the_report_as_a_stage_continues(fake):
-    fake(last="select")
-    state = fake.root / "_state" / "report"
+def test_a_run_directory_with_the_report_as_a_stage_continues(quick):
+    quick(last="select")
+    state = quick.root / "_state" / "report"
     state.mkdir()
     (state / "plan.json").write_text('{"of": "another time"}')
-    assert titles(fake().ran) == ["train"]
+    assert titles(quick().ran) == ["train"]
     with pytest.raises(UserError, match="no stage 'report'"):
-        fake(stage="report")
+        quick(stage="report")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
-from schemas.errors import UserError, first_line
+from schemas.errors import UserError, first_line, foreign
+from stages.contract import ModelRef
 from stages.gradients.batching import TokenBudget
 from stages.gradients.rows import BatchRow, RowBatch
 from stages.models.load import free_memory, load_causal_lm
+from stages.text.render import load_tokenizer
 from stages.train.allo.tokens import implicit_rewards
 from stages.train.model import Precision
 from stages.train.scoring import forward_budget
@@ -42,12 +45,7 @@ def model_rewards(session: Session, rows: Sequence[BatchRow], ref_logps: Sequenc
 
 
 def _same_tokens(name: str, folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    from transformers import AutoTokenizer
-
-    try:
-        theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"The tokenizer of {name} cannot be loaded: {first_line(error)}", where=_WHERE) from error
+    theirs = load_tokenizer(ModelRef(name, Path(folder), ""))
     if theirs.get_vocab() != tokenizer.get_vocab():
         raise UserError(
             f"{name} has another vocabulary than the policy: its rewards would be of other tokens",
@@ -57,7 +55,7 @@ def _same_tokens(name: str, folder: str, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _classifier(name: str, folder: str, numbers: Precision, trust: bool) -> torch.nn.Module:
-    try:
+    with foreign(lambda e: UserError(f"The token classifier {name} cannot be loaded: {first_line(e)}", where=_WHERE)):
         model, info = AutoModelForTokenClassification.from_pretrained(
             folder,
             dtype=numbers.compute,
@@ -66,8 +64,6 @@ def _classifier(name: str, folder: str, numbers: Precision, trust: bool) -> torc
             trust_remote_code=trust,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise UserError(f"The token classifier {name} cannot be loaded: {first_line(error)}", where=_WHERE) from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])[0]
         raise UserError(

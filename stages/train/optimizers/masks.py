@@ -7,6 +7,7 @@ compiled, however a parameter is cut, after every resume; nothing is stored. A m
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -101,7 +102,11 @@ def top_cut(values: torch.Tensor, k: int) -> Cut:
     if not 0 < k < values.numel():
         return EVERYTHING
     flat = values.detach().reshape(-1)
-    return cut_whole((part.to(wide(part.dtype)).abs() for part in flat.split(1 << 20)), k)
+
+    def magnitudes() -> Iterator[torch.Tensor]:
+        return (part.to(wide(part.dtype)).abs() for part in flat.split(1 << 20))
+
+    return cut_whole(magnitudes(), k, flat.numel(), magnitudes)
 
 
 def keep_top_(values: torch.Tensor, reserve: float, released: bool = False, active: int | None = None) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -99,9 +100,11 @@ class Merging:
         device, peers = parts[0].param.device, parts[0].shard.peers
         if peers is None and device.type == "cpu":
             for i, (part, k) in enumerate(zip(parts, kept, strict=True)):
-                magnitudes = _magnitudes(form, part, base, plan._replace(end="magnitude"))
+                look = plan._replace(end="magnitude")
+                magnitudes = _magnitudes(form, part, base, look)
+                again = partial(_magnitudes, form, part, base, look._replace(fresh=False))
                 if wanted[i]:
-                    cuts[i] = cut_whole(magnitudes, k)
+                    cuts[i] = cut_whole(magnitudes, k, part.size, again)
                 else:
                     _exhaust(magnitudes)
             return cuts

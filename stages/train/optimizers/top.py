@@ -1,6 +1,6 @@
 """The k entries of largest magnitude of a parameter, exactly, as a `Cut`; ties go to the lower position.
 
-Whole parameters on a CPU: one pass that remembers the k best so far (`cut_whole`). On a GPU, or where the parts of a parameter lie on
+Whole parameters on a CPU: one pass that counts what lies above a bracket and remembers what lies in it (`cut_whole`). On a GPU, or where the parts of a parameter lie on
 several processes: radix selection (`cuts_by_digits`). The bits of a non-negative float, read as an integer, order as the float does; three
 rounds (six in float64) over 11-bit digits from the top, each a histogram of the entries that are still in question, summed over the
 processes, narrow the k-th largest value down to all its bits. Nothing is sorted or gathered, nothing waits for the device, and what is
@@ -23,7 +23,9 @@ _DIGIT = 11
 _BINS = 1 << _DIGIT
 _BLOCK = 2048
 """Entries whose ties are counted together."""
-_SAMPLE = 4096
+_SAMPLE = 8192
+_ROOM = 1 << 16
+"""Entries that may be remembered beside three times those wanted."""
 _INTEGERS = {torch.float32: (torch.int32, 31), torch.float64: (torch.int64, 63)}
 
 
@@ -37,8 +39,59 @@ class Cut(NamedTuple):
 EVERYTHING = Cut(-1.0, -1)
 
 
-def cut_whole(magnitudes: Iterable[torch.Tensor], k: int) -> Cut:
-    """Of the flat magnitudes of a whole parameter in parts, float32 or float64 on the CPU, k >= 1.
+Magnitudes = Callable[[], Iterable[torch.Tensor]]
+
+
+def cut_whole(magnitudes: Iterable[torch.Tensor], k: int, size: int, again: Magnitudes) -> Cut:
+    """Of the flat magnitudes of a whole parameter of `size` entries in parts, float32 or float64 on the CPU, k >= 1. All are looked at, once.
+
+    A sample of the first part gives a bracket that most likely holds the k-th largest. Where it does not, `again`, which gives the
+    magnitudes once more, is looked through without one.
+    """
+    bracket: tuple[float, float] | None = None
+    values: list[np.ndarray] = []
+    places: list[np.ndarray] = []
+    first = above = held = 0
+    for part in magnitudes:
+        given = part.numpy()
+        low, high = bracket = bracket or _bracket(given, k / size)
+        if held <= 3 * k + _ROOM:
+            found = _where((part >= low).numpy())  # torch compares on all cores
+            value = given[found]
+            inside = value <= high
+            above += len(value) - int(np.count_nonzero(inside))
+            values.append(value[inside])
+            places.append(found[inside] + first)
+            held += len(values[-1])
+        first += len(given)
+    left = k - above
+    if not 1 <= left <= held <= 3 * k + _ROOM:
+        return _cut_streamed(again(), k)
+    value, place = np.concatenate(values), np.concatenate(places)
+    limit = np.partition(value, held - left)[held - left]
+    ties = place[value == limit]
+    return Cut(float(limit), int(ties[left - int(np.count_nonzero(value > limit)) - 1]))
+
+
+def _bracket(given: np.ndarray, share: float) -> tuple[float, float]:
+    """Two values between which the smallest of the largest `share` of all entries lies, by a sample, in both directions by four standard
+    deviations of its rank and more."""
+    sample = np.sort(given[:: max(1, len(given) // _SAMPLE)])
+    rank = share * len(sample)
+    low, high = int(1.5 * rank + 16), int(0.6 * rank - 8)
+    return (float(sample[-low]) if low <= len(sample) else 0.0), (float(sample[-high]) if high >= 1 else np.inf)
+
+
+def _where(mask: np.ndarray) -> np.ndarray:
+    """Positions of the few that are true: eight are passed over at once."""
+    whole = len(mask) & ~7
+    words = np.flatnonzero(mask[:whole].view(np.uint64))
+    inner = np.flatnonzero(mask[:whole].reshape(-1, 8)[words])
+    return np.concatenate([8 * words[inner >> 3] + (inner & 7), np.flatnonzero(mask[whole:]) + whole])
+
+
+def _cut_streamed(magnitudes: Iterable[torch.Tensor], k: int) -> Cut:
+    """The same, of any magnitudes, remembering at most about 1.5 k of them.
 
     The k-th largest so far never exceeds the k-th largest of all, so what is below it is passed over; of equal ones the first stay.
     """

@@ -36,7 +36,16 @@ def config(**conflict) -> RunConfig:
     )
 
 
-def tables(g_ND: torch.Tensor, languages: list[str], groups=None, texts=None, seed=b"0", margin=None, relevance=None):
+def tables(
+    g_ND: torch.Tensor,
+    languages: list[str],
+    groups=None,
+    texts=None,
+    seed=b"0",
+    margin=None,
+    relevance=None,
+    splits=None,
+):
     n = len(languages)
     stored, norm = pack_sketches(g_ND)
     zeros = [0.0] * n
@@ -45,6 +54,7 @@ def tables(g_ND: torch.Tensor, languages: list[str], groups=None, texts=None, se
             "pair_id": [f"p{i}" for i in range(n)],
             "group_id": groups or [f"g{i}" for i in range(n)],
             "language": languages,
+            "split": splits or ["train"] * n,
             "sketch": sketch_array(stored.numpy()),
             "norm": norm.numpy(),
             "logp_chosen": margin or zeros, "logp_rejected": zeros, "ref_logp_chosen": zeros, "ref_logp_rejected": zeros,
@@ -329,3 +339,59 @@ def test_with_two_sided_losses_the_sides_of_the_pairs_that_stay_are_combined(tmp
         [x.x_ND.float() * x.factor_N[:, None].float() for x in store.chunks(windows=[range(0, 3), range(49, 52)])()]
     )
     torch.testing.assert_close(read, g_ND[[1, 2, 49, 51]].float(), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("metric", ["unit", "layer"])
+def test_trusted_pairs_make_the_directions_and_training_pairs_are_scored_against_them(tmp_path, metric):
+    """The definition, recomputed: no pair leaves, no training pair is in a direction, only training pairs have a row."""
+    g_ND, languages = draw(60, 5)
+    languages = [code if i < 40 or code != "zh" else "en" for i, code in enumerate(languages)]  # nobody trusts zh
+    splits = ["train"] * 40 + ["dev"] * 20
+    settings = config(target="dev", metric=metric, surgery="mean")
+    got, account, notes = run(tmp_path, settings, *tables(g_ND, languages, splits=splits))
+    unit_ND = g_ND / g_ND.norm(dim=1, keepdim=True)
+    if metric == "layer":
+        for slot in LAYOUT.layers:
+            unit_ND[:, slot.columns] /= unit_ND[:, slot.columns].square().mean(dim=0).sum().sqrt()
+    trusted = {code: [i for i in range(40, 60) if languages[i] == code] for code in ("en", "de")}
+    u_D = sum(unit_ND[where].mean(dim=0) for where in trusted.values())
+    rows = got["scores"].to_pylist()
+    assert [row["pair_id"] for row in rows] == [f"p{i}" for i in range(40)]
+    for i, row in enumerate(rows):
+        want = float(torch.cosine_similarity(unit_ND[i], u_D, dim=0))
+        assert row["score"] == row["score_all"] == pytest.approx(want, abs=3e-3)
+        assert {entry["language"] for entry in row["cosines"]} == {"en", "de"}
+    assert sum(tally.kept for tally in account.tallies) == 40
+    assert "40 training pairs are scored against the directions of 20 pairs of the dev split" in notes
+    assert {r["language"]: r["n_pairs"] for r in got["directions"].to_pylist() if r["n_pairs"]} == {
+        code: len(where) for code, where in trusted.items()
+    }
+
+
+def test_one_trusted_language_is_enough(tmp_path):
+    g_ND, languages = draw(50, 6)
+    languages = [*languages[:40], *["de"] * 10]
+    got, _, _ = run(tmp_path, config(target="dev"), *tables(g_ND, languages, splits=["train"] * 40 + ["dev"] * 10))
+    assert all(row["score"] is not None for row in got["scores"].to_pylist())
+
+
+def test_without_trusted_pairs_the_target_is_refused(tmp_path):
+    with pytest.raises(UserError, match="No pair of the dev split"):
+        run(tmp_path, config(target="dev"), *tables(*draw(12, 1)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"conflict": {"language_weights": {"xx": 2}}}, "names xx"),
+        ({"conflict": {"language_weights": {"en": 0, "de": 0, "zh": 0}}}, "every language 0"),
+        ({"conflict": {"language_weights": {"en": -1}}}, "greater than or equal to 0"),
+        ({"conflict": {"language_weights": {"en": 2}, "surgery": "mgda"}}, "no use with conflict.surgery: mgda"),
+        ({"conflict": {"target": "dev", "score": "all"}}, "no use with conflict.target: dev"),
+        ({"conflict": {"target": "dev"}, "rounds": 2}, "needs rounds: 1"),
+        ({"conflict": {"target": "dev"}, "gradients": {"sketch": {"method": "one_sided"}}}, "two_sided"),
+    ],
+)
+def test_what_weights_and_target_cannot_be_is_refused_before_the_run(changes, why):
+    with pytest.raises(ValueError, match=why):
+        RunConfig.model_validate(config().model_dump(mode="json", exclude_unset=True) | changes)

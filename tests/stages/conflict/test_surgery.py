@@ -7,13 +7,14 @@ from typing import get_args
 import pytest
 import torch
 
+from schemas.config.base import conditions_of
 from schemas.config.curation import ConflictConfig
 from schemas.errors import UserError
 from stages.conflict import pcgrad
 from stages.conflict.bargains import min_norm_weights, nash_weights
 from stages.conflict.pcgrad import draw_orders, pcgrad_weights
 from stages.conflict.solvers import TORCHJD, packages
-from stages.conflict.surgery import METHODS, surgery
+from stages.conflict.surgery import METHODS, WEIGHTED, surgery
 
 SOLVED = ("mgda", "nash_mtl", *TORCHJD)
 
@@ -320,3 +321,65 @@ def test_nash_with_one_direction_left_is_that_direction_and_without_a_bargain_it
         nash_weights(v @ v.T)
     with pytest.raises(UserError, match=r"found no weights.*no direction gains for all languages.*nash_mtl"):
         surgery("nash_mtl", 2)(v @ v.T)
+
+
+def _gram(fresh_seed: int, n: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(fresh_seed)
+    direction_LD = torch.randn(n, 7, generator=generator, dtype=torch.float64)
+    given = torch.rand(n, generator=generator, dtype=torch.float64) * 3 + 0.1
+    return direction_LD, direction_LD @ direction_LD.T, given
+
+
+def test_weighted_pcgrad_is_pcgrad_of_the_weighted_losses_gradients(fresh_seed) -> None:
+    direction_LD, gram_LL, given = _gram(fresh_seed)
+    weight_L = built("pcgrad", 5, seed=3, repeats=1, weight_L=given.tolist())(gram_LL)
+    scaled_LD = direction_LD * (given / given.mean())[:, None]
+    want = vector_pcgrad(scaled_LD, draw_orders(5, 1, 3)[0])
+    torch.testing.assert_close(weight_L @ direction_LD, want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["upgrad", "dualproj"])
+def test_a_weighted_dual_cone_is_torchjds_preference_vector(name, fresh_seed) -> None:
+    """Directions of one length, where TorchJD's regularisation is the same for all."""
+    from torchjd.aggregation import DualProjWeighting, UPGradWeighting
+
+    direction_LD, _, given = _gram(fresh_seed)
+    unit_LD = direction_LD / direction_LD.norm(dim=1, keepdim=True)
+    gram_LL = unit_LD @ unit_LD.T
+    kind = {"upgrad": UPGradWeighting, "dualproj": DualProjWeighting}[name]
+    want = kind(pref_vector=given / given.mean() / 5)(gram_LL)
+    got = built(name, 5, weight_L=given.tolist())(gram_LL)
+    torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-3)
+
+
+def test_weighted_means_are_the_closed_form(fresh_seed) -> None:
+    from torchjd.aggregation import ConstantWeighting
+
+    _, gram_LL, given = _gram(fresh_seed)
+    share = given / given.sum()
+    got = built("mean", 5, weight_L=given.tolist())(gram_LL)
+    torch.testing.assert_close(got, ConstantWeighting(share)(gram_LL))
+    unit = built("unit_mean", 5, weight_L=(7 * given).tolist())(gram_LL)
+    torch.testing.assert_close(unit, share / gram_LL.diagonal().sqrt())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_equal_weights_change_nothing_and_those_that_take_none_say_so(name, fresh_seed) -> None:
+    _, gram_LL, _ = _gram(fresh_seed)
+    if name not in WEIGHTED:
+        with pytest.raises(ValueError, match="takes no weights"):
+            built(name, 5, weight_L=[1.0] * 5)
+        return
+    torch.testing.assert_close(built(name, 5, weight_L=[4.0] * 5)(gram_LL), built(name, 5)(gram_LL))
+
+
+def test_the_config_knows_which_surgeries_take_weights() -> None:
+    (conditions,) = conditions_of(ConflictConfig.model_fields["language_weights"])
+    assert set(conditions[".surgery"]) == set(WEIGHTED)
+
+
+def test_a_language_of_weight_zero_is_in_no_merged_direction(fresh_seed) -> None:
+    _, gram_LL, _ = _gram(fresh_seed)
+    for name in WEIGHTED:
+        weight_L = built(name, 5, weight_L=[1.0, 0.0, 1.0, 1.0, 1.0])(gram_LL)
+        assert float(weight_L[1]) == 0 and bool((weight_L[[0, 2, 3, 4]] != 0).any())

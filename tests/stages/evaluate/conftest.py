@@ -142,7 +142,9 @@ class Bench:
     def _write(self, name: str, rows: list[dict[str, Any]]) -> list[Path]:
         schema = TABLES[name].schema
         path = self.root / f"{name}.parquet"
-        pq.write_table(pa.Table.from_pylist([{k: row[k] for k in schema.names} for row in rows], schema=schema), path)
+        pq.write_table(
+            pa.Table.from_pylist([{k: row.get(k) for k in schema.names} for row in rows], schema=schema), path
+        )
         return [path]
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from stages.evaluate.answers import repetition
 from stages.evaluate.intervals import of_statistic
 from stages.evaluate.length_controlled import length_controlled
+from stages.text.repetition import repetition
 
 
 def test_it_is_the_intercept_of_the_regression() -> None:

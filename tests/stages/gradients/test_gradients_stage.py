@@ -221,7 +221,7 @@ def test_float16_and_layers_that_are_not_there_are_refused(tmp_path, models):
 
 @pytest.mark.parametrize(("raised", "seen"), [(Unsketchable, UserError), (ValueError, ValueError)])
 def test_only_what_a_batch_says_of_the_model_asks_for_other_layers(tmp_path, models, monkeypatch, raised, seen):
-    def broken(self, *rest):
+    def broken(self, *rest, **named):
         raise raised("2 results for a batch of 3")
 
     monkeypatch.setattr(Sketcher, "run", broken)

@@ -214,3 +214,10 @@ def test_a_system_column_may_hold_a_message(tmp_path: Path) -> None:
     row = {"system": [{"role": "system", "content": "Be brief."}], "prompt": ASK, "chosen": GOOD, "rejected": BAD}
     found, _ = read(tmp_path, [row], fields={"system": "system"})
     assert found[0].prompt[0] == {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.timeout(60)  # minutes where every quote is tried as a beginning
+@pytest.mark.parametrize("text", ["[{'role': '" + "\\'" * 150_000, '["' + '\\"' * 150_000, "[" + "array(" * 100_000])
+def test_texts_that_only_begin_as_messages_are_looked_at_once(tmp_path: Path, text: str) -> None:
+    found, _ = read(tmp_path, [{"prompt": ASK, "chosen": text, "rejected": BAD}])
+    assert len(found) == 1

@@ -58,6 +58,19 @@ def test_every_strategy_picks_what_it_says(run_stage: Callable[..., Any], tiny_m
     assert (best, other) in {("a", "c"), ("a", "d")}
 
 
+def test_answers_that_repeat_themselves_leave_before_pairing_where_it_is_asked(
+    run_stage: Callable[..., Any], tiny_model: Path
+) -> None:
+    tables = Tables()
+    tables.prompt("p", [("the Rhine, in prose", 3.0), ("ha " * 60, 5.0), ("a short answer", 1.0)])
+    outcome = run_stage(Pairs(), config(max_repetition=0.5), model=tiny_model, **tables.tables())
+    assert pairs_of(outcome) == [("the Rhine, in prose", "a short answer")]
+    assert reasons(outcome) == {"p/1": "repetitive"}
+    assert outcome.drops[0].detail.endswith("> 0.5")
+    kept = run_stage(Pairs(), config(), model=tiny_model, **tables.tables())
+    assert pairs_of(kept)[0][0].startswith("ha ha") and not reasons(kept)
+
+
 def test_the_random_loser_is_any_that_is_worse_by_the_margin(run_stage: Callable[..., Any], tiny_model: Path) -> None:
     tables = Tables()
     for number in range(40):

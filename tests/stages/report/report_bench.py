@@ -118,6 +118,7 @@ class Builder:
                     "pair_id": pair["pair_id"],
                     "group_id": pair["group_id"],
                     "language": pair["language"],
+                    "split": "train",
                     "sketch": bytes(8),
                     "norm": self.random.lognormvariate(1, 0.4),
                     **dict.fromkeys(("logp_chosen", "ref_logp_chosen"), -20.0),

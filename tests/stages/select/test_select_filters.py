@@ -23,6 +23,8 @@ COLUMNS = {
     "n_tokens": pl.Int64,
     "chosen_score": pl.Float64,
     "rejected_score": pl.Float64,
+    "norm": pl.Float64,
+    "weight": pl.Float64,
 }
 
 
@@ -45,6 +47,7 @@ def literal(row: dict[str, Any], by: str) -> float:
         "conflict": row["score"],
         "margin": row["chosen_score"] - row["rejected_score"],
         "implicit": row["implicit_margin"],
+        "smallest_gap": -abs(row["implicit_margin"]),
         "logp_margin": row["logp_margin"],
         "mean_direction": row["score_mean"],
         "own_language": row["cosine_own"],
@@ -59,7 +62,11 @@ def test_the_config_knows_exactly_these_filters() -> None:
     assert set(get_args(SelectConfig.model_fields["by"].annotation)) == set(FILTERS)
 
 
-@pytest.mark.parametrize("by", sorted(set(FILTERS) - {"random", "mid_band"}))
+ELSEWHERE = {"random", "mid_band", "medium_influence", "lossdiff_irm", "fused_margin"}
+"""Tested below."""
+
+
+@pytest.mark.parametrize("by", sorted(set(FILTERS) - ELSEWHERE))
 def test_a_filter_is_its_definition(by: str) -> None:
     frame = pairs()
     assert ranking(frame, by).to_list() == [literal(row, by) for row in frame.iter_rows(named=True)]
@@ -103,3 +110,40 @@ def test_unknown_filters_and_missing_columns_are_named() -> None:
         ranking(pairs(), "best")
     with pytest.raises(UserError, match="logp_margin"):
         ranking(pairs().drop("logp_margin"), "logp_margin")
+
+
+def _nearness(values: list[float], value: float) -> float:
+    """0 in the middle of the ranks, towards -1 at their ends."""
+    return -abs(2 * (sorted(values).index(value) + 1) - len(values) - 1) / len(values)
+
+
+def test_medium_influence_and_lossdiff_irm_are_the_middle_of_each_language() -> None:
+    frame = pairs(seed=3)
+    medium, both = (ranking(frame, name).to_list() for name in ("medium_influence", "lossdiff_irm"))
+    rows = frame.to_dicts()
+    for place, row in enumerate(rows):
+        mine = [other for other in rows if other["language"] == row["language"]]
+        influences = [other["score"] * other["norm"] * other["weight"] for other in mine]
+        near = _nearness(influences, row["score"] * row["norm"] * row["weight"])
+        reward = _nearness([other["implicit_margin"] for other in mine], row["implicit_margin"])
+        assert medium[place] == pytest.approx(near) and both[place] == pytest.approx(min(near, reward))
+
+
+def test_fused_margins_are_in_units_of_their_language() -> None:
+    frame = pairs(seed=4)
+    doubled = frame.with_columns(pl.col("implicit_margin") * 1000)
+    assert ranking(frame, "fused_margin").to_list() == pytest.approx(ranking(doubled, "fused_margin").to_list())
+    rows = frame.to_dicts()
+    for row, value in zip(rows, ranking(frame, "fused_margin"), strict=True):
+        mine = [other for other in rows if other["language"] == row["language"]]
+        judged = [other["chosen_score"] - other["rejected_score"] for other in mine]
+        implicit = [other["implicit_margin"] for other in mine]
+        scale = [math.sqrt(sum(x * x for x in xs) / len(xs)) for xs in (judged, implicit)]
+        want = (row["chosen_score"] - row["rejected_score"]) / scale[0] + row["implicit_margin"] / scale[1]
+        assert value == pytest.approx(want)
+
+
+@pytest.mark.parametrize("by", ["smallest_gap", "lossdiff_irm", "fused_margin"])
+def test_what_goes_by_implicit_rewards_is_refused_where_all_are_zero(by: str) -> None:
+    with pytest.raises(UserError, match="policy is the reference"):
+        ranking(pairs(implicit_margin=0.0), by)

@@ -25,20 +25,25 @@ def renderer() -> Renderer:
     return load_renderer(resolve("embedded:qwen2.5-coder-0.5b-instruct"), TextConfig())
 
 
-@pytest.mark.parametrize("language", ["en", "de", "es", "fr", "ru", "zh", "ja", "ar", "hi", "sw", "it", "ko", "th"])
-def test_authored_pairs_are_tokenised_as_trl_tokenises_them(renderer: Renderer, language: str) -> None:
+LANGUAGES = ("en", "de", "es", "fr", "ru", "zh", "ja", "ar", "hi", "sw", "it", "ko", "th")
+
+
+def test_authored_pairs_are_tokenised_as_trl_tokenises_them(renderer: Renderer) -> None:
+    """In one data set: before it is tokenised, `datasets` hashes the whole tokenizer."""
     from datasets import Dataset
     from trl import DPOTrainer
 
-    lines = files("data").joinpath(f"authored_pairs/{language}.jsonl").read_text("utf-8").splitlines()
-    rows = [
-        {
-            "prompt": [{"role": "user", "content": entry["prompt"]}],
-            "chosen": [{"role": "assistant", "content": entry["chosen"]}],
-            "rejected": [{"role": "assistant", "content": entry["rejected"]}],
-        }
-        for entry in map(json.loads, lines)
-    ]
+    rows = []
+    for language in LANGUAGES:
+        lines = files("data").joinpath(f"authored_pairs/{language}.jsonl").read_text("utf-8").splitlines()
+        rows += [
+            {
+                "prompt": [{"role": "user", "content": entry["prompt"]}],
+                "chosen": [{"role": "assistant", "content": entry["chosen"]}],
+                "rejected": [{"role": "assistant", "content": entry["rejected"]}],
+            }
+            for entry in map(json.loads, lines)
+        ]
     args = SimpleNamespace(dataset_num_proc=None, max_length=None, truncation_mode="keep_start")
     theirs = DPOTrainer._prepare_dataset(SimpleNamespace(), Dataset.from_list(rows), renderer.tokenizer, args, "t")
     newline = renderer.tokenizer.encode("\n")
@@ -58,7 +63,7 @@ def test_scores_and_choices_are_single_tokens(renderer: Renderer) -> None:
 
 @pytest.mark.parametrize("name", NASTY)
 def test_no_text_is_a_control_token_of_a_real_template(renderer: Renderer, name: str) -> None:
-    text = clean(NASTY[name]) or "."
+    text = (clean(NASTY[name]) or ".")[:20_000]  # a megabyte: test_text_render
     controls = {i for i, token in renderer.tokenizer.added_tokens_decoder.items() if token.special}
     calm, ids = (
         renderer.prompt_ids(

@@ -10,7 +10,7 @@ import pytest
 from schemas.config.model import TextConfig
 from schemas.errors import UserError
 from stages.text.messages import BadRow
-from stages.text.render import Renderer, check_thoughts
+from stages.text.render import Renderer, check_thoughts, refuse_channels
 from stages.text.thoughts import Thoughts
 
 QWEN3 = (
@@ -171,3 +171,15 @@ def test_thoughts_whose_opening_was_in_the_prompt_and_of_other_models(
 ) -> None:
     found = Thoughts("").split(answer)
     assert (found.thought, found.said.strip()) == (thought, said)
+
+
+def test_answers_in_channels_are_refused_rather_than_glued_together(make: Any, tiny_tokenizer: Any) -> None:
+    refuse_channels(make(None))
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_tokens(["<|channel|>", "<|message|>"], special_tokens=True)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}<|channel|>final<|message|>{{ m['content'] }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+    )
+    with pytest.raises(UserError, match="in channels"):
+        refuse_channels(Renderer(tokenizer, TextConfig()))

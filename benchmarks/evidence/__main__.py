@@ -1,0 +1,84 @@
+"""Evidence: does curation do what it says, on real answers? Three resumable studies, a Parquet row per arm and seed.
+
+    python -m benchmarks.evidence sketch   --work FOLDER --data answers.parquet [--threads 1]
+    python -m benchmarks.evidence real     --work FOLDER --data answers.parquet [--seeds 10]
+    python -m benchmarks.evidence predict  --work FOLDER --data answers.parquet [--steps 40]
+    python -m benchmarks.evidence training --work FOLDER --data answers.parquet [--seeds 5] [--only "40% flips"]
+    python -m benchmarks.evidence print
+
+--data: Parquet with the columns id (equal for translations), language, prompt, model, answer. `sketch` makes an ordinary, resumable run per model; the
+studies start from its gradients. --questions takes the first ones only, so that a study can begin before all are sketched. Rows go to benchmarks/evidence/rows
+as they finish; what is there is not computed again. `print` writes the tables of docs/evidence.md, and what is not there prints as missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from benchmarks.evidence import page
+from benchmarks.evidence.answers import CONTRASTS, Pool
+from benchmarks.quality.results import Results
+
+
+def say(line: str) -> None:
+    """A line for people, at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(given: list[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=("sketch", "real", "predict", "training", "print"))
+    parser.add_argument("--work", type=Path, help="folder of runs and models")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--rows", type=Path, default=page.ROWS)
+    parser.add_argument("--models", default=",".join(page.MODELS))
+    parser.add_argument("--contrasts", default=",".join(CONTRASTS))
+    parser.add_argument("--languages", default=",".join(Pool().languages))
+    parser.add_argument("--pairs", type=int, default=Pool().count, help="in each language and contrast")
+    parser.add_argument("--words", type=int, default=Pool().words)
+    parser.add_argument("--questions", type=int, default=0, help="of these only the first; 0: all")
+    parser.add_argument("--seeds", type=int, default=0, help="0: ten for `real`, five for `training`")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--only", default="", help="training: cells with this in their name")
+    parser.add_argument("--held-out", type=int, default=40, help="training: held-out pairs a language")
+    parser.add_argument("--threads", type=int, default=0)
+    arguments = parser.parse_args(given)
+    results = Results(arguments.rows)
+    if arguments.study == "print":
+        page.write(results)
+        return 0
+    if arguments.work is None or arguments.data is None:
+        parser.error(f"{arguments.study} needs --work and --data")
+    pool = Pool(tuple(arguments.languages.split(",")), arguments.pairs, words=arguments.words)
+    contrasts = tuple(arguments.contrasts.split(","))
+    questions = arguments.questions or pool.count
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for model in arguments.models.split(","):
+        work = arguments.work.resolve() / model.rpartition(":")[2].replace("/", "--")
+        if arguments.study == "sketch":
+            from benchmarks.evidence.real import sketch
+
+            if code := sketch(work, model, pool, contrasts, arguments.data, arguments.threads):
+                return code
+        elif arguments.study == "real":
+            from benchmarks.evidence import real
+
+            real.Study(work, model, pool, contrasts, questions).fill(results, arguments.seeds or 10, say)
+        elif arguments.study == "predict":
+            from benchmarks.evidence import predict
+
+            predict.Setup(work, model, pool, questions).fill(results, arguments.data, arguments.steps, say)
+        else:
+            from benchmarks.evidence import training
+
+            setup = training.Setup(work, work / "training", model, pool, questions, held_out=arguments.held_out)
+            setup.fill(results, arguments.data, range(arguments.seeds or 5), arguments.only, say)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""The tables of docs/evidence.md, from the rows there are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.quality.results import MISSING, Results, Values, shown
+
+_ROOT = Path(__file__).resolve().parents[2]
+ROWS = _ROOT / "benchmarks" / "evidence" / "rows"
+PAGE = _ROOT / "docs" / "evidence.md"
+MODELS = ("embedded:qwen2.5-coder-0.5b-instruct", "embedded:gemma-3-270m")
+_SHOWN = (
+    "ours",
+    "ours without the gate",
+    "logp_margin",
+    "mean_direction",
+    "own_language",
+    "smallest_gap",
+    "medium_influence",
+    "lossdiff_irm",
+    "shortest",
+    "random",
+)
+_DAMAGES = (
+    "flip 10%",
+    "flip 25%",
+    "twins 10%",
+    "twins 25%",
+    "off_topic 10%",
+    "off_topic 25%",
+    "language 10%",
+    "language 25%",
+    "conflict",
+)
+_POOLS = ("undamaged", "20% flips", "40% flips", "20% off-topic")
+_ARMS = ("all", "random", "curated", "baseline", "oracle")
+
+
+def write(results: Results) -> None:
+    """Put the tables where the page has marks for them."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, table in (
+        ("auroc", _real(results, "auroc")),
+        ("left", _real(results, "left")),
+        ("predict", _predict(results)),
+        ("training", _training(results)),
+    ):
+        text, count = re.subn(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: m[1] + table + m[2], text, flags=re.S)  # noqa: B023
+        if count != 1:
+            raise ValueError(f"{PAGE} has {count} places for {name}")
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def rows(results: Results, table: str, method: str) -> list[Values]:
+    """Values of every seed, of the identity that most rows of the table have: rows of other settings are not mixed in."""
+    frame = results.frame()
+    if frame.is_empty():
+        return []
+    mine = frame.filter((frame["table"] == table) & (frame["method"] == method))
+    if mine.is_empty():
+        return []
+    counts = (
+        mine.select("identity", "seed").unique().group_by("identity").len().sort("len", "identity", descending=True)
+    )
+    mine = mine.filter(mine["identity"] == counts["identity"][0])
+    return [dict(part.select("name", "value").iter_rows()) for _, part in mine.group_by("seed", maintain_order=True)]
+
+
+def _real(results: Results, figure: str) -> str:
+    lines = [
+        f"| damage | seeds | {' | '.join(name.replace('_', ' ') for name in _SHOWN)} |",
+        "| --- | ---: |" + " ---: |" * len(_SHOWN),
+    ]
+    for model in MODELS:
+        name = model.rpartition(":")[2]
+        for damage in _DAMAGES:
+            found = rows(results, "real", f"{name}, {damage}")
+            if not found:
+                lines.append(f"| {name}, {damage.replace('_', '-')} | 0 | {' | '.join([MISSING] * len(_SHOWN))} |")
+                continue
+            cells = [_mean(found, f"{figure}/{one}", figure == "left") for one in _SHOWN]
+            lines.append(f"| {name}, {damage.replace('_', '-')} | {len(found)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean(found: Sequence[Values], name: str, percent: bool) -> str:
+    values = [row[name] for row in found if name in row]
+    if not values:
+        return MISSING
+    mean = sum(values) / len(values)
+    return f"{mean:.1%}" if percent else f"{mean:.2f}"
+
+
+def _predict(results: Results) -> str:
+    from benchmarks.evidence.predict import FILTERS, METHOD, correlation
+
+    found = rows(results, "predict", METHOD)
+    lines = ["| filter | steps | rank correlation | 95% interval |", "| --- | ---: | ---: | --- |"]
+    for name in (*FILTERS, "norm"):
+        if len(found) < 5:
+            lines.append(f"| {name.replace('_', ' ')} | {len(found)} | {MISSING} | |")
+        else:
+            value, low, high = correlation(found, name)
+            lines.append(f"| {name.replace('_', ' ')} | {len(found)} | {value:+.2f} | {low:+.2f} to {high:+.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _training(results: Results) -> str:
+    columns = {
+        "damaged pairs": "damaged",
+        "reward accuracy": "reward_accuracy/seen",
+        "unseen languages": "reward_accuracy/unseen",
+        "margin": "margin/seen",
+        "accuracy": "accuracy/seen",
+        "log p(chosen)": "chosen/seen",
+        "tax": "tax",
+    }
+    lines = [f"| pool, arm | seeds | {' | '.join(columns)} |", "| --- | ---: |" + " ---: |" * len(columns)]
+    for pool, arm in _cells():
+        found = rows(results, "training", f"{pool}, {arm}")
+        cells = [shown(found, lambda values, name=name: values.get(name, float("nan"))) for name in columns.values()]  # type: ignore[misc]
+        lines.append(f"| {pool}, {arm} | {len(found)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cells() -> Iterator[tuple[str, str]]:
+    return ((pool, arm) for pool in _POOLS for arm in _ARMS)

@@ -1,0 +1,104 @@
+"""Study 2: does the score predict what a step does? (A linear datamodeling score, arXiv 2303.14186, for pairs and across languages.)
+
+One optimizer step on a few random pairs of one language, and what it does to the loss of the OTHER languages on held-out pairs; then the model is put
+back. A row is one step: the change, and the mean over the step's pairs of what each filter ranks by. The rank correlation over steps says which filter knew.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from benchmarks.evidence.answers import Answers, Pool
+from benchmarks.evidence.real import asked, layout_of
+from benchmarks.planted import sketches
+from benchmarks.planted.cause import BETA, Stepper
+from benchmarks.planted.damage import Damage, plant
+from benchmarks.planted.scoring import configured, rank_all, score
+from benchmarks.quality.results import Cell, Results, Values
+from schemas.ids import content_id, seed_for
+from stages.models.resolve import resolve
+
+VERSION = 1
+TABLE = "predict"
+METHOD = "one step"
+FILTERS = ("conflict", "logp_margin", "random")
+_PAIRS = 4
+_HELD_OUT = 6
+_RATE = 5e-6
+_FLIPS = 0.25
+
+
+@dataclass(frozen=True)
+class Setup:
+    """questions: how many of the sketched ones are used."""
+
+    sketched: Path
+    model: str
+    pool: Pool
+    questions: int
+
+    def cell(self, step: int) -> Cell:
+        """The row of a step."""
+        facts = {name: value for name, value in asdict(self).items() if name != "sketched"}
+        return Cell(
+            TABLE, METHOD, step, content_id(VERSION, facts, _PAIRS, _HELD_OUT, _RATE, _FLIPS, asdict(configured()))
+        )
+
+    def fill(self, results: Results, data: Path, steps: int, say: Callable[[str], None]) -> None:
+        """Write the rows that are missing."""
+        wanted = [step for step in range(steps) if results.read(self.cell(step)) is None]
+        if not wanted:
+            return
+        found = {
+            name: part.of(self.pool.languages, self.questions)
+            for name, part in sketches.read(self.sketched, ("real", "easy")).items()
+        }
+        damaged = plant(found, Damage("real", "flip", _FLIPS, 0))
+        scores = score(damaged, configured(), layout_of(self.sketched))
+        ranked = rank_all(scores, FILTERS).with_columns(norm=scores["norm"].cast(pl.Float64))
+        stepper = Stepper(resolve(self.model), asked=asked)
+        rows = self.pool.held_out(Answers.read(data), self.pool.languages, _HELD_OUT)
+        held_out = pl.DataFrame(rows)
+        pairs = stepper.ids(held_out)
+        before_N = stepper.margins(pairs)
+        for step in wanted:
+            begun = time.monotonic()
+            language = step % len(self.pool.languages)
+            own = (damaged.language_N == language).nonzero()[:, 0].tolist()
+            picked = random.Random(seed_for("step", step)).sample(own, _PAIRS)
+            stepper.step(stepper.ids(damaged.frame[picked]), _RATE, lambda: None)
+            change_N = stepper.margins(pairs) - before_N
+            stepper.restore()
+            loss_N = -torch.nn.functional.logsigmoid(BETA * change_N) - math.log(2)
+            others_N = torch.tensor([code != self.pool.languages[language] for code in held_out["language"]])
+            values: Values = {
+                "change": float(loss_N[others_N].double().mean()),
+                "change/own": float(loss_N[~others_N].double().mean()),
+            }
+            values |= {f"mean/{name}": float(ranked[picked][name].mean()) for name in ranked.columns}  # type: ignore[arg-type]
+            values["damaged"] = float(damaged.damaged_N[picked].double().mean())
+            results.write(self.cell(step), values, time.monotonic() - begun)
+            say(f"step {step + 1} of {steps}: {values['change']:+.5f}, {time.monotonic() - begun:.0f} s")
+
+
+def correlation(rows: list[Values], name: str, draws: int = 2000) -> tuple[float, float, float]:
+    """Spearman's rank correlation of `mean/NAME` with the fall of the loss, and its 95% bootstrap interval over steps."""
+    table = np.array([(row[f"mean/{name}"], -row["change"]) for row in rows])
+    rng = np.random.default_rng(0)
+
+    def one(part: np.ndarray) -> float:
+        ranks = [pl.Series(column).rank("average").to_numpy() for column in part.T]
+        return float(np.corrcoef(ranks)[0, 1]) if min(r.std() for r in ranks) > 0 else math.nan
+
+    found = [one(table[rng.integers(0, len(table), len(table))]) for _ in range(draws)]
+    low, high = np.nanquantile(found, [0.025, 0.975])
+    return one(table), float(low), float(high)

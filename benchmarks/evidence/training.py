@@ -1,0 +1,215 @@
+"""Study 3: does training on the curated half gain? LoRA DPO by the project's own train stage, on real answers with damaged labels.
+
+Every arm takes equally many pairs of one pool (`all` the whole of it) and equally many optimizer steps from the same model:
+
+    all        the pool as it is
+    random     a random half of every language
+    curated    the half that the relevance gate and the conflict score keep
+    baseline   the half that another filter keeps (`BASELINE`)
+    oracle     a random half of every language without a damaged pair
+
+Held out are the undamaged pairs of other prompts, in the trained languages and in unseen ones.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from benchmarks.evidence.answers import Answers, Pool
+from benchmarks.evidence.real import layout_of
+from benchmarks.planted import sketches
+from benchmarks.planted.damage import Damage, DamagedSet, plant
+from benchmarks.planted.figures import kept_half
+from benchmarks.planted.scoring import configured, gate, rank_all, score
+from benchmarks.quality.results import Cell, Results, Values
+from benchmarks.quality.training import config_of, train
+from benchmarks.quality.world import Size, World
+from schemas.ids import content_id, seed_for
+from stages.gradients.batching import TokenBudget
+from stages.gradients.logprobs import logprobs_of_rows
+from stages.gradients.rows import BatchRow, Pair
+from stages.models.device import device_of, dtype_of
+from stages.models.load import load_causal_lm
+from stages.models.resolve import resolve
+from stages.train.model import precision
+from stages.train.objectives import Scores, accuracies
+from stages.train.objectives import score as logps_of
+from stages.train.scoring import Scorer
+
+VERSION = 1
+TABLE = "training"
+ARMS = ("all", "random", "curated", "baseline", "oracle")
+BASELINE = "mean_direction"
+POOLS: dict[str, tuple[str, float]] = {
+    "undamaged": ("flip", 0.0),
+    "20% flips": ("flip", 0.2),
+    "40% flips": ("flip", 0.4),
+    "20% off-topic": ("off_topic", 0.2),
+}
+LORA: dict[str, Any] = {
+    "method": "lora",
+    "learning_rate": 1e-4,
+    "max_steps": 25,
+    "batch_size": 4,
+    "micro_batch_size": 1,
+    "lora": {"r": 16},
+}
+_BUDGET = 2048
+
+
+@dataclass(frozen=True)
+class Setup:
+    """seen: languages of the pool, of those that are sketched; unseen: languages only held-out pairs are in; held_out: pairs a language."""
+
+    sketched: Path
+    work: Path
+    model: str
+    pool: Pool
+    questions: int
+    seen: tuple[str, ...] = ("de", "es", "fr")
+    unseen: tuple[str, ...] = ("en", "ru")
+    held_out: int = 40
+
+    def cell(self, pool: str, arm: str, seed: int) -> Cell:
+        """A row of the study."""
+        facts = {name: value for name, value in asdict(self).items() if name not in ("sketched", "work")}
+        return Cell(TABLE, f"{pool}, {arm}", seed, content_id(VERSION, facts, LORA, asdict(configured()), BASELINE))
+
+    def fill(self, results: Results, data: Path, seeds: Sequence[int], only: str, say: Callable[[str], None]) -> None:
+        """Write the rows that are missing, of cells with `only` in their name."""
+        bench: Bench | None = None
+        for seed in seeds:
+            for pool in POOLS:
+                for arm in ARMS:
+                    cell = self.cell(pool, arm, seed)
+                    if only not in cell.method or results.read(cell) is not None:
+                        continue
+                    bench = bench or Bench(self, Answers.read(data))
+                    begun = time.monotonic()
+                    values = bench.measure(pool, arm, seed)
+                    results.write(cell, values, time.monotonic() - begun)
+                    say(
+                        f"{cell.method}, seed {seed}: reward accuracy {values['reward_accuracy/seen']:.3f}, {time.monotonic() - begun:.0f} s"
+                    )
+
+
+class Bench:
+    """What all cells share: the model, the sketches, the held-out pairs and what the untrained model says of them."""
+
+    def __init__(self, setup: Setup, answers: Answers) -> None:
+        self.setup = setup
+        self.model = resolve(setup.model)
+        contrasts = ("real", "easy")
+        self.found = {
+            name: part.of(setup.seen, setup.questions)
+            for name, part in sketches.read(setup.sketched, contrasts).items()
+        }
+        self.layout = layout_of(setup.sketched)
+        self.held_out = {
+            "seen": setup.pool.held_out(answers, setup.seen, setup.held_out),
+            "unseen": setup.pool.held_out(answers, setup.unseen, setup.held_out),
+        }
+        world = self.world(0)
+        self.ids = {name: [self._pair(world, row) for row in rows] for name, rows in self.held_out.items()}
+        self.text = world.text()
+        self.start = self._logps(world, self.model)
+        self.start_text = self._text(world, self.model)
+
+    def world(self, seed: int) -> World:
+        """What `benchmarks.quality.training` wants to know; it has no questions of its own here."""
+        from benchmarks.quality.corpus import Questions
+
+        return World(seed, self.setup.work, Size(), None, self.model, Questions({}, {}, {}), "bfloat16")  # type: ignore[arg-type]
+
+    def measure(self, pool: str, arm: str, seed: int) -> Values:
+        """Train one arm and look at the held-out pairs."""
+        kind, share = POOLS[pool]
+        damaged = plant(self.found, Damage("real", kind, share, seed))
+        kept_N = self.kept(damaged, arm, seed)
+        frame = damaged.frame.filter(pl.Series(kept_N.numpy()))
+        rows = [
+            {
+                **{name: row[name] for name in ("group_id", "language", "prompt", "chosen", "rejected")},
+                "split": "train",
+                "objective": "real",
+            }
+            for row in frame.iter_rows(named=True)
+        ]
+        world = self.world(seed)
+        trained = train(world, self.setup.work / "now", self.model, rows, **LORA).model
+        found = self._logps(world, trained)
+        values: Values = {"pairs": float(len(rows)), "damaged": float(damaged.damaged_N[kept_N].double().mean())}
+        for name in self.ids:
+            figures = accuracies(found[name], self.start[name])
+            values |= {f"accuracy/{name}": figures["accuracy"], f"reward_accuracy/{name}": figures["reward_accuracy"]}
+            values[f"margin/{name}"] = _margin(found[name], self.start[name])
+            values[f"chosen/{name}"] = _chosen(found[name], self.start[name])
+            values[f"accuracy_before/{name}"] = accuracies(self.start[name], self.start[name])["accuracy"]
+        values["tax"] = self._text(world, trained) - self.start_text
+        return values
+
+    def kept(self, damaged: DamagedSet, arm: str, seed: int) -> torch.Tensor:
+        """The pairs of the pool that an arm trains on [N]."""
+        n = damaged.frame.height
+        if arm == "all":
+            return torch.ones(n, dtype=torch.bool)
+        shuffled = list(range(n))
+        random.Random(seed_for("half", seed)).shuffle(shuffled)
+        value_N, pool_N = torch.tensor(shuffled, dtype=torch.float64), torch.ones(n, dtype=torch.bool)
+        if arm == "oracle":  # intact pairs first, in random order
+            value_N = value_N - n * damaged.damaged_N
+        elif arm == "curated":
+            pool_N = gate(damaged)
+            value_N[pool_N] = _filled(score(damaged.only(pool_N), configured(), self.layout, seed)["score"])
+        elif arm == "baseline":
+            value_N = _filled(rank_all(score(damaged, configured(), self.layout, seed), (BASELINE,))[BASELINE])
+        # every arm keeps half of ALL pairs: those that the gate holds back come last and are not reached
+        value_N = torch.where(pool_N, value_N, value_N.min() - 1.0)
+        return kept_half(damaged.frame, value_N, "language")
+
+    def _pair(self, world: World, row: dict[str, str]) -> Pair:
+        sides = ([{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected"))
+        ids = world.renderer.pair_ids([{"role": "user", "content": row["prompt"]}], *sides)
+        return Pair(tuple(ids.prompt), tuple(ids.chosen), tuple(ids.rejected))
+
+    def _logps(self, world: World, model: Any) -> dict[str, Scores]:
+        """Of every held-out pair."""
+        config = config_of(world)
+        loaded = load_causal_lm(model, dtype_of(config), device_of(config))
+        scorer = Scorer(precision(config, config.train), TokenBudget(_BUDGET), lambda amount, unit: lambda done: None)
+        return {name: logps_of(loaded, pairs, scorer) for name, pairs in self.ids.items()}
+
+    def _text(self, world: World, model: Any) -> float:
+        """Loss of running text, nats a token."""
+        config = config_of(world)
+        loaded = load_causal_lm(model, dtype_of(config), device_of(config))
+        rows: list[BatchRow] = self.text[:20]
+        return -float(torch.cat(logprobs_of_rows(loaded, rows, TokenBudget(_BUDGET))).double().mean())
+
+
+def _filled(column: pl.Series) -> torch.Tensor:
+    lowest = column.min()
+    return torch.from_numpy(column.fill_null(0.0 if lowest is None else float(lowest) - 1.0).to_numpy().copy())  # type: ignore[arg-type]
+
+
+def _margin(now: Scores, start: Scores) -> float:
+    """Mean over pairs of what training added to log p(chosen) - log p(rejected)."""
+    gains = [
+        float((w.double() - w0.double()).sum() - (r.double() - r0.double()).sum())
+        for (w, r), (w0, r0) in zip(now, start, strict=True)
+    ]
+    return sum(gains) / len(gains)
+
+
+def _chosen(now: Scores, start: Scores) -> float:
+    """Mean change of the mean-token log-probability of chosen."""
+    changes = [float((w.double() - w0.double()).mean()) for (w, _), (w0, _) in zip(now, start, strict=True)]
+    return sum(changes) / len(changes)

@@ -1,0 +1,79 @@
+"""The studies on real answers: pairs are what they are called, and what is not there is called missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from benchmarks.evidence import page
+from benchmarks.evidence.answers import CONTRASTS, Answers, Pool, cut
+from benchmarks.quality.results import Cell, Results
+
+POOL = Pool(("de", "fr"), 4, strong="good", weak="poor", words=30)
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> Answers:
+    rows = [
+        {
+            "id": id_,
+            "language": code,
+            "prompt": f"question {id_} {code}",
+            "model": model,
+            "answer": f"{model} {id_} {code} " + "word " * (20 + id_),
+        }
+        for id_ in range(20)
+        for code in ("de", "fr", "en")
+        for model in ("good", "poor")
+    ]
+    pl.DataFrame(rows).write_parquet(tmp_path / "answers.parquet")
+    return Answers.read(tmp_path / "answers.parquet")
+
+
+def test_damage_comes_from_prompts_that_no_pair_is_about(answers: Answers) -> None:
+    made = POOL.pairs(answers)
+    asked = {row["kind"] for row in made["real"]}
+    for contrast in CONTRASTS:
+        assert [row["prompt"] for row in made[contrast]] == [row["prompt"] for row in made["real"]]
+    for real, easy, language in zip(*(made[contrast] for contrast in CONTRASTS), strict=True):
+        good, poor = real["chosen"].split(), real["rejected"].split()
+        assert good[:3] == ["good", real["kind"], real["language"]] and poor[:3] == [
+            "poor",
+            real["kind"],
+            real["language"],
+        ]
+        assert len(good) == len(poor) <= POOL.words
+        assert easy["rejected"].split()[1] not in asked and easy["rejected"].split()[2] == real["language"]
+        assert (
+            language["rejected"].split()[:2] == ["good", real["kind"]]
+            and language["rejected"].split()[2] != real["language"]
+        )
+    held_out = POOL.held_out(answers, ("fr", "en"), 5)
+    used = asked | {row["rejected"].split()[1] for row in made["easy"]}
+    assert len(held_out) == 10 and not used & {row["group_id"] for row in held_out}
+
+
+def test_too_few_prompts_are_refused(answers: Answers) -> None:
+    with pytest.raises(ValueError, match="are needed"):
+        Pool(("de", "fr"), 11, strong="good", weak="poor").pairs(answers)
+
+
+def test_cut_answers_have_as_many_words() -> None:
+    assert cut("a b c d", "e f", 3) == ("a b", "e f") and cut("a b c d", "e f g h", 3) == ("a b c", "e f g")
+
+
+def test_rows_of_other_settings_are_not_mixed_and_what_is_not_there_is_missing(tmp_path: Path, monkeypatch) -> None:
+    results = Results(tmp_path / "rows")
+    monkeypatch.setattr(page, "PAGE", tmp_path / "evidence.md")
+    (tmp_path / "evidence.md").write_text(
+        "".join(f"<!-- {n} -->\nold\n<!-- end -->\n" for n in ("auroc", "left", "predict", "training"))
+    )
+    method = f"{page.MODELS[0].rpartition(':')[2]}, flip 10%"
+    for seed, identity, value in ((0, "now", 0.9), (1, "now", 0.7), (2, "then", 0.1)):
+        results.write(Cell("real", method, seed, identity), {"auroc/ours": value, "left/ours": 0.05}, 1.0)
+    page.write(results)
+    text = (tmp_path / "evidence.md").read_text()
+    assert f"| {method} | 2 | 0.80 | missing |" in text and f"| {method} | 2 | 5.0% |" in text
+    assert "| 40% flips, curated | 0 | missing |" in text and "old" not in text
