@@ -51,7 +51,7 @@ def fake(monkeypatch, tmp_path, write_config):
 def quick(fake, monkeypatch):
     """The same without worker processes, of which every stage starts its own: for what is not about them."""
     InlineExecutor.computed = []
-    monkeypatch.setattr(pipeline.run, "local_executor", InlineExecutor)
+    monkeypatch.setattr(pipeline.loop, "local_executor", InlineExecutor)
     return fake
 
 

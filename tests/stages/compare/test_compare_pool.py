@@ -37,7 +37,16 @@ def tables(folder: Path, n: int = 60, seed: int = 0, without: tuple[str, ...] = 
         pairs.append(ids | {"split": "train" if i < n else "test", "criterion": None} | texts | judged)
         if i == n:
             continue
-        values = ("score", "score_others", "score_mean", "cosine_own", "implicit_margin", "logp_margin")
+        values = (
+            "score",
+            "score_others",
+            "score_mean",
+            "cosine_own",
+            "implicit_margin",
+            "logp_margin",
+            "norm",
+            "weight",
+        )
         scores.append(
             ids | {name: rng.uniform(-1, 1) for name in values} | {"n_tokens": rng.randint(4, 90), "flags": []}
         )
@@ -68,7 +77,7 @@ def put(tmp_path: Path) -> Callable[..., tuple[Comparison, dict[str, list[Path]]
 @pytest.mark.parametrize("quota", ["language", "global"])
 @pytest.mark.parametrize(("keep", "n"), [(0.05, 1), (0.3, 60), (0.5, 31), (1.0, 12)])
 def test_filters_keep_equally_many_of_one_pool(put, quota: str, keep: float, n: int) -> None:
-    names = [name for name in FILTERS if name != "margin" or n > 1]
+    names = [name for name in FILTERS if "chosen_score" not in FILTERS[name].columns or n > 1]  # p000 is not judged
     found, files = put({name: {"by": name, "keep": keep, "quota": quota} for name in names}, n=n, seed=n)
     judged = pl.read_parquet(files["pairs"]).filter(split="train")
     if "margin" in names:
