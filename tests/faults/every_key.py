@@ -75,7 +75,7 @@ def base_config() -> dict[str, Any]:
         "prompts": {"sources": [{"path": "prompts.jsonl"}]},
         "sft": {"sources": [{"path": "talks.jsonl"}], "method": "lora"},
         "conflict": {"direction": "ema", "metric": "coordinate"},
-        "select": {"diversity": {"cells": 40}},
+        "select": {"by": "random", "diversity": {"cells": 40}},
         "train": {
             "method": "full",
             "optimizer": "ondare",
