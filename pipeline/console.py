@@ -50,9 +50,9 @@ class Terminal(Console):
 class _Patient(Terminal):
     """A console that falls silent when its terminal is gone: a run that is told to stop must still reach its end."""
 
-    def print(self, *objects: Any, **options: Any) -> None:
+    def __exit__(self, *error: Any) -> None:  # where a console writes what was printed, the bar and the cursor included
         try:
-            super().print(*objects, **options)
+            super().__exit__(*error)
         except OSError:
             self.quiet = True
 

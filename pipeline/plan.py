@@ -181,7 +181,7 @@ class Planner:
         """Of work that what is there took, whatever it was made with."""
         manifest = self.rundir.stage(step.spec, step.round)
         if manifest is not None or plan is None:
-            return manifest.seconds if manifest else 0.0
+            return max(manifest.seconds, 0.001) if manifest else 0.0  # never nothing where something is: it is rounded
         return self.rundir.parts(step.spec, step.round, plan.fingerprint).seconds
 
     def _ingredients(self, step: Step, inputs: Inputs) -> dict[str, Any]:

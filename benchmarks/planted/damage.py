@@ -96,7 +96,9 @@ def plant(sketches: Mapping[str, Sketches], damage: Damage) -> DamagedSet:
     if damage.kind == "null":
         return DamagedSet(base.frame, base.sketch_ND, damaged_N, base.languages)
     source = sketches[SOURCE[damage.kind] or damage.contrast]
-    flipped = source.frame.rename({side: _other(side) for side in _SIDES}).select(base.frame.columns)
+    flipped = source.frame.rename({s: _other(s) for s in _SIDES if s in source.frame.columns}).select(
+        base.frame.columns
+    )
     mark = pl.Series(damaged_N.numpy())
     frame = base.frame.select(
         pl.when(mark).then(flipped[name]).otherwise(pl.col(name)).alias(name) for name in base.frame.columns

@@ -17,6 +17,7 @@ from benchmarks.planted.texts import make_pairs
 from stages.gradients.batching import TokenBudget
 from stages.gradients.layers import select_layers
 from stages.gradients.projections import SketchLayout
+from stages.gradients.relevance import COLUMNS
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import Sketcher
 
@@ -70,6 +71,7 @@ def sketch(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, contrast:
         logp_rejected=got.logp_rejected_N.numpy(),
         ref_logp_chosen=got.logp_chosen_N.numpy(),
         ref_logp_rejected=got.logp_rejected_N.numpy(),
+        **dict.fromkeys(COLUMNS, pl.lit(None, pl.Float32)),  # relevance is not what is tried here
     )
     return Sketches(frame, got.sketch_ND, LANGUAGES)
 

@@ -46,6 +46,15 @@ def test_the_examples_of_the_page_run(folder: Path) -> None:
         pipeline.run(load_config(Path("mine.yaml")), settings=["select.keep=0.1"])
 
 
+def test_the_example_of_own_pairs_runs(folder: Path) -> None:
+    pipeline.run("mine.yaml", until="select", quiet=True)
+    text = (DOCS / "own-pairs.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(from pipeline import.*?)^```", text, re.M | re.S)
+    names: dict[str, object] = {}
+    exec(compile(example, "docs/own-pairs.md", "exec"), names)  # noqa: S102
+    assert 0 < len(names["curated"]) < names["scores"].height  # type: ignore[arg-type, attr-defined]
+
+
 def test_the_notebook_runs_from_its_first_cell_to_its_last(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAIRS", "pairs.jsonl")
     monkeypatch.setenv("MODEL", str(load_config(folder / "mine.yaml").model.policy))

@@ -170,7 +170,7 @@ def test_an_engine_without_memory_is_found_before_the_run(write, monkeypatch):
     def full(self: object, batch: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(TransformersEngine, "_run", full)
+    monkeypatch.setattr(TransformersEngine, "run_batch", full)
     found = examine(write(), quick=False)
     assert found["generate"][0].state == "problem" and "do not fit in memory" in found["generate"][0].fix
     assert found["engine"][0].state == "warning" and "engine.batch_size" in found["engine"][0].what

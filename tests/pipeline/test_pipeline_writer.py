@@ -119,7 +119,7 @@ def test_time_spent_waiting_for_the_disk_is_in_the_seconds_of_the_parts(tmp_path
 
     monkeypatch.setattr(runner.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(runner, "stage_of", lambda spec: Stage())
-    monkeypatch.setattr(runner, "read_range", lambda root, source, ends, shard: None)
+    monkeypatch.setattr(runner, "read_range", lambda root, source, ends, shard, wait: None)
     monkeypatch.setattr(runner, "Writer", SlowWriter)
     config = load_config(write_config())
     shards = {n: ShardRange(index=n, start=n, stop=n + 1) for n in range(3)}

@@ -109,13 +109,13 @@ def test_scores_are_the_log_softmax_at_the_last_position(engine: TransformersEng
 
 def test_batches_do_not_mix_groups_or_kinds(engine: TransformersEngine, ask, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[list[str]] = []
-    whole = engine._run
+    whole = engine.run_batch
 
     def spy(batch: list[Request]) -> Iterator[Completion]:
         batches.append([request.id for request in batch])
         return whole(batch)
 
-    monkeypatch.setattr(engine, "_run", spy)
+    monkeypatch.setattr(engine, "run_batch", spy)
     rows = [ask(f"{group}{i}", "x", group=group) for group in (0, 1) for i in range(6)]
     run(engine, *rows, ask("score", "x", score=(5,), group=1))
     assert batches == [["00", "01", "02", "03"], ["04", "05"], ["10", "11", "12", "13"], ["14", "15"], ["score"]]

@@ -147,6 +147,7 @@ class Workbench:
                     "pair_id": row["pair_id"],
                     "group_id": row["group_id"],
                     "language": row["language"],
+                    "split": "train",
                     "sketch": bytes(8),
                     "norm": 1.0,
                     "logp_chosen": chosen,
