@@ -30,7 +30,7 @@ _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
 
 @dataclass(frozen=True)
 class PaperTable:
-    """arms down, (split, measure) across; cells: text, and whether it is the best trained one of its column."""
+    """arms down, (split, measure) across; cells: text, and whether its interval lies above that of every other trained arm."""
 
     columns: list[tuple[str, str]]
     rows: list[tuple[str, list[tuple[str, bool]]]]
@@ -42,7 +42,7 @@ def write_tables(trials: Trials) -> list[Path]:
 
     figures = over_seeds(trials.rows)
     table = paper_table(figures)
-    note = f"Mean over seeds ± half of its 95% interval (Student's t). {trials.steps:,} steps each. Best of the trained ones in bold."
+    note = f"Mean over seeds ± half of its 95% interval (Student's t). {trials.steps:,} steps each. Bold: its interval lies above that of every other trained selection."
     texts = {
         "table.md": markdown(table) + f"\n{note}\n",
         "table.tex": latex(table) + f"% {note}\n",
@@ -84,20 +84,24 @@ def paper_table(figures: pl.DataFrame) -> PaperTable:
     splits = list(dict.fromkeys(mine["split"]))
     columns = [(s, m) for s in splits for m in SHOWN if any(key[1:] == (s, m) for key in found)]
     arms = list(dict.fromkeys(mine["arm"]))
-    best = {
-        column: max(
-            (row["mean"] for key, row in found.items() if key[1:] == column and not _is_untrained(key[0])), default=None
-        )
-        for column in columns
-    }
     rows = []
     for arm in arms:
         cells = []
         for column in columns:
             row = found.get((arm, *column))
-            cells.append((_cell(row), row is not None and not _is_untrained(arm) and row["mean"] == best[column]))
+            rivals = [
+                own for key, own in found.items() if key[1:] == column and key[0] != arm and not _is_untrained(key[0])
+            ]
+            cells.append((_cell(row), row is not None and not _is_untrained(arm) and _is_above(row, rivals)))
         rows.append((arm, cells))
     return PaperTable(columns, rows)
+
+
+def _is_above(row: dict[str, Any], rivals: list[dict[str, Any]]) -> bool:
+    """Whether all there is to compare with lies below, intervals included; one seed has none, and shows nothing."""
+    return bool(rivals) and all(
+        row["low"] is not None and other["high"] is not None and row["low"] > other["high"] for other in rivals
+    )
 
 
 def _is_untrained(arm: str) -> bool:

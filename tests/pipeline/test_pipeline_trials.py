@@ -28,9 +28,8 @@ def test_every_seed_has_every_arm_with_equal_steps_and_folders_of_their_own(writ
         load_config(write_config(), [*trial.settings, f'name="{trial.folder.name}"'])
 
 
-@pytest.fixture
-def figures() -> pl.DataFrame:
-    values = {UNTRAINED: (0.5, 0.5), "ours": (0.9, 0.7), HOSTILE: (0.6, 0.6)}
+def figures_of(ours: tuple[float, float]) -> pl.DataFrame:
+    values = {UNTRAINED: (0.95, 0.95), "ours": ours, HOSTILE: (0.6, 0.6)}
     keys = {"split": "test", "metric": "accuracy", "n": 40}
     return over_seeds(
         pl.DataFrame(
@@ -42,11 +41,22 @@ def figures() -> pl.DataFrame:
     )
 
 
-def test_the_table_has_a_row_an_arm_and_marks_the_best_trained_one(figures: pl.DataFrame) -> None:
+@pytest.fixture
+def figures() -> pl.DataFrame:
+    return figures_of((0.81, 0.8))
+
+
+def test_the_table_has_a_row_an_arm_and_marks_the_one_that_is_above_all_trained_ones(figures: pl.DataFrame) -> None:
     table = paper_table(figures)
     assert table.columns == [("test", "accuracy")]
     assert [(arm, cells[0][1]) for arm, cells in table.rows] == [(UNTRAINED, False), ("ours", True), (HOSTILE, False)]
-    assert table.rows[1][1][0][0].startswith("0.800 ± 1.27")  # t = 12.706, standard error 0.1
+    assert table.rows[1][1][0][0] == "0.805 ± 0.064"  # t = 12.706, standard error 0.005
+
+
+def test_nothing_is_called_better_inside_its_interval() -> None:
+    table = paper_table(figures_of((0.9, 0.7)))
+    assert [(cells[0][1]) for _, cells in table.rows] == [False, False, False]
+    assert table.rows[1][1][0][0].startswith("0.800 ± 1.27")
 
 
 def test_no_name_breaks_out_of_a_table(figures: pl.DataFrame, tmp_path: Path) -> None:
@@ -54,7 +64,7 @@ def test_no_name_breaks_out_of_a_table(figures: pl.DataFrame, tmp_path: Path) ->
     assert markdown(table).count("|") - markdown(table).count("\\|") == 3 * 5
     text = latex(table)
     assert (
-        r"a|b \& 50\% <script>\_x</script>" in text and text.count(r"\\") == 4 and r"\textbf{0.800 $\pm$ 1.27" in text
+        r"a|b \& 50\% <script>\_x</script>" in text and text.count(r"\\") == 4 and r"\textbf{0.805 $\pm$ 0.064}" in text
     )
     rows = pl.DataFrame({"arm": [HOSTILE], "seed": [0], "split": ["test"], "language": ["all"], "metric": ["accuracy"], "value": [0.5], "n": [4]})  # fmt: skip
     paths = write_tables(Trials(tmp_path, 3, [], rows))
