@@ -59,6 +59,7 @@ OTHER: dict[str, Any] = {  # a value that is not the default, where half of it, 
     "train.merge.alpha": 0.5,
     "reserve": 0.5,
     "forget_learning_rate": 0.5,
+    "select.seed": 5,
 }
 WITH: dict[str, dict[str, Any]] = {  # what else a value of a switch needs
     "engine.kind: openai": {"engine.base_url": "http://localhost:1/v1"},
