@@ -23,10 +23,10 @@ from schemas.tables import TABLES
 from stages.contract import Context, Drop, Part, Shard, ShardStage
 from stages.gradients.items import Item, finite_pairs, sound
 from stages.gradients.omegas import ema_omegas
+from stages.gradients.pair_sketches import PairSketches
 from stages.gradients.projections import SketchLayout
 from stages.gradients.relevance import COLUMNS, Cut, cuts, notes, relevance_columns, relevant
 from stages.gradients.rows import Pair
-from stages.gradients.sketcher import PairSketches
 from stages.gradients.stage import Report, Worker, sketch_shards
 from stages.gradients.sums import sums_key
 from stages.gradients.weights import pair_weights

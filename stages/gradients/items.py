@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from stages.contract import Drop
+from stages.gradients.pair_sketches import PairSketches
 from stages.gradients.rows import Pair
-from stages.gradients.sketcher import PairSketches
 from stages.text.render import PairIds
 
 Values = tuple[float, float]

@@ -24,9 +24,10 @@ from schemas.tables import TABLES
 from stages.contract import Account, Context, Rows, TableStage
 from stages.gradients.batching import TokenBudget
 from stages.gradients.layers import Of, select_layers
+from stages.gradients.pair_sketches import PairSketches
 from stages.gradients.projections import LayerShape, LayerSlot, Scales, SketchLayout, block_and_kind
 from stages.gradients.rows import Pair
-from stages.gradients.sketcher import PairSketches, Sketcher
+from stages.gradients.sketcher import Sketcher
 from stages.models.device import device_of, dtype_of
 from stages.models.load import load_text_model, load_with_adapter, settle_threads
 from stages.text.render import RenderError, load_renderer

@@ -22,12 +22,13 @@ from stages.gradients.error import cosine_error, first_training_row
 from stages.gradients.items import Item, finite_pairs, numbered, sound, without_misfits
 from stages.gradients.layers import select_layers
 from stages.gradients.logprobs import check_head, logprobs_of_rows
+from stages.gradients.pair_sketches import PairSketches, Sketched
 from stages.gradients.preconditioner import factors_of
 from stages.gradients.products import Products
 from stages.gradients.projections import SketchLayout
 from stages.gradients.relevance import Relevance, relevance_columns
 from stages.gradients.rows import Pair
-from stages.gradients.sketcher import PairSketches, Sketched, Sketcher, Unsketchable
+from stages.gradients.sketcher import Sketcher, Unsketchable
 from stages.gradients.store import LAYOUT_KEY, SEED_KEY, sketch_columns, store_metadata
 from stages.gradients.unfinished import Pass, Unfinished
 from stages.models.device import device_of, dtype_of

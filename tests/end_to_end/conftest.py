@@ -16,6 +16,7 @@ import torch
 import yaml
 from typer.testing import CliRunner, Result
 
+import pipeline.local_crew
 import pipeline.loop
 from pipeline.cli import app
 from pipeline.config_file import load_config
@@ -125,7 +126,7 @@ def inline_stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def _inline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads, environment = torch.get_num_threads(), dict(os.environ)
     monkeypatch.setattr(InlineExecutor, "computed", [], raising=False)
-    monkeypatch.setattr(pipeline.loop, "local_executor", InlineExecutor)
+    monkeypatch.setattr(pipeline.local_crew, "local_executor", InlineExecutor)
     yield
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)

@@ -17,9 +17,10 @@ from stages.contract import ModelRef
 from stages.gradients.aggregate import Aggregate
 from stages.gradients.items import Item, numbered
 from stages.gradients.layers import select_layers
+from stages.gradients.pair_sketches import PairSketches
 from stages.gradients.projections import SketchLayout, projection
 from stages.gradients.rows import Pair
-from stages.gradients.sketcher import PairSketches, Sketcher
+from stages.gradients.sketcher import Sketcher
 from stages.gradients.stage import Gradients
 from stages.gradients.store import GROUPS_KEY, LANGUAGES_KEY
 from stages.text.render import PairIds, load_renderer

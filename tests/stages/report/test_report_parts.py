@@ -233,6 +233,21 @@ def test_a_change_is_clear_only_when_intervals_leave_no_doubt(build_run):
     assert measured.rows[2].change is None
 
 
+def test_a_win_rate_is_clear_only_when_its_interval_leaves_out_one_half(build_run):
+    builder = build_run(languages=["en", "de", "fr"], per_language=12)
+    row = {"split": "test", "model": "after vs before", "metric": "win_rate", "n": 10}
+    intervals = {"en": (0.55, 0.8), "de": (0.45, 0.8), "fr": (0.2, 0.45)}
+    builder.write(
+        "evaluation:0",
+        [
+            row | {"language": name, "value": sum(ends) / 2, "low": ends[0], "high": ends[1]}
+            for name, ends in intervals.items()
+        ],
+    )
+    ((_, _, (measured,)),) = results(Tables(builder.run.inputs), 0, ["en", "de", "fr"]).splits
+    assert {r.language: r.clear for r in measured.rows} == {"en": True, "de": False, "fr": True}
+
+
 def test_a_change_measured_pair_by_pair_replaces_the_difference(build_run):
     builder = build_run(languages=["en", "de"], per_language=12)
     row = {"split": "test", "language": "en", "n": 10}
