@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from rich.text import Text
 from pipeline.console import Terminal, printable
 from pipeline.doctor_machine import installation, run_directory
 from pipeline.doctor_size import Sizes, needs, rows_of_sources, times
+from pipeline.executors import EXECUTORS
 from pipeline.models import Models
 from pipeline.preflight import preflight
 from pipeline.rundir import RunDir
@@ -64,8 +66,8 @@ class Doctor:
         yield "installation", lambda: installation(config)
         yield "packages", self._packages
         yield "run_directory", lambda: run_directory(config.folder)
-        if config.execution.on == "ray":
-            yield "cluster", self._cluster
+        if (look := EXECUTORS[config.execution.on].findings) is not None:
+            yield "cluster", partial(look, config)
         yield "sources", self._sources
         if find_spec("py3langid"):
             yield "languages", self._languages
@@ -115,11 +117,6 @@ class Doctor:
             count = f"{'at least ' if more else ''}{rows:,} rows" if rows is not None else "a hub dataset: not fetched"
             values: dict[str, float | str] = {} if rows is None else {key: rows}
             yield Finding("sources", "ok", f"{key} {source}: {count}", values=values)
-
-    def _cluster(self) -> Iterator[Finding]:
-        from pipeline.doctor_cluster import cluster_findings  # imports Ray
-
-        return cluster_findings(self.config)
 
     def _languages(self) -> Iterator[Finding]:
         from stages.checks.languages import language_findings

@@ -18,8 +18,8 @@ from pipeline.console import Display
 from pipeline.events import Events
 from pipeline.executor import Executor
 from pipeline.executor_errors import StageFailed, ending
+from pipeline.executors import EXECUTORS
 from pipeline.lease import Lease, LeaseLost
-from pipeline.local_crew import local_executor
 from pipeline.models import Models
 from pipeline.parts import Parts
 from pipeline.plan import Planner, State, waits_for
@@ -164,11 +164,8 @@ class _Loop:
 
     def _executor(self) -> Executor:
         """Where execution.on says."""
-        if self.config.execution.on == "local":
-            return local_executor(self.config, self.rundir.logs, self.signals)
-        from pipeline.ray_crew import ray_executor  # imports Ray
-
-        return ray_executor(self.config, self.rundir.root, self.rundir.logs, self.signals)
+        kind = EXECUTORS[self.config.execution.on]
+        return kind.start(self.config, self.rundir.root, self.rundir.logs, self.signals)
 
     def _report(self) -> None:
         if refresh_report(self.config, self.rundir, self.planner):

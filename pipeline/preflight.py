@@ -6,28 +6,32 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 
 from pipeline.config_digests import config_files
+from pipeline.executors import EXECUTORS
 from pipeline.models import Models
 from schemas.config import RunConfig
 from schemas.config.trainer import TrainerConfig
 from schemas.errors import UserError
 from stages.schedule import Step
-from stages.spec import StageSpec, config_value
+from stages.spec import Needs, StageSpec, config_value
 
 
 def preflight(config: RunConfig, specs: Iterable[StageSpec]) -> None:
     """Raise UserError for a missing file or package of any of the stages."""
-    if config.execution.on == "ray" and find_spec("ray") is None:
-        raise UserError(
-            "Ray is not installed", where="execution.on", fix='Install it on every node: pip install -e ".[ray]".'
-        )
+    if (needed := EXECUTORS[config.execution.on].needs) is not None:
+        _check(needed)
     for spec in specs:
         config_files(spec, config)
-        for need in (needs(config) for needs in spec.needs):
-            missing = [package for package in need.packages if find_spec(package) is None]
-            if missing:
-                names = ", ".join(missing)
-                what = need.what.format(names) if need.what else f"Stage {spec.name} needs the packages {names}"
-                raise UserError(what, where=need.where, fix=need.fix)
+        for needs in spec.needs:
+            _check(needs(config), spec.name)
+
+
+def _check(needed: Needs, stage: str = "") -> None:
+    """Raise UserError for a package that is not there."""
+    missing = [package for package in needed.packages if find_spec(package) is None]
+    if missing:
+        names = ", ".join(missing)
+        what = needed.what.format(names) if needed.what else f"Stage {stage} needs the packages {names}"
+        raise UserError(what, where=needed.where, fix=needed.fix)
 
 
 def look_at_models(config: RunConfig, models: Models, steps: Iterable[Step]) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 import yaml
 from typer.testing import CliRunner, Result
 
+import pipeline.local_crew
 import pipeline.loop
 from pipeline.cli import app
 from pipeline.config_file import load_config
@@ -126,7 +127,7 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Stages run in this process; what they set is set back."""
     threads, environment = torch.get_num_threads(), dict(os.environ)
     monkeypatch.setattr(InlineExecutor, "computed", [], raising=False)
-    monkeypatch.setattr(pipeline.loop, "local_executor", InlineExecutor)
+    monkeypatch.setattr(pipeline.local_crew, "local_executor", InlineExecutor)
     yield
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import pipeline.lease
+import pipeline.local_crew
 import pipeline.loop
 import stages.schedule
 from pipeline import runner
@@ -113,7 +114,7 @@ def fake_pipeline() -> Iterator[None]:
         patch.setattr(pipeline.loop, "config_files", lambda spec, config: {})
         patch.setattr(pipeline.loop, "preflight", lambda config, specs: None)
         patch.setattr(pipeline.loop, "refresh_report", light_report)
-        patch.setattr(pipeline.loop, "local_executor", InlineExecutor)
+        patch.setattr(pipeline.local_crew, "local_executor", InlineExecutor)
         patch.setattr(runner, "Writer", InlineWriter)
         patch.setattr(pipeline.lease, "_process_lives", lambda holder: False)
         patch.setattr(pipeline.lease, "_SETTLE_SECONDS", 0.0)

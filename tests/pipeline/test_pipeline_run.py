@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+import pipeline.local_crew
 import pipeline.loop
 import stages.schedule
 from pipeline.config_file import load_config
@@ -51,7 +52,7 @@ def fake(monkeypatch, tmp_path, write_config):
 def quick(fake, monkeypatch):
     """The same without worker processes, of which every stage starts its own: for what is not about them."""
     InlineExecutor.computed = []
-    monkeypatch.setattr(pipeline.loop, "local_executor", InlineExecutor)
+    monkeypatch.setattr(pipeline.local_crew, "local_executor", InlineExecutor)
     return fake
 
 
