@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +60,7 @@ def print_trials(trials: Trials, paths: list[Path], as_json: bool) -> None:
     if as_json:
         runs = [{"arm": t.arm.name, "seed": t.seed, "run": str(t.folder)} for t in trials.trials]
         value: dict[str, Any] = {"steps": trials.steps, "runs": runs, "figures": figures.to_dicts()}
-        console.out(json.dumps(value, indent=2))  # ASCII: nothing in it can steer a terminal
+        console.write_json(value)
         return
     table = paper_table(figures)
     for split in dict.fromkeys(split for split, _ in table.columns):

@@ -175,6 +175,30 @@ class RunConfig(Section):
         return judge.settings.engine or self.engine
 
     @property
+    def judge_models(self) -> list[str | None]:
+        """The models that judge, each once, as the config names them; None: the policy of the round."""
+        return list(dict.fromkeys(judge.model or self.model.judge for judge in self.judge.judges))
+
+    @property
+    def judges_itself(self) -> bool:
+        """Whether answers are judged by the policy that wrote them, and by nobody else."""
+        return self.judge_models == [None]
+
+    @property
+    def own_engines(self) -> list[EngineConfig]:
+        """The run's engine."""
+        return [self.engine]
+
+    @property
+    def judge_engines(self) -> list[EngineConfig]:
+        """The engines of all judges, each once."""
+        engines: list[EngineConfig] = []
+        for judge in self.judge.judges:
+            if (engine := self.judge_engine(judge)) not in engines:
+                engines.append(engine)
+        return engines
+
+    @property
     def judge_gpus(self) -> int:
         """GPUs that a worker of the judge stage sees."""
         return max(self.judge_engine(judge).tensor_parallel for judge in self.judge.judges)

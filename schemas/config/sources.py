@@ -135,7 +135,7 @@ class LanguageConfig(Section):
         for code in codes:
             if not langcodes.tag_is_valid(code) or not langcodes.Language.get(code).is_valid():
                 raise ValueError(f"{code!r} is not a BCP 47 language code (for example en, de, zh)")
-        if len(set(codes)) != len(codes):
+        if len({langcodes.standardize_tag(code) for code in codes}) != len(codes):
             raise ValueError("languages: a language is listed twice in seen and unseen")
         return self
 
