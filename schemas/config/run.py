@@ -117,6 +117,8 @@ class RunConfig(Section):
             raise ValueError(
                 f"execution.deterministic (reference mode) needs engine.kind: {kinds} and model.dtype: float32"
             )
+        if self.execution.deterministic and self.execution.device == "cuda":
+            raise ValueError("execution.deterministic (reference mode) computes on the CPU: leave execution.device out")
         leaves_adapter = self.train.method == "lora" and not self.train.orthalign.objectives
         if self.rounds > 1 and self.gradients.of == "adapter" and not leaves_adapter:
             raise ValueError(
