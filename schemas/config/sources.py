@@ -24,7 +24,9 @@ class Source(Section):
         description="file or glob (from the working directory), package:FILE or hub dataset id; {language}: of each language"
     )
     name: str | None = semantic(None, "hub: configuration name", used_when=_ON_THE_HUB)
-    split: str = semantic("train", "hub: split")
+    split: str = semantic(
+        "train", "hub: the split to read; of a local file, if given: the split of all its rows (train, dev or test)"
+    )
     revision: str | None = semantic(
         None, "hub: revision; without one, a later change on the hub is not noticed", used_when=_ON_THE_HUB
     )
