@@ -45,7 +45,7 @@ def write_tables(trials: Trials) -> list[Path]:
     texts = {
         "table.md": markdown(table) + f"\n{note}\n",
         "table.tex": latex(table) + f"% {note}\n",
-        "evaluation.csv": figures.write_csv(),
+        "evaluation.csv": as_csv(figures),
         "comparison.html": page(figures, trials.folder.name, note),
     }
     for name, text in texts.items():
@@ -118,6 +118,12 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 def _title(metric: str) -> str:
     return METRICS[metric].title if metric in METRICS else metric.replace("_", " ")
+
+
+def as_csv(figures: pl.DataFrame) -> str:
+    """CSV in which no text is a formula to a spreadsheet: one that begins as such gets an apostrophe, as OWASP advises."""
+    formula = pl.col(pl.String).str.contains(r"^[=+\-@\t\r]")
+    return figures.with_columns(pl.when(formula).then("'" + pl.col(pl.String)).otherwise(pl.col(pl.String))).write_csv()
 
 
 def markdown(table: PaperTable) -> str:
