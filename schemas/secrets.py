@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 _USERINFO = re.compile(r"(?<=://)[^\s/?#]*@")
 _QUERY = re.compile(
-    r"([?&;][\w.-]*(?:key|token|secret|passw(?:or)?d|pwd|auth|signature|credential)[\w.-]*=)[^&;#\s'\"<>]+",
+    r"([?&;][\w.-]{0,64}?(?:key|token|secret|passw(?:or)?d|pwd|auth|signature|credential)[\w.-]{0,64}=)[^&;#\s'\"<>]+",
     re.IGNORECASE,
 )
-_HEADER = re.compile(r"(\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
+_HEADER = re.compile(r"(\b(?:bearer|basic)\s+)(?=[\w.~+/=-]{0,512}?[\d=])[\w.~+/=-]{8,}", re.IGNORECASE)
 _NAME = re.compile(
     r"(?:(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?|_(?:PASS|PWD|PAT|AUTH))(?:_?\d+)?$", re.IGNORECASE
 )
@@ -39,11 +40,25 @@ def without_secrets(text: str, environment: Mapping[str, str] = os.environ) -> s
     return text
 
 
+def less_secrets(value: Any) -> Any:
+    """What is going to be JSON, with every string in it `without_secrets`: in JSON, quotes and letters are written otherwise."""
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, Mapping):
+        return {less_secrets(key): less_secrets(one) for key, one in value.items()}
+    return [less_secrets(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def variables_in(text: str) -> list[str]:
+    """The environment variables that a text names: $NAME or ${NAME}."""
+    return [match[0].strip("${}") for match in _REFERENCE.finditer(text)]
+
+
 def keep_secret(*texts: str) -> None:
     """From now on the values of these environment variables, or of those that a text refers to as $VARIABLE, are secrets in this process,
     whatever the variables are called."""
     for text in texts:
-        _named.update(name.strip("${}") for name in _REFERENCE.findall(text) or [text])
+        _named.update(variables_in(text) or [text])
 
 
 def holds_credentials(text: str) -> bool:
