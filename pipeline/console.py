@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,11 +24,12 @@ from rich.segment import Segment
 from rich.text import Text
 
 from pipeline.pace import Pace
-from schemas.secrets import without_secrets
+from schemas.secrets import less_secrets, without_secrets
 from stages.text.visible import visible
 
 _PLAIN_SECONDS = 10.0
 _FIRST_SECONDS, _PATIENT_SECONDS = 9.0, 60.0
+_LEAVE_SECONDS = 5.0
 """Without news: until the first word that a stage is at work, and between the later ones."""
 
 
@@ -45,6 +47,11 @@ class Terminal(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+    def write_json(self, value: Any, indent: int | None = 2) -> None:
+        """A value as JSON, in ASCII: nothing in it can steer a terminal, and nothing that would be masked is in it."""
+        self.file.write(json.dumps(less_secrets(value), indent=indent) + "\n")
+        self.file.flush()
 
 
 class _Patient(Terminal):
@@ -85,7 +92,7 @@ class Display:
             yield
         finally:
             done.set()
-            thread.join()
+            thread.join(_LEAVE_SECONDS)  # a terminal that was stopped (Ctrl-S) lets nobody write
 
     def stage(self, title: str) -> StageBar:
         """Progress of one stage; a context manager."""

@@ -140,7 +140,7 @@ def _parsed(text: str) -> tuple[Any, str | None]:
     try:
         if len(text) <= _LONGEST_PYTHON:
             return ast.literal_eval(_PRINTED.sub(_as_python, text.strip())), "text as Python prints it"
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # TypeError: a set of sets
         pass
     return None, None
 
@@ -206,7 +206,7 @@ def _turns(text: str, turn: re.Pattern[str]) -> list[dict[str, str]]:
     before = text[: marks[0].start()].strip()
     messages = [{"role": "system", "content": before}] if before else []
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
-        name = mark.group(1).lstrip("# ").lower()
+        name = mark.group(1).lstrip("# ").lower().replace("ı", "i").replace("ſ", "s")  # re.IGNORECASE takes them too
         content = text[mark.end() : following.start() if following else len(text)].strip()
         messages.append({"role": _SHORT.get(name) or _ROLES[name], "content": content})
     if messages[-1]["role"] == "assistant" and not messages[-1]["content"]:
