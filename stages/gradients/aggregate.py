@@ -117,7 +117,10 @@ class AggregateWorker(Worker):
         return dict(zip((item.pair_id for item in sample), got, strict=True))
 
     def _cost(self, items: list[Item], own: bool = True) -> int:
-        return super()._cost(items, own)
+        total = super()._cost(items, own)
+        if self.relevance is not None:  # those of the sample were measured before the first part
+            total -= self.relevance.cost([item for item in items if item.pair_id in self.relevance.others], own)
+        return total
 
 
 @dataclass

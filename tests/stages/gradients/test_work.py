@@ -42,7 +42,11 @@ def test_the_pass_that_measures_relevance_is_progress_too(tmp_path, models, monk
     pairs = table(16, 4)
     sketch = TWO_SIDED if kind is Gradients else {"error_pairs": 0}
     for relevance in (False, True):
-        ctx = context(tmp_path / str(relevance), config(sketch=sketch, relevance=relevance), models, pairs=pairs)
+        conflict = {"relevance": {"sides": "none"}} if relevance else {}  # what the gate holds back is not summed
+        null = {"relevance_null": 2} if relevance else {}
+        folder = tmp_path / str(relevance)
+        folder.mkdir()
+        ctx = context(folder, config(conflict, sketch=sketch, relevance=relevance, **null), models, pairs=pairs)
         list(kind().run(ctx, shards(pairs, 8)))
         assert ctx.progress.done == pairs["split"].to_pylist().count("train")
     plain, more = works[:2], works[2:]
