@@ -29,6 +29,7 @@ from stages.text.visible import visible
 
 _PLAIN_SECONDS = 10.0
 _FIRST_SECONDS, _PATIENT_SECONDS = 9.0, 60.0
+_LEAVE_SECONDS = 5.0
 """Without news: until the first word that a stage is at work, and between the later ones."""
 
 
@@ -98,7 +99,7 @@ class Display:
             yield
         finally:
             done.set()
-            thread.join()
+            thread.join(_LEAVE_SECONDS)  # a terminal that was stopped (Ctrl-S) lets nobody write
 
     def stage(self, title: str) -> StageBar:
         """Progress of one stage; a context manager."""

@@ -53,6 +53,16 @@ class Models:
                 found[model] = found.get(model, False) or (step.spec.sketches and role == "policy")
         return found
 
+    def rendered(self, steps: Iterable[Step]) -> list[ModelRef]:
+        """Models from outside the run whose chat templates steps use, reward models included; once each."""
+        roles = ((role, step.round) for step in steps for role in step.spec.roles(self._config))
+        found = (
+            self._role(role, round_) if self._makers.maker(role, round_) is None else self.start()
+            for role, round_ in roles
+            if self._makers.takes_part(role)
+        )
+        return list(dict.fromkeys(found))
+
     @property
     def _classifiers(self) -> frozenset[str]:
         """Roles of models that may be classifiers: another architecture of the same files."""

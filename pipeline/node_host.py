@@ -34,6 +34,8 @@ from stages.contract import ModelRef
 from stages.models.resolve import resolve
 
 _HEAR_SECONDS = 10.0
+_START_SECONDS = 60.0
+"""For a process to start. One that has not by then is nobody to speak to; the driver misses its words and replaces the node's worker."""
 _PACKAGES = ("ray", "torch", "transformers", "trl", "vllm", "polars", "pyarrow")
 
 
@@ -88,7 +90,7 @@ class Host:
 
     def tell(self, message: Any) -> None:
         """Pass a message on. `hear` says that the worker died."""
-        self._ready.wait()
+        self._ready.wait(_START_SECONDS)
         if self._child is not None:
             with suppress(ChildDied):
                 self._child.send(message)
@@ -99,7 +101,7 @@ class Host:
 
     def quit(self) -> None:
         """End the worker at once with all it started."""
-        self._ready.wait()
+        self._ready.wait(_START_SECONDS)
         if self._child is not None:
             self._child.kill()
 

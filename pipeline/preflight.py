@@ -35,13 +35,18 @@ def _check(needed: Needs, stage: str = "") -> None:
 
 
 def look_at_models(config: RunConfig, models: Models, steps: Iterable[Step]) -> list[str]:
-    """What there is to say of the models that steps read, looked at without their weights. Raises UserError for files that
-    do not fit their architecture, for a policy whose gradients cannot be sketched, and for LoRA targets it does not have."""
+    """What there is to say of the models that steps read, looked at without their weights. Raises UserError for chat templates
+    without bounds, for files that do not fit their architecture, for a policy whose gradients cannot be sketched, and for LoRA targets it does not have."""
     if not all(map(find_spec, ("torch", "transformers"))):
         return []
     steps = list(steps)
     found = [(model, sketched) for model, sketched in models.outside(steps).items() if model.path is not None]
     notes = []
+    if rendered := models.rendered(steps):
+        from stages.checks.template import check_template
+
+        for model in rendered:
+            check_template(model, config.text, config.model.trust_remote_code)
     if found:
         from stages.checks.architecture import look  # imports torch
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from schemas.config import RunConfig
 from stages.checks.examples import prompts, shipped
 from stages.checks.finding import Finding
+from stages.checks.template import check_template
 from stages.contract import ModelRef
 from stages.engines.base import JUDGE_ROOM, context_length
 from stages.text.render import Renderer, RenderError, load_renderer
@@ -18,6 +19,7 @@ _TOO_LONG = 0.05
 
 def text_findings(model: ModelRef, config: RunConfig) -> Iterator[Finding]:
     """Load the tokenizer and try it. Raises UserError when it cannot be used at all."""
+    check_template(model, config.text, config.model.trust_remote_code)
     renderer = load_renderer(model, config.text, config.model.trust_remote_code)
     for note in renderer.notes:
         yield Finding("chat_template", "warning", note, "Nothing to do if that is what you want.")

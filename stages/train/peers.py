@@ -20,6 +20,7 @@ from schemas.config import RunConfig
 from schemas.errors import UserError
 
 _BEAT_SECONDS = 1.0
+_STORE_SECONDS = 30.0
 _TIMEOUTS = ("Timed out waiting", "timed out", "Timeout")
 _turns = count()
 """Times that all waited for the first, which all processes count alike."""
@@ -47,7 +48,7 @@ def beating() -> Iterator[None]:
         yield
     finally:
         done.set()
-        thread.join()
+        thread.join(_STORE_SECONDS)  # a store that went away answers nobody: the next barrier says so
         store.set(f"{key}/done", "1")
 
 

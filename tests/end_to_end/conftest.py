@@ -118,12 +118,13 @@ def pipeline_command(tmp_path: Path):
 @pytest.fixture
 def inline_stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The real run loop and the real stages, in this process: no worker processes that import torch anew."""
-    with _inline(monkeypatch):
+    with inline(monkeypatch):
         yield
 
 
 @contextmanager
-def _inline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def inline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Stages run in this process; what they set is set back."""
     threads, environment = torch.get_num_threads(), dict(os.environ)
     monkeypatch.setattr(InlineExecutor, "computed", [], raising=False)
     monkeypatch.setattr(pipeline.local_crew, "local_executor", InlineExecutor)
@@ -166,7 +167,7 @@ def imported_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> 
     """A run of imported pairs up to the trained model, for tests that only look; its config is `mine.yaml` two folders above."""
     folder = tmp_path_factory.mktemp("imported")
     (folder / "mine.yaml").write_text(yaml.safe_dump(imported_config(folder, tiny_model)), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch, _inline(patch):
+    with pytest.MonkeyPatch.context() as patch, inline(patch):
         config = load_config(folder / "mine.yaml")
         pipeline.loop.run(config, Selection(last="train"), Display(quiet=True))
     return folder / "runs" / "mine"
