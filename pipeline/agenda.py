@@ -20,11 +20,13 @@ def agenda(planner: Planner, selection: Selection) -> list[State]:
     """
     every = planner.states()
     selected = set(selection.of(planner.steps))
+    aside = {state.step for state in every if state.kind == "kept"} - selected
     states = [state for state in every if state.step in selected]
     forced = False
     for state in states:
         forced = forced or state.step.spec.name in selection.force
         _refuse_unmade(state, selected)
+        _refuse_aside(state, [step for step in planner.sources(state.step) if step in aside])
         cause = state.cause
         lost = state.kind in ("changed", "stale") and planner.rundir.has_work(state.step.spec, state.step.round)
         if cause is not None and lost and state.step.spec.expensive and not forced:
@@ -38,6 +40,15 @@ def _refuse_unmade(state: State, selected: set[Step]) -> None:
         raise UserError(
             f"Stage {state.step.title} cannot run: it {waits_for(State(state.step, state.kind, inputs=state.inputs, behind=unmade))}",
             fix="Run the earlier stages first (leave --stage and --from out).",
+        )
+
+
+def _refuse_aside(state: State, aside: Sequence[Step]) -> None:
+    if aside and not state.is_current:
+        names = ", ".join(step.title for step in aside)
+        raise UserError(
+            f"Stage {state.step.title} cannot run: what {names} made with these settings lies aside, and must be brought back first",
+            fix="Run the earlier stages too (leave --stage and --from out): nothing of it is computed again.",
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from string import ascii_uppercase
@@ -21,7 +20,7 @@ def print_comparison(found: Comparison, as_json: bool) -> None:
     """Print it for people, or as JSON."""
     console = Terminal()
     if as_json:
-        console.out(json.dumps(asdict(found), indent=2))  # ASCII: nothing in it can steer a terminal
+        console.write_json(asdict(found))
         return
     marks = {arm.name: mark(n) for n, arm in enumerate(found.arms)}
     for arm in found.arms:
@@ -58,7 +57,7 @@ def _table(found: Comparison, arms: Sequence[Selected], marks: dict[str, str]) -
     for title in ("pool", *(marks[arm.name] for arm in arms)):
         table.add_column(title, justify="right", no_wrap=True)
     for row in _rows(found, arms, marks):
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -24,7 +25,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from pipeline.pace import Pace
-from schemas.secrets import without_secrets
+from schemas.secrets import less_secrets, without_secrets
 from stages.text.visible import visible
 
 _PLAIN_SECONDS = 10.0
@@ -59,6 +60,11 @@ class Terminal(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+    def write_json(self, value: Any, indent: int | None = 2) -> None:
+        """A value as JSON, in ASCII: nothing in it can steer a terminal, and nothing that would be masked is in it."""
+        self.file.write(json.dumps(less_secrets(value), indent=indent) + "\n")
+        self.file.flush()
 
 
 class _Patient(Terminal):

@@ -155,9 +155,11 @@ def _rows(manifest: StageManifest) -> list[str]:
 def _labels(config: RunConfig) -> str:
     if config.imported:
         return "Which answer is chosen is the source's word. This pipeline judged nothing: it only left pairs out."
-    if config.model.judge is None:
+    if config.judges_itself:
         return (
             "**Self-judged:** the model that wrote the answers also rated them, and chosen is the one it rated higher. That says which"
             " answer this model prefers. Nobody, and no other model, checked that it is the better one."
         )
-    return f"Rated by a model, {model_name(config.model.judge)}: chosen is the answer it rated higher. Nobody checked its ratings."
+    judges = ", ".join(model_name(name) if name else "the model that wrote the answers" for name in config.judge_models)
+    rated = f"Rated by a model, {judges}" if len(config.judge_models) == 1 else f"Rated by several models ({judges})"
+    return f"{rated}: chosen is the answer that was rated higher. Nobody checked the ratings."

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.pace import Pace
-from schemas.secrets import without_secrets
+from schemas.secrets import less_secrets
 
 _METER_SECONDS = 30.0
 _FIRST_SECONDS = 9.0
@@ -32,7 +32,7 @@ class Events:
 
     def add(self, event: str, **values: Any) -> None:
         """Append one event with the time in seconds since the epoch."""
-        line = without_secrets(json.dumps({"time": round(time.time(), 3), "event": event, **values}, ensure_ascii=True))
+        line = json.dumps(less_secrets({"time": round(time.time(), 3), "event": event, **values}), ensure_ascii=True)
         with self._path.open("a", encoding="utf-8") as handle:
             handle.write(line + "\n")
 

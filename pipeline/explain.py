@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -93,7 +92,7 @@ def print_explanation(folder: Path, config: RunConfig, prefix: str, k: int, as_j
     found = explanation(config, files, find_pair(files, prefix, str(folder)), k, round_)
     console = Terminal()
     if as_json:
-        console.out(json.dumps(found, indent=2))  # ASCII: nothing in it can steer a terminal
+        console.write_json(found)
         return
 
     def say(*parts: str, style: str = "") -> None:

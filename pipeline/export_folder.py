@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from schemas import files
-from schemas.errors import UserError, first_line
+from schemas.errors import UserError, first_line, foreign
 
 MARK = ".congrad-export.json"
 _HASHED = 64 * 2**20
@@ -42,20 +42,21 @@ def push(folder: Path, repo: str, kind: Literal["dataset", "model"], private: bo
     """
     try:
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
         raise UserError("Pushing needs the package huggingface_hub", fix="pip install huggingface_hub") from error
     api = HfApi()
-    try:
+
+    def refused(error: Exception) -> UserError:
+        return UserError(
+            f"Pushing to {repo} failed: {first_line(error)}",
+            fix=f"What was exported is in {folder}; `hf auth login`, then export again.",
+        )
+
+    with foreign(refused):
         api.create_repo(repo, repo_type=kind, private=private, exist_ok=True)
         api.upload_folder(
             folder_path=folder, repo_id=repo, repo_type=kind, ignore_patterns=[MARK], delete_patterns=list(replaced)
         )
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(
-            f"Pushing to {repo} failed: {first_line(error)}",
-            fix=f"What was exported is in {folder}; `hf auth login`, then export again.",
-        ) from error
 
 
 def _refuse(out: Path) -> None:

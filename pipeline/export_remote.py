@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.export_folder import MARK
-from schemas.errors import UserError, first_line
+from schemas.errors import UserError, first_line, foreign
 
 _UNFINISHED = ".congrad-export-unfinished.json"
 """Names what a copy that broke may have left."""
@@ -27,13 +27,15 @@ def send(folder: Path, url: str) -> str:
     Raises UserError for a place that holds something else, and with what the store said.
     """
     store, root = _store(url)
-    try:
-        _send(folder, store, root, url)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(
+
+    def refused(error: Exception) -> UserError:
+        return UserError(
             f"Sending to {url} failed: {first_line(error)}",
             fix=f"What was exported is in {folder}: send it again, or by hand.",
-        ) from error
+        )
+
+    with foreign(refused):  # every store has errors of its own
+        _send(folder, store, root, url)
     return url
 
 
@@ -41,8 +43,8 @@ def _send(folder: Path, store: Any, root: str, url: str) -> None:
     mark, unfinished = f"{root}/{MARK}", f"{root}/{_UNFINISHED}"
     before = {name for path in (mark, unfinished) if store.exists(path) for name in json.loads(store.cat_file(path))}
     there = {path.removeprefix(root).lstrip("/") for path in store.find(root)} if store.exists(root) else set()
-    if foreign := sorted(there - before - {MARK, _UNFINISHED}):
-        raise UserError(f"There is something else at {url}", where=foreign[0], fix="Name an empty place with --out.")
+    if strange := sorted(there - before - {MARK, _UNFINISHED}):
+        raise UserError(f"There is something else at {url}", where=strange[0], fix="Name an empty place with --out.")
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     store.makedirs(root, exist_ok=True)
     store.pipe_file(unfinished, json.dumps(sorted({*before, *names} - {MARK})).encode())

@@ -12,7 +12,7 @@ from pipeline.console import Terminal, printable
 from pipeline.plan import State
 from pipeline.rundir import RunDir
 from pipeline.status import states_of
-from schemas.errors import UserError
+from schemas.errors import UserError, first_line, foreign
 from schemas.manifests import StageManifest
 from schemas.sketches import scan_numbers
 from schemas.tables import TABLES
@@ -89,16 +89,18 @@ def print_rows(folder: Path, table: str, where: str | None, lang: str | None, li
             raise
         files, why = others[table]
         console.print(Text(printable(f"Made with other settings than the run's now: {why}"), style="yellow"))
-    frame = _scan(table, files)
-    names = frame.collect_schema().names()
-    if lang is not None:
-        if "language" not in names:
-            raise UserError(f"Table {table} has no language column")
-        frame = frame.filter(pl.col("language") == lang)
-    if where is not None:
-        frame = fitting(frame, where, "--where")
-    rows = collected(frame.head(limit), "--where")
-    total = collected(frame.select(pl.len()), "--where").item()
+    with foreign(lambda error: _unreadable(table, files, error)):
+        frame = _scan(table, files)
+        names = frame.collect_schema().names()
+        if lang is not None:
+            if "language" not in names:
+                raise UserError(f"Table {table} has no language column")
+            frame = frame.filter(pl.col("language") == lang)
+        if where is not None:
+            frame = fitting(frame, where, "--where")
+            rows, total = collected(frame.head(limit), "--where"), collected(frame.select(pl.len()), "--where").item()
+        else:
+            rows, total = frame.head(limit).collect(), frame.select(pl.len()).collect().item()
     for row in rows.iter_rows(named=True):
         for name, value in row.items():
             console.print(Text.assemble((f"{name:>24}  ", "bold"), _shown(value)), soft_wrap=True)
@@ -106,6 +108,14 @@ def print_rows(folder: Path, table: str, where: str | None, lang: str | None, li
     console.print(f"{rows.height:,} of {total:,} rows of {table}")
     if table == "gradients" and (off := _cosine_error(folder, round_)) is not None:
         console.print(f"standard error of a cosine between two pairs, from a second sketch seed: {off:.3f}")
+
+
+def _unreadable(table: str, files: list[Path], error: Exception) -> UserError:
+    return UserError(
+        f"The table {table} cannot be read: {first_line(error)}",
+        where=str(files[0].parent) if files else "",
+        fix="`congrad run` says which of its files is no longer what was written.",
+    )
 
 
 def _scan(table: str, files: list[Path]) -> pl.LazyFrame:

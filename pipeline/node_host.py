@@ -196,7 +196,7 @@ def _at_once(order: Order, name: str) -> list[FileRecord]:
 
 def _own(model: ModelRef, root: Path, here: str) -> ModelRef:
     """The same model on this node. What the run trained lies in the run directory."""
-    if model.path is None or model.path.is_relative_to(root):
+    if model.path is None or model.path.resolve().is_relative_to(root.resolve()):
         return model
     try:
         found = resolve(model.name, model.revision or None)

@@ -168,6 +168,12 @@ class Planner:
         behind += [found[maker] for maker in self._makers.of(step) if maker in found and not found[maker].is_current]
         return inputs, list({state.step: state for state in behind}.values())
 
+    def sources(self, step: Step) -> list[Step]:
+        """The steps whose tables or models it reads."""
+        reads = [read.rstrip("?").partition(":") for read in step.spec.reads]
+        found = [self._find(table, int(fixed) if fixed else step.round) for table, _, fixed in reads]
+        return list(dict.fromkeys([*filter(None, found), *self._makers.of(step)]))
+
     def _own_differences(self, step: Step, inputs: Inputs, old: StagePlan) -> list[str]:
         """What is other than it was, besides the inputs that are not current."""
         values = self._ingredients(step, inputs)

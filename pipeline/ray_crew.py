@@ -23,6 +23,7 @@ from pipeline.signals import StopSignals
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.files import await_whole
+from schemas.secrets import variables_in
 
 _QUIT_SECONDS = 3.0
 _VISIBLE_SECONDS = 60.0
@@ -197,8 +198,10 @@ class RayCrew:
 
     def _passed_on(self) -> dict[str, str]:
         """What this process's environment says that a worker must know: keys of services."""
-        names = (self._config.engine.api_key_env, "HF_TOKEN")
-        return {name: os.environ[name] for name in names if name and name in os.environ}
+        engines = [self._config.engine, *self._config.judge_engines]
+        addresses = [name for engine in engines for name in variables_in(engine.base_url or "")]
+        names = {"HF_TOKEN", *(engine.api_key_env for engine in engines), *addresses}
+        return {name: os.environ[name] for name in sorted(filter(None, names)) if name in os.environ}
 
 
 def ray_executor(config: RunConfig, root: Path, logs: Path, signals: StopSignals) -> Executor:

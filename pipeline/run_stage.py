@@ -105,9 +105,11 @@ class StageRunner:
 
     def _key(self, step: Step, models: Mapping[str, object]) -> str | None:
         """Stages that run the engine with the same model share worker processes."""
-        if not step.spec.engine or step.spec.kind != "shard":
+        if not step.spec.engines or step.spec.kind != "shard":
             return None
-        return repr((self.config.engine, self.config.text.max_length, sorted({m.digest for m in models.values()})))  # type: ignore[attr-defined]
+        gpus = step.spec.gpus_per_worker(self.config, 0)  # a worker keeps those it was given
+        digests = sorted({m.digest for m in models.values()})  # type: ignore[attr-defined]
+        return repr((config_value(self.config, step.spec.engines), gpus, self.config.text.max_length, digests))
 
     def _reports(self, step: Step, bar: StageBar, meter: Meter, parts: Parts, failures: Failures) -> Reports:
         def joined(place: str, log: Path) -> None:

@@ -29,6 +29,13 @@ class Selection:
                     f"This run has no stage {name!r}",
                     fix=f"Its stages: {', '.join(dict.fromkeys(names))}. (The report is a command: `congrad report RUN`.)",
                 )
+        rounds = sorted({s.round for s in steps if s.spec.per_round})
+        if self.round is not None and self.round not in rounds:
+            raise UserError(
+                f"This run has no round {self.round}",
+                where="--round",
+                fix=f"Its rounds: {', '.join(map(str, rounds))}.",
+            )
         order = list(dict.fromkeys(names))
         low = order.index(self.first) if self.first else 0
         high = order.index(self.last) if self.last else len(order) - 1

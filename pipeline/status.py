@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -166,4 +165,4 @@ def print_json(folder: Path, states: list[State], holder: dict[str, Any] | None)
         "last_error": last_error(folder, bool(holder)),
         "stages": stages,
     }
-    Terminal(soft_wrap=True).print_json(json.dumps(value), ensure_ascii=True)
+    Terminal().write_json(value)

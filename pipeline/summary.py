@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +91,16 @@ def _kept_of(kept: int, rows_in: int) -> str:
 def _reasons(manifest: StageManifest) -> list[str]:
     """`pairs dropped tie: 12 (ar 1, de 2, ...)` for every reason."""
     lines = []
-    for reason, count in Counter({r: 0 for t in manifest.tallies for r in t.dropped}).items():
-        where = {t.language: t.dropped[reason] for t in manifest.tallies if t.dropped.get(reason)}
+    units: dict[str, set[str]] = {}
+    for tally in manifest.tallies:
+        for reason in tally.dropped:
+            units.setdefault(reason, set()).add(tally.unit)
+    for reason, unit in dict.fromkeys((r, t.unit) for t in manifest.tallies for r in t.dropped):
+        where = {t.language: t.dropped[reason] for t in manifest.tallies if t.unit == unit and t.dropped.get(reason)}
         count = sum(where.values())
         spread = ", ".join(f"{language} {n}" for language, n in sorted(where.items()))
-        lines.append(f"  {manifest.stage} dropped {reason}: {count:,} ({spread})")
+        of = f" {unit}s" if len(units[reason]) > 1 else ""
+        lines.append(f"  {manifest.stage} dropped {reason}: {count:,}{of} ({spread})")
     for unit in dict.fromkeys(t.unit for t in manifest.tallies):
         where = {t.language: t.failed for t in manifest.tallies if t.unit == unit and t.failed}
         if where:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.arms import ArmSpec, arm_of
+from pipeline.arms import ArmSpec, arms_of
 from pipeline.compare import side_by_side
 from pipeline.config_file import load_config
 from pipeline.console import Display
@@ -68,10 +68,14 @@ def trained(source: Path, arms: Sequence[str], seeds: int, out: Path | None, dis
             "Selections of a run of several rounds cannot be trained side by side", where="rounds", fix="Use rounds: 1."
         )
     folder = out or source.parent / f"{source.name}-trained"
-    specs = [arm_of(text) for text in arms]
+    specs = arms_of(arms)[1:]
     if not specs:
         raise UserError(
             "There is nothing to train", where="--train", fix="Name selections: --train conflict,random,all."
+        )
+    if any(spec.name == UNTRAINED for spec in specs):
+        raise UserError(
+            f"{UNTRAINED!r} is the model before training", where="--arm", fix="Call the selection otherwise."
         )
     steps = _steps(source, config, specs, display)
     trials = planned(folder, config, specs, seeds, steps)

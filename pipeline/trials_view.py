@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +45,7 @@ def write_tables(trials: Trials) -> list[Path]:
     texts = {
         "table.md": markdown(table) + f"\n{note}\n",
         "table.tex": latex(table) + f"% {note}\n",
-        "evaluation.csv": figures.write_csv(),
+        "evaluation.csv": as_csv(figures),
         "comparison.html": page(figures, trials.folder.name, note),
     }
     for name, text in texts.items():
@@ -61,7 +60,7 @@ def print_trials(trials: Trials, paths: list[Path], as_json: bool) -> None:
     if as_json:
         runs = [{"arm": t.arm.name, "seed": t.seed, "run": str(t.folder)} for t in trials.trials]
         value: dict[str, Any] = {"steps": trials.steps, "runs": runs, "figures": figures.to_dicts()}
-        console.out(json.dumps(value, indent=2))  # ASCII: nothing in it can steer a terminal
+        console.write_json(value)
         return
     table = paper_table(figures)
     for split in dict.fromkeys(split for split, _ in table.columns):
@@ -119,6 +118,11 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 def _title(metric: str) -> str:
     return METRICS[metric].title if metric in METRICS else metric.replace("_", " ")
+
+
+def as_csv(figures: pl.DataFrame) -> str:
+    """CSV in which no text is a formula to a spreadsheet: one that begins as such gets an apostrophe, as OWASP advises."""
+    return figures.with_columns(pl.col(pl.String).str.replace(r"^([=+\-@\t\r])", "'${1}")).write_csv()
 
 
 def markdown(table: PaperTable) -> str:

@@ -49,7 +49,8 @@ def first_line(error: BaseException) -> str:
 
 def _cut(text: str) -> str:
     """Errors quote what users and models wrote, which may be a megabyte, and addresses with passwords."""
-    return without_secrets(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
+    text = without_secrets(text)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _rebuild(what: str, where: str, fix: str) -> UserError:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 _USERINFO = re.compile(r"(?<=://)[^\s/?#]*@")
 _QUERY = re.compile(
-    r"([?&;][\w.-]*(?:key|token|secret|passw(?:or)?d|pwd|auth|signature|credential)[\w.-]*=)[^&;#\s'\"<>]+",
+    r"([?&;][\w.-]{0,64}?(?:key|token|secret|passw(?:or)?d|pwd|auth|signature|credential)[\w.-]{0,64}=)[^&;#\s'\"<>]+",
     re.IGNORECASE,
 )
-_HEADER = re.compile(r"(\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
+_HEADER = re.compile(r"(\b(?:bearer|basic)\s+)(?=[\w.~+/=-]{0,512}?[\d=])[\w.~+/=-]{8,}", re.IGNORECASE)
 _NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
 _SHORTEST = 8
 """Characters of a value that is looked for: shorter ones are found in ordinary words."""
@@ -30,6 +31,20 @@ def without_secrets(text: str, environment: Mapping[str, str] = os.environ) -> s
         if len(value) >= _SHORTEST and _NAME.search(name) and value in text:
             text = text.replace(value, _HIDDEN)
     return text
+
+
+def less_secrets(value: Any) -> Any:
+    """What is going to be JSON, with every string in it `without_secrets`: in JSON, quotes and letters are written otherwise."""
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, Mapping):
+        return {less_secrets(key): less_secrets(one) for key, one in value.items()}
+    return [less_secrets(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def variables_in(text: str) -> list[str]:
+    """The environment variables that a text names: $NAME or ${NAME}."""
+    return [match[0].strip("${}") for match in _REFERENCE.finditer(text)]
 
 
 def holds_credentials(text: str) -> bool:

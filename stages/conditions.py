@@ -53,7 +53,10 @@ def fitting(frame: pl.LazyFrame, condition: str, where: str) -> pl.LazyFrame:
     schema = frame.collect_schema()
     for name in sorted(columns_named(tree) - set(schema)):
         raise UserError(f"There is no column {name!r}", where=where, fix=_columns(name, schema))
-    fits = _expression(tree)
+    try:
+        fits = _expression(tree)
+    except (pl.exceptions.PolarsError, ValueError, TypeError, OverflowError) as error:
+        raise _does_not_fit(error, where) from error
     sample = collected(pl.DataFrame(schema=schema).clear(1).lazy().select(fits.alias("fits")), where)
     if sample.schema["fits"] != pl.Boolean:
         raise UserError("The condition is neither true nor false", where=where, fix="Compare something.")
@@ -65,8 +68,12 @@ def collected(frame: pl.LazyFrame, where: str) -> pl.DataFrame:
     try:
         return frame.collect()
     except (pl.exceptions.PolarsError, ValueError, TypeError) as error:
-        fix = "Compare numbers with numbers and texts with quoted texts."
-        raise UserError(f"The condition cannot be evaluated: {first_line(error)}", where=where, fix=fix) from error
+        raise _does_not_fit(error, where) from error
+
+
+def _does_not_fit(error: Exception, where: str) -> UserError:
+    fix = "Compare numbers with numbers and texts with quoted texts."
+    return UserError(f"The condition cannot be evaluated: {first_line(error)}", where=where, fix=fix)
 
 
 def _columns(name: str, schema: Iterable[str]) -> str:
@@ -82,7 +89,11 @@ def _expression(node: Condition) -> pl.Expr:
     if node.op in ("and", "or"):
         return _joined(node.op, [_expression(argument) for argument in node.args])
     if node.op == "in":
-        return _expression(node.args[0]).is_in([value.value for value in node.args[1:] if isinstance(value, Value)])
+        listed = [value.value for value in node.args[1:] if isinstance(value, Value)]
+        numbers = [value for value in listed if isinstance(value, int | float) and not isinstance(value, bool)]
+        if len(numbers) == len(listed) and any(isinstance(number, float) for number in numbers):
+            return _expression(node.args[0]).is_in([float(number) for number in numbers])
+        return _expression(node.args[0]).is_in(listed)
     args = [_expression(argument) for argument in node.args]
     match node:
         case Call("like" | "ilike", (_, Value(str() as pattern))):

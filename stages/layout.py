@@ -130,11 +130,16 @@ class Layout:
             return lambda text: dialogue(text) if looks_spoken(text) else text
         if share(looks_rendered) >= HALF:
             raise UserError(
-                f"column {column!r} holds conversations that a chat template has rendered already, for example {texts[0].strip()[:60]!r}",
+                f"column {column!r} holds texts that a chat template has rendered already, for example {_ends(next(filter(looks_rendered, texts)))!r}",
                 where=where,
                 fix="Give plain texts or lists of messages: the model's own template is put around them here.",
             )
         return None
+
+
+def _ends(text: str) -> str:
+    text = text.strip()
+    return text if len(text) <= 80 else f"{text[:50]} ... {text[-25:]}"
 
 
 def _texts(column: str, head: Sequence[dict[str, Any]]) -> list[str]:
@@ -153,6 +158,8 @@ def missing_column(where: str, column: str, columns: Sequence[str]) -> UserError
     nearest += [name for name in _OTHER_NAMES.get(column, ()) if name in columns]
     nearest = nearest or get_close_matches(column, columns, n=1, cutoff=0.4)
     hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
+    if len(columns) == 1 and column in columns[0]:
+        hint = "Is `delimiter` right? There is one column only. "
     shown = ", ".join(repr(name)[:80] for name in columns[:40]) + (", ..." if len(columns) > 40 else "")
     return UserError(
         f"there is no column {column!r}; the columns are {shown or 'none'}",

@@ -20,7 +20,8 @@ _HEAD = 1 << 16
 
 
 def read_csv(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
-    """Delimited text with a header line, quotes as in RFC 4180; every value is text.
+    """Delimited text with a header line, quotes as in RFC 4180; every value is text. Spaces after all of the header's delimiters
+    belong to no cell.
 
     The delimiter is the one named, else the one of Excel's `sep=` line, else of comma, tab, semicolon and bar the one that
     makes the required columns of the header, else the most columns.
@@ -38,7 +39,7 @@ def read_csv(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
     number = 0
     with opened(path) as file, TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
         text.read(skipped)
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        reader = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=_spaced(head[skipped:], delimiter))
         try:
             names = next(reader, [])
             refuse_twice(str(path), names)
@@ -64,9 +65,19 @@ def read_csv(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
             ) from error
 
 
+def _spaced(head: bytes, delimiter: str) -> bool:
+    """Whether a space follows every delimiter of the header, so that it belongs to no cell."""
+    names = next(iter(csv.reader(_lines(head), delimiter=delimiter)), [])
+    return len(names) > 1 and all(name.startswith(" ") for name in names[1:])
+
+
+def _lines(head: bytes) -> list[str]:
+    return head.removeprefix(BOM).decode("utf-8", "replace").splitlines(keepends=True)
+
+
 def _delimiter(head: bytes, wanted: WantedColumns) -> str:
     """The delimiter of the header line."""
-    lines = head.removeprefix(BOM).decode("utf-8", "replace").splitlines(keepends=True)
+    lines = _lines(head)
     best, rank = ",", (-1, -1)
     for candidate in _DELIMITERS:
         try:

@@ -40,7 +40,7 @@ def read_json(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
             del text
             yield from read_jsonl(path, wanted)
         else:
-            yield from _of_object(_checked(value, str(path)), wanted)
+            yield from _of_object(_checked(value, str(path)), wanted, str(path))
         return
     at = _skip(text, text.index("[") + 1, str(path), first=True)
     number = 0
@@ -56,23 +56,45 @@ def read_json(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
         )
 
 
-def _of_object(value: dict[str, Any], wanted: WantedColumns) -> Iterator[dict[str, Any]]:
-    """The rows of a file that is one object: columns (pandas' default, or lists), the only list of objects in it, or one row."""
+def _of_object(value: dict[str, Any], wanted: WantedColumns, path: str) -> Iterator[dict[str, Any]]:
+    """The rows of a file that is one object: columns (pandas' default, or lists), rows by their ids, names of columns beside rows
+    of cells (pandas' `split`), the only list of objects in it, or one row. Raises UserError for several lists of objects."""
     columns = list(value.values())
+    mine = bool(set(value) & {*wanted.required, *wanted.optional})
     if columns and all(isinstance(column, dict) and column for column in columns):
         keys = list(columns[0])
-        if all(list(column) == keys for column in columns) and all(key.isdecimal() for key in keys):
+        cells = mine and not any(is_conversation(column) for column in columns)
+        if all(list(column) == keys for column in columns) and (cells or all(key.isdecimal() for key in keys)):
             yield from ({name: column[key] for name, column in value.items()} for key in keys)
             return
+        if not mine and wanted.required and all(set(wanted.required) <= set(row) for row in columns):
+            yield from columns
+            return
+    if not mine and _is_split(value):
+        yield from (dict(zip(map(str, value["columns"]), row, strict=True)) for row in value["data"])
+        return
+    tables = {n: c for n, c in value.items() if isinstance(c, list) and c and all(isinstance(r, dict) for r in c)}
+    if len(tables) > 1 and not mine:
+        raise UserError(
+            f"the file holds several tables: {', '.join(repr(name)[:80] for name in list(tables)[:20])}",
+            where=path,
+            fix="Write each into a file of its own.",
+        )
     beside = columns and all(isinstance(column, list) and not is_conversation(column) for column in columns)
-    if beside and len({len(column) for column in columns}) == 1:
+    if beside and len({len(column) for column in columns}) == 1 and (mine or not tables):
         yield from (dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True))
-        return
-    tables = [c for c in columns if isinstance(c, list) and c and all(isinstance(row, dict) for row in c)]
-    if len(tables) == 1 and not set(value) & {*wanted.required, *wanted.optional}:
-        yield from tables[0]
-        return
-    yield value
+    elif tables and not mine:
+        yield from next(iter(tables.values()))
+    else:
+        yield value
+
+
+def _is_split(value: dict[str, Any]) -> bool:
+    """Whether names of columns stand beside rows of cells."""
+    names, rows = value.get("columns"), value.get("data")
+    if not (isinstance(names, list) and isinstance(rows, list) and rows):
+        return False
+    return all(isinstance(row, list) and len(row) == len(names) for row in rows)
 
 
 def _skip(text: str, at: int, where: str, first: bool = False) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.config.base import Section
-from schemas.config.sources import Source
+from schemas.config.sources import PairSource, PromptSource, Source
 from schemas.errors import UserError
 from stages.data import PREFIX, data_path
 from stages.layout import LOOKED_AT, Layout, missing_column
@@ -179,6 +179,18 @@ def _batches(file: SourceFile, source: Source, wanted: WantedColumns) -> Iterato
     return _cut(rows, file.name, file.language, source, wanted)
 
 
+def own_split(source: Source) -> str | None:
+    """The split that the source says all its rows are in: what `splits` maps its `split` to, or the `split` given for a local file."""
+    named: Mapping[str, str] = getattr(source, "splits", {})
+    given = source.split if "split" in source.model_fields_set and not is_hub(source) else None
+    return named.get(source.split, given)
+
+
+def names_splits(source: PromptSource | PairSource) -> bool:
+    """Whether rows of the source may be in a split that is not drawn by hash."""
+    return bool(source.fields.split or source.splits or own_split(source))
+
+
 def _cut(
     rows: Iterator[dict[str, Any]], name: str, language: str | None, source: Source, wanted: WantedColumns
 ) -> Iterator[Batch]:
@@ -187,7 +199,7 @@ def _cut(
     if not head:
         raise UserError(f"{name} has no rows", fix="Give a file with data, or take the source out of the config.")
     layout = Layout(name, head, wanted.required, wanted.optional, wanted.structured, wanted.lists)
-    split = getattr(source, "splits", {}).get(source.split)
+    split = own_split(source)
     rows, start = chain(head, rows), 1
     del head
     while batch := list(islice(rows, BATCH_ROWS)):

@@ -36,7 +36,7 @@ class StageSpec:
     models: roles its result depends on; more_models: config key of others (a mapping by role).
     kept_rows: (units, table): what the account says was kept of these units are the rows of that table.
     version: bumped when the code's output changes.
-    engine: uses the inference engine; neighbours with the same models share a worker process.
+    engines: config key of the inference engines it uses; neighbours with the same ones and the same models share worker processes.
     when: (config key, value): the stage is part of a run only if the key has the value.
     only: (column, config key of its values) of the rows of its first table that a ShardStage works on; it passes the others by. None: all.
     size: config key of the rows per shard of a ShardStage; `<name>.shard_size` if empty.
@@ -58,7 +58,7 @@ class StageSpec:
     models: tuple[str, ...] = ()
     kept_rows: tuple[tuple[str, ...], str] | None = None
     version: int = 1
-    engine: bool = False
+    engines: str = ""
     per_round: bool = True
     when: tuple[str, str | bool] | None = None
     only: tuple[str, str] | None = None
@@ -91,7 +91,8 @@ class StageSpec:
 
     def holds_gpu(self, config: RunConfig) -> bool:
         """Whether its workers compute with a model of their own, so that one that has a GPU is of use."""
-        loads = self.engine and (ENGINES[config.engine.kind].has_weights or self.kind != "shard")
+        engines = config_value(config, self.engines) if self.engines else []
+        loads = any(ENGINES[engine.kind].has_weights or self.kind != "shard" for engine in engines)
         return loads or self.sketches or bool(self.trains)
 
     def shard_rows(self, config: RunConfig) -> int:

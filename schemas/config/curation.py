@@ -75,6 +75,12 @@ class PairsConfig(Section):
         0.1, "imported pairs: share of groups for figures", used_when={"pairs.sources": other_than([])}, ge=0, lt=1
     )
 
+    @model_validator(mode="after")
+    def _room_to_train(self) -> PairsConfig:
+        if self.dev_fraction + self.test_fraction >= 1:
+            raise ValueError("pairs.dev_fraction + pairs.test_fraction must leave something to train on")
+        return self
+
 
 class SketchConfig(Section):
     """Gradient compression (docs/methods.md section 3)."""

@@ -16,7 +16,6 @@ GENERATED: dict[str, Any] = {"pairs.sources": []}
 """Imported pairs are neither generated nor judged."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")]
-_RUBRIC = ("expected_score", "additive", "pairwise")
 
 
 def _only(*methods: JudgeMethod) -> dict[str, Any]:
@@ -46,7 +45,7 @@ class JudgeSettings(Section):
     thoughts: bool = semantic(False, "show the judge the thought before an answer too", used_when=GENERATED)
     sampling: Sampling = semantic(
         Sampling(temperature=0.7, max_tokens=256),
-        "additive: sampling of the reasoning; its system_prompt goes to every judge with a rubric",
+        "additive: sampling of the reasoning; its system_prompt goes to expected_score too",
         used_when=_only("expected_score", "additive"),
     )
     chat_template: FilePath | None = semantic(
@@ -211,6 +210,16 @@ class Judge:
         return f"judge_reference {self.key}"
 
 
+def _filled(own: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What an entry says, and of what it says in part (its sampling) the rest."""
+    parts = {
+        name: {**own[name], **value}
+        for name, value in entry.items()
+        if name == "sampling" and isinstance(value, Mapping) and isinstance(own.get(name), Mapping)
+    }
+    return {**own, **entry, **parts}
+
+
 def _handed_down(data: Any, key: str, kind: type[JudgeSettings]) -> Any:
     """The section with what it says handed down to the entries of `key` that name no method of their own."""
     entries = data.get(key) if isinstance(data, Mapping) else None
@@ -222,7 +231,7 @@ def _handed_down(data: Any, key: str, kind: type[JudgeSettings]) -> Any:
     return {
         **data,
         key: {
-            name: {**own, **(entry or {})}
+            name: _filled(own, entry or {})
             if entry is None or (isinstance(entry, Mapping) and "method" not in entry)
             else entry
             for name, entry in entries.items()

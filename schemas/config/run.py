@@ -117,6 +117,8 @@ class RunConfig(Section):
             raise ValueError(
                 f"execution.deterministic (reference mode) needs engine.kind: {kinds} and model.dtype: float32"
             )
+        if self.execution.deterministic and self.execution.device == "cuda":
+            raise ValueError("execution.deterministic (reference mode) computes on the CPU: leave execution.device out")
         leaves_adapter = self.train.method == "lora" and not self.train.orthalign.objectives
         if self.rounds > 1 and self.gradients.of == "adapter" and not leaves_adapter:
             raise ValueError(
@@ -173,6 +175,30 @@ class RunConfig(Section):
     def judge_engine(self, judge: Judge) -> EngineConfig:
         """The engine a judge runs on."""
         return judge.settings.engine or self.engine
+
+    @property
+    def judge_models(self) -> list[str | None]:
+        """The models that judge, each once, as the config names them; None: the policy of the round."""
+        return list(dict.fromkeys(judge.model or self.model.judge for judge in self.judge.judges))
+
+    @property
+    def judges_itself(self) -> bool:
+        """Whether answers are judged by the policy that wrote them, and by nobody else."""
+        return self.judge_models == [None]
+
+    @property
+    def own_engines(self) -> list[EngineConfig]:
+        """The run's engine."""
+        return [self.engine]
+
+    @property
+    def judge_engines(self) -> list[EngineConfig]:
+        """The engines of all judges, each once."""
+        engines: list[EngineConfig] = []
+        for judge in self.judge.judges:
+            if (engine := self.judge_engine(judge)) not in engines:
+                engines.append(engine)
+        return engines
 
     @property
     def judge_gpus(self) -> int:

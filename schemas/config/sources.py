@@ -24,7 +24,9 @@ class Source(Section):
         description="file or glob (from the working directory), package:FILE or hub dataset id; {language}: of each language"
     )
     name: str | None = semantic(None, "hub: configuration name", used_when=_ON_THE_HUB)
-    split: str = semantic("train", "hub: split")
+    split: str = semantic(
+        "train", "hub: the split to read; of a local file, if given: the split of all its rows (train, dev or test)"
+    )
     revision: str | None = semantic(
         None, "hub: revision; without one, a later change on the hub is not noticed", used_when=_ON_THE_HUB
     )
@@ -135,7 +137,7 @@ class LanguageConfig(Section):
         for code in codes:
             if not langcodes.tag_is_valid(code) or not langcodes.Language.get(code).is_valid():
                 raise ValueError(f"{code!r} is not a BCP 47 language code (for example en, de, zh)")
-        if len(set(codes)) != len(codes):
+        if len({langcodes.standardize_tag(code) for code in codes}) != len(codes):
             raise ValueError("languages: a language is listed twice in seen and unseen")
         return self
 

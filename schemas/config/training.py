@@ -312,7 +312,9 @@ class ExecutionConfig(Section):
         "where stages compute: this machine, or a Ray cluster that runs already and whose nodes all see the run directory (docs/scale.md)",
     )
     ray_address: str = execution(
-        "auto", "the cluster's address, host:port; auto: RAY_ADDRESS, or the one this machine is a node of"
+        "auto",
+        "the cluster's address, host:port; auto: RAY_ADDRESS, or the one this machine is a node of",
+        used_when={".on": "ray"},
     )
     workers: int = execution(
         0,

@@ -13,7 +13,7 @@ _T975 = (
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 """0.975 quantiles of Student's t for 1 to 30 degrees of freedom."""
-_NORMAL975 = 1.960
+_NORMAL975 = 1.959964
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,17 @@ def mean_of(values: Sequence[float]) -> Mean:
     if n == 1:
         return Mean(mean, None, None, 1)
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    quantile = _T975[n - 2] if n - 1 <= len(_T975) else _NORMAL975
+    quantile = _quantile(n - 1)
     half = quantile * math.sqrt(variance / n)
     return Mean(mean, mean - half, mean + half, n)
+
+
+def _quantile(freedom: int) -> float:
+    """Student's t at 0.975; above 30 degrees of freedom by its expansion about the normal one (Abramowitz and Stegun 26.7.5)."""
+    if freedom <= len(_T975):
+        return _T975[freedom - 1]
+    z = _NORMAL975
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def over_seeds(rows: pl.DataFrame) -> pl.DataFrame:

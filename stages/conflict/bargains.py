@@ -22,17 +22,23 @@ def min_norm_weights(gram_LL: Tensor) -> Tensor:
     scale = gram_LL.diagonal().mean()
     normal_LL, z_L = gram_LL / scale + 1.0, torch.zeros(n, dtype=gram_LL.dtype)
     free_L = torch.zeros(n, dtype=torch.bool)
+    barred_L = torch.zeros(n, dtype=torch.bool)  # those that rounding let in for no gain, until another step succeeds
     for _ in range(_STEPS + 10 * n):
-        slope_L = (1.0 - normal_LL @ z_L).masked_fill(free_L, -torch.inf)
+        slope_L = (1.0 - normal_LL @ z_L).masked_fill(free_L | barred_L, -torch.inf)
         best = int(slope_L.argmax())
         if slope_L[best] <= _TOLERANCE * normal_LL.diagonal().max():
             return z_L / z_L.sum()
-        free_L[best] = True
+        free_L[best], entering = True, True
         while True:
             (at_f,) = free_L.nonzero(as_tuple=True)
             part_ff = normal_LL[at_f[:, None], at_f]
             wanted_f = torch.linalg.pinv(part_ff, hermitian=True) @ torch.ones(len(at_f), dtype=gram_LL.dtype)
+            if entering and float(wanted_f[at_f == best]) <= 0:
+                free_L[best], barred_L[best] = False, True
+                break
+            entering = False
             if bool((wanted_f > 0).all()):
+                barred_L[:] = False
                 z_L = torch.zeros_like(z_L).index_copy(0, at_f, wanted_f)
                 break
             held_f, low_f = z_L[at_f], wanted_f <= 0

@@ -43,7 +43,7 @@ class Groups:
     def notes(self) -> list[str]:
         """What people should know about them."""
         notes = []
-        if self.largest > 0.2 * self.n:
+        if self.largest > max(1, 0.2 * self.n):
             notes.append(
                 f"{self.largest} of {self.n} pairs hang together by translations and shared answers and leave together"
             )

@@ -97,7 +97,8 @@ class Sample:
         total_L, square_L = by_language(language_n, omega_n), by_language(language_n, omega_n.square())
         half_RL = torch.stack([by_language(language_n, omega_n * half_n) for half_n in half_Rn])
         error = 0.0
-        if len(rows_n) < len(language_N):
+        complete = len(rows_n) == int((omega_N > 0).sum())
+        if not complete:
             fourth_L = by_language(language_n, omega_n**4)
             error = float((fourth_L.sqrt() / (2 * square_L)).nan_to_num().max())
         return cls(
@@ -107,7 +108,7 @@ class Sample:
             share_RL=half_RL / total_L.where(total_L > 0, 1.0),
             stretch_L=(by_language(language_N, omega_N.square()) / square_L.where(square_L > 0, 1.0)).sqrt(),
             error=error,
-            complete=len(rows_n) == len(language_N),
+            complete=complete,
         )
 
     @property
@@ -133,8 +134,9 @@ class Sample:
 
 def _sampled(language_N: Tensor, group_N: Tensor, omega_N: Tensor, n_languages: int, pairs: int, seed: int) -> Tensor:
     """Ascending rows [n]: whole groups of each language in random order, until it has given its number."""
-    if len(language_N) <= pairs:
-        return torch.arange(len(language_N))
+    (counted_n,) = (omega_N > 0).nonzero(as_tuple=True)
+    if len(counted_n) <= pairs:
+        return counted_n
     generator = torch.Generator(device="cpu").manual_seed(seed)
     key_N = torch.rand(int(group_N.max()) + 1, generator=generator, dtype=torch.float64)[group_N]
     quota, chosen = max(_LEAST, pairs // n_languages), []

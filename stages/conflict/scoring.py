@@ -177,7 +177,7 @@ def _score_large(
         here = index_m[at : at + BLOCK]
         x_nD = products.rows(waiting.get(start + at, start + at + len(here)))
         part_nL = leave_out.parts(here[None])[0] * waiting.factor_N[here, None]
-        removed_LD += part_nL.to(x_nD.dtype).T @ x_nD
+        removed_LD += (part_nL.to(x_nD.device, x_nD.dtype).T @ x_nD).cpu()
     pairs_of_columns = [(removed_LD[:, c], products.directions_LD[:, c]) for c in products.columns]
     cross_SLL = torch.stack([removed @ direction.T for removed, direction in pairs_of_columns])
     omega_L = leave_out.parts(index_m[None])[0].sum(dim=0)

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from schemas.errors import UserError, first_line, foreign
 
-_LORA = ".lora_A."
+_SHOWN = 3
 _TOKENS = 16
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _TOLERANCE_HALF = 1e-1
@@ -23,30 +22,33 @@ def with_adapter(model: Any, folder: Path, name: str) -> Any:
     """The PEFT model of a base model and an adapter's folder.
 
     Raises UserError for an adapter that does not fit the model: tensors of other shapes, that are missing (PEFT would leave them as
-    before training), or of layers that the model does not have (PEFT would leave them out).
+    before training), or that have no place in it (PEFT would leave them out).
     """
     from peft import PeftModel
 
     where, fix = str(folder / "adapter_config.json"), "Check its base_model_name_or_path, or save the adapter again."
 
     def misfit(error: Exception) -> UserError:
+        if isinstance(error, KeyError):  # of a module that is saved whole
+            return lacks([str(error.args[0])])
         shapes = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), first_line(error))
         return UserError(f"The adapter {name} does not fit its base model: {shapes}", where=where, fix=fix)
 
-    with foreign(misfit), warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    def lacks(tensors: list[str]) -> UserError:
+        return UserError(
+            f"The adapter {name} lacks tensors that its config names: {', '.join(tensors)[:300]}", where=where, fix=fix
+        )
+
+    with foreign(misfit), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tensors that are missing: refused below
         adapted = PeftModel.from_pretrained(model, str(folder))
-    lost = [str(warning.message) for warning in said if "missing adapter keys" in str(warning.message)]
-    if lost:
-        named = lost[0].partition("checkpoint: ")[2] or lost[0]
-        raise UserError(f"The adapter {name} lacks tensors that its config names: {named[:300]}", where=where, fix=fix)
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-        held = [key for key in file.keys() if _LORA in key]  # noqa: SIM118 (not a dictionary)
-    placed = {key.replace(".default.", ".") for key, _ in adapted.named_parameters() if _LORA in key}
-    if len(held) > len(placed):
-        other = [key for key in held if key not in placed]
+        found = adapted.load_adapter(str(folder), "default")  # what the first time found is not given out
+    if found.missing_keys:
+        raise lacks(list(found.missing_keys))
+    if other := sorted(found.unexpected_keys):
         raise UserError(
-            f"The adapter {name} is of another base model: {len(other)} of its layers are not in this one ({other[0]})",
+            f"The adapter {name} is of another base model, or of other settings: {len(other)} of its tensors have no place in this one "
+            f"({', '.join(other[:_SHOWN])})",
             where=where,
             fix=fix,
         )
@@ -60,14 +62,20 @@ def merge_checked(adapted: Any, name: str) -> Any:
     A head and embeddings that share one weight are untied when only one of them is adapted, as the adapter computes.
     Raises UserError, with the difference, when logits on a short text are not those of the unmerged model.
     """
+
+    def unmergeable(error: Exception) -> UserError:
+        return UserError(
+            f"The adapter {name} cannot be merged: {first_line(error)}",
+            where="the adapter's adapter_config.json",
+            fix="Merge it where it was made, or train one that PEFT can merge (LoRA without lora_bias).",
+        )
+
     training = adapted.training
     adapted.eval()
-    want_TV = _logits(adapted)
-    untie_adapted(adapted)
-    try:
+    with foreign(unmergeable):
+        want_TV = _logits(adapted)
+        untie_adapted(adapted)
         merged = adapted.merge_and_unload(safe_merge=True)
-    except ValueError as error:  # what safe_merge found
-        raise UserError(f"The adapter {name} cannot be merged: {error}", fix="Train the adapter again.") from error
     off = float((_logits(merged) - want_TV).abs().max() / want_TV.abs().max().clamp_min(1e-6))
     merged.train(training)
     tolerance = _TOLERANCE.get(next(merged.parameters()).dtype, _TOLERANCE_HALF)

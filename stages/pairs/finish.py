@@ -54,6 +54,7 @@ class Finisher:
         )
         check_thoughts(self.renderer, self._policy)
         self._counts: Counter[str] = Counter()
+        self._pair_ids: set[bytes] = set()
         for note in self.renderer.notes:
             ctx.progress.note(note)
 
@@ -73,7 +74,7 @@ class Finisher:
     def finish(self, drafts: Sequence[Draft]) -> tuple[list[dict[str, Any]], list[Drop]]:
         """(rows of the pairs table, drops).
 
-        Drop reasons: too_long, thought, broken_thought, empty, identical (once thoughts are left out); failed: cannot_render.
+        Drop reasons: too_long, thought, broken_thought, empty, identical and duplicate (once thoughts and marks are gone); failed: cannot_render.
         """
         rows: list[dict[str, Any]] = []
         drops: list[Drop] = []
@@ -103,8 +104,12 @@ class Finisher:
         if tokens > self._longest:
             raise BadRow("too_long", f"{tokens} tokens > text.max_length {self._longest}")
         self._counts["neutralised_marks"] += sum(self.renderer.neutralise(m["content"])[1] for m in draft.prompt)
+        pair_id = content_id(draft.prompt_id, chosen, rejected, *filter(None, [draft.criterion]))
+        if (key := bytes.fromhex(pair_id)) in self._pair_ids:
+            raise BadRow("duplicate", "the same pair, once thoughts and marks are gone")
+        self._pair_ids.add(key)
         return {
-            "pair_id": content_id(draft.prompt_id, chosen, rejected, *filter(None, [draft.criterion])),
+            "pair_id": pair_id,
             "round": self._round,
             "prompt_id": draft.prompt_id,
             "group_id": draft.group_id,

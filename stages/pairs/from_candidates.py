@@ -187,13 +187,13 @@ class FromCandidates:
         self, languages: Sequence[str], score_PC: NDArray[np.float64], tokens_PC: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """Cost per token of each prompt: fitted per language, or 0."""
-        cost_P = np.zeros(len(languages))
-        if not self._config.pairs.length_control:
+        cost_P, pairs = np.zeros(len(languages)), self._config.pairs
+        if not pairs.length_control:
             return cost_P
         of_prompt = np.array(languages)
         for language in sorted(set(languages)):
             mine = of_prompt == language
-            cost, excess = fit_cost(score_PC[mine], tokens_PC[mine], self._config.pairs.min_margin)
+            cost, excess = fit_cost(score_PC[mine], tokens_PC[mine], pairs.min_margin, pairs.margin_in == "sd")
             cost_P[mine] = cost
             self._ctx.progress.note(
                 f"length control {language}: {cost:.3g} points a token leave chosen answers {excess:+.1f} tokens longer"

@@ -13,10 +13,10 @@ from schemas.ids import canonical_json, content_id
 from stages.contract import Context, Drop, Stopped
 from stages.pairs.finish import Draft
 from stages.pairs.read import RawPair, is_several, pair_batches, pairs_of
-from stages.sources import Batch, excerpt
+from stages.sources import Batch, excerpt, names_splits
 from stages.text.assign import Label, RunLanguages, Splitter, Spoken, group_of
 from stages.text.codes import UNKNOWN
-from stages.text.messages import BadRow, comparable, spoken
+from stages.text.messages import BadRow, comparable, spoken, storable
 
 LABEL_ERRORS = "label_error "
 """Begins the name of the stat that counts the rows with a known error of a kind, kept or not."""
@@ -44,7 +44,7 @@ class Imported:
             config.languages.unseen,
             config.pairs.dev_fraction,
             config.pairs.test_fraction,
-            remember=any(source.fields.split or source.splits for source in config.pairs.sources),
+            remember=any(map(names_splits, config.pairs.sources)),
         )
         self._rows: Counter[str] = Counter()
         self._seen: dict[bytes, str] = {}
@@ -146,7 +146,7 @@ class Imported:
             unit="row",
             row_id=row_id,
             language=language,
-            split=self._splitter.split(language, group_id, own or batch.split, row_id, source.splits),
+            split=self._splitter.split(language, group_id, own or batch.split, row_id, source.splits if own else None),
             group_id=group_id,
             prompt_id=prompt_id,
             prompt=pair.prompt,
@@ -177,7 +177,8 @@ class Imported:
             raise BadRow("tie", f"gap {margin:.4g}, min_margin {least}")
 
     def _check_new(self, row_id: str, language: str, pair: RawPair) -> None:
-        parts = [language, *(comparable(text) for text in (spoken(pair.prompt), pair.chosen, pair.rejected))]
+        asked = "\n".join(message["content"] for message in pair.prompt)
+        parts = [language, *(comparable(text) for text in (asked, pair.chosen, pair.rejected))]
         digest = blake2b(canonical_json(parts).encode(), digest_size=16).digest()
         first = self._seen.setdefault(digest, row_id)
         if first != row_id:
@@ -196,5 +197,5 @@ def label_error(cell: Any) -> str:
     """The kind of a known error, in a word; empty where the cell says that nothing is wrong (nothing, false, 0, none, ok)."""
     if isinstance(cell, bool) or (isinstance(cell, (int, float)) and cell in (0, 1)):
         return "error" if cell else ""
-    text = "_".join(str(cell).split())[:_LONGEST_KIND] if cell is not None else ""
+    text = storable("_".join(str(cell).split()))[:_LONGEST_KIND] if cell is not None else ""
     return {"true": "error", "1": "error"}.get(text.lower(), "" if text.lower() in _NOTHING_WRONG else text)

@@ -39,15 +39,17 @@ def extremes(
     return Extremes(best_P, worst_P, adjusted_PC[rows, best_P] - adjusted_PC[rows, worst_P])
 
 
-def fit_cost(score_PC: NDArray[np.float64], tokens_PC: NDArray[np.float64], min_margin: float) -> tuple[float, float]:
+def fit_cost(
+    score_PC: NDArray[np.float64], tokens_PC: NDArray[np.float64], min_margin: float, in_sd: bool = False
+) -> tuple[float, float]:
     """(cost per token, mean length difference with it) such that mean(len chosen - len rejected) is closest to 0.
 
     A larger cost never makes a chosen answer longer nor a rejected one shorter, so over a fixed set of prompts the mean
     falls with the cost, in steps; bisection finds where it changes sign (ties, which come and go with the cost, can make
     several such places). Costs beyond the steepest score per token change nothing and bound the search. Without any
-    pair, or when every pair's answers are equally long, the cost is 0.
+    pair, or when every pair's answers are equally long, the cost is 0. in_sd: min_margin counts standard deviations of the scores less cost.
     """
-    excess = _excess(score_PC, tokens_PC, 0.0, min_margin)
+    excess = _excess(score_PC, tokens_PC, 0.0, min_margin, in_sd)
     if excess == 0:
         return 0.0, 0.0
     bound = 1.0 + float(np.nanmax(score_PC) - np.nanmin(score_PC))  # token counts are whole numbers
@@ -55,7 +57,7 @@ def fit_cost(score_PC: NDArray[np.float64], tokens_PC: NDArray[np.float64], min_
     best = (abs(excess), 0.0, excess)
     for _ in range(_STEPS):
         middle = (low + high) / 2
-        excess = _excess(score_PC, tokens_PC, middle, min_margin)
+        excess = _excess(score_PC, tokens_PC, middle, min_margin, in_sd)
         best = min(best, (abs(excess), middle, excess))
         if excess == 0:
             break
@@ -63,10 +65,12 @@ def fit_cost(score_PC: NDArray[np.float64], tokens_PC: NDArray[np.float64], min_
     return best[1], best[2]
 
 
-def _excess(score_PC: NDArray[np.float64], tokens_PC: NDArray[np.float64], cost: float, min_margin: float) -> float:
+def _excess(
+    score_PC: NDArray[np.float64], tokens_PC: NDArray[np.float64], cost: float, min_margin: float, in_sd: bool
+) -> float:
     """Mean of len(chosen) - len(rejected) over the pairs that this cost gives; 0 without pairs."""
     choice = extremes(score_PC, tokens_PC, cost)
-    pairs_P = choice.pairs(min_margin)
+    pairs_P = choice.pairs(min_margin * float(np.nanstd(score_PC - cost * tokens_PC)) if in_sd else min_margin)
     if not pairs_P.any():
         return 0.0
     rows = np.flatnonzero(pairs_P)

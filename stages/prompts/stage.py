@@ -17,7 +17,7 @@ from stages.contract import Account, Context, Drop, Rows, Stopped, TableStage, t
 from stages.empty import without_languages
 from stages.prompts.duplicates import Deduplicator
 from stages.prompts.reading import PromptRow, Read, Reader, read_all
-from stages.sources import EXCERPT, Batch, columns_of, read_rows
+from stages.sources import EXCERPT, Batch, columns_of, names_splits, read_rows
 from stages.text.assign import UNSEEN, Splitter, group_of
 from stages.text.messages import spoken
 
@@ -55,7 +55,7 @@ class _Run:
             run_languages.unseen,
             self.config.dev_fraction,
             self.config.test_fraction,
-            remember=any(source.fields.split or source.splits for source in self.config.sources),
+            remember=any(map(names_splits, self.config.sources)),
         )
         threshold = self.config.near_duplicate_threshold
         self.deduplicators = {code: Deduplicator(threshold) for code in self.reader.languages.codes}
@@ -129,7 +129,7 @@ class _Run:
         language = row.language
         prompt_id = content_id(language, row.messages)
         group_id = group_of(row.group, prompt_id)
-        names = self.config.sources[read.source].splits
+        names = self.config.sources[read.source].splits if row.split else None
         split = self.splitter.split(language, group_id, row.split or read.split, row.row_id, names)
         self.kept[language, split] += 1
         if split == "train":

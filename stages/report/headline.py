@@ -88,7 +88,11 @@ def facts(
     lines = [
         ("Policy", config.model.policy + (f" @ {config.model.revision}" if config.model.revision else "")),
         *([("Supervised fine-tuning", _sft(config))] if config.sft.on else []),
-        *([("Judge", config.model.judge or "the policy of the round, judging itself")] if not config.imported else []),
+        *(
+            [("Judge", ", ".join(name or "the policy of the round, judging itself" for name in config.judge_models))]
+            if not config.imported
+            else []
+        ),
         *(
             [("Evaluation judge", config.model.evaluation_judge or names.get("evaluation_judge", "the round-0 policy"))]
             if compared

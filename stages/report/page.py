@@ -14,7 +14,6 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from schemas.config import RunConfig
-from schemas.config.base import semantic_values
 from schemas.files import write_text
 from schemas.ids import content_id
 from schemas.manifests import StageManifest
@@ -61,8 +60,7 @@ def made_from(
 ) -> str:
     """Hash of all that a page shows: it is in the page, so that an old one is known."""
     stages = [(m.stage, m.round, m.fingerprint, m.content) for m in manifests]
-    shown = config.report.model_dump(mode="json"), config.banner, semantic_values(config)
-    return content_id(VERSION, *shown, stages, dict(left_out), list(arms))
+    return content_id(VERSION, config.model_dump(mode="json"), stages, dict(left_out), list(arms))
 
 
 def is_current(

@@ -132,9 +132,11 @@ def read_pairs(ctx: Context) -> pl.DataFrame:
 def valued(frame: pl.DataFrame, by: str, seed: Sequence[object]) -> pl.DataFrame:
     """Of what `read_pairs` gives: pair_id, language, `cell` and `off_topic` if they are there, `pool` (it has a conflict score) and `used` (what it is ranked
     by, null: nothing). Raises UserError where no pair can be ranked."""
-    used = ranking(frame, by, seed)
     has_score = pl.col("score").is_not_null() & pl.col("score").is_not_nan()
-    frame = frame.with_columns(pool=has_score, used=pl.when(has_score).then(used))
+    frame = frame.with_columns(pool=has_score)
+    pool = frame.filter("pool")  # what is ranked against the others is ranked against these
+    used = pool.select("pair_id", used=ranking(pool, by, seed))
+    frame = frame.join(used, on="pair_id", how="left", maintain_order="left")
     if frame["used"].null_count() == frame.height:
         why, fix = FILTERS[by].nothing
         if not frame["pool"].any():

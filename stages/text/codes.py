@@ -20,6 +20,8 @@ UNKNOWN = "und"
 _NOTE = re.compile(
     r"\s*\((?:macrolanguage|individual language|[0-9c. -]+)\)|^(?:Modern|Standard) (?=Greek)", re.IGNORECASE
 )
+_LOCALE = re.compile(r"\A([A-Za-z]{2,3}(?:_[A-Z]{2})?)(?:\.[\w-]{1,20})?(?:@euro)?\Z")
+"""Locales as POSIX names them: "de_AT.UTF-8"."""
 _ANY_HAN = "Hani"
 _COUNTRIES = {"usa": "US", "uk": "GB", "great britain": "GB", "simplified": "Hans", "traditional": "Hant"}
 _QUALIFIED = re.compile(r"([^()]+?) ?\(([^()]+)\)")
@@ -31,7 +33,7 @@ def standard(code: str) -> str | None:
 
     A name counts in English or in the language itself. Hani, Chinese characters of either kind, is no script of its own.
     """
-    code = code.strip()
+    code = _LOCALE.sub(r"\1", code.strip())
     if len(code) > 60:
         return None
     if not langcodes.tag_is_valid(code):

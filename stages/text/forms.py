@@ -21,7 +21,8 @@ Tell = Callable[[str], None]
 _ROLES = {
     **dict.fromkeys(("user", "human", "prompter", "person", "instruction", "question"), "user"),
     **dict.fromkeys(
-        ("assistant", "gpt", "chatgpt", "bot", "chatbot", "model", "ai", "llm", "bard", "bing", "answer"), "assistant"
+        ("assistant", "gpt", "chatgpt", "bot", "chatbot", "model", "ai", "llm", "bard", "bing", "answer", "response"),
+        "assistant",
     ),
     **dict.fromkeys(("system", "developer", "sys"), "system"),
 }
@@ -50,15 +51,20 @@ _WRITTEN = re.compile(
     r"""\s*(?:array\()?\[?\s*\{\s*["'](?:role|from|speaker|content|value|messages|conversations)["']\s*:"""
 )
 _LONGEST_PYTHON = 1_000_000
+_LAST = 100  # characters
 _PRINTED = re.compile(
-    r"""(?P<text>'(?:\\.|[^'\\])*(?:'|\\?\Z)|"(?:\\.|[^"\\])*(?:"|\\?\Z))(?P<next>\s+(?=['"]))?|(?P<end>[}\])])\s+(?=[{\[(]|array\()"""
-    r"""|(?P<array>\barray\()|(?P<kind>,\s*dtype=\w+(?=\)))""",
+    r"""(?P<value>'(?:\\.|[^'\\])*(?:'|\\?\Z)|"(?:\\.|[^"\\])*(?:"|\\?\Z)|\d[\w.+-]*|(?P<missing>\bnan\b|-?\binf\b|\bNone\b|<NA>))"""
+    r"""(?P<next>\s+(?=['"<\d.+-]|nan\b|inf\b|None\b))?|(?P<end>[}\])])\s+(?=[{\[(]|array\()"""
+    r"""|(?P<array>\b(?:array|(?:np|numpy)\.\w+)\()|(?P<kind>,\s*dtype=\w+(?=\)))""",
     re.DOTALL,
 )
-"""Texts, also one that does not end (or every quote in it would be tried as a beginning), and what numpy puts around and between them."""
-_RENDERED = re.compile(
-    r"\s*(?:<\|begin_of_text\|>|<s>|<bos>)?\s*(?:<\|im_start\|>|<\|start_header_id\|>|\[INST\]|<start_of_turn>|<\|(?:user|system|assistant|prompter)\|>)"
+"""Values, also a text that does not end (or every quote in it would be tried as a beginning), and what numpy puts around and between them."""
+_MARK = (
+    r"<[|｜][^<>|｜\s]{1,40}[|｜]?>|\[/?INST\]|\[(?:SYSTEM_PROMPT|AVAILABLE_TOOLS|gMASK)\]"
+    r"|<(?:start_of_turn|end_of_turn|extra_id_1|BOS_TOKEN|bos|eos)>"
 )
+_BEGUN, _ENDED = re.compile(rf"\s*(?:<s>\s*)?(?:{_MARK})"), re.compile(rf"(?:{_MARK}|</s>)\s*\Z")
+"""A control mark where a template puts one: `<|...|>` and DeepSeek's `<｜...｜>`, and those that are written otherwise."""
 _FULL = r"(?:#{1,4} ?)?(?:Human|User|Assistant|System|Bot|AI|GPT)"
 _NAMES = r"(?:#{1,4} ?)?(?:Human|User|H|Assistant|A|System|Bot|AI|GPT)"
 _OPENING = re.compile(r"\s*(?:#{1,4} ?)?(?:Human|User|H|System)\s?:", re.IGNORECASE)
@@ -71,6 +77,8 @@ _TURNS = tuple(
 """Where turns begin, after an empty line and after any line break, by full names and by short ones (H, A) as well."""
 _CAPITALS = re.compile(r"(?:\A|\s|</s>)(USER|HUMAN|ASSISTANT|SYSTEM):")
 """Turns of dialogues on one line, as Vicuna's: "... USER: ... ASSISTANT: ..."."""
+_ALPACA = re.compile(r"^(#{1,4} ?(?:Instruction|Response))\s?:", re.IGNORECASE | re.MULTILINE)
+"""Turns of Alpaca's template: "### Instruction: ... ### Response: ..."; an "### Input:" belongs to the instruction."""
 _SHORT = {"h": "user", "a": "assistant"}
 
 
@@ -140,15 +148,15 @@ def _parsed(text: str) -> tuple[Any, str | None]:
     try:
         if len(text) <= _LONGEST_PYTHON:
             return ast.literal_eval(_PRINTED.sub(_as_python, text.strip())), "text as Python prints it"
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # TypeError: a set of sets
         pass
     return None, None
 
 
 def _as_python(found: re.Match[str]) -> str:
-    """A piece of what numpy prints, as Python has it: commas between elements, no word array. Texts stay as they are."""
-    if found["text"] is not None:
-        return found["text"] + ("," if found["next"] else "")
+    """A piece of what numpy prints, as Python has it: commas between elements, no word array, None for nan. Texts stay as they are."""
+    if found["value"] is not None:
+        return ("None" if found["missing"] else found["value"]) + ("," if found["next"] else "")
     return found["end"] + "," if found["end"] else "(" if found["array"] else ""
 
 
@@ -165,8 +173,8 @@ def is_conversation(value: Any) -> bool:
 
 
 def looks_rendered(text: str) -> bool:
-    """Whether a text begins as a chat template's output does."""
-    return _RENDERED.match(text) is not None
+    """Whether a text begins or ends as a chat template's output does."""
+    return _BEGUN.match(text) is not None or _ENDED.search(text, max(0, len(text) - _LAST)) is not None
 
 
 def looks_spoken(text: str) -> bool:
@@ -175,6 +183,7 @@ def looks_spoken(text: str) -> bool:
     return (
         _NAMED.match(text) is not None
         or _on_one_line(text)
+        or _instructed(text)
         or (_OPENING.match(text) is not None and _ANSWER.search(text) is not None)
     )
 
@@ -187,6 +196,8 @@ def dialogue(text: str) -> list[dict[str, str]]:
     """
     if _on_one_line(text):
         return _turns(text.replace("</s>", " "), _CAPITALS)
+    if _instructed(text):
+        return _turns(text, _ALPACA)
     apart, any_line = _TURNS[0] if _TURNS[0][1].match(text) else _TURNS[1]
     return _turns(text, apart if len(apart.findall(text)) > 1 else any_line)
 
@@ -200,13 +211,19 @@ def _on_one_line(text: str) -> bool:
     return answer > 0 and "\n" not in text[first.end() : answer].strip(" ")[-1:] and text[answer - 1] in " >"
 
 
+def _instructed(text: str) -> bool:
+    """Whether an instruction and a response follow each other, as Alpaca's template has them."""
+    names = [mark.group(1).lstrip("# ").lower() for mark in _ALPACA.finditer(text)]
+    return names[:2] == ["instruction", "response"]
+
+
 def _turns(text: str, turn: re.Pattern[str]) -> list[dict[str, str]]:
     """The messages that begin where `turn` matches; what stands before the first is the system's."""
     marks = list(turn.finditer(text))
     before = text[: marks[0].start()].strip()
     messages = [{"role": "system", "content": before}] if before else []
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
-        name = mark.group(1).lstrip("# ").lower()
+        name = mark.group(1).lstrip("# ").lower().replace("ı", "i").replace("ſ", "s")  # re.IGNORECASE takes them too
         content = text[mark.end() : following.start() if following else len(text)].strip()
         messages.append({"role": _SHORT.get(name) or _ROLES[name], "content": content})
     if messages[-1]["role"] == "assistant" and not messages[-1]["content"]:

@@ -24,7 +24,7 @@ class BadRow(Exception):
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
+        self.reason, self.detail = reason, storable(detail)
 
 
 def unspoken(message: Mapping[Any, Any]) -> BadRow:

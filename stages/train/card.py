@@ -45,9 +45,11 @@ def model_card(config: RunConfig, training: Training) -> str:
         "numbers": config.model.dtype,
         "seed": f"{config.seed}, round {training.round}",
     }
+    judges = ", ".join(escape(name) if name else "itself" for name in config.judge_models)
+    judged = "judged itself" if config.judges_itself else f"that were judged by {judges}"
     about = [
         f"{shown(training.base)}, aligned on preference pairs"
-        + (" that were imported" if config.imported else " the model generated and judged itself")
+        + (" that were imported" if config.imported else f" the model generated and {judged}")
         + f". Selection: by {escape(select.by)}, share {select.keep:g} kept"
         + (" in each language." if select.quota == "language" else " overall."),
         "",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import yaml
 
 from pipeline.config_file import load_config
 from schemas.errors import UserError
-from schemas.secrets import holds_credentials, without_secrets
+from schemas.secrets import holds_credentials, less_secrets, without_secrets
 from tests.faults.inline import fake_stages
 
 CANARY = "c4n4ry-5ecret-value"
@@ -65,12 +67,27 @@ def test_no_file_of_a_run_holds_a_secret_of_the_environment(fake, tmp_path, monk
         ("http://h/v1?api_key=abc&x=1", "http://h/v1?api_key=***&x=1"),
         ("http://h/?X-Amz-Signature=abc", "http://h/?X-Amz-Signature=***"),
         ("Authorization: Bearer abcdefgh12345", "Authorization: Bearer ***"),
+        ("a basic understanding of Bearer bonds", "a basic understanding of Bearer bonds"),
         ("mail a@b.c, pair p@1", "mail a@b.c, pair p@1"),
         ("value-of-the-key!", "***!"),
     ],
 )
 def test_what_is_taken_out_and_what_stays(text, shown):
     assert without_secrets(text, {"MY_KEY": "value-of-the-key", "PATH": "mail", "SHORT_KEY": "pair"}) == shown
+
+
+def test_what_becomes_json_is_masked_before_it_is_json(monkeypatch):
+    monkeypatch.setenv("A_TOKEN", 'quo"te\\päss')
+    given = {"say": ['see "https://h/x?token=abc"', 'is quo"te\\päss'], "n": 1}
+    shown = json.loads(json.dumps(less_secrets(given)))
+    assert shown == {"say": ['see "https://h/x?token=***"', "is ***"], "n": 1}
+
+
+def test_an_error_masks_what_it_then_cuts(monkeypatch):
+    monkeypatch.setenv("A_TOKEN", "value-of-the-token")
+    for length in range(1470, 1510):
+        text = str(UserError("x" * length + " https://bob:supersecretpw@host value-of-the-token"))
+        assert "super" not in text and "value-of" not in text
 
 
 def test_variables_are_no_credentials():

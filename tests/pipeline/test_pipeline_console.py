@@ -11,7 +11,7 @@ from rich.console import Console
 
 from pipeline import console as module
 from pipeline.console import Display, StageBar
-from pipeline.summary import _rows
+from pipeline.summary import _reasons, _rows
 from schemas.manifests import StageManifest, Tally
 
 
@@ -32,6 +32,18 @@ def lines_of(clock: list[float], total: int, done: int, steps: list[tuple[float,
             clock[0] += seconds
             bar.advance(amount, {"tokens_per_s": 12.5})
     return out.getvalue().splitlines()
+
+
+def test_what_two_kinds_of_rows_were_dropped_for_is_said_of_each() -> None:
+    tallies = [
+        Tally(unit=unit, language="en", rows_in=n, kept=0, dropped={"not_sampled": n})
+        for unit, n in (("prompt", 20), ("pair", 3))
+    ]
+    manifest = StageManifest.model_construct(stage="evaluate", tallies=tallies)
+    assert _reasons(manifest) == [
+        "  evaluate dropped not_sampled: 20 prompts (en 20)",
+        "  evaluate dropped not_sampled: 3 pairs (en 3)",
+    ]
 
 
 def test_the_time_left_counts_what_this_run_did_and_not_what_it_found_done(clock: list[float]) -> None:

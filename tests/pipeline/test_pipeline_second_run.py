@@ -161,6 +161,16 @@ def test_going_back_to_old_settings_finds_them_done(fake):
     assert fake.computed == [] and fake.tables() == second
 
 
+def test_what_lies_aside_is_not_taken_for_damaged_when_it_is_not_brought_back(fake):
+    fake()
+    fake("generate.candidates=3", force=("generate",))
+    _, refused = planned(fake, ["select.keep=0.7"], Selection(stage="select"))
+    with pytest.raises(UserError, match=r"generate.* lies aside, and must be brought back first"):
+        fake("select.keep=0.7", stage="select")
+    assert refused
+    fake("select.keep=0.7", force=("select",))
+
+
 def test_only_as_many_results_are_kept_as_asked_for(fake):
     fake()
     for keep in (0.6, 0.7, 0.8, 0.9):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -9,8 +10,10 @@ import pytest
 
 from pipeline.arms import arm_of
 from pipeline.config_file import load_config
-from pipeline.trials import UNTRAINED, Trials, planned
+from pipeline.console import Display
+from pipeline.trials import UNTRAINED, Trials, planned, trained
 from pipeline.trials_view import latex, markdown, paper_table, write_tables
+from schemas.errors import UserError
 from stages.compare.seeds import over_seeds
 
 HOSTILE = "a|b & 50% <script>_x</script>"
@@ -39,6 +42,16 @@ def figures_of(ours: tuple[float, float]) -> pl.DataFrame:
             for language in ("all", "en")
         )
     )
+
+
+@pytest.mark.parametrize(
+    "arms", [["random", "random"], ["x: select.keep=0.3", "x: select.keep=0.5"], [f"{UNTRAINED}: random"]]
+)
+def test_no_two_selections_share_a_name_and_none_is_the_untrained_model(arms, write_config, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(write_config(), tmp_path / "run" / "run.yaml")
+    with pytest.raises(UserError, match=r"Two arms are called|before training"):
+        trained(tmp_path / "run", arms, 1, None, Display(quiet=True))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from pipeline.dataset_card import Contents, dataset_card
 from schemas.config import RunConfig
 
 BASE: dict[str, Any] = {
@@ -80,6 +81,31 @@ def test_reference_mode_needs_a_judge_that_repeats_itself() -> None:
     with pytest.raises(ValidationError, match=r"judge\.engine\.kind: vllm contradict"):
         config({"engine": {"kind": "vllm"}}, **reference)
     config({"engine": {"kind": "transformers"}}, **reference)
+
+
+def test_of_a_sampling_in_part_the_rest_is_the_judges_own() -> None:
+    own = {"method": "additive", "sampling": {"temperature": 0.2, "top_p": 0.9}}
+    made = config({**own, "panel": {"a": {"sampling": {"max_tokens": 100}}, "b": {}}})
+    (a, b) = (judge.settings.sampling for judge in made.judge.judges)
+    assert (a.temperature, a.top_p, a.max_tokens) == (0.2, 0.9, 100) and (b.temperature, b.top_p) == (0.2, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("judge", "model", "named"),
+    [
+        ({}, None, [None]),
+        ({}, "m", ["m"]),
+        ({"panel": {"a": {"model": "m"}, "b": {"model": "n"}}}, None, ["m", "n"]),
+        ({"panel": {"a": {"model": "m"}, "b": {}}}, None, ["m", None]),
+        ({"criteria": {"a": {"panel": {"c": {"model": "m"}, "d": {"model": "m"}}}}}, "x", ["m"]),
+    ],
+)
+def test_who_judged_is_said_of_all_judges(judge: dict[str, Any], model: str | None, named: list[str | None]) -> None:
+    made = config(judge, model={**BASE["model"], "judge": model})
+    assert made.judge_models == named and made.judges_itself == (named == [None])
+    found = dataset_card(made, 0, Contents("data/*.parquet", {"en": 1}, 1, 1), [])
+    assert ("Self-judged" in found) == made.judges_itself
+    assert all(name is None or name in found.split("labels are worth")[1] for name in named)
 
 
 def test_judges_with_one_model_and_engine_need_one_share_of_the_gpu() -> None:

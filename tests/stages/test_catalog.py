@@ -57,5 +57,15 @@ def test_a_worker_sees_the_gpus_that_its_stage_asks_for() -> None:
     assert by_name["generate"].gpus_per_worker(CONFIG, 8) == CONFIG.engine.tensor_parallel
 
 
+def test_a_judge_on_an_engine_of_its_own_has_that_ones_gpus() -> None:
+    judge = next(spec for spec in STAGES if spec.name == "judge")
+    served = {"kind": "openai", "base_url": "http://localhost:1/v1"}
+    own = {"judge": {"engine": {"kind": "vllm", "tensor_parallel": 2}}}
+    config = RunConfig.model_validate(CONFIG.model_dump(mode="json", exclude_unset=True) | {"engine": served} | own)
+    assert judge.holds_gpu(config) and judge.gpus_per_worker(config, 8) == 2
+    generate = next(spec for spec in STAGES if spec.name == "generate")
+    assert not generate.holds_gpu(config) and generate.gpus_per_worker(config, 8) == 1
+
+
 def test_every_spec_can_be_sent_to_a_worker_process():
     assert all(pickle.dumps(spec) for spec in STAGES)

@@ -340,3 +340,44 @@ def test_a_folder_is_refused_with_the_files_that_are_in_it(tmp_path: Path) -> No
     (tmp_path / "data-00000-of-00001.arrow").touch()
     with pytest.raises(UserError, match=r"is a folder.*/\*\.arrow"):
         local_files(Source(path=str(tmp_path)), [])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"columns": ["prompt", "chosen"], "index": [0, 1], "data": [["a", "b"], ["c", "d"]]},
+        {"x7": {"prompt": "a", "chosen": "b"}, "x9": {"prompt": "c", "chosen": "d", "more": 1}},
+        {"0": {"prompt": "a", "chosen": "b"}, "1": {"prompt": "c", "chosen": "d"}},
+        {"prompt": {"x7": "a", "x9": "c"}, "chosen": {"x7": "b", "x9": "d"}},
+    ],
+    ids=["pandas-split", "by-id", "pandas-index", "columns-by-id"],
+)
+def test_json_objects_by_ids_and_of_cells_are_read_by_rows(tmp_path: Path, data: Any) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    batches = list(read_rows(Source(path=str(path)), ["en"], ["prompt", "chosen"]))
+    assert [row for batch in batches for row in batch.rows] == [
+        {"prompt": "a", "chosen": "b"},
+        {"prompt": "c", "chosen": "d"},
+    ]
+
+
+def test_a_json_file_of_several_tables_is_refused_with_their_names(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({"train": [{"prompt": "a"}], "test": [{"prompt": "b"}]}), encoding="utf-8")
+    with pytest.raises(UserError, match="several tables: 'train', 'test'"):
+        read_rows(Source(path=str(path)), ["en"], ["prompt"])
+
+
+def test_spaces_after_the_delimiters_of_a_csv_header_belong_to_no_cell(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text('prompt, chosen\n"a, b", "c, d"\n', encoding="utf-8")
+    (batch,) = read_rows(Source(path=str(path)), ["en"], ["prompt", "chosen"])
+    assert batch.rows == [{"prompt": "a, b", "chosen": "c, d"}]
+
+
+def test_a_wrong_delimiter_is_named_as_the_likely_cause(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("prompt,chosen\na,b\n", encoding="utf-8")
+    with pytest.raises(UserError, match="Is `delimiter` right"):
+        read_rows(Source(path=str(path), delimiter=";"), ["en"], ["prompt", "chosen"])

@@ -10,7 +10,7 @@ import pytest
 from stages.compare.seeds import mean_of, over_seeds
 
 
-@pytest.mark.parametrize("n", [2, 3, 7, 31])
+@pytest.mark.parametrize("n", [2, 3, 7, 31, 32, 60, 400])
 def test_the_interval_is_students(n: int) -> None:
     stats = pytest.importorskip("scipy.stats")
     rng = random.Random(n)

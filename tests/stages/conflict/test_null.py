@@ -132,3 +132,14 @@ def test_halves_are_halves_of_every_language() -> None:
     for language, want in enumerate((3, 2, 0)):
         assert (half_RN[:, language_N == language].sum(dim=1) == want).all()
     assert len({tuple(row) for row in half_RN.tolist()}) > 10
+
+
+@pytest.mark.parametrize("pairs", [10_000, 100])
+def test_pairs_that_are_in_no_direction_are_in_no_half(pairs, fresh_seed) -> None:
+    """Trusted pairs among others (conflict.target: dev): it is they that are cut into equal halves."""
+    omega_N = torch.zeros(400, dtype=torch.float64)
+    omega_N[::40] = 0.1
+    language_N = torch.zeros(400, dtype=torch.int64)
+    sample = nulls.Sample.draw(language_N, torch.arange(400), omega_N, 1, 16, fresh_seed, pairs)
+    assert sample.rows_n.tolist() == list(range(0, 400, 40)) and sample.complete and sample.error == 0
+    assert (sample.half_Rn.sum(1) == 5).all()

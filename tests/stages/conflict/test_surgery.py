@@ -270,6 +270,18 @@ def test_mgda_is_the_shortest_of_all_mixtures(languages, ratio, fresh_seed) -> N
         assert float(w_L @ gram_LL @ w_L) == pytest.approx(least_of_all_faces(gram_LL), rel=1e-7, abs=1e-9)
 
 
+def test_mgda_where_lengths_differ_by_a_million() -> None:
+    """Optimality (Karush, Kuhn, Tucker) within rounding of the largest squared length: no direction is below the least norm."""
+    for seed in range(300):
+        generator = torch.Generator().manual_seed(seed)
+        direction_LD = torch.randn(6, 8, generator=generator, dtype=torch.float64)
+        direction_LD *= 10 ** (6 * torch.rand(6, 1, generator=generator, dtype=torch.float64))
+        gram_LL = direction_LD @ direction_LD.T
+        w_L = min_norm_weights(gram_LL)
+        below = float(w_L @ gram_LL @ w_L - (gram_LL @ w_L).min())
+        assert w_L.min() >= 0 and below <= 1e-6 * float(gram_LL.diagonal().max())
+
+
 def test_mgda_where_directions_depend_on_each_other() -> None:
     v = torch.tensor([[1.0, 0.0], [2.0, 0.0], [-1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
     w_L = min_norm_weights(v @ v.T)

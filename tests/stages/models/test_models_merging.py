@@ -66,7 +66,7 @@ def test_an_adapter_whose_file_lacks_tensors_is_refused_with_their_names(tmp_pat
     ("base", "says"),
     [
         ({"hidden_size": 64}, r"does not fit its base model: size mismatch for .*q_proj\.lora_A"),
-        ({"num_hidden_layers": 1}, r"1 of its layers are not in this one \(.*layers\.1\.self_attn"),
+        ({"num_hidden_layers": 1}, r"2 of its tensors have no place in this one \(.*layers\.1\.self_attn.*lora_A"),
     ],
     ids=["width", "depth"],
 )
@@ -74,3 +74,38 @@ def test_an_adapter_of_another_base_is_refused(base: dict, says: str, tmp_path) 
     adapted("llama", ["q_proj"]).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=f"mine .*{says}"):
         with_adapter(tiny_model(tiny_config("llama", **base)), tmp_path, "mine")
+
+
+WHOLE = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ({"target_modules": ["q_proj"]}, "lora_B"),
+        ({"target_modules": ["embed_tokens"]}, "lora_embedding_A"),
+        ({"target_modules": ["q_proj"], "use_dora": True}, "lora_magnitude_vector"),
+        (WHOLE, "lm_head.weight"),
+    ],
+    ids=["lora", "embeddings", "dora", "whole"],
+)
+def test_every_tensor_of_an_adapter_has_a_place_and_every_place_a_tensor(fields: dict, kind: str, tmp_path) -> None:
+    lora = LoraConfig(r=2, init_lora_weights=False, **fields)
+    get_peft_model(tiny_model(tiny_config("llama")), lora).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    with_adapter(tiny_model(tiny_config("llama")), tmp_path, "mine")
+    name = next(name for name in tensors if kind in name)
+    odd = name.replace("base_model.model.", "base_model.model.other.")
+    save_file({**tensors, odd: tensors[name].clone()}, file)
+    with pytest.raises(UserError, match=rf"1 of its tensors have no place in this one \(.*other.*{kind.split('.')[0]}"):
+        with_adapter(tiny_model(tiny_config("llama")), tmp_path, "mine")
+    save_file({other: value for other, value in tensors.items() if other != name}, file)
+    with pytest.raises(UserError, match=f"lacks tensors that its config names: .*{kind.split('.')[0]}"):
+        with_adapter(tiny_model(tiny_config("llama")), tmp_path, "mine")
+
+
+def test_an_adapter_that_peft_cannot_merge_is_refused_in_its_words() -> None:
+    lora = LoraConfig(r=2, target_modules=["q_proj"], lora_bias=True)
+    with pytest.raises(UserError, match=r"mine cannot be merged: .*lora_bias"):
+        merge_checked(get_peft_model(tiny_model(tiny_config("llama")), lora).eval(), "mine")

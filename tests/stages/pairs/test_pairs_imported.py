@@ -152,7 +152,7 @@ def test_every_row_is_kept_or_dropped_with_its_reason(
 def test_control_marks_in_imported_text_are_neutralised(
     run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path
 ) -> None:
-    row = {"prompt": f"{ASK} <|im_end|>", "chosen": f"{GOOD}<|im_end|>\n<|im_start|>user\nhi", "rejected": BAD}
+    row = {"prompt": f"What is <|im_end|>? {ASK}", "chosen": f"{GOOD}<|im_end|>\n<|im_start|>user\nhi", "rejected": BAD}
     outcome = run_stage(Pairs(), config([jsonl(tmp_path / "a.jsonl", [row])], ["en"]), model=tiny_model)
     (pair,) = outcome.rows("pairs")
     assert "<|im_" not in json.dumps([pair["prompt"], pair["chosen"]])
@@ -193,3 +193,88 @@ def test_read_pair_refuses_what_it_would_have_to_guess() -> None:
         with pytest.raises(BadRow) as bad:
             read_pair(prompt, chosen, rejected)
         assert bad.value.reason == reason
+
+
+def test_a_local_source_may_say_which_split_all_its_rows_are_in(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    def rows(word: str) -> list[dict[str, Any]]:
+        return [{"prompt": f"{ASK} {word} {n}", "chosen": GOOD, "rejected": BAD} for n in range(12)]
+
+    trusted = jsonl(tmp_path / "a.jsonl", rows("a"), split="dev")
+    mapped = jsonl(tmp_path / "b.jsonl", rows("b"), split="checked", splits={"checked": "test", "dev": "train"})
+    drawn = jsonl(tmp_path / "c.jsonl", rows("c"))
+    found = run_stage(Pairs(), config([trusted, mapped, drawn], ["en"], dev_fraction=0.2), model=tiny_model).rows(
+        "pairs"
+    )
+    splits = [pair["split"] for pair in found]
+    assert splits[:12] == ["dev"] * 12 and splits[12:24] == ["test"] * 12
+    assert set(splits[24:]) <= {"train", "dev"} and "train" in splits[24:]
+    wrong = jsonl(tmp_path / "d.jsonl", rows("d"), split="checked")
+    with pytest.raises(UserError, match="'checked' is not a split"):
+        run_stage(Pairs(), config([wrong], ["en"]), model=tiny_model)
+
+
+def test_no_two_pairs_are_one_once_thoughts_and_marks_are_gone(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    answers = [
+        f"<think>way 1</think>\n\n{GOOD}",
+        f"<think>way 2</think>\n\n{GOOD}",
+        f"{GOOD}<|im_end|>x",
+        f"{GOOD}< |im_end|>x",
+    ]
+    rows = [{"prompt": ASK, "chosen": chosen, "rejected": BAD} for chosen in answers]
+    outcome = run_stage(Pairs(), config([jsonl(tmp_path / "a.jsonl", rows)], ["en"]), model=tiny_model)
+    found = outcome.rows("pairs")
+    assert len(found) == len({pair["pair_id"] for pair in found}) == 2
+    assert [drop.reason for drop in outcome.drops] == ["duplicate", "duplicate"]
+    assert sum(tally.rows_in for tally in outcome.account.tallies) == 4
+
+
+@pytest.mark.parametrize(
+    "text", ["{{}, {1}, {2}, {1, 2}} is the power set.", "{{1}}", "{[1]: 2}", "[{}, {{}}]", "{{}, {1}, {2}, {1, 2}}"]
+)
+def test_what_looks_like_a_list_and_is_none_is_text(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path, text: str
+) -> None:
+    rows = [{"prompt": ASK, "chosen": text, "rejected": BAD}]
+    (pair,) = run_stage(Pairs(), config([jsonl(tmp_path / "a.jsonl", rows)], ["en"]), model=tiny_model).rows("pairs")
+    assert pair["chosen"] == [assistant(text)]
+
+
+def test_a_text_that_no_table_can_hold_is_mended_wherever_it_stands(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    base = {"prompt": ASK, "chosen": GOOD, "rejected": BAD}
+    rows = [
+        base | {"kind": "fl\ud800ip"},
+        base | {"chosen": [{"\ud800k": 1, "content": GOOD}]},
+        base | {"chosen": [{"role": "assistant", "content": [{"type": "\ud800k"}]}]},
+    ]
+    source = jsonl(tmp_path / "a.jsonl", rows, fields={"label_error": "kind"})
+    outcome = run_stage(Pairs(), config([source], ["en"]), model=tiny_model)
+    ("".join(drop.detail for drop in outcome.drops)).encode()
+    (kept,) = outcome.rows("pairs")
+    assert kept["label_error"].startswith("fl") and len(outcome.drops) == 2
+
+
+def test_rows_that_differ_in_their_system_message_alone_are_no_duplicates(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    rows = [
+        {"prompt": ASK, "chosen": GOOD, "rejected": BAD, "system": role} for role in ("a pirate", "a king", "a king")
+    ]
+    source = jsonl(tmp_path / "a.jsonl", rows, fields={"system": "system"})
+    outcome = run_stage(Pairs(), config([source], ["en"]), model=tiny_model)
+    assert len(outcome.rows("pairs")) == 2 and [drop.reason for drop in outcome.drops] == ["duplicate"]
+
+
+def test_roles_that_the_lower_case_of_another_language_spelt_are_read(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    said = "\n\nHuman: Merhaba\n\nAssıstant: "
+    rows = [{"chosen": f"{said}Selam sana {n}", "rejected": f"{said}Git {n}"} for n in range(3)]
+    source = jsonl(tmp_path / "a.jsonl", rows, language="tr")
+    found = run_stage(Pairs(), config([source], ["tr"], identify=False), model=tiny_model).rows("pairs")
+    assert [(row["prompt"], row["chosen"]) for row in found[:1]] == [([user("Merhaba")], [assistant("Selam sana 0")])]

@@ -137,10 +137,54 @@ def test_pictures_and_tools_are_refused_by_name(read: Callable[..., Any]) -> Non
     assert found == [("not_text", "content has a part of type 'image_url'"), ("tool_calls", "")]
 
 
-def test_conversations_that_a_template_has_rendered_are_refused(read: Callable[..., Any]) -> None:
-    row = {"prompt": f"<|im_start|>user\n{ASK}<|im_end|>\n", "chosen": GOOD, "rejected": BAD}
-    with pytest.raises(UserError, match="column 'prompt' holds conversations that a chat template has rendered"):
+@pytest.mark.parametrize(
+    "rendered",
+    [
+        "<|im_start|>user\n{}<|im_end|>\n",
+        "<s>[INST] {} [/INST]",
+        "<s> [SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT][INST] {} [/INST]",
+        "<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n",
+        "<|start|>user<|message|>{}<|end|><|start|>assistant",
+        "<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>{}<|END_OF_TURN_TOKEN|>",
+        "<｜begin▁of▁sentence｜><｜User｜>{}<｜Assistant｜>",
+        "[gMASK]<sop><|user|>\n{}<|assistant|>",
+        "{}<|eot_id|>",
+        "{}</s>\n",
+    ],
+)
+def test_texts_that_a_template_has_rendered_are_refused(read: Callable[..., Any], rendered: str) -> None:
+    row = {"prompt": rendered.format(ASK), "chosen": GOOD, "rejected": BAD}
+    with pytest.raises(UserError, match="column 'prompt' holds texts that a chat template has rendered"):
         read([row], language="en")
+
+
+def test_marks_in_the_middle_of_texts_are_no_rendering(read: Callable[..., Any]) -> None:
+    row = {
+        "prompt": f"What does <|im_start|> mean? {ASK}",
+        "chosen": f"F# has <| and |>. {GOOD}",
+        "rejected": "<s>a</s>?",
+    }
+    assert read([row], language="en").drops == []
+
+
+def test_alpacas_template_is_a_dialogue_with_its_preamble_and_input(read: Callable[..., Any]) -> None:
+    head = f"Below is an instruction.\n\n### Instruction:\n{ASK}\n\n### Input:\nShort.\n\n### Response:\n"
+    rows = [
+        {"chosen": head + GOOD, "rejected": head + BAD},
+        {"prompt": head, "chosen": f"{GOOD} Yes.", "rejected": BAD},
+    ]
+    for row, chosen in zip(rows, (GOOD, f"{GOOD} Yes."), strict=True):
+        (found,) = texts(read([row], language="en"))
+        assert found == (["Below is an instruction.", f"{ASK}\n\n### Input:\nShort."], chosen, BAD)
+
+
+@pytest.mark.parametrize(
+    "scores", ["[1. 4. 2.5]", "[1 4\n 2]", "[1.0, 4.0, nan]", "[np.float64(1.0), np.int64(4), None]"]
+)
+def test_lists_of_numbers_are_read_as_numpy_and_python_print_them(read: Callable[..., Any], scores: str) -> None:
+    row = {"prompt": ASK, "answers": repr([BAD, GOOD, "Perhaps."]), "scores": scores}
+    fields = {"completions": "answers", "completion_score": "scores"}
+    assert texts(read([row], language="en", fields=fields)) == ONE
 
 
 def test_a_system_column_comes_before_the_prompt(read: Callable[..., Any]) -> None:

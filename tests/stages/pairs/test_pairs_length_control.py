@@ -73,3 +73,14 @@ def test_control_never_makes_the_length_difference_larger(cells: list, min_margi
     cost, _ = fit_cost(score, tokens, min_margin)
     before, after = (mean_difference(score, tokens, c, min_margin) or 0.0 for c in (0.0, cost))
     assert abs(after) <= abs(before) + 1e-9
+
+
+def test_with_margins_in_standard_deviations_the_cost_is_fitted_to_the_pairs_that_are_kept() -> None:
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(10, 200, size=(400, 4)).astype(float)
+    score = 40 * (0.05 * tokens + rng.normal(size=tokens.shape))
+    cost, excess = fit_cost(score, tokens, 1.0, in_sd=True)
+    least = float(np.std(score - cost * tokens))
+    assert least > 10
+    assert excess == pytest.approx(mean_difference(score, tokens, cost, least))
+    assert abs(mean_difference(score, tokens, cost, least)) < 3.0

@@ -245,3 +245,21 @@ def test_every_baseline_ranks_by_its_own_column(by: str, column: str, sign: int,
 def test_an_implicit_reward_that_is_zero_is_refused_in_the_stage(run_stage: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match="logp_margin"):
         run_stage(Select(), config(by="implicit"), **tables(*many(4)))
+
+
+def test_a_filter_that_ranks_pairs_against_each_other_sees_the_pool_alone(run_stage: Callable[..., Any]) -> None:
+    """Pairs that the gate held back have implicit rewards, which would move the middle and the scale."""
+    names = [f"p{i:02}" for i in range(20)]
+    away = [f"q{i:02}" for i in range(20)]
+    pairs = [pair(name, margin=1 + i) for i, name in enumerate(names + away)]
+    found = []
+    for there in (names, names + away):
+        given = tables(
+            [row for row in pairs if row["pair_id"] in there], {name: 0.1 if name in names else None for name in there}
+        )
+        margins = pa.array([float(i + 1) if name in names else 1000.0 for i, name in enumerate(there)])
+        place = given["scores"].schema.get_field_index("implicit_margin")
+        given["scores"] = given["scores"].set_column(place, "implicit_margin", margins)
+        outcome = run_stage(Select(), config(("en",), by="lossdiff_irm", keep=0.3), **given)
+        found.append(kept(outcome))
+    assert found[0] == found[1] and len(found[0]) == 6
