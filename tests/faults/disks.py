@@ -1,7 +1,7 @@
 """Fill up the disk in every stage of a whole run on a tiny model, then make room: the same command finishes it.
 
-python -m tests.faults.disks                     Linux; root, or a user who may mount in a namespace of his own
-python -m tests.faults.disks --only train export
+make faults-disk                                 Linux; root, or a user who may mount in a namespace of his own
+make faults-disk ARGS="--only train export"
 
 The run directory lies on a small tmpfs. For every stage, in order:
 
@@ -36,9 +36,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.executor import Reports
+from pipeline.messages import Order
+from pipeline.storage import storage_error
+from schemas.errors import UserError
 from schemas.manifests import StageManifest
 from tests.conftest import make_model, make_tokenizer
 from tests.end_to_end.conftest import inline, tiny_config
+from tests.faults.inline import InlineExecutor
 from tests.faults.killing import STAGES, results
 
 _INSIDE = "CONGRAD_TEST_NAMESPACE"
@@ -107,6 +112,7 @@ def main() -> int:
     console = Console(width=160, highlight=False)
     wrong = tried = 0
     with tempfile.TemporaryDirectory(prefix="disks-") as name, pytest.MonkeyPatch.context() as patch, inline(patch):
+        patch.setattr(InlineExecutor, "run", _told)
         for outcome in _all(Path(name), only):
             tried += 1
             wrong += bool(outcome.problems)
@@ -159,16 +165,33 @@ def _refused(small: Small, command: list[str], stage: str, sizes: list[int]) -> 
 def _exported(small: Small, run: Path, what: str) -> Iterator[Outcome]:
     out = small.folder / "out"
     command = ["export", str(run), "--what", what, "--out", str(out)]
-    for room in (1, 4, 12):
+    for room in (1, 4, 8):
         small.leave(room * _PAGE)
-        yield _one(command, f"export {what}", f"full {room * _PAGE // 1024}k")
+        outcome = _one(command, f"export {what}", f"full {room * _PAGE // 1024}k")
         small.roomy()
+        if not outcome.fitted:
+            yield outcome
     small.read_only()
     yield _one(command, f"export {what}", "read-only")
     small.roomy()
     done = _command(command)
     problems = () if done.exit_code == 0 else (f"does not go on: {done.output[-600:]}",)
     yield Outcome(f"export {what}", "again", 0.0, f"{len(list(out.rglob('*')))} files", problems)
+
+
+_run_inline = InlineExecutor.run
+
+
+def _told(executor: InlineExecutor, order: Order, key: str | None, reports: Reports) -> None:
+    """Errors of a stage come to the driver as `runner.carry_out` tells them."""
+    try:
+        _run_inline(executor, order, key, reports)
+    except UserError:
+        raise
+    except Exception as error:
+        if (disk := storage_error(error, order.root)) is None:
+            raise
+        raise disk from error
 
 
 def _one(command: list[str], step: str, how: str) -> Outcome:
