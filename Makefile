@@ -21,7 +21,7 @@ ready    := $(VENV)/.ready-$(call digest,locks/$(platform).txt pyproject.toml)
 resolve   = $(UV) pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
             --custom-compile-command "make locks" $(UPGRADE)
 
-.PHONY: help environment install demo demo-curate demo-onties-orthalign test faults faults-ray fuzz lowest test-python image-check audit lint benchmarks gpu-check docs \
+.PHONY: help environment install demo demo-curate demo-onties-orthalign test faults faults-disk faults-ray fuzz lowest test-python image-check audit lint benchmarks gpu-check docs \
         site locks clean distclean
 .DEFAULT_GOAL := help
 
@@ -57,6 +57,9 @@ test: lint ## lint, types, import directions, then every test
 
 faults: $(ready) ## kill and break runs in every way we know (ARGS="--kills 200 --seed 0")
 	$(run) tests.faults.kills $(ARGS)
+
+faults-disk: $(ready) ## fill up the disk in every stage of a run, then make room (Linux, root or user namespaces; ARGS="--only train")
+	$(run) tests.faults.disks $(ARGS)
 
 faults-ray: $(ready) ## strike nodes, workers and drivers of runs on a real Ray cluster on this machine (ARGS="--kills 100 --seed 0")
 	$(run) tests.faults.kills_ray $(ARGS)

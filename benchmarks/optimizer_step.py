@@ -1,11 +1,15 @@
 """Time and memory of an optimizer step with online merging, masks, a projection or a trust region, against torch's AdamW on equal tensors.
 
     python -m benchmarks.optimizer_step [--layers 4] [--hidden 896] [--repeats 5] [--device cpu] [--only onties]
+    python -m benchmarks.optimizer_step --forms [--only ondare]
 
 Tensors: layers of a Qwen2-like model with random weights and gradients, float32 masters of bfloat16 values. Every variant runs in turn
 with the baseline (torch's AdamW, foreach on a CPU, fused on a GPU), and the best of --repeats counts on both sides, since other work on
 the machine only adds time. Beside the time: the bytes a variant must read and write at least, divided by the bandwidth of a copy.
 Memory: bytes per parameter beside the weights and their gradients. Verdicts are against the aims, which are of the ratio.
+
+--forms: the same steps eager and compiled, of 0.1 to 50 million parameters, what compiling took, and the steps after which that is paid:
+where `COMPILE_FROM` of `stages/train/optimizers/form.py` belongs. The first size of a variant pays the compiler, or torch's cache of it.
 """
 
 from __future__ import annotations
@@ -27,6 +31,11 @@ _CHAINED = 4 + 16 + 8 + 2 + 4
 _TAU = 2  # bfloat16, read
 _MASK = 1  # bool, read
 _LOOK = 8 + 8  # m and v once more, and their second writing left to the first pass
+
+_SIZES = (0.1, 0.3, 1, 3, 10, 17, 30, 50)
+"""Millions of parameters."""
+_PER_SQUARE = 2 + 2 / 7 + 15
+"""Parameters of a layer of `make_weights` over the square of its width."""
 
 Weights = dict[str, nn.Parameter]
 
@@ -197,6 +206,39 @@ def measure(layers: int, hidden: int, repeats: int, device: str, speed: float, o
         del weights, optimizer
 
 
+def forms(repeats: int, device: str, only: str) -> Iterator[tuple[Variant, int, float, float, float]]:
+    """(variant, parameters, ms eager, ms compiled, seconds of compiling) of every variant of ours, over sizes."""
+    for variant in variants():
+        if only not in variant.name or variant.aims is None:
+            continue
+        for millions in _SIZES:
+            hidden = max(7, round((millions * 1e6 / _PER_SQUARE) ** 0.5))
+            best, compiling = {}, 0.0
+            for compiled in (False, True):
+                weights = make_weights(1, hidden, device)
+                optimizer = variant.make(weights)
+                assert isinstance(optimizer, OnlineMergingAdamW)
+                optimizer.use_form(compiled)
+                first = seconds(optimizer.step, device)
+                best[compiled] = min(seconds(optimizer.step, device) for _ in range(repeats + 1))
+                compiling = first - best[compiled]
+            count = sum(p.numel() for p in weights.values())
+            yield variant, count, best[False] * 1e3, best[True] * 1e3, compiling
+
+
+def print_forms(repeats: int, device: str, only: str) -> None:
+    """A Markdown table of `forms`."""
+    print("| optimizer | parameters | eager, ms | compiled, ms | compiling, s | paid after steps |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for variant, count, eager, compiled, compiling in forms(repeats, device, only):
+        saved = eager - compiled
+        steps = f"{compiling * 1e3 / saved:,.0f}" if saved > 0 else "never"
+        print(
+            f"| {variant.name} | {count / 1e6:.2f}M | {eager:.2f} | {compiled:.2f} | {compiling:.1f} | {steps} |",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Measure and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -205,7 +247,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", default="", help="variants whose name has this in it")
+    parser.add_argument("--forms", action="store_true", help="eager against compiled, over sizes")
     options = parser.parse_args()
+    if options.forms:
+        print_forms(options.repeats, options.device, options.only)
+        return
     speed = bandwidth(options.device)
     count = sum(p.numel() for p in make_weights(options.layers, options.hidden, options.device).values())
     threads = torch.get_num_threads()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config_file import load_config
-from pipeline.console import Display
+from pipeline.console import Display, quietly
 from pipeline.existing import config_of, find_run
 from pipeline.inspect import scan_table, table_files, tables_of
 from pipeline.selection import Selection
@@ -46,7 +46,8 @@ def run(
         resolved = config
     else:
         resolved = load_config(Path(config), settings)
-    bring_up_to_date(resolved, Selection(last=until, force=tuple(force), command="run(config)"), Display(quiet))
+    with quietly(quiet):
+        bring_up_to_date(resolved, Selection(last=until, force=tuple(force), command="run(config)"), Display(quiet))
     return Run(resolved.folder)
 
 

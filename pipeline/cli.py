@@ -15,6 +15,7 @@ from pipeline.command import (
     Config,
     Debug,
     Exported,
+    Quiet,
     Round,
     Run,
     RunDirOption,
@@ -66,7 +67,9 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Bring a run up to date. The same command continues a run that was stopped."""
-    with errors(debug):
+    from pipeline.console import quietly
+
+    with errors(debug), quietly(quiet):
         from pipeline.config_file import load_config
         from pipeline.console import Display
         from pipeline.loop import preview
@@ -174,10 +177,13 @@ def export(
     private: Annotated[bool, typer.Option(help="push it as private")] = False,
     round_: Annotated[int | None, typer.Option("--round", help="this round (default: the last)", min=0)] = None,
     sets: Sets = None,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Write curated pairs as a Hugging Face dataset folder, or the trained model or adapter, with a card."""
-    with errors(debug):
+    from pipeline.console import quietly
+
+    with errors(debug), quietly(quiet):
         from pipeline.console import Display
         from pipeline.existing import config_of, find_run, usable_path
         from pipeline.export import export_dataset
@@ -196,7 +202,7 @@ def export(
         echo(send(target, url) if url else target)
         key = "dataset_license" if what == "dataset" else "model_license"
         if getattr(config.card, key) is None:
-            Display().say(f"The card names no licence: --set card.{key}=... adds it.", "yellow")
+            Display(quiet).say(f"The card names no licence: --set card.{key}=... adds it.", "yellow")
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.command import Debug, Run, Sets, Shown, echo, errors
+from pipeline.command import Debug, Quiet, Run, Sets, Shown, echo, errors
 
 Arms = Annotated[
     list[str] | None,
@@ -37,10 +37,13 @@ def compare(
     examples: Annotated[int, typer.Option(help="pairs to show that only one keeps, per arm", min=0, max=1000)] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
     round_: Shown = 0,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Other filters, shares and conflict settings beside the run's own, on one pool of pairs, from what is stored."""
-    with errors(debug):
+    from pipeline.console import quietly
+
+    with errors(debug), quietly(quiet):
         from pipeline.compare import comparison
         from pipeline.compare_view import print_comparison
         from pipeline.console import Display
@@ -53,12 +56,14 @@ def compare(
             from pipeline.trials_view import print_trials, write_tables
 
             texts = [text.strip() for text in train.split(",") if text.strip()]
-            result = trained(find_run(run), [*texts, *(arm or [])], seeds, usable_path(out) if out else None, Display())
+            result = trained(
+                find_run(run), [*texts, *(arm or [])], seeds, usable_path(out) if out else None, Display(quiet)
+            )
             print_trials(result, write_tables(result), as_json)
             return
         if out is not None:
             raise UserError("--out is the folder of trained selections", fix="Give --train too, or leave it out.")
-        found = comparison(find_run(run), arm or [], round_, Silent(Display().say), examples)
+        found = comparison(find_run(run), arm or [], round_, Silent(Display(quiet).say), examples)
         print_comparison(found, as_json)
 
 

@@ -58,6 +58,7 @@ Sets = Annotated[
 RunDirOption = Annotated[
     Path | None, typer.Option("--run-dir", help="folder that holds runs (config: run_dir)", readable=False)
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", help="the result and errors, no progress and no notes")]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 Round = Annotated[int | None, typer.Option("--round", help="this round only", min=0)]
 Exported = Literal["dataset", "model", "adapter"]

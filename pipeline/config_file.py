@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.paths import expanded
+from schemas.secrets import keep_secret
 from stages.data import PREFIX, data_path, read_data
 from stages.text.messages import storable
 
@@ -46,6 +47,8 @@ def load_config(path: Path, overrides: Sequence[str] = (), run_dir: Path | None 
         values["run_dir"] = str(run_dir)
         lines.pop(("run_dir",), None)
     config = validate(values, lines, path)
+    for engine in filter(None, [config.engine, *(judge.settings.engine for judge in config.judge.judges)]):
+        keep_secret(engine.api_key_env, engine.base_url or "")
     if run_dir is not None and (config.run_dir / "run.yaml").exists() and not (config.folder / "run.yaml").exists():
         raise UserError(
             f"--run-dir is the folder that holds runs, and this one is a run itself: {config.folder} would be made in it",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -36,6 +37,18 @@ _LEAVE_SECONDS = 5.0
 def printable(text: str) -> str:
     """Text that cannot steer a terminal: control, zero-width and bidirectional characters become [U+XXXX]."""
     return visible(without_secrets(text))
+
+
+@contextmanager
+def quietly(quiet: bool) -> Iterator[None]:
+    """Bars and warnings of libraries, and what conversions say: not through our console, and not on standard error either. Errors are
+    said outside of it."""
+    if not quiet:
+        yield
+        return
+    nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  never closed: loggers of libraries keep it
+    with redirect_stderr(nowhere):
+        yield
 
 
 class Terminal(Console):

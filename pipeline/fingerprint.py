@@ -46,9 +46,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     settings: list[str] = []
     contents: list[str] = []
     inputs: list[str] = []
-    for name in sorted(set(before) | set(now)):
+    names = sorted(set(before) | set(now))
+    for name in names:
         old, new = before.get(name), now.get(name)
-        if old == new:
+        filled = {} in (old, new) and any(other.startswith(f"{name}.") for other in names)
+        if old == new or filled:  # what came into an empty section, or left it, is said by its own names
             continue
         if name in ("code", "schema"):
             contents.append(f"the pipeline's {name} for it is another version ({old} -> {new})")

@@ -13,23 +13,30 @@ _QUERY = re.compile(
     re.IGNORECASE,
 )
 _HEADER = re.compile(r"(\b(?:bearer|basic)\s+)(?=[\w.~+/=-]{0,512}?[\d=])[\w.~+/=-]{8,}", re.IGNORECASE)
-_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
+_NAME = re.compile(
+    r"(?:(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?|_(?:PASS|PWD|PAT|AUTH))(?:_?\d+)?$", re.IGNORECASE
+)
+_PASSWORD = re.compile(r"://[^\s/?#:@]*:([^\s/?#@]+)@")
 _SHORTEST = 8
 """Characters of a value that is looked for: shorter ones are found in ordinary words."""
 _REFERENCE = re.compile(r"\$(?:\w+|\{\w+\})")
 _HIDDEN = "***"
+_named: set[str] = set()
 
 
 def without_secrets(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """`text` less the user names, passwords and keys of URLs and headers, and less the values of the environment's secrets
-    (variables whose names end in KEY, TOKEN, SECRET, PASSWORD or CREDENTIALS)."""
+    """`text` less the user names, passwords and keys of URLs and headers, and less the values of the environment's secrets: variables whose
+    names end as those of secrets do (KEY, TOKEN, SECRET, PASSWORD, CREDENTIALS, _PASS, _PWD, _PAT, _AUTH), those that `keep_secret` was
+    told of, and passwords in addresses (HTTPS_PROXY)."""
     if "://" in text:
         text = _USERINFO.sub("", text)
         text = _QUERY.sub(rf"\1{_HIDDEN}", text)
     text = _HEADER.sub(rf"\1{_HIDDEN}", text)
     for name, value in environment.items():
-        if len(value) >= _SHORTEST and _NAME.search(name) and value in text:
-            text = text.replace(value, _HIDDEN)
+        secrets = [value] if name in _named or _NAME.search(name) else _PASSWORD.findall(value)
+        for secret in secrets:
+            if len(secret) >= _SHORTEST and secret in text:
+                text = text.replace(secret, _HIDDEN)
     return text
 
 
@@ -45,6 +52,13 @@ def less_secrets(value: Any) -> Any:
 def variables_in(text: str) -> list[str]:
     """The environment variables that a text names: $NAME or ${NAME}."""
     return [match[0].strip("${}") for match in _REFERENCE.finditer(text)]
+
+
+def keep_secret(*texts: str) -> None:
+    """From now on the values of these environment variables, or of those that a text refers to as $VARIABLE, are secrets in this process,
+    whatever the variables are called."""
+    for text in texts:
+        _named.update(variables_in(text) or [text])
 
 
 def holds_credentials(text: str) -> bool:

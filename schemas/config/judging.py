@@ -16,6 +16,7 @@ GENERATED: dict[str, Any] = {"pairs.sources": []}
 """Imported pairs are neither generated nor judged."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")]
+_RUBRIC: tuple[JudgeMethod, ...] = ("expected_score", "additive", "pairwise")
 
 
 def _only(*methods: JudgeMethod) -> dict[str, Any]:
@@ -40,7 +41,9 @@ class JudgeSettings(Section):
         le=1,
     )
     rubric: FilePath = semantic(
-        "package:rubrics/{language}.yaml", "rubric files; a missing language falls back to en, said aloud"
+        "package:rubrics/{language}.yaml",
+        "rubric files, the evaluation judge's too; a missing language falls back to en, said aloud",
+        used_when=(_only(*_RUBRIC), {"evaluate.win_rate": True}),
     )
     thoughts: bool = semantic(False, "show the judge the thought before an answer too", used_when=GENERATED)
     sampling: Sampling = semantic(
@@ -83,6 +86,15 @@ class JudgeSettings(Section):
         ge=0,
         le=4096,
     )
+
+    @model_validator(mode="after")
+    def _samples(self) -> JudgeSettings:
+        standard = type(self).model_fields["sampling"].default
+        if self.method == "expected_score" and self.sampling.model_copy(update={"system_prompt": None}) != standard:
+            raise ValueError(
+                "judge.sampling: method expected_score reads probabilities and samples nothing; of sampling it takes system_prompt alone"
+            )
+        return self
 
     @property
     def facts(self) -> MethodFacts:

@@ -25,7 +25,9 @@ class ModelConfig(Section):
         None, "another model as judge; default: the round's policy judges itself", used_when={"pairs.sources": []}
     )
     evaluation_judge: FilePath | None = execution(
-        None, "judge of the evaluation; default: the round-0 policy", used_when={"evaluate.win_rate": True}
+        None,
+        "judge of the evaluation; default: the round-0 policy",
+        used_when={"evaluate.win_rate": True, "evaluate.prompts_per_language": other_than(0)},
     )
     revision: str | None = execution(None, "hub revision of the policy")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = semantic("auto", "auto: bfloat16")

@@ -293,7 +293,11 @@ class EvaluateConfig(Section):
     )
     prompts_per_language: int = semantic(50, "most held-out prompts answered per language", ge=0)
     pairs_per_language: int = semantic(200, "most held-out pairs per split and language", ge=0)
-    sampling: Sampling = semantic(Sampling(temperature=0.0, max_tokens=512), "how held-out prompts are answered")
+    sampling: Sampling = semantic(
+        Sampling(temperature=0.0, max_tokens=512),
+        "how held-out prompts are answered",
+        used_when={".prompts_per_language": other_than(0)},
+    )
     win_rate: bool = semantic(True, "compare answers before and after with the evaluation judge, in both orders")
     token_budget: int = execution(8192, "padded tokens per forward", ge=64)
 

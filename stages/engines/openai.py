@@ -11,6 +11,7 @@ import openai
 
 from schemas.config import RunConfig
 from schemas.errors import UserError
+from schemas.secrets import keep_secret
 from stages.contract import Context, ModelRef
 from stages.engines.base import JUDGE_ROOM, Completion, Engine, Request, refused_by_length, storable_line
 from stages.engines.openai_wire import Malformed, Reply, Served, ServedModels, client, read
@@ -46,6 +47,7 @@ class OpenAIEngine(Engine):
             )
         self._model = engine.served_model or model.name
         self._key_name = engine.api_key_env
+        keep_secret(self._key_name, self._base_url)
         self._client = self._connect()
         served = self._find_model()
         self._is_vllm = served.owned_by == "vllm"

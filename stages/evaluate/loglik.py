@@ -14,6 +14,7 @@ from stages.evaluate.metrics import AFTER, BEFORE, CHANGE, Measurement
 from stages.gradients.batching import TokenBudget
 from stages.gradients.logprobs import check_head, logprobs_of_rows
 from stages.gradients.rows import BatchRow
+from stages.gradients.work import Work, forward_cost
 from stages.models.device import device_of, dtype_of
 from stages.models.load import free_memory, load_text_model
 
@@ -54,13 +55,18 @@ def score_pairs(ctx: Context, model: ModelRef, pairs: Sequence[HeldOutPair]) -> 
             for pair in chunk
             for answer in (pair.ids.chosen, pair.ids.rejected)
         ]
+        work = Work(len(chunk), forward_cost(rows))
+
+        def done(computed: list[int], work: Work = work, rows: list[BatchRow] = rows) -> None:
+            ctx.progress.advance(work.did(forward_cost([rows[n] for n in computed])))
+
         misfits: list[int] = []
-        found = iter(logprobs_of_rows(loaded, rows, budget, misfits=misfits))
+        found = iter(logprobs_of_rows(loaded, rows, budget, misfits=misfits, done=done))
         sums = [None if n in misfits else float(next(found).double().sum()) for n in range(len(rows))]
         for pair, chosen, rejected in zip(chunk, sums[0::2], sums[1::2], strict=True):
             if chosen is not None and rejected is not None:
                 out.append({"row_id": pair.row_id, "chosen": chosen, "rejected": rejected})
-        ctx.progress.advance(len(chunk))
+        ctx.progress.advance(work.finish())
     del loaded
     free_memory()
     return pa.Table.from_pylist(out, schema=_SCHEMA)

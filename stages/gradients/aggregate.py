@@ -26,8 +26,7 @@ from stages.gradients.omegas import ema_omegas
 from stages.gradients.pair_sketches import PairSketches
 from stages.gradients.projections import SketchLayout
 from stages.gradients.relevance import COLUMNS, Cut, cuts, notes, relevance_columns, relevant
-from stages.gradients.rows import Pair
-from stages.gradients.stage import Report, Worker, sketch_shards
+from stages.gradients.stage import Worker, sketch_shards
 from stages.gradients.sums import sums_key
 from stages.gradients.weights import pair_weights
 
@@ -53,24 +52,19 @@ class AggregateWorker(Worker):
 
     def _tables(self, shard: Shard, items: list[Item], drops: list[Drop]) -> dict[str, pa.Table]:
         config = self.ctx.config
-        before = len(drops)
         items = self._refer(items, drops) if items else items  # they weight the sums, so they come first
-        self.ctx.progress.advance(len(drops) - before)
         items, held = self._gated(items)
         again = self._sketched_again(shard, items, config.gradients.aggregate_size) if items else {}
-        report: Report | None = None
         while items:
             summing = PartSums(self.sketcher.layout, config.conflict, config.loss, items, self.reference is not None)
             name = f"sums of {len(items)}"
             summing.restore(self.unfinished.keep(name, summing.state), self._memo(name, items).known)
-            got, fitting = self._sketched(items, drops, report, summing.reduce, name)
+            got, fitting = self._sketched(items, drops, summing.reduce, name)
             left = sound(fitting, finite_pairs(got), got.sketch_ND[:, 0], drops)
             whole = len(left) == len(items)
             items = left
             if whole or config.conflict.direction == "mean":
                 break
-            report = self._report_again  # what a repeated sum leaves out was counted when it was first summed
-        self.ctx.progress.advance(len(held))
         rows, sums = [held_rows(shard.index, held)], TABLES["sums"].schema.empty_table()
         if items:
             self._measure_error(self._sketched_once_more(again, items), again)
@@ -84,7 +78,7 @@ class AggregateWorker(Worker):
             return items, []
         sample = self._sample
         new = [item for item in items if item.pair_id not in sample]
-        self.relevance.measure(new)
+        self.relevance.measure(new, did=self._worked)
         for item in items:
             if (known := sample.get(item.pair_id)) is not None:
                 item.relevance, item.null = known.relevance, known.null
@@ -122,9 +116,11 @@ class AggregateWorker(Worker):
         got = self.sketcher.run([item.pair for item in sample], self.budget).sketch_ND
         return dict(zip((item.pair_id for item in sample), got, strict=True))
 
-    def _report_again(self, batch: list[Pair]) -> None:
-        """A repeated batch is no progress."""
-        self.tokens += sum(2 * len(p.prompt) + len(p.chosen) + len(p.rejected) for p in batch)
+    def _cost(self, items: list[Item], own: bool = True) -> int:
+        total = super()._cost(items, own)
+        if self.relevance is not None:  # those of the sample were measured before the first part
+            total -= self.relevance.cost([item for item in items if item.pair_id in self.relevance.others], own)
+        return total
 
 
 @dataclass

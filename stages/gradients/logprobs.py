@@ -153,11 +153,11 @@ def logprobs_of_rows(
     budget: TokenBudget,
     chunk_elements: int = CHUNK_ELEMENTS,
     misfits: list[int] | None = None,
-    done: Callable[[int], None] = lambda rows: None,
+    done: Callable[[list[int]], None] = lambda rows: None,
     memo: Memo[Tensor] | None = None,
 ) -> list[Tensor]:
     """Per-token log-probabilities of each row's completion, in row order, on the CPU in float32; no
-    gradient. `misfits` and `memo` as in `TokenBudget.run`. done: told the rows of each forward.
+    gradient. `misfits` and `memo` as in `TokenBudget.run`. done: told which rows each forward was of.
 
     The sequence value s(y) is the tensor's `.double().sum()`, the mean-token value its mean. The
     model is used in evaluation mode and its mode restored; batches follow `budget` and back off
@@ -171,7 +171,7 @@ def logprobs_of_rows(
     def compute(indices: list[int]) -> list[Tensor]:
         batch = RowBatch.build([rows[i] for i in indices], device)
         values_BC = completion_logprobs(model, batch, head, chunk_elements).to("cpu")
-        done(len(indices))
+        done(indices)
         return [values_BC[b, : len(rows[i].completion)].clone() for b, i in enumerate(indices)]
 
     try:

@@ -9,7 +9,7 @@ refuse an empty turn), it asks for nothing, and what a system message does to an
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from stages.gradients.batching import TokenBudget
 from stages.gradients.items import UNKNOWN, Item, Values
 from stages.gradients.logprobs import logprobs_of_rows
 from stages.gradients.rows import BatchRow, Pair
+from stages.gradients.work import forward_cost
 from stages.text.render import Messages, Renderer, RenderError
 
 NOTHING = "..."
@@ -36,13 +37,14 @@ Side = Literal["chosen", "rejected"]
 
 @dataclass(frozen=True)
 class Relevance:
-    """What one worker measures relevance with. others: pair_id -> the prompt its answers are also looked at under."""
+    """What one worker measures relevance with. others: pair_id -> the prompt its answers are also looked at under. plain: tokens of x0."""
 
     model: Any
     renderer: Renderer
     budget: TokenBudget
     longest: int
     others: Mapping[str, Messages]
+    plain: int
 
     @classmethod
     def of(cls, ctx: Context, model: Any, renderer: Renderer, budget: TokenBudget) -> Relevance | None:
@@ -51,11 +53,30 @@ class Relevance:
         if not config.gradients.relevance:
             return None
         others = other_prompts(ctx.scan("pairs"), config.gradients.relevance_null, config.seed)
-        return cls(model, renderer, budget, config.text.max_length, others)
+        try:
+            plain = len(renderer.prompt_ids(says_nothing([])))
+        except RenderError:  # then nothing is measured either
+            plain = 0
+        return cls(model, renderer, budget, config.text.max_length, others, plain)
 
-    def measure(self, items: Sequence[Item], own: Sequence[Values] | None = None) -> None:
+    def cost(self, items: Sequence[Item], own: bool) -> int:
+        """Of `measure`, about: it is not known before the other prompts are rendered. own: whether that under the prompt is computed too."""
+        total = 0
+        for item in items:
+            pair = item.pair
+            nothing = len(pair.prompt) if item.row["prompt"][0]["role"] == "system" else self.plain
+            looks = 1 + (item.pair_id in self.others) + own
+            total += 2 * nothing + looks * (len(pair.chosen) + len(pair.rejected)) + (looks - 1) * 2 * len(pair.prompt)
+        return total
+
+    def measure(
+        self,
+        items: Sequence[Item],
+        own: Sequence[Values] | None = None,
+        did: Callable[[int], None] = lambda cost: None,
+    ) -> None:
         """Give every item its `relevance`, and those in `others` their `null`. own: sums of log-probabilities of both answers under the
-        prompt [N, 2]; None: computed here. What cannot be known is NaN: an answer that does not fit in memory beside the other prompt."""
+        prompt [N, 2]; None: computed here. did: told the cost of every forward. What cannot be known is NaN: an answer that does not fit in memory beside the other prompt."""
         tasks: list[tuple[Item, str, Pair | None]] = []
         for item in items:
             tasks.append((item, "nothing", self._pair(item, says_nothing(item.row["prompt"]))))
@@ -70,7 +91,11 @@ class Relevance:
                 places[id(item), kind] = len(rows)
                 rows += pair.rows
         misfits: list[int] = []
-        found = iter(logprobs_of_rows(self.model, rows, self.budget, misfits=misfits))
+
+        def done(computed: list[int]) -> None:
+            did(forward_cost([rows[n] for n in computed]))
+
+        found = iter(logprobs_of_rows(self.model, rows, self.budget, misfits=misfits, done=done))
         unfit = set(misfits)
         means = [math.nan if n in unfit else float(next(found).double().mean()) for n in range(len(rows))]
 

@@ -31,13 +31,13 @@ from stages.gradients.rows import Pair
 from stages.gradients.sketcher import Sketcher, Unsketchable
 from stages.gradients.store import LAYOUT_KEY, SEED_KEY, sketch_columns, store_metadata
 from stages.gradients.unfinished import Pass, Unfinished
+from stages.gradients.work import Work, forward_cost, pair_tokens, sketch_cost
 from stages.models.device import device_of, dtype_of
 from stages.models.load import load_text_model, load_with_adapter, settle_threads
 from stages.text.render import Renderer, RenderError, load_renderer
 
 __all__ = ["LAYOUT_KEY", "SEED_KEY", "Gradients", "Worker", "sketch_shards"]
 
-Report = Callable[[list[Pair]], None]
 Reduce = Callable[[list[int], PairSketches], PairSketches]
 """See `Sketcher.run`."""
 
@@ -152,11 +152,12 @@ class Worker:
         rows = [row for row in shard.rows.to_pylist() if row["split"] in self.ctx.config.conflict.splits]
         drops: list[Drop] = []
         items = [item for row in rows if (item := self._item(row, drops)) is not None]
-        self.ctx.progress.advance(len(drops))
+        self.work = Work(len(rows), self._cost(items))
         before, backoffs = self.tokens, self.budget.backoffs
         self.stats, self.tokens_before = {}, 0
         self.unfinished = Unfinished.of(self.ctx, shard.index)
         tables = self._tables(shard, items, drops)
+        self.ctx.progress.advance(self.work.finish())
         return Part(
             index=shard.index,
             tables=tables,
@@ -201,9 +202,7 @@ class Worker:
     def _tables(self, shard: Shard, items: list[Item], drops: list[Drop]) -> dict[str, pa.Table]:
         """The part's tables; pairs that fail are added to `drops`."""
         if self.products is not None:
-            before = len(items)
             items = self.products.known(items, drops)
-            self.ctx.progress.advance(before - len(items))
         if not items:
             return {"gradients": self._empty()}
         again = (
@@ -223,7 +222,7 @@ class Worker:
         got = got.rows([item.at for item in items])
         if self.relevance is not None:
             sums_N2 = torch.stack([got.logp_chosen_N, got.logp_rejected_N], dim=1).tolist()
-            self.relevance.measure(items, sums_N2)
+            self.relevance.measure(items, sums_N2, self._worked)
         self._measure_error({item.pair_id: got.sketch_ND[n] for n, item in enumerate(items)}, again)
         return {"gradients": pa.table(self._columns(items, got), schema=self._schema())}
 
@@ -231,7 +230,6 @@ class Worker:
         self,
         items: list[Item],
         drops: list[Drop],
-        report: Report | None = None,
         reduce: Reduce | None = None,
         name: str = "sketches",
     ) -> tuple[PairSketches, list[Item]]:
@@ -239,11 +237,10 @@ class Worker:
         misfits: list[int] = []
         memo = self._memo(name, items)
         if memo.known:
-            self.tokens_before = sum(map(_tokens, (items[i].pair for i in memo.known)))
-            self.ctx.progress.advance(len(memo.known) if report is None else 0)
-        got = self.sketcher.run(numbered(items), self.budget, report or self._report, misfits, reduce, memo)
-        if report is None:
-            self.ctx.progress.advance(len(misfits))
+            known = [items[i].pair for i in memo.known]
+            self.tokens_before = sum(map(pair_tokens, known))
+            self._worked(sum(sketch_cost(pair, self.sketcher.sharing) for pair in known))
+        got = self.sketcher.run(numbered(items), self.budget, self._report, misfits, reduce, memo)
         return got, without_misfits(items, misfits, drops)
 
     def _refer(self, items: list[Item], drops: list[Drop], got: PairSketches | None = None) -> list[Item]:
@@ -263,7 +260,12 @@ class Worker:
             lambda values_T: {"sum": values_T.double().sum()},
             lambda row: row["sum"],
         )
-        found = iter(logprobs_of_rows(self.reference, rows, self.budget, misfits=unfit, memo=memo))
+
+        def done(computed: list[int]) -> None:
+            self._worked(forward_cost([rows[n] for n in computed]))
+
+        self._worked(forward_cost([rows[n] for n in memo.known]))
+        found = iter(logprobs_of_rows(self.reference, rows, self.budget, misfits=unfit, memo=memo, done=done))
         sums = [float("nan") if n in unfit else float(next(found).double().sum()) for n in range(len(rows))]
         for n, item in enumerate(items):
             item.reference = (sums[2 * n], sums[2 * n + 1])
@@ -348,10 +350,20 @@ class Worker:
             self.sketcher.settle,
         )
 
+    def _cost(self, items: list[Item], own: bool = False) -> int:
+        """Of all passes over a shard's items. own: the relevance pass computes the answers under their prompt itself."""
+        total = sum(sketch_cost(item.pair, self.sketcher.sharing) for item in items)
+        if self.reference is not None and self.products is None:
+            total += sum(pair_tokens(item.pair) for item in items)
+        return total + (self.relevance.cost(items, own) if self.relevance is not None else 0)
+
     def _report(self, batch: list[Pair]) -> None:
-        self.tokens += sum(map(_tokens, batch))
+        self.tokens += sum(map(pair_tokens, batch))
         rate = self.tokens / max(time.monotonic() - self.begun, 1e-9)
-        self.ctx.progress.advance(len(batch), tokens_per_s=rate)
+        self._worked(sum(sketch_cost(pair, self.sketcher.sharing) for pair in batch), tokens_per_s=rate)
+
+    def _worked(self, cost: int, **rates: float) -> None:
+        self.ctx.progress.advance(self.work.did(cost), **rates)
 
     def _schema(self) -> pa.Schema:
         """The gradients schema with what is needed to read a sketch: layer offsets and the projections' seed."""
@@ -361,10 +373,6 @@ class Worker:
 
     def _empty(self) -> pa.Table:
         return self._schema().empty_table()
-
-
-def _tokens(pair: Pair) -> int:
-    return 2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
 
 
 def _own_reference(items: list[Item], got: PairSketches) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,9 @@ def folder_digest(folder: Path, cache: Path) -> str:
 
 def check_folder(folder: Path, name: str) -> None:
     """Raise UserError unless the folder is a model (or adapter) with whole safetensors weights and a tokenizer."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"The model {name} is not there", where=str(folder), fix="Check the path or the hub id.")
+    _check_readable(folder, name)
     adapter = is_adapter(folder)
     _refuse_foreign(folder, name)
     config = read_json(folder / ("adapter_config.json" if adapter else "config.json"), name)
@@ -106,6 +108,19 @@ def check_folder(folder: Path, name: str) -> None:
             f"The model {name} has no tokenizer",
             where=str(folder),
             fix=f"The folder needs one of {', '.join(_TOKENIZERS)}.",
+        )
+
+
+def _check_readable(folder: Path, name: str) -> None:
+    """Raise UserError for what this user may not read: safetensors would say that there is no such file."""
+    refused = [folder]
+    if os.access(folder, os.R_OK | os.X_OK):
+        refused = [path for path in sorted(folder.iterdir()) if path.exists() and not os.access(path, os.R_OK)]
+    if refused:
+        raise UserError(
+            f"The model {name} may not be read by this user",
+            where=str(refused[0]),
+            fix="Change its owner or permissions (chmod -R a+rX; safetensors writes files that only their owner may read).",
         )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from schemas.errors import UserError, first_line, foreign
 from stages.contract import ModelRef
@@ -61,6 +62,7 @@ def skeleton(
         with torch.device("meta"):
             made: PreTrainedModel = class_of(config).from_config(config, trust_remote_code=trust_remote_code)
         if not is_quantised(model.path):  # its tensors are packed, to be unpacked while they are read
+            disable_progress_bar()  # of tensors without data
             with _quiet() as lines:
                 try:
                     kind: Any = type(made)

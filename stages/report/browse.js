@@ -14,6 +14,19 @@
       show();
     }
   }
+  for (const root of document.querySelectorAll("[data-languages]")) {
+    const rows = [...root.querySelectorAll("[data-language]")];
+    root.querySelector(".controls").hidden = false;
+    root.querySelector("input").addEventListener("input", (event) => {
+      const codes = event.target.value.toLowerCase().split(/[\s,]+/).filter(Boolean);
+      for (const row of rows) {
+        const match = codes.some((code) => row.dataset.language.toLowerCase().startsWith(code));
+        row.hidden = codes.length > 0 && !match;
+        row.classList.toggle("found", match);
+      }
+      if (codes.length) root.querySelector("details").open = true;
+    });
+  }
   for (const root of document.querySelectorAll("[data-browser]")) {
     const SHOWN = 20;
     let page = 0;

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from markupsafe import Markup
 
 from schemas.manifests import StageManifest
@@ -16,7 +17,10 @@ from stages.report.text import fixed
 from stages.text.codes import in_order
 
 FEW_PAIRS = 20
+MANY = 24
+"""More languages than this are a map of colours in an order that puts the alike side by side, of the whole model alone."""
 _STEPS = 5
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,16 @@ class Cell:
     null: float | None
     css: str
     diagonal: bool
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Of one language among many: those whose directions agree least and most with its own, each with the cosine."""
+
+    language: str
+    conflicts: int
+    least: list[tuple[str, float]]
+    most: list[tuple[str, float]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,7 @@ class Scope:
     """The whole model, or a layer group.
 
     limit: the cosine at which colours are strongest; negative: language pairs below 0 of `compared`; expected: how
-    many noise alone would put there (split halves of one language).
+    many noise alone would put there (split halves of one language). neighbours: of every language, where there are many.
     """
 
     name: str
@@ -61,6 +75,7 @@ class Scope:
     expected: float | None
     mean_cosine: float | None
     lowest: tuple[str, str, float] | None
+    neighbours: list[Neighbours]
 
 
 @dataclass(frozen=True)
@@ -105,11 +120,13 @@ def _scope(name: str, gram: list[dict], directions: list[dict], languages: Seque
     apart = [abs(r["cosine"]) for r in gram if r["language"] != r["other"] and _is_number(r["cosine"])]
     limit = _round_up(max(apart, default=0.1))
     entries = {(row["language"], row["other"]): row for row in gram}
-    cells = [[_cell(entries, a, b, limit) for b in found] for a in found] if gram else []
+    many = len(found) > MANY
+    shown = _alike_together(found, entries) if many else found
+    cells = [[_cell(entries, a, b, limit) for b in shown] for a in shown] if gram else []
     pairs = [
         (a, b, cells[i][j])
-        for i, a in enumerate(found)
-        for j, b in enumerate(found)
+        for i, a in enumerate(shown)
+        for j, b in enumerate(shown)
         if cells and i < j and cells[i][j].cosine is not None
     ]
     cosines = [cell.cosine for _, _, cell in pairs if cell.cosine is not None]
@@ -118,16 +135,48 @@ def _scope(name: str, gram: list[dict], directions: list[dict], languages: Seque
     return Scope(
         name=name,
         title="whole model" if name == "model" else name,
-        languages=found,
+        languages=shown,
         limit=limit,
-        cells=cells,
+        cells=cells if name == "model" or not many else [],
         weights=_weights(directions, found),
         negative=sum(cosine < 0 for cosine in cosines),
         compared=len(cosines),
         expected=sum(nulls) if nulls and len(nulls) == len(cosines) else None,
         mean_cosine=sum(cosines) / len(cosines) if cosines else None,
         lowest=lowest,
+        neighbours=_neighbours(shown, cells) if name == "model" and many else [],
     )
+
+
+def _alike_together(languages: list[str], entries: dict[tuple[str, str], dict]) -> list[str]:
+    """The leaves of the tree that average linkage makes of the cosines, in order: clusters side by side, whichever there are. What has no
+    cosine counts as 0. (scipy's linkage is no dependency of the report's.)"""
+    alike = np.zeros((len(languages), len(languages)))
+    for i, a in enumerate(languages):
+        for j, b in enumerate(languages):
+            cosine = (entries.get((a, b)) or entries.get((b, a)) or {}).get("cosine")
+            alike[i, j] = cosine if _is_number(cosine) else 0.0
+    np.fill_diagonal(alike, -np.inf)
+    branches = [[language] for language in languages]
+    for _ in range(len(languages) - 1):
+        i, j = sorted(divmod(int(alike.argmax()), len(languages)))
+        sizes = len(branches[i]), len(branches[j])
+        alike[i] = (sizes[0] * alike[i] + sizes[1] * alike[j]) / sum(sizes)
+        alike[:, i] = alike[i]
+        branches[i] += branches[j]
+        alike[i, i] = -np.inf
+        alike[j], alike[:, j] = -np.inf, -np.inf
+    return branches[0]
+
+
+def _neighbours(languages: list[str], cells: list[list[Cell]]) -> list[Neighbours]:
+    found = []
+    for language, row in sorted(zip(languages, cells, strict=True)):
+        known = [(b, c.cosine) for b, c in zip(languages, row, strict=True) if not c.diagonal and c.cosine is not None]
+        known.sort(key=lambda pair: pair[1])
+        conflicts = sum(cosine < 0 for _, cosine in known)
+        found.append(Neighbours(language, conflicts, known[:_SHOWN], known[: -_SHOWN - 1 : -1]))
+    return found
 
 
 def _cell(entries: dict[tuple[str, str], dict], a: str, b: str, limit: float) -> Cell:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +21,15 @@ from stages.train.session import Session
 from stages.train.trainer import PairTrainer
 from stages.train.vector import task_vector_for
 
+_WORTH_SAYING = 1.0
+"""Seconds."""
+
 
 class ConfinedTrainer(PairTrainer):
     """A PairTrainer with the optimizer of `optimizers/build.py`.
 
     task_vector: what `train.optimizer` merges with. protected: subspaces no update enters. active: entries that are trained.
+    tell: one line for people.
     """
 
     def __init__(
@@ -34,9 +39,11 @@ class ConfinedTrainer(PairTrainer):
         task_vector: TaskVector | None,
         protected: Protected,
         active: ActiveEntries,
+        tell: Callable[[str], None],
         **kwargs: Any,
     ) -> None:
         self.train_config, self.task_vector, self.active = train_config, task_vector, active
+        self._tell, self._stepped = tell, False
         super().__init__(*args, **kwargs)
         self.protected = protect_adapter(self.model, protected) if isinstance(self.model, PeftModel) else protected
 
@@ -58,9 +65,18 @@ class ConfinedTrainer(PairTrainer):
         """TRL's log with the numbers of this step's merge, when it was one of its turns."""
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
         if "loss" in logs and isinstance(optimizer, OnlineMergingAdamW):
+            self._say_compiled(optimizer.compile_seconds)
             found = sorted(optimizer.telemetry.items())
             logs = logs | {f"{'mask' if name in MASKED else 'merge'}/{name}": value for name, value in found}
         super().log(logs, start_time)
+
+    def _say_compiled(self, seconds: float) -> None:
+        """After the first step, in which all of it is compiled."""
+        if not self._stepped and seconds >= _WORTH_SAYING:
+            self._tell(
+                f"the optimizer's step was compiled in {seconds:.0f} s; torch keeps it for later runs on this machine"
+            )
+        self._stepped = True
 
 
 @dataclass(frozen=True)
@@ -78,6 +94,7 @@ class ConfinedPhase(Phase):
             "task_vector": task_vector_for(session.ctx, model),
             "protected": self.protected,
             "active": self.active,
+            "tell": session.ctx.progress.note,
         }
 
 

@@ -47,7 +47,7 @@ class Scorer:
     ) -> list[torch.Tensor]:
         """log pi of each completion's tokens, float32 on the CPU. done: told the rows of each forward."""
         with self.numbers.forward():
-            return logprobs_of_rows(model, rows, self.budget, done=done)
+            return logprobs_of_rows(model, rows, self.budget, done=lambda computed: done(len(computed)))
 
     def stream(self, model: PreTrainedModel, rows: Iterable[BatchRow], count: int, unit: str) -> Iterator[torch.Tensor]:
         """`token_logps` of `count` rows one after another, with progress; unit: what a row is called."""

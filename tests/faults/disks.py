@@ -1,7 +1,7 @@
 """Fill up the disk in every stage of a whole run on a tiny model, then make room: the same command finishes it.
 
-python -m tests.faults.disks                     Linux; root, or a user who may mount in a namespace of his own
-python -m tests.faults.disks --only train export
+make faults-disk                                 Linux; root, or a user who may mount in a namespace of his own
+make faults-disk ARGS="--only train export"
 
 The run directory lies on a small tmpfs. For every stage, in order:
 
@@ -17,6 +17,7 @@ worker's own code: minutes become seconds. (`test_faults_disk.py` fills the disk
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import resource
 import subprocess
@@ -35,9 +36,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.executor import Reports
+from pipeline.messages import Order
+from pipeline.storage import storage_error
+from schemas.errors import UserError
 from schemas.manifests import StageManifest
 from tests.conftest import make_model, make_tokenizer
 from tests.end_to_end.conftest import inline, tiny_config
+from tests.faults.inline import InlineExecutor
 from tests.faults.killing import STAGES, results
 
 _INSIDE = "CONGRAD_TEST_NAMESPACE"
@@ -63,12 +69,18 @@ class Outcome:
 
 
 class Small:
-    """A tmpfs whose size changes while it is mounted."""
+    """A tmpfs whose size changes while it is mounted; a context manager."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        _mount("-t", "tmpfs", "-o", f"size={_ROOMY}", "small", str(folder))
+
+    def __enter__(self) -> Small:
+        self.folder.mkdir(parents=True)
+        _mount("-t", "tmpfs", "-o", f"size={_ROOMY}", "small", str(self.folder))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(["umount", "-l", str(self.folder)], check=True)
 
     def leave(self, room: int) -> None:
         """So many bytes more than it holds."""
@@ -82,6 +94,7 @@ class Small:
 
     def read_only(self) -> None:
         """Nothing may be written."""
+        gc.collect()  # of a run that failed a moment ago a file may still be open
         self._remount("ro")
 
     def _remount(self, options: str) -> None:
@@ -99,6 +112,7 @@ def main() -> int:
     console = Console(width=160, highlight=False)
     wrong = tried = 0
     with tempfile.TemporaryDirectory(prefix="disks-") as name, pytest.MonkeyPatch.context() as patch, inline(patch):
+        patch.setattr(InlineExecutor, "run", _told)
         for outcome in _all(Path(name), only):
             tried += 1
             wrong += bool(outcome.problems)
@@ -115,17 +129,19 @@ def _all(folder: Path, only: set[str]) -> Iterator[Outcome]:
     config.write_text(yaml.safe_dump(tiny_config(folder, model)), encoding="utf-8")
     _finish(_run(config, folder / "runs"))
     wanted = folder / "runs" / "t"
-    small = Small(folder / "small")
-    run = small.folder / "t"
-    for spec in STAGES:
-        command = [*_run(config, small.folder), "--until", spec.name]
-        if not only or spec.name in only:
-            yield from _refused(small, command, spec.name, _written(wanted, spec.name))
-        _finish(command)
-    _finish(_run(config, small.folder))
-    yield _equal(run, wanted)
-    if not only or "export" in only:
-        yield from _exports(folder, run)
+    with Small(folder / "small") as small:
+        run = small.folder / "t"
+        for spec in STAGES:
+            command = [*_run(config, small.folder), "--until", spec.name]
+            if not only or spec.name in only:
+                yield from _refused(small, command, spec.name, _written(wanted, spec.name))
+            _finish(command)
+        _finish(_run(config, small.folder))
+        yield _equal(run, wanted)
+        if not only or "export" in only:
+            for what in _EXPORTS:
+                with Small(folder / f"export-{what}") as other:
+                    yield from _exported(other, run, what)
 
 
 def _refused(small: Small, command: list[str], stage: str, sizes: list[int]) -> Iterator[Outcome]:
@@ -146,21 +162,36 @@ def _refused(small: Small, command: list[str], stage: str, sizes: list[int]) -> 
         yield outcome
 
 
-def _exports(folder: Path, run: Path) -> Iterator[Outcome]:
-    for what in _EXPORTS:
-        small = Small(folder / f"export-{what}")
-        out = small.folder / "out"
-        command = ["export", str(run), "--what", what, "--out", str(out)]
-        for room in (1, 4, 12):
-            small.leave(room * _PAGE)
-            yield _one(command, f"export {what}", f"full {room * _PAGE // 1024}k")
-            small.roomy()
-        small.read_only()
-        yield _one(command, f"export {what}", "read-only")
+def _exported(small: Small, run: Path, what: str) -> Iterator[Outcome]:
+    out = small.folder / "out"
+    command = ["export", str(run), "--what", what, "--out", str(out)]
+    for room in (1, 4, 8):
+        small.leave(room * _PAGE)
+        outcome = _one(command, f"export {what}", f"full {room * _PAGE // 1024}k")
         small.roomy()
-        done = _command(command)
-        problems = () if done.exit_code == 0 else (f"does not go on: {done.output[-600:]}",)
-        yield Outcome(f"export {what}", "again", 0.0, f"{len(list(out.rglob('*')))} files", problems)
+        if not outcome.fitted:
+            yield outcome
+    small.read_only()
+    yield _one(command, f"export {what}", "read-only")
+    small.roomy()
+    done = _command(command)
+    problems = () if done.exit_code == 0 else (f"does not go on: {done.output[-600:]}",)
+    yield Outcome(f"export {what}", "again", 0.0, f"{len(list(out.rglob('*')))} files", problems)
+
+
+_run_inline = InlineExecutor.run
+
+
+def _told(executor: InlineExecutor, order: Order, key: str | None, reports: Reports) -> None:
+    """Errors of a stage come to the driver as `runner.carry_out` tells them."""
+    try:
+        _run_inline(executor, order, key, reports)
+    except UserError:
+        raise
+    except Exception as error:
+        if (disk := storage_error(error, order.root)) is None:
+            raise
+        raise disk from error
 
 
 def _one(command: list[str], step: str, how: str) -> Outcome:
@@ -202,7 +233,7 @@ def _written(run: Path, stage: str) -> list[int]:
     """Sizes of the files that the stage wrote in an undisturbed run."""
     [found] = run.rglob(f"{stage}/_stage.json")
     manifest = StageManifest.model_validate_json(found.read_text(encoding="utf-8"))
-    return [(found.parents[3] / file.path).stat().st_size for file in manifest.files]
+    return [(run / file.path).stat().st_size for file in manifest.files]
 
 
 @contextmanager

@@ -178,6 +178,7 @@ ELSEWHERE = {
     "sigma": (lambda: base_config() | {"pairs": {"strategy": "sigma"}}, ("pairs.sigmas",)),
     "all": (lambda: base_config() | {"pairs": {"strategy": "all"}}, ("pairs.cap",)),
     "allo and orthalign": (allo_sequence_config, ("train.allo.factor_bytes",)),
+    "ray": (lambda: base_config() | {"execution": {"on": "ray"}}, ("execution.ray_address",)),
     "processes": (parallel_config, ("train.sharding", "execution.peer_minutes")),
     "completions": (
         completions_config,

@@ -6,7 +6,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ from pipeline.messages import Noted, Offered, Order, ToDriver
 from pipeline.plan import Planner
 from pipeline.rundir import KEPT, RunDir
 from pipeline.selection import Selection
+from pipeline.signals import StopSignals
 from pipeline.writer import Writer
 from schemas import files
 from schemas.config import RunConfig
+from stages.contract import Stopped
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline"))
 import fake_stages
@@ -42,7 +44,8 @@ class InlineExecutor:
     computed: list[tuple[str, int]]
     """Parts that were offered, over all executors of a `fake_run`."""
 
-    def __init__(self, *ignored: object) -> None: ...
+    def __init__(self, *given: object) -> None:
+        self._signals = next(each for each in given if isinstance(each, StopSignals))
 
     def run(self, order: Order, key: str | None, reports: Reports) -> None:
         queue = deque(order.shards[index] for index in sorted(order.shards))
@@ -54,8 +57,10 @@ class InlineExecutor:
             elif isinstance(message, Noted):
                 reports.note(message.message)
 
-        ctx = runner.context_of(order, runner.ToldProgress(tell), lambda: False, {})
-        runner.run_order(order, ctx, lambda: queue.popleft() if queue else None, tell)
+        ctx = runner.context_of(order, runner.ToldProgress(tell), lambda: bool(self._signals.asked), {})
+        with self._signals.deferred(), suppress(Stopped):
+            runner.run_order(order, ctx, lambda: queue.popleft() if queue else None, tell)
+        self._signals.raise_if_asked()
 
     def close(self) -> None:
         """Nothing to end."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.commit import write_manifest
@@ -17,17 +18,17 @@ from pipeline.rundir import RunDir
 from schemas.config import RunConfig
 from schemas.manifests import FileRecord, PartManifest, ShardRange, StageManifest, Tally
 
-_LANGUAGES = ("ar", "de", "en", "es", "fr", "hi", "it", "ja", "sw", "zh")
-_SHA = "0123456789abcdef" * 4
+LANGUAGES = ("ar", "de", "en", "es", "fr", "hi", "it", "ja", "sw", "zh")
+SHA = "0123456789abcdef" * 4
 _SHARDED = ("generate", "judge", "gradients")
 
 
-def finished_run(root: Path, parts: int) -> None:
-    """A finished run whose three sharded stages have `parts` parts together, every one with dropped rows."""
+def finished_run(root: Path, parts: int, sharded: Sequence[str] = _SHARDED) -> None:
+    """A finished run whose stages `sharded` have `parts` parts together, every one with dropped rows."""
     values = {
         "name": root.name,
         "run_dir": str(root.parent),
-        "languages": {"seen": list(_LANGUAGES)},
+        "languages": {"seen": list(LANGUAGES)},
         "model": {"policy": "some/model"},
         "prompts": {"sources": [{"path": "prompts.jsonl"}]},
     }
@@ -38,8 +39,8 @@ def finished_run(root: Path, parts: int) -> None:
     for step in planner.steps:
         state = planner.state(step)
         assert state.plan is not None
-        count = parts // len(_SHARDED) if step.spec.name in _SHARDED else 1
-        tallies = [Tally(unit="row", language=x, rows_in=9, kept=6, dropped={"tie": 3}) for x in _LANGUAGES]
+        count = parts // len(sharded) if step.spec.name in sharded else 1
+        tallies = [Tally(unit="row", language=x, rows_in=9, kept=6, dropped={"tie": 3}) for x in LANGUAGES]
         shards = [ShardRange(index=n, start=90 * n, stop=90 * n + 90) for n in range(count)]
         plan = state.plan.model_copy(update={"shards": shards})
         records: list[FileRecord] = []
@@ -53,7 +54,7 @@ def finished_run(root: Path, parts: int) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(b"x")
                 relative = path.relative_to(root).as_posix()
-                own.append(FileRecord(path=relative, table=table, rows=90, bytes=1, sha256=_SHA))
+                own.append(FileRecord(path=relative, table=table, rows=90, bytes=1, sha256=SHA))
             part = PartManifest(index=index, files=own, **common)
             (folder / f"part-{index:05d}.json").write_text(part.model_dump_json(indent=1), encoding="utf-8")
             records += own

@@ -75,13 +75,16 @@ def test_a_worker_that_reaches_a_file_size_limit_says_so(fake_process):
     subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0,
     reason="this machine lets no user mount a small file system of its own",
 )
-def test_a_disk_that_is_really_full(tmp_path, fake_process):
+def test_a_disk_that_is_really_full_and_then_is_not(tmp_path, fake_process):
     process, run = fake_process("--dry-run")
     process.communicate(timeout=120)
     command = " ".join([sys.executable, str(Path(__file__).with_name("fake_main.py")), "run", str(run.path)])
-    small = f"mkdir -p {run.root.parent} && mount -t tmpfs -o size=40k x {run.root.parent} && {command}"
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", small], capture_output=True, text=True)
-    assert done.returncode == 1 and "The disk is full" in done.stderr and "Traceback" not in done.stderr
+    folder = run.root.parent
+    small = f"mkdir -p {folder} && mount -t tmpfs -o size=40k x {folder} && {{ {command}; echo ended with $?; }}"
+    room = f"mount -o remount,size=16m {folder} && {command}"
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", f"{small}; {room}"], capture_output=True, text=True)
+    assert "ended with 1" in done.stdout and "The disk is full" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 0, done.stderr  # the same command, with room
 
 
 def test_a_read_only_folder_is_refused_before_any_work(fake):

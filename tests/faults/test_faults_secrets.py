@@ -6,7 +6,9 @@ import json
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.config_file import load_config
 from schemas.errors import UserError
 from schemas.secrets import holds_credentials, less_secrets, without_secrets
@@ -17,6 +19,15 @@ WHERE = {
     "engine.base_url": {"engine": {"kind": "openai", "base_url": f"http://user:{CANARY}@localhost:1/v1"}},
     "engine.base_url's user": {"engine": {"kind": "openai", "base_url": f"http://{CANARY}@localhost:1/v1"}},
     "engine.base_url's query": {"engine": {"kind": "openai", "base_url": f"http://localhost:1/v1?api_key={CANARY}"}},
+    "judge.engine.base_url": {
+        "judge": {"engine": {"kind": "openai", "base_url": f"http://user:{CANARY}@localhost:1/v1"}}
+    },
+    "an engine of a judge of a panel": {
+        "judge": {"panel": {"a": {"engine": {"kind": "openai", "base_url": f"http://h/v1?token={CANARY}"}}}}
+    },
+    "model.judge": {"model": {"policy": "x", "judge": f"https://oauth2:{CANARY}@hub/model"}},
+    "card": {"card": {"model_license": f"https://u:{CANARY}@host"}},
+    "an object store": {"prompts": {"sources": [{"path": f"s3://AKIA:{CANARY}@bucket/x.jsonl"}]}},
     "prompts.sources": {"prompts": {"sources": [{"path": f"https://u:{CANARY}@host/x.jsonl"}]}},
     "model.policy": {"model": {"policy": f"https://oauth2:{CANARY}@hub/model"}},
     "banner": {"banner": f"see https://u:{CANARY}@host"},
@@ -40,22 +51,44 @@ def test_a_config_with_credentials_is_refused_without_repeating_them(fake, place
 def test_no_file_of_a_run_holds_a_secret_of_the_environment(fake, tmp_path, monkeypatch, capfd):
     for name in ("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "SERVER_PASSWORD", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, f"{CANARY}-{name.lower()}")
+    monkeypatch.setenv("OF_THE_SERVER", f"{CANARY}-named-by-the-config")  # its name says nothing
+    monkeypatch.setenv("OF_THE_JUDGE", f"{CANARY}-in-the-address")
+    monkeypatch.setenv("HTTPS_PROXY", f"http://user:{CANARY}-proxy@proxy:3128")
     real = fake_stages.Squares.run
 
     def talkative(self, ctx, shards):
         ctx.progress.note(f"asking http://user:{CANARY}@host/v1?token={CANARY} with Bearer {CANARY}")
-        ctx.progress.note(f"the key is {CANARY}-openai_api_key")
+        ctx.progress.note(
+            f"the key is {CANARY}-openai_api_key, or {CANARY}-named-by-the-config, or {CANARY}-in-the-address"
+        )
+        ctx.progress.note(f"the proxy refuses user:{CANARY}-proxy")
         yield from real(self, ctx, shards)
         raise UserError(f"refused: Incorrect API key {CANARY}-hf_token", where=f"https://u:{CANARY}@host")
 
     monkeypatch.setattr(fake_stages.Squares, "run", talkative)
     with pytest.raises(UserError) as caught:
-        fake("engine.kind=openai", "engine.base_url=http://$USER:$SERVER_PASSWORD@localhost:1/v1")
+        fake(
+            "engine.kind=openai",
+            "engine.base_url=http://$USER:$SERVER_PASSWORD@localhost:1/v1",
+            "engine.api_key_env=OF_THE_SERVER",
+            "judge.engine.kind=openai",
+            "judge.engine.base_url=http://$USER:${OF_THE_JUDGE}@localhost:2/v1",
+        )
     assert CANARY not in str(caught.value)
     files = [path for path in fake.folder.rglob("*") if path.is_file()]
     assert any(path.name == "events.jsonl" for path in files) and any(path.name == "run.yaml" for path in files)
     assert not [path for path in files if CANARY.encode() in path.read_bytes()]
     assert CANARY not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    "out", [f"s3://AKIA:{CANARY}@bucket/x", f"https://u:{CANARY}@host/x", f"gs://b/x?token={CANARY}"]
+)
+def test_an_export_repeats_no_credentials_of_its_target(fake, tmp_path, out):
+    fake()
+    done = CliRunner().invoke(app, ["export", str(fake.root), "--out", out])
+    assert done.exit_code == 1 and CANARY not in done.output, done.output
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,9 @@ def test_a_refusal_names_the_setting_the_stages_and_the_command(fake):
         ({"input scores": "4f" * 32}, {"input scores": "5e" * 32}, "input scores changed"),
         ({"train.x": 1e-05}, {"train.x": 2e-05}, "train.x: 1e-05 -> 2e-05"),
         ({"a.b": True}, {"a.b": False}, "a.b: true -> false"),
+        ({"c.w": {}}, {"c.w.en": 2.0}, "c.w.en: none -> 2"),
+        ({"c.w.en": 2.0}, {"c.w": {}}, "c.w.en: 2 -> none"),
+        ({"c.w": {}}, {"c.w": None}, "c.w: {} -> none"),
     ],
 )  # fmt: skip
 def test_what_changed_is_said_without_hashes_and_whole_lists(before, now, words):
@@ -255,6 +258,8 @@ def test_the_command_line_gives_a_dry_run_the_exit_code_of_the_run(fake):
 def test_quiet_says_nothing_and_version_is_said(fake):
     done = CliRunner().invoke(app, ["run", str(fake.path), "--quiet"])
     assert done.exit_code == 0 and done.output == ""
+    exported = CliRunner().invoke(app, ["export", str(fake.root), "--what", "model", "--quiet"])
+    assert "licence" not in exported.output
     said = CliRunner().invoke(app, ["--version"])
     assert said.exit_code == 0 and said.output.startswith("congrad-pipeline ")
 

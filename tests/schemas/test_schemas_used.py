@@ -44,6 +44,7 @@ OTHER: dict[str, Any] = {  # a value that is not the default, where half of it, 
     "judge.max_length": 99,
     "judge.engine.base_url": "http://localhost:1/v1",
     "train.orthalign.objectives": [{"name": "a", "where": "true"}, {"name": "b", "where": "true"}],
+    "evaluate.prompts_per_language": 0,
     "train.max_steps": 5,
     "sft.max_steps": 5,
     "train.allo.forget_max_steps": 5,
@@ -163,6 +164,8 @@ def refusal(key: str, setting: dict[str, Any], base: dict[str, Any]) -> str | No
     for settings in (base, *needed, setting, {key: other(key)}):
         for switch, value in settings.items():
             put(config, switch, value)
+    if key == "evaluate.sampling.temperature":  # its section's own default is the value that others know as another
+        put(config, key, 0.5)
     try:
         RunConfig.model_validate(config)
     except ValidationError as error:

@@ -173,6 +173,15 @@ class OnlineMergingAdamW(AdamW):
         self._chain.merging.forget()
         self._loaded = True
 
+    @property
+    def compile_seconds(self) -> float:
+        """What compiling the step took so far, reading torch's cache of compiled code included; 0: it is not compiled."""
+        return self._chain.form.seconds
+
+    def use_form(self, compiled: bool) -> None:
+        """Compile steps from here on, or do not, as `compiled` says it when the optimizer is made."""
+        self._compiled = self._chain.form.compiled = compiled
+
     def _decide(self) -> None:
         """Whether steps are compiled, when nobody said: whether there is enough to step."""
         if self._decided:

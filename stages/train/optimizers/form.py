@@ -32,12 +32,12 @@ _log = logging.getLogger(__name__)
 
 
 class Form:
-    """Runs steps on entries, in place. compiled: False once compiling has failed."""
+    """Runs steps on entries, in place. compiled: False once compiling has failed. seconds: that compiling took, reading the cache included."""
 
     def __init__(self, compiled: bool) -> None:
         self.compiled = compiled
         self._functions: dict[Any, Callable[..., Any]] = {}
-        self._seconds = 0.0
+        self.seconds = 0.0
         self._packed: dict[Any, torch.Tensor] = {}
 
     def chunk(self, device: torch.device, looking: bool = False) -> int:
@@ -96,8 +96,8 @@ class Form:
             self.compiled = False
             _log.warning("the optimizer's step runs eagerly, it cannot be compiled here: %s", _first_line(error))
             return _FAILED
-        self._seconds += time.perf_counter() - started
-        _log.info("a part of the optimizer's step was compiled, %.1f s so far", self._seconds)
+        self.seconds += time.perf_counter() - started
+        _log.info("a part of the optimizer's step was compiled, %.1f s so far", self.seconds)
         return found
 
 

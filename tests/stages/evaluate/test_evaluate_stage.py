@@ -224,7 +224,7 @@ def test_a_pair_that_does_not_fit_in_memory_fails_and_the_others_are_measured(
 
     whole, score_rows = run_evaluate(bench.context("whole")), loglik.logprobs_of_rows
 
-    def scored(model: Any, rows: Any, budget: Any, misfits: list[int]) -> Any:
+    def scored(model: Any, rows: Any, budget: Any, misfits: list[int], done: Any) -> Any:
         misfits += [1]
         return [values for n, values in enumerate(score_rows(model, rows, budget)) if n != 1]
 

@@ -279,7 +279,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_a_pair_that_does_not_fit_is_dro
 def test_a_pair_that_only_the_reference_has_no_memory_for_is_dropped_too(tmp_path, models, tiny_model, monkeypatch):
     import stages.gradients.stage as stage
 
-    def scored(model, rows, budget, misfits, memo):
+    def scored(model, rows, budget, misfits, memo, done):
         misfits += [3]
         return [torch.zeros(len(row.completion)) for n, row in enumerate(rows) if n != 3]
 

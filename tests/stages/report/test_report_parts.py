@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import numpy as np
@@ -214,6 +215,30 @@ def test_conflicts_count_each_language_pair_once(build_run):
         for row in scope.cells:
             for cell in row:
                 assert cell.diagonal or (cell.css[0] == "n") == (cell.cosine < 0)
+
+
+def test_many_languages_are_one_map_with_the_alike_together_and_a_list_to_search(build_run):
+    """Three clusters of ten, mixed in the config, stand apart on the map; layer groups are counted and not drawn."""
+    codes = [f"{a}{b}" for a in "abc" for b in "abcdefghij"]
+    mixed = [codes[10 * (n % 3) + n // 3] for n in range(30)]
+    builder = build_run(languages=["en", "de"], per_language=12)
+    rows = [
+        {"scope": scope, "language": a, "other": b, "dot": 0.0, "null_negative_rate": 0.1}
+        | {"cosine": 1.0 if a == b else 0.4 if a[0] == b[0] else -0.2}
+        for scope in ("model", "layers.0")
+        for a in mixed
+        for b in mixed
+    ]
+    builder.write("gram:0", rows)
+    builder.write("directions:0", [])
+    model, layers = conflicts(Tables(builder.run.inputs), 0, mixed).scopes
+    together = [code[0] for code in model.languages]
+    assert sum(a != b for a, b in itertools.pairwise(together)) == 2 and sorted(model.languages) == codes
+    assert model.negative == layers.negative == 300 and not layers.cells
+    assert [row.language for row in model.neighbours] == codes
+    assert {row.conflicts for row in model.neighbours} == {20}
+    first = model.neighbours[0]
+    assert {name[0] for name, _ in first.most} == {"a"} and [cosine for _, cosine in first.least] == [-0.2] * 3
 
 
 def test_a_change_is_clear_only_when_intervals_leave_no_doubt(build_run):
