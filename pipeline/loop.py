@@ -168,7 +168,7 @@ class _Loop:
         return kind.start(self.config, self.rundir.root, self.rundir.logs, self.signals)
 
     def _report(self) -> None:
-        if refresh_report(self.config, self.rundir, self.planner):
+        if refresh_report(self.config, self.rundir, self.planner.of_what_is_there()):
             self.events.add("report_written", path=str(self.rundir.report))
 
     def _report_in_spite(self) -> None:

@@ -103,6 +103,10 @@ class Planner:
         """The same with other answers to which models there are."""
         return Planner(self.config, self.rundir, models, self._config_files)
 
+    def of_what_is_there(self) -> Planner:
+        """The same, without a look at models of steps that have made nothing: those are new, whatever the model, and it may have to be fetched."""
+        return self.with_models(lambda step: self._models(step) if self.rundir.has_made(step.spec, step.round) else {})
+
     def state(self, step: Step) -> State:
         """The state of one step."""
         return self.states(step)[-1]

@@ -154,6 +154,10 @@ class RunDir:
         """Whether recorded files of a stage are there in full size."""
         return all(files.is_intact(self.root, f, thorough=False) for f in records)
 
+    def has_made(self, spec: StageSpec, round_: int) -> bool:
+        """Whether the stage ever began here, with any settings."""
+        return self.plan(spec, round_) is not None or self.kept(spec, round_).is_dir()
+
     def has_work(self, spec: StageSpec, round_: int) -> bool:
         """Whether there is work that would be lost if the stage's place were cleared."""
         folder = self.artifacts(spec, round_)

@@ -22,6 +22,17 @@ _LONGEST_CHAIN = 8
 """Adapters on adapters; a longer chain is one that comes back to itself."""
 
 
+def _is_closed(folder: Path) -> bool:
+    """Whether it cannot be told what is there, for want of permission."""
+    try:
+        os.stat(folder)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def resolve(name: str, revision: str | None = None, cache: Path | None = None, depth: int = 0) -> ModelRef:
     """Find or fetch the model that a user named.
 
@@ -48,6 +59,12 @@ def resolve(name: str, revision: str | None = None, cache: Path | None = None, d
         check_folder(folder, name)
         found = ModelRef(name, folder.resolve(), folder_digest(folder, cache))
     elif name.startswith((".", "~", os.sep)) or not _HUB_ID.fullmatch(name):
+        if _is_closed(folder):
+            raise UserError(
+                f"The model folder {name} may not be looked into: permission denied",
+                where="model",
+                fix="Give this user the right to read and search it and the folders above it.",
+            )
         raise UserError(
             f"There is no model folder {name}",
             where="model",

@@ -7,14 +7,20 @@ from typing import Any
 
 import pytest
 
+import pipeline.local_crew
+from pipeline.config_file import load_config
+from pipeline.console import Display
+from pipeline.loop import run
 from pipeline.models import Models
 from pipeline.plan import Step
 from pipeline.rundir import RunDir
+from pipeline.selection import Selection
 from schemas.config import RunConfig
 from schemas.manifests import FileRecord, StageManifest
 from stages.catalog import BY_NAME
 from stages.contract import ModelRef
 from stages.schedule import schedule
+from tests.faults.inline import InlineExecutor
 
 
 @pytest.fixture
@@ -122,3 +128,16 @@ def test_models_from_outside_are_those_to_look_at_before_a_run(tmp_path: Path, m
     )
     found = Models(config, RunDir(tmp_path)).outside(schedule(config))
     assert {model.name: sketched for model, sketched in found.items()} == {"mine": True, "other": False}
+
+
+def test_a_run_that_stops_before_any_model_looks_at_none(write_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for its report either: the model may have to be fetched, to where nobody may write."""
+
+    def fetch(name: str, revision: str | None = None) -> ModelRef:
+        raise AssertionError(f"{name} was looked for")
+
+    monkeypatch.setattr("stages.models.resolve.resolve", fetch)
+    monkeypatch.setattr(pipeline.local_crew, "local_executor", InlineExecutor)
+    config = load_config(write_config(prompts={"sources": [{"path": "package:prompts/{language}.jsonl", "limit": 3}]}))
+    outcome = run(config, Selection(last="prompts"), Display(quiet=True))
+    assert [step.title for step in outcome.ran] == ["prompts"] and (config.folder / "report.html").exists()

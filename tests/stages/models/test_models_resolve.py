@@ -133,6 +133,21 @@ def test_a_name_that_is_nothing_is_refused(name: str, store: Path) -> None:
         resolve(name, cache=store)
 
 
+def test_a_folder_that_may_not_be_looked_into_is_called_that(
+    folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.stat
+
+    def stat(path, *args, **kwargs):
+        if str(path).startswith(str(folder)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", stat)  # root is denied nothing
+    with pytest.raises(UserError, match="permission denied"):
+        resolve(str(folder), cache=store)
+
+
 def test_a_hub_id_that_cannot_be_fetched_says_so(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="could not be fetched"):
