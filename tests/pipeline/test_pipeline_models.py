@@ -137,6 +137,7 @@ def test_a_run_that_stops_before_any_model_looks_at_none(write_config, monkeypat
         raise AssertionError(f"{name} was looked for")
 
     monkeypatch.setattr("stages.models.resolve.resolve", fetch)
+    monkeypatch.setattr(InlineExecutor, "computed", [], raising=False)
     monkeypatch.setattr(pipeline.local_crew, "local_executor", InlineExecutor)
     config = load_config(write_config(prompts={"sources": [{"path": "package:prompts/{language}.jsonl", "limit": 3}]}))
     outcome = run(config, Selection(last="prompts"), Display(quiet=True))
