@@ -147,7 +147,7 @@ def _enter(
         os.setsid()
     # Schedulers signal every process of a job: who started us decides. A handler, since SIG_IGN would be inherited by
     # what we start.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -21,6 +21,7 @@ _FOR_THE_CARD = {
     "train": {
         *("pairs.sources", "prompts.sources", "prompts.sources.format", "prompts.sources.path", "sft.sources"),
         *("languages.seen", "languages.unseen", "select.by", "select.keep", "select.quota"),
+        *("judge.criteria", "judge.panel"),
     }
 }
 """Read for the text of the model card only, which is no part of the model's digest; curated says what was selected."""

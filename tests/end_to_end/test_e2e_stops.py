@@ -16,9 +16,16 @@ from stages.train.trainer import PairTrainer
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_in_training_leaves_its_last_step_and_the_same_command_continues(
-    imported_run: Path, inline_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    imported_run: Path,
+    inline_command: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    number: signal.Signals,
 ) -> None:
     """No checkpoint is due before the end: the one that is there is the stop's."""
+    before = signal.signal(number, signal.SIG_DFL)  # of tests that run under nohup or in the background it is ignored
+    request.addfinalizer(lambda: signal.signal(number, before))
     root = tmp_path / "mine"
     shutil.copytree(imported_run, root)
     settings = ("--set", "train.max_steps=4", "--set", "train.save_steps=1000", "--run-dir", str(tmp_path))

@@ -24,6 +24,14 @@ def wait_for(run, event: str, stage: str = "generate", count: int = 1) -> None:
     raise AssertionError(f"no {event} of {stage}: {seen(run)}")
 
 
+def wait_for_file(path) -> None:
+    """A worker that is in the midst of a shard leaves it: one that was only given a shard may still stop before it."""
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path.name}"
+        time.sleep(0.01)
+
+
 def seen(run) -> list[dict]:
     path = run.root / "events.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
@@ -49,9 +57,9 @@ def _column(run) -> list[int]:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_asked_to_stop_the_shard_is_finished_and_the_exit_code_is_the_signals(fake_process, number, code):
-    process, run = fake_process(FAKE_SECONDS="2")
-    wait_for(run, "part_started", count=2)
+def test_asked_to_stop_the_shard_is_finished_and_the_exit_code_is_the_signals(fake_process, tmp_path, number, code):
+    process, run = fake_process(FAKE_SECONDS="2", FAKE_DIR=str(tmp_path))
+    wait_for_file(tmp_path / "at-1")
     for victim in (process, *psutil.Process(process.pid).children(recursive=True)):
         os.kill(victim.pid, number)  # a scheduler signals every process of the job
     _, errors = process.communicate(timeout=60)
@@ -98,8 +106,9 @@ def test_a_terminal_that_is_closed_is_a_stop_like_any_other(fake_process, tmp_pa
     command = [str(word) for word in process.args]
     child, terminal = pty.fork()
     if child == 0:
-        os.execvpe(command[0], command, os.environ | {"FAKE_SECONDS": "2"})
-    wait_for(run, "part_started", count=2)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # of tests that run under nohup it is ignored
+        os.execvpe(command[0], command, os.environ | {"FAKE_SECONDS": "2", "FAKE_DIR": str(tmp_path)})
+    wait_for_file(tmp_path / "at-1")
     assert os.read(terminal, 1), "the bar is shown on it"
     os.close(terminal)
     _, status = os.waitpid(child, 0)

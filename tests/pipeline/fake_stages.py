@@ -35,6 +35,12 @@ def _flag(name: str) -> Path:
     return Path(os.environ.get("FAKE_DIR", "/nonexistent")) / name
 
 
+def _mark(name: str) -> None:
+    """Leave a file where the test looks for it."""
+    if "FAKE_DIR" in os.environ:
+        _flag(name).touch()
+
+
 def _maybe_die(name: str) -> None:
     """Kill this worker once, if the test left a file that says so."""
     flag = _flag(name)
@@ -55,6 +61,7 @@ class Squares(ShardStage):
         for shard in shards:
             numbers = shard.rows.column("source_row").to_pylist()
             _maybe_die(f"die-{shard.index}")
+            _mark(f"at-{shard.index}")
             time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
             if ctx.config.generate.candidates == 13:
                 raise UserError("thirteen is not a number of candidates", where="generate.candidates")
