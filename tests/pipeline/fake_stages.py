@@ -37,7 +37,7 @@ def _flag(name: str) -> Path:
 
 def _mark(name: str) -> None:
     """Leave a file where the test looks for it."""
-    if "FAKE_DIR" in os.environ:
+    if _flag(".").is_dir():
         _flag(name).touch()
 
 
