@@ -17,7 +17,7 @@ _EVERYWHERE = "en"
 _OPENING = 200  # characters of the answer that are looked at
 _GAP = r"[^.!?。।\n]{0,60}"
 _SIGNS = re.compile(r"[*_#>`\"“”„«»「」]")
-_APOSTROPHES = re.compile("[’‘ʼ´]")  # noqa: RUF001
+_APOSTROPHES = re.compile("[’‘ʼ´]")
 _SPACE = re.compile(r"\s+")
 _SPACED_SCRIPTS = "\u0530"
 """Letters before it (Latin, Greek, Cyrillic) stand in words with spaces between: a phrase begins a word there."""
