@@ -133,14 +133,14 @@ class RunConfig(Section):
                 "loss.alpha counts the tokens of whole answers, and train.allo trains on some: set it to 0, or leave out"
                 " train.allo"
             )
+        self._conflict()
+        for key in unused(self):
+            raise ValueError(str(key))
         if self.train.language_surgery != "none" and len(self.languages.seen) < 2:
             raise ValueError(
                 f"train.language_surgery resolves conflicts between languages, and languages.seen has one"
                 f" ({self.languages.seen[0]}): leave it out"
             )
-        self._conflict()
-        for key in unused(self):
-            raise ValueError(str(key))
         self._judges()
         self._objectives()
         self._sides()

@@ -214,11 +214,6 @@ class TrainConfig(TrainerConfig):
     def _language_surgery(self) -> TrainConfig:
         if self.language_surgery == "none":
             return self
-        if self.method != "lora":
-            raise ValueError(
-                "train.language_surgery keeps the gradient of every language, as many copies as languages, which only an adapter"
-                " is small enough for: use train.method: lora"
-            )
         if self.processes != 1:
             raise ValueError("train.language_surgery is done by one process in this version: set train.processes: 1")
         if self.way != "plain":

@@ -167,9 +167,9 @@ def test_a_stopped_training_ends_with_the_same_weights(workbench: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"method": "full"}, "train.method: lora"),
+        ({"method": "full"}, "no use with train.method: full"),
         ({"processes": 2}, "train.processes: 1"),
-        ({"method": "full", "allo": {"mask": "warmup"}}, "train.method: lora"),
+        ({"method": "full", "allo": {"mask": "warmup"}}, "do not go together"),
         ({"orthalign": {"objectives": [{"name": n, "where": "true"} for n in "ab"]}}, "do not go together"),
         ({"sections": {"languages": {"seen": ["en"]}}}, "languages.seen has one"),
     ],
