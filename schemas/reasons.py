@@ -44,7 +44,7 @@ REASONS: dict[str, Reason] = {
     # what may be evaluated
     "translation_of_training": Reason("prompts: row; evaluate: prompt, pair", "held out, but its translation group is trained on", "`fields.group_id`, or hold out the whole group with `fields.split`"),
     "in_training": Reason("evaluate: prompt, pair", "held out or authored, but the same prompt is trained on", "the data: take the prompt out of one of the two"),
-    "not_sampled": Reason("evaluate: prompt, pair", "beyond the number that is evaluated", "`evaluate.prompts_per_language`, `evaluate.pairs_per_language`"),
+    "not_sampled": Reason("evaluate: prompt, pair, question", "beyond the number that is evaluated", "`evaluate.prompts_per_language`, `evaluate.pairs_per_language`, `evaluate.benchmarks.limit`"),
     # tokens and engines
     "cannot_render": Reason("generate, evaluate: prompt; judge: candidate; evaluate: comparison; sft: row; pairs: prompt, row; aggregate, gradients, evaluate: pair", "the chat template does not take the conversation; detail has why", "`text.chat_template`, `text.system_role`, or the data", failed=True),
     "engine_error": Reason("generate, evaluate: prompt; judge: candidate; evaluate: comparison", "the engine gave no answer; detail has its error", "what detail names; `execution.max_tries`", failed=True),

@@ -201,10 +201,11 @@ STAGES: tuple[StageSpec, ...] = (
         ("evaluation", "answers"),
         ("languages", "model", "text", "engine", "judge.rubric", "evaluate", "execution"),
         ("initial", "trained", "evaluation_judge"),
-        version=4,
+        version=5,
         engines="own_engines",
         sources="evaluate.authored",
-        needs=(needs.engine, needs.model),
+        needs=(needs.engine, needs.model, needs.benchmarks),
+        looks=("stages.checks.benchmarks:look",),
         gpus="engine.tensor_parallel",
     ),
 )

@@ -37,6 +37,16 @@ def judges(config: RunConfig) -> Needs:
     return next((need for need in wanted if not all(map(find_spec, need.packages))), wanted[0])
 
 
+def benchmarks(config: RunConfig) -> Needs:
+    """lm-evaluation-harness, for `evaluate.tasks`."""
+    return Needs(
+        ("lm_eval",) if config.evaluate.tasks else (),
+        'Install it (pip install "congrad-pipeline[eval]"; in a clone: -e ".[eval]"), or leave evaluate.tasks out.',
+        "Benchmarks need lm-evaluation-harness, which is not installed",
+        "evaluate.tasks",
+    )
+
+
 def surgery_solvers(config: RunConfig) -> Needs:
     """The solvers of `conflict.surgery`."""
     return Needs(

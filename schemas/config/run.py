@@ -18,12 +18,13 @@ from schemas.config.curation import (
     PairsConfig,
     SelectConfig,
 )
+from schemas.config.evaluation import EvaluateConfig
 from schemas.config.judging import Judge, JudgeConfig
 from schemas.config.loss import LossConfig
 from schemas.config.model import EngineConfig, ModelConfig, TextConfig
 from schemas.config.sft import SftConfig
 from schemas.config.sources import LanguageConfig, PromptsConfig
-from schemas.config.training import EvaluateConfig, ExecutionConfig, ReportConfig, TrainConfig
+from schemas.config.training import ExecutionConfig, ReportConfig, TrainConfig
 from schemas.config.used import unused
 from schemas.engines import ENGINES
 from schemas.paths import expanded

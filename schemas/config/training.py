@@ -1,4 +1,4 @@
-"""Config of training, evaluation and the report."""
+"""Config of training and the report."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pydantic import field_validator, model_validator
 from schemas.conditions import columns_named, parse_condition
 from schemas.config.allo import AlloConfig
 from schemas.config.base import FilePath, Section, execution, other_than, semantic
-from schemas.config.model import Sampling
-from schemas.config.sources import PairSource
 from schemas.config.trainer import TrainerConfig
 from schemas.errors import UserError
 from schemas.merging import MERGES, MergeFacts, OptimizerName, over_phases
@@ -281,27 +279,6 @@ class TrainConfig(TrainerConfig):
                 f"train.merge.alpha has no default for train.optimizer: {self.optimizer} (try 0.001 to 0.1)"
             )
         return self
-
-
-class EvaluateConfig(Section):
-    """Evaluate stage (docs/methods.md section 9)."""
-
-    splits: list[Literal["dev", "test", "unseen"]] = semantic(
-        ["dev", "test", "unseen"], "held-out prompts and pairs used"
-    )
-    authored: list[PairSource] = semantic(
-        [PairSource(path="package:authored_pairs/{language}.jsonl")],
-        "pairs with truth by construction",
-    )
-    prompts_per_language: int = semantic(50, "most held-out prompts answered per language", ge=0)
-    pairs_per_language: int = semantic(200, "most held-out pairs per split and language", ge=0)
-    sampling: Sampling = semantic(
-        Sampling(temperature=0.0, max_tokens=512),
-        "how held-out prompts are answered",
-        used_when={".prompts_per_language": other_than(0)},
-    )
-    win_rate: bool = semantic(True, "compare answers before and after with the evaluation judge, in both orders")
-    token_budget: int = execution(8192, "padded tokens per forward", ge=64)
 
 
 class ReportConfig(Section):

@@ -48,6 +48,7 @@ _SPECIAL: dict[str, Any] = {
     "pairs.sources": None,  # ends generation: see test_imported_pairs_replace_generation
     "engine.base_url": "http://localhost:9/v1",
     "evaluate.splits": ["test"],
+    "evaluate.benchmarks.languages": {"x": "de"},
     "train.report_to": ["tensorboard"],
     "train.orthalign.objectives.0.where": "language = 'en'",
     "train.orthalign.objectives.1.where": "language = 'de'",
@@ -85,7 +86,12 @@ def base_config() -> dict[str, Any]:
                 "reference": "round",
             },
         },
-        "evaluate": {"authored": [{"path": "pairs.jsonl"}], "sampling": {"temperature": 0.5}},
+        "evaluate": {
+            "authored": [{"path": "pairs.jsonl"}],
+            "sampling": {"temperature": 0.5},
+            "tasks": ["mgsm"],
+            "benchmarks": {"folder": "tasks"},
+        },
     }
 
 
