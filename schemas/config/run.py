@@ -133,6 +133,11 @@ class RunConfig(Section):
                 "loss.alpha counts the tokens of whole answers, and train.allo trains on some: set it to 0, or leave out"
                 " train.allo"
             )
+        if self.train.allo.on and self.loss.nll:
+            raise ValueError(
+                "loss.nll is of whole chosen answers, and train.allo trains on some tokens of the rejected ones: set it to 0, or leave"
+                " out train.allo"
+            )
         self._conflict()
         for key in unused(self):
             raise ValueError(str(key))
@@ -270,7 +275,7 @@ class RunConfig(Section):
         apart = self.conflict.weighting == "loss" and self.loss.weights_sides_apart(at_reference)
         if apart and not self.gradients.sketch.both_sides:
             raise ValueError(
-                f"loss.type: {self.loss.type} weighs the gradients of chosen and rejected apart, and only their difference is"
+                f"loss.type: {self.loss.type}{' with loss.nll' if self.loss.nll else ''} weighs the gradients of chosen and rejected apart, and only their difference is"
                 " stored: set gradients.sketch.both_sides: true (with method two_sided or exact), or conflict.weighting: none to curate"
                 " by the difference"
             )

@@ -130,7 +130,9 @@ class OrthAlignConfig(Section):
         ge=0,
     )
     reference: Literal["objective", "round"] = semantic(
-        "objective", "DPO's reference: the model as the objective starts, or that of the round (train.reference)"
+        "objective",
+        "DPO's reference: the model as the objective starts, or that of the round (train.reference)",
+        used_when={"loss.type": other_than("simpo")},
     )
 
 
@@ -171,7 +173,7 @@ class TrainConfig(TrainerConfig):
     reference: Literal["start", "initial"] = semantic(
         "start",
         "rounds after the first: reference is the round's start or the initial policy",
-        used_when={"rounds": other_than(1)},
+        used_when={"rounds": other_than(1), "loss.type": other_than("simpo")},
     )
 
     @property

@@ -112,6 +112,6 @@ def _weights(ctx: Context, frame: pl.DataFrame) -> PairWeights:
     """Those of the run's loss, or ones."""
     if ctx.config.conflict.weighting == "none":
         return PairWeights(torch.ones(frame.height, dtype=torch.float64), None)
-    chosen, rejected = log_ratios()
+    chosen, rejected = log_ratios(ctx.config.loss.reference_free)
     columns = frame.select(chosen=chosen, rejected=rejected, n_chosen="n_chosen", n_rejected="n_rejected")
     return pair_weights(ctx.config.loss, *(torch.from_numpy(column.to_numpy().copy()) for column in columns))

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from stages.train.loss import LengthPenalisedDPOTrainer
+from stages.train.loss import PreferenceTrainer
 from stages.train.resumable import Resumable
 
 ROW_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
 
 
-class PairTrainer(Resumable, LengthPenalisedDPOTrainer):
+class PairTrainer(Resumable, PreferenceTrainer):
     """DPOTrainer on rows of token ids and reference log-probabilities (`ROW_COLUMNS`).
 
     identity: what the run depends on; only checkpoints with the same identity are resumed from.
