@@ -109,9 +109,9 @@ site: ## docs/ as a website in build/site, links checked (mkdocs-material in an 
 	@NO_MKDOCS_2_WARNING=1 "$(VENV)-site/bin/mkdocs" build --strict $(ARGS)
 
 locks: ## resolve locks/*.in with uv, keeping versions that still fit (UPGRADE=--upgrade: take the newest)
-	$(resolve) --extra torch --extra solvers --extra ray --extra dev pyproject.toml locks/cpu.in -o locks/cpu.txt \
+	$(resolve) --extra torch --extra solvers --extra ray --extra eval --extra dev pyproject.toml locks/cpu.in -o locks/cpu.txt \
 	    --no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec --no-emit-package triton
-	unset UV_INDEX UV_EXTRA_INDEX_URL UV_FIND_LINKS; $(resolve) --extra cuda --extra solvers --extra ray --extra dev pyproject.toml locks/cuda.in -o locks/cuda.txt
+	unset UV_INDEX UV_EXTRA_INDEX_URL UV_FIND_LINKS; $(resolve) --extra cuda --extra solvers --extra ray --extra eval --extra dev pyproject.toml locks/cuda.in -o locks/cuda.txt
 
 clean: ## remove caches and build output; keeps .venv and runs
 	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

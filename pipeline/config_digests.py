@@ -20,6 +20,12 @@ def config_files(spec: StageSpec, config: RunConfig) -> dict[str, str]:
         found.update(_judges(config))
     if "judge.rubric" in spec.sections:
         found.update(_rubrics(config.judge.rubric, config))
+    if "evaluate" in spec.sections and config.evaluate.benchmarks.folder:
+        from stages.evaluate.benchmarks.wanted import folder_files, wanted_of
+
+        folder = wanted_of(config).folder
+        assert folder is not None
+        found.update({f"task {name}": digest for name, digest in folder_files(folder).items()})
     if "text" in spec.sections and config.text.chat_template:
         path = Path(config.text.chat_template)
         if not path.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
 from importlib.util import find_spec
 
 from pipeline.config_digests import config_files
@@ -52,7 +53,16 @@ def look_at_models(config: RunConfig, models: Models, steps: Iterable[Step]) -> 
 
         notes = [note for model, sketched in found if (note := look(model, config, sketched).note)]
     _look_at_targets(config, models, steps)
-    return notes
+    return notes + [
+        note
+        for look in dict.fromkeys(look for step in steps for look in step.spec.looks)
+        for note in _call(look, config)
+    ]
+
+
+def _call(look: str, config: RunConfig) -> list[str]:
+    module, _, function = look.partition(":")
+    return list(getattr(import_module(module), function)(config))
 
 
 def _look_at_targets(config: RunConfig, models: Models, steps: Iterable[Step]) -> None:

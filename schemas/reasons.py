@@ -44,7 +44,7 @@ REASONS: dict[str, Reason] = {
     # what may be evaluated
     "translation_of_training": Reason("prompts: row; evaluate: prompt, pair", "held out, but its translation group is trained on", "`fields.group_id`, or hold out the whole group with `fields.split`"),
     "in_training": Reason("evaluate: prompt, pair", "held out or authored, but the same prompt is trained on", "the data: take the prompt out of one of the two"),
-    "not_sampled": Reason("evaluate: prompt, pair", "beyond the number that is evaluated", "`evaluate.prompts_per_language`, `evaluate.pairs_per_language`"),
+    "not_sampled": Reason("evaluate: prompt, pair, question", "beyond the number that is evaluated", "`evaluate.prompts_per_language`, `evaluate.pairs_per_language`, `evaluate.benchmarks.limit`"),
     # tokens and engines
     "cannot_render": Reason("generate, evaluate: prompt; judge: candidate; evaluate: comparison; sft: row; pairs: prompt, row; aggregate, gradients, evaluate: pair", "the chat template does not take the conversation; detail has why", "`text.chat_template`, `text.system_role`, or the data", failed=True),
     "engine_error": Reason("generate, evaluate: prompt; judge: candidate; evaluate: comparison", "the engine gave no answer; detail has its error", "what detail names; `execution.max_tries`", failed=True),
@@ -66,6 +66,7 @@ REASONS: dict[str, Reason] = {
     "identical": Reason("pairs: prompt, row; evaluate: row; aggregate, gradients: pair", "the answers are the same text, or the same tokens", "`generate.sampling.temperature`, `generate.candidates`; own pairs: the data"),
     "tie": Reason("pairs: prompt, row", "best and worst answer (own pairs: chosen and rejected) score the same, or differ by less than `pairs.min_margin`", "`pairs.min_margin`, `generate.candidates`, `judge.votes` (additive)"),
     "repetitive": Reason("pairs: candidate", "a larger share of its runs of 16 characters than `pairs.max_repetition` occurred in it before", "`pairs.max_repetition`, `generate.sampling`"),
+    "refusal": Reason("pairs: candidate, row", "`pairs.drop_refusals` is on, and it begins with a refusal (the phrase is in detail); own pairs: one of the two answers does", "`pairs.drop_refusals`"),
     "disagreement": Reason("pairs: prompt", "judge.combine agree: not every judge of the panel prefers chosen", "`judge.combine: mean`, the judges of `judge.panel`"),
     "prompt_missing": Reason("pairs: prompt", "its candidates are there, but it is not in the prompts table", "the tables: prompts and candidates must belong together", failed=True),
     # gradients

@@ -39,7 +39,7 @@ _METRICS = [
     column(
         "name",
         pa.string(),
-        "name as TRL logs it, or ours: merge/, mask/, objective/NAME/, allo/PHASE/ (docs/methods.md, sections 5 to 8)",
+        "name as TRL logs it, or ours: merge/, mask/, surgery/, objective/NAME/, allo/PHASE/ (docs/methods.md, sections 5 to 8)",
     ),
     column("value", pa.float64(), "value"),
 ]
@@ -261,7 +261,7 @@ TABLES: dict[str, Table] = {
             pa.schema(
                 [
                     column("model", pa.string(), "before | after | after vs before"),
-                    column("split", pa.string(), "dev | test | unseen | authored"),
+                    column("split", pa.string(), "dev | test | unseen | authored | benchmark"),
                     column("language", pa.string(), "language, or all"),
                     column("metric", pa.string(), "see docs/methods.md"),
                     column("value", pa.float64(), "value; null if n is 0", True),
@@ -276,7 +276,9 @@ TABLES: dict[str, Table] = {
             "an input row that was not kept (in _dropped/<table>/)",
             pa.schema(
                 [
-                    column("unit", pa.string(), "what was dropped: prompt | candidate | pair | comparison | row"),
+                    column(
+                        "unit", pa.string(), "what was dropped: prompt | candidate | pair | comparison | question | row"
+                    ),
                     column("row_id", pa.string(), "its id, or source:row"),
                     column("language", pa.string(), "its language, und if unknown"),
                     column("reason", pa.string(), "reason code"),

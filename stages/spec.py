@@ -46,6 +46,7 @@ class StageSpec:
     sources: config key of the files it reads from outside the run directory.
     needs: packages, by config.
     sketches: sketches gradients of its `policy`.
+    looks: MODULE:FUNCTION of (config) -> notes: what takes seconds to find out before any work. Each raises UserError.
     gpus: config key of the GPUs that one worker sees, 0 for all there are; empty: one.
     machines: config key of the machines that it spans, 0 for all there are; empty: one.
     """
@@ -73,6 +74,7 @@ class StageSpec:
     gpus: str = ""
     machines: str = ""
     more_models: str = ""
+    looks: tuple[str, ...] = ()
 
     def roles(self, config: RunConfig) -> tuple[str, ...]:
         """Roles of the models that its result depends on."""

@@ -64,6 +64,11 @@ class PairsConfig(Section):
         gt=0,
         le=1,
     )
+    drop_refusals: bool = semantic(
+        False,
+        "answers that begin with a refusal (a declared list of phrases per language, docs/judges.md) leave first; an imported pair leaves"
+        " when either answer refuses",
+    )
     drop_truncated: bool = semantic(True, "answers cut by max_tokens leave first", used_when=GENERATED)
     on_empty_language: Literal["skip", "fail"] = semantic(
         "fail", "a seen language without a single training prompt or pair: stop, or go on without it"
@@ -178,7 +183,7 @@ class RelevanceConfig(Section):
 _LEFT_OUT: dict[str, Any] = {".target": "train"}
 """Trusted pairs are not among those that are scored: nothing leaves."""
 WEIGHTED_SURGERY = ("pcgrad", "mean", "unit_mean", "cagrad", "gradvac", "upgrad", "dualproj")
-"""Those that take weights of languages: the same as `stages.conflict.surgery.WEIGHTED`."""
+"""Those that take weights of languages: the same as `stages.surgery.methods.WEIGHTED`."""
 
 
 class ConflictConfig(Section):

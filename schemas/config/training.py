@@ -1,4 +1,4 @@
-"""Config of training, evaluation and the report."""
+"""Config of training and the report."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pydantic import field_validator, model_validator
 from schemas.conditions import columns_named, parse_condition
 from schemas.config.allo import AlloConfig
 from schemas.config.base import FilePath, Section, execution, other_than, semantic
-from schemas.config.model import Sampling
-from schemas.config.sources import PairSource
 from schemas.config.trainer import TrainerConfig
 from schemas.errors import UserError
 from schemas.merging import MERGES, MergeFacts, OptimizerName, over_phases
@@ -134,7 +132,9 @@ class OrthAlignConfig(Section):
         ge=0,
     )
     reference: Literal["objective", "round"] = semantic(
-        "objective", "DPO's reference: the model as the objective starts, or that of the round (train.reference)"
+        "objective",
+        "DPO's reference: the model as the objective starts, or that of the round (train.reference)",
+        used_when={"loss.type": other_than("simpo")},
     )
 
 
@@ -155,6 +155,14 @@ class TrainConfig(TrainerConfig):
     allo: AlloConfig = semantic(
         AlloConfig(), "few weights, forgetting before learning, key tokens (method: full)", used_when=_PHASES
     )
+    language_surgery: Literal["none", "pcgrad", "mgda", "cagrad", "imtl_g", "upgrad", "aligned_mtl", "dualproj"] = (
+        semantic(
+            "none",
+            "resolve conflicts between the languages' gradients at every step, adapter by adapter (method: lora); costs as many"
+            " copies of the adapter's gradient as a step has languages",
+            used_when={".method": "lora"},
+        )
+    )
     processes: int = execution(
         1, "processes that train together on a machine, one per GPU (docs/gpus.md); 0: one per visible GPU", ge=0
     )
@@ -174,7 +182,7 @@ class TrainConfig(TrainerConfig):
     reference: Literal["start", "initial"] = semantic(
         "start",
         "rounds after the first: reference is the round's start or the initial policy",
-        used_when={"rounds": other_than(1)},
+        used_when={"rounds": other_than(1), "loss.type": other_than("simpo")},
     )
 
     @property
@@ -218,6 +226,17 @@ class TrainConfig(TrainerConfig):
                 f"train.sharding: {self.sharding} and {'train.orthalign.objectives' if self.way == 'sequence' else 'train.allo'} do"
                 " not go together: between objectives and phases the weights are needed whole; use ddp or auto"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _language_surgery(self) -> TrainConfig:
+        if self.language_surgery == "none":
+            return self
+        if self.processes != 1:
+            raise ValueError("train.language_surgery is done by one process in this version: set train.processes: 1")
+        if self.way != "plain":
+            key = "train.orthalign.objectives" if self.way == "sequence" else "train.allo"
+            raise ValueError(f"train.language_surgery and {key} do not go together in this version: leave one out")
         return self
 
     @model_validator(mode="after")
@@ -295,27 +314,6 @@ class TrainConfig(TrainerConfig):
                 f"train.merge.alpha has no default for train.optimizer: {self.optimizer} (try 0.001 to 0.1)"
             )
         return self
-
-
-class EvaluateConfig(Section):
-    """Evaluate stage (docs/methods.md section 9)."""
-
-    splits: list[Literal["dev", "test", "unseen"]] = semantic(
-        ["dev", "test", "unseen"], "held-out prompts and pairs used"
-    )
-    authored: list[PairSource] = semantic(
-        [PairSource(path="package:authored_pairs/{language}.jsonl")],
-        "pairs with truth by construction",
-    )
-    prompts_per_language: int = semantic(50, "most held-out prompts answered per language", ge=0)
-    pairs_per_language: int = semantic(200, "most held-out pairs per split and language", ge=0)
-    sampling: Sampling = semantic(
-        Sampling(temperature=0.0, max_tokens=512),
-        "how held-out prompts are answered",
-        used_when={".prompts_per_language": other_than(0)},
-    )
-    win_rate: bool = semantic(True, "compare answers before and after with the evaluation judge, in both orders")
-    token_budget: int = execution(8192, "padded tokens per forward", ge=64)
 
 
 class ReportConfig(Section):

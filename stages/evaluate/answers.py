@@ -16,6 +16,7 @@ from stages.engines.base import Completion, Request
 from stages.evaluate.heldout import HeldOutPrompt
 from stages.evaluate.metrics import Measurement
 from stages.text.language import UNKNOWN, identify, same_language, unidentifiable
+from stages.text.refusals import refusal, without_phrases
 from stages.text.render import Renderer, RenderError
 from stages.text.repetition import repetition
 
@@ -110,10 +111,12 @@ def answers_table(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def measure(ctx: Context, prompts: Iterable[HeldOutPrompt], rows: Iterable[dict[str, Any]]) -> Iterator[Measurement]:
-    """The items of answer_language (languages the identifier knows), truncated, empty, repetition and characters."""
+    """The items of answer_language (languages the identifier knows), truncated, empty, repetition, refused (languages with a list of
+    phrases) and characters."""
     groups = {prompt.row_id: prompt.group_id for prompt in prompts}
     run = ctx.config.languages
     unknown = set(unidentifiable([*run.seen, *run.unseen]))
+    unlisted = set(without_phrases([*run.seen, *run.unseen]))
     for row in rows:
         where = row["model"], row["split"], row["language"]
         group = groups[row["prompt_id"]]
@@ -121,6 +124,8 @@ def measure(ctx: Context, prompts: Iterable[HeldOutPrompt], rows: Iterable[dict[
         yield Measurement(*where, "empty", group, float(not row["text"].strip()))
         yield Measurement(*where, "repetition", group, repetition(row["text"]))
         yield Measurement(*where, "characters", group, float(len(row["text"])))
+        if row["language"] not in unlisted:
+            yield Measurement(*where, "refused", group, float(bool(refusal(row["text"], row["language"]))))
         if run.identify and row["language"] not in unknown:
             kept = row["detected_language"] != UNKNOWN and same_language(row["detected_language"], row["language"])
             yield Measurement(*where, "answer_language", group, float(kept))

@@ -61,7 +61,8 @@ class _Candidate:
 class HeldOut:
     """What is evaluated, and the account of what is not.
 
-    Units: pair (held-out and authored ones), prompt, comparison (of two answers by the judge); row for authored rows that cannot be read. Drop reasons:
+    Units: pair (held-out and authored ones), prompt, comparison (of two answers by the judge), question (of a benchmark); row for authored
+    rows that cannot be read. Drop reasons:
     in_training, translation_of_training, not_sampled (over the configured number per language), too_long, those of
     stages.pairs.read.pairs_of, thought, broken_thought; failed: cannot_render.
     """

@@ -7,7 +7,7 @@ Metrics (docs/methods.md section 9), each per split and language, and for all la
 - logp_chosen, logp_rejected: mean-token log-probability in nats (before, after); logp_chosen_change,
   logp_rejected_change, accuracy_change: per pair, after minus before.
 - answer_language: share of answers in the language of the prompt; truncated: share cut by max_tokens; empty: without
-  any text; repetition: share of a text's runs of 16 characters that occurred before; characters: length (before, after).
+  any text; refused: begins with a phrase of refusal (stages.text.refusals), of languages that have a list; repetition: share of a text's runs of 16 characters that occurred before; characters: length (before, after).
 - win_rate, or win_rate_self_judged when the judge is the round-0 policy itself: after against before, in both orders;
   inconsistent verdicts and equal answers are ties, one half. …_length_controlled: at equal length
   (stages.evaluate.length_controlled). judge_consistency: share of differing answers on which
@@ -37,6 +37,7 @@ _SHARES = {
     "answer_language",
     "truncated",
     "empty",
+    "refused",
     "win_rate",
     "win_rate_self_judged",
     "judge_consistency",
@@ -57,10 +58,16 @@ class Measurement:
     length: float = 0.0
 
 
-def evaluation_table(items: Iterable[Measurement], expected: Iterable[tuple[str, str, str]], seed: int) -> pa.Table:
+def evaluation_table(
+    items: Iterable[Measurement],
+    expected: Iterable[tuple[str, str, str]],
+    seed: int,
+    benchmarks: Iterable[dict[str, Any]] = (),
+) -> pa.Table:
     """Mean, count and 95% interval of every (model, split, language, metric), and of all languages together.
 
     expected: (model, split, metric) that have a row for all languages even when nothing was measured (n = 0, no value).
+    benchmarks: rows of `stages.evaluate.benchmarks.figures`, as they are.
     """
     cells: dict[tuple[str, str, str, str], list[Measurement]] = defaultdict(list)
     for model, split, metric in expected:
@@ -70,7 +77,7 @@ def evaluation_table(items: Iterable[Measurement], expected: Iterable[tuple[str,
             cells[item.model, item.split, language, item.metric].append(item)
     rows = [_row(key, found, seed) for key, found in sorted(cells.items())]
     rows += [_controlled(key, found, seed) for key, found in sorted(cells.items()) if key[3].startswith(WIN_RATE)]
-    return pa.Table.from_pylist(rows, schema=TABLES["evaluation"].schema)
+    return pa.Table.from_pylist([*rows, *benchmarks], schema=TABLES["evaluation"].schema)
 
 
 def _controlled(key: tuple[str, str, str, str], items: list[Measurement], seed: int) -> dict[str, Any]:

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from stages.contract import Account, ArtifactStage, Context, Drop, Rows
+from stages.engines import close_engines
 from stages.engines.base import Request
 from stages.evaluate import answers, loglik
+from stages.evaluate.benchmarks import figures
+from stages.evaluate.benchmarks.measuring import Benchmarks
 from stages.evaluate.heldout import AUTHORED, HeldOut
 from stages.evaluate.metrics import AFTER, BEFORE, CHANGE, Measurement, evaluation_table
 from stages.evaluate.substeps import is_done, once
@@ -27,7 +30,7 @@ class Evaluate(ArtifactStage):
 
     before is the round-0 policy, after this round's trained model; the judge is the same in every round. Each model is
     loaded as seldom as possible: log-probabilities of both, answers after, answers before, judging (with the engine
-    that is loaded when the judge is the round-0 policy). Every sub-step leaves a file in ctx.folder, tied to the
+    that is loaded when the judge is the round-0 policy), benchmarks. Every sub-step leaves a file in ctx.folder, tied to the
     models' content, so that a crash repeats only the unfinished one. Units: see stages.evaluate.heldout.HeldOut;
     further drop reasons of prompts: prompt_too_long; failed: cannot_render, engine_error, and of pairs out_of_memory.
     Raises Stopped.
@@ -39,7 +42,8 @@ class Evaluate(ArtifactStage):
         settle_threads(ctx.config)
         evaluation = _Evaluation(ctx)
         items = [*evaluation.log_likelihoods(), *evaluation.answers()]
-        yield Rows("evaluation", evaluation_table(items, evaluation.expected(), ctx.config.seed))
+        table = evaluation_table(items, evaluation.expected(), ctx.config.seed, evaluation.benchmarks())
+        yield Rows("evaluation", table)
         yield Rows("answers", answers.answers_table(evaluation.rows))
         drops = [*evaluation.held_out.drops, *evaluation.drops]
         yield Account(evaluation.held_out.tallies(evaluation.drops), drops, stats=evaluation.stats)
@@ -65,6 +69,10 @@ class _Evaluation:
             refused |= {drop.row_id: drop for drop in drops}
         self.drops: list[Drop] = list(refused.values())
         self.rows: list[dict[str, Any]] = []
+        self._tasks = Benchmarks(ctx, _ROLES) if ctx.config.evaluate.tasks else None
+        if self._tasks is not None:
+            self.drops += self._tasks.drops()
+            self.held_out.came_in("question", self._tasks.languages())
         self.stats = {"pairs": float(len(self.held_out.pairs)), "prompts": float(len(self.held_out.prompts))}
         self._announce()
 
@@ -111,6 +119,15 @@ class _Evaluation:
         if self._ctx.config.evaluate.win_rate:
             yield from self._win_rate()
 
+    def benchmarks(self) -> list[dict[str, Any]]:
+        """Rows of the tasks of lm-evaluation-harness, which has a process and memory of its own."""
+        if self._tasks is None:
+            return []
+        close_engines(self._ctx)
+        before, after = (self._tasks.measured(model) for model in (BEFORE, AFTER))
+        self.stats["questions"] = float(sum(task.asked_of for task in self._tasks.tasks))
+        return list(figures.rows(self._tasks.tasks, before, after, self._ctx.config.seed))
+
     def _answers_of(self, model: str) -> tuple[list[dict[str, Any]], list[Drop]]:
         ctx, role, requests = self._ctx, _ROLES[model], self._requests[model]
         table = once(
@@ -148,6 +165,7 @@ class _Evaluation:
             identity = answers.identity(ctx, role, self._requests[model])
             if not is_done(self._path(f"answers-{model}"), identity):
                 left += len(self._requests[model])
+        left += self._tasks.left if self._tasks is not None else 0
         ctx.progress.total(left, "item")
 
     def _path(self, name: str) -> Path:

@@ -11,6 +11,7 @@ from stages.contract import Context, Drop
 from stages.text.codes import UNKNOWN, same_language
 from stages.text.language import unidentifiable
 from stages.text.messages import BadRow, comparable
+from stages.text.refusals import refusal
 from stages.text.repetition import repetition
 from stages.text.thoughts import Policy, Thoughts
 
@@ -41,7 +42,8 @@ def load_candidates(ctx: Context, thoughts: Thoughts, judged: pl.DataFrame) -> p
         repeated = pl.Series(
             "repetition", [_repetition(text, ctx.config.pairs) for text in frame["text"]], dtype=pl.Float64
         )
-        frames.append(frame.drop("text").with_columns(keys, refused, repeated))
+        refuses = pl.Series("refuses", _refusals(ctx, thoughts, frame), dtype=pl.String)
+        frames.append(frame.drop("text").with_columns(keys, refused, repeated, refuses))
     light = pl.concat(frames).with_row_index("row")
     light = light.with_columns(judged=pl.col("candidate_id").is_in(judged["candidate_id"].implode()))
     return light.join(_wrong_languages(ctx, light), on=["language", "detected_language"], how="left").pipe(
@@ -84,6 +86,13 @@ def _repetition(text: str, config: PairsConfig) -> float:
     return repetition(text) if config.max_repetition < 1 else 0.0
 
 
+def _refusals(ctx: Context, thoughts: Thoughts, frame: pl.DataFrame) -> list[str]:
+    """What each candidate refuses with; not looked at where nothing leaves by it."""
+    if not ctx.config.pairs.drop_refusals:
+        return [""] * frame.height
+    return [refusal(thoughts.said(text), language) for text, language in frame.select("text", "language").iter_rows()]
+
+
 def _wrong_languages(ctx: Context, light: pl.DataFrame) -> pl.DataFrame:
     """Which (language, detected_language) are different languages, as far as the identifier can tell."""
     unknown = set(unidentifiable(light["language"].unique().to_list()))
@@ -109,6 +118,8 @@ def _with_reasons(light: pl.DataFrame, ctx: Context) -> pl.DataFrame:
         .then(pl.lit("empty"))
         .when(repetitive)
         .then(pl.lit("repetitive"))
+        .when(pl.col("refuses") != "")
+        .then(pl.lit("refusal"))
         .when(pl.col("wrong") & sure)
         .then(pl.lit("wrong_language"))
         .when(~pl.col("judged"))
@@ -119,6 +130,8 @@ def _with_reasons(light: pl.DataFrame, ctx: Context) -> pl.DataFrame:
         .then(pl.format("{} tokens", "n_tokens"))
         .when(repetitive)
         .then(pl.format("{} > {}", pl.col("repetition").round(3), pl.lit(config.pairs.max_repetition)))
+        .when(pl.col("refuses") != "")
+        .then("refuses")
         .when(pl.col("wrong") & sure)
         .then(pl.format("{} {}", "detected_language", pl.col("language_confidence").round(2)))
         .otherwise(pl.lit(""))

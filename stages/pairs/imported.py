@@ -17,6 +17,8 @@ from stages.sources import Batch, excerpt, names_splits
 from stages.text.assign import Label, RunLanguages, Splitter, Spoken, group_of
 from stages.text.codes import UNKNOWN
 from stages.text.messages import BadRow, comparable, spoken, storable
+from stages.text.refusals import refusal
+from stages.text.thoughts import Thoughts
 
 LABEL_ERRORS = "label_error "
 """Begins the name of the stat that counts the rows with a known error of a kind, kept or not."""
@@ -29,14 +31,14 @@ class Imported:
     """Drafts of pairs from pairs.sources.
 
     Unit row; a row with several pairs counts once a pair (`FILE:3#2`). Drop reasons: those of `pairs_of`, of RunLanguages
-    (language_not_in_run, wrong_language, ...), rated_below, tie (scores that differ by less than pairs.min_margin), duplicate.
+    (language_not_in_run, wrong_language, ...), refusal, rated_below, tie (scores that differ by less than pairs.min_margin), duplicate.
     drops grows while drafting, stats too: unread_scores, rated_below, labels_overruled, and rows by
     known error (`LABEL_ERRORS` and the kind).
     longest_text: characters from which a text is dropped (too_long) before anything looks at it.
     """
 
-    def __init__(self, ctx: Context, longest_text: int) -> None:
-        self._ctx, self._longest = ctx, longest_text
+    def __init__(self, ctx: Context, thoughts: Thoughts, longest_text: int) -> None:
+        self._ctx, self._thoughts, self._longest = ctx, thoughts, longest_text
         config = ctx.config
         self._languages = RunLanguages(config.languages)
         self._splitter = Splitter(
@@ -137,6 +139,7 @@ class Imported:
         self, row_id: str, cells: dict[str, Any], language: str, pair: RawPair, source: PairSource, batch: Batch
     ) -> Draft:
         self._counts["unread_scores"] += pair.unread
+        self._check_refusals(language, pair)
         self._check_scores(pair)
         self._check_new(row_id, language, pair)
         prompt_id = content_id(language, pair.prompt)
@@ -165,6 +168,13 @@ class Imported:
                 where="pairs.sources.fields.label_error",
                 fix="It is a kind of error in a word, as flip or off_topic, and empty where nothing is wrong.",
             )
+
+    def _check_refusals(self, language: str, pair: RawPair) -> None:
+        if not self._ctx.config.pairs.drop_refusals:
+            return
+        for side, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+            if found := refusal(self._thoughts.said(answer), language):
+                raise BadRow("refusal", f"{side}: {found}")
 
     def _check_scores(self, pair: RawPair) -> None:
         if pair.chosen_score is None or pair.rejected_score is None:

@@ -13,6 +13,7 @@ from stages.empty import without_languages
 from stages.pairs.finish import Finisher
 from stages.pairs.from_candidates import FromCandidates
 from stages.pairs.imported import Imported
+from stages.text.refusals import without_phrases
 
 _SCHEMA = TABLES["pairs"].schema
 _FIX = (
@@ -24,7 +25,7 @@ _FIX_IMPORTED = "Look at pairs.sources (`fields`, `language`) and at what those 
 class Pairs(TableStage):
     """TableStage: candidates, judgements, prompts -> pairs; or pairs.sources -> pairs.
 
-    From candidates, units candidate (truncated, empty, repetitive, thought, broken_thought, wrong_language, unjudged) and prompt
+    From candidates, units candidate (truncated, empty, repetitive, refusal, thought, broken_thought, wrong_language, unjudged) and prompt
     (too_few_candidates, identical, tie, too_long; failed: prompt_missing, cannot_render). Imported, unit row (see
     stages.pairs.imported and stages.pairs.finish). Raises UserError for unusable sources or judgements; the account refuses
     to go on without any training pair and, with on_empty_language: fail, without one in a seen language.
@@ -36,8 +37,12 @@ class Pairs(TableStage):
         finisher = Finisher(ctx, None if imported else ctx.config.generate.sampling.system_prompt)
         renderer = finisher.renderer
         origin: Imported | FromCandidates = (
-            Imported(ctx, renderer.longest_text) if imported else FromCandidates(ctx, renderer.thoughts)
+            Imported(ctx, renderer.thoughts, renderer.longest_text)
+            if imported
+            else FromCandidates(ctx, renderer.thoughts)
         )
+        for note in _without_refusals(ctx):
+            ctx.progress.note(note)
         train: Counter[str] = Counter()
         drops: list[Drop] = []
         yield Rows("pairs", _SCHEMA.empty_table())
@@ -59,3 +64,11 @@ class Pairs(TableStage):
         refusal = without_languages(ctx, "pairs", empty, drops, kept=kept, fix=fix)
         stats = {"languages_without_pairs": float(len(empty)), **finisher.stats, **origin.stats}
         yield Account(tallies, drops, stats, refusal=refusal)
+
+
+def _without_refusals(ctx: Context) -> Iterator[str]:
+    """Says in which languages of the run refusals are looked for and not known."""
+    config = ctx.config
+    unlisted = without_phrases([*config.languages.seen, *config.languages.unseen])
+    if config.pairs.drop_refusals and unlisted:
+        yield f"pairs.drop_refusals: no phrases are listed for {', '.join(unlisted)}: only refusals in English are found there"

@@ -24,7 +24,7 @@ from stages.report.data import Tables
 from stages.report.view import View, build_view
 from stages.text.visible import visible
 
-VERSION = 3
+VERSION = 4
 """Bumped when the same tables give another page."""
 _MADE_FROM = '<meta name="made-from" content="{}">'
 _HEAD = 4096

@@ -10,6 +10,8 @@ from markupsafe import Markup
 from stages.report.charts import ChangeBar, changes
 from stages.report.data import Tables
 from stages.report.svg import Format
+from stages.report.tax import SPLIT as BENCHMARK
+from stages.report.tax import Tax, tax
 from stages.report.text import number, percent, short, spaced
 from stages.text.codes import in_order
 
@@ -19,6 +21,7 @@ SPLITS = {
     "authored": "Authored pairs: the rejected answer is wrong by construction",
     "unseen": "Unseen languages: never trained on",
     "dev": "Dev: used for choices, not for claims",
+    BENCHMARK: "Benchmarks of lm-evaluation-harness: what alignment costs elsewhere",
 }
 
 
@@ -94,6 +97,14 @@ METRICS = {
         share=True,
     ),
     "characters": Measure("Length of answers", "Mean characters of an answer"),
+    "refused": Measure(
+        "Refusals",
+        "Share of answers that begin with a phrase of refusal (data/refusals; crude, and only of languages with a list)",
+        share=True,
+    ),
+    "benchmarks": Measure(
+        "Benchmarks, mean", "Mean over the tasks of the metric that each names first, where it is a share", share=True
+    ),
     "logp_chosen": Measure(
         "Log-probability of chosen answers",
         "Mean log-probability per token, in nats; a fall on chosen answers is common after DPO and worth watching",
@@ -146,10 +157,11 @@ class MeasureTable:
 
 @dataclass(frozen=True)
 class Results:
-    """One round: splits in reading order, each with its title and metrics."""
+    """One round: splits in reading order, each with its title and metrics; tax: of benchmarks, if there are any."""
 
     round: int
     splits: list[tuple[str, str, list[MeasureTable]]]
+    tax: Tax | None = None
 
 
 def results(tables: Tables, round_: int, languages: Sequence[str]) -> Results | None:
@@ -159,13 +171,13 @@ def results(tables: Tables, round_: int, languages: Sequence[str]) -> Results | 
     if not rows:
         return None
     splits = []
-    for split in in_order(list(SPLITS), [row["split"] for row in rows]):
+    for split in in_order(list(SPLITS), [row["split"] for row in rows if row["split"] != BENCHMARK]):
         mine = [row for row in rows if row["split"] == split]
         found = {row["metric"] for row in mine}
         names = in_order(list(METRICS), [name for name in found if name.removesuffix(CHANGE_OF) not in found - {name}])
         measured = [_measured(name, mine, languages) for name in names]
         splits.append((split, SPLITS.get(split, split), measured))
-    return Results(round_, splits)
+    return Results(round_, splits, tax(rows))
 
 
 def _measured(name: str, rows: list[dict], languages: Sequence[str]) -> MeasureTable:

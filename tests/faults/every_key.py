@@ -48,6 +48,7 @@ _SPECIAL: dict[str, Any] = {
     "pairs.sources": None,  # ends generation: see test_imported_pairs_replace_generation
     "engine.base_url": "http://localhost:9/v1",
     "evaluate.splits": ["test"],
+    "evaluate.benchmarks.languages": {"x": "de"},
     "train.report_to": ["tensorboard"],
     "train.orthalign.objectives.0.where": "language = 'en'",
     "train.orthalign.objectives.1.where": "language = 'de'",
@@ -85,7 +86,12 @@ def base_config() -> dict[str, Any]:
                 "reference": "round",
             },
         },
-        "evaluate": {"authored": [{"path": "pairs.jsonl"}], "sampling": {"temperature": 0.5}},
+        "evaluate": {
+            "authored": [{"path": "pairs.jsonl"}],
+            "sampling": {"temperature": 0.5},
+            "tasks": ["mgsm"],
+            "benchmarks": {"folder": "tasks"},
+        },
     }
 
 
@@ -124,6 +130,11 @@ def openai_config() -> dict[str, Any]:
     return base_config() | {"engine": {"kind": "openai", "base_url": "http://localhost:8000/v1"}, "sft": {}}
 
 
+def simpo_config() -> dict[str, Any]:
+    """A config in which the keys of a loss without a reference can be changed."""
+    return base_config() | {"loss": {"type": "simpo"}, "conflict": {"weighting": "none"}, "train": {"method": "full"}}
+
+
 def vllm_config() -> dict[str, Any]:
     """A config in which the keys of vLLM can be changed."""
     return base_config() | {"engine": {"kind": "vllm"}}
@@ -158,7 +169,20 @@ def imported_config() -> dict[str, Any]:
 
 _COMPLETIONS = ("completion_text", "completion_score")
 ELSEWHERE = {
-    "openai": (openai_config, ("engine.base_url", "engine.served_model", "engine.api_key_env", "engine.concurrency")),
+    "openai": (
+        openai_config,
+        (
+            "engine.base_url",
+            "engine.served_model",
+            "engine.api_key_env",
+            "engine.concurrency",
+            "engine.requests_per_minute",
+            "engine.input_price",
+            "engine.output_price",
+        ),
+    ),
+    "simpo": (simpo_config, ("loss.gamma",)),
+    "likelihood": (lambda: base_config() | {"conflict": {"weighting": "none"}}, ("loss.nll",)),
     "vllm": (
         vllm_config,
         (

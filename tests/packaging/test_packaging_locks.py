@@ -29,7 +29,10 @@ def wanted(*extras: str) -> list[Requirement]:
 
 @pytest.mark.parametrize(
     ("platform", "extras"),
-    [("cpu", ("torch", "cpu", "solvers", "ray", "dev")), ("cuda", ("torch", "cuda", "solvers", "ray", "dev"))],
+    [
+        ("cpu", ("torch", "cpu", "solvers", "ray", "eval", "dev")),
+        ("cuda", ("torch", "cuda", "solvers", "ray", "eval", "dev")),
+    ],
 )
 def test_the_lock_pins_a_fitting_version_of_everything_the_project_asks_for(
     platform: str, extras: tuple[str, ...]

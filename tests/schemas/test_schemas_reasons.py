@@ -13,7 +13,7 @@ from schemas.reasons import REASONS, explained
 from stages.catalog import BY_NAME
 
 STAGES = Path(__file__).resolve().parents[2] / "stages"
-UNITS = {"prompt", "candidate", "pair", "comparison", "row"}
+UNITS = {"prompt", "candidate", "pair", "comparison", "question", "row"}
 DROP_FIELDS = ["unit", "row_id", "language", "reason", "detail", "failed"]
 CHOOSERS = {"evaluate/leak.py": "overlap", "prompts/duplicates.py": "check"}
 """Functions that choose a code which their caller gives on."""

@@ -68,6 +68,7 @@ def test_every_split_and_language_and_all_are_reported_and_counts_balance(bench:
     assert not any(r["metric"] == "implicit_reward_accuracy" and r["model"] == "before" for r in result.evaluation)
     assert result.value("after", "test", "all", "answer_language")["n"] == 6
     assert result.value("after", "dev", "en", "truncated")["n"] == 2
+    assert result.value("before", "dev", "de", "refused")["n"] == 2
     assert ctx.progress.done == ctx.progress.amount == 2 * 14 + 2 * 10 + 2 * 10
 
 
@@ -411,7 +412,7 @@ def test_nothing_is_measured_on_a_prompt_that_sft_learnt_from(bench: Any) -> Non
 
 
 def test_the_shipped_authored_pairs_can_be_read(bench: Any) -> None:
-    from schemas.config.training import EvaluateConfig
+    from schemas.config.evaluation import EvaluateConfig
     from stages.evaluate.heldout import HeldOut
 
     ctx = bench.context(text={"max_length": 2048})

@@ -278,3 +278,23 @@ def test_roles_that_the_lower_case_of_another_language_spelt_are_read(
     source = jsonl(tmp_path / "a.jsonl", rows, language="tr")
     found = run_stage(Pairs(), config([source], ["tr"], identify=False), model=tiny_model).rows("pairs")
     assert [(row["prompt"], row["chosen"]) for row in found[:1]] == [([user("Merhaba")], [assistant("Selam sana 0")])]
+
+
+def test_imported_pairs_with_a_refusal_leave_where_it_is_asked(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    refusals = ["I can't help with that.", "<think>\nNo.\n</think>\nI'm sorry, but I can't."]
+    rows = [
+        {"prompt": ASK, "chosen": GOOD, "rejected": BAD},
+        {"prompt": ASK, "chosen": GOOD, "rejected": refusals[0]},
+        {"prompt": ASK, "chosen": refusals[1], "rejected": BAD},
+    ]
+    source = jsonl(tmp_path / "pairs.jsonl", rows)
+    outcome = run_stage(Pairs(), config([source], ["en"], drop_refusals=True), model=tiny_model)
+    assert len(outcome.rows("pairs")) == 1
+    assert [(drop.unit, drop.reason, drop.detail.split(":")[0]) for drop in outcome.drops] == [
+        ("row", "refusal", "rejected"),
+        ("row", "refusal", "chosen"),
+    ]
+    assert outcome.tally("row", "en").rows_in == 3
+    assert len(run_stage(Pairs(), config([source], ["en"]), model=tiny_model).rows("pairs")) == 3

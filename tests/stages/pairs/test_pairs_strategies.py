@@ -71,6 +71,22 @@ def test_answers_that_repeat_themselves_leave_before_pairing_where_it_is_asked(
     assert pairs_of(kept)[0][0].startswith("ha ha") and not reasons(kept)
 
 
+def test_answers_that_refuse_leave_before_pairing_where_it_is_asked(
+    run_stage: Callable[..., Any], tiny_model: Path
+) -> None:
+    tables = Tables()
+    tables.prompt("p", [("the Rhine", 3.0), ("<think>easy</think>I cannot help with that.", 5.0), ("the Elbe", 1.0)])
+    tables.prompt("q", [("ຂໍໂທດ", 2.0), ("I'm unable to say.", 1.0)], language="lo", split="unseen")
+    asked = config(drop_refusals=True) | {"languages": {"seen": ["en"], "unseen": ["lo"]}}
+    outcome = run_stage(Pairs(), asked, model=tiny_model, **tables.tables())
+    assert pairs_of(outcome) == [("the Rhine", "the Elbe")]
+    assert reasons(outcome) == {"p/1": "refusal", "q/1": "refusal", "q": "too_few_candidates"}
+    assert outcome.drops[0].detail == "i cannot help with"
+    assert [note for note in outcome.notes if "drop_refusals" in note and " lo:" in note]
+    kept = run_stage(Pairs(), config(), model=tiny_model, **tables.tables())
+    assert len(pairs_of(kept)) == 2 and not reasons(kept) and not any("refusals" in note for note in kept.notes)
+
+
 def test_the_random_loser_is_any_that_is_worse_by_the_margin(run_stage: Callable[..., Any], tiny_model: Path) -> None:
     tables = Tables()
     for number in range(40):

@@ -19,9 +19,11 @@ from stages.report.data import Tables
 from stages.report.distributions import scores, sides
 from stages.report.flow import flows
 from stages.report.headline import cards
+from stages.report.page import render
 from stages.report.results import results
 from stages.report.svg import element, ticks
 from stages.report.text import clip, fixed, number, percent, seconds
+from stages.report.view import build_view
 from stages.text.visible import visible
 
 
@@ -328,3 +330,35 @@ def test_the_ranking_is_named_and_a_baseline_is_called_one(select, words):
     from stages.report.headline import _selection
 
     assert words in _selection(SelectConfig.model_validate(select))
+
+
+def test_benchmarks_have_a_table_of_changes_and_nothing_is_clear_inside_its_interval(build_run):
+    builder = build_run(languages=["en", "de"], per_language=4)
+
+    def row(model, language, metric, value, low=None, high=None):
+        named = {"model": model, "split": "benchmark", "language": language, "metric": metric}
+        return named | {"value": value, "n": 20, "low": low, "high": high}
+
+    rows = [
+        row("before", "de", "<b>t_de/acc", 0.5),
+        row("before", "de", "<b>t_de/acc_stderr", 0.11),
+        row("after", "de", "<b>t_de/acc", 0.3),
+        row("after vs before", "de", "<b>t_de/acc_change", -0.2, -0.35, -0.05),
+        row("before", "en", "t_en/acc", 0.5),
+        row("after", "en", "t_en/acc", 0.6),
+        row("after vs before", "en", "t_en/acc_change", 0.1, -0.1, 0.3),
+        row("before", "all", "benchmarks", 0.5),
+        row("after", "all", "benchmarks", 0.45),
+        row("after vs before", "all", "benchmarks_change", -0.05, -0.2, 0.1),
+    ]
+    builder.write("evaluation:0", rows)
+    result = results(Tables(builder.run.inputs), 0, ["en", "de"])
+    assert not result.splits, "the tax is a table of its own"
+    assert [(r.task, r.language, r.clear) for r in result.tax.rows] == [
+        ("", "all", False),
+        ("<b>t_de", "de", True),
+        ("t_en", "en", False),
+    ]
+    assert result.tax.rows[1].before_error == 0.11
+    page = render(build_view(builder.run.config, Tables(builder.run.inputs), builder.run.manifests))
+    assert "&lt;b&gt;t_de" in page and "<b>t_de" not in page

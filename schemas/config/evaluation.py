@@ -1,0 +1,82 @@
+"""Config of the evaluation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import field_validator
+
+from schemas.config.base import FilePath, Section, execution, other_than, semantic
+from schemas.config.model import Sampling
+from schemas.config.sources import PairSource
+
+_ANSWERED = {".prompts_per_language": other_than(0)}
+
+
+class BenchmarkConfig(Section):
+    """How `evaluate.tasks` are run, by lm-evaluation-harness."""
+
+    folder: FilePath | None = execution(
+        None, "task files of your own (YAML) beside the harness's; relative paths of data in them are from this folder"
+    )
+    trust_code: bool = semantic(
+        False,
+        "run the Python that task files in `folder` name (`!function`, `class`)",
+        used_when={".folder": other_than(None)},
+    )
+    fewshot: int | None = semantic(None, "solved examples before each question; default: what the task says", ge=0)
+    limit: int | None = semantic(None, "first questions of every task only; default: all", ge=1)
+    chat_template: bool = semantic(
+        False, "put questions into the chat template; the harness's own default is plain text"
+    )
+    languages: dict[str, str] = semantic(
+        {}, "task -> BCP 47 code, for tasks whose name and settings do not say it, or say it wrongly"
+    )
+    batch_size: int = execution(8, "questions per forward", ge=1, le=1 << 16)
+
+    @field_validator("languages")
+    @classmethod
+    def _codes(cls, value: dict[str, str]) -> dict[str, str]:
+        import langcodes
+
+        for task, code in value.items():
+            if not langcodes.tag_is_valid(code):
+                raise ValueError(f"{task}: {code!r} is not a BCP 47 language code (for example en, de, zh)")
+        return value
+
+
+class EvaluateConfig(Section):
+    """Evaluate stage (docs/methods.md section 9)."""
+
+    splits: list[Literal["dev", "test", "unseen"]] = semantic(
+        ["dev", "test", "unseen"], "held-out prompts and pairs used"
+    )
+    authored: list[PairSource] = semantic(
+        [PairSource(path="package:authored_pairs/{language}.jsonl")],
+        "pairs with truth by construction",
+    )
+    prompts_per_language: int = semantic(50, "most held-out prompts answered per language", ge=0)
+    pairs_per_language: int = semantic(200, "most held-out pairs per split and language", ge=0)
+    sampling: Sampling = semantic(
+        Sampling(temperature=0.0, max_tokens=512),
+        "how held-out prompts are answered",
+        used_when=_ANSWERED,
+    )
+    win_rate: bool = semantic(True, "compare answers before and after with the evaluation judge, in both orders")
+    tasks: list[str] = semantic(
+        [],
+        "benchmarks before and after, by their names in lm-evaluation-harness: tasks, groups or tags (docs/evaluation.md; extra [eval])",
+    )
+    benchmarks: BenchmarkConfig = semantic(
+        BenchmarkConfig(), "how `tasks` are run", used_when={".tasks": other_than([])}
+    )
+    token_budget: int = execution(8192, "padded tokens per forward", ge=64)
+
+    @field_validator("tasks")
+    @classmethod
+    def _once(cls, value: list[str]) -> list[str]:
+        if twice := next((name for name in value if value.count(name) > 1), None):
+            raise ValueError(f"{twice} is listed twice")
+        if any(not name.strip() for name in value):
+            raise ValueError("a task has an empty name")
+        return value
