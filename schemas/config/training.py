@@ -197,6 +197,11 @@ class TrainConfig(TrainerConfig):
         """Steps between two merges."""
         return self.merge.every
 
+    @property
+    def together(self) -> bool:
+        """Whether several processes may train together."""
+        return (self.processes, self.nodes) != (1, 1)
+
     def copies(self, machines: int, processes: int) -> int:
         """Adapters are too small to be cut; between the objectives of a sequence, and between phases, the weights are needed whole."""
         if self.method == "lora" or self.sharding == "ddp" or self.way != "plain":
@@ -232,8 +237,10 @@ class TrainConfig(TrainerConfig):
     def _language_surgery(self) -> TrainConfig:
         if self.language_surgery == "none":
             return self
-        if self.processes != 1:
-            raise ValueError("train.language_surgery is done by one process in this version: set train.processes: 1")
+        if self.together:
+            raise ValueError(
+                "train.language_surgery is done by one process in this version: set train.processes: 1 and train.nodes: 1"
+            )
         if self.way != "plain":
             key = "train.orthalign.objectives" if self.way == "sequence" else "train.allo"
             raise ValueError(f"train.language_surgery and {key} do not go together in this version: leave one out")
@@ -247,9 +254,9 @@ class TrainConfig(TrainerConfig):
             return self
         if len(names) == 1:
             raise ValueError("train.orthalign.objectives has one entry: a sequence needs two")
-        if self.processes != 1:
+        if self.together:
             raise ValueError(
-                "train.orthalign.objectives are trained by one process in this version: set train.processes: 1"
+                "train.orthalign.objectives are trained by one process in this version: set train.processes: 1 and train.nodes: 1"
             )
         if len({name.casefold() for name in names}) < len(names):
             raise ValueError("train.orthalign.objectives: two have the same name")
@@ -275,8 +282,10 @@ class TrainConfig(TrainerConfig):
                 "train.allo selects entries of the weights, and an entry or a row of a LoRA factor is none of them: use"
                 " train.method: full"
             )
-        if self.processes != 1:
-            raise ValueError("train.allo trains in one process in this version: set train.processes: 1")
+        if self.together:
+            raise ValueError(
+                "train.allo trains in one process in this version: set train.processes: 1 and train.nodes: 1"
+            )
         if self.merge_facts is not None and self.merge_facts.anchored:
             raise ValueError(
                 f"train.optimizer: {self.optimizer} pulls to where training starts, which moves with every phase of"
