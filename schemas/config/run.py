@@ -141,6 +141,11 @@ class RunConfig(Section):
         self._conflict()
         for key in unused(self):
             raise ValueError(str(key))
+        if self.train.language_surgery != "none" and len(self.languages.seen) < 2:
+            raise ValueError(
+                f"train.language_surgery resolves conflicts between languages, and languages.seen has one"
+                f" ({self.languages.seen[0]}): leave it out"
+            )
         self._judges()
         self._objectives()
         self._sides()

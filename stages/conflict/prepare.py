@@ -15,11 +15,11 @@ from stages.conflict.groups import Groups, leaving_together
 from stages.conflict.metric import fit_metric
 from stages.conflict.store import Store
 from stages.conflict.stream import Chunks, Columns, as_slice, on_device, scaled
-from stages.conflict.surgery import Surgery, surgery
 from stages.conflict.table import log_ratios
 from stages.contract import Context
 from stages.gradients.omegas import ema_omegas, mean_omegas
 from stages.gradients.weights import PairWeights, pair_weights
+from stages.surgery.methods import Surgery, surgery
 
 
 @dataclass(frozen=True)

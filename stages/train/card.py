@@ -40,6 +40,7 @@ def model_card(config: RunConfig, training: Training) -> str:
         "optimizer steps": str(training.steps),
         **_objectives(train),
         **_allo(train),
+        **_language_surgery(train),
         "loss": loss.label,
         "beta": f"{loss.beta:g}",
         "alpha (length penalty)": f"{loss.alpha:g}",
@@ -119,6 +120,12 @@ def _objectives(train: TrainConfig) -> dict[str, str]:
             else {}
         ),
     }
+
+
+def _language_surgery(train: TrainConfig) -> dict[str, str]:
+    if train.language_surgery == "none":
+        return {}
+    return {"languages' gradients": f"resolved at every step, adapter by adapter, by {train.language_surgery}"}
 
 
 def _allo(train: TrainConfig) -> dict[str, str]:

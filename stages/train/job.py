@@ -80,6 +80,10 @@ def _train(
         last = ConfinedPhase(*common)
         return *train_in_phases(session, model, last), [], pairs_seen_in_phases(session, last)
     phase = Phase(*common)
+    if train.language_surgery != "none":
+        from stages.train.language_surgery import LanguageSurgeryPhase, with_languages
+
+        phase = LanguageSurgeryPhase(with_languages(pairs), plan, session.checkpoints, session.identity)
     if train.merges:
         from stages.train.confined import ConfinedPhase
 

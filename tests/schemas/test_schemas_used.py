@@ -71,6 +71,7 @@ OTHER: dict[str, Any] = {  # a value that is not the default, where half of it, 
 }
 WITH: dict[str, dict[str, Any]] = {  # what else a value of a switch needs
     "engine.kind: openai": {"engine.base_url": "http://localhost:1/v1"},
+    "train.language_surgery: pcgrad": {"languages.seen": ["en", "de"]},
     "loss.type: ipo": {"gradients.sketch.both_sides": True},
     "loss.type: simpo": {"gradients.sketch.both_sides": True},
     "judge.method: reward_model": {"model.judge": "j"},
