@@ -187,12 +187,10 @@ def _limit(config: RunConfig) -> timedelta:
 
 def _met(limit: timedelta) -> Any:
     """The store, once all machines are there. Takes the launcher's variables out of the environment: stages are not its processes."""
-    from torch.distributed import rendezvous
-
-    from stages.train.peers import within
+    from stages.train.peers import launched_store  # imports torch
 
     try:
-        store, _, _ = within(limit, "the other machines", lambda: next(rendezvous("env://", timeout=limit)))
+        store = launched_store(limit)
     except RuntimeError as error:
         raise UserError(
             f"The machines that the launcher started did not meet: {str(error).splitlines()[0]}",

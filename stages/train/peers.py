@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count
 from multiprocessing.pool import ThreadPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -78,6 +78,13 @@ def within(limit: timedelta, who: str, call: Callable[[], T]) -> T:
         return pending.get(limit.total_seconds())
     except multiprocessing.TimeoutError:
         raise _silent(limit, who) from None
+
+
+def launched_store(limit: timedelta) -> Any:
+    """The store at which those meet that a launcher started (by torchrun's variables), once all are there. Raises UserError when they are not
+    within the limit, RuntimeError where there is none."""
+    store, _, _ = within(limit, "the other machines", lambda: next(dist.rendezvous("env://", timeout=limit)))
+    return store
 
 
 @contextmanager
