@@ -18,7 +18,8 @@ class Parts:
         self.stats: dict[str, float] = {}
         self.failed_of: dict[int, list[tuple[str, int, int]]] = {}
         """Of the parts in which rows failed: (unit, failed, rows in)."""
-        self._counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        self._counts: dict[tuple[str, str], list[int]] = {}
+        """Of a unit and language: parts, rows in, kept, failed."""
         self._dropped: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         for part in parts:
             self.add(part)
@@ -34,8 +35,8 @@ class Parts:
         if part.index in self.files:
             raise ValueError(f"part {part.index} is counted already")
         self.files[part.index] = part.files
-        if failing := failed_rows(part.tallies):
-            self.failed_of[part.index] = failing
+        if any(tally.failed for tally in part.tallies):
+            self.failed_of[part.index] = failed_rows(part.tallies)
         self._count(part, 1)
 
     def remove(self, part: PartManifest) -> None:
@@ -47,10 +48,10 @@ class Parts:
     def failed(self) -> list[tuple[str, int, int]]:
         """(unit, failed, rows in) of every unit of which rows failed."""
         units: dict[str, list[int]] = {}
-        for (unit, _), counts in self._counts.items():
+        for (unit, _), (_, rows_in, _, failed) in self._counts.items():
             total = units.setdefault(unit, [0, 0])
-            total[0] += counts["failed"]
-            total[1] += counts["in"]
+            total[0] += failed
+            total[1] += rows_in
         return [(unit, failed, rows_in) for unit, (failed, rows_in) in units.items() if failed]
 
     def tallies(self) -> list[Tally]:
@@ -59,13 +60,13 @@ class Parts:
             Tally(
                 unit=unit,
                 language=language,
-                rows_in=counts["in"],
-                kept=counts["kept"],
+                rows_in=rows_in,
+                kept=kept,
                 dropped=dict(sorted((+self._dropped[unit, language]).items())),
-                failed=counts["failed"],
+                failed=failed,
             )
-            for (unit, language), counts in sorted(self._counts.items())
-            if counts["parts"]
+            for (unit, language), (parts, rows_in, kept, failed) in sorted(self._counts.items())
+            if parts
         ]
 
     def _count(self, part: PartManifest, sign: int) -> None:
@@ -73,11 +74,11 @@ class Parts:
         for name, value in part.stats.items():
             self.stats[name] = self.stats.get(name, 0.0) + sign * value
         for tally in part.tallies:
-            counts = self._counts[tally.unit, tally.language]
-            counts["parts"] += sign
-            counts["in"] += sign * tally.rows_in
-            counts["kept"] += sign * tally.kept
-            counts["failed"] += sign * tally.failed
+            counts = self._counts.setdefault((tally.unit, tally.language), [0, 0, 0, 0])
+            counts[0] += sign
+            counts[1] += sign * tally.rows_in
+            counts[2] += sign * tally.kept
+            counts[3] += sign * tally.failed
             if tally.dropped:
                 dropped = self._dropped[tally.unit, tally.language]
                 for reason, rows in tally.dropped.items():

@@ -83,7 +83,7 @@ class RunDir:
     def unfinished(self, spec: StageSpec, round_: int, fingerprint: str, index: int) -> Path:
         """Where a worker leaves what it has of a shard. The fingerprint is in the name: a worker of another plan, that was given up and
         wakes, writes beside it."""
-        return self.state(spec, round_) / f"{_UNFINISHED}{index:05d}-{fingerprint[:16]}.safetensors"
+        return self.state(spec, round_) / f"{_UNFINISHED}{index:05d}-{fingerprint[:16]}"
 
     def all_unfinished(self, spec: StageSpec, round_: int) -> Iterator[Path]:
         """What workers left of shards that were not committed."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 _USERINFO = re.compile(r"(?<=://)[^\s/?#]*@")
@@ -28,25 +29,43 @@ def without_secrets(text: str, environment: Mapping[str, str] = os.environ) -> s
     """`text` less the user names, passwords and keys of URLs and headers, and less the values of the environment's secrets: variables whose
     names end as those of secrets do (KEY, TOKEN, SECRET, PASSWORD, CREDENTIALS, _PASS, _PWD, _PAT, _AUTH), those that `keep_secret` was
     told of, and passwords in addresses (HTTPS_PROXY)."""
-    if "://" in text:
-        text = _USERINFO.sub("", text)
-        text = _QUERY.sub(rf"\1{_HIDDEN}", text)
-    text = _HEADER.sub(rf"\1{_HIDDEN}", text)
-    for name, value in environment.items():
-        secrets = [value] if name in _named or _NAME.search(name) else _PASSWORD.findall(value)
-        for secret in secrets:
-            if len(secret) >= _SHORTEST and secret in text:
-                text = text.replace(secret, _HIDDEN)
-    return text
+    return _without(text, _secrets(environment))
 
 
 def less_secrets(value: Any) -> Any:
     """What is going to be JSON, with every string in it `without_secrets`: in JSON, quotes and letters are written otherwise."""
+    return _less(value, _secrets(os.environ))
+
+
+def _less(value: Any, secrets: Sequence[str]) -> Any:
     if isinstance(value, str):
-        return without_secrets(value)
+        return _without(value, secrets)
     if isinstance(value, Mapping):
-        return {less_secrets(key): less_secrets(one) for key, one in value.items()}
-    return [less_secrets(one) for one in value] if isinstance(value, (list, tuple)) else value
+        return {_less(key, secrets): _less(one, secrets) for key, one in value.items()}
+    return [_less(one, secrets) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def _without(text: str, secrets: Sequence[str]) -> str:
+    if "://" in text:
+        text = _USERINFO.sub("", text)
+        text = _QUERY.sub(rf"\1{_HIDDEN}", text)
+    text = _HEADER.sub(rf"\1{_HIDDEN}", text)
+    for secret in secrets:
+        if secret in text:
+            text = text.replace(secret, _HIDDEN)
+    return text
+
+
+def _secrets(environment: Mapping[str, str]) -> list[str]:
+    """The values that must not be seen, in the order of the variables. Asked anew every time: the environment changes."""
+    return [s for name, value in environment.items() for s in _secrets_in(name, value, name in _named)]
+
+
+@lru_cache(maxsize=4096)
+def _secrets_in(name: str, value: str, named: bool) -> tuple[str, ...]:
+    """Of one variable: an event has ten strings, and is written at every commit."""
+    found = [value] if named or _NAME.search(name) else _PASSWORD.findall(value)
+    return tuple(secret for secret in found if len(secret) >= _SHORTEST)
 
 
 def variables_in(text: str) -> list[str]:

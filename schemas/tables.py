@@ -39,7 +39,7 @@ _METRICS = [
     column(
         "name",
         pa.string(),
-        "name as TRL logs it, or ours: merge/, mask/, objective/NAME/, allo/PHASE/ (docs/methods.md, sections 5 to 8)",
+        "name as TRL logs it, or ours: merge/, mask/, surgery/, objective/NAME/, allo/PHASE/ (docs/methods.md, sections 5 to 8)",
     ),
     column("value", pa.float64(), "value"),
 ]

@@ -190,7 +190,7 @@ STAGES: tuple[StageSpec, ...] = (
         expensive=True,
         checkpoints=True,
         trains="policy",
-        needs=(needs.trainer, needs.loggers),
+        needs=(needs.trainer, needs.loggers, needs.step_solvers),
         gpus="train.processes",
     ),
     StageSpec(

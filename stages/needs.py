@@ -9,8 +9,8 @@ from schemas.config import RunConfig
 from schemas.config.loggers import LOGGERS
 from schemas.config.model import EngineConfig
 from schemas.config.trainer import TrainerConfig
-from stages.conflict.solvers import packages as surgery_packages
 from stages.spec import Needs
+from stages.surgery.solvers import packages as surgery_packages
 
 
 def tokenizer(config: RunConfig) -> Needs:
@@ -66,6 +66,17 @@ def surgery_solvers(config: RunConfig) -> Needs:
         'Install them (pip install -e ".[solvers]"), or set conflict.surgery: pcgrad.',
         "This surgery method needs the packages {}",
         f"conflict.surgery: {config.conflict.surgery}",
+    )
+
+
+def step_solvers(config: RunConfig) -> Needs:
+    """The solvers of `train.language_surgery`."""
+    method = config.train.language_surgery
+    return Needs(
+        tuple(surgery_packages(method)),
+        'Install them (pip install -e ".[solvers]"), or set train.language_surgery: pcgrad.',
+        "This surgery method needs the packages {}",
+        f"train.language_surgery: {method}",
     )
 
 

@@ -16,12 +16,12 @@ from stages.conflict.groups import leaving_together
 from stages.conflict.metric import fit_metric
 from stages.conflict.scoring import score_sketches
 from stages.conflict.stream import as_slice, scaled
-from stages.conflict.surgery import surgery
 from stages.conflict.table import score_rows
 from stages.gradients.omegas import ema_omegas, mean_omegas
 from stages.gradients.projections import SketchLayout
 from stages.gradients.relevance import COLUMNS, cuts, relevant
 from stages.select.filters import FILTERS, ranking
+from stages.surgery.methods import surgery
 
 BASELINES = tuple(
     name

@@ -183,7 +183,7 @@ class RelevanceConfig(Section):
 _LEFT_OUT: dict[str, Any] = {".target": "train"}
 """Trusted pairs are not among those that are scored: nothing leaves."""
 WEIGHTED_SURGERY = ("pcgrad", "mean", "unit_mean", "cagrad", "gradvac", "upgrad", "dualproj")
-"""Those that take weights of languages: the same as `stages.conflict.surgery.WEIGHTED`."""
+"""Those that take weights of languages: the same as `stages.surgery.methods.WEIGHTED`."""
 
 
 class ConflictConfig(Section):

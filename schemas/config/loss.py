@@ -15,14 +15,14 @@ _SORTS = (
 _REFUSED = {
     "aot": _SORTS,
     "aot_unpaired": _SORTS,
-    "simpo": "is not a loss of TRL's DPOTrainer, which trains here: sigmoid_norm is the nearest, DPO on mean-token log-probabilities with a"
-    " reference",
     "kto": "takes single answers with a label, and what is curated here is pairs: train TRL's KTOTrainer on the judgements table",
-    "rpo": "adds a likelihood term on chosen to DPO (DPO + NLL), which no curation weight is derived for in this version",
+    "rpo": "is DPO with a likelihood term on chosen (DPO + NLL): set type: sigmoid and loss.nll to its weight",
+    "cpo": "is not offered: simpo with loss.nll is the same without the sum over tokens (CPO-SimPO)",
+    "orpo": "is a loss of odds, which no curation weight is derived for in this version: simpo needs no reference either",
     "sft": "looks at the chosen answers alone: there is no preference in it to curate by",
 }
 _SMOOTHING = {"robust": 0.1, "exo_pair": 1e-3}
-_LENGTHS = ("ipo", "sigmoid_norm", "apo_down")
+_ALWAYS_APART = ("ipo", "sigmoid_norm", "simpo", "apo_down")
 _AWAY_FROM_REFERENCE = ("nca_pair", "bco_pair", "sppo_hard", "apo_zero")
 
 
@@ -37,17 +37,29 @@ class LossConfig(Section):
         "discopop",
         "ipo",
         "sigmoid_norm",
+        "simpo",
         "nca_pair",
         "bco_pair",
         "sppo_hard",
         "apo_zero",
         "apo_down",
     ] = semantic("sigmoid", "TRL's name of the loss; sigmoid is DPO (docs/methods.md section 2 has the formulas)")
-    beta: float = semantic(0.1, "DPO temperature; ipo: tau", gt=0)
+    beta: float = semantic(0.1, "DPO temperature; ipo: tau; simpo: its paper's are 2 to 10", gt=0)
     alpha: float = semantic(
         0.0,
         "sigmoid: length penalty, loss = -log sigmoid(beta*Delta + alpha*(|chosen|-|rejected|))",
         used_when={".type": "sigmoid"},
+        ge=0,
+    )
+    gamma: float | None = semantic(
+        None,
+        "simpo: margin by which chosen should lead, default 0.5; the paper's are 0.3 to 1 times beta",
+        used_when={".type": "simpo"},
+        ge=0,
+    )
+    nll: float = semantic(
+        0.0,
+        "weight of chosen's negative log-likelihood per token, added to any loss (DPO + NLL, arXiv 2404.19733)",
         ge=0,
     )
     label_smoothing: float | None = semantic(
@@ -72,18 +84,41 @@ class LossConfig(Section):
         return 0.05 if self.discopop_tau is None else self.discopop_tau
 
     @property
+    def target(self) -> float:
+        """`gamma`, or what TRL takes; 0 for a loss without one."""
+        if self.type != "simpo":
+            return 0.0
+        return 0.5 if self.gamma is None else self.gamma
+
+    @property
+    def reference_free(self) -> bool:
+        """Whether it compares log-probabilities as they are, so that no reference model has any part in it."""
+        return self.type == "simpo"
+
+    @property
+    def in_trl(self) -> str:
+        """TRL's `loss_type` that computes it, given what `stages.train.loss` puts in the reference's place."""
+        return "sigmoid_norm" if self.type == "simpo" else self.type
+
+    @property
     def label(self) -> str:
         """The loss in words, with the settings that only it has."""
+        return self._label + (f" + {self.nll:g} NLL" if self.nll else "")
+
+    @property
+    def _label(self) -> str:
         if self.type == "sigmoid":
             return "length-penalised DPO" if self.alpha else "DPO"
         if self.type == "discopop":
             return f"discopop, tau {self.tau:g}"
+        if self.type == "simpo":
+            return f"SimPO, gamma {self.target:g}"
         return f"{self.type}, label smoothing {self.smoothing:g}" if self.smoothing else self.type
 
     def weights_sides_apart(self, at_reference: bool) -> bool:
         """Whether the gradients of chosen and rejected have different weights; at_reference: the policy is the reference,
         where most losses weigh both alike."""
-        return self.type in _LENGTHS or (self.type in _AWAY_FROM_REFERENCE and not at_reference)
+        return self.nll > 0 or self.type in _ALWAYS_APART or (self.type in _AWAY_FROM_REFERENCE and not at_reference)
 
     @field_validator("type", mode="before")
     @classmethod

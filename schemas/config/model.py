@@ -68,6 +68,22 @@ class EngineConfig(Section):
         "OPENAI_API_KEY", "openai: environment variable that holds the key", used_when={".kind": "openai"}
     )
     concurrency: int = execution(32, "openai: requests in flight", ge=1, le=4096, used_when={".kind": "openai"})
+    requests_per_minute: int | None = execution(
+        None,
+        "openai: most requests that a worker begins in a minute; unset: as many as concurrency lets it",
+        used_when={".kind": "openai"},
+        ge=1,
+        le=1 << 24,
+    )
+    input_price: float = execution(
+        0.0,
+        "openai: price of a million tokens read; what a stage costs is then said",
+        used_when={".kind": "openai"},
+        ge=0,
+    )
+    output_price: float = execution(
+        0.0, "openai: price of a million tokens written", used_when={".kind": "openai"}, ge=0
+    )
     batch_size: int = semantic(
         8, "transformers: rows per batch (fixed inside a shard)", ge=1, used_when={".kind": "transformers"}
     )

@@ -133,9 +133,19 @@ class RunConfig(Section):
                 "loss.alpha counts the tokens of whole answers, and train.allo trains on some: set it to 0, or leave out"
                 " train.allo"
             )
+        if self.train.allo.on and self.loss.nll:
+            raise ValueError(
+                "loss.nll is of whole chosen answers, and train.allo trains on some tokens of the rejected ones: set it to 0, or leave"
+                " out train.allo"
+            )
         self._conflict()
         for key in unused(self):
             raise ValueError(str(key))
+        if self.train.language_surgery != "none" and len(self.languages.seen) < 2:
+            raise ValueError(
+                f"train.language_surgery resolves conflicts between languages, and languages.seen has one"
+                f" ({self.languages.seen[0]}): leave it out"
+            )
         self._judges()
         self._objectives()
         self._sides()
@@ -276,7 +286,7 @@ class RunConfig(Section):
         apart = self.conflict.weighting == "loss" and self.loss.weights_sides_apart(at_reference)
         if apart and not self.gradients.sketch.both_sides:
             raise ValueError(
-                f"loss.type: {self.loss.type} weighs the gradients of chosen and rejected apart, and only their difference is"
+                f"loss.type: {self.loss.type}{' with loss.nll' if self.loss.nll else ''} weighs the gradients of chosen and rejected apart, and only their difference is"
                 " stored: set gradients.sketch.both_sides: true (with method two_sided or exact), or conflict.weighting: none to curate"
                 " by the difference"
             )

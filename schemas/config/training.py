@@ -130,7 +130,9 @@ class OrthAlignConfig(Section):
         ge=0,
     )
     reference: Literal["objective", "round"] = semantic(
-        "objective", "DPO's reference: the model as the objective starts, or that of the round (train.reference)"
+        "objective",
+        "DPO's reference: the model as the objective starts, or that of the round (train.reference)",
+        used_when={"loss.type": other_than("simpo")},
     )
 
 
@@ -151,6 +153,14 @@ class TrainConfig(TrainerConfig):
     allo: AlloConfig = semantic(
         AlloConfig(), "few weights, forgetting before learning, key tokens (method: full)", used_when=_PHASES
     )
+    language_surgery: Literal["none", "pcgrad", "mgda", "cagrad", "imtl_g", "upgrad", "aligned_mtl", "dualproj"] = (
+        semantic(
+            "none",
+            "resolve conflicts between the languages' gradients at every step, adapter by adapter (method: lora); costs as many"
+            " copies of the adapter's gradient as a step has languages",
+            used_when={".method": "lora"},
+        )
+    )
     processes: int = execution(
         1, "processes that train together on this machine, one per GPU (docs/gpus.md); 0: one per visible GPU", ge=0
     )
@@ -163,7 +173,7 @@ class TrainConfig(TrainerConfig):
     reference: Literal["start", "initial"] = semantic(
         "start",
         "rounds after the first: reference is the round's start or the initial policy",
-        used_when={"rounds": other_than(1)},
+        used_when={"rounds": other_than(1), "loss.type": other_than("simpo")},
     )
 
     @property
@@ -200,6 +210,17 @@ class TrainConfig(TrainerConfig):
                 "train.sharding: fsdp2 cuts what is trained over the processes, and of a LoRA model that is next to nothing:"
                 " use ddp or auto"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _language_surgery(self) -> TrainConfig:
+        if self.language_surgery == "none":
+            return self
+        if self.processes != 1:
+            raise ValueError("train.language_surgery is done by one process in this version: set train.processes: 1")
+        if self.way != "plain":
+            key = "train.orthalign.objectives" if self.way == "sequence" else "train.allo"
+            raise ValueError(f"train.language_surgery and {key} do not go together in this version: leave one out")
         return self
 
     @model_validator(mode="after")

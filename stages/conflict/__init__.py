@@ -1,1 +1,1 @@
-"""Language directions, gradient surgery and the leave-one-out conflict score."""
+"""Language directions, their merging by gradient surgery, and the leave-one-out conflict score."""

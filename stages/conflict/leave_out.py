@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from stages.conflict.scores import PairScores
-from stages.conflict.surgery import Surgery
+from stages.surgery.methods import Surgery
 
 _AT_ONCE = 2_000_000
 _LOST = 1e-13

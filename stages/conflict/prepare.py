@@ -15,11 +15,11 @@ from stages.conflict.groups import Groups, leaving_together
 from stages.conflict.metric import fit_metric
 from stages.conflict.store import Store
 from stages.conflict.stream import Chunks, Columns, as_slice, on_device, scaled
-from stages.conflict.surgery import Surgery, surgery
 from stages.conflict.table import log_ratios
 from stages.contract import Context
 from stages.gradients.omegas import ema_omegas, mean_omegas
 from stages.gradients.weights import PairWeights, pair_weights
+from stages.surgery.methods import Surgery, surgery
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,6 @@ def _weights(ctx: Context, frame: pl.DataFrame) -> PairWeights:
     """Those of the run's loss, or ones."""
     if ctx.config.conflict.weighting == "none":
         return PairWeights(torch.ones(frame.height, dtype=torch.float64), None)
-    chosen, rejected = log_ratios()
+    chosen, rejected = log_ratios(ctx.config.loss.reference_free)
     columns = frame.select(chosen=chosen, rejected=rejected, n_chosen="n_chosen", n_rejected="n_rejected")
     return pair_weights(ctx.config.loss, *(torch.from_numpy(column.to_numpy().copy()) for column in columns))

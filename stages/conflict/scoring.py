@@ -13,8 +13,8 @@ from stages.conflict.directions import grams
 from stages.conflict.leave_out import LeaveOut, LeftOut, Summed, rounding
 from stages.conflict.scores import PairScores
 from stages.conflict.stream import BLOCK, Chunks, Columns, as_slice, blocks, check_finite, scaled_rows
-from stages.conflict.surgery import Surgery
 from stages.conflict.waiting import Waiting
+from stages.surgery.methods import Surgery
 
 WAITING_BYTES = 2**29
 """Of sketches that wait in memory for those they leave with."""

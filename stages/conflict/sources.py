@@ -20,10 +20,10 @@ from stages.conflict.products import ProductStore
 from stages.conflict.scores import PairScores
 from stages.conflict.scoring import WAITING_BYTES, score_products, score_sketches
 from stages.conflict.stream import Columns
-from stages.conflict.surgery import Surgery
 from stages.conflict.waiting import Waiting
 from stages.contract import Context
 from stages.models.device import device_of
+from stages.surgery.methods import Surgery
 
 MIN_PAIRS = 20
 """A language with fewer pairs is flagged: its direction is mostly noise."""

@@ -18,9 +18,9 @@ from stages.conflict.prepare import surgery_of
 from stages.conflict.scores import PairScores
 from stages.conflict.sources import MIN_PAIRS, GradientSource, open_source
 from stages.conflict.stream import Columns
-from stages.conflict.surgery import Surgery
 from stages.conflict.table import held_rows, score_rows
 from stages.contract import Account, Context, Rows, TableStage, tally
+from stages.surgery.methods import Surgery
 
 
 class Conflict(TableStage):

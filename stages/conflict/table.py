@@ -86,10 +86,12 @@ def margin() -> pl.Expr:
     return chosen - rejected
 
 
-def log_ratios() -> tuple[pl.Expr, pl.Expr]:
-    """s - s_ref of chosen and of rejected, from the gradients table's columns; float64."""
-    chosen = pl.col("logp_chosen").cast(pl.Float64) - pl.col("ref_logp_chosen").cast(pl.Float64)
-    return chosen, pl.col("logp_rejected").cast(pl.Float64) - pl.col("ref_logp_rejected").cast(pl.Float64)
+def log_ratios(reference_free: bool = False) -> tuple[pl.Expr, pl.Expr]:
+    """s - s_ref of chosen and of rejected, or s, from the gradients table's columns; float64."""
+    chosen, rejected = (pl.col(f"logp_{side}").cast(pl.Float64) for side in ("chosen", "rejected"))
+    if reference_free:
+        return chosen, rejected
+    return chosen - pl.col("ref_logp_chosen").cast(pl.Float64), rejected - pl.col("ref_logp_rejected").cast(pl.Float64)
 
 
 def _optional(value_N: Tensor, valid_N: Tensor) -> pa.Array:

@@ -73,12 +73,28 @@ class Completion:
     values: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True)
+class Tariff:
+    """server: whom the requests go to, for people. Prices are of a million tokens; 0: nobody said."""
+
+    server: str
+    input_price: float = 0.0
+    output_price: float = 0.0
+
+    @property
+    def priced(self) -> bool:
+        """Whether there are prices."""
+        return self.input_price > 0 or self.output_price > 0
+
+
 class Engine(ABC):
-    """A loaded model. context_length: most tokens of prompt and answer together. labels: of a classifier's heads."""
+    """A loaded model. context_length: most tokens of prompt and answer together. labels: of a classifier's heads. tariff: of one that
+    asks a server."""
 
     renderer: Renderer
     context_length: int
     labels: tuple[str, ...] = ()
+    tariff: Tariff | None = None
 
     @abstractmethod
     def stream(self, requests: Iterator[Request]) -> Iterator[Completion]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -13,7 +14,15 @@ from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.secrets import keep_secret
 from stages.contract import Context, ModelRef
-from stages.engines.base import JUDGE_ROOM, Completion, Engine, Request, refused_by_length, storable_line
+from stages.engines.base import (
+    JUDGE_ROOM,
+    Completion,
+    Engine,
+    Request,
+    Tariff,
+    refused_by_length,
+    storable_line,
+)
 from stages.engines.openai_wire import Malformed, Reply, Served, ServedModels, client, read
 from stages.text.messages import storable
 from stages.text.render import Renderer, load_renderer
@@ -27,7 +36,7 @@ _LONGEST_ERROR = 500
 
 
 class OpenAIEngine(Engine):
-    """`engine.concurrency` requests in flight, retried with growing pauses; see `stages.engines.base.Engine`.
+    """`engine.concurrency` requests in flight, `engine.requests_per_minute` begun, retried with growing pauses; see `stages.engines.base.Engine`.
 
     On vLLM servers scores are the log-probabilities of exactly the score tokens; on others those among the 20
     likeliest, so the mass is what was seen. Raises UserError when the server is down, does not know the model, refuses
@@ -46,6 +55,8 @@ class OpenAIEngine(Engine):
                 fix="A server holds one model: judge with the policy itself and run one round, or set engine.kind: vllm.",
             )
         self._model = engine.served_model or model.name
+        self._pace = _Pace(engine.requests_per_minute)
+        self.tariff = Tariff(f"{self._model} at {self._base_url}", engine.input_price, engine.output_price)
         self._key_name = engine.api_key_env
         keep_secret(self._key_name, self._base_url)
         self._client = self._connect()
@@ -58,25 +69,33 @@ class OpenAIEngine(Engine):
     def stream(self, requests: Iterator[Request]) -> Iterator[Completion]:
         """See `Engine.stream`."""
         running: set[Future[Completion]] = set()
-        exhausted = False
+        exhausted, failure = False, None
         pool = ThreadPoolExecutor(self._concurrency)
         try:
             while not exhausted or running:
-                while not exhausted and len(running) < self._concurrency:
+                while not exhausted and len(running) < self._concurrency and not self._pace.seconds:
                     request = next(requests, None)
                     if request is None:
                         exhausted = True
                     elif (problem := refused_by_length(request, self.context_length)) is not None:
                         yield problem
                     else:
+                        self._pace.begin()
                         running.add(pool.submit(self._complete, request))
+                paced = not exhausted and len(running) < self._concurrency
                 if not running:
+                    time.sleep(self._pace.seconds if paced else 0)
                     continue
-                done, running = wait(running, _PATIENCE_SECONDS, FIRST_COMPLETED)
-                if not done:
+                done, running = wait(running, self._pace.seconds if paced else _PATIENCE_SECONDS, FIRST_COMPLETED)
+                if not done and not paced:
                     raise self._silent(len(running))
                 for future in done:
-                    yield future.result()
+                    if (error := future.exception()) is None:
+                        yield future.result()
+                    else:  # what else is in flight may be answered yet, and paid for
+                        failure, exhausted = failure or error, True
+            if failure is not None:
+                raise failure
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # a thread that never ends dies with its process
 
@@ -224,6 +243,23 @@ class OpenAIEngine(Engine):
                 )
         fix = "It must take prompts as lists of token ids, seeds and log-probabilities, as vllm serve does."
         return UserError(f"The inference server refuses the request: {storable_line(error)}", where=where, fix=fix)
+
+
+class _Pace:
+    """At most so many requests a minute, evenly spread; None: as many as there are."""
+
+    def __init__(self, per_minute: int | None) -> None:
+        self._every = 60.0 / per_minute if per_minute else 0.0
+        self._next = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Until the next one may begin."""
+        return max(0.0, self._next - time.monotonic())
+
+    def begin(self) -> None:
+        """One begins now."""
+        self._next = max(self._next, time.monotonic()) + self._every
 
 
 def load(model: ModelRef, config: RunConfig, ctx: Context | None) -> OpenAIEngine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 
 from schemas.ids import content_id, seed_for
@@ -12,6 +13,7 @@ from schemas.tables import TABLES
 from stages.contract import Context, Drop, Part, Shard, ShardStage, tally
 from stages.engines import shared_engine
 from stages.engines.base import Completion, Engine, Request
+from stages.engines.replies import Asked, Usage, asked, estimate
 from stages.engines.sharded import OpenShard, Results, run_shards
 from stages.text.language import UNKNOWN, identify
 from stages.text.render import Renderer, RenderError, check_thoughts, refuse_channels
@@ -29,10 +31,14 @@ class Generate(ShardStage):
 
     def run(self, ctx: Context, shards: Iterator[Shard]) -> Iterator[Part]:
         """See ShardStage.run."""
-        engine = shared_engine(ctx, "policy")
+        engine = asked(shared_engine(ctx, "policy"), ctx)
         check_thoughts(engine.renderer, ctx.config.text.thoughts)
         refuse_channels(engine.renderer)
-        return run_shards(engine, shards, lambda shard: _open(ctx, engine, shard), ctx.progress)
+        try:
+            yield from run_shards(engine, shards, lambda shard: _open(ctx, engine, shard), ctx.progress)
+        finally:
+            if isinstance(engine, Asked):
+                ctx.progress.note(engine.told())
 
 
 def _open(ctx: Context, engine: Engine, shard: Shard) -> OpenShard:
@@ -57,11 +63,17 @@ def _open(ctx: Context, engine: Engine, shard: Shard) -> OpenShard:
             ]
             if mark := engine.renderer.opened_thought(ids):
                 opened[row["prompt_id"]] = mark
-    prompt_tokens = sum(len(request.prompt_ids) for of_row in requests.values() for request in of_row)
+    everything = [request for of_row in requests.values() for request in of_row]
+    tariff = engine.tariff if isinstance(engine, Asked) else None
+    if tariff is not None and shard.index == 0:
+        total = ctx.scan("prompts").select(pl.len()).collect().item()
+        ctx.progress.note(estimate(tariff, Usage.at_most(everything).times(total / len(rows))))
 
     def finish(results: Results) -> Part:
         part = _part(ctx, engine, shard.index, rows, drops, opened, results)
-        part.stats["prompt_tokens"] = float(prompt_tokens)
+        part.stats["prompt_tokens"] = float(sum(len(request.prompt_ids) for request in everything))
+        if tariff is not None and tariff.priced:
+            part.stats["cost"] = Usage.of(everything, [c for row in requests for c in results[row]]).cost(tariff)
         return part
 
     return OpenShard(requests, settled=len(drops), finish=finish)

@@ -1,6 +1,6 @@
 """How hard the run's loss pushes each pair: c_i, and the weights of its two sides. docs/methods.md sections 2 and 4.
 
-With x_w = s(y_w) - s_ref(y_w) and x_l alike (their means over tokens for `ipo` and `sigmoid_norm`), a loss pushes x_w up by
+With x_w = s(y_w) - s_ref(y_w) and x_l alike (their means over tokens for `ipo`, `sigmoid_norm` and `simpo`, which has no s_ref), a loss pushes x_w up by
 p_w = -(1/beta) dL/dx_w and x_l down by p_l = (1/beta) dL/dx_l. Where it is a function of x_w - x_l both are the same number c and
 -grad L = beta c (grad s_w - grad s_l): the stored difference is enough. Each formula is the derivative of the one that TRL 1.16
 computes under the same name (tests/stages/train/test_train_losses.py holds them against TRL's gradients).
@@ -33,17 +33,26 @@ def pair_weights(
 ) -> PairWeights:
     """Weights of N pairs under `loss`.
 
-    chosen_N, rejected_N: s - s_ref of both sides; n_*: completion tokens, end of turn included. alpha > 0: a longer winner has
-    margin for free, so a smaller push. Raises ValueError for entries that are not finite.
+    chosen_N, rejected_N: s - s_ref of both sides, s where `loss.reference_free`; n_*: completion tokens, end of turn included.
+    alpha > 0: a longer winner has margin for free, so a smaller push. nll > 0: chosen is pushed up by nll / (beta |y_w|) more.
+    Raises ValueError for entries that are not finite.
     """
     chosen_N, rejected_N, n_chosen_N, n_rejected_N = (
         x.to(torch.float64) for x in (chosen_N, rejected_N, n_chosen_N, n_rejected_N)
     )
     if not bool(torch.isfinite(chosen_N - rejected_N).all()):
         raise ValueError("log-probabilities of a pair are not finite")
-    if loss.type in ("ipo", "sigmoid_norm"):
+    weights = _of_preference(loss, chosen_N, rejected_N, n_chosen_N, n_rejected_N)
+    return _with_likelihood(weights, loss.nll / (loss.beta * n_chosen_N)) if loss.nll else weights
+
+
+def _of_preference(
+    loss: LossConfig, chosen_N: Tensor, rejected_N: Tensor, n_chosen_N: Tensor, n_rejected_N: Tensor
+) -> PairWeights:
+    """Weights under the loss without its likelihood term."""
+    if loss.type in ("ipo", "sigmoid_norm", "simpo"):
         h_N = chosen_N / n_chosen_N - rejected_N / n_rejected_N
-        c_N = torch.sigmoid(-loss.beta * h_N)
+        c_N = torch.sigmoid(loss.target - loss.beta * h_N)
         if loss.type == "ipo":
             c_N = 2.0 * (0.5 / loss.beta - h_N) / loss.beta
         return PairWeights(c_N, torch.stack([1.0 / n_chosen_N, 1.0 / n_rejected_N], dim=1))
@@ -51,8 +60,19 @@ def pair_weights(
         z_N = loss.beta * (chosen_N - rejected_N) + loss.alpha * (n_chosen_N - n_rejected_N)
         return PairWeights(_of_margin(loss, z_N), None)
     up_N, down_N = _of_sides(loss, loss.beta * chosen_N, loss.beta * rejected_N)
-    if torch.equal(up_N, down_N):
-        return PairWeights(up_N, None)
+    return PairWeights(up_N, None) if torch.equal(up_N, down_N) else _apart(up_N, down_N)
+
+
+def _with_likelihood(weights: PairWeights, more_N: Tensor) -> PairWeights:
+    """The same with chosen pushed up by more_N more."""
+    weight_N, sides_N2 = weights
+    if sides_N2 is None:
+        return _apart(weight_N + more_N, weight_N)
+    return _apart(weight_N * sides_N2[:, 0] + more_N, weight_N * sides_N2[:, 1])
+
+
+def _apart(up_N: Tensor, down_N: Tensor) -> PairWeights:
+    """Of p_w and p_l that differ."""
     weight_N = (up_N.abs() + down_N.abs()) / 2
     sides_N2 = torch.stack([up_N, down_N], dim=1) / torch.where(weight_N > 0, weight_N, 1.0)[:, None]
     return PairWeights(weight_N, sides_N2)

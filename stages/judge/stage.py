@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import polars as pl
@@ -13,7 +14,8 @@ from schemas.config.judging import Judge as JudgeOf
 from schemas.tables import TABLES
 from stages.contract import Context, Drop, Part, Shard, ShardStage, tally
 from stages.engines import Wanted, shared_engines
-from stages.engines.base import Engine, Fleet
+from stages.engines.base import Engine, Fleet, Tariff
+from stages.engines.replies import Asked, Usage, asked, estimate
 from stages.engines.sharded import OpenShard, Results, run_shards
 from stages.judge.method import Candidate, Method, Opened, Verdict, under
 from stages.judge.methods import CLASSES
@@ -31,7 +33,10 @@ class Judge(ShardStage):
     def run(self, ctx: Context, shards: Iterator[Shard]) -> Iterator[Part]:
         """See ShardStage.run."""
         judging = _Judging(ctx)
-        return run_shards(judging.engine, shards, judging.open, ctx.progress)
+        try:
+            yield from run_shards(judging.engine, shards, judging.open, ctx.progress)
+        finally:
+            judging.tell()
 
 
 class _Judging:
@@ -41,12 +46,24 @@ class _Judging:
         self._ctx = ctx
         judges = ctx.config.judge.judges
         wanted = [CLASSES[judge.settings.method].wanted(ctx, judge) for judge in judges]
-        engines = iter(shared_engines(ctx, [one for of_judge in wanted for one in of_judge]))
+        once: dict[int, Engine] = {}
+        engines = iter(
+            [
+                once.setdefault(id(engine), asked(engine, ctx))
+                for engine in shared_engines(ctx, [one for of_judge in wanted for one in of_judge])
+            ]
+        )
         fleet: list[Engine] = []
         self.methods = [
             _made(ctx, judge, of_judge, engines, fleet) for judge, of_judge in zip(judges, wanted, strict=True)
         ]
+        self._servers = [engine for engine in fleet if isinstance(engine, Asked)]
         self.engine = fleet[0] if len(fleet) == 1 else Fleet(fleet)
+
+    def tell(self) -> None:
+        """What servers were asked, for people."""
+        for server in self._servers:
+            self._ctx.progress.note(server.told())
 
     def open(self, shard: Shard) -> OpenShard:
         """The requests of a shard of candidates."""
@@ -59,6 +76,8 @@ class _Judging:
             for row in rows
         ]
         opened = [method.open(shard.index, candidates) for method in self.methods]
+        if shard.index == 0:
+            self._estimate(len(rows), opened)
         if len(opened) > 1:
             opened = [under(one, f"{number}/") for number, one in enumerate(opened)]
         read = sum(len(asked.prompt_ids) for one in opened for of_one in one.requests.values() for asked in of_one)
@@ -71,6 +90,27 @@ class _Judging:
             lambda results: self._part(shard.index, candidates, opened, results, float(read)),
             counts,
         )
+
+    def _estimate(self, rows: int, opened: Sequence[Opened]) -> None:
+        """Before anything is asked: what the whole table comes to, by its first shard."""
+        most: dict[Tariff, Usage] = {}
+        for method, one in zip(self.methods, opened, strict=True):
+            if isinstance(method.engine, Asked):
+                more = Usage.at_most(chain.from_iterable(one.requests.values()))
+                most[method.engine.tariff] = most.get(method.engine.tariff, Usage()).plus(more)
+        total = self._ctx.scan("candidates").select(pl.len()).collect().item() if most else 0
+        for tariff, usage in most.items():
+            self._ctx.progress.note(estimate(tariff, usage.times(total / rows)))
+
+    def _cost(self, opened: Sequence[Opened], results: Results) -> dict[str, float]:
+        """What servers with a price take for a shard."""
+        costs = [
+            Usage.of(asked_of, results[about]).cost(tariff)
+            for method, one in zip(self.methods, opened, strict=True)
+            if isinstance(method.engine, Asked) and (tariff := method.engine.tariff).priced
+            for about, asked_of in one.requests.items()
+        ]
+        return {"cost": sum(costs)} if costs else {}
 
     def _part(
         self, index: int, candidates: Sequence[Candidate], opened: Sequence[Opened], results: Results, read: float
@@ -103,7 +143,8 @@ class _Judging:
                 "mass_sum": sum(masses),
                 "prompt_tokens": read,
             }
-            | _usage(results),
+            | _usage(results)
+            | self._cost(opened, results),
         )
 
     def _rows(self, candidate: Candidate, method: Method, verdict: Verdict) -> Iterator[dict[str, Any]]:

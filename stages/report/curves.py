@@ -27,9 +27,11 @@ CHAIN: dict[str, dict[str, str]] = {
     "Drift from the start": {"merge/drift_norm": "drift"},
     "Sum of merge weights": {"merge/alpha_sum": "Σ a_t"},
     "Share of the update left by the projection": {"merge/projected": "|Π u| / |u|"},
+    "Languages' gradients that point apart": {"surgery/conflicts": "share of adapters and two languages"},
+    "Cosine of the resolved gradient and the plain one": {"surgery/cosine": "cos"},
 }
-"""What the optimizer's chain did: panels of one or two lines (docs/methods.md sections 5, 6 and 8)."""
-_SHARES = {"rewards/accuracies", "merge/sign_conflict", "merge/projected"}
+"""What the optimizer's chain and surgery did: panels of one or two lines (docs/methods.md sections 5, 6 and 8)."""
+_SHARES = {"rewards/accuracies", "merge/sign_conflict", "merge/projected", "surgery/conflicts"}
 
 
 @dataclass(frozen=True)

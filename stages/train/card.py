@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from schemas.config import RunConfig
+from schemas.config.loss import LossConfig
 from schemas.config.training import TrainConfig
 from stages.contract import ModelRef
 from stages.text.markdown import escape
@@ -39,9 +40,11 @@ def model_card(config: RunConfig, training: Training) -> str:
         "optimizer steps": str(training.steps),
         **_objectives(train),
         **_allo(train),
+        **_language_surgery(train),
         "loss": loss.label,
         "beta": f"{loss.beta:g}",
         "alpha (length penalty)": f"{loss.alpha:g}",
+        **({"nll (weight of chosen's likelihood)": f"{loss.nll:g}"} if loss.nll else {}),
         "numbers": config.model.dtype,
         "seed": f"{config.seed}, round {training.round}",
     }
@@ -53,10 +56,10 @@ def model_card(config: RunConfig, training: Training) -> str:
         + f". Selection: by {escape(select.by)}, share {select.keep:g} kept"
         + (" in each language." if select.quota == "language" else " overall."),
         "",
-        f"Reference model of the loss: {reference}.",
+        "The loss has no reference model." if loss.reference_free else f"Reference model of the loss: {reference}.",
     ]
     method = [
-        _loss_text(loss.type),
+        _loss_text(loss),
         "",
         *_selection_text(select.by),
         "Weights are stored in the numbers named above; adapters are merged.",
@@ -66,13 +69,23 @@ def model_card(config: RunConfig, training: Training) -> str:
     return card_page(config, train, training.base, sources, Page(title, "dpo", about, training.seen, settings, method))
 
 
-def _loss_text(name: str) -> str:
-    if name != "sigmoid":
-        return f"Loss: `{name}` of TRL's DPOTrainer, which names its paper."
-    return (
-        "Loss: `-log sigmoid(beta * Delta + alpha * (tokens of chosen - tokens of rejected))`, Delta the implicit"
-        " reward margin of DPO (arXiv 2305.18290); alpha = 0 is DPO. Trained with TRL's DPOTrainer."
-    )
+def _loss_text(loss: LossConfig) -> str:
+    match loss.type:
+        case "sigmoid":
+            text = (
+                "Loss: `-log sigmoid(beta * Delta + alpha * (tokens of chosen - tokens of rejected))`, Delta the implicit"
+                " reward margin of DPO (arXiv 2305.18290); alpha = 0 is DPO. Trained with TRL's DPOTrainer."
+            )
+        case "simpo":
+            text = (
+                f"Loss: SimPO (arXiv 2405.14734), `-log sigmoid(beta * h - {loss.target:g})`, h the mean log-probability of a"
+                " token of chosen less that of rejected. Trained with TRL's DPOTrainer."
+            )
+        case other:
+            text = f"Loss: `{other}` of TRL's DPOTrainer, which names its paper."
+    if loss.nll:
+        text += f" To it {loss.nll:g} times chosen's negative log-likelihood per token is added (arXiv 2404.19733)."
+    return text
 
 
 def _optimizer(train: TrainConfig) -> str:
@@ -107,6 +120,12 @@ def _objectives(train: TrainConfig) -> dict[str, str]:
             else {}
         ),
     }
+
+
+def _language_surgery(train: TrainConfig) -> dict[str, str]:
+    if train.language_surgery == "none":
+        return {}
+    return {"languages' gradients": f"resolved at every step, adapter by adapter, by {train.language_surgery}"}
 
 
 def _allo(train: TrainConfig) -> dict[str, str]:

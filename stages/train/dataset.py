@@ -70,8 +70,8 @@ class TrainingPairs:
             rows = rows.set_column(rows.schema.get_field_index(name), _ROWS.field(name), values)
         return replace(self, rows=rows)
 
-    def with_tokens(self, name: str, values: pa.Array) -> TrainingPairs:
-        """The same pairs with another column: for each pair a list about its rejected tokens."""
+    def with_column(self, name: str, values: pa.Array) -> TrainingPairs:
+        """The same pairs with another column: one value for each pair."""
         return replace(self, rows=self.rows.append_column(name, values))
 
     def dataset(self) -> Dataset:

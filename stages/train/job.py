@@ -80,6 +80,10 @@ def _train(
         last = ConfinedPhase(*common)
         return *train_in_phases(session, model, last), [], pairs_seen_in_phases(session, last)
     phase = Phase(*common)
+    if train.language_surgery != "none":
+        from stages.train.language_surgery import LanguageSurgeryPhase, with_languages
+
+        phase = LanguageSurgeryPhase(with_languages(pairs), plan, session.checkpoints, session.identity)
     if train.merges:
         from stages.train.confined import ConfinedPhase
 
@@ -88,7 +92,10 @@ def _train(
 
 
 def _with_references(session: Session, pairs: TrainingPairs, policy: PreTrainedModel) -> TrainingPairs:
-    """Check the reference log-probabilities against the reference model, which is the policy itself in most runs."""
+    """Check the reference log-probabilities against the reference model, which is the policy itself in most runs; zeros, and no
+    forward, for a loss without one."""
+    if session.config.loss.reference_free:
+        return pairs.with_references([(0.0, 0.0)] * len(pairs))
     ref, numbers = session.ctx.models["reference"], session.numbers
     same = ref.digest == session.start.digest and numbers.placed == numbers.device
     trust = session.config.model.trust_remote_code

@@ -131,7 +131,8 @@ class _Sequence:
         objective, settings = self.objectives[number], self.session.train.orthalign
         place, last = self._place(number), number == len(self.objectives) - 1
         pairs = objective.pairs
-        if number and settings.reference == "objective":
+        referred = settings.reference == "objective" and not self.session.config.loss.reference_free
+        if number and referred:
             pairs = recomputed(pairs, model, self.session.scorer())
         place.mkdir(parents=True, exist_ok=True)
         factors = self.session.train.method == "lora" and settings.rank == "energy"  # say alone what changed

@@ -87,7 +87,7 @@ def _trainer(session: Session, model: PreTrainedModel, phase: Phase) -> tuple[Pa
         peft_config=adapter_config(session.train, model),
         callbacks=[steps],
         identity=phase.identity,
-        alpha=ctx.config.loss.alpha,
+        preference=ctx.config.loss,
         **phase.options(session, model),
     )
     return trainer, steps
@@ -116,7 +116,7 @@ def _arguments(session: Session, phase: Phase, seed: int) -> DPOConfig:
         run_name=f"{config.name}-round-{session.ctx.round}",
         project=config.name,
         **common_arguments(config.train, phase.plan, session.numbers, seed),
-        loss_type=[config.loss.type],
+        loss_type=[config.loss.in_trl],
         beta=config.loss.beta,
         label_smoothing=config.loss.smoothing,
         discopop_tau=config.loss.tau,

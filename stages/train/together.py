@@ -9,7 +9,7 @@ Overrides of transformers 5.19 and accelerate 1.15:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from stages.train.optimizers.state import gathered_state, scattered_state
 from stages.train.sharding import shard, unsharded, whole_weights
-from stages.train.trainer import PairTrainer
+from stages.train.trainer import PairTrainer, some_pairs
 
 OWN = "own"
 """(this process's own pairs, the most of any process) of a micro-batch whose other pairs accelerate repeated to fill it."""
@@ -65,7 +65,9 @@ class _Uneven(PairTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         assert num_items_in_batch is not None and not return_outputs
         own, most = inputs.pop(OWN)
-        losses = [super(PairTrainer, self).compute_loss(model, one_pair(inputs, i)) * (i < own) for i in range(most)]
+        losses = [
+            super(PairTrainer, self).compute_loss(model, some_pairs(inputs, [i])) * (i < own) for i in range(most)
+        ]
         return torch.stack(losses).sum() * self.args.world_size / num_items_in_batch
 
 
@@ -101,15 +103,3 @@ class _Sharded(PairTrainer):
         state = scattered_state(self.optimizer.optimizer, read(Path(checkpoint, OPTIMIZER_NAME)))
         self.optimizer.load_state_dict(state)
         self.lr_scheduler.load_state_dict(read(Path(checkpoint, SCHEDULER_NAME)))
-
-
-def one_pair(batch: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """One pair of a micro-batch. TRL stacks all chosen sides above all rejected ones; what has one row a pair is cut."""
-    pairs = batch["input_ids"].shape[0] // 2
-
-    def cut(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or not value.ndim:
-            return value
-        return value[index::pairs] if len(value) == 2 * pairs else value[index : index + 1]
-
-    return {name: cut(value) for name, value in batch.items()}

@@ -12,18 +12,19 @@ What more there may be to a training is a subclass: several processes (`together
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset
 
-from stages.train.loss import LengthPenalisedDPOTrainer
+from stages.train.loss import PreferenceTrainer
 from stages.train.resumable import Resumable
 
 ROW_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
 
 
-class PairTrainer(Resumable, LengthPenalisedDPOTrainer):
+class PairTrainer(Resumable, PreferenceTrainer):
     """DPOTrainer on rows of token ids and reference log-probabilities (`ROW_COLUMNS`).
 
     identity: what the run depends on; only checkpoints with the same identity are resumed from.
@@ -66,3 +67,16 @@ class PairTrainer(Resumable, LengthPenalisedDPOTrainer):
         pairs = inputs["input_ids"].shape[0] // 2
         scale = pairs * self.args.world_size / num_items_in_batch
         return (result[0] * scale, result[1]) if return_outputs else result * scale
+
+
+def some_pairs(batch: Mapping[str, Any], pairs: Sequence[int]) -> dict[str, Any]:
+    """Some pairs of a micro-batch. TRL stacks all chosen sides above all rejected ones; what has one row a pair is cut."""
+    of = batch["input_ids"].shape[0] // 2
+    sides = [*pairs, *(of + pair for pair in pairs)]
+
+    def cut(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or not value.ndim:
+            return value
+        return value[sides] if len(value) == 2 * of else value[list(pairs)]
+
+    return {name: cut(value) for name, value in batch.items()}

@@ -133,6 +133,11 @@ def openai_config() -> dict[str, Any]:
     return base_config() | {"engine": {"kind": "openai", "base_url": "http://localhost:8000/v1"}, "sft": {}}
 
 
+def simpo_config() -> dict[str, Any]:
+    """A config in which the keys of a loss without a reference can be changed."""
+    return base_config() | {"loss": {"type": "simpo"}, "conflict": {"weighting": "none"}, "train": {"method": "full"}}
+
+
 def vllm_config() -> dict[str, Any]:
     """A config in which the keys of vLLM can be changed."""
     return base_config() | {"engine": {"kind": "vllm"}}
@@ -167,7 +172,20 @@ def imported_config() -> dict[str, Any]:
 
 _COMPLETIONS = ("completion_text", "completion_score")
 ELSEWHERE = {
-    "openai": (openai_config, ("engine.base_url", "engine.served_model", "engine.api_key_env", "engine.concurrency")),
+    "openai": (
+        openai_config,
+        (
+            "engine.base_url",
+            "engine.served_model",
+            "engine.api_key_env",
+            "engine.concurrency",
+            "engine.requests_per_minute",
+            "engine.input_price",
+            "engine.output_price",
+        ),
+    ),
+    "simpo": (simpo_config, ("loss.gamma",)),
+    "likelihood": (lambda: base_config() | {"conflict": {"weighting": "none"}}, ("loss.nll",)),
     "vllm": (
         vllm_config,
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,3 +101,9 @@ def run_stage(tmp_path: Path) -> Callable[..., Outcome]:
         return Outcome({name: pa.concat_tables(parts) for name, parts in pieces.items()}, account, progress.notes)
 
     return run
+
+
+@pytest.fixture
+def fresh_seed() -> int:
+    """Another seed at every run; pytest shows it when a test fails."""
+    return random.SystemRandom().randrange(2**31)

@@ -1,6 +1,7 @@
 """The losses of `loss.type` written down from their papers (and from what TRL 1.16 says it changes), for tests.
 
-Each is a function of x = s - s_ref of chosen and rejected, their lengths and beta, and gives one value per pair.
+Each is a function of x = s - s_ref of chosen and rejected (of s where `LossConfig.reference_free`), their lengths and beta, and gives one
+value per pair. `NAME+nll` has the likelihood term, of x: at a reference of 0 it is the loss's own, else off by a constant.
 """
 
 from __future__ import annotations
@@ -10,11 +11,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 SETTINGS: dict[str, dict[str, float]] = {
     "robust": {"label_smoothing": 0.2},
     "exo_pair": {"label_smoothing": 0.01},
     "discopop": {"discopop_tau": 0.7},
+    "simpo": {"gamma": 0.8},
 }
+NLL = 0.4
+
+
+def settings_of(name: str, beta: float) -> dict[str, float | str]:
+    """The `loss` section of a loss of `LOSSES`."""
+    kind, _, more = name.partition("+")
+    return {"type": kind, "beta": beta, **SETTINGS.get(kind, {}), **({"nll": NLL} if more else {})}
 
 
 def _softplus(x: Tensor) -> Tensor:
@@ -66,6 +76,16 @@ def _sigmoid_norm(x_w: Tensor, x_l: Tensor, n_w: Tensor, n_l: Tensor, beta: floa
     return _softplus(-beta * (x_w / n_w - x_l / n_l))
 
 
+def _simpo(x_w: Tensor, x_l: Tensor, n_w: Tensor, n_l: Tensor, beta: float) -> Tensor:
+    """SimPO (arXiv 2405.14734, equation 6)."""
+    return _softplus(SETTINGS["simpo"]["gamma"] - beta / n_w * x_w + beta / n_l * x_l)
+
+
+def _with_nll(loss: Loss) -> Loss:
+    """L + NLL of Iterative RPO (arXiv 2404.19733, equation 1), the likelihood per token of chosen."""
+    return lambda x_w, x_l, n_w, n_l, beta: loss(x_w, x_l, n_w, n_l, beta) - NLL * x_w / n_w
+
+
 def _nca(x_w: Tensor, x_l: Tensor, n_w: Tensor, n_l: Tensor, beta: float) -> Tensor:
     """NCA with two answers (arXiv 2402.05369)."""
     return _softplus(-beta * x_w) + 0.5 * _softplus(beta * x_w) + 0.5 * _softplus(beta * x_l)
@@ -91,7 +111,7 @@ def _apo_down(x_w: Tensor, x_l: Tensor, n_w: Tensor, n_l: Tensor, beta: float) -
     return _sigmoid(beta * x_w) + 1 - _sigmoid(beta * (x_w - x_l))
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]] = {
+LOSSES: dict[str, Loss] = {
     "sigmoid": _dpo,
     "hinge": _hinge,
     "robust": _robust,
@@ -99,9 +119,13 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]] = {
     "discopop": _discopop,
     "ipo": _ipo,
     "sigmoid_norm": _sigmoid_norm,
+    "simpo": _simpo,
     "nca_pair": _nca,
     "bco_pair": _bco,
     "sppo_hard": _sppo,
     "apo_zero": _apo_zero,
     "apo_down": _apo_down,
+    **{
+        f"{name}+nll": _with_nll(loss) for name, loss in (("sigmoid", _dpo), ("simpo", _simpo), ("apo_zero", _apo_zero))
+    },
 }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
+from stages.train.columns import Collate
 
 
 @dataclass

@@ -234,8 +234,8 @@ class _Phases:
                     parameter.data.copy_(file.get_tensor(name))
             return _history(folder)
         shutil.rmtree(folder, ignore_errors=True)
-        pairs = self.last.pairs.with_tokens("token_weights", tokens.weights())
-        pairs = pairs.with_tokens("ref_token_logps", tokens.column("ref_token_logps"))
+        pairs = self.last.pairs.with_column("token_weights", tokens.weights())
+        pairs = pairs.with_column("ref_token_logps", tokens.column("ref_token_logps"))
         train = _forgetting(self.session.train)
         confined = partial(ConfinedPhase, protected=self.last.protected, active=active, kind=ForgetTrainer)
         history = history + self._run("forget", model, train, pairs, confined)
@@ -257,7 +257,7 @@ class _Phases:
             (float(c.double().sum()), float(r.double()[torch.tensor(k)].sum()))
             for c, r, k in zip(chosen, rejected, keys.to_pylist(), strict=True)
         ]
-        return pairs.with_references(references).with_tokens("key_tokens", keys)
+        return pairs.with_references(references).with_column("key_tokens", keys)
 
     def _rejected_logps(self, model: Any) -> list[torch.Tensor]:
         """log pi of every token of the rejected answers."""

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
-
-
-@pytest.fixture
-def fresh_seed() -> int:
-    """Another seed at every run; pytest shows it when a test fails."""
-    return random.SystemRandom().randrange(2**31)
 
 
 @pytest.fixture

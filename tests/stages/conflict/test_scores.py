@@ -17,9 +17,9 @@ from stages.conflict.directions import directions, signed_directions
 from stages.conflict.scores import FLAGS, PairScores
 from stages.conflict.scoring import score_products, score_sketches
 from stages.conflict.stream import Chunk
-from stages.conflict.surgery import surgery
 from stages.conflict.waiting import Waiting
 from stages.gradients.omegas import ema_omegas, mean_omegas
+from stages.surgery.methods import surgery
 
 
 def from_scratch(g_ND, language_N, omega_N, n_languages, method, columns, labels, refit):

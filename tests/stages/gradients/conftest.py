@@ -56,12 +56,6 @@ ARCHITECTURES = tuple(_configs())
 
 
 @pytest.fixture
-def fresh_seed() -> int:
-    """Another seed at every run; pytest shows it when a test fails."""
-    return random.SystemRandom().randrange(2**31)
-
-
-@pytest.fixture
 def make_model() -> Callable[..., PreTrainedModel]:
     """make_model(architecture, seed=0, dtype=float32): weights large enough that nothing is near zero."""
 

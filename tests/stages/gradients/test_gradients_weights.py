@@ -11,13 +11,13 @@ from torch import Tensor
 
 from schemas.config.loss import LossConfig
 from stages.gradients.weights import pair_weights
-from tests.stages.pair_losses import LOSSES, SETTINGS
+from tests.stages.pair_losses import LOSSES, settings_of
 
 N_W, N_L = torch.tensor([3, 5, 2, 7, 1]), torch.tensor([4, 1, 2, 9, 6])
 
 
 def settings(name: str, **more: float) -> LossConfig:
-    return LossConfig.model_validate({"type": name, "beta": 0.3, **SETTINGS.get(name, {}), **more})
+    return LossConfig.model_validate({**settings_of(name, 0.3), **more})
 
 
 def slopes(value: Callable[[Tensor, Tensor], Tensor], x_w: Tensor, x_l: Tensor, beta: float) -> tuple[Tensor, Tensor]:

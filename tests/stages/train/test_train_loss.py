@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
+from schemas.config.loss import LossConfig
 from stages.train.trainer import PairTrainer
 
 ROWS = {
@@ -26,11 +27,20 @@ BETA = 0.3
 
 
 def trainer_for(
-    folder: Path, out: Path, alpha: float = 0.0, cls: type[DPOTrainer] = PairTrainer, **arguments: Any
+    folder: Path,
+    out: Path,
+    alpha: float = 0.0,
+    cls: type[DPOTrainer] = PairTrainer,
+    preference: LossConfig | None = None,
+    **arguments: Any,
 ) -> DPOTrainer:
+    """preference: the loss of a PairTrainer, default: DPO with `alpha`."""
+    preference = preference or LossConfig(beta=BETA, alpha=alpha)
+    if cls is PairTrainer:
+        smoothing = {"label_smoothing": preference.smoothing, "discopop_tau": preference.tau}
+        arguments = {"loss_type": [preference.in_trl], "beta": preference.beta, **smoothing, **arguments}
     args = DPOConfig(
         output_dir=str(out),
-        beta=BETA,
         bf16=False,
         use_cpu=True,
         max_length=None,
@@ -39,11 +49,11 @@ def trainer_for(
         disable_tqdm=True,
         report_to="none",
         save_strategy="no",
-        **{"per_device_train_batch_size": 4, "max_steps": 1, **arguments},
+        **{"per_device_train_batch_size": 4, "max_steps": 1, "beta": BETA, **arguments},
     )
     extra: dict[str, Any] = {}
     if cls is PairTrainer:
-        extra = {"identity": "test", "alpha": alpha}
+        extra = {"identity": "test", "preference": preference}
     return cls(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
         args=args,

@@ -1,6 +1,6 @@
 """The surgery methods that are TorchJD's: read by the checks before a run, so it imports nothing heavy.
 
-A method of ours is a function in `surgery.py` and needs no line here; either is listed in `ConflictConfig.surgery` besides.
+A method of ours is a function in `methods.py` and needs no line here; either is listed in `ConflictConfig.surgery` besides.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class TorchJD:
     """A weighting of a Gram matrix by its name in torchjd.aggregation, with its arguments.
 
     packages: what it needs beside torchjd; dual_cone: it solves a quadratic program over the directions' dual cone (arXiv 2406.16232);
-    weighted: how it takes a weight for each language (see `stages.conflict.surgery.WEIGHTED`), None: it cannot.
+    weighted: how it takes a weight for each language (see `stages.surgery.methods.WEIGHTED`), None: it cannot.
     """
 
     weighting: str

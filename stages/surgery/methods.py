@@ -2,7 +2,8 @@
 
 Everything here works in coefficient space: a method sees inner products only and answers with one weight per
 language, so that the merged direction of a hundred million parameters costs L x L numbers. A new method of ours is a function here under `_ours`,
-one of TorchJD's a line in `solvers.py`; its name is listed in `ConflictConfig.surgery`.
+one of TorchJD's a line in `solvers.py`; its name is listed in `ConflictConfig.surgery`, and
+where its direction is as long as the gradients are, in `TrainConfig.language_surgery`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import torch
 from torch import Tensor
 
 from schemas.errors import UserError
-from stages.conflict.bargains import min_norm_weights, nash_weights
-from stages.conflict.pcgrad import draw_orders, pcgrad_weights
-from stages.conflict.solvers import TORCHJD, packages
+from stages.surgery.bargains import min_norm_weights, nash_weights
+from stages.surgery.pcgrad import draw_orders, pcgrad_weights
+from stages.surgery.solvers import TORCHJD, packages
 
 _REGULAR = 1e-9
 """Added to unit diagonals, so that a quadratic program over directions that depend on each other has one answer."""
@@ -124,7 +125,7 @@ def _dual_cone(kind: Any, gram_LL: Tensor) -> Tensor:
     unit_LL = gram_LL / (length_L[:, None] * length_L)
     projector = importlib.import_module("torchjd.linalg").QuadprogProjector(norm_eps=0.0, reg_eps=_REGULAR)
     lower_L = length_L / length_L.mean() / len(gram_LL)
-    return kind(pref_vector=lower_L, projector=projector)(unit_LL) / length_L
+    return kind(pref_vector=lower_L, projector=projector)(unit_LL) * (length_L.mean() / length_L)
 
 
 def _one_by_one(name: str, weights: Solve) -> Solve:
@@ -146,7 +147,7 @@ def _one_by_one(name: str, weights: Solve) -> Solve:
         if not bool(torch.isfinite(found_l).all()):
             raise UserError(
                 f"this surgery method found no weights for the Gram matrix {_shown(gram_LL)}{why}",
-                where=f"conflict.surgery: {name}",
+                where=f"surgery: {name}",
                 fix="Take another one, for example pcgrad.",
             )
         weight_L[solid_l] = found_l.to(torch.float64)
@@ -166,6 +167,8 @@ def _shown(gram_LL: Tensor, languages: int = 4) -> str:
 
 METHODS = (*_OURS, *TORCHJD)
 """Every name in `conflict.surgery`."""
+SUMMED = ("pcgrad", "gradvac")
+"""Those whose direction is the sum of the gradients where none conflict; that of the others is then their mean, or has no such length."""
 WEIGHTED: Mapping[str, Literal["scaled", "after"]] = {
     "pcgrad": "scaled",
     "mean": "after",
