@@ -135,6 +135,9 @@ METRICS = {
     "benchmarks": Measure(
         "Benchmarks, mean", "Mean over the tasks of the metric that each names first, where it is a share", share=True
     ),
+    "benchmarks_change": Measure(
+        "Benchmarks, change", "What the mean over tasks gained; below zero it is the tax", share=True, reference=0.0
+    ),
     "logp_chosen": Measure(
         "Log-probability of chosen answers",
         "Mean log-probability per token, in nats; a fall on chosen answers is common after DPO and worth watching",
