@@ -21,7 +21,7 @@ ready    := $(VENV)/.ready-$(call digest,locks/$(platform).txt pyproject.toml)
 resolve   = $(UV) pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
             --custom-compile-command "make locks" $(UPGRADE)
 
-.PHONY: help environment install demo demo-curate demo-onties-orthalign test faults faults-disk faults-ray fuzz lowest test-python image-check audit lint benchmarks gpu-check docs \
+.PHONY: help environment install demo demo-curate demo-criteria demo-onties-orthalign test faults faults-disk faults-ray fuzz lowest test-python image-check audit lint benchmarks gpu-check docs \
         site locks clean distclean
 .DEFAULT_GOAL := help
 
@@ -48,6 +48,9 @@ demo: $(ready) ## the whole pipeline on a small real model, into runs/demo
 
 demo-curate: $(ready) ## curate an existing preference set with known errors, and say how many were found, into runs/demo-curate
 	@$(run) pipeline run data/configs/demo-curate.yaml --until select $(ARGS)
+
+demo-criteria: $(ready) ## answers judged by two criteria, pairs for each, OrthAlign training them one after the other
+	@$(run) pipeline run data/configs/demo-criteria.yaml $(ARGS)
 
 demo-onties-orthalign: $(ready) ## base, SFT, then DPO with OnTIES and OrthAlign over two language groups
 	@$(run) pipeline run data/configs/demo-onties-orthalign.yaml $(ARGS)

@@ -143,7 +143,7 @@ def _alike(bases: Sequence[pl.DataFrame]) -> bool:
     for rows in bases:
         for split, language, metric, value in rows.select("split", "language", "metric", "value").iter_rows():
             there = values.setdefault((split, language, metric), value)
-            if (there is None) != (value is None) or (value is not None and abs(there - value) > 1e-9):  # type: ignore[operator]
+            if there != value and (there is None or value is None or abs(there - value) > 1e-9):
                 return False
     return bool(bases)
 

@@ -58,6 +58,9 @@ ENGINES: Mapping[EngineName, EngineFacts] = {
         deterministic=True,
     ),
     "openai": EngineFacts(
-        loads={"text": "openai:load"}, packages=("openai", "transformers"), requires=("base_url",), has_weights=False
+        loads={"text": "openai:load", "reward": "openai_reward:load"},
+        packages=("openai", "transformers"),
+        requires=("base_url",),
+        has_weights=False,
     ),
 }

@@ -27,7 +27,7 @@ class Request:
     """One prompt to continue, or, with score_tokens, one position whose next-token log-probabilities are wanted.
 
     An engine of another task (`schemas.engines.Task`) takes a whole conversation to be rewarded, or a prompt and target_ids, the
-    answer whose log-likelihood is wanted; neither samples. engine: which of several, see `Fleet`.
+    answer whose log-likelihood is wanted; neither samples. whole: prompt_ids are such a conversation. engine: which of several, see `Fleet`.
     id: unique among the requests in flight. seed: 63 bits, the only source of randomness of this request.
     score_tokens: token ids; nothing is generated then. group: requests of different groups (shards) never share
     a batch in engines with fixed batches, so that a shard's result does not depend on its neighbours.
@@ -41,11 +41,12 @@ class Request:
     group: int = 0
     target_ids: tuple[int, ...] = ()
     engine: int = 0
+    whole: bool = False
 
     @property
     def room(self) -> int:
         """Tokens of the context beyond the prompt."""
-        return len(self.target_ids) or (1 if self.score_tokens else self.sampling.max_tokens)
+        return 0 if self.whole else len(self.target_ids) or (1 if self.score_tokens else self.sampling.max_tokens)
 
     @property
     def read_tokens(self) -> int:

@@ -140,9 +140,7 @@ class OpenAIEngine(Engine):
     def _complete(self, request: Request) -> Completion:
         """One request; an error that concerns it alone becomes an error completion."""
         try:
-            response = self._client.completions.with_raw_response.create(
-                model=self._model, prompt=request.prompt_ids, **self._body(request)
-            )
+            response = self._send(request)
         except (openai.APITimeoutError, openai.RateLimitError, openai.InternalServerError) as error:
             return _failed(request, storable_line(error))
         except openai.BadRequestError as error:
@@ -153,12 +151,19 @@ class OpenAIEngine(Engine):
             raise self._unusable(error) from error
         self._answered = True
         try:
-            return self._completion(request, read(response, Reply))
+            return self._completion(request, response)
         except Malformed as problem:
             return _failed(request, f"the server's reply cannot be used: {problem}")
 
-    def _completion(self, request: Request, reply: Reply) -> Completion:
-        """What a reply says. Raises Malformed."""
+    def _send(self, request: Request) -> Any:
+        """The raw response. Raises openai.OpenAIError."""
+        return self._client.completions.with_raw_response.create(
+            model=self._model, prompt=request.prompt_ids, **self._body(request)
+        )
+
+    def _completion(self, request: Request, response: Any) -> Completion:
+        """What a response says. Raises Malformed."""
+        reply = read(response, Reply)
         if request.score_tokens:
             return Completion(request.id, "", [], 0, "length", self._scores(request, reply.first_logprobs()))
         choice, most = reply.choice, request.sampling.max_tokens

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import openai
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -99,6 +99,31 @@ class Reply(_Part):
             if not (math.isfinite(value) or value == -math.inf) or value > _ROUNDING:
                 raise Malformed(f"{value} is no log-probability")
         return positions[0]
+
+
+class Classified(_Part):
+    """The logits of one conversation, or what an activation made of them: vLLM calls both probabilities."""
+
+    probs: list[float]
+
+
+class Classes(_Part):
+    """The reply of /classify."""
+
+    data: Annotated[list[Classified], Field(min_length=1)]
+
+
+class Raw(NamedTuple):
+    """A response as `read` takes it."""
+
+    http_response: Any
+    content: bytes
+
+
+def post(client: openai.OpenAI, url: str, body: dict[str, Any]) -> Raw:
+    """Post to an address that the client has no method for. Raises openai.OpenAIError."""
+    response = client.post(url, body=body, cast_to=_httpx.Response)
+    return Raw(response, response.content)
 
 
 def client(base_url: str, key: str, retries: int, seconds: float) -> openai.OpenAI:

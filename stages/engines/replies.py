@@ -156,6 +156,7 @@ def _stored(completion: Completion) -> dict[str, Any]:
         "n_tokens": completion.n_tokens,
         "finish_reason": completion.finish_reason,
         "score_logprobs": list(completion.score_logprobs.items()),
+        "values": completion.values,
     }
 
 
@@ -165,6 +166,6 @@ def _lines(path: Path) -> Iterator[tuple[str, Completion]]:
         try:
             key, stored = json.loads(line)
             scores = {int(token): float(value) for token, value in stored.pop("score_logprobs")}
-            yield key, Completion(id="", score_logprobs=scores, **stored)
+            yield key, Completion(id="", score_logprobs=scores, values=tuple(stored.pop("values")), **stored)
         except (ValueError, TypeError, KeyError, AttributeError):
             continue

