@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ Messages = list[dict[str, str]]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_WHOLE = 1e15
+"""Beyond it a float is a measure, not a number that was whole."""
 _UNSEEN = "\u00ad\u034f\u180e\u200b\u200c\u200d\u2060\ufeff \n\t"
 _MISSING = ("nan", "NaN", "<NA>", "NaT")
 """How pandas writes that there is nothing; None and null may be answers."""
@@ -57,6 +60,7 @@ def read_messages(value: Any, role: str = "user") -> Messages:
     """
     if isinstance(value, Unreadable):
         raise BadRow(value.reason, value.detail)
+    value = _written(value)
     if value is None:
         raise BadRow("empty")
     if isinstance(value, str):
@@ -64,7 +68,7 @@ def read_messages(value: Any, role: str = "user") -> Messages:
             raise BadRow("empty", f"{value.strip()!r} is how a missing value is written")
         value = [{"role": role, "content": value}]
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise BadRow("not_text", f"a {type(value).__name__} instead of a text or a list of messages")
+        raise BadRow("not_text", f"a value of type {type(value).__name__} instead of a text or a list of messages")
     messages = [_message(message) for message in value]
     if not messages or not messages[-1]["content"].strip(_UNSEEN):
         raise BadRow("empty")
@@ -110,6 +114,14 @@ def spoken(messages: Messages) -> str:
     return "\n".join(message["content"] for message in messages if message["role"] != "system")
 
 
+def _written(value: Any) -> Any:
+    """A number as a text: the answer 7 is one in JSON, and pandas makes 7.0 of it."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return value
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < _WHOLE
+    return str(int(value)) if whole else str(value)
+
+
 def _message(message: dict[Any, Any]) -> dict[str, str]:
     role, content = message.get("role"), message.get("content")
     if message.get("tool_calls") or role in ("tool", "function"):
@@ -118,6 +130,7 @@ def _message(message: dict[Any, Any]) -> dict[str, str]:
         raise unspoken(message)
     if role not in ("system", "user", "assistant"):
         raise BadRow("unknown_role", f"role {str(role)[:40]!r}; known are system, user, assistant")
+    content = _written(content)
     if not isinstance(content, str):
-        raise BadRow("not_text", f"content is a {type(content).__name__}")
+        raise BadRow("not_text", f"content is of type {type(content).__name__}")
     return {"role": role, "content": clean(content)}

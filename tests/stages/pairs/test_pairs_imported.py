@@ -112,7 +112,7 @@ def test_every_row_is_kept_or_dropped_with_its_reason(
         {**base, "chosen": ""},
         {**base, "rejected": None},
         {**base, "prompt": None},
-        {**base, "prompt": 3},
+        {**base, "prompt": True},
         {**base, "prompt": [user(ASK), assistant("Hm.")]},
         {**base, "chosen": [assistant(GOOD), user("And?"), assistant("Saturn.")]},
         {**base, "chosen": [{"role": "tool", "content": GOOD}]},

@@ -87,7 +87,7 @@ def test_every_row_is_kept_or_dropped_with_its_reason(run_stage: Callable[..., A
     user = {"role": "user", "content": ENGLISH[1]}
     assistant = {"role": "assistant", "content": "Dear neighbour, ..."}
     data = [
-        *rows([ENGLISH[0], "", None, 7, "a", "word " * 5000, GERMAN[0], "1 + 1 = ?"]),
+        *rows([ENGLISH[0], "", None, True, "a", "word " * 5000, GERMAN[0], "1 + 1 = ?"]),
         *rows(
             [[user, assistant], [assistant, user], [{**user, "tool_calls": [{}]}], [{"role": "tool", "content": "x"}]]
         ),

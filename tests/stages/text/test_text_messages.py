@@ -39,7 +39,14 @@ def test_a_system_column_does_not_replace_a_system_message() -> None:
     assert read_prompt("hi", "  ") == [{"role": "user", "content": "hi"}]
 
 
-@pytest.mark.parametrize("value", [{"role": "user"}, [["user", "hi"]], b"hi", 3.5])
+@pytest.mark.parametrize(("value", "text"), [(7, "7"), (7.0, "7"), (3.5, "3.5"), (0, "0"), (-2, "-2"), (1e20, "1e+20")])
+def test_a_number_is_the_text_that_people_write_for_it(value: float, text: str) -> None:
+    """The answer 7 is a number in JSON; pandas makes 7.0 of it."""
+    assert read_prompt(value) == [{"role": "user", "content": text}]
+    assert read_prompt([{"role": "user", "content": value}]) == [{"role": "user", "content": text}]
+
+
+@pytest.mark.parametrize("value", [{"role": "user"}, [["user", "hi"]], b"hi", True, float("inf")])
 def test_what_is_no_conversation_is_not_text(value: object) -> None:
     with pytest.raises(BadRow, match="not_text"):
         read_prompt(value)
