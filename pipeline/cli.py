@@ -249,5 +249,5 @@ def init(
         echo(f"Wrote {target}. {first}congrad run {shlex.quote(str(target))}")
 
 
-for _command in (cli_runs.compare, cli_runs.fork):
+for _command in (cli_runs.compare, cli_runs.table, cli_runs.fork):
     app.command()(_command)

@@ -67,6 +67,30 @@ def compare(
         print_comparison(found, as_json)
 
 
+def table(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="runs that are evaluated, or folders of compare --train; NAME=RUN gives a method its name",
+            metavar="RUN...",
+        ),
+    ],
+    form: Annotated[
+        str, typer.Option(help="md, tex (booktabs), or csv, which holds every figure", metavar="md|tex|csv")
+    ] = "md",
+    by_language: Annotated[
+        str | None, typer.Option(help="a column a language, of this metric (accuracy, win_rate, ...)", metavar="METRIC")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Methods in one table, as papers print it: seen and unseen languages, and what alignment cost on benchmarks."""
+    with errors(debug):
+        from pipeline.paper import form_of, gathered, written
+
+        chosen = form_of(form)
+        echo(written(gathered(runs), chosen, by_language).rstrip("\n"))
+
+
 def fork(
     run: Run,
     new: Annotated[Path, typer.Argument(help="the new run: a path, or a name beside the old one", metavar="NEW")],

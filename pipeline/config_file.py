@@ -47,7 +47,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), run_dir: Path | None 
         values["run_dir"] = str(run_dir)
         lines.pop(("run_dir",), None)
     config = validate(values, lines, path)
-    for engine in filter(None, [config.engine, *(judge.settings.engine for judge in config.judge.judges)]):
+    for engine in filter(None, [*config.evaluate_engines, *(judge.settings.engine for judge in config.judge.judges)]):
         keep_secret(engine.api_key_env, engine.base_url or "")
     if run_dir is not None and (config.run_dir / "run.yaml").exists() and not (config.folder / "run.yaml").exists():
         raise UserError(

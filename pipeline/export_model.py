@@ -65,14 +65,17 @@ def completed(card: str, config: RunConfig, round_: int) -> str:
         EvalResult(
             task_type="text-generation",
             task_name="Text generation",
-            dataset_type="held-out",
-            dataset_name=f"{config.name}, {split} ({n} items)",
+            dataset_type="held-out" if split != "benchmark" else "lm-evaluation-harness",
+            dataset_name=f"{config.name}, {split} ({n} items)"
+            if split != "benchmark"
+            else f"{metric.rpartition('/')[0] or metric} ({n} items)",
             dataset_config=language,
             dataset_split=split,
-            metric_type=metric,
+            metric_type=metric.rpartition("/")[2],
             metric_value=round(value, 6),
         )
         for split, language, metric, value, n in _measured(config, round_)
+        if not metric.endswith("_stderr")
     ]
     if results:
         found.data.model_name, found.data.eval_results = f"{config.name}, round {round_}", results

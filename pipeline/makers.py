@@ -19,8 +19,11 @@ class Makers:
         return sorted((maker for maker in makers if maker), key=lambda maker: (maker.round, maker.spec.name))
 
     def takes_part(self, role: str) -> bool:
-        """sft and base only when merging, token_reward only when ALLO has a reward model."""
-        train, sft = self._config.train, self._config.sft
+        """sft and base only when merging, token_reward only when ALLO has a reward model, baseline and second_judge when they are given."""
+        train, sft, evaluate = self._config.train, self._config.sft, self._config.evaluate
+        given = {"baseline": evaluate.baseline.model, "second_judge": evaluate.second_judge.model}
+        if role in given:
+            return given[role] is not None
         if role == "token_reward":
             return train.allo.reward_model is not None
         if role not in ("sft", "base"):
@@ -41,7 +44,7 @@ class Makers:
             "evaluation_judge": model.evaluation_judge,
             "sft": train.merge.sft,
         }
-        if role in ("start", "base", "token_reward") or own.get(role):
+        if role in ("start", "base", "token_reward", "baseline", "second_judge") or own.get(role):
             return None
         moves = role in ("policy", "judge") or (role == "reference" and train.reference == "start")
         if moves and round_ > 0:

@@ -18,7 +18,20 @@ TRAINED = "model"
 ADAPTER = "adapter"
 _PACKAGES = ("safetensors", "transformers")
 _ROLES = frozenset(
-    {"start", "initial", "policy", "reference", "judge", "evaluation_judge", "trained", "sft", "base", "token_reward"}
+    {
+        "start",
+        "initial",
+        "policy",
+        "reference",
+        "judge",
+        "evaluation_judge",
+        "trained",
+        "sft",
+        "base",
+        "token_reward",
+        "baseline",
+        "second_judge",
+    }
 )
 
 
@@ -99,7 +112,9 @@ class Models:
         if maker is not None:
             return self._made(maker)
         model, train = self._config.model, self._config.train
+        evaluate = self._config.evaluate
         own = judges | {"judge": model.judge, "evaluation_judge": model.evaluation_judge, "sft": train.merge.sft}
+        own |= {"baseline": evaluate.baseline.model, "second_judge": evaluate.second_judge.model}
         name = (own | {"base": train.merge.base, "token_reward": train.allo.reward_model}).get(role)
         return self._resolve(name, None) if name else self.start()
 

@@ -115,7 +115,7 @@ class RayCrew:
 
     def _passed_on(self) -> dict[str, str]:
         """What this process's environment says that a worker must know: keys of services."""
-        engines = [self._config.engine, *self._config.judge_engines]
+        engines = [*self._config.evaluate_engines, *self._config.judge_engines]
         addresses = [name for engine in engines for name in variables_in(engine.base_url or "")]
         names = {"HF_TOKEN", *(engine.api_key_env for engine in engines), *addresses}
         return {name: os.environ[name] for name in sorted(filter(None, names)) if name in os.environ}

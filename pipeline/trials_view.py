@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +10,24 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.console import Terminal
+from pipeline.paper_table import PaperTable, as_csv, is_above, latex, markdown
 from pipeline.trials import Trials
 from schemas.files import write_text
 from stages.compare.seeds import over_seeds
+from stages.evaluate.metrics import WIN_RATES
 from stages.report.results import METRICS
 
-SHOWN = ("accuracy", "implicit_reward_accuracy", "win_rate", "win_rate_self_judged", "answer_language", "logp_chosen")
+SHOWN = (
+    "accuracy",
+    "implicit_reward_accuracy",
+    *WIN_RATES,
+    "answer_language",
+    "logp_chosen",
+    "benchmarks",
+    "benchmarks_change",
+)
 """Measures in the printed tables, in this order; evaluation.csv has all."""
 _ALL = "all"
-_LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
-
-
-@dataclass(frozen=True)
-class PaperTable:
-    """arms down, (split, measure) across; cells: text, and whether its interval lies above that of every other trained arm."""
-
-    columns: list[tuple[str, str]]
-    rows: list[tuple[str, list[tuple[str, bool]]]]
 
 
 def write_tables(trials: Trials) -> list[Path]:
@@ -68,7 +63,7 @@ def print_trials(trials: Trials, paths: list[Path], as_json: bool) -> None:
         shown = Table(box=None, pad_edge=False, title=split, title_justify="left", padding=(0, 1, 0, 0))
         shown.add_column("", max_width=24, overflow="ellipsis", no_wrap=True)
         for place in places:
-            shown.add_column(_title(table.columns[place][1]), justify="right")
+            shown.add_column(table.columns[place][1], justify="right")
         for arm, cells in table.rows:
             shown.add_row(Text(arm), *(Text(cells[n][0], style="bold" if cells[n][1] else "") for n in places))
         console.print(shown)
@@ -77,7 +72,7 @@ def print_trials(trials: Trials, paths: list[Path], as_json: bool) -> None:
 
 
 def paper_table(figures: pl.DataFrame) -> PaperTable:
-    """The printed measures over all languages, of every split that has them."""
+    """The printed measures over all languages, of every split that has them; bold: the interval lies above that of every other trained arm."""
     mine = figures.filter(pl.col("language") == _ALL)
     found = {(row["arm"], row["split"], row["metric"]): row for row in mine.iter_rows(named=True)}
     splits = list(dict.fromkeys(mine["split"]))
@@ -91,16 +86,9 @@ def paper_table(figures: pl.DataFrame) -> PaperTable:
             rivals = [
                 own for key, own in found.items() if key[1:] == column and key[0] != arm and not _is_untrained(key[0])
             ]
-            cells.append((_cell(row), row is not None and not _is_untrained(arm) and _is_above(row, rivals)))
+            cells.append((_cell(row), row is not None and not _is_untrained(arm) and is_above(row, rivals)))
         rows.append((arm, cells))
-    return PaperTable(columns, rows)
-
-
-def _is_above(row: dict[str, Any], rivals: list[dict[str, Any]]) -> bool:
-    """Whether all there is to compare with lies below, intervals included; one seed has none, and shows nothing."""
-    return bool(rivals) and all(
-        row["low"] is not None and other["high"] is not None and row["low"] > other["high"] for other in rivals
-    )
+    return PaperTable([(split, _title(metric)) for split, metric in columns], rows)
 
 
 def _is_untrained(arm: str) -> bool:
@@ -118,41 +106,3 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 def _title(metric: str) -> str:
     return METRICS[metric].title if metric in METRICS else metric.replace("_", " ")
-
-
-def as_csv(figures: pl.DataFrame) -> str:
-    """CSV in which no text is a formula to a spreadsheet: one that begins as such gets an apostrophe, as OWASP advises."""
-    return figures.with_columns(pl.col(pl.String).str.replace(r"^([=+\-@\t\r])", "'${1}")).write_csv()
-
-
-def markdown(table: PaperTable) -> str:
-    """A pipe table."""
-    head = ["", *(f"{split}: {_title(metric)}" for split, metric in table.columns)]
-    lines = [head, ["---"] * len(head)]
-    lines += [[arm, *(f"**{text}**" if best else text for text, best in cells)] for arm, cells in table.rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-
-
-def latex(table: PaperTable) -> str:
-    """A tabular for booktabs."""
-    lines = [r"\begin{tabular}{l" + "c" * len(table.columns) + "}", r"\toprule"]
-    lines += [_row(["", *(_tex(f"{split}: {_title(metric)}") for split, metric in table.columns)]), r"\midrule"]
-    for arm, cells in table.rows:
-        texts = (_tex(text).replace("±", r"$\pm$").replace("–", "--") for text, _ in cells)
-        lines.append(
-            _row([_tex(arm), *(rf"\textbf{{{t}}}" if b else t for t, (_, b) in zip(texts, cells, strict=True))])
-        )
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def _row(cells: list[str]) -> str:
-    return " & ".join(cells) + r" \\"
-
-
-def _tex(text: str) -> str:
-    return "".join(_escaped(text))
-
-
-def _escaped(text: str) -> Iterator[str]:
-    for character in " ".join(text.split()):
-        yield _LATEX.get(character, character)

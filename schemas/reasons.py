@@ -39,7 +39,7 @@ REASONS: dict[str, Reason] = {
     # length and duplicates
     "too_short": Reason("prompts: row", "fewer characters than `prompts.min_chars`", "`prompts.min_chars`"),
     "too_long": Reason("prompts, sft: row; pairs: prompt, row; aggregate, gradients, evaluate: pair", "prompts: more characters than `prompts.max_chars`; elsewhere: more tokens than `text.max_length`, or so many characters that it must be", "`prompts.max_chars`; `text.max_length`"),
-    "duplicate": Reason("prompts, pairs: row", "an earlier row of the language, named in detail, has the same text", "the data"),
+    "duplicate": Reason("prompts, pairs, evaluate: row", "an earlier row of the language, named in detail, has the same text", "the data"),
     "near_duplicate": Reason("prompts: row", "an earlier prompt of the language, named in detail, is nearly the same", "`prompts.near_duplicate_threshold`"),
     # what may be evaluated
     "translation_of_training": Reason("prompts: row; evaluate: prompt, pair", "held out, but its translation group is trained on", "`fields.group_id`, or hold out the whole group with `fields.split`"),
@@ -80,6 +80,8 @@ REASONS: dict[str, Reason] = {
     "below_cut": Reason("select: pair", "ranked below the share that is kept", "`select.keep`; the ranking: `select.by`, `select.quota`"),
     "crowded_cell": Reason("select: pair", "ranked high enough, but its cell of the gradients has given its share", "`select.diversity.share`, `select.diversity.cells`"),
     "no_objective": Reason("train: pair", "fits no condition of `train.orthalign.objectives`", "`train.orthalign.objectives[].where`"),
+    "no_baseline_answer": Reason("evaluate: comparison", "the baseline has no answer to this prompt", "`evaluate.baseline.answers`"),
+    "not_asked": Reason("evaluate: row", "an answer of the baseline to a prompt that is not evaluated, or of another generator", "`evaluate.prompts`, `evaluate.prompts_per_language`; `fields`, `generator` of the source"),
     "no_verdict": Reason("evaluate: comparison", "the judge's probability on the replies A and B is less than 0.1", "`model.evaluation_judge`, `judge.rubric`"),
 }
 # fmt: on

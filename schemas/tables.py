@@ -244,7 +244,7 @@ TABLES: dict[str, Table] = {
             "a held-out answer, before or after training",
             pa.schema(
                 [
-                    column("model", pa.string(), "before | after"),
+                    column("model", pa.string(), "before | after | baseline"),
                     column("prompt_id", pa.string(), "held-out prompt"),
                     LANGUAGE,
                     SPLIT,
@@ -260,11 +260,11 @@ TABLES: dict[str, Table] = {
             "a measured value",
             pa.schema(
                 [
-                    column("model", pa.string(), "before | after | after vs before"),
+                    column("model", pa.string(), "before | after | baseline | after vs before"),
                     column("split", pa.string(), "dev | test | unseen | authored | benchmark"),
                     column("language", pa.string(), "language, or all"),
                     column("metric", pa.string(), "see docs/methods.md"),
-                    column("value", pa.float64(), "value; null if n is 0", True),
+                    column("value", pa.float64(), "value; null if n is 0, or where it is not defined", True),
                     column("n", pa.int64(), "items it was measured on"),
                     column("low", pa.float64(), "lower end of the 95% interval", True),
                     column("high", pa.float64(), "upper end of the 95% interval", True),

@@ -201,13 +201,13 @@ STAGES: tuple[StageSpec, ...] = (
         ("pairs:0", "prompts?", "curated", "conversations?"),
         ("evaluation", "answers"),
         ("languages", "model", "text", "engine", "judge.rubric", "evaluate", "execution"),
-        ("initial", "trained", "evaluation_judge"),
+        ("initial", "trained", "evaluation_judge", "baseline", "second_judge"),
         version=5,
-        engines="own_engines",
-        sources="evaluate.authored",
-        needs=(needs.engine, needs.model, needs.benchmarks),
+        engines="evaluate_engines",
+        sources="evaluate.sources",
+        needs=(needs.evaluate_engines, needs.model, needs.benchmarks),
         looks=("stages.checks.benchmarks:look",),
-        gpus="engine.tensor_parallel",
+        gpus="evaluate_gpus",
     ),
 )
 

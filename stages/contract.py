@@ -94,7 +94,8 @@ class Context:
 
     inputs: table name -> its Parquet files in order; `pairs:0` is round 0's when this is a later round.
     models: role -> model; roles: start (`model.policy`), initial (the policy of round 0: start, or what sft made of it),
-        policy (start of this round), reference, judge, evaluation_judge, trained (after train); sft, base when
+        policy (start of this round), reference, judge, evaluation_judge, trained (after train); baseline and second_judge of the
+        evaluation where there are such; sft, base when
         `train.optimizer` merges; token_reward when `train.allo` has a reward model.
     folder: the ArtifactStage's own folder.
     scratch: folder on the run's disk for files that end with the stage; None: the system's temporary folder.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 
 from schemas.config import RunConfig
 from schemas.config.loggers import LOGGERS
+from schemas.config.model import EngineConfig
 from schemas.config.trainer import TrainerConfig
 from stages.spec import Needs
 from stages.surgery.solvers import packages as surgery_packages
@@ -28,8 +30,18 @@ def engine(config: RunConfig) -> Needs:
 
 
 def judges(config: RunConfig) -> Needs:
-    """The engines of all judges; the words are those of the first that lacks something."""
-    engines = {judge.where: config.judge_engine(judge) for judge in config.judge.judges}
+    """The engines of all judges."""
+    return _engines({judge.where: config.judge_engine(judge) for judge in config.judge.judges})
+
+
+def evaluate_engines(config: RunConfig) -> Needs:
+    """The run's engine, and that of the second judge."""
+    second = config.evaluate.second_judge.engine
+    return engine(config) if second is None else _engines({"engine": config.engine, "evaluate.second_judge": second})
+
+
+def _engines(engines: Mapping[str, EngineConfig]) -> Needs:
+    """The words are those of the first that lacks something."""
     wanted = [
         Needs(e.facts.packages, e.facts.fix, e.facts.missing, f"engine.kind: {e.kind} ({where})")
         for where, e in engines.items()

@@ -4,13 +4,74 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from schemas.config.base import FilePath, Section, execution, other_than, semantic
-from schemas.config.model import Sampling
-from schemas.config.sources import PairSource
+from schemas.config.model import EngineConfig, Sampling
+from schemas.config.sources import PairSource, Source
 
 _ANSWERED = {".prompts_per_language": other_than(0)}
+_COMPARED = {".win_rate": True, ".prompts_per_language": other_than(0)}
+
+
+class PromptSetFields(Section):
+    """Names of the columns in a prompt set; the defaults are AlpacaEval's."""
+
+    prompt: str = semantic("instruction", "text, or a list of messages ending in a user turn")
+    system: str | None = semantic(None, "system message")
+    language: str | None = semantic("language", "BCP 47 code; rows without it take the source's language")
+    group_id: str | None = semantic("group_id", "translation group; default: the row's own")
+
+
+class PromptSetSource(Source):
+    """A set of prompts that is only evaluated, in AlpacaEval's form (instruction) or any other."""
+
+    fields: PromptSetFields = semantic(PromptSetFields(), "column names")
+
+
+class AnswerFields(Section):
+    """Names of the columns in a file of answers; the defaults are AlpacaEval's."""
+
+    prompt: str = semantic("instruction", "the prompt, as it is evaluated: text or messages")
+    answer: str = semantic("output", "the answer")
+    generator: str = semantic("generator", "who wrote it")
+    language: str | None = semantic("language", "BCP 47 code; rows without it take the source's language")
+
+
+class AnswerSource(Source):
+    """Answers to compare with, in AlpacaEval's form (instruction, output, generator) or any other."""
+
+    fields: AnswerFields = semantic(AnswerFields(), "column names")
+    generator: str | None = semantic(None, "answers of this one only, where the data has several generators")
+
+
+class BaselineConfig(Section):
+    """What answers are compared with in the win rate; without any: the round-0 policy."""
+
+    answers: list[AnswerSource] = semantic([], "files or data sets of finished answers")
+    model: FilePath | None = execution(None, "a model that answers the same prompts: hub id, folder, embedded:NAME")
+
+    @model_validator(mode="after")
+    def _one(self) -> BaselineConfig:
+        if self.answers and self.model is not None:
+            raise ValueError("evaluate.baseline has answers and a model: give one of the two")
+        return self
+
+    @property
+    def given(self) -> bool:
+        """Whether it is another than the round-0 policy."""
+        return bool(self.answers) or self.model is not None
+
+
+class SecondJudge(Section):
+    """Another judge of the same comparisons, to see how far the two agree."""
+
+    model: FilePath | None = execution(None, "the second judge: hub id, folder, embedded:NAME; none: there is none")
+    engine: EngineConfig | None = semantic(
+        None,
+        "an engine of its own, for example a server; default: the run's `engine`",
+        used_when={".model": other_than(None)},
+    )
 
 
 class BenchmarkConfig(Section):
@@ -70,7 +131,21 @@ class EvaluateConfig(Section):
     benchmarks: BenchmarkConfig = semantic(
         BenchmarkConfig(), "how `tasks` are run", used_when={".tasks": other_than([])}
     )
+    prompts: list[PromptSetSource] = semantic(
+        [],
+        "prompt sets of their own that are answered and compared, instead of the held-out prompts",
+        used_when=_ANSWERED,
+    )
+    baseline: BaselineConfig = semantic(
+        BaselineConfig(), "what both models are compared with; default: after with before", used_when=_COMPARED
+    )
+    second_judge: SecondJudge = semantic(SecondJudge(), "a second judge of the win rate", used_when=_COMPARED)
     token_budget: int = execution(8192, "padded tokens per forward", ge=64)
+
+    @property
+    def sources(self) -> list[Source]:
+        """All that is read from outside the run directory."""
+        return [*self.authored, *self.prompts, *self.baseline.answers]
 
     @field_validator("tasks")
     @classmethod

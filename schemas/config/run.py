@@ -212,6 +212,17 @@ class RunConfig(Section):
         return engines
 
     @property
+    def evaluate_engines(self) -> list[EngineConfig]:
+        """The engines of the evaluation, each once."""
+        second = self.evaluate.second_judge.engine
+        return [self.engine] if second is None or second == self.engine else [self.engine, second]
+
+    @property
+    def evaluate_gpus(self) -> int:
+        """GPUs that a worker of the evaluate stage sees."""
+        return max(engine.tensor_parallel for engine in self.evaluate_engines)
+
+    @property
     def judge_gpus(self) -> int:
         """GPUs that a worker of the judge stage sees."""
         return max(self.judge_engine(judge).tensor_parallel for judge in self.judge.judges)

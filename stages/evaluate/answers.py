@@ -8,10 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from schemas.config.model import EngineConfig
 from schemas.ids import content_id, seed_for
 from schemas.tables import TABLES
 from stages.contract import Context, Drop, Stopped
-from stages.engines import shared_engine
+from stages.engines import Wanted, shared_engine, shared_engines
 from stages.engines.base import Completion, Request
 from stages.evaluate.heldout import HeldOutPrompt
 from stages.evaluate.metrics import Measurement
@@ -44,18 +45,21 @@ def requests_for(
     return requests, drops
 
 
-def identity(ctx: Context, role: str, requests: Sequence[Request]) -> str:
-    """What the completions depend on."""
+def identity(ctx: Context, role: str, requests: Sequence[Request], own: EngineConfig | None = None) -> str:
+    """What the completions depend on. own: the engine, where it is not the run's."""
     rows = [(r.id, r.prompt_ids, r.sampling.model_dump(), r.seed, r.score_tokens) for r in requests]
-    engine = (ctx.config.engine.kind, ctx.config.engine.batch_size, ctx.config.model.dtype)
+    of = own or ctx.config.engine
+    engine = (of.kind, of.batch_size, ctx.config.model.dtype, *([of.base_url, of.served_model] if own else []))
     return content_id("completions", ctx.models[role].digest, engine, rows)
 
 
-def complete(ctx: Context, role: str, requests: Sequence[Request]) -> Iterator[Completion]:
-    """Completions from the shared engine (progress: one a request). Raises Stopped when asked to stop."""
+def complete(
+    ctx: Context, role: str, requests: Sequence[Request], own: EngineConfig | None = None
+) -> Iterator[Completion]:
+    """Completions from the shared engine (progress: one a request), or from one of its `own`. Raises Stopped when asked to stop."""
     if not requests:
         return
-    engine = shared_engine(ctx, role)
+    engine = shared_engine(ctx, role) if own is None else shared_engines(ctx, [Wanted(role, engine=own)])[0]
     begun, tokens = time.monotonic(), 0
     for completion in engine.stream(iter(requests)):
         tokens += completion.n_tokens

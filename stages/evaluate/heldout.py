@@ -9,17 +9,18 @@ from typing import Any
 
 import polars as pl
 
+from schemas.config.evaluation import PromptSetSource
 from schemas.config.sources import PairSource
 from schemas.ids import content_id, seed_for
 from schemas.manifests import Tally
 from stages.contract import Context, Drop, tally
 from stages.evaluate.leak import TrainingRows, training_rows
 from stages.pairs.read import RawPair, pair_batches, pairs_of
-from stages.sources import excerpt
+from stages.sources import columns_of, excerpt, read_rows
 from stages.text.assign import RunLanguages, Spoken, group_of
 from stages.text.codes import UNKNOWN
 from stages.text.language import Guess
-from stages.text.messages import BadRow, Messages, spoken
+from stages.text.messages import BadRow, Messages, read_prompt, spoken
 from stages.text.render import PairIds, Renderer, RenderError
 
 AUTHORED = "authored"
@@ -62,7 +63,7 @@ class HeldOut:
     """What is evaluated, and the account of what is not.
 
     Units: pair (held-out and authored ones), prompt, comparison (of two answers by the judge), question (of a benchmark); row for authored
-    rows that cannot be read. Drop reasons:
+    rows, and those of prompt sets and of a baseline's answers, that cannot be read. Drop reasons:
     in_training, translation_of_training, not_sampled (over the configured number per language), too_long, those of
     stages.pairs.read.pairs_of, thought, broken_thought; failed: cannot_render.
     """
@@ -77,8 +78,14 @@ class HeldOut:
         held_out = self._sample(self._disjoint(self._pairs(), training), limit)
         authored = list(self._disjoint(self._authored(), training))
         self.pairs = [pair for row in [*held_out, *authored] if (pair := self._tokenised(row))]
-        prompts = self._sample(self._disjoint(self._prompts(), training), self._config.prompts_per_language, False)
+        asked = self._prompt_set() if self._config.prompts else self._prompts()
+        prompts = self._sample(self._disjoint(asked, training), self._config.prompts_per_language, False)
         self.prompts = [HeldOutPrompt(r.row_id, r.group_id, r.language, r.split, r.prompt) for r in prompts]
+
+    @property
+    def languages(self) -> RunLanguages:
+        """The run's."""
+        return self._languages
 
     @property
     def splits(self) -> list[str]:
@@ -111,6 +118,38 @@ class HeldOut:
         for row in frame.collect().iter_rows(named=True):
             yield _Candidate("prompt", row["prompt_id"], **row, chosen=[], rejected=[])
 
+    def _prompt_set(self) -> Iterator[_Candidate]:
+        """From `evaluate.prompts`: split test, or unseen. A prompt that comes twice is asked once."""
+        known: set[str] = set()
+        for source in self._config.prompts:
+            required, optional = columns_of(source.fields, ("language", "group_id", "system"))
+            for batch in read_rows(source, self._languages.codes, required, optional):
+                for number, cells in enumerate(batch.rows, start=batch.start):
+                    try:
+                        row = self._prompt_of(source, batch.language, cells)
+                        if row.row_id in known:
+                            raise BadRow("duplicate", "an earlier prompt of evaluate.prompts has the same text")
+                    except BadRow as bad:
+                        self._unread(f"{batch.source}:{number}", cells, bad)
+                        continue
+                    known.add(row.row_id)
+                    yield row
+
+    def _prompt_of(self, source: PromptSetSource, language: str | None, cells: dict[str, Any]) -> _Candidate:
+        fields = source.fields
+        label = self._languages.label(_cell(cells, fields.language), language)
+        messages = read_prompt(cells.get(fields.prompt), _cell(cells, fields.system))
+        (guess,) = self._languages.guess([spoken(messages)])
+        code = self._languages.settle(label, [Spoken(spoken(messages), guess)])
+        prompt_id = content_id(code, messages)
+        split = "unseen" if code in self._ctx.config.languages.unseen else "test"
+        group = group_of(_cell(cells, fields.group_id), prompt_id)
+        return _Candidate("prompt", prompt_id, prompt_id, group, code, split, messages, [], [])
+
+    def _unread(self, row_id: str, cells: dict[str, Any], bad: BadRow) -> None:
+        self._rows_in["row"][UNKNOWN] += 1
+        self.drops.append(Drop("row", row_id, UNKNOWN, bad.reason, bad.detail, text=excerpt(cells)))
+
     def _authored(self) -> Iterator[_Candidate]:
         for source in self._config.authored:
             for batch in pair_batches(source, self._languages.codes):
@@ -121,9 +160,7 @@ class HeldOut:
                         try:
                             yield self._authored_row(row_id, cells, pair, source, batch.language)
                         except BadRow as bad:
-                            self._rows_in["row"][UNKNOWN] += 1
-                            text = excerpt(cells)
-                            self.drops.append(Drop("row", row_id, UNKNOWN, bad.reason, bad.detail, text=text))
+                            self._unread(row_id, cells, bad)
 
     def _authored_row(
         self,

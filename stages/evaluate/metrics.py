@@ -9,15 +9,18 @@ Metrics (docs/methods.md section 9), each per split and language, and for all la
 - answer_language: share of answers in the language of the prompt; truncated: share cut by max_tokens; empty: without
   any text; refused: begins with a phrase of refusal (stages.text.refusals), of languages that have a list; repetition: share of a text's runs of 16 characters that occurred before; characters: length (before, after).
 - win_rate, or win_rate_self_judged when the judge is the round-0 policy itself: after against before, in both orders;
-  inconsistent verdicts and equal answers are ties, one half. …_length_controlled: at equal length
-  (stages.evaluate.length_controlled). judge_consistency: share of differing answers on which
-  both orders agree. judge_mass: mean probability the judge puts on its two possible replies.
+  inconsistent verdicts and equal answers are ties, one half. baseline_win_rate (before, after; …_change: after minus before, prompt by
+  prompt): the same against `evaluate.baseline`. …_length_controlled: at equal length (stages.evaluate.length_controlled).
+- judge_consistency: share of differing answers on which both orders agree. judge_mass: mean probability the judge puts on its two possible
+  replies. judge_agreement: share of differing answers on which two judges have the same verdict (win, loss or tie); judge_kappa: Cohen's
+  kappa of these verdicts (stages.evaluate.kappa).
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +29,12 @@ import pyarrow as pa
 from schemas.ids import seed_for
 from schemas.tables import TABLES
 from stages.evaluate.intervals import interval, of_statistic
+from stages.evaluate.kappa import kappa
 from stages.evaluate.length_controlled import length_controlled
 
-WIN_RATE, CONTROLLED = "win_rate", "_length_controlled"
-BEFORE, AFTER, CHANGE = "before", "after", "after vs before"
+WIN_RATES = ("win_rate", "win_rate_self_judged", "baseline_win_rate", "baseline_win_rate_self_judged")
+CONTROLLED, KAPPA = "_length_controlled", "judge_kappa"
+BEFORE, AFTER, CHANGE, BASELINE = "before", "after", "after vs before", "baseline"
 ALL = "all"
 _SHARES = {
     "accuracy",
@@ -38,16 +43,16 @@ _SHARES = {
     "truncated",
     "empty",
     "refused",
-    "win_rate",
-    "win_rate_self_judged",
+    *WIN_RATES,
     "judge_consistency",
+    "judge_agreement",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One measured value. group_id: items of one translation group are not independent. length: of a win rate, characters of the
-    answer after less those of the one before."""
+    """One measured value. group_id: items of one translation group are not independent. beside: of a win rate, characters of the answer
+    less those of the one it is held against; of judge_kappa, the second judge's verdict."""
 
     model: str
     split: str
@@ -55,7 +60,7 @@ class Measurement:
     metric: str
     group_id: str
     value: float
-    length: float = 0.0
+    beside: float = 0.0
 
 
 def evaluation_table(
@@ -75,27 +80,38 @@ def evaluation_table(
     for item in items:
         for language in (item.language, ALL):
             cells[item.model, item.split, language, item.metric].append(item)
-    rows = [_row(key, found, seed) for key, found in sorted(cells.items())]
-    rows += [_controlled(key, found, seed) for key, found in sorted(cells.items()) if key[3].startswith(WIN_RATE)]
+    rows = [_row(key, found, seed) for key, found in sorted(cells.items()) if key[3] != KAPPA]
+    for key, found in sorted(cells.items()):
+        if key[3] in WIN_RATES:
+            rows.append(_fitted((*key[:3], f"{key[3]}{CONTROLLED}"), found, length_controlled, seed))
+        elif key[3] == KAPPA:
+            rows.append(_fitted(key, found, kappa, seed))
     return pa.Table.from_pylist([*rows, *benchmarks], schema=TABLES["evaluation"].schema)
 
 
-def _controlled(key: tuple[str, str, str, str], items: list[Measurement], seed: int) -> dict[str, Any]:
-    """The row of a win rate at equal length."""
+def _fitted(
+    key: tuple[str, str, str, str],
+    items: list[Measurement],
+    statistic: Callable[[Sequence[float], Sequence[float]], float],
+    seed: int,
+) -> dict[str, Any]:
+    """The row of a figure that is no mean: a statistic of the items' values and of what stands beside them."""
     model, split, language, metric = key
-    key = model, split, language, f"{metric}{CONTROLLED}"
 
-    def rate(chosen: Sequence[int]) -> float:
-        return length_controlled([items[n].value for n in chosen], [items[n].length for n in chosen])
+    def of(chosen: Sequence[int]) -> float:
+        return statistic([items[n].value for n in chosen], [items[n].beside for n in chosen])
 
     groups = [item.group_id for item in items]
-    bounds = of_statistic(rate, groups, seed_for(seed, "interval", *key)) if items else None
+    value = of(range(len(items))) if items else None
+    bounds = of_statistic(of, groups, seed_for(seed, "interval", *key)) if items else None
+    if bounds is not None and any(map(math.isnan, bounds)):
+        bounds = None  # not defined on some resamples
     return {
         "model": model,
         "split": split,
         "language": language,
-        "metric": key[3],
-        "value": rate(range(len(items))) if items else None,
+        "metric": metric,
+        "value": None if value is None or math.isnan(value) else value,
         "n": len(items),
         "low": bounds[0] if bounds else None,
         "high": bounds[1] if bounds else None,

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from stages.contract import Account, ArtifactStage, Context, Drop, Rows
 from stages.engines import close_engines
 from stages.engines.base import Request
 from stages.evaluate import answers, loglik
+from stages.evaluate.baseline import BaselineAnswers
 from stages.evaluate.benchmarks import figures
 from stages.evaluate.benchmarks.measuring import Benchmarks
 from stages.evaluate.heldout import AUTHORED, HeldOut
-from stages.evaluate.metrics import AFTER, BEFORE, CHANGE, Measurement, evaluation_table
+from stages.evaluate.metrics import AFTER, BASELINE, BEFORE, CHANGE, Measurement, evaluation_table
 from stages.evaluate.substeps import is_done, once
-from stages.evaluate.winrate import Comparison, matches, win_rate_name
+from stages.evaluate.winrate import AGAINST_BASELINE, AGAINST_BEFORE, Comparison, Contest, matches, win_rate_name
 from stages.judge.pairwise import choice_tokens
 from stages.models.load import settle_threads
 from stages.text.render import load_renderer
@@ -57,17 +60,23 @@ class _Evaluation:
         trust = ctx.config.model.trust_remote_code
         self._renderers = {
             role: load_renderer(ctx.models[role], ctx.config.text, trust)
-            for role in ("initial", "trained", "evaluation_judge")
+            for role in ("initial", "trained", "evaluation_judge", "baseline", "second_judge")
+            if role in ctx.models
         }
-        if ctx.config.evaluate.win_rate:
-            choice_tokens(self._renderers["evaluation_judge"].tokenizer)  # refuse an unfit judge before the work
+        compared = ctx.config.evaluate.win_rate and ctx.config.evaluate.prompts_per_language > 0
+        self._judges = [role for role in ("evaluation_judge", "second_judge") if role in ctx.models and compared]
+        self._contests = AGAINST_BASELINE if ctx.config.evaluate.baseline.given else AGAINST_BEFORE
+        for role in self._judges:
+            choice_tokens(self._renderers[role].tokenizer)  # refuse an unfit judge before the work
         self.held_out = HeldOut(ctx, self._renderers["initial"])
         self._requests: dict[str, list[Request]] = {}
         refused: dict[str, Drop] = {}
-        for model, role in _ROLES.items():
+        self._answering = _ROLES | ({BASELINE: "baseline"} if "baseline" in ctx.models and compared else {})
+        for model, role in self._answering.items():
             self._requests[model], drops = answers.requests_for(ctx, self._renderers[role], self.held_out.prompts)
             refused |= {drop.row_id: drop for drop in drops}
         self.drops: list[Drop] = list(refused.values())
+        self._given = self._given_answers() if ctx.config.evaluate.baseline.answers and compared else None
         self.rows: list[dict[str, Any]] = []
         self._tasks = Benchmarks(ctx, _ROLES) if ctx.config.evaluate.tasks else None
         if self._tasks is not None:
@@ -81,8 +90,8 @@ class _Evaluation:
         for split in self.held_out.splits:
             yield BEFORE, split, "accuracy"
             yield AFTER, split, "accuracy"
-            if split != AUTHORED and self._ctx.config.evaluate.win_rate:
-                yield CHANGE, split, win_rate_name(self._ctx)
+            for contest in self._contests if split != AUTHORED and self._ctx.config.evaluate.win_rate else ():
+                yield contest.model, split, win_rate_name(self._ctx)
 
     def log_likelihoods(self) -> Iterator[Measurement]:
         """Accuracy and log-likelihood of the pairs before and after."""
@@ -109,15 +118,17 @@ class _Evaluation:
             return
         rows: dict[str, list[dict[str, Any]]] = {}
         failed: dict[str, Drop] = {}
-        for model in (AFTER, BEFORE):
+        for model in (AFTER, *([BASELINE] if BASELINE in self._answering else []), BEFORE):
             rows[model], drops = self._answers_of(model)
             failed |= {drop.row_id: drop for drop in drops}
         known = {drop.row_id for drop in self.drops}
         self.drops += [drop for row_id, drop in failed.items() if row_id not in known]
-        self.rows = [*rows[BEFORE], *rows[AFTER]]
+        if self._given is not None:
+            rows[BASELINE], _ = answers.answer_rows(self._ctx, BASELINE, prompts, self._given)
+        self.rows = [*rows[BEFORE], *rows[AFTER], *rows.get(BASELINE, [])]
         yield from answers.measure(self._ctx, prompts, self.rows)
-        if self._ctx.config.evaluate.win_rate:
-            yield from self._win_rate()
+        if self._judges:
+            yield from self._win_rates()
 
     def benchmarks(self) -> list[dict[str, Any]]:
         """Rows of the tasks of lm-evaluation-harness, which has a process and memory of its own."""
@@ -129,7 +140,7 @@ class _Evaluation:
         return list(figures.rows(self._tasks.tasks, before, after, self._ctx.config.seed))
 
     def _answers_of(self, model: str) -> tuple[list[dict[str, Any]], list[Drop]]:
-        ctx, role, requests = self._ctx, _ROLES[model], self._requests[model]
+        ctx, role, requests = self._ctx, self._answering[model], self._requests[model]
         table = once(
             self._path(f"answers-{model}"),
             answers.identity(ctx, role, requests),
@@ -137,30 +148,73 @@ class _Evaluation:
         )
         return answers.answer_rows(ctx, model, self.held_out.prompts, table)
 
-    def _win_rate(self) -> Iterator[Measurement]:
-        found = matches(self.held_out.prompts, self.rows)
-        comparison = Comparison(self._ctx, self._renderers["evaluation_judge"], found)
-        identity = answers.identity(self._ctx, "evaluation_judge", comparison.requests)
-        verdicts, prompts = self._path("verdicts"), self.held_out.prompts
-        asked = 0 if is_done(verdicts, identity) else len(comparison.requests)
-        self._ctx.progress.advance(2 * len(prompts) - asked)
-        replies = once(verdicts, identity, comparison.judge)
-        drops = comparison.drops(replies)
-        self.held_out.came_in("comparison", [match.prompt.language for match in found])
-        self.drops += drops
-        if drops:
-            self._ctx.progress.note(
-                f"win rate: no verdict on {len(drops)} of {len(found)} prompts (dropped/evaluation)"
-            )
-        self.stats["compared"] = float(len(found) - len(drops))
-        yield from comparison.measure(replies)
+    def _given_answers(self) -> pa.Table:
+        """Those of the baseline's file, counted."""
+        found = BaselineAnswers(self._ctx, self.held_out.prompts, self.held_out.languages, self._renderers["initial"])
+        self.held_out.came_in("row", found.languages.elements())
+        self.drops += found.drops
+        return found.table
+
+    def _win_rates(self) -> Iterator[Measurement]:
+        """Of every contest by the evaluation judge, then by the second one, so that each is loaded once; and their agreement."""
+        judged = {role: [self._judged(role, contest) for contest in self._contests] for role in self._judges}
+        rates = {role: [comparison.rates(replies) for comparison, replies in found] for role, found in judged.items()}
+        first = judged["evaluation_judge"]
+        for comparison, replies in first:
+            yield from comparison.measure(replies)
+        if len(first) > 1:
+            yield from _changes(*rates["evaluation_judge"])
+        for (comparison, _), one, other in zip(first, *rates.values(), strict=True) if len(rates) > 1 else ():
+            yield from comparison.agreement(one, other)
+        for role, found in judged.items():
+            self._account("win rate" if role == "evaluation_judge" else "second judge", found)
+
+    def _judged(self, role: str, contest: Contest) -> tuple[Comparison, pa.Table]:
+        """The comparison, and the judge's replies to it."""
+        ctx, prompts, own = self._ctx, self.held_out.prompts, None
+        if role == "second_judge":
+            own = ctx.config.evaluate.second_judge.engine
+            contest = replace(contest, name="-".join(filter(None, [contest.name, "second"])))
+        found = matches(contest, prompts, self.rows)
+        comparison = Comparison(ctx, self._renderers[role], found, contest, role, own)
+        identity = answers.identity(ctx, role, comparison.requests, own)
+        path = self._path("-".join(filter(None, ["verdicts", contest.name])))
+        asked = 0 if is_done(path, identity) else len(comparison.requests)
+        ctx.progress.advance(2 * len(prompts) - asked)
+        return comparison, once(path, identity, comparison.judge)
+
+    def _account(self, what: str, judged: Sequence[tuple[Comparison, pa.Table]]) -> None:
+        """Count a judge's comparisons, those without a verdict, and prompts that the baseline has no answer to."""
+        answered = {(row["model"], row["prompt_id"]) for row in self.rows}
+        asked = without = missing = 0
+        for comparison, replies in judged:
+            contest = comparison.contest
+            mine = [p for p in self.held_out.prompts if (contest.mine, p.row_id) in answered]
+            lacking = [p for p in mine if (contest.other, p.row_id) not in answered]
+            if contest.other != BASELINE:  # that model's own failure is counted already
+                mine, lacking = [p for p in mine if p not in lacking], []
+            self.held_out.came_in("comparison", [prompt.language for prompt in mine])
+            self.drops += [
+                Drop("comparison", contest.row_id(p.row_id), p.language, "no_baseline_answer") for p in lacking
+            ]
+            drops = comparison.drops(replies)
+            self.drops += drops
+            asked, without, missing = asked + len(mine) - len(lacking), without + len(drops), missing + len(lacking)
+        note = self._ctx.progress.note
+        if missing and what == "win rate":
+            note(f"the baseline has no answer in {missing} of {asked + missing} comparisons (dropped/evaluation)")
+        if without:
+            units = "prompts" if len(judged) == 1 else "comparisons"
+            note(f"{what}: no verdict on {without} of {asked} {units} (dropped/evaluation)")
+        self.stats["compared" if what == "win rate" else "compared_by_second_judge"] = float(asked - without)
 
     def _announce(self) -> None:
         """The work left: pairs scored and prompts answered by each model, prompts compared in both orders."""
         ctx, prompts, pairs = self._ctx, self.held_out.prompts, self.held_out.pairs
-        left = 2 * len(prompts) if ctx.config.evaluate.win_rate else 0
-        for model, role in _ROLES.items():
-            if not is_done(self._path(f"loglik-{model}"), loglik.identity(ctx, ctx.models[role], pairs)):
+        left = 2 * len(prompts) * len(self._judges) * len(self._contests)
+        for model, role in self._answering.items():
+            scored = model in _ROLES
+            if scored and not is_done(self._path(f"loglik-{model}"), loglik.identity(ctx, ctx.models[role], pairs)):
                 left += len(pairs)
             identity = answers.identity(ctx, role, self._requests[model])
             if not is_done(self._path(f"answers-{model}"), identity):
@@ -170,6 +224,14 @@ class _Evaluation:
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.parquet"
+
+
+def _changes(before: dict[str, Measurement], after: dict[str, Measurement]) -> Iterator[Measurement]:
+    """Prompt by prompt, what a win rate gained."""
+    for prompt, item in after.items():
+        if prompt in before:
+            gain = item.value - before[prompt].value
+            yield Measurement(CHANGE, item.split, item.language, f"{item.metric}_change", item.group_id, gain)
 
 
 def _with_local_engine(ctx: Context) -> Context:

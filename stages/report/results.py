@@ -79,6 +79,36 @@ METRICS = {
         share=True,
         reference=0.5,
     ),
+    **{
+        name: Measure(
+            title,
+            f"How often {judge} prefers the answer to that of the baseline (evaluate.baseline), asked in both orders; "
+            f"equal answers and verdicts that change with the order count one half{ending}",
+            share=True,
+            reference=0.5,
+        )
+        for name, title, judge, ending in (
+            ("baseline_win_rate", "Win rate against the baseline", "the evaluation judge", ""),
+            (
+                "baseline_win_rate_self_judged",
+                "Win rate against the baseline, judged by the policy",
+                "the untrained model, as the judge,",
+                "",
+            ),
+            (
+                "baseline_win_rate_length_controlled",
+                "Win rate against the baseline at equal length",
+                "the evaluation judge",
+                "; what a logistic regression on the difference in length expects for equally long answers",
+            ),
+            (
+                "baseline_win_rate_self_judged_length_controlled",
+                "Win rate against the baseline at equal length, judged by the policy",
+                "the untrained model, as the judge,",
+                "; what a logistic regression on the difference in length expects for equally long answers",
+            ),
+        )
+    },
     "implicit_reward_accuracy": Measure(
         "Implicit-reward accuracy",
         "Share of pairs on which training raised the chosen answer's log-probability more than the rejected one's, "
@@ -105,6 +135,9 @@ METRICS = {
     "benchmarks": Measure(
         "Benchmarks, mean", "Mean over the tasks of the metric that each names first, where it is a share", share=True
     ),
+    "benchmarks_change": Measure(
+        "Benchmarks, change", "What the mean over tasks gained; below zero it is the tax", share=True, reference=0.0
+    ),
     "logp_chosen": Measure(
         "Log-probability of chosen answers",
         "Mean log-probability per token, in nats; a fall on chosen answers is common after DPO and worth watching",
@@ -115,6 +148,15 @@ METRICS = {
         "Share of differing answers on which the judge says the same in both orders; near one half or below, the win "
         "rate says little",
         share=True,
+    ),
+    "judge_agreement": Measure(
+        "Agreement of two judges",
+        "Share of differing answers on which the second judge has the same verdict (win, loss or tie)",
+        share=True,
+    ),
+    "judge_kappa": Measure(
+        "Agreement of two judges beyond chance",
+        "Cohen's kappa of their verdicts: 1 they always agree, 0 as often as their habits alone would give",
     ),
     "judge_mass": Measure(
         "Judge's attention to the question", "Mean probability the judge puts on its two possible replies", share=True

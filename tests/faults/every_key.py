@@ -49,6 +49,9 @@ _SPECIAL: dict[str, Any] = {
     "engine.base_url": "http://localhost:9/v1",
     "evaluate.splits": ["test"],
     "evaluate.benchmarks.languages": {"x": "de"},
+    "evaluate.prompts": [{"path": "x.jsonl"}],
+    "evaluate.baseline.answers": [{"path": "x.jsonl"}],
+    "evaluate.second_judge.engine": None,  # only with a second judge
     "train.report_to": ["tensorboard"],
     "train.orthalign.objectives.0.where": "language = 'en'",
     "train.orthalign.objectives.1.where": "language = 'de'",

@@ -11,8 +11,9 @@ import pytest
 from pipeline.arms import arm_of
 from pipeline.config_file import load_config
 from pipeline.console import Display
+from pipeline.paper_table import latex, markdown
 from pipeline.trials import UNTRAINED, Trials, planned, trained
-from pipeline.trials_view import latex, markdown, paper_table, write_tables
+from pipeline.trials_view import paper_table, write_tables
 from schemas.errors import UserError
 from stages.compare.seeds import over_seeds
 
@@ -61,7 +62,7 @@ def figures() -> pl.DataFrame:
 
 def test_the_table_has_a_row_an_arm_and_marks_the_one_that_is_above_all_trained_ones(figures: pl.DataFrame) -> None:
     table = paper_table(figures)
-    assert table.columns == [("test", "accuracy")]
+    assert table.columns == [("test", "Preference accuracy")]
     assert [(arm, cells[0][1]) for arm, cells in table.rows] == [(UNTRAINED, False), ("ours", True), (HOSTILE, False)]
     assert table.rows[1][1][0][0] == "0.805 ± 0.064"  # t = 12.706, standard error 0.005
 

@@ -99,10 +99,12 @@ class Catalogue:
         seen.add(name)
         if entry.yaml_path is not None:
             yield name
-        listed = (entry.cfg or {}).get("task") if entry.kind.name == "GROUP" else sorted(entry.tags)
-        for item in listed if isinstance(listed, list) and entry.kind.name in ("GROUP", "TAG") else ():
-            below = item if isinstance(item, str) else item.get("task", item.get("group", ""))
-            yield from self._leaves(below, seen)
+        if entry.kind.name == "GROUP":
+            for below in _members((entry.cfg or {}).get("task")):
+                yield from self._leaves(below, seen)
+        elif entry.kind.name == "TAG":
+            for below in sorted(entry.tags):
+                yield from self._leaves(below, seen)
 
     def _load(self, name: str) -> None:
         """With its data, which the harness fetches from the hub when it is not in the cache."""
@@ -127,6 +129,17 @@ class Catalogue:
             if not len(task.eval_docs):
                 raise UserError(f"Task {leaf} has no questions", where=_where(name, leaf))
             self._loaded[leaf] = name, task
+
+
+def _members(listed: Any) -> Iterator[str]:
+    """Names in the `task` of a group: as they stand, with settings of their own, or in groups that are written out in it."""
+    for item in listed if isinstance(listed, list) else [listed]:
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            yield from _members([item[key] for key in ("task", "group") if key in item])
+        elif isinstance(item, list):
+            yield from _members(item)
 
 
 def _manager(wanted: Wanted) -> Any:

@@ -6,6 +6,7 @@ only sure to come back when a process ends.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,6 @@ ENVIRONMENT: Mapping[str, str] = {
     "TQDM_DISABLE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "LMEVAL_LOG_LEVEL": "ERROR",
     "PYTHONWARNINGS": "ignore",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -108,6 +108,7 @@ def measure(
 
 
 def _enter(connection: Connection, wanted: Wanted, work: Callable[[], None]) -> None:
+    logging.disable(logging.WARNING)  # remarks on every task file
     if wanted.folder is not None:
         os.chdir(wanted.folder)  # paths of data in task files are from there
         sys.path.insert(0, str(wanted.folder))

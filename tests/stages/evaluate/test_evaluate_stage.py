@@ -329,7 +329,7 @@ def test_a_comparison_that_the_engine_failed_on_is_a_failure_and_no_verdict(
     class Failing(ScriptedEngine):
         def stream(self, requests: Iterator[Request]) -> Iterator[Completion]:
             for completion in super().stream(requests):
-                if completion.id.endswith("/before_first"):
+                if completion.id.endswith("/other_first"):
                     completion = replace(completion, score_logprobs={}, finish_reason="error", error="no memory")
                 yield completion
 
@@ -365,7 +365,7 @@ def test_a_comparison_that_cannot_be_put_to_the_judge_is_dropped_before_it_is_as
 
     monkeypatch.setattr(answers_module, "shared_engine", scripted)
     for name, value, want in (
-        ("_judge_context", lambda ctx: 40, ("too_long_for_judge", False)),
+        ("_judge_context", lambda *_: 40, ("too_long_for_judge", False)),
         ("pairwise_ids", unrendered, ("cannot_render", True)),
     ):
         with monkeypatch.context() as patch:

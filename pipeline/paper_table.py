@@ -1,0 +1,68 @@
+"""A table in the forms that papers print: Markdown, LaTeX for booktabs, and CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+_LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """Methods down, (group, title) across; cells: text, and whether it is printed bold."""
+
+    columns: list[tuple[str, str]]
+    rows: list[tuple[str, list[tuple[str, bool]]]]
+
+
+def is_above(row: dict[str, Any], rivals: list[dict[str, Any]]) -> bool:
+    """Whether all there is to compare with lies below, intervals included; one seed has none, and shows nothing."""
+    return bool(rivals) and all(
+        row["low"] is not None and other["high"] is not None and row["low"] > other["high"] for other in rivals
+    )
+
+
+def as_csv(figures: pl.DataFrame) -> str:
+    """CSV in which no text is a formula to a spreadsheet: one that begins as such gets an apostrophe, as OWASP advises."""
+    return figures.with_columns(pl.col(pl.String).str.replace(r"^([=+\-@\t\r])", "'${1}")).write_csv()
+
+
+def markdown(table: PaperTable) -> str:
+    """A pipe table."""
+    head = ["", *(f"{group}: {title}" for group, title in table.columns)]
+    lines = [head, ["---"] * len(head)]
+    lines += [[arm, *(f"**{text}**" if best else text for text, best in cells)] for arm, cells in table.rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def latex(table: PaperTable) -> str:
+    """A tabular for booktabs."""
+    lines = [r"\begin{tabular}{l" + "c" * len(table.columns) + "}", r"\toprule"]
+    lines += [_row(["", *(_tex(f"{group}: {title}") for group, title in table.columns)]), r"\midrule"]
+    for arm, cells in table.rows:
+        texts = (_tex(text).replace("±", r"$\pm$").replace("–", "--") for text, _ in cells)
+        lines.append(
+            _row([_tex(arm), *(rf"\textbf{{{t}}}" if b else t for t, (_, b) in zip(texts, cells, strict=True))])
+        )
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _row(cells: list[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _tex(text: str) -> str:
+    return "".join(_escaped(text))
+
+
+def _escaped(text: str) -> Iterator[str]:
+    for character in " ".join(text.split()):
+        yield _LATEX.get(character, character)
