@@ -49,7 +49,7 @@ class _Uneven(PairTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> int:
         """As in one process, over all devices."""
-        items = sum(self.items(batch, batch[OWN][0] if OWN in batch else None) for batch in batch_samples)
+        items = sum(self.items(batch, int(batch[OWN][0]) if OWN in batch else None) for batch in batch_samples)
         return int(self.accelerator.gather(torch.tensor([items], dtype=torch.float64, device=device)).sum())
 
     def compute_loss(
