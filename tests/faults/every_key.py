@@ -170,7 +170,7 @@ def imported_config() -> dict[str, Any]:
     return base_config() | {"pairs": {"sources": [{"path": "pairs.jsonl"}]}, "rounds": 1}
 
 
-_COMPLETIONS = ("completion_text", "completion_score")
+_COMPLETIONS = ("completion_text", "completion_score", "completion_model")
 ELSEWHERE = {
     "openai": (
         openai_config,
