@@ -192,6 +192,7 @@ STAGES: tuple[StageSpec, ...] = (
         trains="policy",
         needs=(needs.trainer, needs.loggers, needs.step_solvers),
         gpus="train.processes",
+        machines="train.nodes",
     ),
     StageSpec(
         "evaluate",

@@ -79,12 +79,12 @@ class ThreeNodes:
         self._temporary.cleanup()
 
 
-def start_driver(config: Path, *overrides: str) -> subprocess.Popen[str]:
+def start_driver(config: Path, *overrides: str, more: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     """The command line on fake stages, a process of its own."""
     command = [sys.executable, str(Path(__file__).parent / "faults" / "fake_main.py"), "run", str(config), "--quiet"]
     sets = [word for override in overrides for word in ("--set", override)]
     return subprocess.Popen(
-        command + sets, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, *sets, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
 
 

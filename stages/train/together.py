@@ -18,17 +18,17 @@ import torch
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from stages.train.optimizers.state import gathered_state, scattered_state
-from stages.train.sharding import shard, unsharded, whole_weights
+from stages.train.sharding import mesh_over, shard, unsharded, whole_weights
 from stages.train.trainer import PairTrainer, some_pairs
 
 OWN = "own"
 """(this process's own pairs, the most of any process) of a micro-batch whose other pairs accelerate repeated to fill it."""
 
 
-def together(kind: type[PairTrainer], sharded: bool) -> type[PairTrainer]:
-    """The trainer as one of several processes; sharded: the weights are cut over them."""
-    mixins = (_Sharded, _Uneven) if sharded else (_Uneven,)
-    return type(f"{kind.__name__}Together", (*mixins, kind), {})
+def together(kind: type[PairTrainer], copies: int) -> type[PairTrainer]:
+    """The trainer as one of several processes. copies: of the weights, which are cut over the processes that share one; 0: each has its own."""
+    mixins = (_Sharded, _Uneven) if copies else (_Uneven,)
+    return type(f"{kind.__name__}Together", (*mixins, kind), {"copies": copies})
 
 
 class _Uneven(PairTrainer):
@@ -74,6 +74,7 @@ class _Uneven(PairTrainer):
 class _Sharded(PairTrainer):
     """The weights, their gradients and the optimizer's state are cut over the processes."""
 
+    copies: int
     _empty: torch.nn.Module
 
     def whole_model(self) -> Any:
@@ -81,7 +82,7 @@ class _Sharded(PairTrainer):
         return unsharded(self.model, self._empty, keep=self.args.should_save)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        self._empty = shard(self.model, self.args.device)
+        self._empty = shard(self.model, mesh_over(self.args.device, self.copies))
         self.is_distributed_loading_by_transformers = True
         return super()._prepare_for_training(*args, **kwargs)
 

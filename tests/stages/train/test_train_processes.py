@@ -24,9 +24,10 @@ from safetensors.torch import load_file
 from schemas.errors import UserError
 from stages.contract import Account, Context, Rows, Stopped
 from stages.train.batches import plan_batches
+from stages.train.gang import run_together
 from stages.train.optimizers.state import gathered_state
 from stages.train.peers import peer_limit, silence_named
-from stages.train.processes import any_of, from_first, run_together
+from stages.train.processes import any_of, from_first
 from stages.train.sharding import unsharded
 from stages.train.stage import Train
 
