@@ -215,7 +215,12 @@ ELSEWHERE = {
 }
 """Keys that the base config has no use for, in a config that has."""
 
-OWN = {"train.allo.": allo_config, "train.lora.": lora_config, "train.processes": lora_config}
+OWN = {
+    "train.allo.": allo_config,
+    "train.lora.": lora_config,
+    "train.processes": lora_config,
+    "train.language_surgery": lora_config,
+}
 
 
 def every_key() -> Iterator[tuple[str, bool, dict[str, Any]]]:
