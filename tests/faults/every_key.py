@@ -219,6 +219,7 @@ OWN = {
     "train.allo.": allo_config,
     "train.lora.": lora_config,
     "train.processes": lora_config,
+    "train.nodes": lora_config,
     "train.language_surgery": lora_config,
 }
 
