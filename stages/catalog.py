@@ -86,7 +86,7 @@ STAGES: tuple[StageSpec, ...] = (
         ),
         ("policy",),
         kept_rows=(("prompt", "row"), "pairs"),
-        version=5,
+        version=6,
         sources="pairs.sources",
         needs=(needs.tokenizer,),
     ),
