@@ -64,7 +64,7 @@ def main() -> int:
                 wrong += differs or twice > 0
                 runs += 1
                 console.print(
-                    f"run {runs}: {run.struck.total()} strikes, {'DIFFERENT' if differs else 'same tables'}, {twice} parts twice"
+                    f"run {runs}: {dict(run.struck)}, {'DIFFERENT' if differs else 'same tables'}, {twice} parts twice"
                 )
         finally:
             nodes.close()
@@ -86,6 +86,7 @@ class _Disturbed:
         self._start()
 
     def _start(self) -> None:
+        self._before = len(self._events())
         on = ("execution.on=ray", f"execution.ray_address={self._nodes.address}", "train.nodes=0")
         self._driver = start_driver(self._config, *on)
 
@@ -159,7 +160,8 @@ class _Disturbed:
 
     def _computes(self) -> bool:
         """Whether a shard is being computed; after a strike, that one was committed since."""
-        last = next((e for e in reversed(self._events()) if e["event"] in ("part_done", "run_started", "note")), None)
+        news = self._events()[self._before :]  # of this driver: one that still connects is not struck
+        last = next((e for e in reversed(news) if e["event"] in ("part_done", "run_started", "note")), None)
         return last is not None and last["event"] == "part_done" and last["stage"] == "generate"
 
     def _events(self) -> list[dict]:
