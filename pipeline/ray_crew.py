@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster import Cluster
-from pipeline.crew import Member, worker_environment
+from pipeline.crew import Member, MemberDied, worker_environment
 from pipeline.executor import Executor
 from pipeline.machine import new_key, offer_seats
 from pipeline.messages import Order
@@ -79,7 +79,13 @@ class RayCrew:
         for number in range(1, nodes):
             own = log.with_stem(f"{log.stem}-node-{number}")
             others.append(self._member(offer_seats, (key,), own, cores, gpus, room.place(number)))
-        return RayGang(room, first, others, key, lambda: self._sizes.spanned(order.spec, nodes))
+        return RayGang(room, first, others, key, lambda: self._refuse_fewer(order, nodes))
+
+    def _refuse_fewer(self, order: Order, nodes: int) -> None:
+        """Raise UserError where fewer nodes live than the config says; MemberDied where it says none and fewer live than when this one was
+        started."""
+        if self._sizes.spanned(order.spec) < nodes:
+            raise MemberDied("the loss of a node whose room it waited for", counts=False)
 
     def _member(
         self, entry: Callable[..., None], arguments: tuple[Any, ...], log: Path, cores: int, gpus: int, where: Any

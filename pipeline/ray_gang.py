@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.machine import Listening
-from pipeline.messages import Order, ToDriver, ToWorker
+from pipeline.messages import Order, Refused, ToDriver, ToWorker
 from pipeline.ray_member import RayMember
-from stages.contract import Machine
+from stages.contract import Machine, MachineLost
 
 _COUNT_SECONDS = 5.0
 
@@ -33,8 +33,8 @@ class Room:
 
 
 class RayGang:
-    """See `pipeline.crew.Member`. The first gets its orders once the others offer seats. still_there: raises UserError when too few nodes
-    live to hold it, asked while it waits for room."""
+    """See `pipeline.crew.Member`. The first gets its orders once the others offer seats. still_there: raises UserError or MemberDied
+    when too few nodes live to hold it, asked while it waits for room."""
 
     def __init__(
         self, room: Room, first: RayMember, others: list[RayMember], key: bytes, still_there: Callable[[], object]
@@ -71,7 +71,10 @@ class RayGang:
                     self._ports[number] = word.port
         if self._order is not None:
             self._pass_on(self._order)
-        yield from self._first.received()
+        for word in self._first.received():
+            if isinstance(word, Refused) and isinstance(word.error, MachineLost):  # it noticed before the cluster did
+                raise MemberDied(f"{word.error.what}")
+            yield word
 
     def end(self, seconds: float) -> None:
         """See Member."""

@@ -36,10 +36,10 @@ class Sizes:
         """How many there is room for."""
         return sum(self._room(spec))
 
-    def spanned(self, spec: StageSpec, wanted: int = 0) -> int:
-        """Nodes that a worker spans (or `wanted`). Raises UserError where fewer hold their share of it."""
+    def spanned(self, spec: StageSpec) -> int:
+        """Nodes that a worker spans. Raises UserError where fewer hold their share of it."""
         there = max(1, sum(room > 0 for room in self._room(spec)))
-        wanted = wanted or spec.spans(self._config, there)
+        wanted = spec.spans(self._config, there)
         if wanted > there:
             cores, gpus = self.needs(spec)
             raise UserError(

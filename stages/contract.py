@@ -31,6 +31,10 @@ class Stopped(Exception):
     """The stage was asked to stop and did, at a safe point: what it checkpointed is kept, nothing is committed."""
 
 
+class MachineLost(UserError):
+    """A machine that took part is gone: whoever has others may begin again with them, from the last checkpoint."""
+
+
 @dataclass(frozen=True)
 class ModelRef:
     """A model that is on this machine: the name the user gave, its folder, the hash of its content.

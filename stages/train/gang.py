@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from schemas.errors import UserError
-from stages.contract import Context, Stopped
+from stages.contract import Context, MachineLost, Stopped
 from stages.models.device import device_of
 from stages.train.host import Far, Invitation
 from stages.train.memory import less_memory
@@ -31,13 +31,14 @@ _LEAVE_SECONDS = 20.0
 
 @dataclass
 class _Member:
-    """A process: where it is, if not here; its last word, and what it died of."""
+    """A process: where it is, if not here; its last word, what it died of, and whether its machine is gone."""
 
     rank: int
     count: int
     machine: str = ""
     said: Ended | Refused | Broke | None = None
     death: str = ""
+    lost: bool = False
 
     @property
     def failed(self) -> bool:
@@ -99,8 +100,8 @@ def _hear(member: _Member, word: Word, ctx: Context) -> None:
     match word:
         case Progressed(method, arguments, rates):
             getattr(ctx.progress, method)(*arguments, **rates)
-        case Lost(cause):
-            member.death = cause
+        case Lost(cause, machine):
+            member.death, member.lost = cause, machine
         case _:
             member.said = word
 
@@ -123,7 +124,7 @@ def _cause(members: list[_Member]) -> Exception:
             return member.said.error
     for member in members:
         if member.said is None and member.death:
-            return _ended(f"{member.name} died by {member.death}")
+            return _ended(f"{member.name} died by {member.death}", MachineLost if member.lost else UserError)
     broke = [(member.said.when, member.rank, member.said) for member in members if isinstance(member.said, Broke)]
     _, rank, error = min(broke, key=lambda entry: entry[0])
     if error.out_of_memory:
@@ -131,8 +132,8 @@ def _cause(members: list[_Member]) -> Exception:
     return RuntimeError(f"{members[rank].name}: {error.what}")
 
 
-def _ended(what: str) -> UserError:
-    return UserError(
+def _ended(what: str, kind: type[UserError] = UserError) -> UserError:
+    return kind(
         f"{what}; the others were ended",
         where="train.processes",
         fix=f"The worker's log may say more; a {less_memory('train')}",

@@ -149,7 +149,7 @@ class Far:
         except (EOFError, OSError):
             self._gone = True
             for rank in self._ranks:
-                yield rank, Lost(f"the loss of its machine {self.name}")
+                yield rank, Lost(f"the loss of its machine {self.name}", machine=True)
 
     def stop(self) -> None:
         """See `Group`."""

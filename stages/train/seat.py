@@ -98,9 +98,10 @@ class Broke:
 
 @dataclass(frozen=True)
 class Lost:
-    """The process ended. cause: in words."""
+    """The process ended. cause: in words. machine: with its machine."""
 
     cause: str
+    machine: bool = False
 
 
 Word = Progressed | Ended | Refused | Broke | Lost

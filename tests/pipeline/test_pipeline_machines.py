@@ -14,7 +14,7 @@ from pipeline.cluster import Cluster, _Seen
 from pipeline.commit import PartBuilder, PreparedPart
 from pipeline.crew import MemberDied
 from pipeline.machine import Listening
-from pipeline.messages import Done, Leave, Offered, Order
+from pipeline.messages import Done, Leave, Offered, Order, Refused
 from pipeline.node_host import Died, Placed
 from pipeline.probe import Look, look, probe_in, refuse_others
 from pipeline.ray_gang import RayGang
@@ -23,6 +23,7 @@ from pipeline.rundir import RunDir
 from schemas.errors import UserError
 from schemas.tables import TABLES
 from stages.catalog import BY_NAME
+from stages.contract import MachineLost
 
 
 def test_a_machine_that_reads_another_folder_or_runs_other_versions_is_refused_by_name(tmp_path):
@@ -177,6 +178,12 @@ def test_one_that_dies_is_the_death_of_its_gang_and_its_room_is_given_back(gang,
         list(gang.received())
     gang.kill()
     assert gang._room.given_back
+
+
+def test_a_machine_whose_loss_the_first_noticed_is_a_death_that_is_mended(gang):
+    gang.rays[0].words = [Placed("a", ()), Refused(MachineLost("process 1 on b died", where="x", fix="y"))]
+    with pytest.raises(MemberDied, match="process 1 on b died"):
+        list(gang.received())
 
 
 def test_a_gang_that_waits_for_nodes_that_are_gone_ends_in_words(gang, order):

@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from schemas.errors import UserError
 from stages.children import start_child
-from stages.contract import Context, Machine, Stopped
+from stages.contract import Context, Machine, MachineLost, Stopped
 from stages.train.gang import run_together
 from stages.train.host import serve
 from stages.train.processes import any_of, local_size, world_size
@@ -166,7 +166,7 @@ def test_a_machine_takes_part_in_one_training_after_another_and_whatever_ends_it
     assert "continues" in silent.value.fix
 
     threading.Timer(1.0, lambda: os.kill(pid, signal.SIGKILL)).start()
-    with pytest.raises(UserError, match=r"process 1 of the 2 .* on far died by the loss of its machine far"):
+    with pytest.raises(MachineLost, match=r"process 1 of the 2 .* on far died by the loss of its machine far"):
         run_together(waits_to_be_stopped, ctx, 1)
     with pytest.raises(UserError, match="Machine far does not answer at") as gone:
         run_together(facts, ctx, 1)
