@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.crew import MemberDied
 from pipeline.machine import Listening
 from pipeline.messages import Order, Refused, ToDriver, ToWorker
 from pipeline.ray_member import RayMember

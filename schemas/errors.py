@@ -27,7 +27,7 @@ class UserError(Exception):
         return f"{self.what.rstrip('.')}{where}{end}{fix}"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (self.what, self.where, self.fix)
+        return _rebuild, (type(self), self.what, self.where, self.fix)
 
 
 @contextmanager
@@ -53,5 +53,5 @@ def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
-def _rebuild(what: str, where: str, fix: str) -> UserError:
-    return UserError(what, where=where, fix=fix)
+def _rebuild(kind: type[UserError], what: str, where: str, fix: str) -> UserError:
+    return kind(what, where=where, fix=fix)
