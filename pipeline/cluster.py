@@ -87,12 +87,6 @@ class Cluster:
         """`probe.look` on every node that could have a worker. Raises UserError for nodes that do not answer."""
         ray = self.ray
         hosts = [node for node in self.nodes() if node.cpus >= 1]
-        if not hosts:
-            raise UserError(
-                "No node of the Ray cluster has a core to offer",
-                where="execution.ray_address",
-                fix="Start workers: ray start --address=…",
-            )
         remote = ray.remote(look)
         pin = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         asked = {
@@ -106,6 +100,8 @@ class Cluster:
                 found[node.name] = ray.get(reference, timeout=0)
             except ray.exceptions.GetTimeoutError:
                 silent.append(node.name)
+            except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
+                continue  # it was lost meanwhile: none to work on
             except ray.exceptions.RayError as error:
                 raise UserError(
                     f"Node {node.name} cannot run the pipeline: {str(error).strip().splitlines()[-1]}",
@@ -115,6 +111,12 @@ class Cluster:
             raise UserError(
                 f"{len(silent)} node(s) of the cluster did not answer within {_LOOK_SECONDS:.0f} s: {', '.join(silent[:5])}",
                 fix="See `ray status`; stop what hangs there, or take the node out.",
+            )
+        if not found:
+            raise UserError(
+                "No node of the Ray cluster has a core to offer",
+                where="execution.ray_address",
+                fix="Start workers: ray start --address=…",
             )
         return found
 

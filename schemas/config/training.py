@@ -254,10 +254,6 @@ class TrainConfig(TrainerConfig):
             return self
         if len(names) == 1:
             raise ValueError("train.orthalign.objectives has one entry: a sequence needs two")
-        if self.together:
-            raise ValueError(
-                "train.orthalign.objectives are trained by one process in this version: set train.processes: 1 and train.nodes: 1"
-            )
         if len({name.casefold() for name in names}) < len(names):
             raise ValueError("train.orthalign.objectives: two have the same name")
         if self.reference == "initial" and sequence.reference == "objective":
@@ -281,10 +277,6 @@ class TrainConfig(TrainerConfig):
             raise ValueError(
                 "train.allo selects entries of the weights, and an entry or a row of a LoRA factor is none of them: use"
                 " train.method: full"
-            )
-        if self.together:
-            raise ValueError(
-                "train.allo trains in one process in this version: set train.processes: 1 and train.nodes: 1"
             )
         if self.merge_facts is not None and self.merge_facts.anchored:
             raise ValueError(

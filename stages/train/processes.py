@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from schemas.config import RunConfig
 from schemas.errors import UserError
@@ -76,3 +77,17 @@ def from_first(compute: Callable[[], T], config: RunConfig) -> T:
         raise Stopped
     result: T = box[0]
     return result
+
+
+def at_first(compute: Callable[[], T], otherwise: T, config: RunConfig) -> T:
+    """As `from_first`, but what it computes stays there: the others have `otherwise`."""
+    kept = [otherwise]
+    from_first(lambda: kept.__setitem__(0, compute()), config)
+    return kept[0]
+
+
+def weights_of_first(model: nn.Module) -> None:
+    """Every process's weights become the first one's, in place. Collective."""
+    if world_size() > 1:
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor.data, 0)

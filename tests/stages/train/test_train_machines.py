@@ -83,6 +83,38 @@ def test_weights_cut_within_each_of_two_machines_end_as_in_one_process(bench: An
     assert again_account.tallies == account.tallies and two.progress.done == 2
 
 
+ALLO = {
+    "mask": "warmup",
+    "warmup_steps": 1,
+    "forget_ratio": 0.5,
+    "learn_ratio": 0.5,
+    "token_reward": "implicit",
+    "forget_max_steps": 2,
+}
+
+
+def test_objectives_in_sequence_through_allos_phases_over_two_machines_end_as_in_one_process(
+    bench: Any, machine: Machine
+) -> None:
+    objectives = [{"name": code, "where": f"language = '{code}'"} for code in ("en", "de")]
+    settings = SETTINGS | {
+        "method": "full",
+        "batch_size": 2,
+        "max_steps": 2,
+        "allo": ALLO,
+        "orthalign": {"objectives": objectives},
+    }
+    del settings["epochs"]
+    one, two = bench.context("one", **settings), over_two(bench, machine, **settings)
+    metrics, account = train(one)
+    again, again_account = train(two)
+    assert again.keys() == metrics.keys()
+    for name in ("loss", "allo/forget/loss", "objective/en/reward_accuracy"):
+        assert again[name] == pytest.approx(metrics[name], abs=LOSS), name
+    agree(two, one)
+    assert again_account.tallies == account.tallies
+
+
 def facts(ctx: Context) -> tuple[int, int, int, str]:
     total = torch.tensor(1)
     dist.all_reduce(total)
