@@ -91,6 +91,8 @@ def run(
                 display.say(note)
             return
         outcome = run_pipeline(resolved, selection, display)
+        if outcome.hosted:
+            return
         if not outcome.ran:
             display.say(
                 f"Up to date: {resolved.folder} ({len(outcome.skipped)} stages, {outcome.seconds:.1f} s)", "green"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import hashlib
 import logging
 import os
-import secrets
 import signal
 import socket
 import threading
@@ -16,24 +14,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.node_host import Look, look
-from schemas import files
+from pipeline.probe import Look, look, probe_in, refuse_others
 from schemas.errors import UserError
 
 _WATCH_SECONDS = 2.0
 _LOST_SECONDS = 20.0
 _CONNECT_SECONDS = 10.0
 _LOOK_SECONDS = 60.0
-_PROBE_BYTES = 1 << 20
 _AGAIN = "Start it, or a new one (docs/scale.md): the same command continues."
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node that lives. name: unique in the cluster."""
+    """A node that lives. name: unique in the cluster. address: where others reach it."""
 
     id: str
     name: str
+    address: str
     cpus: float
     gpus: float
 
@@ -74,44 +71,22 @@ class Cluster:
         """A node's name; of one that joined a moment ago, its id."""
         return next((node.name for node in self._seen.nodes if node.id == node_id), node_id[:8])
 
+    def address_of(self, node_id: str) -> str:
+        """Where others reach a node; empty for one that is not seen."""
+        return next((node.address for node in self._seen.nodes if node.id == node_id), "")
+
     def check(self, root: Path) -> dict[str, Look]:
         """Look at every node that could have a worker: name -> what it is. Raises UserError where one does not read what is written
         in `root`, runs other versions than this process, or does not answer."""
-        probe = root / f"probe-{secrets.token_hex(8)}"
-        content = secrets.token_bytes(_PROBE_BYTES)
-        files.make_folder(root)
-        probe.write_bytes(content)
-        files.fsync(probe)
-        try:
-            found = self.look(probe)
-        finally:
-            probe.unlink(missing_ok=True)
-        mine, expected = look(probe).versions, hashlib.sha256(content).hexdigest()
-        for name, seen in found.items():
-            if seen.probe != expected:
-                raise UserError(
-                    f"Node {name} does not see the run directory: it read something else there than was just written ({seen.probe})",
-                    where=str(root),
-                    fix="Put the run directory (run_dir, --run-dir) where every node sees it at the same path.",
-                )
-            if other := [f"{key} {seen.versions.get(key)} (here {mine.get(key)})" for key in sorted({*mine, *seen.versions})
-                         if mine.get(key) != seen.versions.get(key)]:  # fmt: skip
-                raise UserError(
-                    f"Node {name} has other versions than this one: {', '.join(other)}",
-                    fix="Install the same lock and the same version of the pipeline on every node.",
-                )
+        with probe_in(root) as (probe, expected):
+            found, mine = self.look(probe), look(probe)
+        refuse_others(found, mine, expected, root)
         return found
 
     def look(self, probe: Path) -> dict[str, Look]:
-        """`node_host.look` on every node that could have a worker. Raises UserError for nodes that do not answer."""
+        """`probe.look` on every node that could have a worker. Raises UserError for nodes that do not answer."""
         ray = self.ray
         hosts = [node for node in self.nodes() if node.cpus >= 1]
-        if not hosts:
-            raise UserError(
-                "No node of the Ray cluster has a core to offer",
-                where="execution.ray_address",
-                fix="Start workers: ray start --address=…",
-            )
         remote = ray.remote(look)
         pin = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         asked = {
@@ -125,6 +100,8 @@ class Cluster:
                 found[node.name] = ray.get(reference, timeout=0)
             except ray.exceptions.GetTimeoutError:
                 silent.append(node.name)
+            except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
+                continue  # it was lost meanwhile: none to work on
             except ray.exceptions.RayError as error:
                 raise UserError(
                     f"Node {node.name} cannot run the pipeline: {str(error).strip().splitlines()[-1]}",
@@ -134,6 +111,12 @@ class Cluster:
             raise UserError(
                 f"{len(silent)} node(s) of the cluster did not answer within {_LOOK_SECONDS:.0f} s: {', '.join(silent[:5])}",
                 fix="See `ray status`; stop what hangs there, or take the node out.",
+            )
+        if not found:
+            raise UserError(
+                "No node of the Ray cluster has a core to offer",
+                where="execution.ray_address",
+                fix="Start workers: ray start --address=…",
             )
         return found
 
@@ -161,6 +144,7 @@ class Cluster:
                 Node(
                     node["NodeID"],
                     name if names.count(name) == 1 else f"{name}-{node['NodeID'][:6]}",
+                    node["NodeManagerAddress"],
                     node["Resources"].get("CPU", 0.0),
                     node["Resources"].get("GPU", 0.0),
                 )

@@ -18,10 +18,13 @@ class MemberDied(Exception):
 
 
 class Member(Protocol):
-    """One worker. log: where its last words are. place: node and GPUs, in words; empty while there is no room for it yet."""
+    """One worker. log: where its last words are."""
 
     log: Path
-    place: str
+
+    @property
+    def place(self) -> str:
+        """Node and GPUs, in words; empty while there is no room for it yet."""
 
     def send(self, message: ToWorker) -> None:
         """Tell it; one that is dead is not told, and `received` says so."""

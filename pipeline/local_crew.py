@@ -8,6 +8,7 @@ import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline import worker
@@ -19,6 +20,7 @@ from pipeline.signals import StopSignals
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.children import Child, ChildDied, start_child, stop_flag, wait_for
+from stages.contract import Machine
 
 _SMI_SECONDS = 60
 
@@ -26,11 +28,13 @@ _SMI_SECONDS = 60
 class LocalMember:
     """See `pipeline.crew.Member`."""
 
-    def __init__(self, child: Child, log: Path, place: str) -> None:
-        self.child, self.log, self.place = child, log, place
+    def __init__(self, child: Child, log: Path, place: str, machines: tuple[Machine, ...] = ()) -> None:
+        self.child, self.log, self.place, self._machines = child, log, place, machines
 
     def send(self, message: ToWorker) -> None:
         """See Member."""
+        if isinstance(message, Order) and message.spec.machines:
+            message = replace(message, machines=self._machines)
         with suppress(ChildDied):
             self.child.send(message)
 
@@ -51,10 +55,10 @@ class LocalMember:
 
 
 class LocalCrew:
-    """See `pipeline.crew.Crew`."""
+    """See `pipeline.crew.Crew`. machines: others that a stage may span."""
 
-    def __init__(self, config: RunConfig, logs: Path) -> None:
-        self._config, self._logs = config, logs
+    def __init__(self, config: RunConfig, logs: Path, machines: tuple[Machine, ...] = ()) -> None:
+        self._config, self._logs, self._machines = config, logs, machines
         self._stop = stop_flag()
         self._started = 0
         self._devices = visible_gpus() if config.execution.device != "cpu" else []
@@ -75,7 +79,7 @@ class LocalCrew:
         name = f"congrad-worker-{slot}"
         child = start_child(worker.main, (log, self._stop), name, environment=environment, leads=True)
         gpus = f" GPU {environment['CUDA_VISIBLE_DEVICES']}" if self._devices else ""
-        return LocalMember(child, log, f"{socket.gethostname()}{gpus}")
+        return LocalMember(child, log, f"{socket.gethostname()}{gpus}", self._machines)
 
     def wait(self, members: Sequence[Member], seconds: float) -> None:
         """See Crew."""
@@ -103,9 +107,9 @@ class LocalCrew:
         return environment
 
 
-def local_executor(config: RunConfig, logs: Path, signals: StopSignals) -> Executor:
-    """The executor on this machine."""
-    return Pool(LocalCrew(config, logs), config.execution, signals)
+def local_executor(config: RunConfig, logs: Path, signals: StopSignals, machines: tuple[Machine, ...] = ()) -> Executor:
+    """The executor on this machine, and on others for stages that span several."""
+    return Pool(LocalCrew(config, logs, machines), config.execution, signals)
 
 
 def visible_gpus() -> list[str]:

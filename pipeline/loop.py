@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pipeline import config_file
 from pipeline.agenda import agenda, intention
@@ -18,7 +19,8 @@ from pipeline.console import Display
 from pipeline.events import Events
 from pipeline.executor import Executor
 from pipeline.executor_errors import StageFailed, ending
-from pipeline.executors import EXECUTORS
+from pipeline.executors import EXECUTORS, Place
+from pipeline.launch import follow, gathered, launch_of
 from pipeline.lease import Lease, LeaseLost
 from pipeline.models import Models
 from pipeline.parts import Parts
@@ -33,16 +35,19 @@ from pipeline.storage import ensure_usable, storage_error
 from schemas import files
 from schemas.config import RunConfig
 from schemas.errors import UserError
+from stages.contract import Machine
 from stages.schedule import Step
+from stages.spec import StageSpec
 
 
 @dataclass
 class RunOutcome:
-    """What a run did."""
+    """What a run did. hosted: another machine ran it, and trained here too."""
 
     ran: list[Step] = field(default_factory=list)
     skipped: list[Step] = field(default_factory=list)
     seconds: float = 0.0
+    hosted: bool = False
 
 
 def run(config: RunConfig, selection: Selection, display: Display) -> RunOutcome:
@@ -50,15 +55,18 @@ def run(config: RunConfig, selection: Selection, display: Display) -> RunOutcome
 
     Raises UserError (something to fix), StageFailed (a defect), Interrupted (asked to stop).
     """
-    rundir = RunDir(config.folder)
+    rundir, launch = RunDir(config.folder), launch_of(config)
     begun = time.monotonic()
+    if launch is not None and launch.rank:
+        follow(config, launch, display)
+        return RunOutcome(hosted=True)
     try:
-        with StopSignals() as signals:
+        with StopSignals() as signals, gathered(config, launch, display) as machines:
             ensure_usable(rundir.root)
             rundir.refuse_links()
             with Lease(rundir.root, display.say) as lease:
                 try:
-                    outcome = _Loop(config, rundir, selection, display, lease, signals).run()
+                    outcome = _Loop(config, rundir, selection, display, lease, signals, machines).run()
                 except FileNotFoundError:
                     lease.check()  # the directory was moved or cleaned: that is what must be heard
                     raise
@@ -81,7 +89,9 @@ def preview(config: RunConfig, selection: Selection) -> tuple[list[State], Calla
     states = agenda(planner, selection)
     work = _with_work(states, selection)
     if work:
-        preflight(config, [state.step.spec for state in work])
+        specs, launch = [state.step.spec for state in work], launch_of(config)
+        preflight(config, specs)
+        EXECUTORS[config.execution.on].reach(config, specs, launch.count if launch else 1)
     returning = {
         file.path for state in states if state.kind == "kept" and state.manifest for file in state.manifest.files
     }
@@ -104,8 +114,9 @@ class _Loop:
         display: Display,
         lease: Lease,
         signals: StopSignals,
+        machines: Callable[[Path], tuple[Machine, ...]],
     ) -> None:
-        self.lease, self.signals = lease, signals
+        self.lease, self.signals, self.machines = lease, signals, machines
         self.config, self.rundir, self.selection, self.display = config, rundir, selection, display
         self.models = Models(config, rundir)
         self.planner = Planner(config, rundir, self.models.digests, lambda spec: config_files(spec, config))
@@ -136,7 +147,7 @@ class _Loop:
             self.display.say(note)
         self._clean()
         self._keep_config()
-        executor = self._executor()
+        executor = self._executor([state.step.spec for state in work])
         self.events.add("run_started", stages=[s.title for s in self.steps])
         try:
             try:
@@ -162,10 +173,10 @@ class _Loop:
         self.events.add("run_ended", ok=True, exit_code=0)
         return outcome
 
-    def _executor(self) -> Executor:
+    def _executor(self, specs: list[StageSpec]) -> Executor:
         """Where execution.on says."""
-        kind = EXECUTORS[self.config.execution.on]
-        return kind.start(self.config, self.rundir.root, self.rundir.logs, self.signals)
+        place = Place(self.rundir.root, self.rundir.logs, self.signals, self.machines(self.rundir.temporary))
+        return EXECUTORS[self.config.execution.on].start(self.config, specs, place)
 
     def _report(self) -> None:
         if refresh_report(self.config, self.rundir, self.planner.of_what_is_there()):

@@ -9,7 +9,7 @@ from pipeline.commit import PreparedPart
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.manifests import FileRecord, ShardRange
-from stages.contract import ModelRef
+from stages.contract import Machine, ModelRef
 from stages.spec import StageSpec
 
 
@@ -20,7 +20,7 @@ class Order:
     shards: those that are left, by index; a worker is sent none of a stage that is cut into shards, but each as it asks for it. scratch:
     where unfinished files of this run go, and of no other run of the directory. outside: name -> SHA-256 of the files it reads outside
     the run directory. limits: config field -> the smaller value that memory allowed. visible_seconds: how long what other machines
-    wrote may take to be seen.
+    wrote may take to be seen. machines: others that the stage may use.
     """
 
     spec: StageSpec
@@ -35,6 +35,7 @@ class Order:
     outside: dict[str, str] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
     visible_seconds: float = 0.0
+    machines: tuple[Machine, ...] = ()
 
 
 @dataclass(frozen=True)

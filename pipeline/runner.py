@@ -131,6 +131,7 @@ def context_of(order: Order, progress: Progress, stop: Callable[[], bool], share
         stop=stop,
         limits=limits,
         unfinished=lambda index: rundir.unfinished(order.spec, order.round, order.fingerprint, index),
+        machines=order.machines,
     )
 
 

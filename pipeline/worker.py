@@ -49,7 +49,7 @@ class Line:
 def main(connection: Connection, log: Path, stop: Any, settle: Callable[[Order], Order] = lambda order: order) -> None:
     """Entry point of the worker process. stop: a shared byte, not 0 when the run was asked to stop. settle: makes an order one that can
     be carried out here."""
-    _log_to(log)
+    log_to(log)
     _lock_bars()
     shared: dict[str, Any] = {}
     line = Line(connection)
@@ -72,7 +72,7 @@ def _lock_bars() -> None:
         tqdm.set_lock(threading.RLock())
 
 
-def _log_to(log: Path) -> None:
+def log_to(log: Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
     os.dup2(descriptor, 1)

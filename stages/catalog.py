@@ -86,7 +86,7 @@ STAGES: tuple[StageSpec, ...] = (
         ),
         ("policy",),
         kept_rows=(("prompt", "row"), "pairs"),
-        version=5,
+        version=6,
         sources="pairs.sources",
         needs=(needs.tokenizer,),
     ),
@@ -192,6 +192,7 @@ STAGES: tuple[StageSpec, ...] = (
         trains="policy",
         needs=(needs.trainer, needs.loggers, needs.step_solvers),
         gpus="train.processes",
+        machines="train.nodes",
     ),
     StageSpec(
         "evaluate",

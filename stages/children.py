@@ -37,6 +37,11 @@ class Child:
         self._process, self._connection, self._leads = process, connection, leads
 
     @property
+    def waited(self) -> list[Any]:
+        """What `multiprocessing.connection.wait` finds ready when it says something or ends."""
+        return [self._connection, self._process.sentinel]
+
+    @property
     def pid(self) -> int | None:
         """Its process id."""
         return self._process.pid
@@ -51,7 +56,7 @@ class Child:
     def receive(self) -> Any:
         """Its next message, waited for. Raises ChildDied when it ends without one. One that hangs is the watchdog's: the driver ends
         the worker that waits here, and with it the child (execution.watchdog_minutes)."""
-        wait([self._connection, self._process.sentinel])
+        wait(self.waited)
         return self._next()
 
     def messages(self) -> Iterator[Any]:
@@ -131,7 +136,7 @@ def start_child(
 
 def wait_for(children: Sequence[Child], seconds: float) -> None:
     """Until one of them says something or ends, or so many seconds have passed."""
-    wait([each for child in children for each in (child._connection, child._process.sentinel)], timeout=seconds)
+    wait([each for child in children for each in child.waited], timeout=seconds)
 
 
 def stop_flag() -> Any:

@@ -48,6 +48,15 @@ class ModelRef:
     revision: str = ""
 
 
+@dataclass(frozen=True)
+class Machine:
+    """Another machine that takes part in a training. address: where it waits to be told (`stages.train.host`); key: what it answers to."""
+
+    name: str
+    address: tuple[str, int]
+    key: bytes = field(repr=False)
+
+
 class Progress(Protocol):
     """Where a stage says how far it is. Rates and time left are made from it."""
 
@@ -95,6 +104,7 @@ class Context:
     unfinished: (shard) -> a file where a ShardStage may leave what it has of a shard; it outlives the process, and goes when the
         part is committed. None: nothing is left.
     limits: config field -> the smaller value that memory allowed; see `limit`.
+    machines: others that a stage which spans several may use.
     """
 
     config: RunConfig
@@ -108,6 +118,7 @@ class Context:
     stop: Callable[[], bool] = lambda: False
     limits: dict[str, int] = field(default_factory=dict)
     unfinished: Callable[[int], Path] | None = None
+    machines: tuple[Machine, ...] = ()
 
     @property
     def own_folder(self) -> Path:

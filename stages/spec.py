@@ -48,6 +48,7 @@ class StageSpec:
     sketches: sketches gradients of its `policy`.
     looks: MODULE:FUNCTION of (config) -> notes: what takes seconds to find out before any work. Each raises UserError.
     gpus: config key of the GPUs that one worker sees, 0 for all there are; empty: one.
+    machines: config key of the machines that it spans, 0 for all there are; empty: one.
     """
 
     name: str
@@ -71,6 +72,7 @@ class StageSpec:
     needs: tuple[Callable[[RunConfig], Needs], ...] = ()
     sketches: bool = False
     gpus: str = ""
+    machines: str = ""
     more_models: str = ""
     looks: tuple[str, ...] = ()
 
@@ -90,6 +92,10 @@ class StageSpec:
     def gpus_per_worker(self, config: RunConfig, there: int) -> int:
         """GPUs that one worker sees of those that are there."""
         return (config_value(config, self.gpus) or there) if self.gpus else 1
+
+    def spans(self, config: RunConfig, there: int) -> int:
+        """Machines that it computes on together, of those that are there."""
+        return (config_value(config, self.machines) or there) if self.machines else 1
 
     def holds_gpu(self, config: RunConfig) -> bool:
         """Whether its workers compute with a model of their own, so that one that has a GPU is of use."""

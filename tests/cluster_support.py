@@ -27,6 +27,10 @@ class ThreeNodes:
     """`nodes` are the ones with a core each. `address` of the head."""
 
     def __init__(self, names: tuple[str, ...] = ("a", "b")) -> None:
+        self._names = names
+        self._start()
+
+    def _start(self) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's word for: stay on the loopback interface
         os.environ["RAY_raylet_start_wait_time_s"] = "120"  # noqa: SIM112
@@ -46,11 +50,21 @@ class ThreeNodes:
             },
         )
         self.address = self.cluster.address
-        self.nodes = {name: self.add(name) for name in names}
+        self.nodes: dict[str, object] = {}
+        for name in self._names:
+            self.add(name)
+
+    def lose_head(self) -> None:
+        """As if its machine were lost."""
+        self.cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+    def renew(self) -> None:
+        """Another cluster in the place of this one."""
+        self.close()
+        self._start()
 
     def add(self, name: str) -> object:
         """Another node with one core."""
-        self.nodes = getattr(self, "nodes", {})
         self.nodes[name] = self.cluster.add_node(
             num_cpus=1, node_name=f"node-{name}", object_store_memory=_MEMORY, wait=False
         )
@@ -79,12 +93,12 @@ class ThreeNodes:
         self._temporary.cleanup()
 
 
-def start_driver(config: Path, *overrides: str) -> subprocess.Popen[str]:
+def start_driver(config: Path, *overrides: str, more: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     """The command line on fake stages, a process of its own."""
     command = [sys.executable, str(Path(__file__).parent / "faults" / "fake_main.py"), "run", str(config), "--quiet"]
     sets = [word for override in overrides for word in ("--set", override)]
     return subprocess.Popen(
-        command + sets, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, *sets, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
 
 

@@ -91,6 +91,15 @@ class PairFields(Section):
         None, "score of chosen: a number, 7/10, 85%; what cannot be read is no score", used_when=_OF_A_PAIR
     )
     rejected_score: str | None = semantic(None, "score of rejected", used_when=_OF_A_PAIR)
+    chosen_model: str | None = semantic(
+        None,
+        "the model that wrote chosen: how many answers are the policy's own is then said (`on_policy`)",
+        used_when=_OF_A_PAIR,
+    )
+    rejected_model: str | None = semantic(None, "the model that wrote rejected", used_when=_OF_A_PAIR)
+    completion_model: str | None = semantic(
+        None, "completions: key of the model that wrote an answer", used_when=_OF_ANSWERS
+    )
     label_error: str | None = semantic(
         None,
         "what is known to be wrong with a row, in a word (flip, off_topic), empty where nothing is: never used to curate, only to say at"
@@ -100,7 +109,12 @@ class PairFields(Section):
     @property
     def no_columns(self) -> tuple[str, ...]:
         """Fields that name no column of their own here."""
-        return ("completion_text", "completion_score", *(("chosen", "rejected") if self.completions else ()))
+        return (
+            "completion_text",
+            "completion_score",
+            "completion_model",
+            *(("chosen", "rejected") if self.completions else ()),
+        )
 
 
 class PairSource(Source):
@@ -112,6 +126,9 @@ class PairSource(Source):
         "one",
         "rows with several rejected answers or scored completions: one pair (the first rejected; best against worst), or "
         "chosen (the best) against every other",
+    )
+    on_policy: list[str] = semantic(
+        [], "models in those columns that are the policy; default: model.policy's own name, its owner and case aside"
     )
 
 

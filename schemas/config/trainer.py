@@ -73,7 +73,7 @@ class TrainerConfig(Section):
         """Whether it says which layers get adapters; a name may be wrong."""
         return self.method == "lora" and self.lora.target_modules != "all-linear"
 
-    @property
-    def shards(self) -> bool:
-        """Whether several processes cut what is trained over themselves."""
-        return False
+    def copies(self, machines: int, processes: int) -> int:
+        """Of what is trained, over so many processes on each of so many machines, where those that share one cut it over themselves; 0: each
+        process has its own."""
+        return 0

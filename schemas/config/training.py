@@ -18,6 +18,8 @@ _DROPPING = {"train.optimizer": tuple(name for name, facts in MERGES.items() if 
 _FROM_A_BASE = {"train.optimizer": tuple(name for name, facts in MERGES.items() if not facts.anchored)}
 _SEQUENCE = {"train.orthalign.objectives": other_than([])}
 _PHASES = {"train.allo.mask": other_than("none")}
+_CUTS = ("fsdp2", "hsdp")
+_TOGETHER = ({"train.processes": other_than(1)}, {"train.nodes": other_than(1)})
 
 
 class MergeConfig(Section):
@@ -162,13 +164,20 @@ class TrainConfig(TrainerConfig):
         )
     )
     processes: int = execution(
-        1, "processes that train together on this machine, one per GPU (docs/gpus.md); 0: one per visible GPU", ge=0
+        1, "processes that train together on a machine, one per GPU (docs/gpus.md); 0: one per visible GPU", ge=0
     )
-    sharding: Literal["auto", "fsdp2", "ddp"] = execution(
+    nodes: int = execution(
+        1,
+        "machines that train together, each with train.processes (docs/scale.md): nodes of the Ray cluster, or those that torchrun or"
+        " srun started this command on; 0: all there are",
+        ge=0,
+    )
+    sharding: Literal["auto", "fsdp2", "hsdp", "ddp"] = execution(
         "auto",
-        "several processes: fsdp2 cuts weights, gradients and optimizer state over them; ddp: all of it in each; auto: fsdp2"
-        " for method full, ddp for lora",
-        used_when={".processes": other_than(1)},
+        "several processes: fsdp2 cuts weights, gradients and optimizer state over all of them; hsdp: over those of a machine, and"
+        " machines hold the same; ddp: all of it in each; auto: for method full hsdp where several machines have several processes"
+        " each, else fsdp2; ddp for lora, objectives in sequence and phases",
+        used_when=_TOGETHER,
     )
     reference: Literal["start", "initial"] = semantic(
         "start",
@@ -189,9 +198,16 @@ class TrainConfig(TrainerConfig):
         return self.merge.every
 
     @property
-    def shards(self) -> bool:
-        """Adapters are too small to be cut."""
-        return self.method == "full" and self.sharding != "ddp"
+    def together(self) -> bool:
+        """Whether several processes may train together."""
+        return (self.processes, self.nodes) != (1, 1)
+
+    def copies(self, machines: int, processes: int) -> int:
+        """Adapters are too small to be cut; between the objectives of a sequence, and between phases, the weights are needed whole."""
+        if self.method == "lora" or self.sharding == "ddp" or self.way != "plain":
+            return 0
+        by_machine = self.sharding == "hsdp" or (self.sharding == "auto" and machines > 1 and processes > 1)
+        return machines if by_machine else 1
 
     @property
     def merges(self) -> bool:
@@ -205,10 +221,15 @@ class TrainConfig(TrainerConfig):
 
     @model_validator(mode="after")
     def _processes(self) -> TrainConfig:
-        if self.method == "lora" and self.sharding == "fsdp2":
+        if self.method == "lora" and self.sharding in _CUTS:
             raise ValueError(
-                "train.sharding: fsdp2 cuts what is trained over the processes, and of a LoRA model that is next to nothing:"
+                f"train.sharding: {self.sharding} cuts what is trained over the processes, and of a LoRA model that is next to nothing:"
                 " use ddp or auto"
+            )
+        if self.way != "plain" and self.sharding in _CUTS:
+            raise ValueError(
+                f"train.sharding: {self.sharding} and {'train.orthalign.objectives' if self.way == 'sequence' else 'train.allo'} do"
+                " not go together: between objectives and phases the weights are needed whole; use ddp or auto"
             )
         return self
 
@@ -216,8 +237,10 @@ class TrainConfig(TrainerConfig):
     def _language_surgery(self) -> TrainConfig:
         if self.language_surgery == "none":
             return self
-        if self.processes != 1:
-            raise ValueError("train.language_surgery is done by one process in this version: set train.processes: 1")
+        if self.together:
+            raise ValueError(
+                "train.language_surgery is done by one process in this version: set train.processes: 1 and train.nodes: 1"
+            )
         if self.way != "plain":
             key = "train.orthalign.objectives" if self.way == "sequence" else "train.allo"
             raise ValueError(f"train.language_surgery and {key} do not go together in this version: leave one out")
@@ -231,10 +254,6 @@ class TrainConfig(TrainerConfig):
             return self
         if len(names) == 1:
             raise ValueError("train.orthalign.objectives has one entry: a sequence needs two")
-        if self.processes != 1:
-            raise ValueError(
-                "train.orthalign.objectives are trained by one process in this version: set train.processes: 1"
-            )
         if len({name.casefold() for name in names}) < len(names):
             raise ValueError("train.orthalign.objectives: two have the same name")
         if self.reference == "initial" and sequence.reference == "objective":
@@ -259,8 +278,6 @@ class TrainConfig(TrainerConfig):
                 "train.allo selects entries of the weights, and an entry or a row of a LoRA factor is none of them: use"
                 " train.method: full"
             )
-        if self.processes != 1:
-            raise ValueError("train.allo trains in one process in this version: set train.processes: 1")
         if self.merge_facts is not None and self.merge_facts.anchored:
             raise ValueError(
                 f"train.optimizer: {self.optimizer} pulls to where training starts, which moves with every phase of"
@@ -335,7 +352,7 @@ class ExecutionConfig(Section):
     peer_minutes: float = execution(
         60.0,
         "processes that train together: a silent one ends the training after so long; it continues from a checkpoint",
-        used_when={"train.processes": other_than(1)},
+        used_when=_TOGETHER,
         gt=0,
     )
     grace_seconds: float = execution(

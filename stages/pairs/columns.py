@@ -77,8 +77,8 @@ def check_completions(batch: Batch, fields: PairFields) -> None:
             )
 
 
-def completions_of(cells: Mapping[str, Any], fields: PairFields) -> list[tuple[Any, Any]]:
-    """(answer, score) of every completion in the row. Raises BadRow: empty, not_text."""
+def completions_of(cells: Mapping[str, Any], fields: PairFields) -> list[tuple[Any, Any, Any]]:
+    """(answer, score, who wrote it) of every completion in the row. Raises BadRow: empty, not_text."""
     value = cells.get(fields.completions or "")
     if isinstance(value, Unreadable):
         raise BadRow(value.reason, value.detail)
@@ -86,13 +86,14 @@ def completions_of(cells: Mapping[str, Any], fields: PairFields) -> list[tuple[A
     if not answers:
         raise BadRow("empty" if not value else "not_text", "no completions" if not value else "completions are no list")
     if all(isinstance(answer, dict) for answer in answers):
-        return [(answer.get(fields.completion_text), answer.get(fields.completion_score)) for answer in answers]
+        names = (fields.completion_text, fields.completion_score, fields.completion_model or "")
+        return [(answer.get(names[0]), answer.get(names[1]), answer.get(names[2])) for answer in answers]
     scores = cells.get(fields.completion_score)
     if not isinstance(scores, list) or len(scores) != len(answers):
         raise BadRow(
             "not_text", f"{len(answers)} answers, and {fields.completion_score!r} is no list of as many scores"
         )
-    return list(zip(answers, scores, strict=True))
+    return [(answer, score, None) for answer, score in zip(answers, scores, strict=True)]
 
 
 def _answers(value: Any) -> list[Any]:

@@ -32,7 +32,7 @@ class Imported:
 
     Unit row; a row with several pairs counts once a pair (`FILE:3#2`). Drop reasons: those of `pairs_of`, of RunLanguages
     (language_not_in_run, wrong_language, ...), refusal, rated_below, tie (scores that differ by less than pairs.min_margin), duplicate.
-    drops grows while drafting, stats too: unread_scores, rated_below, labels_overruled, and rows by
+    drops grows while drafting, stats too: on_policy_share (of the answers whose writer the data names), unread_scores, rated_below, labels_overruled, and rows by
     known error (`LABEL_ERRORS` and the kind).
     longest_text: characters from which a text is dropped (too_long) before anything looks at it.
     """
@@ -65,8 +65,9 @@ class Imported:
     @property
     def stats(self) -> dict[str, float]:
         """What was counted over all rows."""
+        said = self._counts["writers"]
         return {
-            "on_policy_share": 0.0,
+            **({"on_policy_share": self._counts["own_answers"] / said} if said else {}),
             "unread_scores": float(self._counts["unread_scores"]),
             "rated_below": float(self._counts["rated_below"]),
             "labels_overruled": float(self._languages.overruled),
@@ -96,6 +97,10 @@ class Imported:
             yield f"{several:,} rows have several rejected answers: the first of each is taken (`many: all` takes every one)"
         if below := self._counts["rated_below"]:
             yield f"{below:,} pairs are dropped because the data rates chosen below rejected (rated_below)"
+        if said := self._counts["writers"]:
+            yield f"{self._counts['own_answers'] / said:.0%} of {said:,} imported answers were written by the policy (on_policy_share)"
+        else:
+            yield "nothing says who wrote the imported answers (fields.chosen_model, rejected_model): which are the policy's own is not known"
         if unread := self._counts["unread_scores"]:
             yield f"{unread:,} scores cannot be read as a number: these pairs go on without"
         if overruled := self._languages.overruled:
@@ -142,6 +147,7 @@ class Imported:
         self._check_refusals(language, pair)
         self._check_scores(pair)
         self._check_new(row_id, language, pair)
+        self._count_writers(pair, source)
         prompt_id = content_id(language, pair.prompt)
         group_id = group_of(_cell(cells, source.fields.group_id), prompt_id)
         own = _cell(cells, source.fields.split)
@@ -160,6 +166,12 @@ class Imported:
             rejected_score=pair.rejected_score,
             label_error=label_error(_cell(cells, source.fields.label_error)) if source.fields.label_error else None,
         )
+
+    def _count_writers(self, pair: RawPair, source: PairSource) -> None:
+        own = {_model_name(name) for name in source.on_policy or [self._ctx.config.model.policy]}
+        written = [_model_name(writer) for writer in pair.writers if writer]
+        self._counts["writers"] += len(written)
+        self._counts["own_answers"] += sum(writer in own for writer in written)
 
     def _check_kinds(self, source: PairSource) -> None:
         if len(self._errors) > MOST_KINDS:
@@ -201,6 +213,11 @@ class Imported:
 
 def _cell(cells: dict[str, Any], column: str | None) -> Any:
     return cells.get(column) if column else None
+
+
+def _model_name(name: str) -> str:
+    """What two names of a model are compared by: the last part of a hub id or path, in lower case."""
+    return name.rstrip("/").rpartition("/")[2].casefold()
 
 
 def label_error(cell: Any) -> str:

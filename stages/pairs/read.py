@@ -16,7 +16,8 @@ from stages.text.messages import BadRow, Messages, comparable, read_messages, re
 
 @dataclass(frozen=True)
 class RawPair:
-    """A pair as the data has it, cleaned; prompt ends in a user turn. unread: scores that are written and could not be read."""
+    """A pair as the data has it, cleaned; prompt ends in a user turn. unread: scores that are written and could not be read.
+    writers: the models that wrote chosen and rejected, empty where the data does not say."""
 
     prompt: Messages
     chosen: str
@@ -24,6 +25,7 @@ class RawPair:
     chosen_score: float | None = None
     rejected_score: float | None = None
     unread: int = 0
+    writers: tuple[str, str] = ("", "")
 
 
 def read_pair(prompt: Any, chosen: Any, rejected: Any, system: Any = None) -> RawPair:
@@ -82,43 +84,55 @@ def pairs_of(cells: Mapping[str, Any], source: PairSource, longest: int) -> Iter
     except BadRow as bad:
         yield bad
         return
-    for chosen, rejected, scores in sides:
+    for chosen, rejected, scores, writers in sides:
         try:
             if beyond := max(too_long(cell, longest) for cell in (prompt, chosen, rejected)):
                 raise BadRow("too_long", f"{beyond:,} characters > {longest:,}")
             pair = read_pair(prompt, chosen, rejected, system)
             values = _comparable_scores(scores)
             unread = sum(value is not None and rating(value) is None for value in scores)
-            yield RawPair(pair.prompt, pair.chosen, pair.rejected, *values, unread)
+            said = (_writer(writers[0]), _writer(writers[1]))
+            yield RawPair(pair.prompt, pair.chosen, pair.rejected, *values, unread, said)
         except BadRow as bad:
             yield bad
 
 
-Sides = tuple[Any, Any, tuple[Any, Any]]
-"""chosen, rejected, and the cells of their scores."""
+Sides = tuple[Any, Any, tuple[Any, Any], tuple[Any, Any]]
+"""chosen, rejected, the cells of their scores, and of who wrote them."""
 
 
 def _of_sides(cells: Mapping[str, Any], source: PairSource) -> list[Sides]:
     fields = source.fields
     chosen, rejected = cells.get(fields.chosen), cells.get(fields.rejected)
     given = [_cell(cells, name) for name in (fields.chosen_score, fields.rejected_score)]
+    by = [_cell(cells, name) for name in (fields.chosen_model, fields.rejected_model)]
     if isinstance(chosen, list) and is_several(chosen):
         if len(chosen) > 1:
             raise BadRow("several_answers", f"chosen is a list of {len(chosen)} answers")
         chosen = chosen[0]
     if not isinstance(rejected, list) or not is_several(rejected):
-        return [(chosen, rejected, (given[0], given[1]))]
-    scores = given[1] if isinstance(given[1], list) else [given[1]] * len(rejected)
-    if len(scores) != len(rejected):
-        scores = [None] * len(rejected)
+        return [(chosen, rejected, (given[0], given[1]), (by[0], by[1]))]
+    scores, writers = (_for_each(cell, len(rejected)) for cell in (given[1], by[1]))
     sides = [
-        (chosen, answer, (given[0], score))
-        for answer, score in zip(rejected, scores, strict=True)
+        (chosen, answer, (given[0], score), (by[0], writer))
+        for answer, score, writer in zip(rejected, scores, writers, strict=True)
         if answer is not None
     ]
     if not sides:
         raise BadRow("empty", "no rejected answer")
     return sides if source.many == "all" else sides[:1]
+
+
+def _for_each(cell: Any, count: int) -> list[Any]:
+    """What a cell says of each of several answers: one thing for all, or a list; nothing where it has another length."""
+    if not isinstance(cell, list):
+        return [cell] * count
+    return cell if len(cell) == count else [None] * count
+
+
+def _writer(cell: Any) -> str:
+    """A model's name; empty where the cell holds none."""
+    return cell.strip() if isinstance(cell, str) else ""
 
 
 def is_several(value: Any) -> bool:
@@ -129,13 +143,13 @@ def is_several(value: Any) -> bool:
 def _of_completions(cells: Mapping[str, Any], source: PairSource) -> list[Sides]:
     """Best against worst of scored answers, or best against all that are worse; ties in favour of the first."""
     scored = [
-        (answer, found, score)
-        for answer, score in completions_of(cells, source.fields)
+        (answer, found, score, writer)
+        for answer, score, writer in completions_of(cells, source.fields)
         if answer is not None and (found := rating(score)) is not None
     ]
     if len(scored) < 2:
         raise BadRow("too_few_candidates", f"{len(scored)} answers with a score")
-    if len({found.out_of for _, found, _ in scored}) > 1:
+    if len({found.out_of for _, found, _, _ in scored}) > 1:
         raise BadRow("too_few_candidates", "the scores are out of different numbers (7/10 and 80%)")
     best = max(scored, key=lambda entry: entry[1].value)
     worse = [entry for entry in scored if entry[1].value < best[1].value]
@@ -143,7 +157,7 @@ def _of_completions(cells: Mapping[str, Any], source: PairSource) -> list[Sides]
         raise BadRow("tie", f"all {len(scored)} answers are rated {best[1].value:g}")
     if source.many == "one":
         worse = [min(worse, key=lambda entry: entry[1].value)]
-    return [(best[0], entry[0], (best[2], entry[2])) for entry in worse]
+    return [(best[0], entry[0], (best[2], entry[2]), (best[3], entry[3])) for entry in worse]
 
 
 def _comparable_scores(cells: tuple[Any, Any]) -> tuple[float | None, float | None]:

@@ -16,7 +16,6 @@ from stages.train.batches import BatchPlan, plan_batches
 from stages.train.dataset import TrainingPairs, load_pairs
 from stages.train.export import save_trained
 from stages.train.loggers import logs_in
-from stages.train.peers import peer_limit, silence_named
 from stages.train.phase import History, Phase, pairs_seen, train_phase
 from stages.train.processes import from_first, is_first, world_size
 from stages.train.references import checked_references
@@ -38,11 +37,6 @@ class Outcome:
 
 def train_job(ctx: Context) -> Outcome:
     """Train and export. Raises UserError for what the config or the data make impossible, Stopped when asked to stop."""
-    with silence_named(peer_limit(ctx.config)):
-        return _train_job(ctx)
-
-
-def _train_job(ctx: Context) -> Outcome:
     train = ctx.config.train
     session = Session.of(ctx, train, ctx.models["policy"])
     pairs = load_pairs(ctx, session.renderer)

@@ -21,18 +21,23 @@ from schemas.config import RunConfig
 from schemas.config.trainer import TrainerConfig
 from schemas.errors import UserError
 from stages.models.device import device_of, dtype_of
-from stages.train.processes import world_size
+from stages.train.processes import local_size, world_size
 
 
 @dataclass(frozen=True)
 class Precision:
-    """device; compute: dtype of the forward; load: dtype of the weights in memory; bf16, fp16: autocast. sharded: the weights
-    are cut over several processes."""
+    """device; compute: dtype of the forward; load: dtype of the weights in memory; bf16, fp16: autocast. copies: of the weights that are cut
+    over several processes; 0: they are not cut."""
 
     device: torch.device
     compute: torch.dtype
     load: torch.dtype
-    sharded: bool = False
+    copies: int = 0
+
+    @property
+    def sharded(self) -> bool:
+        """The weights are cut over several processes."""
+        return self.copies > 0
 
     @property
     def placed(self) -> torch.device:
@@ -71,14 +76,14 @@ def precision(config: RunConfig, section: TrainerConfig) -> Precision:
             where="model.dtype",
             fix="Use model.dtype: float16 or float32.",
         )
-    sharded = section.shards and world_size() > 1
-    if sharded and compute == torch.float16:
+    copies = section.copies(world_size() // local_size(), local_size()) if world_size() > 1 else 0
+    if copies and compute == torch.float16:
         raise UserError(
             "float16 scales the loss, which is not done for weights cut over processes",
             where=f"model.dtype: float16, {section.section}.sharding",
             fix=f"Use model.dtype: bfloat16, or {section.section}.sharding: ddp.",
         )
-    return Precision(device, compute, torch.float32 if section.method == "full" else compute, sharded)
+    return Precision(device, compute, torch.float32 if section.method == "full" else compute, copies)
 
 
 def disable_dropout(model: nn.Module) -> None:

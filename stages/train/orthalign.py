@@ -44,6 +44,7 @@ from stages.train.objectives import Chosen, Scores, accuracies, choose, score
 from stages.train.optimizers.change import Change
 from stages.train.optimizers.subspace import Protected
 from stages.train.phase import History, pairs_seen, train_phase
+from stages.train.processes import at_first, from_first, is_first, weights_of_first, world_size
 from stages.train.references import recomputed
 from stages.train.session import Session
 
@@ -62,13 +63,13 @@ def train_objectives(
     refuse_transposed(model)
     _name_narrow(session, model)
     objectives, drops = choose(session, pairs)
-    plans = [plan_batches(len(o.pairs), session.train) for o in objectives]
+    plans = [plan_batches(len(o.pairs), session.train, world_size()) for o in objectives]
     for objective, plan in zip(objectives, plans, strict=True):
         steps = total_steps(session.train, plan, len(objective.pairs))
         session.note(f"objective {objective.name}: {len(objective.pairs)} pairs, {steps} steps")
         for line in plan.notes:
             session.note(f"objective {objective.name}: {line}")
-    start = [score(model, o.dev, session.scorer()) for o in objectives]
+    start = from_first(lambda: [score(model, o.dev, session.scorer()) for o in objectives], session.config)
     sequence = _Sequence(session, objectives, plans, start)
     trained, history = sequence.run(model)
     return trained, history, drops, sequence.seen()
@@ -111,7 +112,7 @@ class _Sequence:
 
     def run(self, model: PreTrainedModel) -> tuple[PreTrainedModel, History]:
         """Train the objectives that are not done yet."""
-        protected, history, done = Protected.none(), History(), self._done()
+        protected, history, done = Protected.none(), History(), from_first(self._done, self.session.config)
         if done:
             place = self._place(done - 1)
             names = ", ".join(o.name for o in self.objectives[:done])
@@ -119,8 +120,9 @@ class _Sequence:
             model = replace(self.session, start=replace(self.session.start, path=place / _MODEL)).load()
             protected = Protected.load(place / _BASES)
             history = json.loads((place / _LOG).read_text(encoding="utf-8"))
-        for later in range(done + 1, len(self.objectives)):  # it stands on weights that are made again
-            shutil.rmtree(self._place(later), ignore_errors=True)
+        if is_first():
+            for later in range(done + 1, len(self.objectives)):  # it stands on weights that are made again
+                shutil.rmtree(self._place(later), ignore_errors=True)
         for number in range(done, len(self.objectives)):
             model, protected, history = self._objective(number, model, protected, history)
         return model, history
@@ -128,30 +130,60 @@ class _Sequence:
     def _objective(
         self, number: int, model: PreTrainedModel, protected: Protected, history: History
     ) -> tuple[PreTrainedModel, Protected, History]:
+        """Train it; what is measured between objectives, and written, the first process does for all."""
         objective, settings = self.objectives[number], self.session.train.orthalign
-        place, last = self._place(number), number == len(self.objectives) - 1
+        place, last, config = self._place(number), number == len(self.objectives) - 1, self.session.config
         pairs = objective.pairs
-        referred = settings.reference == "objective" and not self.session.config.loss.reference_free
+        referred = settings.reference == "objective" and not config.loss.reference_free
         if number and referred:
-            pairs = recomputed(pairs, model, self.session.scorer())
+            pairs = from_first(partial(recomputed, pairs, model, self.session.scorer()), config)
         place.mkdir(parents=True, exist_ok=True)
         factors = self.session.train.method == "lora" and settings.rank == "energy"  # say alone what changed
         compared = bool(protected) or bool(settings.trust_radius) or not (last or factors)
-        before = remember(model, place / _BEFORE) if compared else {}
+        before: Weights = at_first(partial(remember, model, place / _BEFORE), {}, config) if compared else {}
         phase = self._phase(number, pairs, protected)
         train = train_in_phases if self.session.train.allo.on else train_phase
         trained, log = train(self.session, model, phase)
-        figures = self._within(objective, trained, before) if settings.trust_radius else {}
-        most = partial(most_directions, sequence=settings)
-        changes = {} if last else changed(trained, before, most, self._beat)
+        none: tuple[dict[str, float], dict[str, Change]] = ({}, {})
+        figures, changes = at_first(partial(self._held, objective, trained, before, last), none, config)
         plain = without_adapter(trained)
         del trained
+        weights_of_first(plain)
+        finish = partial(self._finish, number, plain, before, changes, protected, figures, log, history)
+        kept = at_first(finish, None, config)
+        free_memory()
+        if kept is None:
+            return plain, Protected.load(place / _BASES), history
+        return plain, *kept
+
+    def _held(
+        self, objective: Chosen, trained: Any, before: Weights, last: bool
+    ) -> tuple[dict[str, float], dict[str, Change]]:
+        """(figures, what changed), after the change was held to the trust region."""
+        settings = self.session.train.orthalign
+        figures = self._within(objective, trained, before) if settings.trust_radius else {}
+        most = partial(most_directions, sequence=settings)
+        return figures, {} if last else changed(trained, before, most, self._beat)
+
+    def _finish(
+        self,
+        number: int,
+        plain: PreTrainedModel,
+        before: Weights,
+        changes: Mapping[str, Change],
+        protected: Protected,
+        figures: dict[str, float],
+        log: History,
+        history: History,
+    ) -> tuple[Protected, History]:
+        """(what the next objectives stay out of, the log with this one's figures); both, and the weights, are on disk then."""
+        objective, settings = self.objectives[number], self.session.train.orthalign
         if protected:
             beat = self._beat(len(protected.left) or len(protected.right), "matrix")
             figures["leak"], figures["leak_exported"] = leaks(
                 plain, before, protected, self.session.numbers.compute, beat
             )
-        if not last:  # what the last one did, nobody needs to stay out of
+        if number < len(self.objectives) - 1:  # what the last one did, nobody needs to stay out of
             kept = self._kept(number, plain, before, changes)
             protected = protected.extended(kept, settings.side, energy=1.0, q_max=settings.q_max)
             figures["directions"] = _mean_directions(protected)
@@ -165,8 +197,7 @@ class _Sequence:
         history = history + [logged | {"step": logged["step"] + offset} for logged in log]
         history.append({"step": offset + self._steps(number), **entry})
         self._keep(number, plain, protected, history)
-        free_memory()
-        return plain, protected, history
+        return protected, history
 
     def _phase(self, number: int, pairs: TrainingPairs, protected: Protected) -> ConfinedPhase:
         later = sum(self._steps(later) for later in range(number + 1, len(self.plans)))

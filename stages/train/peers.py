@@ -6,22 +6,26 @@ may take hours, it beats in the group's store; the others wait as long as it doe
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count
+from multiprocessing.pool import ThreadPool
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from schemas.config import RunConfig
 from schemas.errors import UserError
 
+T = TypeVar("T")
 _BEAT_SECONDS = 1.0
 _STORE_SECONDS = 30.0
-_TIMEOUTS = ("Timed out waiting", "timed out", "Timeout")
+_TIMEOUTS = ("timed out", "timeout")
 _turns = count()
 """Times that all waited for the first, which all processes count alike."""
 
@@ -65,13 +69,31 @@ def wait_for_the_first(limit: timedelta) -> None:
         time.sleep(min(_BEAT_SECONDS, limit.total_seconds()) / 4)
 
 
+def within(limit: timedelta, who: str, call: Callable[[], T]) -> T:
+    """What `call` returns or raises. Raises UserError when it takes longer; it is left behind then."""
+    pool = ThreadPool(1)  # its thread does not hold up the end of this process
+    pending = pool.apply_async(call)
+    pool.close()
+    try:
+        return pending.get(limit.total_seconds())
+    except multiprocessing.TimeoutError:
+        raise _silent(limit, who) from None
+
+
+def launched_store(limit: timedelta) -> Any:
+    """The store at which those meet that a launcher started (by torchrun's variables), once all are there. Raises UserError when they are not
+    within the limit, RuntimeError where there is none."""
+    store, _, _ = within(limit, "the other machines", lambda: next(dist.rendezvous("env://", timeout=limit)))
+    return store
+
+
 @contextmanager
 def silence_named(limit: timedelta) -> Iterator[None]:
-    """UserError instead of what the backend raises when a collective waited too long."""
+    """UserError instead of what the backend raises when a collective of the processes waited too long."""
     try:
         yield
     except RuntimeError as error:  # also torch's DistBackendError
-        if dist.is_initialized() and any(word in str(error) for word in _TIMEOUTS):
+        if any(word in str(error).lower() for word in _TIMEOUTS):
             raise _silent(limit, "one of them") from error
         raise
 

@@ -98,7 +98,7 @@ def _kind(phase: Phase, session: Session) -> Any:
         return phase.kind
     from stages.train.together import together
 
-    return together(phase.kind, session.numbers.sharded)
+    return together(phase.kind, session.numbers.copies)
 
 
 class _Arguments(DPOConfig):

@@ -14,7 +14,7 @@ from stages.contract import Context, ModelRef
 from stages.models.load import load_causal_lm, settle_threads
 from stages.text.render import Renderer, load_renderer
 from stages.train.model import Precision, precision
-from stages.train.processes import world_size
+from stages.train.processes import local_size
 from stages.train.scoring import Scorer
 
 
@@ -39,7 +39,7 @@ class Session:
         if ctx.folder is None:
             raise ValueError(f"{section.section} needs a folder")
         numbers = precision(ctx.config, section)
-        settle_threads(ctx.config, world_size())
+        settle_threads(ctx.config, local_size())
         renderer = load_renderer(start, ctx.config.text, ctx.config.model.trust_remote_code)
         return cls(ctx, ctx.folder, start, renderer, numbers)
 

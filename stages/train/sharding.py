@@ -11,15 +11,23 @@ import copy
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 
-def shard(model: nn.Module, device: torch.device) -> nn.Module:
-    """Cut the model's parameters by rows, in place, moving them to `device`: one gathering per decoder layer, one for the rest.
+def mesh_over(device: torch.device, copies: int) -> DeviceMesh:
+    """All processes, in one row that shares the weights; copies > 1 (HSDP): so many rows, of neighbouring ranks, that each hold all of them."""
+    processes = dist.get_world_size()
+    if copies == 1:
+        return dist.init_device_mesh(device.type, (processes,))
+    return dist.init_device_mesh(device.type, (copies, processes // copies), mesh_dim_names=("replicate", "shard"))
+
+
+def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """Cut the model's parameters by rows, in place, moving them to the mesh's device: one gathering per decoder layer, one for the rest.
     Returns the model without parameters, for `unsharded`."""
     empty = copy.deepcopy(model, {id(p): _without_data(p) for p in model.parameters()})
-    mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
     layers = set(getattr(model, "_no_split_modules", None) or ())
     for module in list(model.modules()):
         if type(module).__name__ in layers:

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from stages.contract import Account, ArtifactStage, Context, Rows, tally
 from stages.train.card import Training, model_card
 from stages.train.export import exported, write_cards
+from stages.train.gang import run_together
 from stages.train.job import train_job
 from stages.train.loggers import check_loggers
 from stages.train.memory import memory_named
 from stages.train.metrics import metrics_table, training_totals
-from stages.train.processes import process_count, run_together
+from stages.train.processes import process_count
 
 
 class Train(ArtifactStage):
@@ -25,14 +26,14 @@ class Train(ArtifactStage):
     """
 
     def run(self, ctx: Context) -> Iterator[Rows | Account]:
-        """Train, in `train.processes` processes, then yield the metrics and the account (unit: pair)."""
+        """Train, in `train.processes` processes on each of `train.nodes` machines, then yield the metrics and the account (unit: pair)."""
         folder = ctx.folder
         if folder is None:
             raise ValueError("train needs a folder")
         config, started = ctx.config, time.monotonic()
         check_loggers(config.train)
         processes = process_count(config)
-        if processes == 1:
+        if processes == 1 and not ctx.machines:
             with memory_named(config.train.section):
                 outcome = train_job(ctx)
         else:

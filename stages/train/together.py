@@ -18,17 +18,17 @@ import torch
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from stages.train.optimizers.state import gathered_state, scattered_state
-from stages.train.sharding import shard, unsharded, whole_weights
-from stages.train.trainer import PairTrainer, some_pairs
+from stages.train.sharding import mesh_over, shard, unsharded, whole_weights
+from stages.train.trainer import PairTrainer
 
 OWN = "own"
 """(this process's own pairs, the most of any process) of a micro-batch whose other pairs accelerate repeated to fill it."""
 
 
-def together(kind: type[PairTrainer], sharded: bool) -> type[PairTrainer]:
-    """The trainer as one of several processes; sharded: the weights are cut over them."""
-    mixins = (_Sharded, _Uneven) if sharded else (_Uneven,)
-    return type(f"{kind.__name__}Together", (*mixins, kind), {})
+def together(kind: type[PairTrainer], copies: int) -> type[PairTrainer]:
+    """The trainer as one of several processes. copies: of the weights, which are cut over the processes that share one; 0: each has its own."""
+    mixins = (_Sharded, _Uneven) if copies else (_Uneven,)
+    return type(f"{kind.__name__}Together", (*mixins, kind), {"copies": copies})
 
 
 class _Uneven(PairTrainer):
@@ -48,9 +48,9 @@ class _Uneven(PairTrainer):
         return batches, items
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> int:
-        """Pairs in this optimizer step, over all devices."""
-        pairs = sum(int(b[OWN][0]) if OWN in b else b["input_ids"].shape[0] // 2 for b in batch_samples)
-        return int(self.accelerator.gather(torch.tensor([pairs], device=device)).sum())
+        """As in one process, over all devices."""
+        items = sum(self.items(batch, int(batch[OWN][0]) if OWN in batch else None) for batch in batch_samples)
+        return int(self.accelerator.gather(torch.tensor([items], dtype=torch.float64, device=device)).sum())
 
     def compute_loss(
         self,
@@ -59,21 +59,18 @@ class _Uneven(PairTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """A filled-up micro-batch goes pair by pair, repeated ones without weight: TRL gathers figures of every forward, so that
-        the processes must forward equally many pairs."""
+        """Of a micro-batch that was filled up by repeating, `own_loss`."""
         if OWN not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         assert num_items_in_batch is not None and not return_outputs
         own, most = inputs.pop(OWN)
-        losses = [
-            super(PairTrainer, self).compute_loss(model, some_pairs(inputs, [i])) * (i < own) for i in range(most)
-        ]
-        return torch.stack(losses).sum() * self.args.world_size / num_items_in_batch
+        return self.own_loss(model, inputs, own, most, num_items_in_batch)
 
 
 class _Sharded(PairTrainer):
     """The weights, their gradients and the optimizer's state are cut over the processes."""
 
+    copies: int
     _empty: torch.nn.Module
 
     def whole_model(self) -> Any:
@@ -81,7 +78,7 @@ class _Sharded(PairTrainer):
         return unsharded(self.model, self._empty, keep=self.args.should_save)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        self._empty = shard(self.model, self.args.device)
+        self._empty = shard(self.model, mesh_over(self.args.device, self.copies))
         self.is_distributed_loading_by_transformers = True
         return super()._prepare_for_training(*args, **kwargs)
 

@@ -49,9 +49,21 @@ class PairTrainer(Resumable, PreferenceTrainer):
     def _precompute_ref_logps(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset
 
+    def items(self, batch: Mapping[str, torch.Tensor], own: int | None = None) -> float:
+        """What a micro-batch counts for in its optimizer step: its pairs; own: the first so many of them alone."""
+        return batch["input_ids"].shape[0] // 2 if own is None else own
+
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> int:
-        """Pairs in this optimizer step."""
-        return sum(batch["input_ids"].shape[0] // 2 for batch in batch_samples)
+        """What this optimizer step's loss is a mean over."""
+        return int(sum(self.items(batch) for batch in batch_samples))
+
+    def own_loss(self, model: Any, inputs: Mapping[str, Any], own: int, most: int, items: torch.Tensor | int) -> Any:
+        """The loss of the first `own` pairs of a micro-batch, as one of processes of which none has more than `most`: pair by pair, the others
+        without weight: TRL gathers figures of every forward, so that all must forward equally many."""
+        losses = [
+            super(PairTrainer, self).compute_loss(model, some_pairs(inputs, [i])) * (i < own) for i in range(most)
+        ]
+        return torch.stack(losses).sum() * self.args.world_size / items
 
     def compute_loss(
         self,

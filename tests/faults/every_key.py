@@ -170,7 +170,7 @@ def imported_config() -> dict[str, Any]:
     return base_config() | {"pairs": {"sources": [{"path": "pairs.jsonl"}]}, "rounds": 1}
 
 
-_COMPLETIONS = ("completion_text", "completion_score")
+_COMPLETIONS = ("completion_text", "completion_score", "completion_model")
 ELSEWHERE = {
     "openai": (
         openai_config,
@@ -215,7 +215,13 @@ ELSEWHERE = {
 }
 """Keys that the base config has no use for, in a config that has."""
 
-OWN = {"train.allo.": allo_config, "train.lora.": lora_config, "train.processes": lora_config}
+OWN = {
+    "train.allo.": allo_config,
+    "train.lora.": lora_config,
+    "train.processes": lora_config,
+    "train.nodes": lora_config,
+    "train.language_surgery": lora_config,
+}
 
 
 def every_key() -> Iterator[tuple[str, bool, dict[str, Any]]]:

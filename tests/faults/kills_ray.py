@@ -3,7 +3,8 @@
 python -m tests.faults.kills_ray --kills 40 --seed 0
 
 One run after the other on fake stages. Strikes come at random instants while shards are computed: a node is killed (and another joins),
-a node hangs beyond Ray's health check and comes back, a worker process is killed, the driver is killed (the same command continues).
+a node hangs beyond Ray's health check and comes back, a worker process is killed, the driver is killed, the head is killed (the run must end
+in words, and the same command continue on a new cluster), a node is added; and a node dies of those that train together.
 Every run must end with the tables of an undisturbed run on this machine, and no part may be committed twice.
 """
 
@@ -33,7 +34,8 @@ _CONFIG = {
     "prompts": {"sources": [{"path": "x"}], "max_chars": 120},
     "generate": {"shard_size": 1},
 }
-_STRIKES = ("node killed", "node silent, then back", "worker killed", "driver killed")
+_STRIKES = ("node killed", "node silent, then back", "worker killed", "driver killed", "node added", "head killed")
+_TRAINING = "node killed in training"
 _PATIENCE_SECONDS = 300.0
 
 
@@ -44,7 +46,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     console, drawn = Console(width=120, highlight=False), random.Random(arguments.seed)
-    os.environ["FAKE_SECONDS"] = "0.3"
+    os.environ["FAKE_SECONDS"], os.environ["FAKE_STEPS"] = "0.3", "20"
     struck: Counter[str] = Counter()
     wrong = runs = repeated = 0
     with tempfile.TemporaryDirectory(prefix="faults-ray-") as name:
@@ -66,7 +68,7 @@ def main() -> int:
                 )
         finally:
             nodes.close()
-    for strike in _STRIKES:
+    for strike in (*_STRIKES, _TRAINING):
         console.print(f"{strike}: {struck[strike]}")
     console.print(
         f"{struck.total()} strikes in {runs} runs, {wrong} runs differ, {repeated} parts begun again", style="bold"
@@ -81,8 +83,11 @@ class _Disturbed:
         self._nodes, self._drawn, self.root = nodes, drawn, folder / "runs" / "t"
         self._config = _config(folder)
         self.struck: Counter[str] = Counter()
-        self._on = ("execution.on=ray", f"execution.ray_address={nodes.address}")
-        self._driver = start_driver(self._config, *self._on)
+        self._start()
+
+    def _start(self) -> None:
+        on = ("execution.on=ray", f"execution.ray_address={self._nodes.address}", "train.nodes=0")
+        self._driver = start_driver(self._config, *on)
 
     def to_the_end(self, most: int) -> None:
         """Strike while it computes, `most` times at most."""
@@ -91,6 +96,9 @@ class _Disturbed:
             if self.struck.total() < most and self._computes():
                 time.sleep(self._drawn.uniform(0, 0.6))
                 self._strike(self._drawn.choice(_STRIKES))
+            elif self.struck.total() < most and not self.struck[_TRAINING] and self._trains():
+                self._lose(self._drawn.choice(list(self._nodes.nodes)))
+                self.struck[_TRAINING] += 1
             time.sleep(0.2)
         _, errors = self._driver.communicate(timeout=60)
         if self._driver.returncode:
@@ -109,9 +117,18 @@ class _Disturbed:
         names = [name for name in self._nodes.nodes if self._nodes.processes(name)]
         name = self._drawn.choice(names)
         if what == "node killed":
-            self._nodes.strike(name, signal.SIGKILL)
-            del self._nodes.nodes[name]
+            self._lose(name)
+        elif what == "node added":
+            if len(names) > 3:  # one goes for it
+                self._lose(name)
             self._nodes.add(f"n{time.monotonic_ns()}")
+        elif what == "head killed":
+            self._nodes.lose_head()
+            _, errors = self._driver.communicate(timeout=_PATIENCE_SECONDS)
+            if self._driver.returncode != 1 or "no longer answers" not in errors:
+                raise SystemExit(f"without its head the run ended with {self._driver.returncode}: {errors[-2000:]}")
+            self._nodes.renew()
+            self._start()
         elif what == "node silent, then back":
             self._nodes.strike(name, signal.SIGSTOP)
             time.sleep(6.0)
@@ -126,8 +143,19 @@ class _Disturbed:
         else:
             self._driver.kill()
             self._driver.communicate()
-            self._driver = start_driver(self._config, *self._on)
+            self._start()
         self.struck[what] += 1
+
+    def _lose(self, name: str) -> None:
+        """A node, for which another comes."""
+        self._nodes.strike(name, signal.SIGKILL)
+        del self._nodes.nodes[name]
+        self._nodes.add(f"n{time.monotonic_ns()}")
+
+    def _trains(self) -> bool:
+        """Whether processes train together and have taken steps."""
+        checkpoint = self.root / "round-0" / "train" / "checkpoint"
+        return checkpoint.is_file() and checkpoint.read_text().isdigit()
 
     def _computes(self) -> bool:
         """Whether a shard is being computed; after a strike, that one was committed since."""

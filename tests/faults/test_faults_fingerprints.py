@@ -138,6 +138,8 @@ def test_every_key_that_another_config_uses_is_in_the_fingerprint_of_the_stages_
         ("train.allo.", 12, {"train.allo.reward_model"}),
         ("train.lora.", 4, set()),
         ("train.processes", 1, {"train.processes"}),
+        ("train.nodes", 1, {"train.nodes"}),
+        ("train.language_surgery", 1, set()),
     ],
 )
 def test_every_key_the_base_config_refuses_is_in_the_fingerprint_of_train_or_execution(

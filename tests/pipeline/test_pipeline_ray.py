@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.cluster import Node
+from pipeline.ray_sizes import Sizes
+from schemas.config import RunConfig
 from schemas.errors import UserError
+from stages.catalog import BY_NAME
 from tests.cluster_support import ThreeNodes, free_port, start_driver, wait_until
 
 pytest.importorskip("ray", reason="Ray is not installed (extra [ray])")
@@ -121,10 +125,47 @@ def test_a_driver_that_is_killed_leaves_a_run_that_the_same_command_continues(no
     assert committed < _PARTS
 
 
-def test_where_no_cluster_answers_the_run_is_refused_in_seconds(start):
-    driver = start("execution.on=ray", f"execution.ray_address=127.0.0.1:{free_port()}")
-    _, err = driver.communicate(timeout=60)
-    assert driver.returncode == 1 and "No Ray cluster answers" in err and "Traceback" not in err
+def test_a_training_has_a_seat_on_each_node(nodes, config, start):
+    root = config.parent / "runs" / "t"
+    finish(start(*on_ray(nodes), "train.nodes=0"))
+    assert (root / "round-0" / "train" / "result.txt").read_text() == "fresh by 2"
+    (place,) = [e["place"] for e in events(root, "part_done") if e["stage"] == "train"]
+    assert place.count("node-") == 2 and " + " in place
+    assert len(list((root / "logs").glob("worker-*-node-1.log"))) == 1
+
+
+def test_a_dry_run_is_refused_as_the_run_where_no_cluster_answers(config):
+    said = set()
+    port = free_port()
+    for more in ((), ("--dry-run",)):
+        driver = start_driver(config, "execution.on=ray", f"execution.ray_address=127.0.0.1:{port}", more=more)
+        _, err = driver.communicate(timeout=60)
+        said.add((driver.returncode, err))
+    ((code, err),) = said
+    assert code == 1 and "No Ray cluster answers" in err and "Traceback" not in err
+
+
+class _Nodes:
+    """A cluster of two nodes with four cores and two GPUs each, and a head without cores."""
+
+    def nodes(self) -> list[Node]:
+        return [Node("0", "head", "10.0.0.1", 0.0, 0.0), *(Node(n, n, "10.0.0.2", 4.0, 2.0) for n in "ab")]
+
+
+@pytest.mark.parametrize(("nodes", "processes", "spans"), [(1, 1, 1), (0, 0, 2), (2, 2, 2), (3, 1, None), (0, 3, 1)])
+def test_a_training_spans_the_nodes_that_hold_its_processes_and_more_are_refused_before_any_work(
+    nodes, processes, spans
+):
+    config = RunConfig.model_validate(_CONFIG | {"run_dir": "r", "train": {"nodes": nodes, "processes": processes}})
+    sizes = Sizes(_Nodes(), config)
+    if spans is None:
+        with pytest.raises(
+            UserError, match=r"is to run on 3 nodes and 2 of the Ray cluster can take part: each with 2 core"
+        ):
+            sizes.refuse_too_few([BY_NAME["generate"], BY_NAME["train"]])
+    else:
+        assert sizes.spanned(BY_NAME["train"]) == spans
+        assert sizes.spanned(BY_NAME["generate"]) == 1
 
 
 @pytest.mark.parametrize("address", ["local", "ray://head:10001", "", "head", "head:x"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,12 +31,15 @@ class ForgetTrainer(TokenTrainer):
     columns = ("token_weights", "ref_token_logps")
     collate = RejectedSide
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> int:
-        """Tokens to unlearn in this optimizer step, over all devices."""
-        tokens = sum(float(batch["token_weights"].sum()) for batch in batch_samples)
-        if self.args.world_size > 1:
-            return int(self.accelerator.gather(torch.tensor([tokens], device=device)).sum())
-        return int(tokens)
+    def items(self, batch: Mapping[str, torch.Tensor], own: int | None = None) -> float:
+        """Tokens to unlearn."""
+        return float(batch["token_weights"][:own].sum())
+
+    def own_loss(self, model: Any, inputs: Mapping[str, Any], own: int, most: int, items: torch.Tensor | int) -> Any:
+        """See PairTrainer: in one forward, tokens of other pairs without weight."""
+        weights = inputs["token_weights"].clone()
+        weights[own:] = 0
+        return self.compute_loss(model, {**inputs, "token_weights": weights}, False, items)
 
     def compute_loss(
         self,

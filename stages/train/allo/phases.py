@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -45,9 +45,11 @@ from stages.train.dataset import TrainingPairs
 from stages.train.optimizers.active import ActiveEntries
 from stages.train.optimizers.bucket import narrowest
 from stages.train.phase import History, Phase, pairs_seen, train_phase
+from stages.train.processes import from_first, world_size
 from stages.train.references import recomputed
 from stages.train.session import Session
 
+T = TypeVar("T")
 _KEPT = ("forget", "learn")
 """Phases whose weights stay."""
 
@@ -75,7 +77,7 @@ def plans(train: TrainConfig, plan: BatchPlan, n_pairs: int) -> dict[str, BatchP
     if allo.mask == "gradient":
         found["gradient"] = short
     if allo.forget:
-        found["forget"] = plan_batches(n_pairs, _forgetting(train))
+        found["forget"] = plan_batches(n_pairs, _forgetting(train), world_size())
     if allo.learn:
         found["learn"] = plan
     return found
@@ -162,11 +164,10 @@ class _Phases:
     def _prepare(self, model: PreTrainedModel) -> None:
         """Masks and tokens on disk; the model as it was. Nothing to do when they are there."""
         folder, identity = self.folder / "prepared", self._identity("prepared")
-        if is_complete(folder, identity):
+        if self._first(lambda: is_complete(folder, identity)):
             self.session.note("masks and token rewards: made before")
             return
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        self._first(lambda: _emptied(folder))
         train, pairs = self.session.train, self.last.pairs
         allo = train.allo
         references: list[torch.Tensor] = []
@@ -174,7 +175,7 @@ class _Phases:
         if allo.needs_rewards:
             references = self._rejected_logps(model)
         if allo.needs_rewards and allo.token_reward != "implicit":  # before any training: the model may be refused
-            rewards = model_rewards(self.session, _rejected(pairs), references)
+            rewards = self._first(lambda: model_rewards(self.session, _rejected(pairs), references))
         history: History = []
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         with _restored(trained) as start:
@@ -184,18 +185,33 @@ class _Phases:
                 warmed = self._rejected_logps(model)
                 rewards = [implicit_rewards(a, b, allo.beta) for a, b in zip(warmed, references, strict=True)]
             if allo.mask == "warmup":
-                self._select(folder, trained, lambda name: _change(trained[name], start[name]))
+                change = partial(_change_of, trained, start)
+                self._first(lambda: self._select(folder, trained, change))
         if allo.mask == "gradient":
             sums: dict[str, torch.Tensor] = {}
             unclipped = _warming(train).model_copy(update={"max_grad_norm": 0.0})
             history += self._run("gradient", model, unclipped, pairs, partial(GradientPhase, sums=sums))
-            self._select(folder, trained, sums.__getitem__)
-        if allo.needs_rewards:
+            self._first(lambda: self._select(folder, trained, sums.__getitem__))
+        self._first(lambda: self._keep_prepared(folder, identity, rewards, references, history))
+        free_memory()
+
+    def _keep_prepared(
+        self,
+        folder: Path,
+        identity: str,
+        rewards: list[torch.Tensor],
+        references: list[torch.Tensor],
+        history: History,
+    ) -> None:
+        if self.session.train.allo.needs_rewards:
             self._choose(rewards, references).save(folder / "tokens.parquet")
         _finish(folder, identity, history)
         for name in ("warmup", "gradient"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        free_memory()
+
+    def _first(self, compute: Callable[[], T]) -> T:
+        """What the first of the processes computes, in all of them: scores and masks are of the weights that all of them hold."""
+        return from_first(compute, self.session.config)
 
     def _select(self, folder: Path, trained: Mapping[str, nn.Parameter], score: Callable[[str], torch.Tensor]) -> None:
         """The masks of both phases, from the same scores."""
@@ -227,29 +243,34 @@ class _Phases:
         """Train, or load what forgetting left; the history with its log."""
         folder, identity = self.folder / "forgotten", self._identity("forgotten")
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if is_complete(folder, identity):
+        if self._first(lambda: is_complete(folder, identity)):
             self.session.note("phase forget: done before")
             with safe_open(str(folder / "weights.safetensors"), framework="pt", device="cpu") as file:
                 for name, parameter in parameters.items():
                     parameter.data.copy_(file.get_tensor(name))
             return _history(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        self._first(lambda: shutil.rmtree(folder, ignore_errors=True))
         pairs = self.last.pairs.with_column("token_weights", tokens.weights())
         pairs = pairs.with_column("ref_token_logps", tokens.column("ref_token_logps"))
         train = _forgetting(self.session.train)
         confined = partial(ConfinedPhase, protected=self.last.protected, active=active, kind=ForgetTrainer)
         history = history + self._run("forget", model, train, pairs, confined)
         if self.session.train.allo.learn:  # else it is the last, and its checkpoints are what is resumed from
-            folder.mkdir(parents=True)
-            save_file({n: p.detach().contiguous() for n, p in parameters.items()}, folder / "weights.safetensors")
-            _finish(folder, identity, history)
-            shutil.rmtree(self.folder / "forget", ignore_errors=True)
+            self._first(lambda: self._keep_forgotten(folder, identity, parameters, history))
         return history
+
+    def _keep_forgotten(
+        self, folder: Path, identity: str, parameters: Mapping[str, nn.Parameter], history: History
+    ) -> None:
+        folder.mkdir(parents=True)
+        save_file({n: p.detach().contiguous() for n, p in parameters.items()}, folder / "weights.safetensors")
+        _finish(folder, identity, history)
+        shutil.rmtree(self.folder / "forget", ignore_errors=True)
 
     def _referred(self, pairs: TrainingPairs, model: Any, tokens: RejectedTokens | None) -> TrainingPairs:
         """The pairs with the references of `model`, the rejected side's over its key tokens."""
         if tokens is None or self.session.train.allo.key_fraction == 1:
-            return recomputed(pairs, model, self.session.scorer())
+            return self._first(lambda: recomputed(pairs, model, self.session.scorer()))
         keys = tokens.column("key_tokens")
         chosen = self._logps(model, [pairs.pair(i).rows[0] for i in range(len(pairs))])
         rejected = self._rejected_logps(model)
@@ -265,7 +286,7 @@ class _Phases:
 
     def _logps(self, model: Any, rows: list[BatchRow]) -> list[torch.Tensor]:
         unit = "rejected answer"
-        return list(self.session.scorer().stream(model, rows, len(rows), unit))
+        return self._first(lambda: list(self.session.scorer().stream(model, rows, len(rows), unit)))
 
 
 def _rejected(pairs: TrainingPairs) -> list[BatchRow]:
@@ -276,8 +297,14 @@ def _named(entry: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {name if name == "step" else f"{prefix}/{name}": value for name, value in entry.items()}
 
 
-def _change(now: nn.Parameter, start: torch.Tensor) -> torch.Tensor:
-    return (now.detach().float() - start.to(now.device).float()).abs()
+def _change_of(now: Mapping[str, nn.Parameter], start: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    after = now[name].detach()
+    return (after.float() - start[name].to(after.device).float()).abs()
+
+
+def _emptied(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 @contextmanager

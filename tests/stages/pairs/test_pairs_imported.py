@@ -298,3 +298,39 @@ def test_imported_pairs_with_a_refusal_leave_where_it_is_asked(
     ]
     assert outcome.tally("row", "en").rows_in == 3
     assert len(run_stage(Pairs(), config([source], ["en"]), model=tiny_model).rows("pairs")) == 3
+
+
+def test_the_share_of_the_policys_own_answers_is_said_where_the_data_names_writers(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    rows = [
+        {"prompt": f"{ASK} ({n})", "chosen": f"{GOOD} {n}", "rejected": f"{BAD} {n}", "by": chosen, "loser": rejected}
+        for n, (chosen, rejected) in enumerate([("org/Tiny", "gpt-4"), ("TINY", None), (None, 3), ("x", "base")])
+    ]
+    fields = {"chosen_model": "by", "rejected_model": "loser"}
+
+    def share(**source: Any) -> tuple[float | None, list[str]]:
+        found = run_stage(Pairs(), config([jsonl(tmp_path / "a.jsonl", rows, **source)], ["en"]), model=tiny_model)
+        assert len(found.rows("pairs")) == 4
+        return found.account.stats.get("on_policy_share"), [note for note in found.notes if "imported answers" in note]
+
+    assert share(fields=fields) == (0.4, ["40% of 5 imported answers were written by the policy (on_policy_share)"])
+    assert share(fields=fields, on_policy=["meta/Base", "gpt-4"])[0] == 0.4
+    nothing, (note,) = share()
+    assert nothing is None and "not known" in note
+
+
+def test_writers_of_several_answers_and_of_completions(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    several = [{"prompt": ASK, "chosen": GOOD, "rejected": [BAD, f"{BAD}!"], "by": "tiny", "loser": ["tiny", "other"]}]
+    source = jsonl(tmp_path / "a.jsonl", several, many="all", fields={"chosen_model": "by", "rejected_model": "loser"})
+    found = run_stage(Pairs(), config([source], ["en"]), model=tiny_model)
+    assert found.account.stats["on_policy_share"] == 0.75
+    answers = [{"text": GOOD, "score": 5, "model": "tiny"}, {"text": BAD, "score": 1, "model": "gpt"}]
+    keys = {"completions": "answers", "completion_text": "text", "completion_score": "score"}
+    source = jsonl(
+        tmp_path / "b.jsonl", [{"prompt": ASK, "answers": answers}], fields={**keys, "completion_model": "model"}
+    )
+    found = run_stage(Pairs(), config([source], ["en"]), model=tiny_model)
+    assert found.account.stats["on_policy_share"] == 0.5

@@ -431,7 +431,6 @@ def test_key_tokens_are_the_lowest_with_ties_by_position(rewards: list[float], f
         (allo(reward_model="x"), "reward_model has no use with train.allo.token_reward: implicit"),
         (allo() | {"optimizer": "anchor", "merge": {"alpha": 0.1}}, "anchor"),
         (allo() | {"reference": "initial"}, "contradict"),
-        (allo() | {"processes": 2}, "one process"),
         (allo() | {"sections": {"loss": {"alpha": 0.1}}}, "loss.alpha"),
         (allo() | {"sections": {"loss": {"type": "hinge"}}}, "loss.type is hinge"),
         (

@@ -24,9 +24,10 @@ from safetensors.torch import load_file
 from schemas.errors import UserError
 from stages.contract import Account, Context, Rows, Stopped
 from stages.train.batches import plan_batches
+from stages.train.gang import run_together
 from stages.train.optimizers.state import gathered_state
 from stages.train.peers import peer_limit, silence_named
-from stages.train.processes import any_of, from_first, run_together
+from stages.train.processes import any_of, from_first
 from stages.train.sharding import unsharded
 from stages.train.stage import Train
 
@@ -199,11 +200,14 @@ def test_what_one_process_refuses_is_the_error_of_all(bench: Any) -> None:
         train(ctx)
 
 
-@pytest.mark.parametrize("processes", [0, 2])
-def test_objectives_in_sequence_are_refused_before_anything_runs(processes: int, bench: Any) -> None:
+@pytest.mark.parametrize("sharding", ["fsdp2", "hsdp"])
+def test_between_objectives_and_phases_weights_are_whole_so_that_cutting_them_is_refused(
+    sharding: str, bench: Any
+) -> None:
     objectives = [{"name": code, "where": f"language = '{code}'"} for code in ("en", "de")]
-    with pytest.raises(ValueError, match="one process in this version"):
-        bench.context(processes=processes, orthalign={"objectives": objectives}, **SETTINGS)
+    for way in ({"orthalign": {"objectives": objectives}}, {"allo": {"mask": "warmup"}}):
+        with pytest.raises(ValueError, match="the weights are needed whole"):
+            bench.context(processes=2, method="full", sharding=sharding, **way, **SETTINGS)
 
 
 def test_a_batch_smaller_than_the_processes_is_refused_and_micro_batches_are_fitted() -> None:
