@@ -76,7 +76,8 @@ class Asked(Engine):
 
     def __init__(self, engine: Engine, tariff: Tariff, unfinished: Callable[[int], Path]) -> None:
         self._engine, self._unfinished = engine, unfinished
-        self.renderer, self.context_length, self.tariff = engine.renderer, engine.context_length, tariff
+        self.renderer, self.context_length, self.labels = engine.renderer, engine.context_length, engine.labels
+        self.tariff = tariff
         self._shard: int | None = None
         self._replies: dict[str, Completion] = {}
         self.usage, self.known = Usage(), 0

@@ -176,10 +176,11 @@ def _unloadable(name: str, error: Exception) -> UserError:
         chain.append(cause)
     said = " ".join(f"{type(one).__name__} {one}" for one in chain).lower()
     if (missing := next((one for one in chain if isinstance(one, ModuleNotFoundError)), None)) is not None:
+        what = f"the package {missing.name}, which is" if missing.name else "packages that are"
         return UserError(
-            f"Task {name} needs the package {missing.name}, which is not installed",
+            f"Task {name} needs {what} not installed: {first_line(missing)}",
             where=_WHERE,
-            fix=f"Install it (pip install {missing.name}), or take the task out.",
+            fix="Install what it names, or take the task out.",
         )
     if "dataset scripts are no longer supported" in said or "trust_remote_code" in said:
         return UserError(

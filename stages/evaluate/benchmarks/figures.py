@@ -4,7 +4,7 @@ Split `benchmark`. metric: `TASK/METRIC`, and `TASK/METRIC_change`, each with it
 that each names first, per language and for all, of tasks where that is a share (0 to 1, higher is better).
 
 Intervals (95%): of a metric that is a mean over questions from the questions (`stages.evaluate.intervals`), of its change from the
-differences question by question (arXiv 2411.00640); of any other from the harness's standard errors, as if both models had met other
+differences question by question (arXiv 2411.00640), where all are alike Wilson's; of any other from the harness's standard errors, as if both models had met other
 questions. Of a mean over tasks: the mean of the ends, as if all tasks moved together, since translations of one question do.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 from schemas.ids import seed_for
 from stages.evaluate.benchmarks.child import Metric
 from stages.evaluate.benchmarks.wanted import Task
-from stages.evaluate.intervals import Z, interval
+from stages.evaluate.intervals import Z, interval, wilson
 from stages.evaluate.metrics import AFTER, ALL, BEFORE, CHANGE
 
 SPLIT = "benchmark"
@@ -62,6 +62,11 @@ def _figures(before: Metric, after: Metric, task: Task, seed: int) -> list[_Figu
     if before.values and before.docs == after.docs:
         gaps = [b - a for a, b in zip(before.values, after.values, strict=True)]
         span = interval(gaps, [str(doc) for doc in before.docs], seed, share=False)
+        if len(set(gaps)) == 1:
+            half = wilson(0.0, len(gaps))[
+                1
+            ]  # of what changed otherwise than all others: none of n, which resampling takes for never
+            span = change - half, change + half
         return [*found, _Figure(CHANGE, change, len(gaps), span, _standard_error(gaps))]
     if before.stderr is None or after.stderr is None:
         return [*found, _Figure(CHANGE, change, task.asked_of, None)]

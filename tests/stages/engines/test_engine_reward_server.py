@@ -9,15 +9,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import engine_support
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from test_engine_openai import Server, run, serving
 
 from schemas.errors import UserError
+from schemas.tables import TABLES
 from stages.contract import ModelRef
+from stages.engines import close_engines
 from stages.engines.openai_reward import OpenAIRewardEngine
 from stages.engines.replies import Asked
 from stages.engines.transformers_scores import RewardEngine
+from stages.judge.stage import Judge
 from stages.text.render import load_renderer
 
 
@@ -85,6 +91,38 @@ def test_a_server_without_a_classifier_is_refused(server: Server, connect, ask) 
     server.models[0]["owned_by"] = "somebody"
     with pytest.raises(UserError, match="does not classify"):
         connect(server.url)
+
+
+def test_the_judge_stage_reads_the_head_it_was_told_from_a_server(
+    server: Server, tiny_model: Path, reward_model: ModelRef, tmp_path: Path
+) -> None:
+    """Beside a rubric judge on this machine, whose answers are nobody's to keep."""
+    server.models[0] |= {"id": "rewards", "max_model_len": 2048}
+    asks = engine_support.prompts(["What is water?", "Name a river."])
+    answers = engine_support.answers(asks, ["H2O.", "Wet", "The Nile.", "Rhine"])
+    inputs = {}
+    for name, rows in (("prompts", asks), ("candidates", answers)):
+        inputs[name] = [tmp_path / f"{name}.parquet"]
+        pq.write_table(pa.Table.from_pylist(rows, schema=TABLES[name].schema), inputs[name][0])
+    remote = {"kind": "openai", "base_url": server.url, "input_price": 2.0}
+    criteria = {
+        "harmless": {"method": "reward_model", "head": "harmless", "model": "rewards", "engine": remote},
+        "helpful": {"method": "expected_score", "min_mass": 0.0},
+    }
+    ctx = engine_support.make_context(
+        tiny_model, inputs=inputs, judge={"criteria": criteria}, text={"max_length": 1024}, execution={"device": "cpu"}
+    )
+    ctx.models = {**ctx.models, "judge harmless/": replace(reward_model, name="rewards")}
+    ctx.unfinished = lambda shard: tmp_path / f"unfinished-{shard}"
+    (part,) = Judge().run(ctx, engine_support.shards_of(answers, "candidates", 9))
+    close_engines(ctx)
+    scores = {row["criterion"]: [] for row in part.tables["judgements"].to_pylist()}
+    for row in part.tables["judgements"].to_pylist():
+        scores[row["criterion"]].append(row["score"])
+    assert scores["harmless"] == [-0.5] * 4 and len(scores["helpful"]) == 4
+    read = sum(len(body["input"]) for body in server.bodies)
+    assert part.stats["cost"] == pytest.approx(2.0 * read / 1e6) and part.stats["prompt_tokens"] > read
+    assert len((tmp_path / "unfinished-0").read_text().split()) and len(server.bodies) == 4
 
 
 def test_a_conversation_that_fills_the_context_is_rewarded(

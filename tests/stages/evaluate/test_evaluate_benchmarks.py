@@ -230,18 +230,30 @@ def test_a_change_has_the_interval_of_its_differences_and_other_metrics_that_of_
     found = {
         row["metric"]: row
         for row in rows(
-            [task],
-            {"t_de": [Metric("acc", 0.5, 0.15, True, docs, before), Metric("bleu", 20.0, 3.0, True, [], [])]},
-            {"t_de": [Metric("acc", 0.75, 0.13, True, docs, after), Metric("bleu", 26.0, 4.0, True, [], [])]},
+            [task, Task("u", "u", "und", 12, 12)],
+            {
+                "u": [Metric("acc", 0.5, 0.15, True, docs, before)],
+                "t_de": [Metric("acc", 0.5, 0.15, True, docs, before), Metric("bleu", 20.0, 3.0, True, [], [])],
+            },
+            {
+                "u": [Metric("acc", 0.5, 0.15, True, docs, before)],
+                "t_de": [Metric("acc", 0.75, 0.13, True, docs, after), Metric("bleu", 26.0, 4.0, True, [], [])],
+            },
             0,
         )
-        if row["model"] == "after vs before"
+        if row["model"] == "after vs before" and (row["metric"] != "benchmarks_change" or row["language"] == "all")
     }
     gaps = torch.tensor(after, dtype=torch.float64) - torch.tensor(before, dtype=torch.float64)
     assert found["t_de/acc_change_stderr"]["value"] == pytest.approx(float(gaps.std() / 12**0.5))
     assert found["t_de/acc_change"]["low"] == 0.0 < found["t_de/acc_change"]["high"]
+    assert found["u/acc_change"]["low"] < 0 < found["u/acc_change"]["high"], (
+        "twelve questions unchanged are not all there are"
+    )
+    assert found["u/acc_change"]["high"] == pytest.approx(1.959964**2 / (12 + 1.959964**2), abs=1e-6), (
+        "Wilson's, of 0 in 12"
+    )
     bleu = found["t_de/bleu_change"]
     error = found["t_de/bleu_change_stderr"]["value"]
     assert (bleu["value"], error) == (6.0, 5.0), "3 and 4 are the legs of 5"
     assert (bleu["low"], bleu["high"]) == pytest.approx((6 - 1.959964 * 5, 6 + 1.959964 * 5), abs=1e-4)
-    assert found["benchmarks_change"]["value"] == 0.25, "bleu is no share, and not the first metric"
+    assert found["benchmarks_change"]["value"] == 0.125, "bleu is no share, and not the first metric"

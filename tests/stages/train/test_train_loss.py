@@ -127,14 +127,17 @@ def test_a_longer_winner_is_pushed_less(tiny_folder: Path, tmp_path: Path) -> No
     assert push(0.2, 2) == pytest.approx(push(0.0, 2), rel=1e-6)  # equally long
 
 
-def test_every_pair_of_a_step_weighs_the_same_whatever_the_micro_batch(tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("preference", [{"alpha": 0.1}, {"nll": 0.5}, {"type": "simpo", "nll": 0.5}], ids=str)
+def test_every_pair_of_a_step_weighs_the_same_whatever_the_micro_batch(
+    tiny_folder: Path, tmp_path: Path, preference: dict[str, Any]
+) -> None:
     """4 pairs in one step as 4, as 3 + 1 and as 1 + 1 + 1 + 1: equal gradients, so equal weights after the step."""
     after = []
     for micro, accumulation in ((4, 1), (3, 2), (1, 4)):
         trainer = trainer_for(
             tiny_folder,
             tmp_path / str(micro),
-            0.1,
+            preference=LossConfig(beta=BETA, **preference),
             per_device_train_batch_size=micro,
             gradient_accumulation_steps=accumulation,
             seed=1,
