@@ -73,7 +73,7 @@ class RayCrew:
     def _gang(self, order: Order, nodes: int, cores: int, gpus: int, log: Path) -> RayGang:
         """One member a node, all or nothing."""
         bundle = {"CPU": cores} | ({"GPU": gpus} if gpus else {})
-        room = Room(self._cluster.ray, [bundle] * nodes)
+        room = Room(self._cluster, [bundle] * nodes)
         first = self._member(main, (), log, cores, gpus, room.place(0))
         key, others = new_key(), []
         for number in range(1, nodes):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster import Cluster
 from pipeline.crew import MemberDied
 from pipeline.machine import Listening
 from pipeline.messages import Order, Refused, ToDriver, ToWorker
@@ -20,17 +21,18 @@ _COUNT_SECONDS = 5.0
 class Room:
     """A placement group: a bundle of resources on each of several nodes, all or nothing."""
 
-    def __init__(self, ray: Any, bundles: Sequence[dict[str, int]]) -> None:
-        self._util = ray.util
-        self._group = ray.util.placement_group(list(bundles), strategy="STRICT_SPREAD")
+    def __init__(self, cluster: Cluster, bundles: Sequence[dict[str, int]]) -> None:
+        self._cluster, self._util = cluster, cluster.ray.util
+        self._group = self._util.placement_group(list(bundles), strategy="STRICT_SPREAD")
 
     def place(self, bundle: int) -> Any:
         """Where an actor goes that takes this bundle."""
         return self._util.scheduling_strategies.PlacementGroupSchedulingStrategy(self._group, bundle)
 
     def give_back(self) -> None:
-        """For others to use."""
-        self._util.remove_placement_group(self._group)
+        """For others to use; without the head nothing can be given back from here."""
+        if self._cluster.answers:
+            self._util.remove_placement_group(self._group)
 
 
 class RayGang:
