@@ -51,7 +51,7 @@ for user in 1000:1000 54321:0; do
 done
 inside 1000:1000 make test ARGS="tests/schemas tests/pipeline/test_pipeline_anywhere.py -n 0"
 if [ "$platform" = cpu ]; then
-    inside 54321:0 make test ARGS="tests/end_to_end/test_e2e_tiny.py -k every_table -n 0"
+    inside 54321:0 env MYPY_CACHE_DIR=/tmp/mypy make test ARGS="tests/end_to_end/test_e2e_tiny.py -k every_table -n 0"
 fi
 buildah rm "$container" >/dev/null
 echo "docker/check.sh: $image is fine"

@@ -155,13 +155,11 @@ class TrainConfig(TrainerConfig):
     allo: AlloConfig = semantic(
         AlloConfig(), "few weights, forgetting before learning, key tokens (method: full)", used_when=_PHASES
     )
-    language_surgery: Literal["none", "pcgrad", "mgda", "cagrad", "imtl_g", "upgrad", "aligned_mtl", "dualproj"] = (
-        semantic(
-            "none",
-            "resolve conflicts between the languages' gradients at every step, adapter by adapter (method: lora); costs as many"
-            " copies of the adapter's gradient as a step has languages",
-            used_when={".method": "lora"},
-        )
+    language_surgery: Literal["none", "pcgrad", "mgda", "cagrad", "imtl_g", "upgrad", "dualproj"] = semantic(
+        "none",
+        "resolve conflicts between the languages' gradients at every step, adapter by adapter (method: lora); costs as many"
+        " copies of the adapter's gradient as a step has languages",
+        used_when={".method": "lora"},
     )
     processes: int = execution(
         1, "processes that train together on a machine, one per GPU (docs/gpus.md); 0: one per visible GPU", ge=0

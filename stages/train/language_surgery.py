@@ -106,7 +106,9 @@ def place_resolved(
     plain_KL = torch.ones(gram_KLL.shape[:2], dtype=torch.float64)
     weight_KL = plain_KL
     if len(shares) > 1 and bool(torch.isfinite(gram_KLL).all()):
-        weight_KL = surgery(method, len(shares), seed, repeats=1)(gram_KLL) * (1 if method in SUMMED else len(shares))
+        weight_KL = surgery(method, len(shares), seed, repeats=1)(gram_KLL)
+        if method not in SUMMED:  # the mean of those that have a gradient at all
+            weight_KL = weight_KL * (gram_KLL.diagonal(dim1=-2, dim2=-1) > 0).sum(dim=-1, keepdim=True)
     for names, weight_L in zip(buckets.values(), weight_KL.tolist(), strict=True):
         for name in names:
             weighted = [weight * share[name] for weight, share in zip(weight_L, shares, strict=True) if name in share]

@@ -111,13 +111,28 @@ def _enter(connection: Connection, wanted: Wanted, work: Callable[[], None]) -> 
     logging.disable(logging.WARNING)  # remarks on every task file
     if wanted.folder is not None:
         os.chdir(wanted.folder)  # paths of data in task files are from there
-        sys.path.insert(0, str(wanted.folder))
     try:
+        if wanted.trust_code:
+            sys.path.append(str(wanted.folder or ""))  # its functions may import what lies beside them
+        else:
+            confine_templates()
         work()
     except BrokenPipeError:
         return
     except UserError as error:
         connection.send(error)
+
+
+def confine_templates() -> None:
+    """Task files are data unless they are trusted: their Jinja templates, which the harness renders as they are, in Jinja's sandbox."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from lm_eval import utils
+
+    plain = utils.env
+    utils.env = ImmutableSandboxedEnvironment(
+        loader=plain.loader, undefined=plain.undefined, keep_trailing_newline=plain.keep_trailing_newline
+    )
+    utils.env.filters.update(plain.filters)
 
 
 def _measured(lm: Any, catalogue: Any, wanted: Wanted, name: str) -> Any:

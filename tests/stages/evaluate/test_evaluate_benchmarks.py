@@ -193,6 +193,21 @@ def test_what_cannot_be_run_is_refused_by_name_with_what_to_do(folder: Path, mon
     assert "none of the tasks" in said("mine", own, languages={"yours": "de"})
 
 
+def test_a_task_folder_that_is_not_trusted_runs_no_code_whatever_its_files_are_called_or_say(
+    folder: Path, tmp_path: Path
+) -> None:
+    """A module beside the task that the harness imports, and a template that reaches for the system: in a process of its own."""
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (extra [eval])")
+    ran = tmp_path / "ran"
+    (folder / "sacrebleu.py").write_text(f"open({str(ran)!r}, 'w')\n", encoding="utf-8")
+    task = (folder / "sums_de.yaml").read_text(encoding="utf-8")
+    reach = "{{cycler.__init__.__globals__.os.system('touch " + str(ran) + "')}}{{question}}"
+    (folder / "sums_de.yaml").write_text(task.replace("{{question}}", reach), encoding="utf-8")
+    with pytest.raises(UserError, match="Task sums_de cannot be loaded"):
+        described(Wanted(("sums_de",), folder, None, None, False, False))
+    assert not ran.exists()
+
+
 def test_a_refusal_comes_out_of_the_harness_process_as_it_is(folder: Path) -> None:
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (extra [eval])")
     task = (folder / "sums_de.yaml").read_text(encoding="utf-8")

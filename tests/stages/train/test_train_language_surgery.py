@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pytest
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torchjd.aggregation import PCGrad
 
+from schemas.config.training import TrainConfig
 from schemas.tables import TABLES
 from stages.contract import Context, Stopped
 from stages.train import language_surgery
@@ -106,10 +107,14 @@ def test_without_a_conflict_it_is_the_plain_step() -> None:
     assert figures == {"surgery/conflicts": 0.0, "surgery/cosine": pytest.approx(1.0)}
 
 
-@pytest.mark.parametrize(
-    ("method", "length"),
-    [(m, 1.0) for m in ("pcgrad", "mgda", "imtl_g", "upgrad", "dualproj")] + [("cagrad", 1.5)],
-)
+LENGTHS = [
+    (method, 1.5 if method == "cagrad" else 1.0)
+    for method in get_args(TrainConfig.model_fields["language_surgery"].annotation)
+    if method != "none"
+]
+
+
+@pytest.mark.parametrize(("method", "length"), LENGTHS)
 def test_languages_that_agree_step_as_far_as_without_surgery(method: str, length: float) -> None:
     """CAGrad goes c = 0.5 further, by its formula. Gradients that differ by 1%, since some methods invert the Gram matrix: to 2%."""
     torch.manual_seed(0)
@@ -119,6 +124,15 @@ def test_languages_that_agree_step_as_far_as_without_surgery(method: str, length
     figures = place_resolved(parameters, apart, method, 0)
     torch.testing.assert_close(parameters["w"].grad, length * 3 * common, rtol=0.02, atol=0.1)
     assert figures["surgery/cosine"] > 0.999
+
+
+@pytest.mark.parametrize(("method", "length"), LENGTHS)
+def test_a_language_without_a_gradient_in_a_bucket_changes_nothing(method: str, length: float) -> None:
+    common = torch.tensor([1.0, -2.0, 3.0])
+    apart = {0: {"w": common}, 1: {"w": torch.zeros(3)}, 2: {"w": common.clone()}}
+    parameters = {"w": torch.nn.Parameter(torch.zeros(3))}
+    place_resolved(parameters, apart, method, 0)
+    torch.testing.assert_close(parameters["w"].grad, length * 2 * common, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("method", ["pcgrad", "mgda", "imtl_g", "upgrad", "dualproj"])
