@@ -31,6 +31,7 @@ from stages.contract import Machine
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PREFIXES = ("LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "PMI_", "PMIX_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_")
 """Of other variables of launchers: a library in a stage of one process would take them for its own."""
+_PORTS = 1 << 16
 _LEAVE_SECONDS = 10.0
 _POLL_SECONDS = 0.2
 
@@ -50,7 +51,7 @@ def launch_of(config: RunConfig) -> Launch | None:
         return None
     missing = [name for name in _VARIABLES if not os.environ.get(name)]
     numbers = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")]
-    if missing or not all(number.isdigit() for number in numbers):
+    if missing or not all(number.isascii() and number.isdecimal() for number in numbers):
         raise UserError(
             f"The launcher's variables {', '.join(missing) or 'RANK, WORLD_SIZE and MASTER_PORT'} are missing or no numbers",
             where="train.nodes",
@@ -62,7 +63,13 @@ def launch_of(config: RunConfig) -> Launch | None:
             where="train.nodes",
             fix="Start one a machine (torchrun --nproc-per-node 1, srun --ntasks-per-node=1): it starts train.processes of its own.",
         )
-    rank, count = int(numbers[0]), int(numbers[1])
+    rank, count, port = map(int, numbers)
+    if rank >= count or not 0 < port < _PORTS:
+        raise UserError(
+            f"The launcher's variables do not fit: RANK={rank}, WORLD_SIZE={count}, MASTER_PORT={port}",
+            where="train.nodes",
+            fix="RANK counts from 0 to WORLD_SIZE - 1, and a port is at most 65535. docs/scale.md has scripts for Slurm and Kubernetes.",
+        )
     if nodes not in (0, count):
         raise UserError(
             f"train.nodes is {nodes} and the launcher started {count} machine(s)",

@@ -23,8 +23,15 @@ class PaperTable:
     rows: list[tuple[str, list[tuple[str, bool]]]]
 
 
+_NOT_BETTER = ("repetition", "refused", "truncated", "empty", "characters", "judge_")
+"""Beginnings of metrics of which more is not better: nothing is printed bold there."""
+
+
 def is_above(row: dict[str, Any], rivals: list[dict[str, Any]]) -> bool:
-    """Whether all there is to compare with lies below, intervals included; one seed has none, and shows nothing."""
+    """Whether more is better of the row's metric and all there is to compare with lies below, intervals included; one seed has none, and shows
+    nothing."""
+    if row["metric"].startswith(_NOT_BETTER):
+        return False
     return bool(rivals) and all(
         row["low"] is not None and other["high"] is not None and row["low"] > other["high"] for other in rivals
     )

@@ -141,6 +141,15 @@ class RunConfig(Section):
         self._conflict()
         for key in unused(self):
             raise ValueError(str(key))
+        first = self.model.evaluation_judge
+        if (
+            first is not None
+            and first == self.evaluate.second_judge.model
+            and self.evaluate.second_judge.engine is None
+        ):
+            raise ValueError(
+                f"evaluate.second_judge.model is the first judge ({first}, model.evaluation_judge): it would agree with itself"
+            )
         if self.train.language_surgery != "none" and len(self.languages.seen) < 2:
             raise ValueError(
                 f"train.language_surgery resolves conflicts between languages, and languages.seen has one"

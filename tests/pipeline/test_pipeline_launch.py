@@ -112,6 +112,9 @@ def config_of(**train: object) -> RunConfig:
         ({"WORLD_SIZE": "2"}, 0, "RANK, MASTER_ADDR, MASTER_PORT are missing"),
         ({"WORLD_SIZE": "two", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, 0, "no numbers"),
         ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, 3, "3 and the launcher started 2"),
+        ({"WORLD_SIZE": "2", "RANK": "²", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, 0, "no numbers"),
+        ({"WORLD_SIZE": "2", "RANK": "5", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, 0, "RANK=5, WORLD_SIZE=2"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "99999"}, 0, "MASTER_PORT=99999"),
         (
             {"WORLD_SIZE": "8", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1", "LOCAL_WORLD_SIZE": "4"},
             0,

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline import paper
 from pipeline.paper import Papers, form_of, gathered, table_of, written
+from pipeline.paper_table import is_above
 from schemas.errors import UserError
 
 KEYS = ["model", "split", "language", "metric", "value", "low", "high", "n"]
@@ -127,3 +128,9 @@ def test_wrong_command_lines_are_refused(runs: Any, tmp_path: Path) -> None:
         gathered([str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match="There is no form 'pdf'"):
         form_of("pdf")
+
+
+def test_nothing_is_bold_where_more_is_not_better() -> None:
+    worst = {"metric": "repetition", "low": 0.5, "high": 0.6}
+    assert not is_above(worst, [{**worst, "low": 0.1, "high": 0.2}])
+    assert is_above({**worst, "metric": "accuracy"}, [{**worst, "low": 0.1, "high": 0.2}])

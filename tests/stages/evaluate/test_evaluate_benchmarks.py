@@ -204,7 +204,7 @@ def test_a_task_folder_that_is_not_trusted_runs_no_code_whatever_its_files_are_c
     reach = "{{cycler.__init__.__globals__.os.system('touch " + str(ran) + "')}}{{question}}"
     (folder / "sums_de.yaml").write_text(task.replace("{{question}}", reach), encoding="utf-8")
     with pytest.raises(UserError, match="Task sums_de cannot be loaded"):
-        described(Wanted(("sums_de",), folder, None, None, False, False))
+        described(Wanted(("sums_de",), folder, False, None, None, False))
     assert not ran.exists()
 
 
