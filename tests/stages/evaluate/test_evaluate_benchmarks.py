@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,7 @@ class Here:
         entry(self, *arguments)
         sys.path[:] = path
         os.chdir(folder)
+        logging.disable(logging.NOTSET)
 
     def send(self, message: Any) -> None:
         self.said.append(message)
