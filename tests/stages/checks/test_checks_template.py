@@ -14,7 +14,7 @@ from pipeline.rundir import RunDir
 from schemas.config import RunConfig
 from schemas.config.model import TextConfig
 from schemas.errors import UserError
-from stages.checks.template import check_template
+from stages.checks.template import CPU_SECONDS, check_template
 from stages.contract import ModelRef
 from stages.schedule import schedule
 from stages.text.render import Renderer
@@ -31,7 +31,7 @@ def check(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model = ModelRef("tiny", tiny_model, "digest")
 
-    def run(template: str, seconds: int = 2) -> None:
+    def run(template: str, seconds: int = CPU_SECONDS) -> None:
         path = tmp_path / "template.jinja"
         path.write_text(template + CHATML, encoding="utf-8")
         check_template(model, TextConfig(chat_template=str(path)), False, seconds)
@@ -45,7 +45,7 @@ def check(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_template_that_does_not_end_or_eats_memory_is_refused(check: Any, template: str, what: str) -> None:
     """Neither can be stopped in its own process: the one holds Python's lock, the other takes the machine's memory."""
     with pytest.raises(UserError, match=rf"takes {what}.*text\.chat_template"):
-        check(template, 2 if what[-1] == "s" else 20)
+        check(template, 2 if what[-1] == "s" else CPU_SECONDS)
 
 
 def test_a_good_template_is_tried_once(check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
