@@ -202,7 +202,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("evaluation", "answers"),
         ("languages", "model", "text", "engine", "judge.rubric", "evaluate", "execution"),
         ("initial", "trained", "evaluation_judge", "baseline", "second_judge"),
-        version=5,
+        version=6,
         engines="evaluate_engines",
         sources="evaluate.sources",
         needs=(needs.evaluate_engines, needs.model, needs.benchmarks),

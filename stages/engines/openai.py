@@ -56,7 +56,7 @@ class OpenAIEngine(Engine):
             )
         self._model = engine.served_model or model.name
         self._pace = _Pace(engine.requests_per_minute)
-        self.tariff = Tariff(f"{self._model} at {self._base_url}", engine.input_price, engine.output_price)
+        self.tariff = Tariff.of(engine, model.name)
         self._key_name = engine.api_key_env
         keep_secret(self._key_name, self._base_url)
         self._client = self._connect()

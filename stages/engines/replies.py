@@ -58,6 +58,11 @@ class Usage:
         """In the currency of the prices."""
         return (self.read * tariff.input_price + self.written * tariff.output_price) / _MILLION
 
+    def stats(self, tariff: Tariff) -> dict[str, float]:
+        """As a stage's `stats` say it; cost only where there are prices."""
+        found = {"prompt_tokens": float(self.read), "generated_tokens": float(self.written)}
+        return found | ({"cost": self.cost(tariff)} if tariff.priced else {})
+
 
 def estimate(tariff: Tariff, most: Usage) -> str:
     """What a server is going to be asked, for people. most: `Usage.at_most` of it, about."""
@@ -106,6 +111,10 @@ class Asked(Engine):
             while ready:
                 yield ready.popleft()
         yield from ready
+
+    def unknown(self, requests: Iterable[Request]) -> Iterator[Request]:
+        """Those of the requests, shard by shard, that were not answered before."""
+        return (request for request in requests if self._key(request) not in self._kept(request.group))
 
     def close(self) -> None:
         """It is closed by who opened it."""
