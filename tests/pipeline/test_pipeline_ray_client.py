@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -29,7 +30,7 @@ class Fake:
     def double(self, number: int) -> int:
         if number < 0:
             raise UserError("too small")
-        print("a word of Ray's")
+        sys.stdout.write("a word of Ray's\n")
         return 2 * number
 
     def end(self, number: int) -> None:
@@ -58,6 +59,7 @@ def test_what_lives_in_the_client_is_called_and_its_refusals_are_raised_here(cli
     with pytest.raises(UserError, match="too small"):
         client.call(Fake.double, -1)
     assert client.call(Fake.double, 3) == 6
+    client.close()  # which writes what is left
     assert "a word of Ray's" in (tmp_path / "logs" / "ray.log").read_text() and not capfd.readouterr().out
     with pytest.raises(UserError, match="no such cluster"):
         RayClient(Fake, (False,), tmp_path / "ray.log")
