@@ -1,8 +1,7 @@
-"""A Ray cluster that runs already, and this process as a driver on it. Starts none, and keeps Ray's chatter out of the terminal."""
+"""A Ray cluster that runs already, and this process as its client (`pipeline.ray_client`). Starts none."""
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import signal
@@ -21,7 +20,11 @@ _WATCH_SECONDS = 2.0
 _LOST_SECONDS = 20.0
 _CONNECT_SECONDS = 10.0
 _LOOK_SECONDS = 60.0
-_AGAIN = "Start it, or a new one (docs/scale.md): the same command continues."
+AGAIN = "Start it, or a new one (docs/scale.md): the same command continues."
+
+
+class ClusterLost(UserError):
+    """A cluster that answered no longer does."""
 
 
 @dataclass(frozen=True)
@@ -53,27 +56,38 @@ class Cluster:
         threading.Thread(target=self._watch, name="cluster", daemon=True).start()
 
     def nodes(self) -> list[Node]:
-        """Nodes that live, as last seen. Raises UserError when the cluster's head no longer answers."""
-        if not self.answers:
-            raise UserError(
-                f"The Ray cluster no longer answers (nothing for {_LOST_SECONDS:.0f} s)",
-                where=f"execution.ray_address: {self._address}",
-                fix=_AGAIN,
-            )
+        """Nodes that live, as last seen. Raises ClusterLost when the cluster's head no longer answers."""
+        self.check_lives()
         return self._seen.nodes
 
-    @property
-    def answers(self) -> bool:
-        """Whether the head did, lately."""
-        return time.monotonic() - self._seen.when <= _LOST_SECONDS
+    def check_lives(self) -> None:
+        """Raise ClusterLost when the cluster's head no longer answers. Asks nobody: the watching thread does."""
+        if time.monotonic() - self._seen.when > _LOST_SECONDS:
+            raise ClusterLost(
+                f"The Ray cluster no longer answers (nothing for {_LOST_SECONDS:.0f} s)",
+                where=f"execution.ray_address: {self._address}",
+                fix=AGAIN,
+            )
 
     def name_of(self, node_id: str) -> str:
-        """A node's name; of one that joined a moment ago, its id."""
-        return next((node.name for node in self._seen.nodes if node.id == node_id), node_id[:8])
+        """A node's name; of one that is not seen, its id."""
+        node = self._node(node_id)
+        return node.name if node else node_id[:8]
 
     def address_of(self, node_id: str) -> str:
         """Where others reach a node; empty for one that is not seen."""
-        return next((node.address for node in self._seen.nodes if node.id == node_id), "")
+        node = self._node(node_id)
+        return node.address if node else ""
+
+    def _node(self, node_id: str) -> Node | None:
+        """One that joined a moment ago is looked for once more."""
+        for look_again in (True, False):
+            for node in self._seen.nodes:
+                if node.id == node_id:
+                    return node
+            if look_again:
+                self._look()
+        return None
 
     def check(self, root: Path) -> dict[str, Look]:
         """Look at every node that could have a worker: name -> what it is. Raises UserError where one does not read what is written
@@ -121,12 +135,9 @@ class Cluster:
         return found
 
     def close(self) -> None:
-        """Leave the cluster. One that no longer answers is not waited for."""
+        """Leave the cluster."""
         self._ended.set()
-        atexit.unregister(self.ray.shutdown)  # it would wait for a head that is gone
-        leaving = threading.Thread(target=self.ray.shutdown, name="leaving", daemon=True)
-        leaving.start()
-        leaving.join(_LOST_SECONDS / 4)
+        self.ray.shutdown()
 
     def _watch(self) -> None:
         while not self._ended.wait(_WATCH_SECONDS):
@@ -196,23 +207,8 @@ def _no_cluster(address: str, why: str) -> UserError:
     )
 
 
-def _silence() -> None:
-    """Ray prints what it has to say of nodes in the driver's terminal, also with log_to_driver=False: to a log, since we say it ourselves."""
-    with suppress(ImportError):  # Ray has no public way
-        from ray._private import worker
-
-        worker.print_to_stdstream = _to_log
-
-
-def _to_log(data: dict[str, Any], *_: Any, **__: Any) -> None:
-    logging.getLogger(__name__).info("%s", data.get("lines"))
-
-
 def _connected(address: str) -> Any:
     """The module ray, connected. Our signals stay ours."""
-    os.environ.setdefault(
-        "RAY_gcs_rpc_server_reconnect_timeout_s", "120"
-    )  # before Ray ends this process, we end in words
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
     import ray.util.scheduling_strategies
@@ -223,11 +219,7 @@ def _connected(address: str) -> Any:
         ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
         raise _no_cluster(address, str(error).strip().splitlines()[0]) from error
-    else:
-        _silence()
     finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in ours.items():
-                if handler is not None:
-                    signal.signal(number, handler)
+        for number, handler in ours.items():
+            signal.signal(number, handler)
     return ray

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.cluster import Cluster
+from pipeline.cluster_crew import cluster_client
 from schemas.config import RunConfig
 from stages.checks.finding import Finding
 
 
 def cluster_findings(config: RunConfig) -> Iterator[Finding]:
     """A line a node. Raises UserError for a cluster that a run would refuse."""
-    cluster = Cluster(config.execution.ray_address)
+    client = cluster_client(config)
     try:
-        seen = cluster.check(config.folder.resolve() / "_tmp")
-        gpus = {node.name: int(node.gpus) for node in cluster.nodes()}
+        seen = client.call(Cluster.check, config.folder.resolve() / "_tmp")
+        gpus = {node.name: int(node.gpus) for node in client.call(Cluster.nodes)}
     finally:
-        cluster.close()
+        client.close()
     for name, look in sorted(seen.items()):
         rate = f"reads the run directory at {look.read_mb_per_s:,.0f} MB/s (a file that this node just wrote)"
         yield Finding("cluster", "ok", f"{name}: {look.cores} cores, {gpus.get(name, 0)} GPUs; {rate}")

@@ -54,19 +54,19 @@ def _refuse_lonely(config: RunConfig, specs: Sequence[StageSpec], machines: int)
 
 
 def _ray(config: RunConfig, specs: Sequence[StageSpec], place: Place) -> Executor:
-    from pipeline.ray_crew import ray_executor  # imports Ray
+    from pipeline.cluster_crew import ray_executor
 
     return ray_executor(config, specs, place.root, place.logs, place.signals)
 
 
 def _answers(config: RunConfig, specs: Sequence[StageSpec], machines: int) -> None:
-    from pipeline.ray_crew import refuse_unreachable  # imports Ray
+    from pipeline.cluster_crew import refuse_unreachable
 
     refuse_unreachable(config, specs)
 
 
 def _nodes(config: RunConfig) -> Iterator[Finding]:
-    from pipeline.doctor_cluster import cluster_findings  # imports Ray
+    from pipeline.doctor_cluster import cluster_findings
 
     return cluster_findings(config)
 

@@ -1,4 +1,5 @@
-"""Workers on the nodes of a Ray cluster: an actor per worker hosts the process and relays its words (`pipeline.node_host`).
+"""Workers on the nodes of a Ray cluster: an actor per worker hosts the process and relays its words (`pipeline.node_host`). Lives in the
+client's process (`pipeline.ray_client`); the driver's end is `pipeline.cluster_crew`.
 
 Ray says where there is room and when a node is gone; it restarts nothing and carries no tables. What a worker wrote is committed by
 the driver, once the driver sees it whole in the run directory.
@@ -7,29 +8,39 @@ the driver, once the driver sees it whole in the run directory.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.cluster import Cluster
-from pipeline.crew import Member, MemberDied, worker_environment
-from pipeline.executor import Executor
+from pipeline.crew import MemberDied, worker_environment
 from pipeline.machine import new_key, offer_seats
-from pipeline.messages import Order
+from pipeline.messages import Order, ToDriver, ToWorker
 from pipeline.node_host import Host, main
-from pipeline.pool import Pool
 from pipeline.ray_gang import RayGang, Room
 from pipeline.ray_member import RayMember
 from pipeline.ray_sizes import Sizes
-from pipeline.signals import StopSignals
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.secrets import variables_in
 from stages.spec import StageSpec
 
+_LISTEN_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class News:
+    """What a member has said since, where it is, and its death, if that came after."""
+
+    place: str
+    words: tuple[ToDriver, ...]
+    death: MemberDied | None
+
 
 class RayCrew:
-    """See `pipeline.crew.Crew`."""
+    """See `pipeline.crew.Crew`. Members are known by number, since their driver is another process."""
 
     def __init__(self, config: RunConfig, specs: Sequence[StageSpec], root: Path, logs: Path) -> None:
         self._config, self._root, self._logs = config, root.resolve(), logs.resolve()
@@ -41,7 +52,7 @@ class RayCrew:
         except BaseException:
             self._cluster.close()
             raise
-        self._members: list[RayMember | RayGang] = []
+        self._members: dict[int, RayMember | RayGang] = {}
         self._lost: set[str] = set()
         self._started = 0
 
@@ -57,18 +68,16 @@ class RayCrew:
             )
         return self._config.execution.workers or max(1, there)
 
-    def start(self, order: Order, slot: int, of: int) -> RayMember | RayGang:
-        """See Crew. Raises UserError where the nodes that live cannot hold it."""
+    def start(self, order: Order) -> tuple[int, Path]:
+        """See Crew; its number and its log. Raises UserError where the nodes that live cannot hold it."""
         cores, gpus = self._sizes.needs(order.spec)
-        log = self._logs / f"worker-{self._started:03d}.log"
+        number, log = self._started, self._logs / f"worker-{self._started:03d}.log"
         self._started += 1
-        member: RayMember | RayGang
         if (nodes := self._sizes.spanned(order.spec)) > 1:
-            member = self._gang(order, nodes, cores, gpus, log)
+            self._members[number] = self._gang(order, nodes, cores, gpus, log)
         else:
-            member = self._member(main, (), log, cores, gpus, "SPREAD")
-        self._members.append(member)
-        return member
+            self._members[number] = self._member(main, (), log, cores, gpus, "SPREAD")
+        return number, log
 
     def _gang(self, order: Order, nodes: int, cores: int, gpus: int, log: Path) -> RayGang:
         """One member a node, all or nothing."""
@@ -104,16 +113,41 @@ class RayCrew:
         actor = host.remote(log, os.getcwd(), environment, entry, arguments)
         return RayMember(self._cluster, actor, log, self._root, self._lost)
 
-    def wait(self, members: Sequence[Member], seconds: float) -> None:
-        """See Crew. Raises UserError when the cluster's head no longer answers."""
-        self._cluster.nodes()
-        replies = [reply for member in members if isinstance(member, RayMember | RayGang) for reply in member.replies]
+    def wait(self, numbers: Sequence[int], seconds: float) -> dict[int, News]:
+        """See Crew: and what they said. Raises ClusterLost when the cluster's head no longer answers."""
+        self.check_lives()
+        members = {number: self._members[number] for number in numbers}
+        replies = [reply for member in members.values() for reply in member.replies]
         self._cluster.ray.wait(replies, num_returns=1, timeout=seconds)
+        found, deadline = {}, time.monotonic() + _LISTEN_SECONDS
+        for number, member in members.items():
+            found[number] = _news(member)
+            if (
+                time.monotonic() > deadline
+            ):  # a part that is seen late was waited for: the driver goes on with what there is
+                break
+        return found
+
+    def send(self, number: int, message: ToWorker) -> None:
+        """See Member."""
+        self._members[number].send(message)
+
+    def end(self, number: int, seconds: float) -> None:
+        """See Member."""
+        self._members.pop(number).end(seconds)
+
+    def kill(self, number: int) -> None:
+        """See Member."""
+        self._members.pop(number).kill()
 
     def stop(self) -> None:
         """See Crew."""
-        for member in self._members:
+        for member in self._members.values():
             member.stop()
+
+    def check_lives(self) -> None:
+        """See OnCluster."""
+        self._cluster.check_lives()
 
     def close(self) -> None:
         """See Crew."""
@@ -127,17 +161,11 @@ class RayCrew:
         return {name: os.environ[name] for name in sorted(filter(None, names)) if name in os.environ}
 
 
-def ray_executor(
-    config: RunConfig, specs: Sequence[StageSpec], root: Path, logs: Path, signals: StopSignals
-) -> Executor:
-    """The executor on a Ray cluster. Raises UserError for one that cannot carry out the stages."""
-    return Pool(RayCrew(config, specs, root, logs), config.execution, signals)
-
-
-def refuse_unreachable(config: RunConfig, specs: Sequence[StageSpec]) -> None:
-    """Raise UserError where no cluster answers, or none that is large enough for the stages."""
-    cluster = Cluster(config.execution.ray_address)
+def _news(member: RayMember | RayGang) -> News:
+    words: list[ToDriver] = []
     try:
-        Sizes(cluster, config).refuse_too_few(specs)
-    finally:
-        cluster.close()
+        for word in member.received():
+            words.append(word)
+    except MemberDied as death:
+        return News(member.place, tuple(words), death)
+    return News(member.place, tuple(words), None)

@@ -22,7 +22,7 @@ class Room:
     """A placement group: a bundle of resources on each of several nodes, all or nothing."""
 
     def __init__(self, cluster: Cluster, bundles: Sequence[dict[str, int]]) -> None:
-        self._cluster, self._util = cluster, cluster.ray.util
+        self._util = cluster.ray.util
         self._group = self._util.placement_group(list(bundles), strategy="STRICT_SPREAD")
 
     def place(self, bundle: int) -> Any:
@@ -30,9 +30,8 @@ class Room:
         return self._util.scheduling_strategies.PlacementGroupSchedulingStrategy(self._group, bundle)
 
     def give_back(self) -> None:
-        """For others to use; without the head nothing can be given back from here."""
-        if self._cluster.answers:
-            self._util.remove_placement_group(self._group)
+        """For others to use."""
+        self._util.remove_placement_group(self._group)
 
 
 class RayGang:

@@ -72,10 +72,8 @@ class RayMember:
         self.kill()
 
     def kill(self) -> None:
-        """See Member. Without the head nothing can be ended from here; a worker ends with the driver's own end."""
+        """See Member."""
         ray = self._cluster.ray
-        if not self._cluster.answers:
-            return
         if self.place:
             ray.wait([self._call("quit")], timeout=_QUIT_SECONDS)
         ray.kill(self._actor)

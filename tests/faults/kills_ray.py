@@ -1,8 +1,9 @@
 """`make faults-ray`: strike nodes, workers and drivers of runs on a real Ray cluster on this machine, and say what was lost.
 
 python -m tests.faults.kills_ray --kills 40 --seed 0
+python -m tests.faults.kills_ray --kills 40 --kept strikes.jsonl --minutes 10    # in pieces: the same command goes on
 
-One run after the other on fake stages. Strikes come at random instants while shards are computed: a node is killed (and another joins),
+One run after the other on fake stages, some strikes each. They come at random instants while shards are computed: a node is killed (and another joins),
 a node hangs beyond Ray's health check and comes back, a worker process is killed, the driver is killed, the head is killed (the run must end
 in words, and the same command continue on a new cluster), a node is added; and a node dies of those that train together.
 Every run must end with the tables of an undisturbed run on this machine, and no part may be committed twice.
@@ -36,6 +37,7 @@ _CONFIG = {
 }
 _STRIKES = ("node killed", "node silent, then back", "worker killed", "driver killed", "node added", "head killed")
 _TRAINING = "node killed in training"
+_A_RUN = 6
 _PATIENCE_SECONDS = 300.0
 
 
@@ -44,36 +46,65 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--kept", type=Path, help="a line a finished run: those that are there count, and are not done again"
+    )
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="after which no other run begins")
     arguments = parser.parse_args()
-    console, drawn = Console(width=120, highlight=False), random.Random(arguments.seed)
+    console = Console(width=120, highlight=False)
     os.environ["FAKE_SECONDS"], os.environ["FAKE_STEPS"] = "0.3", "20"
-    struck: Counter[str] = Counter()
-    wrong = runs = repeated = 0
+    found = _Found(arguments.kept)
+    until = time.monotonic() + 60 * arguments.minutes
     with tempfile.TemporaryDirectory(prefix="faults-ray-") as name:
         folder = Path(name)
         wanted = _alone(folder / "alone")
         nodes = ThreeNodes()
         try:
-            while struck.total() < arguments.kills:
-                run = _Disturbed(nodes, folder / f"run-{runs}", drawn)
-                run.to_the_end(arguments.kills - struck.total())
-                struck.update(run.struck)
-                differs = _tables(run.root) != wanted
-                twice = run.committed_twice()
-                repeated += run.begun() - len(wanted)
-                wrong += differs or twice > 0
-                runs += 1
-                console.print(
-                    f"run {runs}: {dict(run.struck)}, {'DIFFERENT' if differs else 'same tables'}, {twice} parts twice"
-                )
+            while found.strikes < arguments.kills and time.monotonic() < until:
+                number = len(found.runs)
+                run = _Disturbed(nodes, folder / f"run-{number}", random.Random(f"{arguments.seed} {number}"))
+                run.to_the_end(min(_A_RUN, arguments.kills - found.strikes))
+                found.add(run, wanted)
+                console.print(f"run {number + 1}: {found.runs[-1]}")
         finally:
             nodes.close()
-    for strike in (*_STRIKES, _TRAINING):
-        console.print(f"{strike}: {struck[strike]}")
-    console.print(
-        f"{struck.total()} strikes in {runs} runs, {wrong} runs differ, {repeated} parts begun again", style="bold"
-    )
-    return int(wrong > 0)
+    found.print(console)
+    return int(found.wrong > 0)
+
+
+class _Found:
+    """What was found in each run, kept in a file where one is named."""
+
+    def __init__(self, kept: Path | None) -> None:
+        self._kept = kept
+        there = kept.read_text(encoding="utf-8").splitlines() if kept and kept.exists() else []
+        self.runs: list[dict] = [json.loads(line) for line in there]
+
+    def add(self, run: _Disturbed, wanted: dict[str, bytes]) -> None:
+        same = _tables(run.root) == wanted
+        self.runs.append(
+            {"struck": run.struck, "same": same, "twice": run.committed_twice(), "again": run.begun_again()}
+        )
+        if self._kept:
+            with self._kept.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(self.runs[-1]) + "\n")
+
+    @property
+    def strikes(self) -> int:
+        return sum(sum(run["struck"].values()) for run in self.runs)
+
+    @property
+    def wrong(self) -> int:
+        return sum(not run["same"] or run["twice"] > 0 for run in self.runs)
+
+    def print(self, console: Console) -> None:
+        for strike in (*_STRIKES, _TRAINING):
+            console.print(f"{strike}: {sum(run['struck'].get(strike, 0) for run in self.runs)}")
+        again = sum(run["again"] for run in self.runs)
+        console.print(
+            f"{self.strikes} strikes in {len(self.runs)} runs, {self.wrong} runs differ or committed a part twice, {again} parts begun again",
+            style="bold",
+        )
 
 
 class _Disturbed:
@@ -110,9 +141,10 @@ class _Disturbed:
         done = Counter((e["stage"], e["part"]) for e in self._events() if e["event"] == "part_done")
         return sum(n - 1 for n in done.values())
 
-    def begun(self) -> int:
-        """Parts that a worker took."""
-        return sum(e["event"] == "part_started" for e in self._events())
+    def begun_again(self) -> int:
+        """Parts that a worker took after another had."""
+        begun = Counter((e["stage"], e["part"]) for e in self._events() if e["event"] == "part_started")
+        return sum(n - 1 for n in begun.values())
 
     def _strike(self, what: str) -> None:
         names = [name for name in self._nodes.nodes if self._nodes.processes(name)]
@@ -126,8 +158,12 @@ class _Disturbed:
         elif what == "head killed":
             self._nodes.lose_head()
             _, errors = self._driver.communicate(timeout=_PATIENCE_SECONDS)
-            if self._driver.returncode != 1 or "no longer answers" not in errors:
-                raise SystemExit(f"without its head the run ended with {self._driver.returncode}: {errors[-2000:]}")
+            last = self._events()[-1]
+            told = "Ray cluster" in errors and "the same command continues" in errors and len(errors.splitlines()) == 1
+            if (self._driver.returncode, last["event"], last.get("exit_code")) != (1, "run_ended", 1) or not told:
+                raise SystemExit(
+                    f"without its head the run ended with {self._driver.returncode}, {last}: {errors[-2000:]}"
+                )
             self._nodes.renew()
             self._start()
         elif what == "node silent, then back":

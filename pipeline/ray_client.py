@@ -1,0 +1,151 @@
+"""Ray's client in a process of its own, whose methods the driver calls: the driver neither imports Ray nor dies with it.
+
+Ray ends the process that is its client when it misses the cluster's head for too long, or the node it came from, and blocks in calls before. So
+whatever becomes of the cluster, the driver has its words: those of the client's guard, or that the client ended.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+
+from pipeline.cluster import AGAIN, ClusterLost
+from pipeline.worker import log_to
+from schemas.errors import UserError
+from stages.children import Child, ChildDied, start_child, wait_for
+
+_ANSWER_SECONDS = 300.0
+"""For any call: each has limits of its own, far below. Beyond it the client hangs where not even its guard runs."""
+_LEAVE_SECONDS = 10.0
+_GUARD_SECONDS = 1.0
+
+
+class OnCluster(Protocol):
+    """What lives in the client's process."""
+
+    def check_lives(self) -> object:
+        """Raise ClusterLost once the cluster no longer answers; asked from a thread of its own."""
+
+    def close(self) -> None:
+        """Leave the cluster."""
+
+
+T = TypeVar("T", bound=OnCluster)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class _Call:
+    method: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    value: Any = None
+    error: UserError | None = None
+
+
+class RayClient(Generic[T]):
+    """make(*arguments) is called in the client's process, and its result lives there. Raises the UserError that it raises."""
+
+    def __init__(self, make: Callable[..., T], arguments: tuple[Any, ...], log: Path) -> None:
+        self._log, self._ended = log, False
+        self._child: Child = start_child(_serve, (log, make, arguments), "congrad-ray", leads=True)
+        try:
+            self._answered()
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, method: Callable[Concatenate[T, P], R], *arguments: P.args, **named: P.kwargs) -> R:
+        """The method of what lives there, with arguments and result sent. Raises its UserError; ClusterLost when the client is gone."""
+        assert not named, "arguments are sent by their place"
+        if self._ended:
+            raise self._lost("it was left")
+        with suppress(ChildDied):  # it may have said why
+            self._child.send(_Call(method, arguments))
+        value: R = self._answered()
+        return value
+
+    def close(self) -> None:
+        """End the client, and with it what it started on the cluster."""
+        if not self._ended:
+            self._ended = True
+            with suppress(ChildDied):
+                self._child.send(None)
+            self._child.end(_LEAVE_SECONDS)
+
+    def _answered(self) -> Any:
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        try:
+            wait_for([self._child], _ANSWER_SECONDS)
+            if time.monotonic() >= deadline:
+                raise ChildDied(f"silence of {_ANSWER_SECONDS:.0f} s")
+            answer: _Answer = self._child.receive()
+        except ChildDied as death:
+            self._kill()
+            raise self._lost(death.cause) from None
+        except BaseException:  # a signal, perhaps in the midst of a word: what follows could not be understood
+            self._kill()
+            raise
+        if isinstance(answer.error, ClusterLost):
+            self._kill()
+        if answer.error is not None:
+            raise answer.error
+        return answer.value
+
+    def _kill(self) -> None:
+        self._ended = True
+        self._child.kill()
+
+    def _lost(self, cause: str) -> ClusterLost:
+        return ClusterLost(
+            f"The Ray cluster no longer answers (its client ended: {cause})", where=str(self._log), fix=AGAIN
+        )
+
+
+def _serve(connection: Connection, log: Path, make: Callable[..., OnCluster], arguments: tuple[Any, ...]) -> None:
+    """The client's process: one call after the other. What Ray prints goes to the log."""
+    log_to(log)
+    speaking = threading.Lock()
+
+    def tell(answer: _Answer) -> None:
+        with speaking:
+            connection.send(answer)
+
+    try:
+        target = make(*arguments)
+    except UserError as error:
+        tell(_Answer(error=error))
+        return
+    tell(_Answer())
+    threading.Thread(target=_guard, args=(target, tell), name="guard", daemon=True).start()
+    with suppress(EOFError):
+        while isinstance(call := connection.recv(), _Call):
+            try:
+                answer = _Answer(call.method(target, *call.arguments))
+            except UserError as error:
+                answer = _Answer(error=error)
+            tell(answer)
+    target.close()
+
+
+def _guard(target: OnCluster, tell: Callable[[_Answer], None]) -> None:
+    """The last words of a client whose cluster is gone, whatever call it waits in."""
+    while True:
+        time.sleep(_GUARD_SECONDS)
+        try:
+            target.check_lives()
+        except ClusterLost as lost:
+            with suppress(OSError):
+                tell(_Answer(error=lost))
+            os._exit(1)

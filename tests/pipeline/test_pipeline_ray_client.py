@@ -1,0 +1,107 @@
+"""The process that is Ray's client: whatever becomes of it, the driver has one paragraph. No Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+import pipeline.ray_client
+from pipeline.cluster import AGAIN, ClusterLost
+from pipeline.ray_client import RayClient
+from schemas.errors import UserError
+
+
+class Fake:
+    """Lives in the client's process; lost once it was told so."""
+
+    def __init__(self, ok: bool = True) -> None:
+        if not ok:
+            raise UserError("no such cluster", where="execution.ray_address")
+        self._lost = False
+
+    def check_lives(self) -> None:
+        if self._lost:
+            raise ClusterLost("The Ray cluster no longer answers (nothing for 20 s)", where="head:1", fix=AGAIN)
+
+    def double(self, number: int) -> int:
+        if number < 0:
+            raise UserError("too small")
+        sys.stdout.write("a word of Ray's\n")
+        return 2 * number
+
+    def end(self, number: int) -> None:
+        """As Ray ends its client: with an exit code, or by a signal."""
+        if number < 0:
+            os.kill(os.getpid(), -number)
+        os._exit(number)
+
+    def lose_head(self) -> None:
+        """A call that Ray does not come back from."""
+        self._lost = True
+        time.sleep(600)
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def client(tmp_path):
+    found = RayClient(Fake, (), tmp_path / "logs" / "ray.log")
+    yield found
+    found.close()
+
+
+def test_what_lives_in_the_client_is_called_and_its_refusals_are_raised_here(client, tmp_path, capfd):
+    assert [client.call(Fake.double, number) for number in (1, 2)] == [2, 4]
+    with pytest.raises(UserError, match="too small"):
+        client.call(Fake.double, -1)
+    assert client.call(Fake.double, 3) == 6
+    client.close()  # which writes what is left
+    assert "a word of Ray's" in (tmp_path / "logs" / "ray.log").read_text() and not capfd.readouterr().out
+    with pytest.raises(UserError, match="no such cluster"):
+        RayClient(Fake, (False,), tmp_path / "ray.log")
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        ((Fake.end, 1), r"its client ended: exit code 1\) \(.*ray\.log\)"),
+        ((Fake.end, -signal.SIGABRT), r"its client ended: signal 6 \(SIGABRT\)"),
+        ((Fake.lose_head,), r"nothing for 20 s\) \(head:1\)"),
+    ],
+)
+def test_whatever_ends_the_client_is_one_paragraph_and_what_comes_after_is_not_waited_for(client, end, words):
+    with pytest.raises(ClusterLost, match=rf"no longer answers \({words}.*the same command continues"):
+        client.call(*end)
+    with pytest.raises(ClusterLost):
+        client.call(Fake.double, 1)
+
+
+def test_a_client_that_says_nothing_at_all_is_not_waited_for_for_ever(client, monkeypatch):
+    monkeypatch.setattr(pipeline.ray_client, "_ANSWER_SECONDS", 0.2)
+    with pytest.raises(ClusterLost, match="silence of 0 s"):
+        client.call(time_out)
+
+
+def time_out(fake: Fake) -> None:
+    time.sleep(600)
+
+
+def test_a_signal_in_the_midst_of_a_call_ends_the_client_whose_words_would_be_half_read(client):
+    class Asked(BaseException): ...
+
+    def handle(*_: object) -> None:
+        raise Asked
+
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(Asked):
+            client.call(time_out)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(ClusterLost):
+        client.call(Fake.double, 1)
