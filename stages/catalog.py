@@ -86,7 +86,7 @@ STAGES: tuple[StageSpec, ...] = (
         ),
         ("policy",),
         kept_rows=(("prompt", "row"), "pairs"),
-        version=6,
+        version=7,
         sources="pairs.sources",
         needs=(needs.tokenizer,),
     ),
