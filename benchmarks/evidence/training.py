@@ -39,6 +39,7 @@ from stages.gradients.rows import BatchRow, Pair
 from stages.models.device import device_of, dtype_of
 from stages.models.load import load_causal_lm
 from stages.models.resolve import resolve
+from stages.text.render import Renderer
 from stages.train.model import precision
 from stages.train.objectives import Scores, accuracies
 from stages.train.objectives import score as logps_of
@@ -118,7 +119,8 @@ class Bench:
             "unseen": setup.pool.held_out(answers, setup.unseen, setup.held_out),
         }
         world = self.world(0)
-        self.ids = {name: [self._pair(world, row) for row in rows] for name, rows in self.held_out.items()}
+        renderer = world.renderer
+        self.ids = {name: [_pair(renderer, row) for row in rows] for name, rows in self.held_out.items()}
         self.text = world.text()
         self.start = self._logps(world, self.model)
         self.start_text = self._text(world, self.model)
@@ -175,11 +177,6 @@ class Bench:
         value_N = torch.where(pool_N, value_N, value_N.min() - 1.0)
         return kept_half(damaged.frame, value_N, "language")
 
-    def _pair(self, world: World, row: dict[str, str]) -> Pair:
-        sides = ([{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected"))
-        ids = world.renderer.pair_ids([{"role": "user", "content": row["prompt"]}], *sides)
-        return Pair(tuple(ids.prompt), tuple(ids.chosen), tuple(ids.rejected))
-
     def _logps(self, world: World, model: Any) -> dict[str, Scores]:
         """Of every held-out pair."""
         config = config_of(world)
@@ -193,6 +190,12 @@ class Bench:
         loaded = load_causal_lm(model, dtype_of(config), device_of(config))
         rows: list[BatchRow] = self.text[:20]
         return -float(torch.cat(logprobs_of_rows(loaded, rows, TokenBudget(_BUDGET))).double().mean())
+
+
+def _pair(renderer: Renderer, row: dict[str, str]) -> Pair:
+    sides = ([{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected"))
+    ids = renderer.pair_ids([{"role": "user", "content": row["prompt"]}], *sides)
+    return Pair(tuple(ids.prompt), tuple(ids.chosen), tuple(ids.rejected))
 
 
 def _filled(column: pl.Series) -> torch.Tensor:
