@@ -24,7 +24,7 @@ import polars as pl
 import torch
 
 from benchmarks.evidence.answers import Answers, Pool
-from benchmarks.evidence.real import layout_of
+from benchmarks.evidence.real import layout_of, numbers
 from benchmarks.planted import sketches
 from benchmarks.planted.damage import Damage, DamagedSet, plant
 from benchmarks.planted.figures import kept_half
@@ -170,9 +170,9 @@ class Bench:
             value_N = value_N - n * damaged.damaged_N
         elif arm == "curated":
             pool_N = gate(damaged)
-            value_N[pool_N] = _filled(score(damaged.only(pool_N), configured(), self.layout, seed)["score"])
+            value_N[pool_N] = numbers(score(damaged.only(pool_N), configured(), self.layout, seed)["score"])
         elif arm == "baseline":
-            value_N = _filled(rank_all(score(damaged, configured(), self.layout, seed), (BASELINE,))[BASELINE])
+            value_N = numbers(rank_all(score(damaged, configured(), self.layout, seed), (BASELINE,))[BASELINE])
         # every arm keeps half of ALL pairs: those that the gate holds back come last and are not reached
         value_N = torch.where(pool_N, value_N, value_N.min() - 1.0)
         return kept_half(damaged.frame, value_N, "language")
@@ -196,11 +196,6 @@ def _pair(renderer: Renderer, row: dict[str, str]) -> Pair:
     sides = ([{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected"))
     ids = renderer.pair_ids([{"role": "user", "content": row["prompt"]}], *sides)
     return Pair(tuple(ids.prompt), tuple(ids.chosen), tuple(ids.rejected))
-
-
-def _filled(column: pl.Series) -> torch.Tensor:
-    lowest = column.min()
-    return torch.from_numpy(column.fill_null(0.0 if lowest is None else float(lowest) - 1.0).to_numpy().copy())  # type: ignore[arg-type]
 
 
 def _margin(now: Scores, start: Scores) -> float:
