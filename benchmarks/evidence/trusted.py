@@ -26,7 +26,7 @@ from benchmarks.planted.sketches import Sketches
 from benchmarks.quality.results import Cell, Results, Values
 from schemas.ids import content_id, seed_for
 
-VERSION = 1
+VERSION = 2
 TABLE = "trusted"
 SHARES = (0.25, 0.45)
 COUNTS = (0, 1, 2, 4, 8, 16)

@@ -120,7 +120,9 @@ def score(
         scale_D=metric.scale_D,
         group_N=_groups(damaged, setting.leave_out if trusted_N is None else "pair"),
     )
-    tables = score_rows(damaged.frame, damaged.languages, found, weight_N, others=setting.score == "others")
+    tables = score_rows(
+        damaged.frame, damaged.languages, found, weight_N, others=setting.score == "others" and trusted_N is None
+    )
     return pl.DataFrame(pa.concat_tables(tables))
 
 
