@@ -70,12 +70,24 @@ class Cluster:
             )
 
     def name_of(self, node_id: str) -> str:
-        """A node's name; of one that joined a moment ago, its id."""
-        return next((node.name for node in self._seen.nodes if node.id == node_id), node_id[:8])
+        """A node's name; of one that is not seen, its id."""
+        node = self._node(node_id)
+        return node.name if node else node_id[:8]
 
     def address_of(self, node_id: str) -> str:
         """Where others reach a node; empty for one that is not seen."""
-        return next((node.address for node in self._seen.nodes if node.id == node_id), "")
+        node = self._node(node_id)
+        return node.address if node else ""
+
+    def _node(self, node_id: str) -> Node | None:
+        """One that joined a moment ago is looked for once more."""
+        for look_again in (True, False):
+            for node in self._seen.nodes:
+                if node.id == node_id:
+                    return node
+            if look_again:
+                self._look()
+        return None
 
     def check(self, root: Path) -> dict[str, Look]:
         """Look at every node that could have a worker: name -> what it is. Raises UserError where one does not read what is written

@@ -28,6 +28,12 @@ def frozen_heap() -> None:
     gc.freeze()
 
 
+@pytest.fixture
+def crew() -> str:
+    """Where workers live; tests over both say so (`tests.crews`)."""
+    return "local"
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
     """See `make_tokenizer`."""

@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 
 from schemas.config import RunConfig
 from schemas.errors import UserError, foreign
 from stages.contract import ModelRef
 from stages.models.merging import with_adapter
-from stages.models.strict import config_of, refuse_misfits, unloadable
+from stages.models.strict import config_of, headers, refuse_misfits, unloadable
 from stages.models.text_model import auto_class, classifier_class, drop_towers
 
 
@@ -36,6 +37,38 @@ def load_causal_lm(model: ModelRef, dtype: torch.dtype, device: torch.device, tr
             f"There is no folder of {model.name} on this machine", where="model", fix="Give a hub id or a folder."
         )
     return _loaded(auto_class(config_of(model, trust_remote_code)), model, dtype, device, trust_remote_code)
+
+
+def load_to_cut(model: ModelRef, trust_remote_code: bool = False) -> Any:
+    """`load_causal_lm` in float32 on the CPU, for weights that are cut over processes: where the files have one dtype they stay in it until they
+    are cut, mapped from the files and shared by the machine's processes, so that none holds them whole. `float()` once it is cut."""
+    loaded = load_causal_lm(model, _dtype_of_files(model) or torch.float32, torch.device("cpu"), trust_remote_code)
+    if loaded.dtype != torch.float32:
+        _compute_in_float32(loaded, trust_remote_code)
+    return loaded
+
+
+def _dtype_of_files(model: ModelRef) -> torch.dtype | None:
+    """Of all weights in the folder; None where they have several: read in one of them, the others would be rounded."""
+    assert model.path is not None
+    found = {tensor.dtype for tensor in headers(model.path).values() if tensor.is_floating_point()}
+    return found.pop() if len(found) == 1 and found <= {torch.bfloat16, torch.float16} else None
+
+
+def _compute_in_float32(model: Any, trust_remote_code: bool) -> None:
+    """What a model computed for itself when it was made (scales, frequencies) was computed in the numbers of its files: computed anew."""
+    for config in (model.config, *(getattr(model.config, name, None) for name in model.config.sub_configs)):
+        if config is not None:
+            config.dtype = torch.float32
+    with init_empty_weights(include_buffers=False):
+        made = auto_class(model.config).from_config(
+            model.config, dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
+    for name, buffer in made.named_buffers():
+        parent, _, leaf = name.rpartition(".")
+        module = model.get_submodule(parent)
+        if leaf in module._non_persistent_buffers_set:  # others are in the files
+            setattr(module, leaf, buffer)
 
 
 def load_classifier(model: ModelRef, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> Any:

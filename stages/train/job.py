@@ -91,7 +91,7 @@ def _with_references(session: Session, pairs: TrainingPairs, policy: PreTrainedM
     if session.config.loss.reference_free:
         return pairs.with_references([(0.0, 0.0)] * len(pairs))
     ref, numbers = session.ctx.models["reference"], session.numbers
-    same = ref.digest == session.start.digest and numbers.placed == numbers.device
+    same = ref.digest == session.start.digest and not numbers.sharded
     trust = session.config.model.trust_remote_code
     load = numbers.compute if numbers.sharded else numbers.load  # a model to be cut may not fit a device in float32
     model = policy if same else load_causal_lm(ref, load, numbers.device, trust)

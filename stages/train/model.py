@@ -40,11 +40,6 @@ class Precision:
         return self.copies > 0
 
     @property
-    def placed(self) -> torch.device:
-        """Where the model is loaded: what will be cut need not fit a device."""
-        return torch.device("cpu") if self.sharded else self.device
-
-    @property
     def bf16(self) -> bool:
         """bfloat16 autocast over float32 weights."""
         return self.load != self.compute == torch.bfloat16

@@ -11,7 +11,7 @@ from schemas.config import RunConfig
 from schemas.config.trainer import TrainerConfig
 from schemas.config.training import TrainConfig
 from stages.contract import Context, ModelRef
-from stages.models.load import load_causal_lm, settle_threads
+from stages.models.load import load_causal_lm, load_to_cut, settle_threads
 from stages.text.render import Renderer, load_renderer
 from stages.train.model import Precision, precision
 from stages.train.processes import local_size
@@ -71,7 +71,9 @@ class Session:
     def load(self) -> Any:
         """The model that is trained, as it starts."""
         trust = self.config.model.trust_remote_code
-        return load_causal_lm(self.start, self.numbers.load, self.numbers.placed, trust)
+        if self.numbers.sharded:
+            return load_to_cut(self.start, trust)
+        return load_causal_lm(self.start, self.numbers.load, self.numbers.device, trust)
 
     def scorer(self) -> Scorer:
         """Scores rows in the numbers of the trainer's forward."""

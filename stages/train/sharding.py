@@ -26,13 +26,14 @@ def mesh_over(device: torch.device, copies: int) -> DeviceMesh:
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Cut the model's parameters by rows, in place, moving them to the mesh's device: one gathering per decoder layer, one for the rest.
-    Returns the model without parameters, for `unsharded`."""
+    What each process holds is float32. Returns the model without parameters, for `unsharded`."""
     empty = copy.deepcopy(model, {id(p): _without_data(p) for p in model.parameters()})
     layers = set(getattr(model, "_no_split_modules", None) or ())
     for module in list(model.modules()):
         if type(module).__name__ in layers:
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    model.float()  # no sooner: see `load_to_cut`
     return empty
 
 

@@ -2,7 +2,7 @@
 
 Overrides of transformers 5.19 and accelerate 1.15:
 - `get_batch_samples`: the pairs accelerate repeats to make an epoch's last batches even weigh nothing.
-- `_prepare_for_training`, `_save_optimizer_and_scheduler`, `_load_optimizer_and_scheduler`: a model cut over several processes
+- `_prepare_for_training`, `_load_from_checkpoint`, `_save_optimizer_and_scheduler`, `_load_optimizer_and_scheduler`: a model cut over several processes
   (`sharding.py`), by the way transformers has for a model that was cut before; its checkpoints hold whole tensors. `_save`: so do
   its weights.
 """
@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from stages.models.folder import weight_files
 from stages.train.optimizers.state import gathered_state, scattered_state
 from stages.train.sharding import mesh_over, shard, unsharded, whole_weights
 from stages.train.trainer import PairTrainer
@@ -75,7 +77,16 @@ class _Sharded(PairTrainer):
 
     def whole_model(self) -> Any:
         """The trained model, in one piece; without its weights in processes that do not write. Collective."""
+        if not hasattr(self, "_empty"):  # of a checkpoint of the last step: nothing was cut
+            return self.model.float()
         return unsharded(self.model, self._empty, keep=self.args.should_save)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The checkpoint's weights in the place of the model's, mapped from its files; written into them they would be rounded to the numbers
+        of the model's files (`load_to_cut`)."""
+        for path in weight_files(Path(resume_from_checkpoint)):
+            self.model.load_state_dict(load_file(path), strict=False, assign=True)
+        self.model.tie_weights()
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         self._empty = shard(self.model, mesh_over(self.args.device, self.copies))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from stages.train.optimizers.subspace import Protected
 
 
-def test_base_sft_and_two_language_groups_in_one_run(tmp_path, tiny_model, pipeline_command, monkeypatch):
+def test_base_sft_and_two_language_groups_in_one_run(tmp_path, tiny_model, inline_command, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = yaml.safe_load(files("data").joinpath("configs/demo-onties-orthalign.yaml").read_text(encoding="utf-8"))
     config |= {"name": "t", "run_dir": str(tmp_path / "runs"), "languages": {"seen": ["en", "de", "zh"]}}
@@ -25,7 +25,7 @@ def test_base_sft_and_two_language_groups_in_one_run(tmp_path, tiny_model, pipel
     config["train"] |= {"max_steps": 3, "batch_size": 2, "learning_rate": 1e-3}
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    pipeline_command("run", str(path))
+    inline_command("run", str(path))
 
     root = tmp_path / "runs/t"
     metrics = pl.read_parquet(root / "round-0/metrics/*.parquet")

@@ -38,9 +38,9 @@ def own_data(write_tiny: Any, tmp_path: Path) -> Any:
     return write
 
 
-def test_hh_dialogues_are_curated_and_trained_on(own_data: Any, pipeline_command: Any, tmp_path: Path) -> None:
-    done = pipeline_command("run", str(own_data(dialogues(tmp_path / "hh.jsonl"))))
-    assert "dialogues written as one text (Human: ... Assistant: ...) read as messages" in done.stdout + done.stderr
+def test_hh_dialogues_are_curated_and_trained_on(own_data: Any, inline_command: Any, tmp_path: Path) -> None:
+    done = inline_command("run", str(own_data(dialogues(tmp_path / "hh.jsonl"))), "--until", "train")
+    assert "dialogues written as one text (Human: ... Assistant: ...) read as messages" in done.output
     root = tmp_path / "runs/t/round-0"
     pairs = pl.read_parquet(root / "pairs/*.parquet")
     assert pairs.height == 14

@@ -132,7 +132,7 @@ def test_status_and_inspect_answer(whole_run, inline_command):
 
 
 def test_tables_are_equal_for_any_number_of_workers(whole_run, write_tiny, pipeline_command, tmp_path):
-    path = write_tiny(execution__workers=3)
+    path = write_tiny(execution__workers=2)
     pipeline_command("run", str(path), "--until", "gradients")
     alone = table_bytes(whole_run[1])
     got = table_bytes(tmp_path / "runs/t")

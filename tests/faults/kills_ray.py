@@ -82,8 +82,9 @@ class _Found:
 
     def add(self, run: _Disturbed, wanted: dict[str, bytes]) -> None:
         same = _tables(run.root) == wanted
-        again = run.begun() - len(wanted)
-        self.runs.append({"struck": run.struck, "same": same, "twice": run.committed_twice(), "again": again})
+        self.runs.append(
+            {"struck": run.struck, "same": same, "twice": run.committed_twice(), "again": run.begun_again()}
+        )
         if self._kept:
             with self._kept.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(self.runs[-1]) + "\n")
@@ -140,9 +141,10 @@ class _Disturbed:
         done = Counter((e["stage"], e["part"]) for e in self._events() if e["event"] == "part_done")
         return sum(n - 1 for n in done.values())
 
-    def begun(self) -> int:
-        """Parts that a worker took."""
-        return sum(e["event"] == "part_started" for e in self._events())
+    def begun_again(self) -> int:
+        """Parts that a worker took after another had."""
+        begun = Counter((e["stage"], e["part"]) for e in self._events() if e["event"] == "part_started")
+        return sum(n - 1 for n in begun.values())
 
     def _strike(self, what: str) -> None:
         names = [name for name in self._nodes.nodes if self._nodes.processes(name)]

@@ -6,7 +6,6 @@ import errno
 import os
 import resource
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -76,10 +75,7 @@ def test_a_worker_that_reaches_a_file_size_limit_says_so(fake_process):
     reason="this machine lets no user mount a small file system of its own",
 )
 def test_a_disk_that_is_really_full_and_then_is_not(tmp_path, fake_process):
-    process, run = fake_process("--dry-run")
-    process.communicate(timeout=120)
-    command = " ".join([sys.executable, str(Path(__file__).with_name("fake_main.py")), "run", str(run.path)])
-    folder = run.root.parent
+    command, folder = " ".join(fake_process.command), fake_process.run.root.parent
     small = f"mkdir -p {folder} && mount -t tmpfs -o size=40k x {folder} && {{ {command}; echo ended with $?; }}"
     room = f"mount -o remount,size=16m {folder} && {command}"
     done = subprocess.run(["unshare", "-rm", "sh", "-c", f"{small}; {room}"], capture_output=True, text=True)

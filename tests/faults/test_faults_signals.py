@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import shutil
 import signal
 import time
 
@@ -13,6 +12,7 @@ import psutil
 import pytest
 
 from pipeline.signals import StopSignals
+from tests.crews import over_both_crews
 
 
 def wait_for(run, event: str, stage: str = "generate", count: int = 1) -> None:
@@ -56,9 +56,12 @@ def _column(run) -> list[int]:
     return pl.read_parquet(run.root / "round-0/candidates/*.parquet")["n_tokens"].to_list()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("crew", "number", "code"),
+    [("local", signal.SIGTERM, 143), ("local", signal.SIGINT, 130), ("ray", signal.SIGTERM, 143)],
+)
 def test_asked_to_stop_the_shard_is_finished_and_the_exit_code_is_the_signals(fake_process, tmp_path, number, code):
-    process, run = fake_process(FAKE_SECONDS="2", FAKE_DIR=str(tmp_path))
+    process, run = fake_process(FAKE_SECONDS="1", FAKE_DIR=str(tmp_path))
     wait_for_file(tmp_path / "at-1")
     for victim in (process, *psutil.Process(process.pid).children(recursive=True)):
         os.kill(victim.pid, number)  # a scheduler signals every process of the job
@@ -72,6 +75,7 @@ def test_asked_to_stop_the_shard_is_finished_and_the_exit_code_is_the_signals(fa
     finish(fake_process)
 
 
+@over_both_crews
 def test_a_shard_longer_than_the_grace_time_is_abandoned(fake_process):
     process, run = fake_process("--set", "execution.grace_seconds=1", FAKE_SECONDS="600")
     wait_for(run, "part_started")
@@ -84,6 +88,7 @@ def test_a_shard_longer_than_the_grace_time_is_abandoned(fake_process):
     finish(fake_process)
 
 
+@over_both_crews
 def test_ctrl_c_twice_stops_now(fake_process):
     process, run = fake_process("--set", "execution.grace_seconds=300", FAKE_SECONDS="600")
     wait_for(run, "part_started")
@@ -95,19 +100,17 @@ def test_ctrl_c_twice_stops_now(fake_process):
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in errors and "semaphore" not in errors
     assert not psutil.wait_procs(workers, timeout=10)[1]
-    finish(fake_process)
 
 
+@over_both_crews
 def test_a_terminal_that_is_closed_is_a_stop_like_any_other(fake_process, tmp_path):
     """A real one: the run is in the foreground of a pseudo-terminal, whose other end closes; nobody is left to be told."""
-    process, run = fake_process()
-    process.communicate(timeout=60)
-    shutil.rmtree(run.root)
-    command = [str(word) for word in process.args]
+    command, run = fake_process.command, fake_process.run
+    environment = os.environ | fake_process.environment | {"FAKE_SECONDS": "1", "FAKE_DIR": str(tmp_path)}
     child, terminal = pty.fork()
     if child == 0:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # of tests that run under nohup it is ignored
-        os.execvpe(command[0], command, os.environ | {"FAKE_SECONDS": "2", "FAKE_DIR": str(tmp_path)})
+        os.execvpe(command[0], command, environment)
     wait_for_file(tmp_path / "at-1")
     assert os.read(terminal, 1), "the bar is shown on it"
     os.close(terminal)
@@ -116,7 +119,6 @@ def test_a_terminal_that_is_closed_is_a_stop_like_any_other(fake_process, tmp_pa
     last = seen(run)[-1]
     assert last["event"] == "run_ended" and last["kind"] == "stopped" and "SIGHUP" in last["error"]
     assert done_parts(run) == 2 and not (run.root / "_lease.json").exists()
-    finish(fake_process)
 
 
 def test_a_signal_before_any_stage_runs_stops_at_once():
@@ -129,15 +131,16 @@ def test_a_signal_before_any_stage_runs_stops_at_once():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@over_both_crews
 def test_a_worker_killed_alone_is_replaced(fake_process):
     process, run = fake_process(FAKE_SECONDS="1")
     wait_for(run, "part_done")
     for child in psutil.Process(process.pid).children(recursive=True):
-        if os.getpgid(child.pid) == child.pid:
+        if os.getpgid(child.pid) == child.pid and not child.children():  # the client of a cluster has them
             child.kill()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert "a worker died (signal 9 (SIGKILL), most often the system was out of memory)" in errors
+    assert "a worker died (signal 9 (SIGKILL), most often the system was out of memory" in errors
     assert sorted(_column(run)) == [n * n for n in range(0, 12, 2)]
     finished = [e["part"] for e in seen(run) if e["event"] == "part_done" and e["stage"] == "generate"]
     assert sorted(finished) == [0, 1, 2, 3], "what was committed is not made again"

@@ -1,4 +1,5 @@
-"""The same command on several machines: the shipped scripts for Slurm and Kubernetes, with two "nodes" on this one and fake stages."""
+"""The same command on several machines: the shipped scripts for Slurm and Kubernetes, with two "nodes" on this one and fake stages. They differ in
+how they set torchrun's variables: one of them goes on to train."""
 
 from __future__ import annotations
 
@@ -14,10 +15,15 @@ import pytest
 import yaml
 
 import data
+import pipeline.loop
+from pipeline.config_file import load_config
+from pipeline.console import Display
 from pipeline.launch import Launch, launch_of
+from pipeline.selection import Selection
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from tests.cluster_support import free_port, wait_until
+from tests.faults.inline import InlineExecutor, fake_pipeline
 
 SCRIPTS = Path(data.__file__).parent / "launch"
 FAKE_MAIN = Path(__file__).parents[1] / "faults" / "fake_main.py"
@@ -32,7 +38,8 @@ _CONFIG = {
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """With a config, and a `bin` that stands for an installed pipeline and for Slurm's commands."""
-    (tmp_path / "my.yaml").write_text(yaml.safe_dump(_CONFIG | {"run_dir": str(tmp_path / "runs")}), encoding="utf-8")
+    path = tmp_path / "my.yaml"
+    path.write_text(yaml.safe_dump(_CONFIG | {"run_dir": str(tmp_path / "runs")}), encoding="utf-8")
     commands = {
         "congrad": f'exec {sys.executable} {FAKE_MAIN} "$@" --set train.processes=1',
         "scontrol": "echo 127.0.0.1; echo 127.0.0.2",
@@ -75,16 +82,26 @@ def start(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             continue
 
 
-def result(folder: Path) -> str:
-    return (folder / "runs" / "t" / "round-0" / "train" / "result.txt").read_text()
-
-
-def test_the_script_for_slurm_trains_over_its_nodes_and_ends_with_all_of_them(folder, start):
-    job = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": str(free_port() - 20000)}
+def test_the_script_for_slurm_starts_the_command_on_each_node_as_one_of_all_and_ends_with_the_worst(
+    folder, start, monkeypatch
+):
+    said = folder / "bin" / "congrad"
+    said.write_text(
+        '#!/bin/bash\necho "$RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT $*"; exit $((RANK * 3))\n', encoding="utf-8"
+    )
+    job = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "123456"}
     script = start("bash", str(SCRIPTS / "slurm.sh"), "my.yaml", "--quiet", **job)
     out, _ = script.communicate(timeout=100)
-    assert script.returncode == 0, out
-    assert result(folder) == "fresh by 2"
+    assert script.returncode == 3
+    nodes = sorted(line.split() for line in out.splitlines())
+    assert [node[0] for node in nodes] == ["0", "1"] and nodes[0][1:] == nodes[1][1:]
+    assert nodes[0][1:7] == ["2", "127.0.0.1", "23456", "run", "my.yaml", "--quiet"]
+    settings = [f"{key}={value}" for key, value in (pair.split("=") for pair in nodes[0][8::2])]
+    for rank, *values in nodes:
+        for name, value in zip(("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"), values, strict=False):
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("RANK", rank)
+        assert launch_of(load_config(folder / "my.yaml", settings)) == Launch(int(rank), 2)
 
 
 def test_the_job_for_kubernetes_trains_over_its_pods_and_a_pod_that_is_lost_ends_all(folder, start):
@@ -94,6 +111,9 @@ def test_the_job_for_kubernetes_trains_over_its_pods_and_a_pod_that_is_lost_ends
     variables |= {"MASTER_PORT": str(free_port()), "FAKE_STEPS": "400", "FAKE_SECONDS": "0.05"}
     assert int(variables["WORLD_SIZE"]) == job["spec"]["completions"] == job["spec"]["parallelism"]
 
+    with fake_pipeline():  # the stages before, as docs/scale.md says
+        InlineExecutor.computed = []
+        pipeline.loop.run(load_config(folder / "my.yaml"), Selection(last="select"), Display(quiet=True))
     first, second = (start(*container["command"], **variables, JOB_COMPLETION_INDEX=str(n)) for n in range(2))
     checkpoint = folder / "runs" / "t" / "round-0" / "train" / "checkpoint"
     wait_until(lambda: checkpoint.exists() and checkpoint.read_text().isdigit())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -12,10 +14,12 @@ import yaml
 
 from pipeline.cluster import Node
 from pipeline.ray_sizes import Sizes
+from schemas import files
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.catalog import BY_NAME
 from tests.cluster_support import ThreeNodes, free_port, start_driver, wait_until
+from tests.faults.inline import FakeRun, fake_pipeline
 
 pytest.importorskip("ray", reason="Ray is not installed (extra [ray])")
 _CONFIG = {
@@ -68,8 +72,8 @@ def start(config):
     """Start the command on the config; it is ended with the test."""
     started = []
 
-    def start(*overrides: str):
-        started.append(start_driver(config, *overrides))
+    def start(*overrides: str, more: tuple[str, ...] = ()):
+        started.append(start_driver(config, *overrides, more=more))
         return started[-1]
 
     yield start
@@ -87,21 +91,20 @@ def finish(driver) -> str:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> dict[str, bytes]:
     """What a run on this machine writes."""
-    folder = tmp_path_factory.mktemp("alone")
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(_CONFIG | {"run_dir": str(folder / "runs")}), encoding="utf-8")
-    finish(start_driver(path, "execution.workers=2"))
-    return tables(folder / "runs" / "t")
+    with fake_pipeline():
+        run = FakeRun(tmp_path_factory.mktemp("alone"), _CONFIG)
+        run()
+    return tables(run.root)
 
 
 def test_a_node_that_is_killed_costs_its_shards_and_one_that_joins_works_along(nodes, config, start, alone):
     root = config.parent / "runs" / "t"
-    driver = start(*on_ray(nodes))
+    driver = start(*on_ray(nodes), more=("--until", "generate"))
     wait_until(lambda: len({e["place"] for e in events(root, "part_done") if e["stage"] == "generate"}) == 2)
     nodes.strike("b", signal.SIGKILL)
     nodes.add("c")
     said = finish(driver)
-    assert tables(root) == alone
+    assert tables(root) == {name: content for name, content in alone.items() if "curated" not in name}
     begun = Counter(e["part"] for e in events(root, "part_started") if e["stage"] == "generate")
     done = Counter(e["part"] for e in events(root, "part_done") if e["stage"] == "generate")
     assert len(done) == _PARTS and set(done.values()) == {1}
@@ -112,26 +115,56 @@ def test_a_node_that_is_killed_costs_its_shards_and_one_that_joins_works_along(n
     assert all((root / "logs" / e["log"]).is_file() for e in events(root, "worker_started"))
 
 
-def test_a_driver_that_is_killed_leaves_a_run_that_the_same_command_continues(nodes, config, start, alone):
+def test_a_second_driver_is_refused_and_after_the_first_was_killed_it_goes_on_to_a_training_with_a_seat_on_each_node(
+    nodes, config, start, alone
+):
     root = config.parent / "runs" / "t"
     driver = start(*on_ray(nodes))
+    wait_until((root / "_lease.json").exists)
+    refused(start(*on_ray(nodes)), f"host {socket.gethostname()}, process {driver.pid} holds it")
     wait_until(lambda: len([e for e in events(root, "part_done") if e["stage"] == "generate"]) >= 3)
     driver.kill()
     driver.communicate()
     committed = len(list((root / "round-0" / "_state" / "generate").glob("part-*.json")))
-    finish(start(*on_ray(nodes)))
-    assert tables(root) == alone
-    assert len(events(root, "part_done")) <= 3 + _PARTS + 1, "nothing that was committed is made again"
-    assert committed < _PARTS
-
-
-def test_a_training_has_a_seat_on_each_node(nodes, config, start):
-    root = config.parent / "runs" / "t"
     finish(start(*on_ray(nodes), "train.nodes=0"))
+    assert tables(root) == alone
+    done = Counter((e["stage"], e["part"]) for e in events(root, "part_done"))
+    assert set(done.values()) == {1}, "nothing that was committed is made again"
+    assert committed < _PARTS
     assert (root / "round-0" / "train" / "result.txt").read_text() == "fresh by 2"
     (place,) = [e["place"] for e in events(root, "part_done") if e["stage"] == "train"]
     assert place.count("node-") == 2 and " + " in place
     assert len(list((root / "logs").glob("worker-*-node-1.log"))) == 1
+
+
+def refused(driver, words: str) -> None:
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 1 and len(err.splitlines()) == 1, err
+    assert "Another run is working in this directory" in err and words in err
+
+
+def test_a_second_driver_is_refused_within_a_heartbeat_where_the_first_is_on_another_machine(config, start):
+    """Before it looks for a cluster: its address is none."""
+    root, over = config.parent / "runs" / "t", threading.Event()
+    root.mkdir(parents=True)
+    holder = {"host": "elsewhere", "space": "another boot", "pid": 1, "started": 1, "nonce": "x"}
+
+    def beat(number: int) -> None:
+        files.write_text(root / "_lease.json", json.dumps(holder | {"beat": number, "heartbeat": 0.0}))
+
+    def live() -> None:
+        number = 0
+        while not over.wait(0.3):
+            beat(number := number + 1)
+
+    beat(0)
+    first = threading.Thread(target=live)
+    first.start()
+    try:
+        refused(start("execution.on=ray", "execution.ray_address=127.0.0.1:1"), "host elsewhere, process 1 holds it")
+    finally:
+        over.set()
+        first.join()
 
 
 def test_a_dry_run_is_refused_as_the_run_where_no_cluster_answers(config):

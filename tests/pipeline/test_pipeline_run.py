@@ -21,6 +21,7 @@ from pipeline.rundir import RunDir
 from pipeline.selection import Selection
 from pipeline.status import states_of
 from schemas.errors import UserError
+from tests.crews import LIGHT_RAY, SETTINGS, over_both_crews
 from tests.faults.inline import InlineExecutor
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -30,17 +31,19 @@ SPECS = (fake_stages.PROMPTS, fake_stages.GENERATE, fake_stages.SELECT, fake_sta
 
 
 @pytest.fixture
-def fake(monkeypatch, tmp_path, write_config):
+def fake(monkeypatch, tmp_path, write_config, crew):
     """Run the fake pipeline; returns a function (overrides, selection) -> outcome and the run directory."""
     monkeypatch.setattr(stages.schedule, "STAGES", SPECS)
     monkeypatch.setattr(pipeline.loop, "config_files", lambda spec, config: {})
     monkeypatch.setattr(pipeline.loop, "preflight", lambda config, specs: None)
     monkeypatch.setenv("FAKE_DIR", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{Path(__file__).parents[2]}")
+    if crew == "ray":
+        monkeypatch.syspath_prepend(LIGHT_RAY)
     path = write_config(prompts={"sources": [{"path": "x"}], "max_chars": 20}, generate={"shard_size": 3})
 
     def run(*overrides: str, **selection: object) -> pipeline.loop.RunOutcome:
-        config = load_config(path, overrides)
+        config = load_config(path, (*SETTINGS[crew], *overrides))
         return pipeline.loop.run(config, Selection(**selection), Display(quiet=True))
 
     run.root = tmp_path / "runs" / "t"
@@ -84,29 +87,33 @@ def test_table_folders_hold_only_parquet(quick):
     assert not list((quick.root / "_tmp").iterdir())
 
 
-@pytest.mark.parametrize("workers", [1, 2, 5])
-def test_tables_do_not_depend_on_the_number_of_workers(fake, workers, tmp_path):
-    fake(f"execution.workers={workers}")
+@pytest.mark.parametrize("workers", [2, 5])
+def test_tables_do_not_depend_on_the_number_of_workers(fake, workers, tmp_path, monkeypatch):
+    fake(f"execution.workers={workers}", last="generate")
     got = contents(fake.root)
-    fake(f"run_dir={tmp_path / 'alone'}", "execution.workers=1")
+    InlineExecutor.computed = []
+    monkeypatch.setattr(pipeline.local_crew, "local_executor", InlineExecutor)
+    fake(f"run_dir={tmp_path / 'alone'}", "execution.workers=1", last="generate")
     assert got == contents(tmp_path / "alone" / "t")
 
 
+@over_both_crews
 def test_a_worker_killed_in_the_middle_loses_and_doubles_nothing(fake, tmp_path):
     (tmp_path / "die-2").touch()
     (tmp_path / "die-5").touch()
-    fake("execution.workers=2")
+    fake("execution.workers=2", last="generate")
     assert sorted(pl.read_parquet(fake.root / "round-0/candidates/*.parquet")["n_tokens"].to_list()) == [
         n * n for n in range(0, 20, 2)
     ]
 
 
+@over_both_crews
 def test_a_stage_whose_workers_keep_dying_ends_with_advice(fake, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.pool._MAX_DEATHS", 1)
     (tmp_path / "die-0").touch()
     with pytest.raises(UserError, match=r"died.*same command continues"):
-        fake()
-    assert titles(fake().skipped) == ["prompts"]
+        fake(last="generate")
+    assert [state.kind for state in states_of(fake.root)][:2] == ["done", "resume"]
 
 
 def test_lost_part_is_made_again_and_nothing_else(quick):
@@ -156,15 +163,17 @@ def test_execution_settings_change_freely(quick, override):
     assert quick(override).ran == []
 
 
+@over_both_crews
 def test_train_finds_its_folder_after_a_crash(fake, tmp_path):
     (tmp_path / "die-train").touch()
     fake()
     assert (fake.root / "round-0/train/result.txt").read_text() == "resumed"
 
 
+@over_both_crews
 def test_user_errors_arrive_whole_and_defects_name_the_log(fake):
     with pytest.raises(UserError, match=r"thirteen.*generate\.candidates"):
-        fake("generate.candidates=13")
+        fake("generate.candidates=13", last="generate")
     with pytest.raises(StageFailed, match=r"RuntimeError: a defect.*worker-"):
         fake("generate.candidates=14", force=("generate",))
 

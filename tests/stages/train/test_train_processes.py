@@ -20,6 +20,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from schemas.errors import UserError
 from stages.contract import Account, Context, Rows, Stopped
@@ -39,6 +40,15 @@ LOSS, WEIGHT = 2e-4, 2e-5  # the learning rate is 1e-3: a weight is right to a f
 @pytest.fixture
 def bench(workbench: Any, tmp_path: Path, tiny_folder: Path) -> Any:
     return type(workbench)(tmp_path / "seven", tiny_folder, PAIRS)
+
+
+@pytest.fixture
+def in_half(workbench: Any, tmp_path: Path, tiny_folder: Path) -> Any:
+    """The same on a model whose files are bfloat16: what is cut over processes is mapped from them."""
+    folder = tmp_path / "half"
+    AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.bfloat16).save_pretrained(folder)
+    workbench.renderer.tokenizer.save_pretrained(folder)
+    return type(workbench)(tmp_path / "seven", folder, PAIRS)
 
 
 def train(ctx: Context) -> tuple[dict[str, list[float]], Account]:
@@ -66,7 +76,8 @@ def agree(a: Context, b: Context) -> None:
         torch.testing.assert_close(weight, theirs[name], rtol=0, atol=WEIGHT)
 
 
-def test_weights_cut_over_two_processes_end_as_in_one_and_a_stopped_run_ends_so_bit_for_bit(bench: Any) -> None:
+def test_weights_cut_over_two_processes_end_as_in_one_and_a_stopped_run_ends_so_bit_for_bit(in_half: Any) -> None:
+    bench = in_half
     settings = SETTINGS | {
         "method": "full",
         "optimizer": "anchor",
