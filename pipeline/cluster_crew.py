@@ -37,7 +37,8 @@ class ClusterMember:
 
     def send(self, message: ToWorker) -> None:
         """See Member."""
-        self._client.call(RayCrew.send, self.number, message)
+        with suppress(ClusterLost):  # `ClusterCrew.wait` says so
+            self._client.call(RayCrew.send, self.number, message)
 
     def received(self) -> Iterator[ToDriver]:
         """See Member."""

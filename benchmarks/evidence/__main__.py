@@ -1,7 +1,8 @@
-"""Evidence: does curation do what it says, on real answers? Three resumable studies, a Parquet row per arm and seed.
+"""Evidence: does curation do what it says, on real answers? Four resumable studies, a Parquet row per arm and seed.
 
     python -m benchmarks.evidence sketch   --work FOLDER --data answers.parquet [--threads 1]
     python -m benchmarks.evidence real     --work FOLDER --data answers.parquet [--seeds 10]
+    python -m benchmarks.evidence trusted  --work FOLDER --data answers.parquet [--seeds 10]
     python -m benchmarks.evidence predict  --work FOLDER --data answers.parquet [--steps 40]
     python -m benchmarks.evidence training --work FOLDER --data answers.parquet [--seeds 5] [--only "40% flips"]
     python -m benchmarks.evidence print
@@ -31,7 +32,7 @@ def say(line: str) -> None:
 def main(given: list[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=("sketch", "real", "predict", "training", "print"))
+    parser.add_argument("study", choices=("sketch", "real", "trusted", "predict", "training", "print"))
     parser.add_argument("--work", type=Path, help="folder of runs and models")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--rows", type=Path, default=page.ROWS)
@@ -41,7 +42,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=Pool().count, help="in each language and contrast")
     parser.add_argument("--words", type=int, default=Pool().words)
     parser.add_argument("--questions", type=int, default=0, help="of these only the first; 0: all")
-    parser.add_argument("--seeds", type=int, default=0, help="0: ten for `real`, five for `training`")
+    parser.add_argument("--seeds", type=int, default=0, help="0: ten for `real` and `trusted`, five for `training`")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--only", default="", help="training: cells with this in their name")
     parser.add_argument("--held-out", type=int, default=40, help="training: held-out pairs a language")
@@ -68,6 +69,10 @@ def main(given: list[str] | None = None) -> int:
             from benchmarks.evidence import real
 
             real.Study(work, model, pool, contrasts, questions).fill(results, arguments.seeds or 10, say)
+        elif arguments.study == "trusted":
+            from benchmarks.evidence import trusted
+
+            trusted.Study(work, model, pool, questions).fill(results, arguments.seeds or 10, say)
         elif arguments.study == "predict":
             from benchmarks.evidence import predict
 

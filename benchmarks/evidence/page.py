@@ -45,6 +45,7 @@ def write(results: Results) -> None:
     for name, table in (
         ("auroc", _real(results, "auroc")),
         ("left", _real(results, "left")),
+        ("trusted", _trusted(results)),
         ("predict", _predict(results)),
         ("training", _training(results)),
     ):
@@ -92,6 +93,23 @@ def _mean(found: Sequence[Values], name: str, percent: bool) -> str:
         return MISSING
     mean = sum(values) / len(values)
     return f"{mean:.1%}" if percent else f"{mean:.2f}"
+
+
+def _trusted(results: Results) -> str:
+    from benchmarks.evidence.trusted import COUNTS, SHARES, TABLE
+
+    names = ["none", *(f"{count}" for count in COUNTS if count)]
+    lines = [f"| pool | seeds | {' | '.join(names)} |", "| --- | ---: |" + " ---: |" * len(names)]
+    for model in MODELS:
+        for share in SHARES:
+            method = f"{model.rpartition(':')[2]}, flip {share:.0%}"
+            found = rows(results, TABLE, method)
+            cells = [
+                f"{_mean(found, f'auroc/{n}', False)}, {_mean(found, f'left/{n}', True)}" if found else MISSING
+                for n in COUNTS
+            ]
+            lines.append(f"| {method} | {len(found)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _predict(results: Results) -> str:

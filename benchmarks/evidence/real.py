@@ -116,17 +116,17 @@ def _rankings(
     scores = scores.with_columns(implicit_margin=pl.col("logp_margin"))
     names = ("conflict", *BASELINES, *STOOD_FOR)
     for name, column in zip(names, rank_all(scores, names, seed).iter_columns(), strict=True):
-        yield UNGATED if name == "conflict" else name, _numbers(column), everyone_N
+        yield UNGATED if name == "conflict" else name, numbers(column), everyone_N
     kept = score(damaged.only(passes_N), setting, layout, seed)
     value_N = (
         torch.from_numpy(damaged.frame["relevance_chosen"].fill_null(0.0).cast(pl.Float64).to_numpy().copy()) - _HELD
     )
-    value_N[passes_N] = _numbers(kept["score"])
+    value_N[passes_N] = numbers(kept["score"])
     yield GATED, value_N, passes_N
 
 
-def _numbers(column: pl.Series) -> torch.Tensor:
-    """float64; pairs that cannot be ranked come last, tied."""
+def numbers(column: pl.Series) -> torch.Tensor:
+    """A score's column as float64; pairs that cannot be ranked come last, tied."""
     lowest = column.min()
     return torch.from_numpy(column.fill_null(0.0 if lowest is None else float(lowest) - 1.0).to_numpy().copy())  # type: ignore[arg-type]
 

@@ -24,7 +24,7 @@ import polars as pl
 import torch
 
 from benchmarks.evidence.answers import Answers, Pool
-from benchmarks.evidence.real import layout_of
+from benchmarks.evidence.real import layout_of, numbers
 from benchmarks.planted import sketches
 from benchmarks.planted.damage import Damage, DamagedSet, plant
 from benchmarks.planted.figures import kept_half
@@ -39,6 +39,7 @@ from stages.gradients.rows import BatchRow, Pair
 from stages.models.device import device_of, dtype_of
 from stages.models.load import load_causal_lm
 from stages.models.resolve import resolve
+from stages.text.render import Renderer
 from stages.train.model import precision
 from stages.train.objectives import Scores, accuracies
 from stages.train.objectives import score as logps_of
@@ -118,7 +119,8 @@ class Bench:
             "unseen": setup.pool.held_out(answers, setup.unseen, setup.held_out),
         }
         world = self.world(0)
-        self.ids = {name: [self._pair(world, row) for row in rows] for name, rows in self.held_out.items()}
+        renderer = world.renderer
+        self.ids = {name: [_pair(renderer, row) for row in rows] for name, rows in self.held_out.items()}
         self.text = world.text()
         self.start = self._logps(world, self.model)
         self.start_text = self._text(world, self.model)
@@ -168,17 +170,12 @@ class Bench:
             value_N = value_N - n * damaged.damaged_N
         elif arm == "curated":
             pool_N = gate(damaged)
-            value_N[pool_N] = _filled(score(damaged.only(pool_N), configured(), self.layout, seed)["score"])
+            value_N[pool_N] = numbers(score(damaged.only(pool_N), configured(), self.layout, seed)["score"])
         elif arm == "baseline":
-            value_N = _filled(rank_all(score(damaged, configured(), self.layout, seed), (BASELINE,))[BASELINE])
+            value_N = numbers(rank_all(score(damaged, configured(), self.layout, seed), (BASELINE,))[BASELINE])
         # every arm keeps half of ALL pairs: those that the gate holds back come last and are not reached
         value_N = torch.where(pool_N, value_N, value_N.min() - 1.0)
         return kept_half(damaged.frame, value_N, "language")
-
-    def _pair(self, world: World, row: dict[str, str]) -> Pair:
-        sides = ([{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected"))
-        ids = world.renderer.pair_ids([{"role": "user", "content": row["prompt"]}], *sides)
-        return Pair(tuple(ids.prompt), tuple(ids.chosen), tuple(ids.rejected))
 
     def _logps(self, world: World, model: Any) -> dict[str, Scores]:
         """Of every held-out pair."""
@@ -195,9 +192,10 @@ class Bench:
         return -float(torch.cat(logprobs_of_rows(loaded, rows, TokenBudget(_BUDGET))).double().mean())
 
 
-def _filled(column: pl.Series) -> torch.Tensor:
-    lowest = column.min()
-    return torch.from_numpy(column.fill_null(0.0 if lowest is None else float(lowest) - 1.0).to_numpy().copy())  # type: ignore[arg-type]
+def _pair(renderer: Renderer, row: dict[str, str]) -> Pair:
+    sides = ([{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected"))
+    ids = renderer.pair_ids([{"role": "user", "content": row["prompt"]}], *sides)
+    return Pair(tuple(ids.prompt), tuple(ids.chosen), tuple(ids.rejected))
 
 
 def _margin(now: Scores, start: Scores) -> float:

@@ -79,8 +79,15 @@ def gate(damaged: DamagedSet) -> torch.Tensor:
     return torch.tensor(relevant(frame, found).to_list())
 
 
-def score(damaged: DamagedSet, setting: Setting, layout: SketchLayout | None = None, seed: int = 0) -> pl.DataFrame:
-    """The scores table of the set, a row a pair. layout: needed for metric `layer` and scope `layer`."""
+def score(
+    damaged: DamagedSet,
+    setting: Setting,
+    layout: SketchLayout | None = None,
+    seed: int = 0,
+    trusted_N: torch.Tensor | None = None,
+) -> pl.DataFrame:
+    """The scores table of the set, a row a pair. layout: needed for metric `layer` and scope `layer`; trusted_N: the pairs that make the
+    directions, as the dev split does with `conflict.target: dev` (None: all)."""
     n_languages = len(damaged.languages)
 
     def chunks() -> list[torch.Tensor]:
@@ -93,10 +100,12 @@ def score(damaged: DamagedSet, setting: Setting, layout: SketchLayout | None = N
     metric = fit_metric(chunks, kind, q=setting.q, layers=slots)  # type: ignore[arg-type]
     weight_N = torch.full((len(damaged.sketch_ND),), 0.5, dtype=torch.float64)  # round 0: Delta = 0 for every pair
     weighted = scaled(metric.stream(chunks), weight_N)
+    in_n = (torch.ones(len(weight_N), dtype=torch.bool) if trusted_N is None else trusted_N).nonzero()[:, 0]
+    omega_N = torch.zeros_like(weight_N)
     if setting.direction == "ema":
-        omega_N = ema_omegas(damaged.language_N, n_languages, gamma=0.9, batch_size=32)
+        omega_N[in_n] = ema_omegas(damaged.language_N[in_n], n_languages, gamma=0.9, batch_size=32)
     else:
-        omega_N = mean_omegas(damaged.language_N, n_languages)
+        omega_N[in_n] = mean_omegas(damaged.language_N[in_n], n_languages)
     merged_LD, _ = signed_directions(weighted, damaged.language_N, omega_N, n_languages, scale_D=metric.scale_D)
     columns: list[Any] = [slice(None)]
     if setting.scope == "layer" and layout is not None:
@@ -109,9 +118,11 @@ def score(damaged: DamagedSet, setting: Setting, layout: SketchLayout | None = N
         surgery(setting.surgery, n_languages, seed, repeats=64),
         columns=columns,
         scale_D=metric.scale_D,
-        group_N=_groups(damaged, setting.leave_out),
+        group_N=_groups(damaged, setting.leave_out if trusted_N is None else "pair"),
     )
-    tables = score_rows(damaged.frame, damaged.languages, found, weight_N, others=setting.score == "others")
+    tables = score_rows(
+        damaged.frame, damaged.languages, found, weight_N, others=setting.score == "others" and trusted_N is None
+    )
     return pl.DataFrame(pa.concat_tables(tables))
 
 

@@ -100,7 +100,9 @@ def check_folder(folder: Path, name: str) -> None:
             where=str(folder / "adapter_config.json"),
             fix="Give a LoRA adapter, or another that PEFT can merge.",
         )
-    if not adapter:
+    if adapter:
+        _check_rank(config, name, folder)
+    else:
         _check_index(folder, name, tensors)
         _check_depth(config, name, folder, sum(map(len, tensors.values())))
     if not adapter and not any((folder / tokenizer).is_file() for tokenizer in _TOKENIZERS):
@@ -212,6 +214,21 @@ def _check_depth(config: dict[str, Any], name: str, folder: Path, tensors: int) 
                 where=str(folder / "config.json"),
                 fix="Correct config.json, or download the model again.",
             )
+
+
+def _check_rank(config: dict[str, Any], name: str, folder: Path) -> None:
+    """No larger rank than any axis of a tensor: matrices of rank 10^7 must not be made before shapes are compared."""
+    patterns = config.get("rank_pattern")
+    ranks = [config.get("r"), *(patterns.values() if isinstance(patterns, dict) else ())]
+    most = max((rank for rank in ranks if isinstance(rank, int)), default=0)
+    with safe_open(folder / _ADAPTER_WEIGHTS, "numpy") as file:
+        axes = [size for key in file.keys() for size in file.get_slice(key).get_shape()]  # noqa: SIM118
+    if most > max(axes, default=0):
+        raise UserError(
+            f"adapter_config.json of the adapter {name} says r: {most:,}, and no tensor of its file is that large",
+            where=str(folder / "adapter_config.json"),
+            fix="Correct adapter_config.json, or save the adapter again.",
+        )
 
 
 def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from torch import nn
 
 from schemas.config import RunConfig
 from schemas.errors import UserError, foreign
@@ -41,15 +42,17 @@ def load_causal_lm(model: ModelRef, dtype: torch.dtype, device: torch.device, tr
 
 def load_to_cut(model: ModelRef, trust_remote_code: bool = False) -> Any:
     """`load_causal_lm` in float32 on the CPU, for weights that are cut over processes: where the files have one dtype they stay in it until they
-    are cut, mapped from the files and shared by the machine's processes, so that none holds them whole. `float()` once it is cut."""
-    loaded = load_causal_lm(model, _dtype_of_files(model) or torch.float32, torch.device("cpu"), trust_remote_code)
-    if loaded.dtype != torch.float32:
+    are cut, mapped from the files and shared by the machine's processes, so that none holds them whole. `widen` once it is cut."""
+    dtype = _dtype_of_files(model)
+    loaded = load_causal_lm(model, dtype or torch.float32, torch.device("cpu"), trust_remote_code)
+    if dtype is not None:
         _compute_in_float32(loaded, trust_remote_code)
     return loaded
 
 
 def _dtype_of_files(model: ModelRef) -> torch.dtype | None:
-    """Of all weights in the folder; None where they have several: read in one of them, the others would be rounded."""
+    """Of all weights in the folder, if it is one with fewer bits than float32; None where they have several: read in one of them, the
+    others would be rounded."""
     assert model.path is not None
     found = {tensor.dtype for tensor in headers(model.path).values() if tensor.is_floating_point()}
     return found.pop() if len(found) == 1 and found <= {torch.bfloat16, torch.float16} else None
@@ -67,8 +70,15 @@ def _compute_in_float32(model: Any, trust_remote_code: bool) -> None:
     for name, buffer in made.named_buffers():
         parent, _, leaf = name.rpartition(".")
         module = model.get_submodule(parent)
-        if leaf in module._non_persistent_buffers_set:  # others are in the files
+        if leaf in module._non_persistent_buffers_set:
             setattr(module, leaf, buffer)
+        else:  # it is in the files
+            setattr(module, leaf, getattr(module, leaf).to(buffer.dtype))
+
+
+def widen(model: nn.Module) -> None:
+    """Weights to float32, cut or not. What a model computed for itself keeps the numbers that its code gives it."""
+    model._apply(lambda tensor: tensor.float() if isinstance(tensor, nn.Parameter) else tensor)
 
 
 def load_classifier(model: ModelRef, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> Any:

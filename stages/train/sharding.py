@@ -15,6 +15,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from stages.models.load import widen
+
 
 def mesh_over(device: torch.device, copies: int) -> DeviceMesh:
     """All processes, in one row that shares the weights; copies > 1 (HSDP): so many rows, of neighbouring ranks, that each hold all of them."""
@@ -33,7 +35,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
         if type(module).__name__ in layers:
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    model.float()  # no sooner: see `load_to_cut`
+    widen(model)  # no sooner: see `load_to_cut`
     return empty
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from stages.models.folder import weight_files
+from stages.models.load import widen
 from stages.train.optimizers.state import gathered_state, scattered_state
 from stages.train.sharding import mesh_over, shard, unsharded, whole_weights
 from stages.train.trainer import PairTrainer
@@ -78,7 +79,8 @@ class _Sharded(PairTrainer):
     def whole_model(self) -> Any:
         """The trained model, in one piece; without its weights in processes that do not write. Collective."""
         if not hasattr(self, "_empty"):  # of a checkpoint of the last step: nothing was cut
-            return self.model.float()
+            widen(self.model)
+            return self.model
         return unsharded(self.model, self._empty, keep=self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 
 from benchmarks.evidence import page
 from benchmarks.evidence.answers import CONTRASTS, Answers, Pool, cut
+from benchmarks.evidence.trusted import with_trusted
+from benchmarks.planted.damage import DamagedSet
+from benchmarks.planted.sketches import Sketches
 from benchmarks.quality.results import Cell, Results
 
 POOL = Pool(("de", "fr"), 4, strong="good", weak="poor", words=30)
@@ -64,11 +68,27 @@ def test_cut_answers_have_as_many_words() -> None:
     assert cut("a b c d", "e f", 3) == ("a b", "e f") and cut("a b c d", "e f g h", 3) == ("a b c", "e f g")
 
 
+def test_trusted_pairs_are_intact_and_of_no_question_of_the_pool() -> None:
+    languages, questions = ["de", "fr"], 10
+    frame = pl.DataFrame(
+        {"group_id": [f"q{n // 2}" for n in range(20)], "language": languages * questions, "pair_id": range(20)}
+    )
+    sketch_ND = torch.arange(1.0, 21.0)[:, None]
+    intact = Sketches(frame, sketch_ND, languages)
+    damaged = DamagedSet(frame, -sketch_ND, torch.ones(20, dtype=torch.bool), languages)
+    both, trusted_N = with_trusted(damaged, intact, 3, seed=1)
+    assert both.frame.height == 10 + 6 and both.frame["language"].to_list() == languages * 8
+    assert both.damaged_N.tolist() == [True] * 10 + [False] * 6 == (~trusted_N).tolist()
+    assert (both.sketch_ND[trusted_N] > 0).all() and (both.sketch_ND[~trusted_N] < 0).all()
+    asked = both.frame["group_id"].to_list()
+    assert not set(asked[:10]) & set(asked[10:])
+
+
 def test_rows_of_other_settings_are_not_mixed_and_what_is_not_there_is_missing(tmp_path: Path, monkeypatch) -> None:
     results = Results(tmp_path / "rows")
     monkeypatch.setattr(page, "PAGE", tmp_path / "evidence.md")
     (tmp_path / "evidence.md").write_text(
-        "".join(f"<!-- {n} -->\nold\n<!-- end -->\n" for n in ("auroc", "left", "predict", "training"))
+        "".join(f"<!-- {n} -->\nold\n<!-- end -->\n" for n in ("auroc", "left", "trusted", "predict", "training"))
     )
     method = f"{page.MODELS[0].rpartition(':')[2]}, flip 10%"
     for seed, identity, value in ((0, "now", 0.9), (1, "now", 0.7), (2, "then", 0.1)):

@@ -6,11 +6,14 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 import pipeline.ray_client
 from pipeline.cluster import AGAIN, ClusterLost
+from pipeline.cluster_crew import ClusterMember
+from pipeline.messages import Leave
 from pipeline.ray_client import RayClient
 from schemas.errors import UserError
 
@@ -78,6 +81,11 @@ def test_whatever_ends_the_client_is_one_paragraph_and_what_comes_after_is_not_w
         client.call(*end)
     with pytest.raises(ClusterLost):
         client.call(Fake.double, 1)
+    member = ClusterMember(client, 0, Path("worker.log"))  # one that the pool dismisses then
+    member.send(Leave())
+    member.end(1.0)
+    member.kill()
+    client.close()
 
 
 def test_a_client_that_says_nothing_at_all_is_not_waited_for_for_ever(client, monkeypatch):

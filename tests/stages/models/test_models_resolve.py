@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -205,7 +206,7 @@ def test_an_adapter_without_its_base_names_the_base(store: Path, tmp_path: Path)
         resolve(str(adapter), cache=store)
 
 
-def adapter_folder(folder: Path, base: str, **config: str) -> Path:
+def adapter_folder(folder: Path, base: str, **config: Any) -> Path:
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base, **config}))
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
@@ -224,3 +225,13 @@ def test_adapters_that_cannot_be_merged_are_refused_by_name(
 ) -> None:
     with pytest.raises(UserError, match=f"is {kind}: it adds to every prompt"):
         resolve(str(adapter_folder(tmp_path / "adapter", str(folder), peft_type=kind)), cache=store)
+
+
+@pytest.mark.parametrize("ranks", [{"r": 10_000_000}, {"r": 1, "rank_pattern": {"q_proj": 10_000_000}}])
+def test_an_adapter_of_a_rank_that_none_of_its_tensors_has_is_refused_before_anything_is_made(
+    store: Path, tmp_path: Path, folder: Path, ranks: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT makes matrices of that rank first and compares shapes after."""
+    monkeypatch.setattr("stages.models.merge.run_module", None)
+    with pytest.raises(UserError, match=r"says r: 10,000,000, and no tensor"):
+        resolve(str(adapter_folder(tmp_path / "adapter", str(folder), **ranks)), cache=store)
