@@ -77,8 +77,8 @@ class HeldOut:
     in_training, translation_of_training, not_sampled (over the configured number per language), too_long, those of
     stages.pairs.read.pairs_of, thought, broken_thought; failed: cannot_render.
 
-    Translation groups of training are groups here too, but for sources that training does not read: in another data set the same group_id
-    is another thing.
+    Translation groups of training are groups here too, but for prompt sets that training does not read: in another data set the same
+    group_id is another thing. Authored pairs are written beside the run's data, and share its groups.
     """
 
     def __init__(self, ctx: Context, renderer: Renderer, preferred: Preferred | None = None) -> None:
@@ -217,7 +217,6 @@ class HeldOut:
             pair.prompt,
             [{"role": "assistant", "content": chosen}],
             [{"role": "assistant", "content": rejected}],
-            self._is_foreign(source),
         )
 
     def _disjoint(self, rows: Iterator[_Candidate], training: TrainingRows) -> Iterator[_Candidate]:

@@ -166,7 +166,6 @@ def test_a_group_id_of_another_data_set_is_another_group(
         {"instruction": f"What is the {n}th prime number, please?", "language": "en", "group_id": f"group-train-{n}"}
         for n in range(3)
     ]
-    bench.authored[0]["group_id"] = "group-train-1"
     path = write(tmp_path / "set.json", rows)
     training = {"prompts": {"sources": [{"path": path}]}} if shared else {}
     ctx = bench.context(evaluate={"prompts": [{"path": path}]}, **training)
@@ -176,7 +175,6 @@ def test_a_group_id_of_another_data_set_is_another_group(
     assert drops == [("prompt", "translation_of_training")] * 3 * shared
     said = [note for note in ctx.progress.notes if note.startswith("evaluate.prompts")]
     assert said == ["evaluate.prompts: 3 rows are not asked (translation_of_training 3; dropped/evaluation)"] * shared
-    assert result.value("before", "authored", "all", "accuracy")["n"] == len(bench.authored)
 
 
 def test_prompts_that_the_baseline_answered_are_drawn_first(
