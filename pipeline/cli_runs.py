@@ -71,7 +71,7 @@ def table(
     runs: Annotated[
         list[str],
         typer.Argument(
-            help="runs that are evaluated, or folders of compare --train; NAME=RUN gives a method its name",
+            help="runs that are evaluated, or folders of compare --train; NAME=RUN gives a method, or the methods of a folder, a name",
             metavar="RUN...",
         ),
     ],

@@ -14,7 +14,7 @@ import psutil
 
 from pipeline.rundir import KEPT
 from schemas.config import RunConfig
-from schemas.config.sources import PairSource, Source
+from schemas.config.sources import AuthoredSource, PairSource, Source
 from stages.catalog import BY_NAME
 from stages.checks.finding import Finding
 
@@ -79,8 +79,8 @@ def _rows(key: str, sources: list[Source], config: RunConfig) -> Iterator[tuple[
         if is_hub(source):
             yield key, source.path, None, False
             continue
-        if isinstance(source, PairSource):
-            batches = pair_batches(source, languages)
+        if isinstance(source, PairSource | AuthoredSource):
+            batches = pair_batches(source if isinstance(source, PairSource) else source.pairs, languages)
         else:
             fields = source.fields  # type: ignore[attr-defined]
             batches = read_rows(source, languages, *columns_of(fields, _MAY_BE_ABSENT[key]))

@@ -9,7 +9,7 @@ from pipeline.commit import PreparedPart
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.manifests import FileRecord, ShardRange
-from stages.contract import Machine, ModelRef
+from stages.contract import Left, Machine, ModelRef, Share
 from stages.spec import StageSpec
 
 
@@ -20,7 +20,7 @@ class Order:
     shards: those that are left, by index; a worker is sent none of a stage that is cut into shards, but each as it asks for it. scratch:
     where unfinished files of this run go, and of no other run of the directory. outside: name -> SHA-256 of the files it reads outside
     the run directory. limits: config field -> the smaller value that memory allowed. visible_seconds: how long what other machines
-    wrote may take to be seen. machines: others that the stage may use.
+    wrote may take to be seen. machines: others that the stage may use. left: of a stage that is cut into shards. share: the worker's.
     """
 
     spec: StageSpec
@@ -36,13 +36,16 @@ class Order:
     limits: dict[str, int] = field(default_factory=dict)
     visible_seconds: float = 0.0
     machines: tuple[Machine, ...] = ()
+    left: Left | None = None
+    share: Share = field(default_factory=Share)
 
 
 @dataclass(frozen=True)
 class Assigned:
-    """To a worker: the shard it asked for; None: there is none left."""
+    """To a worker: the shard it asked for; None: there is none left. share: the worker's, now."""
 
     shard: ShardRange | None
+    share: Share = field(default_factory=Share)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ class Papers:
 
 
 def gathered(runs: Sequence[str]) -> Papers:
-    """What runs, or folders of `compare --train`, measured; `NAME=RUN` gives a method its name.
+    """What runs, or folders of `compare --train`, measured; `NAME=RUN` gives a method its name, and the methods of a comparison `NAME: `
+    before theirs.
 
     The model before training is one row, `base`, where all runs started from the same figures, and else one for each. Raises UserError for a
     run without an evaluation, and for two methods of one name.
@@ -46,8 +47,8 @@ def gathered(runs: Sequence[str]) -> Papers:
     bases: list[tuple[str, pl.DataFrame]] = []
     notes = ["Brackets: 95% interval, of a run over its prompts, of a comparison over its seeds."]
     for text in runs:
-        name, folder = _named(text)
-        found = _trials(folder) if (folder / TRIALS).is_file() else _run(folder, name)
+        name, folder, given = _named(text)
+        found = _trials(folder, name if given else None) if (folder / TRIALS).is_file() else _run(folder, name)
         for method, rows in found:
             (bases if method == BASE else frames).append((name if method == BASE else method, rows))
     names = [name for name, _ in frames]
@@ -105,13 +106,14 @@ def form_of(text: str) -> Form:
     raise UserError(f"There is no form {text!r}", where="--form", fix=f"There are {', '.join(get_args(Form))}.")
 
 
-def _named(text: str) -> tuple[str, Path]:
-    """A folder may have `=` in its name: a name is what stands before one where there is no such folder."""
+def _named(text: str) -> tuple[str, Path, bool]:
+    """Name, folder, and whether the name was given. A folder may have `=` in its name: a name is what stands before one where there is no
+    such folder."""
     name, equals, rest = text.partition("=")
     if equals and name and not Path(text).exists():
-        return name, _folder(rest)
+        return name, _folder(rest), True
     folder = _folder(text)
-    return folder.resolve().name, folder
+    return folder.resolve().name, folder, False
 
 
 def _folder(text: str) -> Path:
@@ -128,13 +130,15 @@ def _run(folder: Path, name: str) -> list[tuple[str, pl.DataFrame]]:
     raise UserError("This run has no evaluation", where=str(folder), fix="Run it to its end: congrad run RUN.")
 
 
-def _trials(folder: Path) -> list[tuple[str, pl.DataFrame]]:
-    """Of every selection, means over its seeds."""
+def _trials(folder: Path, name: str | None) -> list[tuple[str, pl.DataFrame]]:
+    """Of every selection, means over its seeds. name: of the comparison, if it has one; it stands before the selection's, or for it where
+    there is only one."""
     figures = over_seeds(pl.read_parquet(folder / TRIALS)).rename({"mean": "value"})
     arms = list(dict.fromkeys(figures["arm"]))
-    return [
-        (BASE if arm == UNTRAINED else arm, figures.filter(pl.col("arm") == arm).select(*_COLUMNS[1:])) for arm in arms
-    ]
+    selections = [arm for arm in arms if arm != UNTRAINED]
+    called = {arm: arm if name is None else name if len(selections) == 1 else f"{name}: {arm}" for arm in selections}
+    called[UNTRAINED] = BASE
+    return [(called[arm], figures.filter(pl.col("arm") == arm).select(*_COLUMNS[1:])) for arm in arms]
 
 
 def _alike(bases: Sequence[pl.DataFrame]) -> bool:

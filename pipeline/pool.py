@@ -33,6 +33,7 @@ from pipeline.messages import (
 from pipeline.signals import StopSignals
 from schemas.config.training import ExecutionConfig
 from schemas.errors import UserError
+from stages.contract import Share
 
 _MAX_DEATHS = 3
 _CLOSE_SECONDS = 10.0
@@ -124,7 +125,14 @@ class Pool:
             seat.holds = set(job.order.shards)
             if seat.joined:
                 self._begun(job, seat)
-        seat.member.send(replace(job.order, shards={}, limits=dict(self._limits)))
+        seat.member.send(
+            replace(job.order, shards={}, limits=dict(self._limits), share=self._share(job, seat)),
+        )
+
+    def _share(self, job: _Job, seat: _Seat) -> Share:
+        """What a limit of the whole run is divided by: as many as there were at once, so that it holds while some are done already."""
+        job.of = max(job.of, sum(other.busy for other in self._seats))
+        return Share(seat.slot % job.of, job.of)
 
     def _begun(self, job: _Job, seat: _Seat) -> None:
         for index in sorted(seat.holds):
@@ -201,7 +209,8 @@ class Pool:
                 if index is not None:
                     seat.holds.add(index)
                     job.reports.started(index, seat.member.place)
-                seat.member.send(Assigned(None if index is None else job.order.shards[index]))
+                shard = None if index is None else job.order.shards[index]
+                seat.member.send(Assigned(shard, self._share(job, seat)))
             case Offered(part):
                 if part.index not in seat.holds:  # it was given to another meanwhile
                     withdraw(job.order.root, part)

@@ -24,6 +24,7 @@ from pipeline.rundir import RunDir
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.manifests import StageManifest, StagePlan
+from stages.contract import Left
 from stages.schedule import Step
 from stages.spec import StageSpec, config_value
 
@@ -73,6 +74,7 @@ class StageRunner:
             models=models,
             shards=pending,
             outside={k.removeprefix("file "): v for k, v in plan.ingredients.items() if k.startswith("file ")},
+            left=Left(min(pending), sum(s.stop - s.start for s in pending.values())) if pending else None,
         )
         self.events.add(
             "stage_started", stage=step.spec.name, round=step.round, parts=len(plan.shards), done=len(parts)

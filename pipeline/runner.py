@@ -20,7 +20,7 @@ from pipeline.writer import Writer
 from schemas import files
 from schemas.errors import UserError
 from schemas.manifests import FileRecord, ShardRange
-from stages.contract import Account, Context, Part, Progress, Shard, ShardStage, Stopped, TableStage
+from stages.contract import Account, Context, Part, Progress, Shard, ShardStage, Share, Stopped, TableStage
 from stages.spec import StageSpec
 
 Take = Callable[[], ShardRange | None]
@@ -70,6 +70,7 @@ def carry_out(
     stop: Callable[[], bool],
     shared: dict[str, Any],
     settle: Callable[[Order], Order] = lambda order: order,
+    share: Callable[[], Share] = Share,
 ) -> None:
     """Carry out an order to the end that is told: Done, Refused or Broke. shared: what is kept between orders. settle: see
     `worker.main`."""
@@ -77,6 +78,7 @@ def carry_out(
     try:
         order = settle(order)
         ctx = context_of(order, progress, stop, shared)
+        ctx.share = share
         run_order(order, ctx, take, tell)
         progress.flush()
         tell(Limited(dict(ctx.limits)))
@@ -132,6 +134,7 @@ def context_of(order: Order, progress: Progress, stop: Callable[[], bool], share
         limits=limits,
         unfinished=lambda index: rundir.unfinished(order.spec, order.round, order.fingerprint, index),
         machines=order.machines,
+        left=order.left,
     )
 
 

@@ -15,10 +15,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from pipeline.messages import Leave, Order, ToDriver, Want
+from pipeline.messages import Assigned, Leave, Order, ToDriver, Want
 from pipeline.runner import carry_out
 from schemas.manifests import ShardRange
 from schemas.secrets import without_secrets
+from stages.contract import Share
 from stages.text.visible import visible
 
 
@@ -26,6 +27,7 @@ class Line:
     """The worker's end of the pipe: messages of the writer's thread and of the stage's do not mix."""
 
     def __init__(self, connection: Connection) -> None:
+        self.share = Share()
         self._connection = connection
         self._lock = threading.Lock()
 
@@ -37,12 +39,15 @@ class Line:
     def take(self) -> ShardRange | None:
         """Ask for a shard; None if there is none left."""
         self.tell(Want())
-        shard: ShardRange | None = self._connection.recv().shard
-        return shard
+        assigned: Assigned = self._connection.recv()
+        self.share = assigned.share
+        return assigned.shard
 
     def order(self) -> Order | Leave:
         """The next order, waited for."""
         message: Order | Leave = self._connection.recv()
+        if isinstance(message, Order):
+            self.share = message.share
         return message
 
 
@@ -55,7 +60,7 @@ def main(connection: Connection, log: Path, stop: Any, settle: Callable[[Order],
     line = Line(connection)
     try:
         while isinstance(order := line.order(), Order):
-            carry_out(order, line.take, line.tell, lambda: bool(stop.value), shared, settle)
+            carry_out(order, line.take, line.tell, lambda: bool(stop.value), shared, settle, lambda: line.share)
     except (EOFError, BrokenPipeError):
         return
     finally:

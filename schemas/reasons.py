@@ -66,7 +66,7 @@ REASONS: dict[str, Reason] = {
     "identical": Reason("pairs: prompt, row; evaluate: row; aggregate, gradients: pair", "the answers are the same text, or the same tokens", "`generate.sampling.temperature`, `generate.candidates`; own pairs: the data"),
     "tie": Reason("pairs: prompt, row", "best and worst answer (own pairs: chosen and rejected) score the same, or differ by less than `pairs.min_margin`", "`pairs.min_margin`, `generate.candidates`, `judge.votes` (additive)"),
     "repetitive": Reason("pairs: candidate", "a larger share of its runs of 16 characters than `pairs.max_repetition` occurred in it before", "`pairs.max_repetition`, `generate.sampling`"),
-    "refusal": Reason("pairs: candidate, row", "`pairs.drop_refusals` is on, and a phrase of refusal stands in its first 200 characters (it is in detail); own pairs: one of the two answers does", "`pairs.drop_refusals`"),
+    "refusal": Reason("pairs: candidate, row", "`pairs.drop_refusals` is on, and a phrase of refusal stands in its first two sentences (it is in detail); own pairs: one of the two answers does", "`pairs.drop_refusals`"),
     "disagreement": Reason("pairs: prompt", "judge.combine agree: not every judge of the panel prefers chosen", "`judge.combine: mean`, the judges of `judge.panel`"),
     "prompt_missing": Reason("pairs: prompt", "its candidates are there, but it is not in the prompts table", "the tables: prompts and candidates must belong together", failed=True),
     # gradients

@@ -61,6 +61,22 @@ class Machine:
     key: bytes = field(repr=False)
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which of how many workers this one is, that carry out an order together; from 0."""
+
+    number: int = 0
+    of: int = 1
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a run has still to do of a stage that is cut into shards: number of the first shard that is left, rows of them all."""
+
+    first: int
+    rows: int
+
+
 class Progress(Protocol):
     """Where a stage says how far it is. Rates and time left are made from it."""
 
@@ -109,6 +125,7 @@ class Context:
         part is committed. None: nothing is left.
     limits: config field -> the smaller value that memory allowed; see `limit`.
     machines: others that a stage which spans several may use.
+    left: of a ShardStage in a run; None: all of it. share: this worker's, which may change as workers come.
     """
 
     config: RunConfig
@@ -123,6 +140,8 @@ class Context:
     limits: dict[str, int] = field(default_factory=dict)
     unfinished: Callable[[int], Path] | None = None
     machines: tuple[Machine, ...] = ()
+    left: Left | None = None
+    share: Callable[[], Share] = Share
 
     @property
     def own_folder(self) -> Path:

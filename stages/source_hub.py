@@ -11,7 +11,7 @@ from schemas.errors import UserError, first_line
 
 def read_hub(source: Source) -> Iterator[dict[str, Any]]:
     """Rows of a Hugging Face dataset, streamed. Datasets that need a script to load are refused."""
-    where = source.path + (f", {source.name}" if source.name else "") + f", split {source.split}"
+    where = source.path + (f", {source.name}" if source.name else "") + f", split {source.hub_split}"
     try:
         import datasets
     except ImportError as error:
@@ -21,7 +21,7 @@ def read_hub(source: Source) -> Iterator[dict[str, Any]]:
         ) from error
     try:
         data = datasets.load_dataset(
-            source.path, source.name, split=source.split, revision=source.revision, streaming=True
+            source.path, source.name, split=source.hub_split, revision=source.revision, streaming=True
         )
         for batch in data.iter(batch_size=1024):
             columns = list(batch)

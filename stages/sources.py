@@ -116,6 +116,12 @@ def local_files(source: Source, languages: Sequence[str]) -> list[SourceFile]:
     for key in ("name", "revision"):
         if getattr(source, key) is not None:
             raise UserError(f"`{key}` is for Hugging Face datasets, and {source.path} is a local file", where="sources")
+    if not source.has_splits and source.split is not None:
+        raise UserError(
+            f"`split` is for Hugging Face datasets here, and {source.path} is a local file: all its rows are read",
+            where="sources",
+            fix=f"Leave `split: {source.split}` out, and name a file with the rows that are meant.",
+        )
     found: list[SourceFile] = []
     for language in languages if _PLACEHOLDER in source.path else [None]:
         for path, name in _paths(source, language):
@@ -182,8 +188,9 @@ def _batches(file: SourceFile, source: Source, wanted: WantedColumns) -> Iterato
 def own_split(source: Source) -> str | None:
     """The split that the source says all its rows are in: what `splits` maps its `split` to, or the `split` given for a local file."""
     named: Mapping[str, str] = getattr(source, "splits", {})
-    given = source.split if "split" in source.model_fields_set and not is_hub(source) else None
-    return named.get(source.split, given)
+    if is_hub(source):
+        return named.get(source.hub_split)
+    return None if source.split is None else named.get(source.split, source.split)
 
 
 def names_splits(source: PromptSource | PairSource) -> bool:
@@ -295,7 +302,7 @@ def _is_glob(path: str) -> bool:
 
 
 def _hub_texts(source: Source) -> list[str | None]:
-    return [source.path, source.name, source.split]
+    return [source.path, source.name, source.hub_split]
 
 
 def _fill_hub(source: Source, language: str | None) -> Source:

@@ -66,7 +66,7 @@ class PairsConfig(Section):
     )
     drop_refusals: bool = semantic(
         False,
-        "answers with a phrase of refusal in their first 200 characters (a declared list of phrases per language, docs/judges.md) leave first; an imported pair leaves"
+        "answers with a phrase of refusal in their first two sentences (a declared list of phrases per language, docs/judges.md) leave first; an imported pair leaves"
         " when either answer refuses",
     )
     drop_truncated: bool = semantic(True, "answers cut by max_tokens leave first", used_when=GENERATED)

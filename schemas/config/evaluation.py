@@ -8,7 +8,7 @@ from pydantic import field_validator, model_validator
 
 from schemas.config.base import FilePath, Section, execution, other_than, semantic
 from schemas.config.model import EngineConfig, Sampling
-from schemas.config.sources import PairSource, Source
+from schemas.config.sources import AuthoredSource, Source
 
 _ANSWERED = {".prompts_per_language": other_than(0)}
 _COMPARED = {".win_rate": True, ".prompts_per_language": other_than(0)}
@@ -112,8 +112,8 @@ class EvaluateConfig(Section):
     splits: list[Literal["dev", "test", "unseen"]] = semantic(
         ["dev", "test", "unseen"], "held-out prompts and pairs used"
     )
-    authored: list[PairSource] = semantic(
-        [PairSource(path="package:authored_pairs/{language}.jsonl")],
+    authored: list[AuthoredSource] = semantic(
+        [AuthoredSource(path="package:authored_pairs/{language}.jsonl")],
         "pairs with truth by construction",
     )
     prompts_per_language: int = semantic(50, "most held-out prompts answered per language", ge=0)

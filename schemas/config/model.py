@@ -70,7 +70,7 @@ class EngineConfig(Section):
     concurrency: int = execution(32, "openai: requests in flight", ge=1, le=4096, used_when={".kind": "openai"})
     requests_per_minute: int | None = execution(
         None,
-        "openai: most requests that a worker begins in a minute; unset: as many as concurrency lets it",
+        "openai: most requests in a minute, of all workers together, retries too; unset: as many as concurrency lets them",
         used_when={".kind": "openai"},
         ge=1,
         le=1 << 24,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -11,21 +11,28 @@ from schemas.config.base import FilePath, Section, other_than, semantic
 _ON_THE_HUB = {".format": ("auto", "hub")}
 _OF_ANSWERS = {".completions": other_than(None)}
 _OF_A_PAIR = {".completions": None}
+WRITERS = ("chosen_model", "rejected_model", "completion_model")
+"""Fields of pairs that name the column, or key, of who wrote an answer."""
 
 
 class Source(Section):
     """One data set: a local file (Parquet, Arrow, JSONL, JSON, CSV, TSV; globs allowed) or a Hugging Face dataset id.
 
     `{language}` in path stands for each language of the run; that language is then the rows' language.
-    `package:` as prefix reads a file shipped in data/.
+    `package:` as prefix reads a file shipped in data/. has_splits: rows are of train, dev or test; where they are not, a local file
+    has no `split`.
     """
+
+    has_splits: ClassVar[bool] = False
 
     path: FilePath = semantic(
         description="file or glob (from the working directory), package:FILE or hub dataset id; {language}: of each language"
     )
     name: str | None = semantic(None, "hub: configuration name", used_when=_ON_THE_HUB)
-    split: str = semantic(
-        "train", "hub: the split to read; of a local file, if given: the split of all its rows (train, dev or test)"
+    split: str | None = semantic(
+        None,
+        "hub: the split to read, default train; of a local file of prompts or pairs to train on: the split of all its rows (train, dev or"
+        " test), default: each row's own",
     )
     revision: str | None = semantic(
         None, "hub: revision; without one, a later change on the hub is not noticed", used_when=_ON_THE_HUB
@@ -43,11 +50,22 @@ class Source(Section):
     language: str | None = semantic(None, "language of every row, when there is no such column")
     limit: int | None = semantic(None, "first rows of each file (hub: of the split) only", ge=1)
 
+    @property
+    def hub_split(self) -> str:
+        """The split that is read of a Hugging Face dataset."""
+        return self.split or "train"
+
 
 Splits = dict[str, Literal["train", "dev", "test"]]
 _SPLITS = (
     "what the data calls its splits -> train, dev or test, for example {test_prefs: test}: values of fields.split, or the "
     "source's own `split`"
+)
+
+
+_MANY = (
+    "rows with several rejected answers or scored completions: one pair (the first rejected; best against worst), or "
+    "chosen (the best) against every other"
 )
 
 
@@ -64,12 +82,14 @@ class PromptFields(Section):
 class PromptSource(Source):
     """A data set of prompts."""
 
+    has_splits = True
+
     fields: PromptFields = semantic(PromptFields(), "column names")
     splits: Splits = semantic({}, _SPLITS)
 
 
-class PairFields(Section):
-    """Names of the columns in a preference data set."""
+class PairColumns(Section):
+    """Names of the columns that a pair is made of."""
 
     prompt: str = semantic("prompt", "text or messages; may be absent if chosen and rejected hold whole conversations")
     chosen: str = semantic("chosen", "text or messages")
@@ -86,6 +106,16 @@ class PairFields(Section):
     system: str | None = semantic(None, "system message")
     language: str | None = semantic("language", "BCP 47 code")
     group_id: str | None = semantic("group_id", "translation group; default: the prompt's own")
+
+    @property
+    def no_columns(self) -> tuple[str, ...]:
+        """Fields that name no column of their own here."""
+        return ("completion_text", "completion_score", *(("chosen", "rejected") if self.completions else ()))
+
+
+class PairFields(PairColumns):
+    """Names of the columns in a preference data set."""
+
     split: str | None = semantic(None, "train | dev | test, to override the hash split")
     chosen_score: str | None = semantic(
         None, "score of chosen: a number, 7/10, 85%; what cannot be read is no score", used_when=_OF_A_PAIR
@@ -109,27 +139,34 @@ class PairFields(Section):
     @property
     def no_columns(self) -> tuple[str, ...]:
         """Fields that name no column of their own here."""
-        return (
-            "completion_text",
-            "completion_score",
-            "completion_model",
-            *(("chosen", "rejected") if self.completions else ()),
-        )
+        return (*super().no_columns, "completion_model")
 
 
 class PairSource(Source):
     """A preference data set."""
 
+    has_splits = True
+
     fields: PairFields = semantic(PairFields(), "column names")
     splits: Splits = semantic({}, _SPLITS)
-    many: Literal["one", "all"] = semantic(
-        "one",
-        "rows with several rejected answers or scored completions: one pair (the first rejected; best against worst), or "
-        "chosen (the best) against every other",
-    )
+    many: Literal["one", "all"] = semantic("one", _MANY)
     on_policy: list[str] = semantic(
-        [], "models in those columns that are the policy; default: model.policy's own name, its owner and case aside"
+        [],
+        "models in those columns that are the policy; default: model.policy's own name, its owner and case aside",
+        used_when=tuple({f".fields.{key}": other_than(None)} for key in WRITERS),
     )
+
+
+class AuthoredSource(Source):
+    """Pairs that are only evaluated."""
+
+    fields: PairColumns = semantic(PairColumns(), "column names")
+    many: Literal["one", "all"] = semantic("one", _MANY)
+
+    @property
+    def pairs(self) -> PairSource:
+        """As a preference data set."""
+        return PairSource.model_validate(self.model_dump())
 
 
 class LanguageConfig(Section):

@@ -9,6 +9,8 @@ from stages.evaluate.benchmarks.measuring import described
 from stages.evaluate.benchmarks.wanted import wanted_of
 from stages.text.codes import UNKNOWN
 
+_NAMED = 5
+
 
 def look(config: RunConfig) -> list[str]:
     """What is asked, in a line. Raises UserError for a task that there is not, or that cannot be run here."""
@@ -21,4 +23,8 @@ def look(config: RunConfig) -> list[str]:
     questions = sum(task.asked_of for task in tasks)
     note = f"benchmarks: {len(tasks)} tasks, {questions:,} questions, before and after; {said}"
     unsaid = f"; of {unknown} tasks the language is not known (evaluate.benchmarks.languages)" if unknown else ""
-    return [note + unsaid]
+    kept = [task.name for task in tasks if task.keeps_none]
+    if not kept:
+        return [note + unsaid]
+    which = "all tasks" if len(kept) == len(tasks) else ", ".join(kept[:_NAMED]) + (", …" if len(kept) > _NAMED else "")
+    return [note + unsaid, f"evaluate.benchmarks.fewshot has no effect on {which}: their files say num_fewshot: 0"]

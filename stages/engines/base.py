@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from schemas import errors
 from schemas.config import RunConfig
-from schemas.config.model import Sampling
+from schemas.config.model import EngineConfig, Sampling
 from schemas.errors import UserError
 from stages.contract import Context, ModelRef
 from stages.text.messages import storable
@@ -81,6 +81,13 @@ class Tariff:
     server: str
     input_price: float = 0.0
     output_price: float = 0.0
+
+    @classmethod
+    def of(cls, engine: EngineConfig, model: str) -> Tariff | None:
+        """Of an engine that asks a server for a model; None for others."""
+        if engine.facts.has_weights:
+            return None
+        return cls(f"{engine.served_model or model} at {engine.base_url}", engine.input_price, engine.output_price)
 
     @property
     def priced(self) -> bool:

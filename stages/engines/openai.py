@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -13,7 +13,7 @@ import openai
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.secrets import keep_secret
-from stages.contract import Context, ModelRef
+from stages.contract import Context, ModelRef, Share
 from stages.engines.base import (
     JUDGE_ROOM,
     Completion,
@@ -24,6 +24,7 @@ from stages.engines.base import (
     storable_line,
 )
 from stages.engines.openai_wire import Malformed, Reply, Served, ServedModels, client, read
+from stages.engines.pace import Pace
 from stages.text.messages import storable
 from stages.text.render import Renderer, load_renderer
 
@@ -36,14 +37,17 @@ _LONGEST_ERROR = 500
 
 
 class OpenAIEngine(Engine):
-    """`engine.concurrency` requests in flight, `engine.requests_per_minute` begun, retried with growing pauses; see `stages.engines.base.Engine`.
+    """`engine.concurrency` requests in flight, retried with growing pauses, all that is sent at the pace of `engine.requests_per_minute`; see
+    `stages.engines.base.Engine`. share: this worker's of the pace.
 
     On vLLM servers scores are the log-probabilities of exactly the score tokens; on others those among the 20
     likeliest, so the mass is what was seen. Raises UserError when the server is down, does not know the model, refuses
     the key, or refuses the first request.
     """
 
-    def __init__(self, model: ModelRef, config: RunConfig, renderer: Renderer) -> None:
+    def __init__(
+        self, model: ModelRef, config: RunConfig, renderer: Renderer, share: Callable[[], Share] = Share
+    ) -> None:
         engine = config.engine
         self.renderer = renderer
         self._concurrency = engine.concurrency
@@ -55,8 +59,8 @@ class OpenAIEngine(Engine):
                 fix="A server holds one model: judge with the policy itself and run one round, or set engine.kind: vllm.",
             )
         self._model = engine.served_model or model.name
-        self._pace = _Pace(engine.requests_per_minute)
-        self.tariff = Tariff(f"{self._model} at {self._base_url}", engine.input_price, engine.output_price)
+        self._pace = Pace(engine.requests_per_minute, share)
+        self.tariff = Tariff.of(engine, model.name)
         self._key_name = engine.api_key_env
         keep_secret(self._key_name, self._base_url)
         self._client = self._connect()
@@ -86,7 +90,7 @@ class OpenAIEngine(Engine):
                 if not running:
                     time.sleep(self._pace.seconds if paced else 0)
                     continue
-                done, running = wait(running, self._pace.seconds if paced else _PATIENCE_SECONDS, FIRST_COMPLETED)
+                done, running = wait(running, self._pace.seconds if paced else self._patience, FIRST_COMPLETED)
                 if not done and not paced:
                     raise self._silent(len(running))
                 for future in done:
@@ -99,6 +103,11 @@ class OpenAIEngine(Engine):
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # a thread that never ends dies with its process
 
+    @property
+    def _patience(self) -> float:
+        """Seconds after which a server is silent: all that is in flight may have to wait for its turn to be sent once more."""
+        return _PATIENCE_SECONDS + _RETRIES * self._concurrency * self._pace.interval
+
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
@@ -110,7 +119,7 @@ class OpenAIEngine(Engine):
             fix = "It must be one line of ASCII characters."
             raise UserError("The key cannot be sent", where=f"environment variable {self._key_name}", fix=fix)
         try:
-            return client(os.path.expandvars(self._base_url), key, _RETRIES, _TIMEOUT_SECONDS)
+            return client(os.path.expandvars(self._base_url), key, _RETRIES, _TIMEOUT_SECONDS, self._pace.sending)
         except ValueError as error:
             raise UserError(
                 f"This is no address: {storable_line(error)}", where=f"engine.base_url: {self._base_url}"
@@ -139,6 +148,7 @@ class OpenAIEngine(Engine):
 
     def _complete(self, request: Request) -> Completion:
         """One request; an error that concerns it alone becomes an error completion."""
+        self._pace.entered()
         try:
             response = self._send(request)
         except (openai.APITimeoutError, openai.RateLimitError, openai.InternalServerError) as error:
@@ -224,7 +234,7 @@ class OpenAIEngine(Engine):
 
     def _silent(self, asked: int) -> UserError:
         return UserError(
-            f"The inference server answered none of {asked} requests in {_PATIENCE_SECONDS / 60:.0f} minutes",
+            f"The inference server answered none of {asked} requests in {self._patience / 60:.0f} minutes",
             where=f"engine.base_url: {self._base_url}",
             fix="Look at the server. What is committed stays; the same command continues.",
         )
@@ -250,26 +260,10 @@ class OpenAIEngine(Engine):
         return UserError(f"The inference server refuses the request: {storable_line(error)}", where=where, fix=fix)
 
 
-class _Pace:
-    """At most so many requests a minute, evenly spread; None: as many as there are."""
-
-    def __init__(self, per_minute: int | None) -> None:
-        self._every = 60.0 / per_minute if per_minute else 0.0
-        self._next = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Until the next one may begin."""
-        return max(0.0, self._next - time.monotonic())
-
-    def begin(self) -> None:
-        """One begins now."""
-        self._next = max(self._next, time.monotonic()) + self._every
-
-
 def load(model: ModelRef, config: RunConfig, ctx: Context | None) -> OpenAIEngine:
     """See `stages.engines.base.Load`."""
-    return OpenAIEngine(model, config, load_renderer(model, config.text, config.model.trust_remote_code))
+    renderer = load_renderer(model, config.text, config.model.trust_remote_code)
+    return OpenAIEngine(model, config, renderer, ctx.share if ctx is not None else Share)
 
 
 def _failed(request: Request, why: str) -> Completion:

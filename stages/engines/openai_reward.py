@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import openai
 
 from schemas.config import RunConfig
 from schemas.errors import UserError
-from stages.contract import Context, ModelRef
+from stages.contract import Context, ModelRef, Share
 from stages.engines.base import Completion, Request
 from stages.engines.openai import OpenAIEngine
 from stages.engines.openai_wire import Classes, Malformed, post, read
@@ -25,9 +26,11 @@ class OpenAIRewardEngine(OpenAIEngine):
     """A sequence classifier's logits, one a head, of whole conversations; see `OpenAIEngine`. Raises UserError for a model without a trained
     head, and a server that is no vLLM: others have no such address."""
 
-    def __init__(self, model: ModelRef, config: RunConfig, renderer: Renderer) -> None:
+    def __init__(
+        self, model: ModelRef, config: RunConfig, renderer: Renderer, share: Callable[[], Share] = Share
+    ) -> None:
         made = skeleton(model, config.model.trust_remote_code, classifier_class)
-        super().__init__(model, config, renderer)
+        super().__init__(model, config, renderer, share)
         if not self._is_vllm:
             raise self._no_classifier()
         self.labels = labels_of(made.config)
@@ -58,4 +61,5 @@ class OpenAIRewardEngine(OpenAIEngine):
 
 def load(model: ModelRef, config: RunConfig, ctx: Context | None) -> OpenAIRewardEngine:
     """See `stages.engines.base.Load`."""
-    return OpenAIRewardEngine(model, config, load_renderer(model, config.text, config.model.trust_remote_code))
+    renderer = load_renderer(model, config.text, config.model.trust_remote_code)
+    return OpenAIRewardEngine(model, config, renderer, ctx.share if ctx is not None else Share)

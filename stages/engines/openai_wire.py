@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import openai
@@ -126,8 +126,9 @@ def post(client: openai.OpenAI, url: str, body: dict[str, Any]) -> Raw:
     return Raw(response, response.content)
 
 
-def client(base_url: str, key: str, retries: int, seconds: float) -> openai.OpenAI:
-    """A client whose replies are cut at a size and a time: `read` says so. seconds: of silence. Raises ValueError for no URL."""
+def client(base_url: str, key: str, retries: int, seconds: float, sending: Callable[[Any], None]) -> openai.OpenAI:
+    """A client whose replies are cut at a size and a time: `read` says so. seconds: of silence. sending: called before anything is sent, retries
+    too. Raises ValueError for no URL."""
     try:
         return openai.OpenAI(
             base_url=base_url,
@@ -135,7 +136,9 @@ def client(base_url: str, key: str, retries: int, seconds: float) -> openai.Open
             max_retries=retries,
             timeout=seconds,
             default_headers={"Accept-Encoding": "identity"},
-            http_client=openai.DefaultHttpxClient(event_hooks={"response": [_bound]}, timeout=seconds),
+            http_client=openai.DefaultHttpxClient(
+                event_hooks={"request": [sending], "response": [_bound]}, timeout=seconds
+            ),
         )
     except _httpx.InvalidURL as error:
         raise ValueError(str(error)) from error

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from schemas.ids import content_id
-from stages.contract import Context
+from stages.contract import Context, Left, Shard
 from stages.engines.base import Completion, Engine, Request, Tariff
 
 _MILLION = 1_000_000
@@ -58,6 +60,11 @@ class Usage:
         """In the currency of the prices."""
         return (self.read * tariff.input_price + self.written * tariff.output_price) / _MILLION
 
+    def stats(self, tariff: Tariff) -> dict[str, float]:
+        """As a stage's `stats` say it; cost only where there are prices."""
+        found = {"prompt_tokens": float(self.read), "generated_tokens": float(self.written)}
+        return found | ({"cost": self.cost(tariff)} if tariff.priced else {})
+
 
 def estimate(tariff: Tariff, most: Usage) -> str:
     """What a server is going to be asked, for people. most: `Usage.at_most` of it, about."""
@@ -66,6 +73,21 @@ def estimate(tariff: Tariff, most: Usage) -> str:
         f" {most.written:,.0f} to write"
     )
     return f"{text}; at most {most.cost(tariff):,.2f} by engine.input_price and output_price" if tariff.priced else text
+
+
+def tell_cost(ctx: Context, table: str, shard: Shard, asked_of: Mapping[Asked, Sequence[Request]]) -> None:
+    """Before the first request of a run: what its servers are going to be asked for the rows of `table` that are left, by the first shard; what
+    is known of that one is not counted. asked_of: the shard's requests."""
+    left = ctx.left or Left(0, ctx.scan(table).select(pl.len()).collect().item() if asked_of else 0)
+    if shard.index != left.first:
+        return
+    most: dict[Tariff, Usage] = {}
+    for server, requests in asked_of.items():
+        others = Usage.at_most(requests).times((left.rows - len(shard.rows)) / len(shard.rows))
+        usage = Usage.at_most(server.unknown(requests)).plus(others)
+        most[server.tariff] = most.get(server.tariff, Usage()).plus(usage)
+    for tariff, usage in most.items():
+        ctx.progress.note(estimate(tariff, usage))
 
 
 class Asked(Engine):
@@ -106,6 +128,10 @@ class Asked(Engine):
             while ready:
                 yield ready.popleft()
         yield from ready
+
+    def unknown(self, requests: Iterable[Request]) -> Iterator[Request]:
+        """Those of the requests, shard by shard, that were not answered before."""
+        return (request for request in requests if self._key(request) not in self._kept(request.group))
 
     def close(self) -> None:
         """It is closed by who opened it."""

@@ -13,7 +13,8 @@ from schemas.ids import content_id, seed_for
 from schemas.tables import TABLES
 from stages.contract import Context, Drop, Stopped
 from stages.engines import Wanted, shared_engine, shared_engines
-from stages.engines.base import Completion, Request
+from stages.engines.base import Completion, Engine, Request
+from stages.engines.replies import Asked, Usage, asked, estimate
 from stages.evaluate.heldout import HeldOutPrompt
 from stages.evaluate.metrics import Measurement
 from stages.text.language import UNKNOWN, identify, same_language, unidentifiable
@@ -59,14 +60,32 @@ def complete(
     """Completions from the shared engine (progress: one a request), or from one of its `own`. Raises Stopped when asked to stop."""
     if not requests:
         return
-    engine = shared_engine(ctx, role) if own is None else shared_engines(ctx, [Wanted(role, engine=own)])[0]
+    engine = _engine(ctx, role, own)
     begun, tokens = time.monotonic(), 0
-    for completion in engine.stream(iter(requests)):
-        tokens += completion.n_tokens
-        ctx.progress.advance(1, tokens_per_s=tokens / max(time.monotonic() - begun, 1e-9))
-        yield completion
-        if ctx.stop():
-            raise Stopped
+    try:
+        for completion in engine.stream(iter(requests)):
+            tokens += completion.n_tokens
+            ctx.progress.advance(1, tokens_per_s=tokens / max(time.monotonic() - begun, 1e-9))
+            yield completion
+            if ctx.stop():
+                raise Stopped
+    finally:
+        if isinstance(engine, Asked):
+            ctx.progress.note(engine.told())
+
+
+def tell_cost(ctx: Context, role: str, requests: Sequence[Request], own: EngineConfig) -> None:
+    """Before anything is asked: what a server is going to be, where the model runs behind one."""
+    engine = _engine(ctx, role, own)
+    if isinstance(engine, Asked):
+        ctx.progress.note(estimate(engine.tariff, Usage.at_most(engine.unknown(requests))))
+
+
+def _engine(ctx: Context, role: str, own: EngineConfig | None) -> Engine:
+    """A server's replies are kept as they come."""
+    if own is None:
+        return shared_engine(ctx, role)
+    return asked(shared_engines(ctx, [Wanted(role, engine=own)])[0], ctx)
 
 
 def answer(ctx: Context, role: str, renderer: Renderer, requests: Sequence[Request]) -> pa.Table:

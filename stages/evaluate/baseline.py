@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -24,9 +25,18 @@ from stages.text.render import Renderer
 _WHERE = "evaluate.baseline.answers"
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """A row that answers prompts. text: how it begins."""
+
+    row_id: str
+    language: str
+    prompts: list[str]
+    text: str
+
+
 class BaselineAnswers:
-    """Reads them. table: row_id, text, finish_reason, as `answers.answer` gives them; languages: of every row read; drops: unit row;
-    not_asked, or why a row cannot be read.
+    """Reads them, of all prompts that may be evaluated. languages: of every row read; answered: row ids of the prompts that have an answer.
 
     Raises UserError where a prompt has two answers, or no prompt has any.
     """
@@ -39,7 +49,8 @@ class BaselineAnswers:
         for prompt in prompts:
             self._prompts[prompt_text(prompt.prompt)].append(prompt)
         self._found: dict[str, tuple[str, str, str]] = {}
-        self.drops: list[Drop] = []
+        self._taken: list[_Taken] = []
+        self._drops: list[Drop] = []
         self.languages: Counter[str] = Counter()
         for source in ctx.config.evaluate.baseline.answers:
             self._read(source)
@@ -49,13 +60,32 @@ class BaselineAnswers:
                 where=_WHERE,
                 fix="They are matched by the prompt's text: give the set they answer as evaluate.prompts, and check `fields` and `generator`.",
             )
+        if len(self._found) < len(prompts):
+            ctx.progress.note(
+                f"the baseline has an answer to {len(self._found):,} of {len(prompts):,} prompts: they are drawn before the others"
+            )
 
     @property
-    def table(self) -> pa.Table:
-        """One row a prompt that has an answer."""
-        rows = [{"row_id": name, "text": text, "finish_reason": "stop"} for name, (text, _, _) in self._found.items()]
+    def answered(self) -> Container[str]:
+        """Row ids of prompts."""
+        return self._found.keys()
+
+    def table(self, prompts: Sequence[HeldOutPrompt]) -> pa.Table:
+        """row_id, text, finish_reason, as `answers.answer` gives them: one row for each of `prompts` that has an answer."""
+        asked = [prompt.row_id for prompt in prompts if prompt.row_id in self._found]
+        rows = [{"row_id": name, "text": self._found[name][0], "finish_reason": "stop"} for name in asked]
         schema = pa.schema([("row_id", pa.string()), ("text", pa.string()), ("finish_reason", pa.string())])
         return pa.Table.from_pylist(rows, schema=schema)
+
+    def drops(self, prompts: Sequence[HeldOutPrompt]) -> list[Drop]:
+        """Unit row: not_asked (answers to none of `prompts`, or another generator's), or why a row cannot be read."""
+        asked = {prompt.row_id for prompt in prompts}
+        why = "its prompt was not drawn (evaluate.prompts_per_language)"
+        return self._drops + [
+            Drop("row", one.row_id, one.language, "not_asked", why, text=one.text)
+            for one in self._taken
+            if asked.isdisjoint(one.prompts)
+        ]
 
     def _read(self, source: AnswerSource) -> None:
         fields = source.fields
@@ -66,7 +96,7 @@ class BaselineAnswers:
                 try:
                     language = self._take(source, row_id, batch.language, cells)
                 except BadRow as bad:
-                    self.drops.append(Drop("row", row_id, language, bad.reason, bad.detail, text=excerpt(cells)))
+                    self._drops.append(Drop("row", row_id, language, bad.reason, bad.detail, text=excerpt(cells)))
                 self.languages[language] += 1
 
     def _take(self, source: AnswerSource, row_id: str, language: str | None, cells: dict[str, Any]) -> str:
@@ -86,6 +116,7 @@ class BaselineAnswers:
             raise BadRow("not_asked", "no prompt that is evaluated has this text")
         said = read_messages(cells.get(fields.answer), "assistant")[-1]["content"]
         text = self._renderer.neutralise(self._renderer.thoughts.said(said))[0]
+        self._taken.append(_Taken(row_id, matching[0].language, [one.row_id for one in matching], excerpt(cells)))
         for one in matching:
             there = self._found.setdefault(one.row_id, (text, by, row_id))
             if there[0] != text:

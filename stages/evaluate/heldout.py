@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
 from schemas.config.evaluation import PromptSetSource
-from schemas.config.sources import PairSource
+from schemas.config.sources import PairSource, Source
 from schemas.ids import content_id, seed_for
 from schemas.manifests import Tally
 from stages.contract import Context, Drop, tally
@@ -44,9 +44,13 @@ class HeldOutPair(HeldOutPrompt):
     ids: PairIds
 
 
+Preferred = Callable[[Sequence[HeldOutPrompt]], Container[str]]
+"""Of all prompts that may be asked, the row ids of those that are drawn before any other."""
+
+
 @dataclass(frozen=True)
 class _Candidate:
-    """A row before the rules."""
+    """A row before the rules. foreign: its group_id is a name in a data set that training does not read."""
 
     unit: str
     row_id: str
@@ -57,6 +61,12 @@ class _Candidate:
     prompt: Messages
     chosen: Messages
     rejected: Messages
+    foreign: bool = False
+
+    @property
+    def asked(self) -> HeldOutPrompt:
+        """As a prompt."""
+        return HeldOutPrompt(self.row_id, self.group_id, self.language, self.split, self.prompt)
 
 
 class HeldOut:
@@ -66,11 +76,15 @@ class HeldOut:
     rows, and those of prompt sets and of a baseline's answers, that cannot be read. Drop reasons:
     in_training, translation_of_training, not_sampled (over the configured number per language), too_long, those of
     stages.pairs.read.pairs_of, thought, broken_thought; failed: cannot_render.
+
+    Translation groups of training are groups here too, but for sources that training does not read: in another data set the same group_id
+    is another thing.
     """
 
-    def __init__(self, ctx: Context, renderer: Renderer) -> None:
+    def __init__(self, ctx: Context, renderer: Renderer, preferred: Preferred | None = None) -> None:
         self._ctx, self._config, self._renderer = ctx, ctx.config.evaluate, renderer
         self._languages = RunLanguages(ctx.config.languages)
+        self._trained_on = {source.path for source in (*ctx.config.prompts.sources, *ctx.config.pairs.sources)}
         self._rows_in: dict[str, Counter[str]] = defaultdict(Counter)
         self.drops: list[Drop] = []
         training = training_rows(ctx)
@@ -78,9 +92,12 @@ class HeldOut:
         held_out = self._sample(self._disjoint(self._pairs(), training), limit)
         authored = list(self._disjoint(self._authored(), training))
         self.pairs = [pair for row in [*held_out, *authored] if (pair := self._tokenised(row))]
-        asked = self._prompt_set() if self._config.prompts else self._prompts()
-        prompts = self._sample(self._disjoint(asked, training), self._config.prompts_per_language, False)
-        self.prompts = [HeldOutPrompt(r.row_id, r.group_id, r.language, r.split, r.prompt) for r in prompts]
+        before = len(self.drops)
+        asked = list(self._disjoint(self._prompt_set() if self._config.prompts else self._prompts(), training))
+        if self._config.prompts:
+            self._tell_lost(before)
+        first = preferred([row.asked for row in asked]) if preferred else ()
+        self.prompts = [row.asked for row in self._sample(asked, self._config.prompts_per_language, False, first)]
 
     @property
     def languages(self) -> RunLanguages:
@@ -144,14 +161,28 @@ class HeldOut:
         prompt_id = content_id(code, messages)
         split = "unseen" if code in self._ctx.config.languages.unseen else "test"
         group = group_of(_cell(cells, fields.group_id), prompt_id)
-        return _Candidate("prompt", prompt_id, prompt_id, group, code, split, messages, [], [])
+        return _Candidate(
+            "prompt", prompt_id, prompt_id, group, code, split, messages, [], [], self._is_foreign(source)
+        )
+
+    def _is_foreign(self, source: Source) -> bool:
+        return source.path not in self._trained_on
+
+    def _tell_lost(self, before: int) -> None:
+        """What of `evaluate.prompts` is not asked, and why. before: drops that there were before it was read."""
+        lost = Counter(drop.reason for drop in self.drops[before:])
+        if lost:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in lost.most_common())
+            self._ctx.progress.note(
+                f"evaluate.prompts: {lost.total():,} rows are not asked ({reasons}; dropped/evaluation)"
+            )
 
     def _unread(self, row_id: str, cells: dict[str, Any], bad: BadRow) -> None:
         self._rows_in["row"][UNKNOWN] += 1
         self.drops.append(Drop("row", row_id, UNKNOWN, bad.reason, bad.detail, text=excerpt(cells)))
 
     def _authored(self) -> Iterator[_Candidate]:
-        for source in self._config.authored:
+        for source in (one.pairs for one in self._config.authored):
             for batch in pair_batches(source, self._languages.codes):
                 for number, cells in enumerate(batch.rows, start=batch.start):
                     found = list(pairs_of(cells, source, self._renderer.longest_text))
@@ -191,25 +222,30 @@ class HeldOut:
             pair.prompt,
             [{"role": "assistant", "content": chosen}],
             [{"role": "assistant", "content": rejected}],
+            self._is_foreign(source),
         )
 
     def _disjoint(self, rows: Iterator[_Candidate], training: TrainingRows) -> Iterator[_Candidate]:
         for row in rows:
             self._rows_in[row.unit][row.language] += 1
-            reason = training.overlap(row.prompt_id, row.group_id, row.prompt)
+            reason = training.overlap(row.prompt_id, None if row.foreign else row.group_id, row.prompt)
             if reason is None:
                 yield row
             else:
                 self._drop(row, reason, f"split {row.split}, group {row.group_id}")
 
-    def _sample(self, rows: Iterator[_Candidate], limit: int, per_split: bool = True) -> list[_Candidate]:
-        """The same rows in every round: in the order of a hash of run seed and row id, the first `limit`."""
+    def _sample(
+        self, rows: Iterable[_Candidate], limit: int, per_split: bool = True, first: Container[str] = ()
+    ) -> list[_Candidate]:
+        """The same rows in every round: in the order of a hash of run seed and row id, the first `limit`; before them those in `first`."""
         cells: dict[tuple[str, str], list[_Candidate]] = defaultdict(list)
         for row in rows:
             cells[row.language, row.split if per_split else ""].append(row)
         kept = []
         for _, found in sorted(cells.items()):
-            found.sort(key=lambda row: seed_for(self._ctx.config.seed, "evaluate", row.row_id))
+            found.sort(
+                key=lambda row: (row.row_id not in first, seed_for(self._ctx.config.seed, "evaluate", row.row_id))
+            )
             kept += found[:limit]
             for row in found[limit:]:
                 self._drop(row, "not_sampled", f"more than {limit}")

@@ -26,8 +26,9 @@ class TrainingRows:
     group_ids: set[str] = field(default_factory=set)
     texts: set[str] = field(default_factory=set)
 
-    def overlap(self, prompt_id: str, group_id: str, messages: list[dict[str, str]]) -> str | None:
-        """Why a row may not be evaluated: in_training (same prompt or text), translation_of_training (same group)."""
+    def overlap(self, prompt_id: str, group_id: str | None, messages: list[dict[str, str]]) -> str | None:
+        """Why a row may not be evaluated: in_training (same prompt or text), translation_of_training (same group). group_id: None where
+        it is a name of another data set's, which says nothing here."""
         if prompt_id in self.prompt_ids or prompt_text(messages) in self.texts:
             return IN_TRAINING
         return TRANSLATION if group_id in self.group_ids else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,19 +10,22 @@ from typing import Any
 
 import pyarrow as pa
 
+from schemas.config.model import EngineConfig
 from stages.contract import Account, ArtifactStage, Context, Drop, Rows
 from stages.engines import close_engines
-from stages.engines.base import Request
+from stages.engines.base import Request, Tariff
+from stages.engines.replies import Usage
 from stages.evaluate import answers, loglik
 from stages.evaluate.baseline import BaselineAnswers
 from stages.evaluate.benchmarks import figures
 from stages.evaluate.benchmarks.measuring import Benchmarks
-from stages.evaluate.heldout import AUTHORED, HeldOut
+from stages.evaluate.heldout import AUTHORED, HeldOut, HeldOutPrompt
 from stages.evaluate.metrics import AFTER, BASELINE, BEFORE, CHANGE, Measurement, evaluation_table
 from stages.evaluate.substeps import is_done, once
-from stages.evaluate.winrate import AGAINST_BASELINE, AGAINST_BEFORE, Comparison, Contest, matches, win_rate_name
+from stages.evaluate.winrate import AGAINST_BASELINE, AGAINST_BEFORE, Comparison, matches, win_rate_name
 from stages.judge.pairwise import choice_tokens
 from stages.models.load import settle_threads
+from stages.text.assign import RunLanguages
 from stages.text.render import load_renderer
 
 _ROLES = {BEFORE: "initial", AFTER: "trained"}
@@ -68,7 +71,9 @@ class _Evaluation:
         self._contests = AGAINST_BASELINE if ctx.config.evaluate.baseline.given else AGAINST_BEFORE
         for role in self._judges:
             choice_tokens(self._renderers[role].tokenizer)  # refuse an unfit judge before the work
-        self.held_out = HeldOut(ctx, self._renderers["initial"])
+        self._given: BaselineAnswers | None = None
+        by_file = bool(ctx.config.evaluate.baseline.answers) and compared
+        self.held_out = HeldOut(ctx, self._renderers["initial"], self._answered if by_file else None)
         self._requests: dict[str, list[Request]] = {}
         refused: dict[str, Drop] = {}
         self._answering = _ROLES | ({BASELINE: "baseline"} if "baseline" in ctx.models and compared else {})
@@ -76,7 +81,9 @@ class _Evaluation:
             self._requests[model], drops = answers.requests_for(ctx, self._renderers[role], self.held_out.prompts)
             refused |= {drop.row_id: drop for drop in drops}
         self.drops: list[Drop] = list(refused.values())
-        self._given = self._given_answers() if ctx.config.evaluate.baseline.answers and compared else None
+        if self._given is not None:
+            self.held_out.came_in("row", self._given.languages.elements())
+            self.drops += self._given.drops(self.held_out.prompts)
         self.rows: list[dict[str, Any]] = []
         self._tasks = Benchmarks(ctx, _ROLES) if ctx.config.evaluate.tasks else None
         if self._tasks is not None:
@@ -124,7 +131,7 @@ class _Evaluation:
         known = {drop.row_id for drop in self.drops}
         self.drops += [drop for row_id, drop in failed.items() if row_id not in known]
         if self._given is not None:
-            rows[BASELINE], _ = answers.answer_rows(self._ctx, BASELINE, prompts, self._given)
+            rows[BASELINE], _ = answers.answer_rows(self._ctx, BASELINE, prompts, self._given.table(prompts))
         self.rows = [*rows[BEFORE], *rows[AFTER], *rows.get(BASELINE, [])]
         yield from answers.measure(self._ctx, prompts, self.rows)
         if self._judges:
@@ -148,16 +155,15 @@ class _Evaluation:
         )
         return answers.answer_rows(ctx, model, self.held_out.prompts, table)
 
-    def _given_answers(self) -> pa.Table:
-        """Those of the baseline's file, counted."""
-        found = BaselineAnswers(self._ctx, self.held_out.prompts, self.held_out.languages, self._renderers["initial"])
-        self.held_out.came_in("row", found.languages.elements())
-        self.drops += found.drops
-        return found.table
+    def _answered(self, prompts: Sequence[HeldOutPrompt]) -> Container[str]:
+        """Of the prompts that may be asked those that the baseline's files have an answer to."""
+        languages = RunLanguages(self._ctx.config.languages)
+        self._given = BaselineAnswers(self._ctx, prompts, languages, self._renderers["initial"])
+        return self._given.answered
 
     def _win_rates(self) -> Iterator[Measurement]:
         """Of every contest by the evaluation judge, then by the second one, so that each is loaded once; and their agreement."""
-        judged = {role: [self._judged(role, contest) for contest in self._contests] for role in self._judges}
+        judged = {role: self._judged(role) for role in self._judges}
         rates = {role: [comparison.rates(replies) for comparison, replies in found] for role, found in judged.items()}
         first = judged["evaluation_judge"]
         for comparison, replies in first:
@@ -169,19 +175,35 @@ class _Evaluation:
         for role, found in judged.items():
             self._account("win rate" if role == "evaluation_judge" else "second judge", found)
 
-    def _judged(self, role: str, contest: Contest) -> tuple[Comparison, pa.Table]:
-        """The comparison, and the judge's replies to it."""
-        ctx, prompts, own = self._ctx, self.held_out.prompts, None
-        if role == "second_judge":
-            own = ctx.config.evaluate.second_judge.engine
-            contest = replace(contest, name="-".join(filter(None, [contest.name, "second"])))
-        found = matches(contest, prompts, self.rows)
-        comparison = Comparison(ctx, self._renderers[role], found, contest, role, own)
-        identity = answers.identity(ctx, role, comparison.requests, own)
-        path = self._path("-".join(filter(None, ["verdicts", contest.name])))
-        asked = 0 if is_done(path, identity) else len(comparison.requests)
-        ctx.progress.advance(2 * len(prompts) - asked)
-        return comparison, once(path, identity, comparison.judge)
+    def _judged(self, role: str) -> list[tuple[Comparison, pa.Table]]:
+        """A judge's comparisons, and its replies to them. What a server is going to be asked is said before, what it took is in `stats`."""
+        ctx, prompts, own = self._ctx, self.held_out.prompts, self._own_engine(role)
+        comparisons = []
+        for contest in self._contests:
+            if role == "second_judge":
+                contest = replace(contest, name="-".join(filter(None, [contest.name, "second"])))
+            found = matches(contest, prompts, self.rows)
+            comparisons.append(Comparison(ctx, self._renderers[role], found, contest, role, own))
+        places = [self._verdicts(comparison, role) for comparison in comparisons]
+        unknown = [
+            one.requests for one, place in zip(comparisons, places, strict=True) if one.requests and not is_done(*place)
+        ]
+        if unknown and own is not None:
+            answers.tell_cost(ctx, role, [request for requests in unknown for request in requests], own)
+        ctx.progress.advance(2 * len(prompts) * len(comparisons) - sum(map(len, unknown)))
+        judged = [(one, once(*place, one.judge)) for one, place in zip(comparisons, places, strict=True)]
+        if own is not None and (tariff := Tariff.of(own, ctx.models[role].name)) is not None:
+            usage = Usage.at_most(request for comparison in comparisons for request in comparison.requests)
+            self.stats |= usage.stats(tariff)
+        return judged
+
+    def _own_engine(self, role: str) -> EngineConfig | None:
+        return self._ctx.config.evaluate.second_judge.engine if role == "second_judge" else None
+
+    def _verdicts(self, comparison: Comparison, role: str) -> tuple[Path, str]:
+        """The file of its replies, and what they depend on."""
+        path = self._path("-".join(filter(None, ["verdicts", comparison.contest.name])))
+        return path, answers.identity(self._ctx, role, comparison.requests, self._own_engine(role))
 
     def _account(self, what: str, judged: Sequence[tuple[Comparison, pa.Table]]) -> None:
         """Count a judge's comparisons, those without a verdict, and prompts that the baseline has no answer to."""

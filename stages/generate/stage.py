@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import polars as pl
 import pyarrow as pa
 
 from schemas.ids import content_id, seed_for
@@ -13,7 +12,7 @@ from schemas.tables import TABLES
 from stages.contract import Context, Drop, Part, Shard, ShardStage, tally
 from stages.engines import shared_engine
 from stages.engines.base import Completion, Engine, Request
-from stages.engines.replies import Asked, Usage, asked, estimate
+from stages.engines.replies import Asked, Usage, asked, tell_cost
 from stages.engines.sharded import OpenShard, Results, run_shards
 from stages.text.language import UNKNOWN, identify
 from stages.text.render import Renderer, RenderError, check_thoughts, refuse_channels
@@ -65,9 +64,8 @@ def _open(ctx: Context, engine: Engine, shard: Shard) -> OpenShard:
                 opened[row["prompt_id"]] = mark
     everything = [request for of_row in requests.values() for request in of_row]
     tariff = engine.tariff if isinstance(engine, Asked) else None
-    if tariff is not None and shard.index == 0:
-        total = ctx.scan("prompts").select(pl.len()).collect().item()
-        ctx.progress.note(estimate(tariff, Usage.at_most(everything).times(total / len(rows))))
+    if isinstance(engine, Asked):
+        tell_cost(ctx, "prompts", shard, {engine: everything})
 
     def finish(results: Results) -> Part:
         part = _part(ctx, engine, shard.index, rows, drops, opened, results)

@@ -14,8 +14,8 @@ from schemas.config.judging import Judge as JudgeOf
 from schemas.tables import TABLES
 from stages.contract import Context, Drop, Part, Shard, ShardStage, tally
 from stages.engines import Wanted, shared_engines
-from stages.engines.base import Engine, Fleet, Tariff
-from stages.engines.replies import Asked, Usage, asked, estimate
+from stages.engines.base import Engine, Fleet, Request
+from stages.engines.replies import Asked, Usage, asked, tell_cost
 from stages.engines.sharded import OpenShard, Results, run_shards
 from stages.judge.method import Candidate, Method, Opened, Verdict, under
 from stages.judge.methods import CLASSES
@@ -76,8 +76,11 @@ class _Judging:
             for row in rows
         ]
         opened = [method.open(shard.index, candidates) for method in self.methods]
-        if shard.index == 0:
-            self._estimate(len(rows), opened)
+        questions: dict[Asked, list[Request]] = {}
+        for method, one in zip(self.methods, opened, strict=True):
+            if isinstance(method.engine, Asked):
+                questions.setdefault(method.engine, []).extend(chain.from_iterable(one.requests.values()))
+        tell_cost(self._ctx, "candidates", shard, questions)
         if len(opened) > 1:
             opened = [under(one, f"{number}/") for number, one in enumerate(opened)]
         read = sum(len(asked.prompt_ids) for one in opened for of_one in one.requests.values() for asked in of_one)
@@ -90,17 +93,6 @@ class _Judging:
             lambda results: self._part(shard.index, candidates, opened, results, float(read)),
             counts,
         )
-
-    def _estimate(self, rows: int, opened: Sequence[Opened]) -> None:
-        """Before anything is asked: what the whole table comes to, by its first shard."""
-        most: dict[Tariff, Usage] = {}
-        for method, one in zip(self.methods, opened, strict=True):
-            if isinstance(method.engine, Asked):
-                more = Usage.at_most(chain.from_iterable(one.requests.values()))
-                most[method.engine.tariff] = most.get(method.engine.tariff, Usage()).plus(more)
-        total = self._ctx.scan("candidates").select(pl.len()).collect().item() if most else 0
-        for tariff, usage in most.items():
-            self._ctx.progress.note(estimate(tariff, usage.times(total / rows)))
 
     def _cost(self, opened: Sequence[Opened], results: Results) -> dict[str, float]:
         """What servers with a price take for a shard."""

@@ -1,4 +1,8 @@
-"""Whether an answer refuses: it begins with a phrase of data/refusals/phrases.yaml, whose README says how crude that is."""
+"""Whether an answer refuses: it begins with a phrase of data/refusals/phrases.yaml, whose README says how crude that is.
+
+Lists of beginnings are what the field uses where no model judges (GCG's test prefixes, XSTest's string match, OR-Bench's keywords), nearly all of them English.
+Here a phrase counts in the first two sentences only, and not where somebody else says it: inside quotation marks, after a colon, after "she said" or "if".
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,19 @@ import yaml
 from stages.data import read_data
 from stages.text.codes import base_language, macrolanguage
 
-_PHRASES = "refusals/phrases.yaml"
+_PHRASES, _REPORTED = "refusals/phrases.yaml", "refusals/reported.yaml"
 _EVERYWHERE = "en"
 _OPENING = 200  # characters of the answer that are looked at
 _GAP = r"[^.!?。।\n]{0,60}"
-_SIGNS = re.compile(r"[*_#>`\"“”„«»「」]")
+_SIGNS = re.compile(r"[*_#>`\"“”„«»「」『』]")
+_QUOTED = re.compile(
+    r"\"[^\"\n]*(?:\"|$)|“[^”\n]*(?:”|$)|„[^“”\n]*(?:[“”]|$)|«[^»\n]*(?:»|$)|「[^」\n]*(?:」|$)|『[^』\n]*(?:』|$)"
+)
+_SENTENCE = re.compile(r"(?<=[!?。！？।۔؟])\s*|(?<=\.)\s+|\n+")
+_SENTENCES = 2
+_COLON = re.compile(r"[:：]")
+_SPOKEN = re.compile(r"\s*[—–]\s*\w")
+"""Dialogue in a story, as many languages print it."""
 _APOSTROPHES = re.compile("[’‘ʼ´]")
 _SPACE = re.compile(r"\s+")
 _SPACED_SCRIPTS = "\u0530"
@@ -25,16 +37,29 @@ _SPACED_SCRIPTS = "\u0530"
 
 def refusal(text: str, language: str) -> str:
     """The phrase of a refusal that an answer in `language` (BCP 47) begins with, as it stands there; empty if there is none."""
-    opening = _plain(text[: 4 * _OPENING])[:_OPENING]
+    said = [_plain(sentence) for sentence in _own_words(text[: 4 * _OPENING])]
     for code in dict.fromkeys([_listed(language), _EVERYWHERE]):
-        if code and (found := _pattern(code).search(opening)):
-            return found.group().strip()
+        for sentence in said if code else ():
+            for found in _pattern(code).finditer(sentence[:_OPENING]):
+                if not _reported(code).search(sentence[: found.start()]):
+                    return found.group().strip()
     return ""
 
 
 def without_phrases(languages: Iterable[str]) -> list[str]:
     """Those languages that have no list: only refusals in English are found there."""
     return [language for language in languages if not _listed(language)]
+
+
+def _own_words(text: str) -> list[str]:
+    """The first sentences, without dialogue, what they quote and what follows a colon; an answer that is one quotation is read without its
+    marks."""
+    text = text.strip()
+    whole = _QUOTED.match(text)
+    if whole is not None and whole.end() == len(text):
+        text = text[1:-1]
+    sentences = [part for part in _SENTENCE.split(_QUOTED.sub(" ", text)) if _plain(part) and not _SPOKEN.match(part)]
+    return [_COLON.split(sentence)[0] for sentence in sentences[:_SENTENCES]]
 
 
 def _plain(text: str) -> str:
@@ -59,6 +84,14 @@ def _phrases() -> dict[str, list[str]]:
 @lru_cache(maxsize=64)
 def _pattern(code: str) -> re.Pattern[str]:
     return re.compile("|".join(map(_expression, _phrases()[code])))
+
+
+@lru_cache(maxsize=64)
+def _reported(code: str) -> re.Pattern[str]:
+    """What before a phrase makes it another's; of a language without such words, nothing."""
+    words = yaml.safe_load(read_data(_REPORTED)).get(code, [])
+    found = [rf"{_expression(word.rstrip(' *'))}{'' if word.endswith('*') else r'[ ,]*$'}" for word in words]
+    return re.compile("|".join(found) or r"(?!)")
 
 
 def _expression(phrase: str) -> str:

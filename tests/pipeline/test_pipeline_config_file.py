@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from pipeline.config_file import dump, load_config
+from schemas.config.base import semantic_values
 from schemas.errors import UserError
+from stages.sources import own_split
 
 
 def test_unknown_key_names_line_and_nearest_key(write_config):
@@ -94,3 +96,13 @@ def test_keys_that_yaml_takes_for_truth_values_are_names(write_config):
 def test_a_run_directory_in_an_object_store_is_refused_with_the_reason(write_config, place):
     with pytest.raises(UserError, match="renames no files"):
         load_config(write_config(run_dir=place))
+
+
+def test_a_run_repeated_from_its_config_draws_the_same_splits(write_config):
+    """A split that nobody gave must not come back as one that was given, nor two configs that differ in it have one fingerprint."""
+    minimal = "name: t\nlanguages: {{seen: [en]}}\nmodel: {{policy: m}}\nprompts: {{sources: [{{path: a.jsonl{}}}]}}\n"
+    plain, given = (load_config(write_config(minimal.format(more))) for more in ("", ", split: train"))
+    for config, split in ((plain, None), (given, "train")):
+        again = load_config(write_config(dump(config)))
+        assert [own_split(one.prompts.sources[0]) for one in (config, again)] == [split, split]
+    assert semantic_values(plain.prompts) != semantic_values(given.prompts)

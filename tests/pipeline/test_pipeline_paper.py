@@ -116,6 +116,27 @@ def test_a_comparison_gives_its_arms_with_means_over_seeds(tmp_path: Path) -> No
     assert csv.columns == ["method", "split", "language", "metric", "value", "low", "high", "n"] and csv.height == 3
 
 
+def test_two_comparisons_stand_in_one_table_under_their_names(tmp_path: Path) -> None:
+    folders = []
+    for folder, arms in (
+        ("one", ("untrained", "conflict", "all")),
+        ("two", ("untrained", "conflict", "all")),
+        ("three", ("untrained", "all")),
+    ):
+        rows = [
+            {"arm": arm, "seed": seed, "split": "test", "language": "all", "metric": "accuracy", "value": 0.5, "n": 40}
+            for arm in arms
+            for seed in range(2)
+        ]
+        (tmp_path / folder).mkdir()
+        pl.DataFrame(rows).write_parquet(tmp_path / folder / "evaluation.parquet")
+        folders.append(str(tmp_path / folder))
+    papers = gathered([folders[0], f"SimPO={folders[1]}", f"IPO={folders[2]}"])
+    assert list(cells(papers)) == ["base", "conflict", "all", "SimPO: conflict", "SimPO: all", "IPO"]
+    with pytest.raises(UserError, match="Two methods are called 'conflict'"):
+        gathered(folders[:2])
+
+
 def test_wrong_command_lines_are_refused(runs: Any, tmp_path: Path) -> None:
     one = runs("a", run_rows(0.6, 0.05))
     with pytest.raises(UserError, match="Two methods are called 'a'"):

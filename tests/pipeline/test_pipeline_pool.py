@@ -30,6 +30,7 @@ from schemas.manifests import ShardRange
 from schemas.tables import TABLES
 from stages.catalog import BY_NAME
 from stages.children import ChildDied, stop_flag
+from stages.contract import Share
 from tests.crews import over_both_crews
 
 SPEC = BY_NAME["generate"]
@@ -332,3 +333,6 @@ def test_a_crew_that_grows_gives_more_members_while_the_stage_runs(write_config,
         Order(SPEC, 0, config, tmp_path, tmp_path, "f", {}, {}, ranges), None, heard.reports()
     )
     assert sorted(heard.offered) == [0, 1] and heard.joined == ["here", "a node that joined"]
+    shares = [[m.share for m in one.told if isinstance(m, Order | Assigned)] for one in (slow, joined)]
+    assert shares[0][0] == Share(0, 1) and shares[0][-1] == Share(0, 2), "it hears of the other with its next shard"
+    assert set(shares[1]) == {Share(1, 2)}

@@ -66,9 +66,10 @@ class Catalogue:
         questions = len(task.eval_docs)
         limit = self._wanted.limit
         asked_of = questions if limit is None else min(limit, questions)
-        return Task(
-            name, asked, language or language_of(filter(None, said), self._wanted.run_languages), questions, asked_of
-        )
+        language = language or language_of(filter(None, said), self._wanted.run_languages)
+        # the harness keeps a 0 of the task's own, and takes any other number from whoever asks
+        keeps_none = bool(self._wanted.fewshot) and config.get("num_fewshot") == 0
+        return Task(name, asked, language, questions, asked_of, keeps_none)
 
     def _refuse(self, name: str) -> None:
         """Before anything of the task is loaded: loading runs the functions that it names."""
@@ -153,21 +154,57 @@ def _manager(wanted: Wanted) -> Any:
 
 def _unknown(name: str, index: Iterable[str], folder: Path | None) -> UserError:
     near = difflib.get_close_matches(name, list(index), 3, 0.7)
-    broken = _broken(folder)
+    broken = _broken(name, folder)
     fix = f"Did you mean {' or '.join(near)}? " if near else ""
     fix += "`lm_eval ls tasks` lists all names; tasks of your own need evaluate.benchmarks.folder."
     return UserError(f"lm-evaluation-harness has no task {name!r}{broken}", where=_WHERE, fix=fix)
 
 
-def _broken(folder: Path | None) -> str:
-    """The first task file of the folder that is none: the harness passes them by in silence."""
+def _broken(name: str, folder: Path | None) -> str:
+    """Why a task file of the folder is none, of the one that has the task's name if there is such, else of the first: the harness passes them
+    by in silence."""
+    reasons = {}
     for path in sorted(folder.rglob("*.yaml")) if folder else ():
-        try:
-            if not isinstance(_read(path), dict):
-                return f" ({path.name} is no mapping of keys to values)"
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            return f" ({path.name} cannot be read: {first_line(error)})"
+        if why := _unreadable(path, ()):
+            reasons[path] = why
+    own = next((path for path in reasons if _says(path, name)), None)
+    first = own or next(iter(reasons), None)
+    return f" ({reasons[first]})" if first else ""
+
+
+def _unreadable(path: Path, through: tuple[Path, ...]) -> str:
+    """Why a task file, or one that it includes, cannot be read. through: those that include it."""
+    try:
+        config = _read(path)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return f"{path.name} cannot be read: {first_line(error)}"
+    if not isinstance(config, dict):
+        return f"{path.name} is no mapping of keys to values"
+    for other in _included(config):
+        if not isinstance(other, str):
+            return f"{path.name} includes {other!r}, which is no name of a file"
+        target = path.parent / other
+        if target.resolve() in (path.resolve(), *through):
+            return f"{path.name} includes {other}, which includes it"
+        if not target.is_file():
+            return f"{path.name} includes {other}, and there is no such file beside it"
+        if why := _unreadable(target, (*through, path.resolve())):
+            return f"{path.name} includes {other}: {why}"
     return ""
+
+
+def _says(path: Path, name: str) -> bool:
+    """Whether a task file, which may be broken, is of that name."""
+    try:
+        config = _read(path)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return path.stem == name
+    return isinstance(config, dict) and config.get("task") == name
+
+
+def _included(config: Any) -> list[Any]:
+    included = config.get("include", []) if isinstance(config, dict) else []
+    return included if isinstance(included, list) else [included]
 
 
 def _unloadable(name: str, error: Exception) -> UserError:
@@ -227,8 +264,7 @@ def _kinds(path: Path, seen: frozenset[Path] = frozenset()) -> set[str]:
         return set()
     config = _read(path)
     found = {_CODE} if _names_code(config) else set()
-    included = config.get("include", []) if isinstance(config, dict) else []
-    for other in included if isinstance(included, list) else [included]:
+    for other in _included(config):
         found |= _kinds(path.parent / other, seen | {path})
     return found
 

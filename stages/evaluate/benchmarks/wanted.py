@@ -29,13 +29,14 @@ class Wanted:
 @dataclass(frozen=True)
 class Task:
     """A task that gives figures: a leaf of what was asked for (`asked`, itself or a group or tag). questions: that it has; asked_of: of
-    these, how many are asked. language: BCP 47, und where nothing says it."""
+    these, how many are asked. language: BCP 47, und where nothing says it. keeps_none: it says 0 solved examples, whatever is asked for."""
 
     name: str
     asked: str
     language: str
     questions: int
     asked_of: int
+    keeps_none: bool = False
 
 
 def wanted_of(config: RunConfig) -> Wanted:

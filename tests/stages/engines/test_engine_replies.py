@@ -17,10 +17,12 @@ from test_engine_openai import Server, run
 
 from schemas.errors import UserError
 from schemas.tables import TABLES
+from stages.contract import Left, Shard, Share
 from stages.engines import close_engines
 from stages.engines.base import Engine, Request, Tariff
 from stages.engines.openai import OpenAIEngine
-from stages.engines.replies import Asked, Usage, asked
+from stages.engines.pace import Pace
+from stages.engines.replies import Asked, Usage, asked, tell_cost
 from stages.generate.stage import Generate
 from stages.judge.stage import Judge
 
@@ -35,7 +37,8 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def connect(model: Any, make_config: Callable[..., Any], renderer: Any) -> Callable[..., OpenAIEngine]:
     def make(url: str, **engine: Any) -> OpenAIEngine:
-        return OpenAIEngine(model, make_config(kind="openai", base_url=url, concurrency=3, **engine), renderer)
+        config = make_config(**{"kind": "openai", "base_url": url, "concurrency": 3, **engine})
+        return OpenAIEngine(model, config, renderer)
 
     return make
 
@@ -112,22 +115,50 @@ def test_what_it_costs_is_counted_by_the_prices(server: Server, connect, ask, tm
     assert "price" not in keeping(connect(server.url), tmp_path).told()
 
 
-def test_requests_begin_no_faster_than_asked(server: Server, connect, ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """30 a minute by a clock that only sleeping moves: one every two seconds."""
-    clock, begun = [100.0], []
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Only sleeping moves it, and waiting for an answer does not."""
+    now = [100.0]
 
     def sleep(seconds: float) -> None:
-        clock[0] += seconds
+        now[0] += seconds
+
+    for module in ("openai", "pace"):
+        monkeypatch.setattr(f"stages.engines.{module}.time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    monkeypatch.setattr("stages.engines.openai.wait", lambda running, seconds, when: wait(running, None, when))
+    return now
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_requests_begin_no_faster_than_asked_retries_too(
+    server: Server, connect, ask, clock: list[float], fails: bool
+) -> None:
+    """30 a minute: one every two seconds; where the server says no to each one's first attempt, ten are sent."""
+    begun: list[float] = []
 
     def respond(body: dict[str, Any]) -> tuple[int, Any]:
         begun.append(clock[0])
-        return Server.echo(body)
+        return (429, {"error": {"message": "too fast"}}) if fails and len(begun) % 2 else Server.echo(body)
 
-    monkeypatch.setattr("stages.engines.openai.time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
-    monkeypatch.setattr("stages.engines.openai.wait", lambda running, seconds, when: wait(running, None, when))
     server.respond = respond
-    run(connect(server.url, requests_per_minute=30), *[ask(f"r{n}", "x", seed=n) for n in range(5)])
-    assert begun == [100.0, 102.0, 104.0, 106.0, 108.0]
+    found = run(
+        connect(server.url, requests_per_minute=30, concurrency=1 if fails else 3),
+        *[ask(f"r{n}", "x", seed=n) for n in range(2 if fails else 5)],
+    )
+    assert begun == [100.0 + 2 * n for n in range(4 if fails else 5)]
+    assert all(one.finish_reason == "stop" for one in found.values())
+
+
+def test_workers_share_the_pace_from_their_first_request_on(clock: list[float]) -> None:
+    """Three workers, 30 a minute; a fourth comes: whoever has heard of it slows down."""
+    shares = [Share(n, 3) for n in range(3)]
+    paces = [Pace(30, lambda n=n: shares[n]) for n in range(3)]
+    sent = sorted(100.0 + pace.seconds + pace.interval * k for pace in paces for k in range(4))
+    assert sent == [100.0 + 2 * n for n in range(12)]
+    shares[0] = Share(0, 4)
+    assert [pace.interval for pace in paces] == [8.0, 6.0, 6.0]
+    assert [paces[0].begin(), paces[0].begin()] == [0.0, 8.0]
+    assert Pace(None, lambda: shares[1]).seconds == 0.0
 
 
 class Mortal(Server):
@@ -195,8 +226,24 @@ def test_a_server_that_dies_in_the_middle_is_asked_nothing_twice(
     ] * 12
     assert all(part.stats["cost"] > 0 for part in parts)
     before, after = ctx.progress.notes[-2:]
-    assert "asked about 12 times" in before and "at most" in before
+    left = (
+        7 if stage is Generate else 8
+    )  # what is kept of the first shard is known, of the second about as much as of the first is left
+    assert f"asked about {left} times" in before and "at most" in before
     assert "answered 7 requests" in after and "5 more were answered before" in after
+
+
+def test_what_a_run_is_left_with_is_said_before_its_first_request_whichever_shard_that_is(
+    server: Server, connect, ask, tmp_path: Path
+) -> None:
+    ctx, engine = make_context(tmp_path), keeping(connect(server.url), tmp_path)
+    ctx.left = Left(first=3, rows=30)
+    rows = pa.table({"prompt_id": ["a", "b"]})
+    requests = [ask(f"r{n}", "x", seed=n) for n in range(4)]
+    for index in (4, 3, 5):
+        tell_cost(ctx, "prompts", Shard(index, rows), {engine: requests})
+    (note,) = ctx.progress.notes
+    assert "asked about 60 times" in note, "two a row"
 
 
 def test_engines_that_compute_here_and_samples_are_left_as_they_are(server: Server, connect, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import torch
 from schemas.errors import UserError
 from stages.contract import ModelRef
 from stages.engines import Wanted
-from stages.engines.base import Completion, Request
+from stages.engines.base import Completion, Request, Tariff
 from stages.evaluate import answers as answers_module
 from stages.evaluate.kappa import kappa
+from stages.sources import local_files
 from stages.text.render import load_renderer
 
 Verdict = Callable[[str], float]
@@ -154,6 +155,101 @@ def test_a_prompt_set_takes_the_place_of_the_held_out_prompts(
     assert result.value("after vs before", "unseen", "it", "win_rate")["value"] == 1.0
     drops = sorted((d.unit, d.reason) for d in result.account.drops if d.unit != "pair")
     assert drops == [("prompt", "in_training"), ("row", "duplicate"), ("row", "language_not_in_run")]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_group_id_of_another_data_set_is_another_group(
+    bench: Any, run_evaluate: Any, scripted: Any, tmp_path: Path, shared: bool
+) -> None:
+    """Training has groups group-train-0 ...; the same names lose a prompt only where training reads the same data set."""
+    rows = [
+        {"instruction": f"What is the {n}th prime number, please?", "language": "en", "group_id": f"group-train-{n}"}
+        for n in range(3)
+    ]
+    bench.authored[0]["group_id"] = "group-train-1"
+    path = write(tmp_path / "set.json", rows)
+    training = {"prompts": {"sources": [{"path": path}]}} if shared else {}
+    ctx = bench.context(evaluate={"prompts": [{"path": path}]}, **training)
+    result = run_evaluate(ctx)
+    assert len({r["prompt_id"] for r in result.answers}) == (0 if shared else 3)
+    drops = [(d.unit, d.reason) for d in result.account.drops if d.unit != "pair"]
+    assert drops == [("prompt", "translation_of_training")] * 3 * shared
+    said = [note for note in ctx.progress.notes if note.startswith("evaluate.prompts")]
+    assert said == ["evaluate.prompts: 3 rows are not asked (translation_of_training 3; dropped/evaluation)"] * shared
+    assert result.value("before", "authored", "all", "accuracy")["n"] == len(bench.authored)
+
+
+def test_prompts_that_the_baseline_answered_are_drawn_first(
+    bench: Any, run_evaluate: Any, scripted: Any, tmp_path: Path
+) -> None:
+    prompts = [{"instruction": f"What is the {n}th prime number, please?", "language": "en"} for n in range(9)]
+    answers = [{"instruction": prompts[n]["instruction"], "output": "a fixed answer"} for n in (2, 5, 7)]
+    source, given = write(tmp_path / "set.json", prompts), write(tmp_path / "answers.json", answers)
+    for limit, compared in ((2, 2), (4, 3)):
+        evaluate = {"prompts": [{"path": source}], "baseline": {"answers": [{"path": given}]}}
+        ctx = bench.context(str(limit), evaluate={**evaluate, "prompts_per_language": limit})
+        result = run_evaluate(ctx)
+        assert result.value("after", "test", "en", "baseline_win_rate")["n"] == compared
+        assert result.value("after", "test", "en", "characters")["n"] == limit
+        told = "the baseline has an answer to 3 of 9 prompts: they are drawn before the others"
+        assert told in ctx.progress.notes
+        drops = [(d.unit, d.reason) for d in result.account.drops if d.unit != "pair"]
+        assert drops.count(("row", "not_asked")) == 3 - compared
+        assert drops.count(("comparison", "no_baseline_answer")) == 2 * (limit - compared)
+        rows = [t for t in result.account.tallies if t.unit == "row"]
+        assert [sum(getattr(t, k) for t in rows) for k in ("rows_in", "kept")] == [3, compared]
+
+
+@pytest.mark.parametrize("source", ["prompts", "authored", "baseline"])
+def test_a_split_of_a_local_file_that_has_none_is_refused(bench: Any, tmp_path: Path, source: str) -> None:
+    given = [{"path": write(tmp_path / "rows.json", [{"instruction": "a", "output": "b"}]), "split": "test"}]
+    ctx = bench.context(evaluate={source: {"answers": given} if source == "baseline" else given})
+    for one in ctx.config.evaluate.sources:
+        if one.split is not None:
+            with pytest.raises(UserError, match=r"`split` is for Hugging Face datasets here.*Leave `split: test` out"):
+                local_files(one, ["en"])
+
+
+def test_a_second_judge_behind_a_server_is_asked_each_question_once_and_its_cost_is_said(
+    bench: Any, run_evaluate: Any, scripted: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It dies after 3 replies; the next start asks the rest, and says what that may cost before and what it came to after."""
+    bench.models["second_judge"] = ModelRef("second", bench.models["initial"].path, "digest-second")
+    own = {"kind": "openai", "base_url": "http://localhost:1/v1", "input_price": 2.0, "output_price": 1.0}
+    left, asked = [3], []
+
+    class Server(Scripted):
+        tariff, labels = Tariff("second at a server", 2.0, 1.0), ()
+
+        def stream(self, requests: Iterator[Request]) -> Iterator[Completion]:
+            for request in requests:
+                if not left[0]:
+                    raise UserError("it is gone")
+                left[0] -= 1
+                asked.append(request.id)
+                yield from super().stream(iter([request]))
+
+    def servers(ctx: Any, wanted: list[Wanted]) -> list[Any]:
+        return [Server(load_renderer(ctx.models[one.role], ctx.config.text), one.role, by_rank) for one in wanted]
+
+    monkeypatch.setattr(answers_module, "shared_engines", servers)
+    contexts = []
+    for left[0] in (3, 1000):
+        ctx = bench.context(evaluate={"second_judge": {"model": "some/judge", "engine": own}})
+        ctx.unfinished = lambda shard: tmp_path / f"unfinished-{shard}"
+        contexts.append(ctx)
+        if left[0] == 3:
+            with pytest.raises(UserError, match="it is gone"):
+                run_evaluate(ctx)
+    result = run_evaluate(ctx)
+    assert len(asked) == len(set(asked)) == 20, "ten prompts in both orders"
+    before, after = [note for note in ctx.progress.notes if note.startswith("second at a server")]
+    assert "asked about 17 times" in before and "at most" in before
+    assert "answered 17 requests" in after and "3 more were answered before" in after
+    assert result.value("after vs before", "test", "all", "judge_agreement")["value"] == 1.0
+    stats = result.account.stats
+    assert stats["generated_tokens"] == 20
+    assert stats["cost"] == pytest.approx((2.0 * stats["prompt_tokens"] + 20) / 1e6)
 
 
 def test_two_judges_are_compared_verdict_by_verdict(bench: Any, run_evaluate: Any, scripted: Any) -> None:

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from schemas.errors import UserError
+from stages.checks.benchmarks import look
 from stages.evaluate.benchmarks.child import Metric
 from stages.evaluate.benchmarks.figures import rows
 from stages.evaluate.benchmarks.language import language_of
@@ -183,6 +184,15 @@ def test_what_cannot_be_run_is_refused_by_name_with_what_to_do(folder: Path, mon
     own = task.replace("sums_de", "mine")
     assert "has no task 'other'" in said("other", own.replace("mine", "another"))
     assert "cannot be read" in said("broken", "task: [")
+    (folder / "a.yaml").write_text("include: gone.yaml\ntask: first\n", encoding="utf-8")
+    assert "(a.yaml includes gone.yaml, and there is no such file" in said("other", own.replace("mine", "another"))
+    (folder / "half.yml").write_text("task: [", encoding="utf-8")
+    assert "(mine.yaml includes half.yml: half.yml cannot be read" in said("mine", "include: half.yml\ntask: mine\n")
+    (folder / "half.yml").write_text("include: mine.yaml\n", encoding="utf-8")
+    assert "(mine.yaml includes half.yml: half.yml includes mine.yaml, which includes it)" in said(
+        "mine", "include: [half.yml]\ntask: mine\n"
+    )
+    (folder / "a.yaml").unlink()
     assert "runs programs that the model writes" in said("mine", own + "unsafe_code: true\n")
     assert "trust_code: true" in said("mine", own.replace("answer", "!function code.target"))
     assert "trust_code: true" in said("mine", "task: mine\nclass: !function code.Task\n")
@@ -193,6 +203,15 @@ def test_what_cannot_be_run_is_refused_by_name_with_what_to_do(folder: Path, mon
     )
     assert "cannot be" in missing and "mine" in missing
     assert "none of the tasks" in said("mine", own, languages={"yours": "de"})
+
+
+@needs_harness
+@pytest.mark.parametrize("fewshot", [None, 0, 2])
+def test_a_task_that_keeps_no_solved_examples_is_named(folder: Path, bench: Any, fewshot: int | None) -> None:
+    evaluate = {"tasks": ["sums_de", "words_en"], "benchmarks": {"folder": str(folder), "fewshot": fewshot}}
+    notes = look(bench.context(evaluate=evaluate).config)
+    said = ["evaluate.benchmarks.fewshot has no effect on sums_de: their files say num_fewshot: 0"]
+    assert notes[1:] == (said if fewshot else [])
 
 
 def test_a_task_folder_that_is_not_trusted_runs_no_code_whatever_its_files_are_called_or_say(

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from stages.data import data_path
+from stages.data import data_path, read_data
 from stages.text.refusals import refusal, without_phrases
 
 REFUSALS = [
@@ -70,6 +70,35 @@ def test_a_refusal_is_found_by_its_beginning(language: str, text: str) -> None:
 @pytest.mark.parametrize(("language", "text"), ANSWERS)
 def test_an_answer_is_no_refusal(language: str, text: str) -> None:
     assert refusal(text, language) == ""
+
+
+def test_the_examples_are_told_apart_in_every_language_that_has_a_list() -> None:
+    """The lists were made with them in view: what this holds is that no list loses them. Hard ones: reported speech, apologies that refuse nothing."""
+    rows = [line.split("\t") for line in read_data("refusals/examples.tsv").splitlines()]
+    wrong = [(code, text) for code, refuses, text in rows if bool(refusal(text, code)) != (refuses == "1")]
+    assert wrong == []
+    assert without_phrases({code for code, _, _ in rows}) == [] and len({code for code, _, _ in rows}) == 19
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The manual is clear. Nothing is broken. I cannot help with that.",
+        "— I cannot help you, — said the fox.",
+        "He said: “I won't do that”.",
+        "If I can't answer, ask my colleague.",
+        "Dear all: I cannot assist with the move.",
+    ],
+)
+def test_what_somebody_else_says_or_comes_late_is_no_refusal(text: str) -> None:
+    assert refusal(text, "en") == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["\"I'm sorry, but I can't help with that.\"", "I'm afraid that I cannot help with that."]
+)
+def test_an_answer_in_quotation_marks_may_refuse(text: str) -> None:
+    assert refusal(text, "en")
 
 
 def test_no_answer_of_the_shipped_pairs_is_taken_for_a_refusal() -> None:
