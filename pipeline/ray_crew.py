@@ -28,6 +28,7 @@ from schemas.secrets import variables_in
 from stages.spec import StageSpec
 
 _LISTEN_SECONDS = 5.0
+"""A part that is seen late is waited for; then the driver goes on with what was heard so far."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class RayCrew:
     def size(self, order: Order) -> int:
         """See Crew: what the config says, or as many as the nodes that live can hold. Raises UserError where none can hold one."""
         there = self._sizes.workers(order.spec)
-        if not there and not self._members:
+        if not there and not self._started:  # later, nodes that were lost may come back
             cores, gpus = self._sizes.needs(order.spec)
             raise UserError(
                 f"No node of the Ray cluster holds a worker of stage {order.spec.name}: {cores} core(s) and {gpus} GPU(s)",
@@ -122,9 +123,7 @@ class RayCrew:
         found, deadline = {}, time.monotonic() + _LISTEN_SECONDS
         for number, member in members.items():
             found[number] = _news(member)
-            if (
-                time.monotonic() > deadline
-            ):  # a part that is seen late was waited for: the driver goes on with what there is
+            if time.monotonic() > deadline:
                 break
         return found
 

@@ -12,10 +12,14 @@ import pytest
 
 import pipeline.ray_client
 from pipeline.cluster import AGAIN, ClusterLost
-from pipeline.cluster_crew import ClusterMember
+from pipeline.cluster_crew import ClusterMember, refuse_unreachable
+from pipeline.doctor_cluster import cluster_findings
 from pipeline.messages import Leave
 from pipeline.ray_client import RayClient
+from schemas.config import RunConfig
 from schemas.errors import UserError
+from stages.catalog import BY_NAME
+from tests.crews import LIGHT_RAY
 
 
 class Fake:
@@ -113,3 +117,25 @@ def test_a_signal_in_the_midst_of_a_call_ends_the_client_whose_words_would_be_ha
         signal.signal(signal.SIGALRM, before)
     with pytest.raises(ClusterLost):
         client.call(Fake.double, 1)
+
+
+def test_doctor_says_what_each_node_is_and_a_dry_run_refuses_more_nodes_than_there_are(tmp_path, monkeypatch):
+    """Both through a client of their own, which leaves nothing in the run directory."""
+    monkeypatch.syspath_prepend(LIGHT_RAY)
+    config = RunConfig.model_validate(
+        {
+            "name": "t",
+            "run_dir": str(tmp_path),
+            "languages": {"seen": ["en"]},
+            "model": {"policy": "x"},
+            "prompts": {"sources": [{"path": "x"}]},
+            "train": {"nodes": 3},
+            "execution": {"on": "ray"},
+        }
+    )
+    *nodes, total = cluster_findings(config)
+    assert [finding.what.partition(":")[0] for finding in nodes] == ["node-a", "node-b"]
+    assert total.values == {"nodes": 2, "gpus": 0, "workers": 2}
+    with pytest.raises(UserError, match=r"to run on 3 nodes and 2 of the Ray cluster can take part"):
+        refuse_unreachable(config, [BY_NAME["train"]])
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
