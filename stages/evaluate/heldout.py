@@ -100,11 +100,6 @@ class HeldOut:
         self.prompts = [row.asked for row in self._sample(asked, self._config.prompts_per_language, False, first)]
 
     @property
-    def languages(self) -> RunLanguages:
-        """The run's."""
-        return self._languages
-
-    @property
     def splits(self) -> list[str]:
         """The splits pairs come from."""
         return [*self._config.splits, *([AUTHORED] if self._config.authored else [])]
