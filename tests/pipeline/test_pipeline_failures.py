@@ -59,7 +59,7 @@ def test_a_share_within_the_limit_goes_on_and_the_failed_rows_are_accounted_for(
 @over_both_crews
 def test_a_worker_without_progress_is_ended_and_replaced(fake, tmp_path):
     (tmp_path / "hang-2").touch()
-    fake("execution.watchdog_minutes=0.1", last="generate")
+    fake("execution.watchdog_minutes=0.15", last="generate")
     assert sorted(pl.read_parquet(fake.root / "round-0/candidates/*.parquet")["n_tokens"].to_list()) == [
         n * n for n in range(0, 20, 2)
     ]
