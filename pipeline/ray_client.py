@@ -22,7 +22,8 @@ from schemas.errors import UserError
 from stages.children import Child, ChildDied, start_child, wait_for
 
 _ANSWER_SECONDS = 300.0
-"""For any call: each has limits of its own, far below. Beyond it the client hangs where not even its guard runs."""
+"""Without an answer and without a sign of life from the guard: the client hangs where not even that runs. Calls have limits of their own, or read
+what may be long (the hash of a large part)."""
 _LEAVE_SECONDS = 10.0
 _GUARD_SECONDS = 1.0
 
@@ -52,6 +53,11 @@ class _Call:
 class _Answer:
     value: Any = None
     error: UserError | None = None
+
+
+@dataclass(frozen=True)
+class _Alive:
+    """The guard's, while a call is at work."""
 
 
 class RayClient(Generic[T]):
@@ -85,12 +91,10 @@ class RayClient(Generic[T]):
             self._child.end(_LEAVE_SECONDS)
 
     def _answered(self) -> Any:
-        deadline = time.monotonic() + _ANSWER_SECONDS
         try:
-            wait_for([self._child], _ANSWER_SECONDS)
-            if time.monotonic() >= deadline:
-                raise ChildDied(f"silence of {_ANSWER_SECONDS:.0f} s")
-            answer: _Answer = self._child.receive()
+            answer = self._heard()
+            while isinstance(answer, _Alive):
+                answer = self._heard()
         except ChildDied as death:
             self._kill()
             raise self._lost(death.cause) from None
@@ -103,24 +107,34 @@ class RayClient(Generic[T]):
             raise answer.error
         return answer.value
 
+    def _heard(self) -> _Answer | _Alive:
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        wait_for([self._child], _ANSWER_SECONDS)
+        if time.monotonic() >= deadline:
+            raise ChildDied(f"silence of {_ANSWER_SECONDS:.0f} s")
+        word: _Answer | _Alive = self._child.receive()
+        return word
+
     def _kill(self) -> None:
         self._ended = True
         self._child.kill()
 
     def _lost(self, cause: str) -> ClusterLost:
         return ClusterLost(
-            f"The Ray cluster no longer answers (its client ended: {cause})", where=str(self._log), fix=AGAIN
+            f"The Ray cluster no longer answers (its client ended: {cause})",
+            where="execution.ray_address" if self._log == Path(os.devnull) else str(self._log),
+            fix=AGAIN,
         )
 
 
 def _serve(connection: Connection, log: Path, make: Callable[..., OnCluster], arguments: tuple[Any, ...]) -> None:
     """The client's process: one call after the other. What Ray prints goes to the log."""
     log_to(log)
-    speaking = threading.Lock()
+    speaking, at_work = threading.Lock(), threading.Event()
 
-    def tell(answer: _Answer) -> None:
+    def tell(word: _Answer | _Alive) -> None:
         with speaking:
-            connection.send(answer)
+            connection.send(word)
 
     try:
         target = make(*arguments)
@@ -128,19 +142,21 @@ def _serve(connection: Connection, log: Path, make: Callable[..., OnCluster], ar
         tell(_Answer(error=error))
         return
     tell(_Answer())
-    threading.Thread(target=_guard, args=(target, tell), name="guard", daemon=True).start()
+    threading.Thread(target=_guard, args=(target, tell, at_work), name="guard", daemon=True).start()
     with suppress(EOFError):
         while isinstance(call := connection.recv(), _Call):
+            at_work.set()
             try:
                 answer = _Answer(call.method(target, *call.arguments))
             except UserError as error:
                 answer = _Answer(error=error)
+            at_work.clear()
             tell(answer)
     target.close()
 
 
-def _guard(target: OnCluster, tell: Callable[[_Answer], None]) -> None:
-    """The last words of a client whose cluster is gone, whatever call it waits in."""
+def _guard(target: OnCluster, tell: Callable[[_Answer | _Alive], None], at_work: threading.Event) -> None:
+    """Signs of life while a call is at work, and the last words of a client whose cluster is gone, whatever it waits in."""
     while True:
         time.sleep(_GUARD_SECONDS)
         try:
@@ -149,3 +165,6 @@ def _guard(target: OnCluster, tell: Callable[[_Answer], None]) -> None:
             with suppress(OSError):
                 tell(_Answer(error=lost))
             os._exit(1)
+        if at_work.is_set():
+            with suppress(OSError):  # the driver is gone: the client's own loop hears of it
+                tell(_Alive())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,13 @@ import polars as pl
 
 from schemas.config.evaluation import PromptSetSource
 from schemas.config.sources import PairSource, Source
+from schemas.errors import UserError
 from schemas.ids import content_id, seed_for
 from schemas.manifests import Tally
 from stages.contract import Context, Drop, tally
 from stages.evaluate.leak import TrainingRows, training_rows
 from stages.pairs.read import RawPair, pair_batches, pairs_of
-from stages.sources import columns_of, excerpt, read_rows
+from stages.sources import columns_of, excerpt, local_files, read_rows
 from stages.text.assign import RunLanguages, Spoken, group_of
 from stages.text.codes import UNKNOWN
 from stages.text.language import Guess
@@ -84,7 +86,9 @@ class HeldOut:
     def __init__(self, ctx: Context, renderer: Renderer, preferred: Preferred | None = None) -> None:
         self._ctx, self._config, self._renderer = ctx, ctx.config.evaluate, renderer
         self._languages = RunLanguages(ctx.config.languages)
-        self._trained_on = {source.path for source in (*ctx.config.prompts.sources, *ctx.config.pairs.sources)}
+        self._trained_on = set[str]().union(
+            *(self._data_of(source) for source in (*ctx.config.prompts.sources, *ctx.config.pairs.sources))
+        )
         self._rows_in: dict[str, Counter[str]] = defaultdict(Counter)
         self.drops: list[Drop] = []
         training = training_rows(ctx)
@@ -161,7 +165,14 @@ class HeldOut:
         )
 
     def _is_foreign(self, source: Source) -> bool:
-        return source.path not in self._trained_on
+        return self._trained_on.isdisjoint(self._data_of(source))
+
+    def _data_of(self, source: Source) -> set[str]:
+        """What a source reads, however its path is spelt: files, or a data set of the hub. A training file that is gone goes by its path."""
+        with suppress(UserError):
+            if files := local_files(source, self._languages.codes):
+                return {str(file.path.resolve()) for file in files}
+        return {source.path}
 
     def _tell_lost(self, before: int) -> None:
         """What of `evaluate.prompts` is not asked, and why. before: drops that there were before it was read."""

@@ -100,9 +100,9 @@ def check_folder(folder: Path, name: str) -> None:
             where=str(folder / "adapter_config.json"),
             fix="Give a LoRA adapter, or another that PEFT can merge.",
         )
-    if adapter:
+    if adapter and config.get("peft_type") == "LORA":
         _check_rank(config, name, folder)
-    else:
+    if not adapter:
         _check_index(folder, name, tensors)
         _check_depth(config, name, folder, sum(map(len, tensors.values())))
     if not adapter and not any((folder / tokenizer).is_file() for tokenizer in _TOKENIZERS):
@@ -217,7 +217,7 @@ def _check_depth(config: dict[str, Any], name: str, folder: Path, tensors: int) 
 
 
 def _check_rank(config: dict[str, Any], name: str, folder: Path) -> None:
-    """No larger rank than any axis of a tensor: matrices of rank 10^7 must not be made before shapes are compared."""
+    """No larger rank than any axis of a LoRA's tensors: matrices of rank 10^7 must not be made before shapes are compared."""
     patterns = config.get("rank_pattern")
     ranks = [config.get("r"), *(patterns.values() if isinstance(patterns, dict) else ())]
     most = max((rank for rank in ranks if isinstance(rank, int)), default=0)

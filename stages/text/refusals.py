@@ -22,10 +22,12 @@ _OPENING = 200  # characters of the answer that are looked at
 _GAP = r"[^.!?。।\n]{0,60}"
 _SIGNS = re.compile(r"[*_#>`\"“”„«»「」『』]")
 _QUOTED = re.compile(
-    r"\"[^\"\n]*(?:\"|$)|“[^”\n]*(?:”|$)|„[^“”\n]*(?:[“”]|$)|«[^»\n]*(?:»|$)|「[^」\n]*(?:」|$)|『[^』\n]*(?:』|$)"
+    r"\"[^\"\n]*(?:\"|$)|»[^«»\n]*«|”[^“”\n]*”|“[^”\n]*(?:”|$)|„[^“”\n]*(?:[“”]|$)|«[^»\n]*(?:»|$)|「[^」\n]*(?:」|$)|『[^』\n]*(?:』|$)"
 )
 _SENTENCE = re.compile(r"(?<=[!?。！？।۔؟])\s*|(?<=\.)\s+|\n+")
 _SENTENCES = 2
+_GREETING, _GREETINGS = 3, 2
+"""Words of a sentence that is not counted ("Hello!", "Thanks for asking."), where words have spaces between; how many such sentences are not."""
 _COLON = re.compile(r"[:：]")
 _SPOKEN = re.compile(r"\s*[—–]\s*\w")
 """Dialogue in a story, as many languages print it."""
@@ -41,7 +43,7 @@ def refusal(text: str, language: str) -> str:
     for code in dict.fromkeys([_listed(language), _EVERYWHERE]):
         for sentence in said if code else ():
             for found in _pattern(code).finditer(sentence[:_OPENING]):
-                if not _reported(code).search(sentence[: found.start()]):
+                if not _reported(code).search(_own_speech(code).sub(" ", sentence[: found.start()])):
                     return found.group().strip()
     return ""
 
@@ -59,7 +61,14 @@ def _own_words(text: str) -> list[str]:
     if whole is not None and whole.end() == len(text):
         text = text[1:-1]
     sentences = [part for part in _SENTENCE.split(_QUOTED.sub(" ", text)) if _plain(part) and not _SPOKEN.match(part)]
-    return [_COLON.split(sentence)[0] for sentence in sentences[:_SENTENCES]]
+    long = [place for place, sentence in enumerate(sentences) if not _is_greeting(sentence)]
+    last = long[_SENTENCES - 1] + 1 if len(long) >= _SENTENCES else len(sentences)
+    return [_COLON.split(sentence)[0] for sentence in sentences[: min(last, _SENTENCES + _GREETINGS)]]
+
+
+def _is_greeting(sentence: str) -> bool:
+    words = _plain(sentence).split()
+    return len(words) <= _GREETING and all(word[0] < _SPACED_SCRIPTS for word in words)
 
 
 def _plain(text: str) -> str:
@@ -89,9 +98,21 @@ def _pattern(code: str) -> re.Pattern[str]:
 @lru_cache(maxsize=64)
 def _reported(code: str) -> re.Pattern[str]:
     """What before a phrase makes it another's; of a language without such words, nothing."""
-    words = yaml.safe_load(read_data(_REPORTED)).get(code, [])
+    words = _speech()["reported"].get(code, [])
     found = [rf"{_expression(word.rstrip(' *'))}{'' if word.endswith('*') else r'[ ,]*$'}" for word in words]
     return re.compile("|".join(found) or r"(?!)")
+
+
+@lru_cache(maxsize=64)
+def _own_speech(code: str) -> re.Pattern[str]:
+    """What reports the answer's own words ("as I said")."""
+    return re.compile("|".join(map(_expression, _speech()["own"].get(code, []))) or r"(?!)")
+
+
+@lru_cache(maxsize=1)
+def _speech() -> dict[str, dict[str, list[str]]]:
+    found: dict[str, dict[str, list[str]]] = yaml.safe_load(read_data(_REPORTED))
+    return found
 
 
 def _expression(phrase: str) -> str:

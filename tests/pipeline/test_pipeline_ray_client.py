@@ -15,7 +15,7 @@ from pipeline.cluster import AGAIN, ClusterLost
 from pipeline.cluster_crew import ClusterMember, refuse_unreachable
 from pipeline.doctor_cluster import cluster_findings
 from pipeline.messages import Leave
-from pipeline.ray_client import RayClient
+from pipeline.ray_client import RayClient, _Alive, _Answer
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.catalog import BY_NAME
@@ -100,6 +100,25 @@ def test_a_client_that_says_nothing_at_all_is_not_waited_for_for_ever(client, mo
 
 def time_out(fake: Fake) -> None:
     time.sleep(600)
+
+
+def test_a_call_that_takes_long_is_waited_for_as_long_as_the_guard_lives(client, monkeypatch):
+    """The hash of a part of 140 GB. Silence is counted from the last sign of life."""
+    assert client.call(slow) == "done" and client.call(Fake.double, 4) == 8
+    now, words = [0.0], [_Alive(), _Alive(), _Answer("hashed")]
+
+    def wait_for(_: object, seconds: float) -> None:
+        now[0] += 0.7 * seconds
+
+    monkeypatch.setattr(pipeline.ray_client, "wait_for", wait_for)
+    monkeypatch.setattr(pipeline.ray_client.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(client._child, "receive", lambda: words.pop(0))
+    assert client._answered() == "hashed" and not words
+
+
+def slow(fake: Fake) -> str:
+    time.sleep(1.5)
+    return "done"
 
 
 def test_a_signal_in_the_midst_of_a_call_ends_the_client_whose_words_would_be_half_read(client):

@@ -157,17 +157,19 @@ def test_a_prompt_set_takes_the_place_of_the_held_out_prompts(
     assert drops == [("prompt", "in_training"), ("row", "duplicate"), ("row", "language_not_in_run")]
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("spelt", ["", "{}/set.json", "{}/s*t.json", "{}/../{}/set.json"])
 def test_a_group_id_of_another_data_set_is_another_group(
-    bench: Any, run_evaluate: Any, scripted: Any, tmp_path: Path, shared: bool
+    bench: Any, run_evaluate: Any, scripted: Any, tmp_path: Path, spelt: str
 ) -> None:
-    """Training has groups group-train-0 ...; the same names lose a prompt only where training reads the same data set."""
+    """Training has groups group-train-0 ...; the same names lose a prompt only where training reads the same file, however its path is spelt."""
+    shared = bool(spelt)
     rows = [
         {"instruction": f"What is the {n}th prime number, please?", "language": "en", "group_id": f"group-train-{n}"}
         for n in range(3)
     ]
     path = write(tmp_path / "set.json", rows)
-    training = {"prompts": {"sources": [{"path": path}]}} if shared else {}
+    read = spelt.format(tmp_path, tmp_path.name)
+    training = {"prompts": {"sources": [{"path": read}]}} if shared else {}
     ctx = bench.context(evaluate={"prompts": [{"path": path}]}, **training)
     result = run_evaluate(ctx)
     assert len({r["prompt_id"] for r in result.answers}) == (0 if shared else 3)

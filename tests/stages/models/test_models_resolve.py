@@ -234,4 +234,4 @@ def test_an_adapter_of_a_rank_that_none_of_its_tensors_has_is_refused_before_any
     """PEFT makes matrices of that rank first and compares shapes after."""
     monkeypatch.setattr("stages.models.merge.run_module", None)
     with pytest.raises(UserError, match=r"says r: 10,000,000, and no tensor"):
-        resolve(str(adapter_folder(tmp_path / "adapter", str(folder), **ranks)), cache=store)
+        resolve(str(adapter_folder(tmp_path / "adapter", str(folder), peft_type="LORA", **ranks)), cache=store)

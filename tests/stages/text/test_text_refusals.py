@@ -83,7 +83,7 @@ def test_the_examples_are_told_apart_in_every_language_that_has_a_list() -> None
 @pytest.mark.parametrize(
     "text",
     [
-        "The manual is clear. Nothing is broken. I cannot help with that.",
+        "The manual is clear. Nothing in it is broken. I cannot help with that.",
         "— I cannot help you, — said the fox.",
         "He said: “I won't do that”.",
         "If I can't answer, ask my colleague.",
