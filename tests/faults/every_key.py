@@ -209,7 +209,10 @@ ELSEWHERE = {
     "processes": (parallel_config, ("train.sharding", "execution.peer_minutes")),
     "completions": (
         completions_config,
-        tuple(f"{source}.0.fields.{key}" for source in ("pairs.sources", "evaluate.authored") for key in _COMPLETIONS),
+        (
+            *(f"pairs.sources.0.fields.{key}" for key in _COMPLETIONS),
+            *(f"evaluate.authored.0.fields.{key}" for key in _COMPLETIONS if key != "completion_model"),
+        ),
     ),
     "imported": (imported_config, ("pairs.dev_fraction", "pairs.test_fraction")),
 }
