@@ -36,7 +36,6 @@ _SPECIAL: dict[str, Any] = {
     "train.allo.token_reward": "dpo_model",
     "prompts.sources.0.splits": {"validation": "dev"},
     "pairs.sources.0.splits": {"validation": "dev"},
-    "evaluate.authored.0.splits": {"validation": "dev"},
     "judge.engine": {"kind": "transformers", "batch_size": 3},
     "judge.panel": {"a": {}, "b": {"method": "pairwise"}},
     "judge.criteria": {"a": {}, "b": {"method": "pairwise"}},
