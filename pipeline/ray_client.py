@@ -24,6 +24,8 @@ from stages.children import Child, ChildDied, start_child, wait_for
 _ANSWER_SECONDS = 300.0
 """Without an answer and without a sign of life from the guard: the client hangs where not even that runs. Calls have limits of their own, or read
 what may be long (the hash of a large part)."""
+_CALL_SECONDS = 6 * 3600.0
+"""For a call whose guard lives: a disk that no longer answers is not waited for for ever."""
 _LEAVE_SECONDS = 10.0
 _GUARD_SECONDS = 1.0
 
@@ -91,9 +93,12 @@ class RayClient(Generic[T]):
             self._child.end(_LEAVE_SECONDS)
 
     def _answered(self) -> Any:
+        begun = time.monotonic()
         try:
             answer = self._heard()
             while isinstance(answer, _Alive):
+                if time.monotonic() - begun > _CALL_SECONDS:
+                    raise ChildDied(f"no answer in {_CALL_SECONDS / 3600:.0f} h")
                 answer = self._heard()
         except ChildDied as death:
             self._kill()

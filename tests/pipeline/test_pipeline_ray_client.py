@@ -114,6 +114,10 @@ def test_a_call_that_takes_long_is_waited_for_as_long_as_the_guard_lives(client,
     monkeypatch.setattr(pipeline.ray_client.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(client._child, "receive", lambda: words.pop(0))
     assert client._answered() == "hashed" and not words
+    words += [_Alive() for _ in range(200)]
+    with pytest.raises(ClusterLost, match="no answer in 6 h"):
+        client._answered()
+    assert words
 
 
 def slow(fake: Fake) -> str:
