@@ -164,7 +164,7 @@ class RunDir:
         return (
             any(self.state(spec, round_).glob("part-*.json"))
             or any(self.all_unfinished(spec, round_))
-            or (spec.checkpoints and any(folder.glob("checkpoints/*")))
+            or (bool(spec.keeps) and any(folder.glob(spec.keeps)))
         )
 
     def verify(self, records: list[FileRecord]) -> list[FileRecord]:

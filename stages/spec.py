@@ -41,7 +41,7 @@ class StageSpec:
     only: (column, config key of its values) of the rows of its first table that a ShardStage works on; it passes the others by. None: all.
     size: config key of the rows per shard of a ShardStage; `<name>.shard_size` if empty.
     expensive: hours of work: what is finished of it is never thrown away unless the user says so.
-    checkpoints: keeps work in its folder before it commits anything.
+    keeps: which files in its folder are work that it goes on from before it commits anything (glob); empty: none.
     trains: role of the model that it trains further; the result is the `model/` in its folder. Empty: it trains none.
     sources: config key of the files it reads from outside the run directory.
     needs: packages, by config.
@@ -66,7 +66,7 @@ class StageSpec:
     only: tuple[str, str] | None = None
     size: str = ""
     expensive: bool = False
-    checkpoints: bool = False
+    keeps: str = ""
     trains: str = ""
     sources: str = ""
     needs: tuple[Callable[[RunConfig], Needs], ...] = ()

@@ -21,7 +21,15 @@ GENERATE = StageSpec(
 )
 SELECT = StageSpec("select", "table", "fake_stages:Sum", ("candidates",), ("curated",), ("select",))
 TRAIN = StageSpec(
-    "train", "artifact", "fake_stages:Folder", ("curated",), (), ("train",), expensive=True, machines="train.nodes"
+    "train",
+    "artifact",
+    "fake_stages:Folder",
+    ("curated",),
+    (),
+    ("train",),
+    expensive=True,
+    keeps="checkpoint",
+    machines="train.nodes",
 )
 
 

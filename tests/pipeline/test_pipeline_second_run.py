@@ -21,6 +21,7 @@ from pipeline.rundir import RunDir
 from pipeline.selection import Selection
 from pipeline.status import states_of
 from schemas.errors import UserError
+from stages.catalog import BY_NAME
 from tests.faults.inline import FakeRun, InlineExecutor, fake_pipeline
 
 CHANGES = {
@@ -268,6 +269,37 @@ def test_dropped_rows_of_a_stage_that_dropped_none_are_an_empty_table(fake):
     fake()
     done = CliRunner().invoke(app, ["inspect", str(fake.root), "dropped/prompts"])
     assert done.exit_code == 0 and "0 of 0 rows" in done.output
+
+
+def test_a_stage_that_is_made_anew_and_stopped_goes_on_from_what_lay_in_its_folder(fake, monkeypatch):
+    """What was finished with other settings lies aside meanwhile: brought back, it would take the place of the new work."""
+    fake()
+    import fake_stages
+
+    class Stopped(fake_stages.Folder):
+        def run(self, ctx):
+            (ctx.folder / "checkpoint").write_text("half way")
+            raise KeyboardInterrupt
+
+    change = "train.learning_rate=0.5"
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_stages, "Folder", Stopped)
+        with pytest.raises(KeyboardInterrupt):
+            fake(change, force=("train",))
+    fake(change)
+    assert (fake.root / "round-0/train/result.txt").read_text() == "resumed"
+    fake()
+    assert (fake.root / "round-0/train/result.txt").read_text() == "fresh", "what was finished before"
+
+
+@pytest.mark.parametrize("file", ["loglik-before.parquet", "answers-after.parquet", "benchmarks/before-1.parquet"])
+def test_finished_sub_steps_of_an_evaluation_are_work(tmp_path: Path, file: str) -> None:
+    rundir, spec = RunDir(tmp_path), BY_NAME["evaluate"]
+    assert not rundir.has_work(spec, 0)
+    path = rundir.artifacts(spec, 0) / file
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert rundir.has_work(spec, 0)
 
 
 def test_what_a_worker_left_of_a_shard_is_work_and_goes_when_the_part_is_committed(fake, monkeypatch):

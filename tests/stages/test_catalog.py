@@ -37,7 +37,7 @@ def test_a_stage_is_of_the_kind_its_facts_say_and_its_keys_exist(spec: StageSpec
         assert spec.shard_rows(CONFIG) > 0
     for needs in spec.needs:
         assert needs(CONFIG).packages is not None
-    assert spec.kind == "artifact" or not (spec.checkpoints or spec.trains), "only an ArtifactStage has a folder"
+    assert spec.kind == "artifact" or not (spec.keeps or spec.trains), "only an ArtifactStage has a folder"
     assert not spec.trains or spec.trains in spec.models
 
 
