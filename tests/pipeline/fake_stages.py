@@ -73,6 +73,8 @@ class Squares(ShardStage):
             _maybe_die(f"die-{shard.index}")
             _mark(f"at-{shard.index}")
             time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
+            while _flag("hold").exists():
+                time.sleep(0.05)
             if ctx.config.generate.candidates == 13:
                 raise UserError("thirteen is not a number of candidates", where="generate.candidates")
             if ctx.config.generate.candidates == 14:
