@@ -44,7 +44,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--questions", type=int, default=0, help="of these only the first; 0: all")
     parser.add_argument("--seeds", type=int, default=0, help="0: ten for `real` and `trusted`, five for `training`")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--only", default="", help="training: cells with this in their name")
+    parser.add_argument("--only", nargs="+", default=[""], help="training: cells with one of these in their name")
     parser.add_argument("--held-out", type=int, default=40, help="training: held-out pairs a language")
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args(given)

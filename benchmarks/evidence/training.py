@@ -84,14 +84,14 @@ class Setup:
         facts = {name: value for name, value in asdict(self).items() if name not in ("sketched", "work")}
         return Cell(TABLE, f"{pool}, {arm}", seed, content_id(VERSION, facts, LORA, asdict(configured()), BASELINE))
 
-    def fill(self, results: Results, data: Path, seeds: Sequence[int], only: str, say: Callable[[str], None]) -> None:
-        """Write the rows that are missing, of cells with `only` in their name."""
+    def fill(self, results: Results, data: Path, seeds: Sequence[int], only: Sequence[str], say: Callable[[str], None]) -> None:
+        """Write the rows that are missing, of cells with one of `only` in their name."""
         bench: Bench | None = None
         for seed in seeds:
             for pool in POOLS:
                 for arm in ARMS:
                     cell = self.cell(pool, arm, seed)
-                    if only not in cell.method or results.read(cell) is not None:
+                    if not any(part in cell.method for part in only) or results.read(cell) is not None:
                         continue
                     bench = bench or Bench(self, Answers.read(data))
                     begun = time.monotonic()
