@@ -17,6 +17,7 @@ _SHOWN = (
     "ours without the gate",
     "logp_margin",
     "mean_direction",
+    "other_languages",
     "own_language",
     "smallest_gap",
     "medium_influence",

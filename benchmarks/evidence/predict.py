@@ -30,7 +30,7 @@ from stages.models.resolve import resolve
 VERSION = 1
 TABLE = "predict"
 METHOD = "one step"
-FILTERS = ("conflict", "logp_margin", "random")
+FILTERS = ("conflict", "other_languages", "logp_margin", "random")
 _PAIRS = 4
 _HELD_OUT = 6
 _RATE = 5e-6

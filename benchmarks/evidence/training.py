@@ -82,9 +82,12 @@ class Setup:
     def cell(self, pool: str, arm: str, seed: int) -> Cell:
         """A row of the study."""
         facts = {name: value for name, value in asdict(self).items() if name not in ("sketched", "work")}
-        return Cell(TABLE, f"{pool}, {arm}", seed, content_id(VERSION, facts, LORA, asdict(configured()), BASELINE))
+        chosen_by = {"curated": asdict(configured()), "baseline": BASELINE}.get(arm)
+        return Cell(TABLE, f"{pool}, {arm}", seed, content_id(VERSION, facts, LORA, chosen_by))
 
-    def fill(self, results: Results, data: Path, seeds: Sequence[int], only: Sequence[str], say: Callable[[str], None]) -> None:
+    def fill(
+        self, results: Results, data: Path, seeds: Sequence[int], only: Sequence[str], say: Callable[[str], None]
+    ) -> None:
         """Write the rows that are missing, of cells with one of `only` in their name."""
         bench: Bench | None = None
         for seed in seeds:

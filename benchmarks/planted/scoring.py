@@ -46,7 +46,7 @@ class Setting:
     direction: str = "mean"
     surgery: str = "pcgrad"
     scope: str = "model"
-    score: str = "others"
+    score: str = "all"
     leave_out: str = "answers"
 
     def changed(self, **values: Any) -> Setting:

@@ -238,7 +238,9 @@ class ConflictConfig(Section):
         0.5, "coordinate: exponent of the RMS that is divided by", used_when={".metric": "coordinate"}, ge=0, le=100
     )
     score: Literal["all", "others"] = semantic(
-        "others", "score against the merged direction, or the other languages' only", used_when=_LEFT_OUT
+        "all",
+        "score against the merged direction of all languages (the paper's), or of the other languages alone",
+        used_when=_LEFT_OUT,
     )
     leave_out: Literal["pair", "answers", "group"] = semantic(
         "answers",

@@ -387,7 +387,7 @@ def test_without_trusted_pairs_the_target_is_refused(tmp_path):
         ({"conflict": {"language_weights": {"en": 0, "de": 0, "zh": 0}}}, "every language 0"),
         ({"conflict": {"language_weights": {"en": -1}}}, "greater than or equal to 0"),
         ({"conflict": {"language_weights": {"en": 2}, "surgery": "mgda"}}, "no use with conflict.surgery: mgda"),
-        ({"conflict": {"target": "dev", "score": "all"}}, "no use with conflict.target: dev"),
+        ({"conflict": {"target": "dev", "score": "others"}}, "no use with conflict.target: dev"),
         ({"conflict": {"target": "dev"}, "rounds": 2}, "needs rounds: 1"),
         ({"conflict": {"target": "dev"}, "gradients": {"sketch": {"method": "one_sided"}}}, "two_sided"),
     ],
