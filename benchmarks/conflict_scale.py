@@ -1,9 +1,10 @@
 """Time of conflict + select on synthetic pairs, as a ratio to just reading the sketches; peak memory beside it.
 
-    python -m benchmarks.conflict_scale [--pairs 100000] [--languages 10] [--dim 8192] [--shared 0.1] [--mixed]
+    python -m benchmarks.conflict_scale [--pairs 100000] [--languages 10] [--dim 8192] [--shared 0.1] [--common 0.05] [--mixed]
         [--folder FOLDER | --at FOLDER] [--set metric=layer]
 
-Pairs are random sketches with a weak shared direction, written as the gradients stage writes them (float16, parts of 2,048).
+Pairs are random sketches with a weak shared direction (--common 0: none, so that half of all language pairs conflict, which is what surgery and
+`refit` take time for), written as the gradients stage writes them (float16, parts of 2,048).
 Translations of one task share a group and lie as far apart as they can: the table is in order of language. Both stages run in
 a process of their own, whose peak memory is measured; the same parts are read before and after, the faster reading counts.
 1,000,000 pairs of the default size need 17 GB of disk, and as much again where all sketches wait (--set leave_out=group). All in
@@ -47,7 +48,7 @@ def codes(languages: int) -> list[str]:
     return [f"q{letters[n // 26]}{chr(97 + n % 26)}" for n in range(languages)]
 
 
-def write(folder: Path, pairs: int, languages: int, dim: int, shared: float, mixed: bool) -> None:
+def write(folder: Path, pairs: int, languages: int, dim: int, shared: float, mixed: bool, common: float = 0.05) -> None:
     """The gradients and pairs tables. Sketches repeat after `_POOL` parts: nobody compares them with each other."""
     from stages.gradients.projections import LayerShape, SketchLayout
     from stages.gradients.relevance import COLUMNS
@@ -58,7 +59,7 @@ def write(folder: Path, pairs: int, languages: int, dim: int, shared: float, mix
     metadata = {LAYOUT_KEY: layout.to_json().encode(), SEED_KEY: b"0"}
     schema = gradients_schema(layout.dim).with_metadata(metadata)
     generator = torch.Generator().manual_seed(0)
-    common_D, known = 0.05 * torch.randn(layout.dim, generator=generator), codes(languages)
+    common_D, known = common * torch.randn(layout.dim, generator=generator), codes(languages)
     parts = min(_POOL, -(-pairs // _PART))
     pool = [sketch_columns("", torch.randn(_PART, layout.dim, generator=generator) + common_D) for _ in range(parts)]
     compression: Any = {name: "none" if name == "sketch" else "zstd" for name in schema.names}
@@ -171,6 +172,9 @@ def main() -> None:
     )
     parser.add_argument("--mixed", action="store_true", help="languages take turns, instead of one after the other")
     parser.add_argument("--shared", type=float, default=0.1, help="share of pairs whose chosen answer another pair has")
+    parser.add_argument(
+        "--common", type=float, default=0.05, help="what all pairs share, of 1; 0: half of all language pairs conflict"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the conflict section")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -186,7 +190,7 @@ def main() -> None:
             need, free = args.pairs * _bytes(args.dim, _changes(args.set)), shutil.disk_usage(folder).free
             if free < need:
                 parser.error(f"{need / 1e9:,.1f} GB are needed in {folder}, {free / 1e9:,.1f} GB are free: --folder")
-            write(folder, args.pairs, args.languages, args.dim, args.shared, args.mixed)
+            write(folder, args.pairs, args.languages, args.dim, args.shared, args.mixed, args.common)
         size = sum(file.stat().st_size for file in folder.glob("gradients-*"))
         command = [sys.executable, "-m", "benchmarks.conflict_scale", "--child", "--folder", str(folder)]
         command += ["--languages", str(args.languages), *(f"--set={item}" for item in args.set)]

@@ -11,12 +11,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from stages.conflict.stream import Block, Chunks, Columns, blocks, check_finite, widened
+from stages.conflict.stream import BLOCK, Block, Chunks, Columns, blocks, check_finite, widened
 
-_FLUSH = 8
-"""Blocks whose sums are added in the rows' precision before they join the float64 totals."""
-_ONE_PRODUCT = 24
-"""Languages in a block up to which one product sums all of them; more are gathered one by one, at the cost of a copy."""
+_AT_ONCE = 8
+"""Blocks that are summed together: where languages take turns in the stream each has more rows in them, and sums are opened less often."""
 
 
 def directions(chunks: Chunks, language_N: Tensor, omega_N: Tensor, n_languages: int) -> Tensor:
@@ -45,27 +43,22 @@ def signed_directions(
     """
     sums: _Sums | None = None
     seen = 0
-    for block in blocks(chunks):
+    for block in blocks(chunks, _AT_ONCE):
         seen = block.stop
         if seen > len(language_N):
             break
         keep(block)
-        x_ND, here = widened(block.x_ND), slice(block.start, block.stop)
         if sums is None:
-            sums = _Sums(n_languages, 0 if sign_Rn is None else len(sign_Rn), x_ND)
-        weight_n = (omega_N[here] * block.factor_N).to(x_ND.dtype).to(x_ND.device)
-        language_n = language_N[here]
-        check_finite(sums.add(language_n, weight_n, x_ND), block)
-        if sign_Rn is None:
-            continue
-        if rows_n is None:
-            sums.add_signed(language_n, weight_n * sign_Rn[:, here].to(weight_n), x_ND)
-            continue
-        first, last = torch.searchsorted(rows_n, torch.tensor([block.start, block.stop])).tolist()
-        if first < last:
-            at_n = rows_n[first:last] - block.start
-            signs_Rn = sign_Rn[:, first:last].to(weight_n) * weight_n[at_n.to(weight_n.device)]
-            sums.add_signed(language_n[at_n], signs_Rn, x_ND[at_n.to(x_ND.device)])
+            sums = _Sums(n_languages, 0 if sign_Rn is None else len(sign_Rn), widened(block.x_ND[:0]))
+        here = slice(block.start, block.stop)
+        signs_Rm, place_n = None, torch.arange(len(block.x_ND))
+        if sign_Rn is not None and rows_n is None:
+            signs_Rm = sign_Rn[:, here]
+        elif sign_Rn is not None and rows_n is not None:
+            first, last = torch.searchsorted(rows_n, torch.tensor([block.start, block.stop])).tolist()
+            signs_Rm, place_n = sign_Rn[:, first:last], torch.full_like(place_n, -1)
+            place_n[rows_n[first:last] - block.start] = torch.arange(last - first)
+        sums.add(block, language_N[here], omega_N[here] * block.factor_N, signs_Rm, place_n)
     if sums is None or seen != len(language_N):
         raise ValueError(f"the stream has {seen} or more rows for {len(language_N)} pairs")
     total_LD, signed_LRD = sums.totals()
@@ -80,47 +73,41 @@ class _Sums:
     """Weighted sums of rows by language while blocks come in; `signs` more of them, in the rows' precision throughout."""
 
     def __init__(self, n_languages: int, signs: int, like: Tensor) -> None:
-        dim = like.shape[1]
+        dim, self._dtype = like.shape[1], like.dtype
         self._total_LD = torch.zeros(n_languages, dim, dtype=torch.float64, device=like.device)
-        self._some_LD = torch.zeros(n_languages, dim, dtype=like.dtype, device=like.device)
         self._signed_LRD = like.new_zeros(n_languages, signs, dim) if signs else None
-        self._blocks = 0
 
-    def add(self, language_n: Tensor, weight_n: Tensor, x_nD: Tensor) -> Tensor:
-        """Add rows; returns the languages' sums that they went into."""
-        if self._blocks == _FLUSH:
-            self._flush()
-        self._blocks += 1
-        present = language_n.unique()
-        if len(present) <= _ONE_PRODUCT:
-            at_n = torch.searchsorted(present, language_n).to(x_nD.device)
-            spread_Ln = x_nD.new_zeros(len(present), len(x_nD))
-            spread_Ln[at_n, torch.arange(len(x_nD), device=x_nD.device)] = weight_n
-            part_LD = spread_Ln @ x_nD
-            self._some_LD[present.to(x_nD.device)] += part_LD
-            return part_LD
-        for language in present.tolist():
-            mine_m = (language_n == language).nonzero()[:, 0].to(x_nD.device)
-            self._some_LD[language] += weight_n[mine_m] @ x_nD[mine_m]
-        return self._some_LD
-
-    def add_signed(self, language_n: Tensor, sign_Rn: Tensor, x_nD: Tensor) -> None:
-        """Add rows, each with R factors."""
-        assert self._signed_LRD is not None
-        for language in language_n.unique().tolist():
-            mine_m = (language_n == language).nonzero()[:, 0].to(x_nD.device)
-            whole = len(mine_m) == len(x_nD)
-            self._signed_LRD[language].addmm_(*((sign_Rn, x_nD) if whole else (sign_Rn[:, mine_m], x_nD[mine_m])))
+    def add(self, block: Block, language_n: Tensor, weight_n: Tensor, sign_Rm: Tensor | None, place_n: Tensor) -> None:
+        """Add a block's rows, with R more factors each: those of row i are sign_Rm[:, place_n[i]], or it has none where that is -1.
+        Raises ValueError for rows that are not finite."""
+        order_n = language_n.argsort(stable=True)
+        present, counts = language_n[order_n].unique_consecutive(return_counts=True)
+        for language, mine_n in zip(present.tolist(), order_n.split(counts.tolist()), strict=True):
+            part_D = torch.zeros_like(self._total_LD[language], dtype=self._dtype)
+            for few_n in mine_n.split(BLOCK):
+                x_nD = widened(_rows(block.x_ND, few_n))
+                weight_few = weight_n[few_n].to(x_nD)
+                part_D += weight_few @ x_nD
+                if sign_Rm is not None and self._signed_LRD is not None:
+                    at_m, x_mD, weight_m = place_n[few_n], x_nD, weight_few
+                    (on_m,) = (at_m >= 0).nonzero(as_tuple=True)
+                    if len(on_m) < len(at_m):
+                        there_m = on_m.to(x_nD.device)
+                        at_m, x_mD, weight_m = at_m[on_m], x_nD[there_m], weight_few[there_m]
+                    if len(at_m):
+                        self._signed_LRD[language].addmm_(sign_Rm[:, at_m].to(x_mD) * weight_m, x_mD)
+            self._total_LD[language] += part_D
+        check_finite(self._total_LD[present.to(self._total_LD.device)], block)
 
     def totals(self) -> tuple[Tensor, Tensor | None]:
         """(sums [L, D] float64, signed sums [L, R, D]) on the CPU."""
-        self._flush()
         return self._total_LD.cpu(), None if self._signed_LRD is None else self._signed_LRD.cpu()
 
-    def _flush(self) -> None:
-        self._total_LD += self._some_LD
-        self._some_LD.zero_()
-        self._blocks = 0
+
+def _rows(x_ND: Tensor, at_n: Tensor) -> Tensor:
+    """Rows at ascending places; those that follow each other are not copied."""
+    first, stop = int(at_n[0]), int(at_n[-1]) + 1
+    return x_ND[first:stop] if stop - first == len(at_n) else x_ND[at_n.to(x_ND.device)]
 
 
 def grams(directions_LD: Tensor, columns: Sequence[Columns]) -> Tensor:

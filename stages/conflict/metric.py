@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stages.conflict.stream import Chunk, Chunks, as_chunk, blocks, check_finite, widened
 
+_ROWS = 256
 MetricName = Literal["none", "unit", "coordinate", "layer"]
 
 
@@ -57,8 +58,8 @@ class Metric:
 
 def inverse_norms(x_ND: Tensor) -> Tensor:
     """1 / |x_i| [N], float64, on the CPU; 0 for a zero row."""
-    kind = torch.float64 if x_ND.dtype == torch.float64 else torch.float32
-    norm_N = torch.linalg.vector_norm(x_ND, dim=1, dtype=kind).to(torch.float64).cpu()  # no widened copy of the rows
+    few = x_ND.split(_ROWS)  # whose widened copy stays near the cores
+    norm_N = torch.cat([torch.linalg.vector_norm(widened(x_nD), dim=1) for x_nD in few]).to(torch.float64).cpu()
     return torch.where(norm_N > 0, 1.0 / torch.where(norm_N > 0, norm_N, 1.0), 0.0)
 
 
@@ -96,7 +97,8 @@ def fit_metric(
         x_ND = widened(block.x_ND)
         inverse_N = inverse_norms(x_ND) * (block.factor_N != 0)
         rows += int((inverse_N > 0).sum())
-        part_D = inverse_N.square().to(x_ND.device, x_ND.dtype) @ x_ND.square()
+        square_ND = x_ND.square() if x_ND is block.x_ND else x_ND.square_()
+        part_D = inverse_N.square().to(x_ND.device, x_ND.dtype) @ square_ND
         check_finite(part_D, block)
         part_D = part_D.to(torch.float64).cpu()
         sum_D = part_D if sum_D is None else sum_D + part_D

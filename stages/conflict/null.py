@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.conflict.directions import cosines
+from stages.conflict.directions import cosines, grams
 from stages.conflict.stream import Columns
 
 _ROUNDING = 1e-5  # a half this much shorter than the other is what float32 left of nothing
@@ -181,12 +181,12 @@ def sign_flip_null(sums_RLD: Tensor, columns: Sequence[Columns] = (slice(None),)
     n_languages = sums_RLD.shape[1]
     upper = torch.triu_indices(n_languages, n_languages, 1)
     cosine, valid = [], []
-    for c in columns:
-        part_RLD = sums_RLD[:, :, c].to(torch.float64)
-        cosine_RLL, valid_RLL = cosines(part_RLD @ part_RLD.mT)
-        cosine.append(cosine_RLL[:, upper[0], upper[1]])
-        valid.append(valid_RLL[:, upper[0], upper[1]])
-    return Null(torch.stack(cosine, dim=1), torch.stack(valid, dim=1))
+    for sums_LD in sums_RLD:  # one draw at a time in float64
+        gram_SLL = grams(sums_LD.to(torch.float64), columns)
+        cosine_SLL, valid_SLL = cosines(gram_SLL)
+        cosine.append(cosine_SLL[:, upper[0], upper[1]])
+        valid.append(valid_SLL[:, upper[0], upper[1]])
+    return Null(torch.stack(cosine), torch.stack(valid))
 
 
 def split_half_null(first_RLD: Tensor, directions_LD: Tensor, columns: Sequence[Columns] = (slice(None),)) -> Null:
@@ -195,13 +195,13 @@ def split_half_null(first_RLD: Tensor, directions_LD: Tensor, columns: Sequence[
     A language with fewer than two pairs has no valid comparison.
     """
     cosine, valid = [], []
-    for c in columns:
-        a_RLD = first_RLD[:, :, c].to(torch.float64)
-        b_RLD = directions_LD[:, c] - a_RLD
-        a_RL, b_RL = (part.square().sum(dim=2).sqrt() for part in (a_RLD, b_RLD))
-        valid_RL = torch.minimum(a_RL, b_RL) > _ROUNDING * torch.maximum(a_RL, b_RL)
-        scale_RL = a_RL * b_RL
-        product_RL = (a_RLD * b_RLD).sum(dim=2)
-        cosine.append(torch.where(valid_RL, product_RL / torch.where(valid_RL, scale_RL, 1.0), 0.0))
-        valid.append(valid_RL)
-    return Null(torch.stack(cosine, dim=1), torch.stack(valid, dim=1))
+    for a_LD in first_RLD:  # one draw at a time in float64
+        a_LD = a_LD.to(torch.float64)
+        b_LD = directions_LD - a_LD
+        products = (a_LD.square(), b_LD.square(), a_LD * b_LD)
+        aa_SL, bb_SL, ab_SL = (torch.stack([p_LD[:, c].sum(dim=1) for c in columns]) for p_LD in products)
+        a_SL, b_SL = aa_SL.sqrt(), bb_SL.sqrt()
+        valid_SL = torch.minimum(a_SL, b_SL) > _ROUNDING * torch.maximum(a_SL, b_SL)
+        cosine.append(torch.where(valid_SL, ab_SL / torch.where(valid_SL, a_SL * b_SL, 1.0), 0.0))
+        valid.append(valid_SL)
+    return Null(torch.stack(cosine), torch.stack(valid))

@@ -50,10 +50,9 @@ class PairScores:
         """Set rows of a value and of its mask."""
         getattr(self, name)[index], getattr(self, f"{name}_valid")[index] = value, valid
 
-    def put_cosines(self, index: Tensor, value: Tensor, valid: Tensor) -> None:
-        """Set rows [..., L] of the cosines."""
-        rows_nL = value.where(valid, torch.nan).to(torch.float32).flatten(0, -2)
-        self._cosines.put(index.flatten(), rows_nL)
+    def put_cosines(self, index: Tensor, value: Tensor) -> None:
+        """Set rows [..., L] of the cosines, float32; NaN where there is none."""
+        self._cosines.put(index.flatten(), value.flatten(0, -2))
 
     def cosines(self, start: int, stop: int) -> Tensor:
         """Cosines with every language [stop - start, L], float32; NaN where there is none."""

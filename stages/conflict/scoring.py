@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stages.conflict.directions import grams
-from stages.conflict.leave_out import LeaveOut, LeftOut, Summed, rounding
+from stages.conflict.leave_out import LeaveOut, Scored, rounding
 from stages.conflict.scores import PairScores
 from stages.conflict.stream import BLOCK, Chunks, Columns, as_slice, blocks, check_finite, scaled_rows
 from stages.conflict.waiting import Waiting
@@ -84,14 +84,14 @@ def score_sketches(
             x_nD = products.rows(block.x_ND if whole else block.x_ND[few_n.to(block.x_ND.device)])
             a_nSL, p_nmmS = products(x_nD[:, None], block.factor_N[few_n, None])
             check_finite(p_nmmS, block)
-            leave_out.write(scores, index_n1, leave_out.leave(index_n1, a_nSL, p_nmmS, rounding(x_nD.dtype)))
+            leave_out.score(scores, index_n1, a_nSL, p_nmmS, rounding(x_nD.dtype))
     for start, index_gm in waiting.layout.batches(min(BLOCK, leave_out.at_once)):
         if index_gm.shape[1] > BLOCK:
             _score_large(scores, leave_out, products, waiting, start, index_gm[0])
         else:
             x_gmD = products.rows(waiting.get(start, start + index_gm.numel())).view(*index_gm.shape, -1)
             a_gmSL, p_gmmS = products(x_gmD, waiting.factor_N[index_gm])
-            leave_out.write(scores, index_gm, leave_out.leave(index_gm, a_gmSL, p_gmmS, rounding(x_gmD.dtype)))
+            leave_out.score(scores, index_gm, a_gmSL, p_gmmS, rounding(x_gmD.dtype))
         if waiting.complete:
             advance(index_gm.numel())
     return scores
@@ -120,8 +120,8 @@ def score_products(
     for a_nSL, square_nS in chunks:
         for few_n in leave_out.cut(torch.arange(min(len(a_nSL), total - start))):
             index_n1 = start + few_n[:, None]
-            left = leave_out.leave(index_n1, a_nSL[few_n, None], square_nS[few_n, None, None], rounding(a_nSL.dtype))
-            leave_out.write(scores, index_n1, left)
+            square_nmmS = square_nS[few_n, None, None]
+            leave_out.score(scores, index_n1, a_nSL[few_n, None], square_nmmS, rounding(a_nSL.dtype))
         start += len(a_nSL)
     if start != total:
         raise ValueError(f"the stream has {start} or more rows for {total} pairs")
@@ -176,18 +176,28 @@ def _score_large(
     for at in range(0, len(index_m), BLOCK):
         here = index_m[at : at + BLOCK]
         x_nD = products.rows(waiting.get(start + at, start + at + len(here)))
-        part_nL = leave_out.parts(here[None])[0] * waiting.factor_N[here, None]
+        part_nL = torch.zeros(len(here), len(removed_LD), dtype=torch.float64)
+        part_n = leave_out.omega_N[here] * waiting.factor_N[here]
+        part_nL.scatter_(1, leave_out.language_N[here, None], part_n[:, None])
         removed_LD += (part_nL.to(x_nD.device, x_nD.dtype).T @ x_nD).cpu()
     pairs_of_columns = [(removed_LD[:, c], products.directions_LD[:, c]) for c in products.columns]
     cross_SLL = torch.stack([removed @ direction.T for removed, direction in pairs_of_columns])
-    omega_L = leave_out.parts(index_m[None])[0].sum(dim=0)
-    count_gL = leave_out.counts(index_m[None])
     beside = _InnerProducts(removed_LD, products.columns, products.scale_D)
-    removal = Summed(cross_SLL, beside.gram_SLL)
+    leavers = leave_out.summed(index_m, cross_SLL, beside.gram_SLL)
     for at in range(0, len(index_m), BLOCK):
         here = index_m[at : at + BLOCK]
         x_nD = products.rows(waiting.get(start + at, start + at + len(here)))
         a_nSL, square_nmmS = products(x_nD[:, None], waiting.factor_N[here, None])
         removed_nSL, _ = beside(x_nD[:, None], waiting.factor_N[here, None])
-        pairs_1n = (a_nSL.transpose(0, 1), square_nmmS[:, 0].transpose(0, 1), removed_nSL.transpose(0, 1))
-        leave_out.write(scores, here[None], LeftOut(*pairs_1n, omega_L[None], count_gL, removal, rounding(x_nD.dtype)))
+        leave_out.write(
+            scores,
+            leavers,
+            Scored(
+                index_gm=here[None],
+                own_gm=leave_out.language_N[here][None],
+                a_gmSL=a_nSL.transpose(0, 1),
+                square_gmS=square_nmmS[:, 0].transpose(0, 1),
+                inner_gmJS=removed_nSL[:, 0].mT[None],
+                rounding=rounding(x_nD.dtype),
+            ),
+        )

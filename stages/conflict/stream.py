@@ -2,7 +2,7 @@
 
 A chunk is a matrix of rows, or rows as they are stored beside the factor each is to be multiplied by: scaling then costs
 one number a row instead of a pass over the matrix. Everything that adds up works on blocks of `BLOCK` rows, cut from the
-start of the stream whatever its chunks are, in the precision of the rows (float32 for stored ones) with float64 totals.
+start of the stream whatever its chunks are (or on a fixed number of these), in the precision of the rows (float32 for stored ones) with float64 totals.
 So the size of the chunks changes no bit.
 """
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 512
+_WIDE_BYTES = 2**26
 
 
 class Chunk(NamedTuple):
@@ -31,7 +32,7 @@ Columns = Tensor | slice
 
 
 class Block(NamedTuple):
-    """Up to `BLOCK` consecutive rows; start: index of the first."""
+    """Consecutive rows; start: index of the first."""
 
     start: int
     x_ND: Tensor
@@ -61,17 +62,21 @@ def scaled_rows(x_ND: Tensor, scale_D: Tensor | None) -> Tensor:
     return rows_ND * scale_D if rows_ND is x_ND else rows_ND.mul_(scale_D)
 
 
-def blocks(chunks: Chunks) -> Iterator[Block]:
-    """The stream cut anew into blocks of `BLOCK` rows, the last one shorter."""
-    start, held, kept = 0, 0, []
+def blocks(chunks: Chunks, at_once: int = 1) -> Iterator[Block]:
+    """The stream cut anew into blocks of `BLOCK` rows, the last one shorter; `at_once` times as many rows where these take no more than
+    `_WIDE_BYTES`, however the chunks are cut."""
+    start, held, size, kept = 0, 0, BLOCK, []
     for chunk in chunks():
         x_ND, factor_N = as_chunk(chunk)
+        if not start and not held:
+            row_bytes = max(1, x_ND.shape[1] * x_ND.element_size())
+            size = BLOCK * max(1, min(at_once, _WIDE_BYTES // (BLOCK * row_bytes)))
         while len(x_ND):
-            take = BLOCK - held
+            take = size - held
             kept.append(Chunk(x_ND[:take], factor_N[:take]))
             held += len(kept[-1].x_ND)
             x_ND, factor_N = x_ND[take:], factor_N[take:]
-            if held == BLOCK:
+            if held == size:
                 yield _join(start, kept)
                 start, held, kept = start + held, 0, []
     if held:

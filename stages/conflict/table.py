@@ -14,6 +14,8 @@ from stages.conflict.gate import OFF_TOPIC
 from stages.conflict.scores import FLAGS, PairScores
 
 _ROWS = 65_536
+_COSINES = 2**21
+"""Of a batch of rows, at most: many languages get shorter batches."""
 
 
 def score_rows(
@@ -27,8 +29,9 @@ def score_rows(
     scalars = _scalars(pairs)
     score_N, scored_N = scores.used(others)
     schema = TABLES["scores"].schema
-    for start in range(0, pairs.height, _ROWS):
-        rows = slice(start, min(start + _ROWS, pairs.height))
+    step = max(1, min(_ROWS, _COSINES // len(languages)))
+    for start in range(0, pairs.height, step):
+        rows = slice(start, min(start + step, pairs.height))
         table = scalars[rows].to_arrow()
         values = {name: table[name] for name in table.column_names}
         for name in ("score_all", "score_others", "score_mean", "cosine_own"):

@@ -226,6 +226,14 @@ def test_sketches_of_different_projections_are_never_mixed(tmp_path):
         collect(Conflict(), ctx)
 
 
+def test_the_scores_table_is_the_same_in_shorter_batches_which_many_languages_get(tmp_path, monkeypatch):
+    g_ND, languages = draw(20, 3)
+    whole, _, _ = run(tmp_path, config(), *tables(g_ND, languages))
+    monkeypatch.setattr("stages.conflict.table._COSINES", 7)
+    cut, _, _ = run(tmp_path, config(), *tables(g_ND, languages))
+    assert cut["scores"] == whole["scores"] and cut["scores"].num_rows == 20
+
+
 @pytest.mark.parametrize("side", [0, 1])
 @pytest.mark.parametrize("codes", [["en"], ["en", "de"], ["en", "de", "zh"]])
 @pytest.mark.parametrize("n", [6, 12, 30])

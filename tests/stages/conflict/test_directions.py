@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.conflict.directions import cosines, count_conflicts, directions, grams
+from stages.conflict.directions import cosines, count_conflicts, directions, grams, signed_directions
 from stages.conflict.stream import BLOCK, Chunk, blocks, scaled
 from stages.gradients.omegas import ema_omegas, mean_omegas
 
@@ -60,17 +60,38 @@ def test_scaled_multiplies_rows(world, stream) -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.integers(0, 700), min_size=1, max_size=8))
-def test_blocks_are_the_same_whatever_the_chunks(sizes) -> None:
-    total = sum(sizes)
+@given(st.lists(st.integers(0, 700), min_size=1, max_size=8), st.integers(1, 3))
+def test_blocks_are_the_same_whatever_the_chunks(sizes, at_once) -> None:
+    total, size = sum(sizes), at_once * BLOCK
     x_ND, factor_N = torch.arange(float(total))[:, None], torch.arange(float(total)).double()
     cuts = [Chunk(x, f) for x, f in zip(x_ND.split(sizes), factor_N.split(sizes), strict=True)]
-    got = list(blocks(lambda: cuts))
-    assert [len(block.x_ND) for block in got] == [min(BLOCK, total - at) for at in range(0, total, BLOCK)]
-    assert [block.start for block in got] == list(range(0, total, BLOCK))
+    got = list(blocks(lambda: cuts, at_once))
+    assert [len(block.x_ND) for block in got] == [min(size, total - at) for at in range(0, total, size)]
+    assert [block.start for block in got] == list(range(0, total, size))
     if got:
         assert torch.equal(torch.cat([block.x_ND for block in got]), x_ND)
         assert torch.equal(torch.cat([block.factor_N for block in got]), factor_N)
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_sums_are_the_same_whatever_the_chunks_and_the_order_of_languages(mixed, stream) -> None:
+    n, n_languages, dim = 9000, 30, 5
+    generator = torch.Generator().manual_seed(1)
+    g_ND = torch.randn(n, dim, generator=generator)
+    language_N = torch.arange(n) % n_languages if mixed else torch.arange(n) * n_languages // n
+    omega_N = torch.rand(n, generator=generator, dtype=torch.float64)
+    rows_n = (torch.rand(n, generator=generator) < 0.6).nonzero()[:, 0]
+    sign_Rn = torch.randint(0, 2, (3, len(rows_n)), generator=generator, dtype=torch.int8) * 2 - 1
+    (got_LD, got_RLD), again = (
+        signed_directions(stream(g_ND, size), language_N, omega_N, n_languages, sign_Rn, rows_n) for size in (n, 777)
+    )
+    assert torch.equal(got_LD, again[0]) and torch.equal(got_RLD, again[1])
+    wide_ND = omega_N[:, None] * g_ND.double()
+    want_LD = torch.zeros(n_languages, dim, dtype=torch.float64).index_add_(0, language_N, wide_ND)
+    torch.testing.assert_close(got_LD, want_LD, rtol=1e-5, atol=1e-5)
+    for sign_n, got in zip(sign_Rn, got_RLD, strict=True):
+        want_LD = torch.zeros_like(want_LD).index_add_(0, language_N[rows_n], sign_n[:, None] * wide_ND[rows_n])
+        torch.testing.assert_close(got.double(), want_LD, rtol=1e-5, atol=1e-4)
 
 
 def test_segment_grams_sum_to_the_whole(world, stream) -> None:

@@ -111,6 +111,19 @@ def test_scores_equal_recomputation(grouping, waiting_bytes, columns, refit, wor
     assert cosines_valid(got).all()
 
 
+def test_a_language_that_outweighs_all_others_leaves_them_exact(world, stream, fresh_seed) -> None:
+    """Its only group gone, what is left is not a difference from what was there."""
+    g_ND, language_N = world(fresh_seed)
+    g_ND = g_ND * torch.where(language_N == 2, 1e7, 1.0)[:, None]
+    labels = torch.where(language_N == 2, 1000, torch.arange(len(g_ND)))
+    omega_N, method = mean_omegas(language_N, 4), surgery("mean", 4)
+    direction_LD = directions(stream(g_ND), language_N, omega_N, 4)
+    got = as_matrix(score_sketches(stream(g_ND), language_N, omega_N, direction_LD, method, group_N=labels))
+    want = from_scratch(g_ND, language_N, omega_N, 4, method, (slice(None),), labels.tolist(), False)
+    leaves = language_N == 2
+    assert_same(got[leaves], want[leaves].nan_to_num())
+
+
 def test_pure_noise_scores_zero_only_when_left_out(world, stream, fresh_seed) -> None:
     """400 pairs of noise, 4 languages: mean score within 5 standard errors of 0, and clearly positive when kept in."""
     g_ND, language_N = world(fresh_seed, n=400, dim=400, signal=0.0)
