@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `checkpoint-<step>` as transformers writes it: weights as safetensors, trainer_state.json, and
 optimizer.pt, scheduler.pt, rng_state.pth, which are torch archives by transformers' design and which it reads with
-`weights_only=True` (no code runs). transformers writes files straight into the final folder, so a killed run may leave
+`weights_only=True` (no code runs). Where the weights were cut over processes, the folders `weights` and `optimizer` hold what
+each of them wrote (`rows.py`), and optimizer.pt the little that is left. transformers writes files straight into the final folder, so a killed run may leave
 a folder that looks finished. The marker `complete.json` is written last, after every file was flushed to disk: it lists
 the files with their sizes and the identity of the run. A folder without a fitting marker is not resumed from.
 """
@@ -17,6 +18,12 @@ from pathlib import Path
 from schemas import files
 
 MARKER = "complete.json"
+WEIGHTS, STATE = "weights", "optimizer"
+
+
+def holds_rows(folder: Path) -> bool:
+    """Whether the weights of a checkpoint were cut over the processes that wrote it."""
+    return (folder / WEIGHTS).is_dir()
 
 
 def mark_complete(folder: Path, identity: str, step: int, parts: Sequence[str] = ("",)) -> None:
@@ -43,6 +50,13 @@ def is_complete(folder: Path, identity: str) -> bool:
         return all((folder / name).stat().st_size == size for name, size in marker["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def clear(folder: Path) -> None:
+    """Remove what a kill left of files and folders that were being published in a folder."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if files.is_temporary(path):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def resumable(root: Path, identity: str, note: Callable[[str], None]) -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,18 +15,26 @@ _MOST_BLOCKS = 64
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path, agreed: Callable[[Exception | None], Exception | None] = lambda met: met) -> Iterator[None]:
     """Around what writes `folder`: raises the system's OSError where torch hides it, and removes what was written by half, so that
-    there is room for what the same command writes next."""
+    there is room for what the same command writes next.
+
+    agreed: of several processes that write there, what any of them met: all raise it, once none writes any more.
+    """
+    met: Exception | None = None
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        cause = _refused(folder) if isinstance(error, RuntimeError) else None
-        with suppress(OSError):
-            shutil.rmtree(folder)
-        if cause is not None:
-            raise cause from error
-        raise
+        met = _refused(folder) if isinstance(error, RuntimeError) else error
+        if met is None:  # not the disk
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if met is not error:
+            met.__cause__ = error
+    met = agreed(met)
+    if met is not None:
+        shutil.rmtree(folder, ignore_errors=True)  # the other processes remove it too
+        raise met
 
 
 def _refused(folder: Path) -> OSError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -28,6 +29,8 @@ def save_trained(session: Session, section: TrainerConfig, model: PreTrainedMode
     trained weight is not finite, or the merged model computes something else.
     """
     tokenizer = session.renderer.tokenizer
+    for left in (path for name in (MODEL, ADAPTER) for path in session.folder.glob(f".{name}.*.tmp")):
+        shutil.rmtree(left)  # by a kill
     broken = [n for n, p in model.named_parameters() if p.requires_grad and not bool(torch.isfinite(p).all())]
     if broken:
         raise UserError(

@@ -129,7 +129,9 @@ def _cause(members: list[_Member]) -> Exception:
     _, rank, error = min(broke, key=lambda entry: entry[0])
     if error.out_of_memory:
         return _ended(f"{members[rank].name} ran out of memory: {error.what}")
-    return RuntimeError(f"{members[rank].name}: {error.what}")
+    failure = RuntimeError(f"{members[rank].name}: {error.what}")
+    failure.__cause__ = error.system
+    return failure
 
 
 def _ended(what: str, kind: type[UserError] = UserError) -> UserError:

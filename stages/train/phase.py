@@ -52,7 +52,7 @@ def train_phase(session: Session, model: PreTrainedModel, phase: Phase) -> tuple
     trainer, steps = _trainer(session, model, phase)
     train_all(session, trainer, steps, len(phase.pairs))
     _restore_forward(model)
-    return trainer.whole_model(), trainer.state.log_history
+    return trainer.whole_model(session.numbers.compute), trainer.state.log_history
 
 
 def pairs_seen(session: Session, phase: Phase) -> set[int]:

@@ -58,6 +58,15 @@ def any_of(flag: bool) -> bool:
     return bool(shared)
 
 
+def error_of_any(error: Exception | None) -> Exception | None:
+    """What one of the processes met, the lowest, or nothing: the same answer in all of them, which must all ask."""
+    if world_size() == 1:
+        return error
+    found: list[Exception | None] = [None] * world_size()
+    dist.all_gather_object(found, error)
+    return next(filter(None, found), None)
+
+
 def from_first(compute: Callable[[], T], config: RunConfig) -> T:
     """What the first process computes, in all of them, which must all ask. Stopped, if it raises that, is raised in all; UserError when
     it is silent for longer than `execution.peer_minutes`."""

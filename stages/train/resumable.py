@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 from transformers import PrinterCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from schemas.errors import UserError
 from stages.contract import Stopped
 from stages.train.adamw import adamw
 from stages.train.callbacks import StepCallback
-from stages.train.checkpoints import mark_complete, resumable
+from stages.train.checkpoints import WEIGHTS, clear, holds_rows, mark_complete, resumable
 from stages.train.disk import writing
-from stages.train.processes import any_of, from_first
+from stages.train.processes import any_of, error_of_any, from_first
 from stages.train.session import Session
 
 
@@ -25,12 +25,16 @@ class Resumable:
     - `train`: TRL's running token count, which its checkpoints lack, continues from the last log. From a checkpoint of the last step
       nothing is trained: transformers would take another step where `max_steps` ends inside an epoch.
     - `_save`, `_save_checkpoint`: no pickled training arguments; a checkpoint is marked complete last, and removed when the disk fails.
+    - `_load_from_checkpoint`, `_load_optimizer_and_scheduler`: also of weights that were cut over processes, in any number of processes.
     - `create_optimizer`: plain AdamW.
     - `create_model_card`, `_send_telemetry`: the stage writes its own card; a run reports to nobody unasked.
     """
 
+    cut = False
+    """The weights are cut over processes."""
     accelerator: Any
     args: Any
+    lr_scheduler: Any
     model: Any
     optimizer: Any
     state: Any
@@ -46,7 +50,7 @@ class Resumable:
             counts = [entry["num_tokens"] for entry in state.log_history if "num_tokens" in entry]
             self._total_train_tokens = counts[-1] if counts else 0
             if state.global_step >= self.args.max_steps:
-                self._load_from_checkpoint(resume_from_checkpoint)  # type: ignore[attr-defined]
+                self._load_from_checkpoint(resume_from_checkpoint)
                 self.state = state
                 return None
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
@@ -58,10 +62,25 @@ class Resumable:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         with writing(folder):
-            super()._save_checkpoint(model, trial)  # type: ignore[misc]
-            self.accelerator.wait_for_everyone()  # each process wrote the state of its random numbers
+            with writing(folder, error_of_any):  # each process wrote the state of its random numbers
+                super()._save_checkpoint(model, trial)  # type: ignore[misc]
             if self.args.should_save:
                 mark_complete(folder, self.identity, self.state.global_step)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not holds_rows(Path(resume_from_checkpoint)):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        from stages.train.rows import read_rows, weights_of
+
+        read_rows(weights_of(self.model), Path(resume_from_checkpoint, WEIGHTS))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not (self.cut or holds_rows(Path(checkpoint))):
+            return super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        from stages.train.rows import read_state
+
+        self.optimizer.load_state_dict(read_state(self.optimizer.optimizer, Path(checkpoint), OPTIMIZER_NAME))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Over the model as it is wrapped now."""
@@ -91,7 +110,12 @@ def train_all(session: Session, trainer: Any, steps: StepCallback, rows: int) ->
             fix="This is a change in TRL: use the pinned version.",
         )
     checkpoints = Path(trainer.args.output_dir)
-    checkpoint = from_first(lambda: resumable(checkpoints, trainer.identity, session.note), session.config)
+
+    def latest() -> Path | None:
+        clear(checkpoints)
+        return resumable(checkpoints, trainer.identity, session.note)
+
+    checkpoint = from_first(latest, session.config)
     if checkpoint is not None:
         session.note(f"resuming from {checkpoint.name}")
     if any_of(session.ctx.stop()):

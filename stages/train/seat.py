@@ -89,11 +89,12 @@ class Refused:
 
 @dataclass(frozen=True)
 class Broke:
-    """The job raised anything else. when: by the clock of the machine that holds this."""
+    """The job raised anything else. when: by the clock of the machine that holds this. system: what the system said, if it was that."""
 
     when: float
     out_of_memory: bool
     what: str
+    system: OSError | None = None
 
 
 @dataclass(frozen=True)
@@ -187,11 +188,18 @@ def main(connection: Connection, seat: Seat, work: Work, stop: Any) -> None:
         when = time.monotonic()
         logging.getLogger(__name__).exception("process %d", seat.rank)
         what = first_line(error) if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
-        connection.send(Broke(when, is_out_of_memory(error), what))
+        connection.send(Broke(when, is_out_of_memory(error), what, _of_the_system(error)))
         os._exit(1)
     else:
         connection.send(Ended(result if seat.rank == 0 else None))
     dist.destroy_process_group()
+
+
+def _of_the_system(error: Exception) -> OSError | None:
+    """What the system said, without what a library may have added."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    return OSError(error.errno, error.strerror, error.filename)
 
 
 class _Told:

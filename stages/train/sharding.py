@@ -7,15 +7,18 @@ single process: autocast over float32 weights, gathered layer by layer.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from stages.models.load import widen
+from stages.train.optimizers.stream import write_stream
 
 
 def mesh_over(device: torch.device, copies: int) -> DeviceMesh:
@@ -39,36 +42,30 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     return empty
 
 
-def unsharded(model: nn.Module, empty: nn.Module, keep: bool) -> nn.Module:
-    """`empty` with the whole weights of the sharded model, on the CPU; as it is where not `keep`. Collective: one tensor at a time is
-    whole on a device."""
-    filled: dict[int, nn.Parameter] = {}
-    for old, parameter in zip(empty.parameters(), model.parameters(), strict=True):
-        full = _gathered(parameter)
-        if keep:
-            filled[id(old)] = nn.Parameter(full.cpu(), requires_grad=parameter.requires_grad)
-    if not keep:
+def unsharded(model: nn.Module, empty: nn.Module, dtype: torch.dtype, file: Path | None) -> nn.Module:
+    """`empty` with the whole weights of the sharded model in `dtype`, mapped from `file`, which is written tensor by tensor and has no name
+    any more on return; as it is where that is None (processes that do not write). Collective: one tensor at a time is whole in memory."""
+    rows = dict(model.named_parameters())
+
+    def whole(name: str) -> torch.Tensor:
+        tensor = rows[name].detach().to(dtype)
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    if file is None:
+        for name in rows:
+            whole(name)
         return empty
+    write_stream(file, {name: tuple(p.shape) for name, p in rows.items()}, dtype, lambda name: iter([whole(name)]), {})
+    weights = load_file(file)
+    file.unlink()
+    filled = {
+        id(old): nn.Parameter(weights[name], requires_grad=rows[name].requires_grad)
+        for name, old in empty.named_parameters()
+    }
     for module in empty.modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             setattr(module, name, filled[id(parameter)])
     return empty.cpu()
-
-
-def whole_weights(model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
-    """The state_dict with whole tensors on the CPU; empty where not `keep` (processes that do not write). Collective: one tensor
-    at a time is whole on a device."""
-    seen: dict[int, torch.Tensor | None] = {}
-    named = model.state_dict(keep_vars=True)  # tied weights are one tensor under two names
-    for tensor in named.values():
-        if id(tensor) not in seen:
-            full = _gathered(tensor)
-            seen[id(tensor)] = full.cpu() if keep else None
-    return {name: kept for name, tensor in named.items() if (kept := seen[id(tensor)]) is not None}
-
-
-def _gathered(tensor: torch.Tensor) -> torch.Tensor:
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def _without_data(parameter: nn.Parameter) -> nn.Parameter:

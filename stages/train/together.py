@@ -2,15 +2,14 @@
 
 Overrides of transformers 5.19 and accelerate 1.15:
 - `get_batch_samples`: the pairs accelerate repeats to make an epoch's last batches even weigh nothing.
-- `_prepare_for_training`, `_load_from_checkpoint`, `_save_optimizer_and_scheduler`, `_load_optimizer_and_scheduler`: a model cut over several processes
-  (`sharding.py`), by the way transformers has for a model that was cut before; its checkpoints hold whole tensors. `_save`: so do
-  its weights.
+- `_save_rng_state`: each process flushes its own.
+- `_prepare_for_training`, `_load_from_checkpoint`, `_save`, `_save_optimizer_and_scheduler`: a model cut over several processes
+  (`sharding.py`), by the way transformers has for a model that was cut before; each process writes its rows (`rows.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,11 @@ import torch
 from safetensors.torch import load_file
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from schemas import files
 from stages.models.folder import weight_files
-from stages.models.load import widen
-from stages.train.optimizers.state import gathered_state, scattered_state
-from stages.train.sharding import mesh_over, shard, unsharded, whole_weights
+from stages.train.checkpoints import STATE, WEIGHTS, holds_rows
+from stages.train.rows import parted_state, weights_of, write_rows
+from stages.train.sharding import mesh_over, shard, unsharded
 from stages.train.trainer import PairTrainer
 
 OWN = "own"
@@ -55,6 +55,11 @@ class _Uneven(PairTrainer):
         items = sum(self.items(batch, int(batch[OWN][0]) if OWN in batch else None) for batch in batch_samples)
         return int(self.accelerator.gather(torch.tensor([items], dtype=torch.float64, device=device)).sum())
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        """On a network file system only the process that wrote a file can flush it."""
+        super()._save_rng_state(output_dir)
+        files.fsync(Path(output_dir, f"rng_state_{self.args.process_index}.pth"))
+
     def compute_loss(
         self,
         model: Any,
@@ -73,43 +78,49 @@ class _Uneven(PairTrainer):
 class _Sharded(PairTrainer):
     """The weights, their gradients and the optimizer's state are cut over the processes."""
 
+    cut = True
     copies: int
-    _empty: torch.nn.Module
+    processing_class: Any
+    _empty: torch.nn.Module | None = None
 
-    def whole_model(self) -> Any:
-        """The trained model, in one piece; without its weights in processes that do not write. Collective."""
-        if not hasattr(self, "_empty"):  # of a checkpoint of the last step: nothing was cut
-            widen(self.model)
-            return self.model
-        return unsharded(self.model, self._empty, keep=self.args.should_save)
+    def whole_model(self, dtype: torch.dtype) -> Any:
+        """The trained model in `dtype`, its weights mapped from a file on the run's disk; without them in processes that do not write.
+        Collective."""
+        assert self._empty is not None
+        file = files.temporary_beside(Path(self.args.output_dir, "whole")) if self.args.should_save else None
+        return unsharded(self.model, self._empty, dtype, file)
+
+    def _cut(self) -> None:
+        if self._empty is None:
+            self._empty = shard(self.model, mesh_over(self.args.device, self.copies))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """The checkpoint's weights in the place of the model's, mapped from its files; written into them they would be rounded to the numbers
-        of the model's files (`load_to_cut`)."""
+        """Each process reads its rows. Whole weights take the place of the model's before it is cut, mapped from their files; written into
+        the model's they would be rounded to the numbers of its files (`load_to_cut`)."""
+        if holds_rows(Path(resume_from_checkpoint)):
+            self._cut()
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
         for path in weight_files(Path(resume_from_checkpoint)):
             self.model.load_state_dict(load_file(path), strict=False, assign=True)
         self.model.tie_weights()
+        self._cut()
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        self._empty = shard(self.model, mesh_over(self.args.device, self.copies))
+        self._cut()
         self.is_distributed_loading_by_transformers = True
         return super()._prepare_for_training(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        state_dict = whole_weights(self.model, keep=self.args.should_save)
+        """Rows, by all; what goes with them by the first. All that is collective comes first: there every process hears what failed in one."""
+        assert output_dir is not None
+        tensors, self._small_state = parted_state(self.optimizer.optimizer)
+        write_rows(weights_of(self.model), Path(output_dir, WEIGHTS))
+        write_rows(tensors, Path(output_dir, STATE))
         if self.args.should_save:
-            super()._save(output_dir, state_dict)
+            self.model.config.save_pretrained(output_dir)
+            self.processing_class.save_pretrained(output_dir)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        state = gathered_state(self.optimizer.optimizer, keep=self.args.should_save)
         if self.args.should_save:
-            torch.save(state, Path(output_dir, OPTIMIZER_NAME))
+            torch.save(self._small_state, Path(output_dir, OPTIMIZER_NAME))
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return super()._load_optimizer_and_scheduler(checkpoint)
-        read = partial(torch.load, map_location="cpu", weights_only=True, mmap=True)
-        state = scattered_state(self.optimizer.optimizer, read(Path(checkpoint, OPTIMIZER_NAME)))
-        self.optimizer.load_state_dict(state)
-        self.lr_scheduler.load_state_dict(read(Path(checkpoint, SCHEDULER_NAME)))

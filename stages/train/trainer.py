@@ -36,8 +36,8 @@ class PairTrainer(Resumable, PreferenceTrainer):
     lr_scheduler: Any
     train_dataset: Any
 
-    def whole_model(self) -> Any:
-        """The trained model."""
+    def whole_model(self, dtype: torch.dtype) -> Any:
+        """The trained model; where it has to be put together, in `dtype`."""
         return self.model
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:

@@ -109,6 +109,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path.parent.mkdir(parents=True)
             rows = 0 if table == "gradients" else 1  # datasets reads no file without rows
             pq.write_table(pa.table({field.name: pa.nulls(rows, field.type) for field in schema}), path)
+    rows_of = pytest.importorskip("stages.train.rows")
+    rows_of.write_rows({"weight": pytest.importorskip("torch").ones(2, 3)}, folder / "checkpoint-50" / "weights")
     return folder
 
 

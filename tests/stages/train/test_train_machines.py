@@ -19,6 +19,7 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
 from schemas.errors import UserError
 from stages.children import start_child
@@ -26,7 +27,7 @@ from stages.contract import Context, Machine, MachineLost, Stopped
 from stages.train.gang import run_together
 from stages.train.host import serve
 from stages.train.processes import any_of, local_size, world_size
-from tests.stages.train.test_train_processes import LOSS, PAIRS, SETTINGS, agree, train
+from tests.stages.train.test_train_processes import LOSS, PAIRS, SETTINGS, agree, train, weights
 
 KEY = b"of this test"
 
@@ -81,6 +82,9 @@ def test_weights_cut_within_each_of_two_machines_end_as_in_one_process(bench: An
     assert again["grad_norm"] == pytest.approx(metrics["grad_norm"], rel=1e-3)
     agree(two, one)
     assert again_account.tallies == account.tallies and two.progress.done == 2
+    rows = two.folder / "checkpoints" / "checkpoint-2" / "weights"  # type: ignore[operator]
+    held = sum(tensor.numel() for file in rows.iterdir() for tensor in load_file(file).values())
+    assert held == sum(tensor.numel() for tensor in weights(two).values()), "what machines hold alike is written once"
 
 
 ALLO = {

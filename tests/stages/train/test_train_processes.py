@@ -7,8 +7,10 @@ has a pair less.
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -22,11 +24,11 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from pipeline.storage import storage_error
 from schemas.errors import UserError
 from stages.contract import Account, Context, Rows, Stopped
 from stages.train.batches import plan_batches
 from stages.train.gang import run_together
-from stages.train.optimizers.state import gathered_state
 from stages.train.peers import peer_limit, silence_named
 from stages.train.processes import any_of, from_first
 from stages.train.sharding import unsharded
@@ -104,8 +106,9 @@ def test_weights_cut_over_two_processes_end_as_in_one_and_a_stopped_run_ends_so_
     with pytest.raises(Stopped):
         train(stopped)
     assert stopped.folder is not None
-    step = int(next((stopped.folder / "checkpoints").glob("checkpoint-*")).name.partition("-")[2])
-    assert step < 4
+    checkpoint = next((stopped.folder / "checkpoints").glob("checkpoint-*"))
+    step = int(checkpoint.name.partition("-")[2])
+    assert step < 4 and by_rows(checkpoint)
     for processes in (2, 1):
         resumed = bench.context("stopped", processes=processes, gradient_checkpointing=True, **settings)
         resumed.models |= {"sft": bench.model}
@@ -118,6 +121,22 @@ def test_weights_cut_over_two_processes_end_as_in_one_and_a_stopped_run_ends_so_
             assert all(torch.equal(w, weights(two)[n]) for n, w in weights(resumed).items())
         else:
             agree(resumed, one)
+    last = weights(resumed)
+    shutil.rmtree(stopped.folder / "model")
+    assert not by_rows(stopped.folder / "checkpoints" / "checkpoint-4")  # the one process wrote it whole: two cut it
+    again_two = bench.context("stopped", processes=2, **settings)
+    again_two.models |= {"sft": bench.model}
+    train(again_two)
+    assert "resuming from checkpoint-4" in again_two.progress.notes
+    assert all(torch.equal(weight, last[name]) for name, weight in weights(again_two).items())
+    assert not list((stopped.folder / "checkpoints").glob("*.safetensors"))
+
+
+def by_rows(checkpoint: Path) -> bool:
+    """Whether each of two processes wrote its half of the weights and of the optimizer's state, and nobody more."""
+    halves = [sum(p.stat().st_size for p in checkpoint.rglob(f"shard-0000{rank}-*")) for rank in (1, 2)]
+    small = sum(p.stat().st_size for p in checkpoint.glob("optimizer.pt"))
+    return 0.8 < (halves[1] + 1) / (halves[0] + 1) < 1.25 and small < halves[0] / 4
 
 
 def test_lora_in_two_processes_ends_as_in_one(bench: Any) -> None:
@@ -172,6 +191,19 @@ def test_a_stop_in_the_first_is_one_in_all_and_the_first_that_breaks_is_the_caus
     with pytest.raises(UserError, match=r"process 1 of the 2 .* ran out of memory: CUDA out of memory") as error:
         run_together(runs_out_of_memory_in_the_second, bench.context(), 2)
     assert "train.micro_batch_size" in error.value.fix
+
+
+def finds_the_disk_full_in_the_second(ctx: Context) -> None:
+    if dist.get_rank() == 1:
+        raise OSError(errno.ENOSPC, "No space left on device", "/scratch/checkpoint-1/a")
+    any_of(False)
+
+
+def test_a_full_disk_of_one_process_is_said_in_the_systems_words(bench: Any) -> None:
+    with pytest.raises(RuntimeError, match="process 1 of the 2") as error:
+        run_together(finds_the_disk_full_in_the_second, bench.context(), 2)
+    said = storage_error(error.value, bench.root)
+    assert said is not None and said.what == "The disk is full" and said.where == "/scratch/checkpoint-1/a"
 
 
 def computes_for_longer_than_the_limit(ctx: Context) -> float:
@@ -230,24 +262,15 @@ def test_a_batch_smaller_than_the_processes_is_refused_and_micro_batches_are_fit
     assert (plan.micro_batch, plan.accumulation) == (1, 1)
 
 
-def test_a_process_that_does_not_write_holds_no_whole_weights() -> None:
+def test_a_process_that_does_not_write_holds_no_whole_weights_and_the_first_maps_them(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3))
-    for keep in (False, True):
+    for file in (None, tmp_path / "whole.safetensors"):
         with torch.device("meta"):
             empty = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3))
-        found = unsharded(model, empty, keep)
-        assert {p.is_meta for p in found.parameters()} == {not keep}
-    assert all(torch.equal(p, q) for p, q in zip(found.parameters(), model.parameters(), strict=True))
-
-
-def test_a_process_that_does_not_write_copies_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    parameter = torch.nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.AdamW([parameter])
-    parameter.grad = torch.ones(3)
-    optimizer.step()
-    assert gathered_state(optimizer, keep=True)["state"][0]["exp_avg"].shape == (3,)
-    monkeypatch.setattr(torch.Tensor, "cpu", None, raising=False)
-    assert gathered_state(optimizer, keep=False)["state"] == {}
+        found = unsharded(model, empty, torch.bfloat16, file)
+        assert {p.is_meta for p in found.parameters()} == {file is None}
+    assert all(torch.equal(p, q.bfloat16()) for p, q in zip(found.parameters(), model.parameters(), strict=True))
+    assert not list(tmp_path.iterdir())
 
 
 def test_sharding_a_lora_model_is_refused(bench: Any) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer import safe_globals
 
+from schemas import files
 from schemas.errors import UserError
 from schemas.tables import TABLES
 from stages.contract import Account, Context, ModelRef, Rows, Stopped
@@ -124,11 +125,15 @@ def test_a_half_written_checkpoint_is_skipped(workbench: Any) -> None:
     checkpoints = crashed.folder / "checkpoints"
     assert {p.name for p in checkpoints.iterdir()} == {"checkpoint-2", "checkpoint-4"}
     (checkpoints / "checkpoint-4" / "optimizer.pt").write_bytes(b"half")
+    left = [files.temporary_beside(crashed.folder / "model"), files.temporary_beside(checkpoints / "whole")]
+    left[0].mkdir()
+    left[1].touch()
     resumed = workbench.context("crashed", save_steps=2)
     train(resumed)
     assert any("checkpoint-4" in note and "removed" in note for note in resumed.progress.notes)
     assert "resuming from checkpoint-2" in resumed.progress.notes
     assert same(weights(whole), weights(resumed))
+    assert not any(path.exists() for path in left), "what a kill left of an export"
 
 
 def test_checkpoints_hold_no_pickled_arguments_and_a_marker(workbench: Any) -> None:

@@ -1,8 +1,10 @@
-"""What two gloo processes compute for test_optimizers_sharded.py, and what one process is asked for the same."""
+"""What two gloo processes (and three) compute for test_optimizers_sharded.py, and what one process is asked for the same."""
 
 from __future__ import annotations
 
+import errno
 import json
+import resource
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +17,20 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from benchmarks.sharded_load import Peak
 from schemas.errors import UserError
+from stages.train.checkpoints import STATE, WEIGHTS
+from stages.train.disk import writing
 from stages.train.optimizers import ActiveEntries, Merge, OnlineMergingAdamW, Protected, TaskVector
 from stages.train.optimizers.masks import is_top, kept_of, room_of
 from stages.train.optimizers.shard import LocalRows as Rows
-from stages.train.optimizers.state import gathered_state, scattered_state
 from stages.train.optimizers.top import Held, cuts_by_digits
+from stages.train.processes import error_of_any
+from stages.train.rows import parted_state, read_rows, read_state, weights_of, write_rows
 
 STEPS, ROWS = 6, 8
+SMALL, FILE_BYTES = "optimizer.pt", 1 << 17
+RESUMED = ("ondare released", "trust region, every 3", "onties")
 INPUTS, OUTPUTS = 12_000, 3
 """The first matrix has 7 rows, 84,000 entries: the second process's part begins inside one block of random masks (65,536 entries)
 and ends inside the next."""
@@ -156,8 +164,11 @@ def two_processes(rank: int, store: str, out: str) -> None:
         facts["losses"][name] = (losses / 2).tolist()
         facts["telemetry"][name] = optimizer.telemetry
         found |= {f"{name}/{n}": p for n, p in whole(model).items()}
-    for name in ("ondare released", "trust region, every 3", "onties"):
+    for name in RESUMED:
         facts[f"resumed {name}"] = _resumed(CASES[name], half, found, name, Path(out))
+    facts["of one"] = _of_one(Path(out))
+    facts["disk"] = _disk(Path(out))
+    facts["memory"] = _memory(Path(out))
     facts["blank"] = _blank()
     facts["uneven"] = _uneven(rank)
     facts["accelerate"] = _accelerate(half, found)
@@ -169,23 +180,108 @@ def two_processes(rank: int, store: str, out: str) -> None:
     dist.destroy_process_group()
 
 
+def save(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """As a checkpoint of a training does."""
+    tensors, small = parted_state(optimizer)
+    write_rows(weights_of(model), folder / WEIGHTS, FILE_BYTES)
+    write_rows(tensors, folder / STATE, FILE_BYTES)
+    if dist.get_rank() == 0:
+        torch.save(small, folder / SMALL)
+    dist.barrier()
+
+
+def load(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    read_rows(weights_of(model), folder / WEIGHTS)
+    optimizer.load_state_dict(read_state(optimizer, folder, SMALL))
+
+
 def _resumed(case: Case, half: slice, found: dict[str, torch.Tensor], name: str, out: Path) -> bool:
-    """Whether three steps, saved as a whole state, and three more in a new optimizer give the bits of six."""
+    """Whether three steps, saved by rows, and three more in a new optimizer give the bits of six."""
     model = shard(make_model(case.double, case.bf16_start))
     optimizer = make_optimizer(model, case)
     train(model, optimizer, range(3), half)
-    state = gathered_state(optimizer, keep=True)
-    if dist.get_rank() == 0:
-        torch.save((whole_ := whole(model), state), out / f"{name}.pt")
-    else:
-        whole_ = whole(model)
-    again = make_model(case.double, case.bf16_start)
-    again.load_state_dict(whole_)
-    shard(again)
+    save(model, optimizer, out / name)
+    again = shard(make_model(case.double, case.bf16_start))
     continued = make_optimizer(again, case)
-    continued.load_state_dict(scattered_state(continued, state))
+    load(again, continued, out / name)
     train(again, continued, range(3, STEPS), half)
     return all(torch.equal(p, found[f"{name}/{n}"]) for n, p in whole(again).items())
+
+
+def _same_state(a: torch.optim.Optimizer, b: torch.optim.Optimizer) -> bool:
+    """Whether two optimizers, cut or not, hold the same numbers in the same dtypes. Collective."""
+    ours, theirs = a.state_dict()["state"], b.state_dict()["state"]
+    full = [{(i, k): _full(v) for i, entries in state.items() for k, v in entries.items()} for state in (ours, theirs)]
+    return full[0].keys() == full[1].keys() and all(
+        v.dtype == full[1][k].dtype and torch.equal(v, full[1][k]) for k, v in full[0].items()
+    )
+
+
+def _full(value: Any) -> torch.Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else torch.as_tensor(value)
+
+
+def _of_one(out: Path) -> bool:
+    """Whether the state that one process wrote whole is read by two, each its rows."""
+    case = CASES["ondare released"]
+    plain = make_model(case.double, case.bf16_start)
+    optimizer = make_optimizer(plain, case)
+    train(plain, optimizer, range(3))
+    folder = out / f"whole of {dist.get_rank()}"  # all have trained the same
+    folder.mkdir()
+    torch.save(optimizer.state_dict(), folder / SMALL)
+    cut = make_optimizer(shard(make_model(case.double, case.bf16_start)), case)
+    cut.load_state_dict(read_state(cut, folder, SMALL))
+    return _same_state(cut, optimizer)
+
+
+def _disk(out: Path) -> list[Any]:
+    """[what each process met, whether anything is left] when the disk refuses one of them: in what all write, and in what one does by itself."""
+    met: list[Any] = []
+    rows = {"a": distribute_tensor(torch.ones(8, 512), dist.init_device_mesh("cpu", (2,)), [Shard(0)])}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for number, alone in enumerate((False, True)):
+        folder = out / f"refused {number}"
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if dist.get_rank() else before[0], before[1]))
+        try:
+            with writing(folder, error_of_any):
+                folder.mkdir(exist_ok=True)
+                if not alone:
+                    write_rows(rows, folder / WEIGHTS)
+                (folder / f"own {dist.get_rank()}").write_bytes(bytes(8192))
+        except OSError as error:
+            met.append(errno.errorcode[error.errno or 0])
+        dist.barrier()
+        met.append(folder.exists())
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    everyone: list[Any] = [None, None]
+    dist.all_gather_object(everyone, met)
+    return everyone
+
+
+def _memory(out: Path) -> int:
+    """Peak of the first process's own memory, in bytes, while two write 2 x 32 MB by rows, in files of 4 MB."""
+    mesh = dist.init_device_mesh("cpu", (2,))
+    rows = {str(n): DTensor.from_local(torch.ones(256, 1024), mesh, [Shard(0)]) for n in range(32)}
+    with Peak(0.002) as peak:
+        write_rows(rows, out / "memory", 4 << 20)
+    return peak.bytes
+
+
+def three_processes(rank: int, store: str, out: str) -> None:
+    """Whether three hold of what two saved what a single one does."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=3)
+    torch.set_num_threads(1)
+    case = CASES[RESUMED[0]]
+    pair = [make_model(case.double, case.bf16_start), shard(make_model(case.double, case.bf16_start))]
+    optimizers = [make_optimizer(model, case) for model in pair]
+    for model, optimizer in zip(pair, optimizers, strict=True):
+        load(model, optimizer, Path(out) / RESUMED[0])
+    plain, cut = map(whole, pair)
+    same = _same_state(*optimizers) and all(torch.equal(plain[n], p) for n, p in cut.items())
+    if rank == 0:
+        (Path(out) / "three.json").write_text(json.dumps(same))
+    dist.destroy_process_group()
 
 
 def _blank() -> bool:

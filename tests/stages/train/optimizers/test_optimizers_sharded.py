@@ -14,21 +14,26 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing
+from safetensors import safe_open
 from safetensors.torch import load_file
 from sharded_bench import (
     CASES,
+    RESUMED,
     STEPS,
     TOPS,
     active,
+    load,
     make_model,
     make_optimizer,
     protected,
+    three_processes,
     top_inputs,
     train,
     two_processes,
     whole,
 )
 from torch import nn
+from torch.distributed.checkpoint._consolidate_hf_safetensors import consolidate_safetensors_files
 
 from schemas.errors import UserError
 from stages.train.optimizers import Merge, OnlineMergingAdamW
@@ -42,8 +47,9 @@ SINGLE, DOUBLE = 1e-5, 1e-10
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     multiprocessing.set_forkserver_preload(["sharded_bench"])
-    arguments = (str(folder / "store"), str(folder))
-    torch.multiprocessing.start_processes(two_processes, arguments, nprocs=2, start_method="forkserver")
+    for count, job in ((2, two_processes), (3, three_processes)):
+        arguments = (str(folder / f"store {count}"), str(folder))
+        torch.multiprocessing.start_processes(job, arguments, nprocs=count, start_method="forkserver")
     return folder
 
 
@@ -95,20 +101,52 @@ def test_two_processes_stay_in_the_trust_region(found: dict[str, torch.Tensor]) 
     assert max(norms) > 0.018, "the bound never acted"
 
 
-@pytest.mark.parametrize("name", ["ondare released", "trust region, every 3", "onties"])
+@pytest.mark.parametrize("name", RESUMED)
 def test_a_state_of_two_processes_resumes_bit_for_bit_on_two_and_rightly_on_one(
     name: str, out: Path, found: dict[str, torch.Tensor], facts: dict[str, Any]
 ) -> None:
     assert facts[f"resumed {name}"] is True
     case = CASES[name]
-    weights, state = torch.load(out / f"{name}.pt", weights_only=True)
     model = make_model(case.double, case.bf16_start)
-    model.load_state_dict(weights)
     optimizer = make_optimizer(model, case)
-    optimizer.load_state_dict(state)
+    load(model, optimizer, out / name)
     train(model, optimizer, range(3, STEPS))
     for parameter, weight in whole(model).items():
         torch.testing.assert_close(found[f"{name}/{parameter}"], weight, rtol=0, atol=DOUBLE if case.double else SINGLE)
+
+
+def test_the_whole_state_of_one_process_is_read_by_two_and_that_of_two_by_three(
+    out: Path, facts: dict[str, Any]
+) -> None:
+    assert facts["of one"] is True
+    assert json.loads((out / "three.json").read_text()) is True
+
+
+def test_each_process_writes_its_own_rows_of_which_torch_makes_whole_tensors(out: Path, tmp_path: Path) -> None:
+    case = CASES["ondare released"]
+    model = make_model(case.double, case.bf16_start)
+    load(model, make_optimizer(model, case), out / "ondare released")
+    held: dict[str, list[int]] = {"shard-00001": [], "shard-00002": []}
+    for file in (out / "ondare released" / "weights").iterdir():
+        with safe_open(file, "pt") as tensors:
+            held[file.name[:11]] += [tensors.get_tensor(name).numel() for name in tensors.keys()]  # noqa: SIM118
+    assert sum(map(sum, held.values())) == sum(p.numel() for p in model.parameters())
+    assert sum(held["shard-00001"]) < 0.6 * sum(map(sum, held.values()))
+    names = dict.fromkeys(dict(model.named_parameters()), 1)
+    consolidate_safetensors_files(str(out / "ondare released" / "weights"), str(tmp_path), names)
+    whole_tensors = load_file(tmp_path / "model-00001-of-00001.safetensors")
+    assert all(torch.equal(whole_tensors[name], p) for name, p in model.named_parameters())
+    assert not [
+        p for p in (out / "ondare released").rglob("*") if p.is_file() and p.suffix not in (".safetensors", ".pt")
+    ]
+
+
+def test_a_disk_that_refuses_one_process_is_heard_in_all_and_nothing_is_left(facts: dict[str, Any]) -> None:
+    assert facts["disk"] == [["EFBIG", False, "EFBIG", False]] * 2
+
+
+def test_what_a_process_writes_is_not_whole_in_its_memory(facts: dict[str, Any]) -> None:
+    assert facts["memory"] < 24 << 20, "three files' worth, twice; its rows are 32 MB, all 64"
 
 
 def test_torch_distributed_checkpoint_restores_a_state_without_a_step(facts: dict[str, Any]) -> None:
