@@ -34,7 +34,7 @@ def run(
     """Bring a run up to date, as the command does; it goes on where one was stopped.
 
     config: a config, or the path of one (`package:configs/…` too). settings: `a.b=value` each, for a path. until: the last stage to run;
-    force: stages whose finished work may be redone. Raises UserError (something to fix), StageFailed (a defect), Interrupted.
+    force: stages whose finished work may be redone. Raises UserError (something to fix), StageFailed and other Defects, Interrupted.
     """
     from pipeline.loop import run as bring_up_to_date
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.cluster import Cluster, ClusterLost
+from pipeline.cluster import Cluster
 from pipeline.crew import Member, MemberDied
 from pipeline.executor import Executor
 from pipeline.messages import Order, ToDriver, ToWorker
 from pipeline.pool import Pool
-from pipeline.ray_client import RayClient
+from pipeline.ray_client import GONE, RayClient
 from pipeline.ray_crew import News, RayCrew
 from pipeline.ray_sizes import Sizes
 from pipeline.signals import StopSignals
@@ -37,7 +37,7 @@ class ClusterMember:
 
     def send(self, message: ToWorker) -> None:
         """See Member."""
-        with suppress(ClusterLost):  # `ClusterCrew.wait` says so
+        with suppress(*GONE):  # `ClusterCrew.wait` says so
             self._client.call(RayCrew.send, self.number, message)
 
     def received(self) -> Iterator[ToDriver]:
@@ -49,13 +49,13 @@ class ClusterMember:
 
     def end(self, seconds: float) -> None:
         """See Member."""
-        with suppress(ClusterLost):  # it ends with the client
+        with suppress(*GONE):  # it ends with the client
             self._client.call(RayCrew.end, self.number, seconds)
 
     def kill(self) -> None:
         """See Member."""
         self._words.clear()
-        with suppress(ClusterLost):  # it ends with the client
+        with suppress(*GONE):  # it ends with the client
             self._client.call(RayCrew.kill, self.number)
 
 
@@ -74,7 +74,7 @@ class ClusterCrew:
         return ClusterMember(self._client, *self._client.call(RayCrew.start, order))
 
     def wait(self, members: Sequence[Member], seconds: float) -> None:
-        """See Crew. Raises ClusterLost when the cluster's head no longer answers."""
+        """See Crew. Raises ClusterLost when the cluster's head no longer answers, ClientFailed when something broke in Ray's client."""
         own = {member.number: member for member in members if isinstance(member, ClusterMember)}
         for number, news in self._client.call(RayCrew.wait, tuple(own), seconds).items():
             own[number].heard(news)

@@ -76,7 +76,7 @@ def echo(result: object) -> None:
 def errors(debug: bool) -> Iterator[None]:
     """One paragraph for every error; tracebacks only when asked for."""
     from pipeline.console import printable
-    from pipeline.executor_errors import Interrupted, StageFailed
+    from pipeline.executor_errors import Defect, Interrupted
 
     def fail(message: str, code: int) -> NoReturn:
         with suppress(OSError):  # of a terminal that is gone: the exit code is still to be heard
@@ -89,7 +89,7 @@ def errors(debug: bool) -> Iterator[None]:
         yield
     except UserError as error:
         fail(str(error), 1)
-    except StageFailed as error:
+    except Defect as error:
         fail(str(error) + (f"\n{error.trace}" if debug else " Run again with --debug for the traceback."), 2)
     except Interrupted as stop:
         fail(f"Stopped by {stop}. What is committed stays; the same command continues.", 128 + stop.signal)

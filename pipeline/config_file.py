@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from schemas.config import RunConfig
+from schemas.config.gone import instead_of
 from schemas.errors import UserError
 from schemas.paths import expanded
 from schemas.secrets import keep_secret
@@ -25,6 +26,7 @@ _OPENS = (
     yaml.FlowMappingStartToken,
     yaml.FlowSequenceStartToken,
 )
+_UNKNOWN = "extra_forbidden"
 _NAME_TAG = "tag:yaml.org,2002:str"
 _CLOSES = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 _Loc = tuple[str | int, ...]
@@ -92,7 +94,11 @@ def validate(values: dict[str, Any], lines: dict[_Loc, int], path: Path) -> RunC
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(dict(problem), lines, path) for problem in error.errors()]
+        found: list[dict[str, Any]] = [dict(problem) for problem in error.errors()]
+    gone = {tuple(p["loc"]): why for p in found if p["type"] == _UNKNOWN and (why := instead_of(p["loc"]))}
+    problems = [_explain(p, lines, path) for p in found if tuple(p["loc"]) not in gone] + _explain_gone(
+        gone, lines, path
+    )
     raise UserError(" ".join(problems[:3]) + (f" And {len(problems) - 3} more problems." if len(problems) > 3 else ""))
 
 
@@ -208,12 +214,23 @@ def _child(target: Any, key: str, override: str) -> Any:
     return target[key]
 
 
+def _explain_gone(gone: dict[_Loc, str], lines: dict[_Loc, int], path: Path) -> list[str]:
+    """A sentence for all keys that are gone for one reason: a run's own file has them all."""
+    sentences = []
+    for why in dict.fromkeys(gone.values()):
+        keys = [loc for loc in gone if gone[loc] == why]
+        names = ", ".join(repr(".".join(map(str, loc))) for loc in keys)
+        numbers = ", ".join(str(lines[loc]) for loc in keys if loc in lines)
+        sentences.append(f"There is no config key {names} any more ({path}{':' if numbers else ''}{numbers}): {why}.")
+    return sentences
+
+
 def _explain(problem: dict[str, Any], lines: dict[_Loc, int], path: Path) -> str:
     loc: _Loc = tuple(problem["loc"])
     key = ".".join(str(p) for p in loc)
     line = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
     where = f"{path}:{line}" if line else str(path)
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] == _UNKNOWN:
         known = _fields_at(loc[:-1])
         close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys here: {', '.join(known)}."

@@ -34,7 +34,7 @@ class Executor(Protocol):
     def run(self, order: Order, key: str | None, reports: Reports) -> None:
         """Carry out an order; every part of it is offered. key: orders with equal keys share loaded engines.
 
-        Raises UserError, StageFailed or Interrupted.
+        Raises UserError, Defect or Interrupted.
         """
 
     def close(self) -> None:

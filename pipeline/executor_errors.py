@@ -9,14 +9,20 @@ from typing import Any
 from schemas.errors import UserError
 
 
-class StageFailed(Exception):
-    """A stage raised something that is not the user's to fix; holds the traceback of the worker."""
+class Defect(Exception):
+    """Something broke that is not the user's to fix. trace: of the process where it did."""
+
+    def __init__(self, what: str, trace: str, where: str) -> None:
+        super().__init__(f"{what} ({where}). What is committed stays; the same command continues.")
+        self.trace = trace
+
+
+class StageFailed(Defect):
+    """A stage raised it; holds the traceback of the worker."""
 
     def __init__(self, stage: str, message: str, trace: str, log: Path) -> None:
-        self.stage, self.message, self.trace, self.log = stage, message, trace, log
-        super().__init__(
-            f"Stage {stage} failed: {message} (log: {log}). What is committed stays; the same command continues."
-        )
+        self.stage, self.message, self.log = stage, message, log
+        super().__init__(f"Stage {stage} failed: {message}", trace, f"log: {log}")
 
 
 class Interrupted(BaseException):
@@ -35,7 +41,7 @@ def ending(error: BaseException) -> dict[str, Any]:
         kind, code = "user", 1
     elif isinstance(error, Interrupted):
         kind, code = "stopped", 128 + error.signal
-    elif not isinstance(error, StageFailed):
+    elif not isinstance(error, Defect):
         code = 1
     text = str(error) if kind == "user" else f"{type(error).__name__}: {error}"
     return {"ok": False, "error": text, "kind": kind, "exit_code": code}

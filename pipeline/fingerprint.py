@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from json.encoder import encode_basestring_ascii as _json
+from operator import attrgetter
 from typing import Any
 
 from schemas.config import RunConfig
@@ -90,10 +91,11 @@ def _shown(value: Any) -> str:
 
 def content_of(records: Iterable[FileRecord]) -> str:
     """Content hash of a table or a folder: of its files' hashes, in path order."""
-    digest = hashlib.sha256()
-    for file in sorted(records, key=lambda f: f.path):  # as JSON, ["name","hash"], without an encoder for each
-        digest.update(f"[{_json(file.path.rsplit('/', 1)[-1])},{_json(file.sha256)}]".encode())
-    return digest.hexdigest()
+    pairs = [  # as JSON, ["name","hash"], without an encoder for each
+        f"[{_json(file.path.rpartition('/')[2])},{_json(file.sha256)}]"
+        for file in sorted(records, key=attrgetter("path"))
+    ]
+    return hashlib.sha256("".join(pairs).encode()).hexdigest()
 
 
 def _values_at(config: RunConfig, dotted: str) -> Any:

@@ -18,12 +18,11 @@ from pipeline.config_digests import config_files
 from pipeline.console import Display
 from pipeline.events import Events
 from pipeline.executor import Executor
-from pipeline.executor_errors import StageFailed, ending
+from pipeline.executor_errors import Defect, ending
 from pipeline.executors import EXECUTORS, Place
 from pipeline.launch import follow, gathered, launch_of
 from pipeline.lease import Lease, LeaseLost
 from pipeline.models import Models
-from pipeline.parts import Parts
 from pipeline.plan import Planner, State, waits_for
 from pipeline.preflight import look_at_models, preflight
 from pipeline.report import refresh_report
@@ -53,7 +52,7 @@ class RunOutcome:
 def run(config: RunConfig, selection: Selection, display: Display) -> RunOutcome:
     """Bring the selected stages up to date.
 
-    Raises UserError (something to fix), StageFailed (a defect), Interrupted (asked to stop).
+    Raises UserError (something to fix), Defect (not to be fixed by the user), Interrupted (asked to stop).
     """
     rundir, launch = RunDir(config.folder), launch_of(config)
     begun = time.monotonic()
@@ -98,6 +97,9 @@ def preview(config: RunConfig, selection: Selection) -> tuple[list[State], Calla
     for state in work:
         if state.plan is not None and not state.behind:
             check_inputs(rundir, models, state, returning)
+        (state.aside or rundir).parts(
+            state.step.spec, state.step.round, state.committed
+        )  # the run reads them when it goes on
     return states, lambda: look_at_models(config, models, [state.step for state in work])
 
 
@@ -153,7 +155,7 @@ class _Loop:
             try:
                 for step in self.steps:
                     (outcome.ran if self._bring_up_to_date(step, executor) else outcome.skipped).append(step)
-            except (UserError, StageFailed):
+            except (UserError, Defect):
                 executor.close()
                 self._report_in_spite()
                 raise
@@ -186,7 +188,7 @@ class _Loop:
         """After a failure the page shows what there is: the failure itself is what must be heard."""
         try:
             self._report()
-        except (UserError, StageFailed) as error:
+        except (UserError, Defect) as error:
             self.display.say(f"The report could not be written: {error}", "yellow")
 
     def _keep_config(self) -> None:
@@ -229,7 +231,7 @@ class _Loop:
             return True
         if forced:
             self.rundir.mark_forced(spec, round_)
-            state.parts = Parts()
+            state.committed = {}
         assert state.plan is not None
         folder = self.rundir.state(spec, round_)
         files.remove([folder / "_stage.json"])  # its parts are about to change

@@ -35,9 +35,8 @@ class Parts:
         if part.index in self.files:
             raise ValueError(f"part {part.index} is counted already")
         self.files[part.index] = part.files
-        if any(tally.failed for tally in part.tallies):
+        if self._count(part, 1):
             self.failed_of[part.index] = failed_rows(part.tallies)
-        self._count(part, 1)
 
     def remove(self, part: PartManifest) -> None:
         """Count a part no longer."""
@@ -69,20 +68,28 @@ class Parts:
             if parts
         ]
 
-    def _count(self, part: PartManifest, sign: int) -> None:
+    def _count(self, part: PartManifest, sign: int) -> bool:
+        """Whether rows of it failed."""
         self.seconds += sign * part.seconds
         for name, value in part.stats.items():
             self.stats[name] = self.stats.get(name, 0.0) + sign * value
+        any_failed = False
         for tally in part.tallies:
-            counts = self._counts.setdefault((tally.unit, tally.language), [0, 0, 0, 0])
+            key = tally.unit, tally.language
+            counts = self._counts.get(key)
+            if counts is None:
+                counts = self._counts[key] = [0, 0, 0, 0]
             counts[0] += sign
             counts[1] += sign * tally.rows_in
             counts[2] += sign * tally.kept
-            counts[3] += sign * tally.failed
+            if tally.failed:
+                counts[3] += sign * tally.failed
+                any_failed = True
             if tally.dropped:
-                dropped = self._dropped[tally.unit, tally.language]
+                dropped = self._dropped[key]
                 for reason, rows in tally.dropped.items():
                     dropped[reason] += sign * rows
+        return any_failed
 
 
 def failed_rows(tallies: Iterable[Tally]) -> list[tuple[str, int, int]]:

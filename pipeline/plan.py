@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from pipeline.fingerprint import content_of, differences, fingerprint, ingredients
 from pipeline.makers import Makers
-from pipeline.parts import Parts
 from pipeline.rundir import KeptDir, RunDir
 from schemas.config import RunConfig
 from schemas.manifests import FileRecord, ShardRange, StageManifest, StagePlan
@@ -18,13 +17,11 @@ from stages.spec import StageSpec
 
 @dataclass
 class Inputs:
-    """Tables a step reads; missing ones by the name of the stage that makes them."""
+    """Tables a step reads, the files of each and the hash of their content; missing ones by the name of the stage that makes them."""
 
     records: dict[str, list[FileRecord]] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
-
-    def contents(self) -> dict[str, str]:
-        return {name: content_of(records) for name, records in self.records.items()}
 
 
 Kind = Literal["done", "kept", "resume", "new", "changed", "stale", "waiting"]
@@ -36,7 +33,8 @@ class State:
 
     kind: done; kept: finished with these settings before, and kept aside; resume: half done; new; changed: made with other settings;
         stale: with these settings, but from what is no longer current; waiting: for what has not been made.
-    manifest: of what is finished and current. seconds: of work that what is there took. parts: of a half-done one, those committed.
+    manifest: of what is finished and current. seconds: of work that what is there took. committed: of a half-done one,
+        its parts and the seconds that each took.
     behind: the steps whose results it reads and that are not current. aside: where its results lie, if they are kept aside.
     """
 
@@ -45,11 +43,20 @@ class State:
     why: list[str] = field(default_factory=list)
     plan: StagePlan | None = None
     manifest: StageManifest | None = None
-    parts: Parts = field(default_factory=Parts)
+    committed: dict[int, float] = field(default_factory=dict)
     inputs: Inputs = field(default_factory=Inputs)
     behind: list[State] = field(default_factory=list)
     seconds: float = 0.0
     aside: KeptDir | None = None
+    _tables: dict[str, tuple[list[FileRecord], str]] = field(default_factory=dict, repr=False)
+
+    def table(self, name: str) -> tuple[list[FileRecord], str]:
+        """Files of a table of what is finished, in part order, and the hash of their content: found once, however many stages read it."""
+        assert self.manifest is not None
+        if name not in self._tables:
+            records = self.manifest.table_files(name)
+            self._tables[name] = records, content_of(records)
+        return self._tables[name]
 
     @property
     def is_current(self) -> bool:
@@ -64,7 +71,7 @@ class State:
 
     @property
     def parts_done(self) -> int:
-        return len(self.plan.shards) if self.is_current and self.plan else len(self.parts)
+        return len(self.plan.shards) if self.is_current and self.plan else len(self.committed)
 
 
 class Planner:
@@ -149,9 +156,9 @@ class Planner:
         whole = manifest is not None and manifest.fingerprint == plan.fingerprint
         if manifest and whole and there.are_there(step.spec, step.round, manifest.files):
             return State(step, "done", plan=plan, manifest=manifest, inputs=inputs, seconds=manifest.seconds)
-        parts = there.parts(step.spec, step.round, plan.fingerprint)
-        why = [f"{len(parts)} of {len(plan.shards)} parts are done"]
-        return State(step, "resume", why, plan, parts=parts, inputs=inputs, seconds=parts.seconds)
+        committed = there.committed(step.spec, step.round, plan.fingerprint)
+        why = [f"{len(committed)} of {len(plan.shards)} parts are done"]
+        return State(step, "resume", why, plan, committed=committed, inputs=inputs, seconds=sum(committed.values()))
 
     def _look(self, step: Step, found: dict[Step, State]) -> tuple[Inputs, list[State]]:
         """The files of every table the step reads, and the steps that must be brought up to date first."""
@@ -168,7 +175,7 @@ class Planner:
             if not state.is_current or state.manifest is None:
                 behind.append(state)
             else:
-                inputs.records[name] = state.manifest.table_files(table)
+                inputs.records[name], inputs.contents[name] = state.table(table)
         behind += [found[maker] for maker in self._makers.of(step) if maker in found and not found[maker].is_current]
         return inputs, list({state.step: state for state in behind}.values())
 
@@ -192,14 +199,14 @@ class Planner:
         manifest = self.rundir.stage(step.spec, step.round)
         if manifest is not None or plan is None:
             return max(manifest.seconds, 0.001) if manifest else 0.0  # never nothing where something is: it is rounded
-        return self.rundir.parts(step.spec, step.round, plan.fingerprint).seconds
+        return sum(self.rundir.committed(step.spec, step.round, plan.fingerprint).values())
 
     def _ingredients(self, step: Step, inputs: Inputs) -> dict[str, Any]:
         return ingredients(
             step.spec,
             self.config,
             step.round,
-            inputs=inputs.contents(),
+            inputs=inputs.contents,
             models=self._models(step),
             files=self._config_files(step.spec),
         )

@@ -38,6 +38,8 @@ from stages.contract import Share
 _MAX_DEATHS = 3
 _CLOSE_SECONDS = 10.0
 _COUNT_SECONDS = 5.0
+_STARTING_SECONDS = 30.0
+"""So long a member without a place may only be starting; after that it waits for room."""
 
 
 @dataclass
@@ -55,13 +57,14 @@ class _Seat:
 
 @dataclass
 class _Job:
-    """An order while it is carried out. queue: shards that nobody holds. of: members that share it. deaths: since a part was
+    """An order while it is carried out. queue: shards that nobody holds. of: members that share it. at_once: the most of them that had a place at one time. deaths: since a part was
     last committed. counted: when it was last asked how many there could be. asked: when the members were asked to stop."""
 
     order: Order
     reports: Reports
     queue: deque[int]
     of: int
+    at_once: int = 0
     deaths: int = 0
     counted: float = 0.0
     asked: float = 0.0
@@ -130,9 +133,14 @@ class Pool:
         )
 
     def _share(self, job: _Job, seat: _Seat) -> Share:
-        """What a limit of the whole run is divided by: as many as there were at once, so that it holds while some are done already."""
-        job.of = max(job.of, sum(other.busy for other in self._seats))
-        return Share(seat.slot % job.of, job.of)
+        """What a limit of the whole run is divided by: those that have a place, as many as there were at once, so that it holds while
+        some are done already, and those that may have one in a moment. Not those that wait for room."""
+        now, busy = time.monotonic(), [other for other in self._seats if other.busy]
+        placed = sum(bool(other.member.place) for other in busy)
+        starting = sum(not other.member.place and now - other.heard < _STARTING_SECONDS for other in busy)
+        job.at_once = max(job.at_once, placed)
+        of = max(job.at_once, placed + starting, 1)
+        return Share(seat.slot % of, of)
 
     def _begun(self, job: _Job, seat: _Seat) -> None:
         for index in sorted(seat.holds):

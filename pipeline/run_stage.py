@@ -55,8 +55,9 @@ class StageRunner:
 
     def run(self, step: Step, state: State, executor: Executor) -> None:
         """What is left of the step's parts, then its manifest. Raises as `Executor.run`; UserError when too many rows fail."""
-        plan, parts = state.plan, state.parts
+        plan = state.plan
         assert plan is not None
+        parts = self.rundir.parts(step.spec, step.round, state.committed)
         failures = Failures(self.rundir, step.spec, step.round, self.config.execution.max_failed_fraction)
         for index in failures.worth_another_try(parts):
             parts.remove(self.rundir.part(step.spec, step.round, index))

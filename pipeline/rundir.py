@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
-
+from pipeline.manifest_files import Reader, load, uncollected
 from pipeline.parts import Parts
 from schemas import files
 from schemas.errors import UserError
-from schemas.manifests import MANIFEST_VERSION, FileRecord, PartManifest, StageManifest, StagePlan
+from schemas.manifests import FileRecord, PartFiles, PartManifest, StageManifest, StagePlan
 from stages.catalog import STAGES
 from stages.spec import StageSpec
 
-_Manifest = TypeVar("_Manifest", bound=BaseModel)
 KEPT = "_kept"
 _UNFINISHED = "unfinished-"
-_DELETE = "Delete the file: what it describes is then made again."
-_OTHER_VERSION = "It was written by another version of the pipeline: use that version, or another --run-dir."
 
 
 class RunDir:
@@ -35,7 +29,7 @@ class RunDir:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._read: dict[Path, tuple[tuple[int, int, int], StageManifest | None]] = {}
+        self._reader = Reader()
         self.foreseen: dict[tuple[str, int], StageManifest] = {}
         """By stage and round, what lies aside and is going to be brought back: see `Planner.states`."""
 
@@ -104,19 +98,11 @@ class RunDir:
         return there if there.state(spec, round_).is_dir() else None
 
     def plan(self, spec: StageSpec, round_: int) -> StagePlan | None:
-        return _load(self.state(spec, round_) / "plan.json", StagePlan)
+        return self._reader.load(self.state(spec, round_) / "plan.json", StagePlan)
 
     def stage(self, spec: StageSpec, round_: int) -> StageManifest | None:
-        """The manifest of a finished stage. With thousands of parts it is large: it is read again only when it is another file."""
-        path = self.state(spec, round_) / "_stage.json"
-        try:
-            there = path.stat()
-        except OSError:
-            return None
-        now = (there.st_ino, there.st_mtime_ns, there.st_size)
-        if path not in self._read or self._read[path][0] != now:
-            self._read[path] = now, _load(path, StageManifest, torn_is_none=True)
-        return self._read[path][1]
+        """The manifest of a finished stage."""
+        return self._reader.load(self.state(spec, round_) / "_stage.json", StageManifest, torn_is_none=True)
 
     def result(self, spec: StageSpec, round_: int) -> StageManifest | None:
         """The stage's manifest as a run will find it: what is brought back first is already counted."""
@@ -128,22 +114,25 @@ class RunDir:
 
     def part(self, spec: StageSpec, round_: int, index: int) -> PartManifest:
         """A committed part. Raises UserError if it cannot be read."""
-        path = self.part_json(spec, round_, index)
-        part = _load(path, PartManifest)
-        if part is None:
-            raise UserError("This manifest is gone", where=str(path), fix="Repeat the same command.")
-        return part
+        return _part(self.part_json(spec, round_, index))
 
-    def parts(self, spec: StageSpec, round_: int, fingerprint: str) -> Parts:
-        """Committed parts whose files are there in full size. Others are as if never made."""
-        found, folder = Parts(), self.state(spec, round_)
-        for name in _part_jsons(folder):
-            part = _load(folder / name, PartManifest, torn_is_none=True)
-            if part is None or part.fingerprint != fingerprint or name != _json_name(part.index):
-                continue
-            if self.are_there(spec, round_, part.files):
-                found.add(part)
+    def committed(self, spec: StageSpec, round_: int, fingerprint: str) -> dict[int, float]:
+        """Seconds of work of every committed part whose files are there in full size, by its index. Others are as if never made."""
+        found, folder = {}, self.state(spec, round_)
+        with uncollected():
+            for name in _part_jsons(folder):
+                part = load(f"{folder}/{name}", PartFiles, torn_is_none=True)
+                if part is None or part.fingerprint != fingerprint or name != _json_name(part.index):
+                    continue
+                if self.are_there(spec, round_, part.files):
+                    found[part.index] = part.seconds
         return found
+
+    def parts(self, spec: StageSpec, round_: int, committed: Iterable[int]) -> Parts:
+        """What these parts add up to. Raises UserError for one that cannot be read."""
+        folder = self.state(spec, round_)
+        with uncollected():
+            return Parts(_part(f"{folder}/{_json_name(index)}") for index in committed)
 
     def forget_parts(self, spec: StageSpec, round_: int, but: Container[int]) -> None:
         """Take back what is committed, except these parts."""
@@ -152,7 +141,7 @@ class RunDir:
 
     def are_there(self, spec: StageSpec, round_: int, records: Iterable[FileRecord]) -> bool:
         """Whether recorded files of a stage are there in full size."""
-        return all(files.is_intact(self.root, f, thorough=False) for f in records)
+        return files.have_sizes(self.root, records)
 
     def has_made(self, spec: StageSpec, round_: int) -> bool:
         """Whether the stage ever began here, with any settings."""
@@ -238,7 +227,14 @@ class KeptDir(RunDir):
     def are_there(self, spec: StageSpec, round_: int, records: Iterable[FileRecord]) -> bool:
         own = super().base(spec, round_).relative_to(self.root)
         moved = (replace(f, path=Path(f.path).relative_to(own).as_posix()) for f in records)
-        return all(files.is_intact(self.entry, f, thorough=False) for f in moved)
+        return files.have_sizes(self.entry, moved)
+
+
+def _part(path: str | Path) -> PartManifest:
+    part = load(path, PartManifest)
+    if part is None:
+        raise UserError("This manifest is gone", where=str(path), fix="Repeat the same command.")
+    return part
 
 
 def _json_name(index: int) -> str:
@@ -255,36 +251,3 @@ def _part_jsons(folder: Path) -> list[str]:
     """Names, in the order of the parts."""
     names = [n for n in os.listdir(folder) if n.startswith("part-") and n.endswith(".json")] if folder.is_dir() else []
     return sorted(names, key=lambda name: (len(name), name))
-
-
-def _load(path: Path, model: type[_Manifest], *, torn_is_none: bool = False) -> _Manifest | None:
-    """The manifest; None if there is none, or if it is torn (no JSON) and what it describes is simply made again.
-
-    Raises UserError on a manifest of another version or with other fields.
-    """
-    try:
-        raw = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except PermissionError:
-        raise UserError(
-            "This manifest may not be read", where=str(path), fix="Change its owner or permissions."
-        ) from None
-    try:
-        return _of_this_version(path, model.model_validate_json(raw))
-    except ValidationError as error:
-        try:
-            value = json.loads(raw)
-        except ValueError:
-            if torn_is_none:
-                return None
-            value = {}
-        version = value.get("version", MANIFEST_VERSION) if isinstance(value, dict) else MANIFEST_VERSION
-        fix = _OTHER_VERSION if version != MANIFEST_VERSION else _DELETE
-        raise UserError("This manifest cannot be read", where=str(path), fix=fix) from error
-
-
-def _of_this_version(path: Path, manifest: _Manifest) -> _Manifest:
-    if getattr(manifest, "version", MANIFEST_VERSION) != MANIFEST_VERSION:
-        raise UserError("This manifest cannot be read", where=str(path), fix=_OTHER_VERSION)
-    return manifest

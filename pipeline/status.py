@@ -15,6 +15,7 @@ from pipeline.config_file import load_config
 from pipeline.console import Terminal, printable
 from pipeline.history import last_error, progress
 from pipeline.lease import holder_of
+from pipeline.manifest_files import uncollected
 from pipeline.plan import Planner, State
 from pipeline.rundir import RunDir
 from pipeline.selection import Selection
@@ -49,6 +50,11 @@ def recorded_planner(config: RunConfig, folder: Path) -> Planner:
 
 def print_status(folder: Path, as_json: bool) -> None:
     """Print the state of a run."""
+    with uncollected():  # the command ends with it
+        _print_status(folder, as_json)
+
+
+def _print_status(folder: Path, as_json: bool) -> None:
     states, holder = states_of(folder), holder_of(folder)
     if as_json:
         print_json(folder, states, holder)

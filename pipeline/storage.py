@@ -92,7 +92,7 @@ def mount_type(folder: Path, mounts: Path) -> str:
 
 def storage_error(error: BaseException, root: Path) -> UserError | None:
     """The user's error behind an exception, if a disk is what failed: libraries wrap and reword it."""
-    for cause in _chain(error):
+    for cause in sorted(_chain(error), key=lambda found: not isinstance(found, OSError)):  # it names the file
         if isinstance(cause, FileNotFoundError | NotADirectoryError) and not root.is_dir():
             fix = "It was moved, deleted or unmounted while the run was going on. Put it back; the same command continues."
             return UserError("The run directory is gone", where=str(root), fix=fix)

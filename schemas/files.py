@@ -20,6 +20,8 @@ from typing import Any
 
 from schemas.manifests import FileRecord
 
+_BLOCK, _LARGE = 2**16, 2**24
+
 
 def fsync(path: Path) -> None:
     """Flush a file or a folder's own entries to disk."""
@@ -146,14 +148,33 @@ def record(root: Path, path: Path, table: str | None = None, rows: int | None = 
     )
 
 
-def is_intact(root: Path, file: FileRecord, *, thorough: bool) -> bool:
-    """Whether a recorded file is there with the recorded size and, if thorough, the recorded hash."""
+def read_bytes(path: str | Path) -> bytes:
+    """A file's bytes, where there are very many: what opens files in Python asks for much else, and takes four times as long."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if os.stat(f"{root}/{file.path}").st_size != file.bytes:  # Path costs more than the call, 10,000 times
-            return False
+        blocks = [os.read(descriptor, _BLOCK)]
+        while blocks[-1]:
+            blocks.append(os.read(descriptor, _BLOCK if len(blocks[-1]) < _BLOCK else _LARGE))
+    finally:
+        os.close(descriptor)
+    return b"".join(blocks)
+
+
+def have_sizes(root: Path, records: Iterable[FileRecord]) -> bool:
+    """Whether all of the recorded files are there with the recorded sizes."""
+    folder, stat_of = f"{root}/", os.stat  # Path costs more than the call, hundreds of thousands of times
+    try:
+        for record in records:
+            if stat_of(folder + record.path).st_size != record.bytes:
+                return False
     except OSError:
         return False
-    return not thorough or sha256(root / file.path) == file.sha256
+    return True
+
+
+def is_intact(root: Path, file: FileRecord, *, thorough: bool) -> bool:
+    """Whether a recorded file is there with the recorded size and, if thorough, the recorded hash."""
+    return have_sizes(root, [file]) and (not thorough or sha256(root / file.path) == file.sha256)
 
 
 def await_whole(root: Path, records: Iterable[FileRecord], seconds: float, *, thorough: bool) -> list[FileRecord]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, model_validator
@@ -111,6 +112,18 @@ class PartManifest(_Frozen):
     seconds: float = 0.0
 
 
+class PartFiles(BaseModel):
+    """Of a `PartManifest` what says that the part is there. Its tallies are most of it, and no business of planning."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int = MANIFEST_VERSION
+    index: int
+    fingerprint: str
+    files: list[FileRecord]
+    seconds: float = 0.0
+
+
 class StageManifest(_Frozen):
     """Written once by the driver when every part is in."""
 
@@ -127,4 +140,7 @@ class StageManifest(_Frozen):
 
     def table_files(self, table: str) -> list[FileRecord]:
         """Files of one table, in part order, also where numbers have more digits than names are filled to."""
-        return sorted((f for f in self.files if f.table == table), key=lambda f: (len(f.path), f.path))
+        found = [f for f in self.files if f.table == table]
+        found.sort(key=attrgetter("path"))
+        found.sort(key=lambda f: len(f.path))  # stable; both together would be a tuple a file
+        return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,8 @@ import yaml
 
 from pipeline.config_file import dump, load_config
 from schemas.config.base import semantic_values
+from schemas.config.gone import GONE
+from schemas.docs import config_page
 from schemas.errors import UserError
 from stages.sources import own_split
 
@@ -26,6 +29,32 @@ def test_unknown_key_inside_a_list_is_located(write_config):
     )
     with pytest.raises(UserError, match=r"config\.yaml:7.*'prompt'"):
         load_config(path)
+
+
+def test_keys_that_there_were_say_what_takes_their_place(write_config):
+    """The config file of an old run has them all."""
+    authored = [
+        {"path": "a", "splits": {}, "on_policy": [], "fields": {"prompt": "p", "split": None, "label_error": None}},
+        {"path": "b", "splits": {}},
+    ]
+    path = write_config(evaluate={"authored": authored}, nme="x")
+    with pytest.raises(UserError) as raised:
+        load_config(path)
+    first, gone = str(raised.value).split(" There is no config key ")
+    assert "did you mean 'name'" in first
+    names, said = gone.split(" any more ")
+    assert {name.strip("'") for name in names.split(", ")} == {
+        "evaluate.authored.0.splits", "evaluate.authored.0.on_policy", "evaluate.authored.0.fields.split",
+        "evaluate.authored.0.fields.label_error", "evaluate.authored.1.splits",
+    }  # fmt: skip
+    assert re.match(rf"\({re.escape(str(path))}:\d+, \d+, \d+, \d+, \d+\): .*delete them", said)
+    with pytest.raises(UserError, match=r"'evaluate\.authored\.0\.fields\.chosen_score',.* any more"):
+        load_config(write_config(evaluate={"authored": authored[1:]}), ["evaluate.authored.0.fields.chosen_score=x"])
+
+
+def test_a_key_that_is_gone_is_none_that_there_is():
+    there = {re.sub(r"\[\]", ".*", line.split("`")[1]) for line in config_page().splitlines() if line.startswith("| `")}
+    assert "evaluate.authored.*.path" in there and not there & set(GONE)
 
 
 def test_repeated_key_is_refused(write_config):

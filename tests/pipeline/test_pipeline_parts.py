@@ -7,12 +7,14 @@ from itertools import accumulate
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from pipeline.commit import write_manifest
 from pipeline.history import backwards
 from pipeline.parts import Parts, failed_rows
 from pipeline.rundir import RunDir
 from pipeline.runner import read_range
+from schemas.errors import UserError
 from schemas.manifests import FileRecord, PartManifest, ShardRange, StageManifest, Tally, merge_tallies
 from stages.catalog import STAGES
 
@@ -76,9 +78,25 @@ def test_only_a_parts_own_json_is_its_commit(tmp_path):
         path.write_bytes(b"x")
     copy = rundir.state(spec, 0) / "part-00007 (copy).json"
     copy.write_bytes(rundir.part_json(spec, 0, 7).read_bytes())
-    assert list(rundir.parts(spec, 0, "f").files) == [7, 100_000]
+    assert rundir.committed(spec, 0, "f") == {7: 0.5, 100_000: 0.5}
+    assert list(rundir.parts(spec, 0, [7, 100_000]).files) == [7, 100_000]
     rundir.forget_parts(spec, 0, but={100_000})
     assert [p.name for p in rundir.state(spec, 0).glob("*")] == ["part-100000.json"]
+
+
+def test_a_part_that_is_there_and_cannot_be_added_up_is_refused(tmp_path):
+    """Planning does not read tallies."""
+    spec, rundir = next(s for s in STAGES if s.name == "generate"), RunDir(tmp_path)
+    (tmp_path / record(7).path).parent.mkdir(parents=True)
+    (tmp_path / record(7).path).write_bytes(b"x")
+    values = part(7).model_dump()
+    for wrong in ({"tallies": [values["tallies"][0] | {"kept": 6}]}, {"tallies": [{}]}, {"other": 1}):
+        write_manifest(rundir.part_json(spec, 0, 7), values | wrong)
+        assert list(rundir.committed(spec, 0, "f")) == [7]
+        with pytest.raises(UserError, match=r"cannot be read.*part-00007\.json.*Delete the file"):
+            rundir.parts(spec, 0, [7])
+    rundir.part_json(spec, 0, 7).write_text('{"version": 1, "index": 7')  # torn: made again
+    assert not rundir.committed(spec, 0, "f")
 
 
 def test_a_range_of_rows_is_read_across_files_and_past_empty_ones(tmp_path):

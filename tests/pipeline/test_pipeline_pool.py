@@ -300,6 +300,19 @@ def test_members_without_room_are_not_waited_for_once_nothing_is_left(run, part)
     assert heard.offered == [0, 1] and waiting.killed and heard.joined == ["here"]
 
 
+@pytest.mark.parametrize("crew", ["ray"])
+def test_members_that_wait_for_room_have_no_share_of_what_is_divided(run, part, monkeypatch):
+    """engine.requests_per_minute. One that may only be starting has: it might send at once."""
+    work = [[Want()], [Offered(part(0)), Want()], [Offered(part(1)), Want()], [Done()]]
+    shares = {}
+    for seconds in (30.0, -1.0):
+        monkeypatch.setattr("pipeline.pool._STARTING_SECONDS", seconds)
+        member = Scripted(work)
+        run(member, Scripted([], place=""), size=2)
+        shares[seconds] = [m.share for m in member.told if isinstance(m, Assigned)]
+    assert set(shares[30.0]) == {Share(0, 2)} and set(shares[-1.0]) == {Share(0, 1)}
+
+
 @over_both_crews
 def test_an_idle_member_takes_over_before_a_new_one_is_started(run, part):
     dying = Scripted([[Want()], [], [], ["signal 9"]])

@@ -14,8 +14,9 @@ import pipeline.ray_client
 from pipeline.cluster import AGAIN, ClusterLost
 from pipeline.cluster_crew import ClusterMember, refuse_unreachable
 from pipeline.doctor_cluster import cluster_findings
+from pipeline.executor_errors import ending
 from pipeline.messages import Leave
-from pipeline.ray_client import RayClient, _Alive, _Answer
+from pipeline.ray_client import ClientFailed, RayClient, _Alive, _Answer
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.catalog import BY_NAME
@@ -45,6 +46,17 @@ class Fake:
         if number < 0:
             os.kill(os.getpid(), -number)
         os._exit(number)
+
+    def trip(self, words: str) -> None:
+        """A call in which something breaks that nobody foresaw."""
+        raise KeyError(words) if not words else RuntimeError(words)
+
+    def unsendable(self) -> object:
+        return lambda: None
+
+    def break_guard(self) -> None:
+        self.check_lives = None  # type: ignore[method-assign, assignment]
+        time.sleep(600)
 
     def lose_head(self) -> None:
         """A call that Ray does not come back from."""
@@ -90,6 +102,38 @@ def test_whatever_ends_the_client_is_one_paragraph_and_what_comes_after_is_not_w
     member.end(1.0)
     member.kill()
     client.close()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ((Fake.trip, "first\nsecond"), "RuntimeError: first"),
+        ((Fake.trip, ""), "KeyError: ''"),
+        ((Fake.unsendable,), "[A-Za-z]*Error: Can't pickle.*"),
+        ((Fake.break_guard,), "TypeError: 'NoneType' object is not callable"),
+    ],
+)
+def test_what_breaks_in_the_client_is_said_and_is_not_the_cluster_lost(client, tmp_path, call, words):
+    log = tmp_path / "logs" / "ray.log"
+    with pytest.raises(
+        ClientFailed, match=rf"^Ray's client broke: {words} \(log: {log}\)\. .*same command continues"
+    ) as first:
+        client.call(*call)
+    assert "Traceback" in first.value.trace and first.value.trace.strip().splitlines()[-1] in log.read_text()
+    assert ending(first.value) | {"error": ""} == {"ok": False, "error": "", "kind": "defect", "exit_code": 2}
+    member = ClusterMember(client, 0, Path("worker.log"))
+    member.send(Leave())
+    member.kill()
+    with pytest.raises(ClientFailed) as again:  # of the next wait, whatever was not heard before
+        client.call(Fake.double, 1)
+    assert again.value is first.value
+
+
+def test_what_breaks_while_the_client_is_made_is_said_too(tmp_path):
+    with pytest.raises(ClientFailed, match=r"broke: TypeError: .*ray\.log"):
+        RayClient(Fake, (True, "too many"), tmp_path / "ray.log")
+    with pytest.raises(ClientFailed, match=r"broke: TypeError: .*\(it wrote no log\)"):
+        RayClient(Fake, (True, "too many"), Path(os.devnull))
 
 
 def test_a_client_that_says_nothing_at_all_is_not_waited_for_for_ever(client, monkeypatch):
