@@ -57,8 +57,9 @@ class _Seat:
 
 @dataclass
 class _Job:
-    """An order while it is carried out. queue: shards that nobody holds. of: members that share it. at_once: the most of them that had a place at one time. deaths: since a part was
-    last committed. counted: when it was last asked how many there could be. asked: when the members were asked to stop."""
+    """An order while it is carried out. queue: shards that nobody holds. of: members that share it. at_once: the most of them that had a
+    place at one time. deaths: since a part was last committed. counted: when it was last asked how many there
+    could be. asked: when the members were asked to stop."""
 
     order: Order
     reports: Reports

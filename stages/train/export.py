@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from schemas.errors import UserError
 from stages.contract import ModelRef
 from stages.models.merging import merge_checked
 from stages.train.card_page import adapter_card
+from stages.train.checkpoints import clear
 from stages.train.session import Session
 
 MODEL, ADAPTER = "model", "adapter"
@@ -29,8 +29,7 @@ def save_trained(session: Session, section: TrainerConfig, model: PreTrainedMode
     trained weight is not finite, or the merged model computes something else.
     """
     tokenizer = session.renderer.tokenizer
-    for left in (path for name in (MODEL, ADAPTER) for path in session.folder.glob(f".{name}.*.tmp")):
-        shutil.rmtree(left)  # by a kill
+    clear(session.folder)
     broken = [n for n, p in model.named_parameters() if p.requires_grad and not bool(torch.isfinite(p).all())]
     if broken:
         raise UserError(
