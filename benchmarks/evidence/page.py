@@ -6,7 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.evidence.answers import SEEN, UNSEEN
+from benchmarks.evidence.gain import held_out_gain, tax_gain
 from benchmarks.quality.results import MISSING, Results, Values, shown
+from stages.compare.seeds import Mean
 
 _ROOT = Path(__file__).resolve().parents[2]
 ROWS = _ROOT / "benchmarks" / "evidence" / "rows"
@@ -49,6 +52,7 @@ def write(results: Results) -> None:
         ("trusted", _trusted(results)),
         ("predict", _predict(results)),
         ("training", _training(results)),
+        ("gain", _gain(results)),
     ):
         text, count = re.subn(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: m[1] + table + m[2], text, flags=re.S)  # noqa: B023
         if count != 1:
@@ -57,18 +61,24 @@ def write(results: Results) -> None:
 
 
 def rows(results: Results, table: str, method: str) -> list[Values]:
-    """Values of every seed, of the identity that most rows of the table have: rows of other settings are not mixed in."""
+    """Values of every seed, as `by_seed`."""
+    return list(by_seed(results, table, method).values())
+
+
+def by_seed(results: Results, table: str, method: str) -> dict[int, Values]:
+    """Seed -> values, of the identity that most rows of the method have: rows of other settings are not mixed in."""
     frame = results.frame()
     if frame.is_empty():
-        return []
+        return {}
     mine = frame.filter((frame["table"] == table) & (frame["method"] == method))
     if mine.is_empty():
-        return []
+        return {}
     counts = (
         mine.select("identity", "seed").unique().group_by("identity").len().sort("len", "identity", descending=True)
     )
     mine = mine.filter(mine["identity"] == counts["identity"][0])
-    return [dict(part.select("name", "value").iter_rows()) for _, part in mine.group_by("seed", maintain_order=True)]
+    parts = mine.sort("seed").group_by("seed", maintain_order=True)
+    return {seed: dict(part.select("name", "value").iter_rows()) for (seed,), part in parts}  # type: ignore[misc]
 
 
 def _real(results: Results, figure: str) -> str:
@@ -143,6 +153,33 @@ def _training(results: Results) -> str:
         cells = [shown(found, lambda values, name=name: values.get(name, float("nan"))) for name in columns.values()]  # type: ignore[misc]
         lines.append(f"| {pool}, {arm} | {len(found)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _gain(results: Results) -> str:
+    lines = [
+        "| pool | curated less | seeds | reward accuracy | unseen languages | margin | tax |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for pool in _POOLS:
+        curated = by_seed(results, "training", f"{pool}, curated")
+        for arm in ("random", "all", "baseline", "oracle"):
+            other = by_seed(results, "training", f"{pool}, {arm}")
+            both = [(curated[seed], other[seed]) for seed in curated if seed in other]
+            if not both:
+                lines.append(f"| {pool} | {arm} | 0 | {' | '.join([MISSING] * 4)} |")
+                continue
+            means = (
+                held_out_gain(both, "reward_accuracy", "seen", len(SEEN)),
+                held_out_gain(both, "reward_accuracy", "unseen", len(UNSEEN)),
+                held_out_gain(both, "margin", "seen", len(SEEN)),
+                tax_gain(both),
+            )
+            lines.append(f"| {pool} | {arm} | {len(both)} | {' | '.join(map(_interval, means))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _interval(found: Mean) -> str:
+    return f"{found.mean:+.3f}" + (f" ({found.low:+.3f} to {found.high:+.3f})" if found.low is not None else "")
 
 
 def _cells() -> Iterator[tuple[str, str]]:

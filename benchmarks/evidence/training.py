@@ -23,7 +23,7 @@ from typing import Any
 import polars as pl
 import torch
 
-from benchmarks.evidence.answers import Answers, Pool
+from benchmarks.evidence.answers import SEEN, UNSEEN, Answers, Pool
 from benchmarks.evidence.real import layout_of, numbers
 from benchmarks.planted import sketches
 from benchmarks.planted.damage import Damage, DamagedSet, plant
@@ -75,8 +75,8 @@ class Setup:
     model: str
     pool: Pool
     questions: int
-    seen: tuple[str, ...] = ("de", "es", "fr")
-    unseen: tuple[str, ...] = ("en", "ru")
+    seen: tuple[str, ...] = SEEN
+    unseen: tuple[str, ...] = UNSEEN
     held_out: int = 40
 
     def cell(self, pool: str, arm: str, seed: int) -> Cell:
@@ -155,7 +155,9 @@ class Bench:
         for name in self.ids:
             figures = accuracies(found[name], self.start[name])
             values |= {f"accuracy/{name}": figures["accuracy"], f"reward_accuracy/{name}": figures["reward_accuracy"]}
-            values[f"margin/{name}"] = _margin(found[name], self.start[name])
+            gains = _gains(found[name], self.start[name])
+            values[f"margin/{name}"] = sum(gains) / len(gains)
+            values |= {f"gain/{name}/{number:03d}": gain for number, gain in enumerate(gains)}
             values[f"chosen/{name}"] = _chosen(found[name], self.start[name])
             values[f"accuracy_before/{name}"] = accuracies(self.start[name], self.start[name])["accuracy"]
         values["tax"] = self._text(world, trained) - self.start_text
@@ -201,13 +203,12 @@ def _pair(renderer: Renderer, row: dict[str, str]) -> Pair:
     return Pair(tuple(ids.prompt), tuple(ids.chosen), tuple(ids.rejected))
 
 
-def _margin(now: Scores, start: Scores) -> float:
-    """Mean over pairs of what training added to log p(chosen) - log p(rejected)."""
-    gains = [
+def _gains(now: Scores, start: Scores) -> list[float]:
+    """Of every pair what training added to log p(chosen) - log p(rejected)."""
+    return [
         float((w.double() - w0.double()).sum() - (r.double() - r0.double()).sum())
         for (w, r), (w0, r0) in zip(now, start, strict=True)
     ]
-    return sum(gains) / len(gains)
 
 
 def _chosen(now: Scores, start: Scores) -> float:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
+from scipy import stats
 
 from benchmarks.evidence import page
 from benchmarks.evidence.answers import CONTRASTS, Answers, Pool, cut
+from benchmarks.evidence.gain import held_out_gain, tax_gain
 from benchmarks.evidence.trusted import with_trusted
 from benchmarks.planted.damage import DamagedSet
 from benchmarks.planted.sketches import Sketches
@@ -88,7 +91,9 @@ def test_rows_of_other_settings_are_not_mixed_and_what_is_not_there_is_missing(t
     results = Results(tmp_path / "rows")
     monkeypatch.setattr(page, "PAGE", tmp_path / "evidence.md")
     (tmp_path / "evidence.md").write_text(
-        "".join(f"<!-- {n} -->\nold\n<!-- end -->\n" for n in ("auroc", "left", "trusted", "predict", "training"))
+        "".join(
+            f"<!-- {n} -->\nold\n<!-- end -->\n" for n in ("auroc", "left", "trusted", "predict", "training", "gain")
+        )
     )
     method = f"{page.MODELS[0].rpartition(':')[2]}, flip 10%"
     for seed, identity, value in ((0, "now", 0.9), (1, "now", 0.7), (2, "then", 0.1)):
@@ -97,3 +102,26 @@ def test_rows_of_other_settings_are_not_mixed_and_what_is_not_there_is_missing(t
     text = (tmp_path / "evidence.md").read_text()
     assert f"| {method} | 2 | 0.80 | missing |" in text and f"| {method} | 2 | 5.0% |" in text
     assert "| 40% flips, curated | 0 | missing |" in text and "old" not in text
+
+
+@pytest.mark.parametrize("figure", ["reward_accuracy", "margin"])
+def test_a_gain_is_of_the_same_seeds_and_its_interval_over_seeds_and_prompts(figure: str) -> None:
+    rng = np.random.default_rng(0)
+    gain_SAQL = rng.normal(size=(5, 2, 30, 2))  # seeds, arms, prompts, languages
+    value_SAQL = gain_SAQL if figure == "margin" else (gain_SAQL > 0).astype(float)
+    rows = [
+        tuple(
+            {"tax": gain_QL[0, 0], f"{figure}/seen": value_QL.mean()}
+            | {f"gain/seen/{n:03d}": gain for n, gain in enumerate(gain_QL.flatten())}
+            for gain_QL, value_QL in zip(gain_AQL, value_AQL, strict=True)
+        )
+        for gain_AQL, value_AQL in zip(gain_SAQL, value_SAQL, strict=True)
+    ]
+    less_SQ = (value_SAQL[:, 0] - value_SAQL[:, 1]).mean(axis=2)
+    seeds = stats.t.ppf(0.975, 4) * stats.sem(less_SQ.mean(axis=1))
+    prompts = stats.norm.ppf(0.975) * stats.sem(less_SQ.mean(axis=0))
+    found, half = held_out_gain(rows, figure, "seen", 2), (seeds**2 + prompts**2) ** 0.5
+    assert found.mean == pytest.approx(less_SQ.mean())
+    assert (found.mean - found.low, found.high - found.mean) == pytest.approx((half, half), rel=1e-3)
+    assert tax_gain(rows).mean == pytest.approx((gain_SAQL[:, 0, 0, 0] - gain_SAQL[:, 1, 0, 0]).mean())
+    assert held_out_gain(rows[:1], figure, "seen", 2).low is None
