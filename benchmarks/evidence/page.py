@@ -162,7 +162,7 @@ def _gain(results: Results) -> str:
     ]
     for pool in _POOLS:
         curated = by_seed(results, "training", f"{pool}, curated")
-        for arm in ("random", "all", "baseline", "oracle"):
+        for arm in (one for of, one in _cells() if of == pool and one != "curated"):
             other = by_seed(results, "training", f"{pool}, {arm}")
             both = [(curated[seed], other[seed]) for seed in curated if seed in other]
             if not both:
@@ -183,4 +183,5 @@ def _interval(found: Mean) -> str:
 
 
 def _cells() -> Iterator[tuple[str, str]]:
-    return ((pool, arm) for pool in _POOLS for arm in _ARMS)
+    """(pool, arm); of an undamaged pool the oracle's half is the random one."""
+    return ((pool, arm) for pool in _POOLS for arm in _ARMS if (pool, arm) != ("undamaged", "oracle"))
