@@ -19,8 +19,6 @@ from pathlib import Path
 import polars as pl
 
 CONTRASTS = ("real", "easy", "language")
-SEEN, UNSEEN = ("de", "es", "fr"), ("en", "ru")
-"""Languages that study 3 trains on, and those that only its held-out pairs are in."""
 _COLUMNS = ("id", "language", "prompt", "model", "answer")
 
 

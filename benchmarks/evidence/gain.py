@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 
 from benchmarks.quality.results import Values
 from stages.compare.seeds import Mean, mean_of
 
-_NORMAL975 = 1.959964
+_NORMAL975 = NormalDist().inv_cdf(0.975)
 
 
 def held_out_gain(pairs: Sequence[tuple[Values, Values]], figure: str, part: str, languages: int) -> Mean:

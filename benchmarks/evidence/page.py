@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.evidence.answers import SEEN, UNSEEN
+from benchmarks.evidence.arms import CELLS, SEEN, UNSEEN
 from benchmarks.evidence.gain import held_out_gain, tax_gain
 from benchmarks.quality.results import MISSING, Results, Values, shown
 from stages.compare.seeds import Mean
@@ -39,8 +39,6 @@ _DAMAGES = (
     "language 25%",
     "conflict",
 )
-_POOLS = ("undamaged", "20% flips", "40% flips", "20% off-topic")
-_ARMS = ("all", "random", "curated", "baseline", "oracle")
 
 
 def write(results: Results) -> None:
@@ -148,7 +146,7 @@ def _training(results: Results) -> str:
         "tax": "tax",
     }
     lines = [f"| pool, arm | seeds | {' | '.join(columns)} |", "| --- | ---: |" + " ---: |" * len(columns)]
-    for pool, arm in _cells():
+    for pool, arm in CELLS:
         found = rows(results, "training", f"{pool}, {arm}")
         cells = [shown(found, lambda values, name=name: values.get(name, float("nan"))) for name in columns.values()]  # type: ignore[misc]
         lines.append(f"| {pool}, {arm} | {len(found)} | {' | '.join(cells)} |")
@@ -160,28 +158,23 @@ def _gain(results: Results) -> str:
         "| pool | curated less | seeds | reward accuracy | unseen languages | margin | tax |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for pool in _POOLS:
-        curated = by_seed(results, "training", f"{pool}, curated")
-        for arm in (one for of, one in _cells() if of == pool and one != "curated"):
-            other = by_seed(results, "training", f"{pool}, {arm}")
-            both = [(curated[seed], other[seed]) for seed in curated if seed in other]
-            if not both:
-                lines.append(f"| {pool} | {arm} | 0 | {' | '.join([MISSING] * 4)} |")
-                continue
-            means = (
-                held_out_gain(both, "reward_accuracy", "seen", len(SEEN)),
-                held_out_gain(both, "reward_accuracy", "unseen", len(UNSEEN)),
-                held_out_gain(both, "margin", "seen", len(SEEN)),
-                tax_gain(both),
-            )
-            lines.append(f"| {pool} | {arm} | {len(both)} | {' | '.join(map(_interval, means))} |")
+    for pool, arm in CELLS:
+        if arm == "curated":
+            continue
+        curated, other = (by_seed(results, "training", f"{pool}, {one}") for one in ("curated", arm))
+        both = [(curated[seed], other[seed]) for seed in curated if seed in other]
+        if not both:
+            lines.append(f"| {pool} | {arm} | 0 | {' | '.join([MISSING] * 4)} |")
+            continue
+        means = (
+            held_out_gain(both, "reward_accuracy", "seen", len(SEEN)),
+            held_out_gain(both, "reward_accuracy", "unseen", len(UNSEEN)),
+            held_out_gain(both, "margin", "seen", len(SEEN)),
+            tax_gain(both),
+        )
+        lines.append(f"| {pool} | {arm} | {len(both)} | {' | '.join(map(_interval, means))} |")
     return "\n".join(lines) + "\n"
 
 
 def _interval(found: Mean) -> str:
     return f"{found.mean:+.3f}" + (f" ({found.low:+.3f} to {found.high:+.3f})" if found.low is not None else "")
-
-
-def _cells() -> Iterator[tuple[str, str]]:
-    """(pool, arm); of an undamaged pool the oracle's half is the random one."""
-    return ((pool, arm) for pool in _POOLS for arm in _ARMS if (pool, arm) != ("undamaged", "oracle"))

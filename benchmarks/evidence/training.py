@@ -23,7 +23,8 @@ from typing import Any
 import polars as pl
 import torch
 
-from benchmarks.evidence.answers import SEEN, UNSEEN, Answers, Pool
+from benchmarks.evidence.answers import Answers, Pool
+from benchmarks.evidence.arms import CELLS, POOLS, SEEN, UNSEEN
 from benchmarks.evidence.real import layout_of, numbers
 from benchmarks.planted import sketches
 from benchmarks.planted.damage import Damage, DamagedSet, plant
@@ -47,14 +48,7 @@ from stages.train.scoring import Scorer
 
 VERSION = 1
 TABLE = "training"
-ARMS = ("all", "random", "curated", "baseline", "oracle")
 BASELINE = "mean_direction"
-POOLS: dict[str, tuple[str, float]] = {
-    "undamaged": ("flip", 0.0),
-    "20% flips": ("flip", 0.2),
-    "40% flips": ("flip", 0.4),
-    "20% off-topic": ("off_topic", 0.2),
-}
 LORA: dict[str, Any] = {
     "method": "lora",
     "learning_rate": 1e-4,
@@ -91,19 +85,18 @@ class Setup:
         """Write the rows that are missing, of cells with one of `only` in their name."""
         bench: Bench | None = None
         for seed in seeds:
-            for pool in POOLS:
-                for arm in ARMS:
-                    cell = self.cell(pool, arm, seed)
-                    same = arm == "oracle" and not POOLS[pool][1]  # the random half
-                    if same or not any(part in cell.method for part in only) or results.read(cell) is not None:
-                        continue
-                    bench = bench or Bench(self, Answers.read(data))
-                    begun = time.monotonic()
-                    values = bench.measure(pool, arm, seed)
-                    results.write(cell, values, time.monotonic() - begun)
-                    say(
-                        f"{cell.method}, seed {seed}: reward accuracy {values['reward_accuracy/seen']:.3f}, {time.monotonic() - begun:.0f} s"
-                    )
+            for pool, arm in CELLS:
+                cell = self.cell(pool, arm, seed)
+                if not any(part in cell.method for part in only) or results.read(cell) is not None:
+                    continue
+                bench = bench or Bench(self, Answers.read(data))
+                begun = time.monotonic()
+                values = bench.measure(pool, arm, seed)
+                seconds = time.monotonic() - begun
+                results.write(cell, values, seconds)
+                say(
+                    f"{cell.method}, seed {seed}: reward accuracy {values['reward_accuracy/seen']:.3f}, {seconds:.0f} s"
+                )
 
 
 class Bench:

@@ -1,0 +1,16 @@
+"""What study 3 compares: pools, their arms and the languages."""
+
+from __future__ import annotations
+
+SEEN, UNSEEN = ("de", "es", "fr"), ("en", "ru")
+"""Languages that are trained on, and those that only held-out pairs are in."""
+POOLS: dict[str, tuple[str, float]] = {
+    "undamaged": ("flip", 0.0),
+    "20% flips": ("flip", 0.2),
+    "40% flips": ("flip", 0.4),
+    "20% off-topic": ("off_topic", 0.2),
+}
+"""Name -> kind and share of the damage."""
+ARMS = ("all", "random", "curated", "baseline", "oracle")
+CELLS = tuple((pool, arm) for pool, (_, share) in POOLS.items() for arm in ARMS if share or arm != "oracle")
+"""(pool, arm). Of an undamaged pool the oracle's half is the random one."""
