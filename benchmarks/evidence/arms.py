@@ -6,6 +6,7 @@ SEEN, UNSEEN = ("de", "es", "fr"), ("en", "ru")
 """Languages that are trained on, and those that only held-out pairs are in."""
 POOLS: dict[str, tuple[str, float]] = {
     "undamaged": ("flip", 0.0),
+    "10% flips": ("flip", 0.1),
     "20% flips": ("flip", 0.2),
     "40% flips": ("flip", 0.4),
     "20% off-topic": ("off_topic", 0.2),

@@ -8,8 +8,8 @@ from torch import Tensor
 
 _STEPS = 500
 _TOLERANCE = 1e-12
-_ENDLESS = 1e9
-"""An alpha of this size, directions being of length 1 or so, grows for ever."""
+_ENDLESS = 1e6
+"""An alpha of this size, directions being of length 1, grows for ever: float64 no longer knows alpha K alpha, of 1e12, to the 1e-6 asked for."""
 
 
 def min_norm_weights(gram_LL: Tensor) -> Tensor:
@@ -53,14 +53,16 @@ def min_norm_weights(gram_LL: Tensor) -> Tensor:
 
 
 def nash_weights(gram_LL: Tensor) -> Tensor:
-    """alpha [L] > 0 with alpha_i (K alpha)_i = 1: the Nash bargain of Nash-MTL (arXiv 2202.01017, claim 3.1).
+    """alpha [L] > 0 with alpha_i (K alpha)_i = 1, K divided by its norm: the Nash bargain of Nash-MTL (arXiv 2202.01017, claim 3.1).
 
     It is the minimum of alpha K alpha / 2 - sum log alpha, which is strictly convex and self-concordant: Newton's method with the step
     1 / (1 + lambda) stays inside and reaches it. Raises ValueError where there is none: directions that oppose each other so that no
     direction gains for all of them.
     """
     gram_LL = gram_LL / torch.linalg.matrix_norm(gram_LL)
-    alpha_L = gram_LL.diagonal().rsqrt() / len(gram_LL) ** 0.5
+    length_L = gram_LL.diagonal().sqrt()
+    gram_LL = gram_LL / torch.outer(length_L, length_L)
+    alpha_L = torch.full_like(length_L, len(gram_LL) ** -0.5)
     for _ in range(_STEPS):
         slope_L = alpha_L * (gram_LL @ alpha_L) - 1.0  # in log alpha, where the Hessian is at least the identity
         curve_LL = alpha_L[:, None] * gram_LL * alpha_L + torch.eye(len(gram_LL), dtype=gram_LL.dtype)
@@ -72,4 +74,4 @@ def nash_weights(gram_LL: Tensor) -> Tensor:
     off = (alpha_L * (gram_LL @ alpha_L) - 1.0).abs().max()
     if not bool(off < 1e-6):
         raise ValueError("no direction gains for all languages")
-    return alpha_L
+    return alpha_L / length_L

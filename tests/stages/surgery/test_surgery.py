@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import get_args
 
@@ -331,10 +332,21 @@ def test_nash_with_one_direction_left_is_that_direction_and_without_a_bargain_it
     w_L = surgery("nash_mtl", 3)(gram_LL)
     assert float(w_L[1]) > 0 and w_L[[0, 2]].tolist() == [0.0, 0.0]
     v = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
-    with pytest.raises(ValueError, match="no direction gains"):
-        nash_weights(v @ v.T)
     with pytest.raises(UserError, match=r"found no weights.*no direction gains for all languages.*nash_mtl"):
         surgery("nash_mtl", 2)(v @ v.T)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize("ratio", [1.0, 1e3, 1e8])
+def test_directions_that_cancel_each_other_have_no_nash_bargain(n, ratio, fresh_seed) -> None:
+    """A positive sum of them is zero, so what one gains another loses; whatever their lengths."""
+    for k in range(20):
+        generator = torch.Generator().manual_seed(fresh_seed + k)
+        v_LD = torch.randn(n, 7, generator=generator, dtype=torch.float64)
+        v_LD[-1] = -v_LD[:-1].sum(dim=0)
+        v_LD *= torch.logspace(0, math.log10(ratio), n, dtype=torch.float64)[:, None]
+        with pytest.raises(ValueError, match="no direction gains"):
+            nash_weights(v_LD @ v_LD.T)
 
 
 def _gram(fresh_seed: int, n: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
