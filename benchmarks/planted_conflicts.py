@@ -50,8 +50,9 @@ def study(work: Path, contrasts: list[str], kinds: list[str], seeds: int, draws:
     named = {"ours": default, "chosen": best} if best != default else {"ours": default}
     named["template out"] = default.changed(leave_out="kind")
     shown = trial.show(found, layout, kinds, range(1000, 1000 + seeds), named, draws, print)
+    held = trial.held_back(found, real, range(1000, 1000 + seeds))
     related = trial.correlations(found, layout, default)
-    for name, frame in (("tried", tried), ("shown", shown), ("correlations", related)):
+    for name, frame in (("tried", tried), ("shown", shown), ("held", held), ("correlations", related)):
         frame.write_parquet(work / f"{name}.parquet")
     parts = [
         f"{questions} questions in each of {len(one.languages)} languages ({', '.join(one.languages)}); "
@@ -61,6 +62,8 @@ def study(work: Path, contrasts: list[str], kinds: list[str], seeds: int, draws:
         report.overview(shown),
         "### Damaged share of the half that is kept\n",
         report.left(shown),
+        "### What the relevance gate holds back\n",
+        report.held_back(held),
         "### Ours by language\n",
         report.by_language(shown, "ours"),
         "### Settings on the development seeds\n",

@@ -15,7 +15,7 @@ from benchmarks.evidence.answers import Answers, Pool
 from benchmarks.planted import sketches
 from benchmarks.planted.damage import Damage, DamagedSet, plan, plant
 from benchmarks.planted.figures import by_language, kept_half, overall
-from benchmarks.planted.scoring import BASELINES, STOOD_FOR, Setting, configured, gate, rank_all, score
+from benchmarks.planted.scoring import BASELINES, STOOD_FOR, Setting, configured, gated, numbers, rank_all, score
 from benchmarks.quality.results import Cell, Results, Values
 from schemas.ids import content_id
 from stages.gradients.projections import SketchLayout
@@ -26,8 +26,6 @@ VERSION = 1
 KINDS = ("flip", "twins", "off_topic", "language", "conflict")
 TABLE = "real"
 GATED, UNGATED = "ours", "ours without the gate"
-_HELD = 10.0
-"""A held back pair ranks so far below its own relevance, under every score."""
 
 
 @dataclass(frozen=True)
@@ -94,41 +92,30 @@ def layout_of(work: Path) -> SketchLayout:
 def figures(damaged: DamagedSet, damage: Damage, layout: SketchLayout) -> Values:
     """auroc/FILTER and left/FILTER (damaged share of the half that is kept), and what the gate held back of damaged and of intact pairs."""
     setting = configured()
-    passes_N = gate(damaged)
+    ours_N, passes_N = gated(damaged, setting, layout, damage.seed)
     values: Values = {
         "gate/damaged": _share(~passes_N, damaged.damaged_N),
         "gate/intact": _share(~passes_N, ~damaged.damaged_N),
         "pairs": float(damaged.frame.height),
     }
-    for name, value_N, pool_N in _rankings(damaged, passes_N, setting, layout, damage.seed):
+    everyone_N = torch.ones_like(passes_N)
+    ranked = [(GATED, ours_N, passes_N)]
+    ranked += [(name, value_N, everyone_N) for name, value_N in _ungated(damaged, setting, layout, damage.seed)]
+    for name, value_N, pool_N in ranked:
         values[f"auroc/{name}"] = _auroc(damaged, damage, value_N)
         values[f"left/{name}"] = _left(damaged, damage, value_N, pool_N)
     return values
 
 
-def _rankings(
-    damaged: DamagedSet, passes_N: torch.Tensor, setting: Setting, layout: SketchLayout, seed: int
-) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """(filter, what it ranks by, the pairs it may keep)."""
-    everyone_N = torch.ones_like(passes_N)
-    scores = score(damaged, setting, layout, seed)
+def _ungated(
+    damaged: DamagedSet, setting: Setting, layout: SketchLayout, seed: int
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(filter, what it ranks all pairs by)."""
     # round 0: the policy is its own reference and every implicit margin 0; the margin of mean-token log-probabilities stands for it
-    scores = scores.with_columns(implicit_margin=pl.col("logp_margin"))
+    scores = score(damaged, setting, layout, seed).with_columns(implicit_margin=pl.col("logp_margin"))
     names = ("conflict", *BASELINES, *STOOD_FOR)
     for name, column in zip(names, rank_all(scores, names, seed).iter_columns(), strict=True):
-        yield UNGATED if name == "conflict" else name, numbers(column), everyone_N
-    kept = score(damaged.only(passes_N), setting, layout, seed)
-    value_N = (
-        torch.from_numpy(damaged.frame["relevance_chosen"].fill_null(0.0).cast(pl.Float64).to_numpy().copy()) - _HELD
-    )
-    value_N[passes_N] = numbers(kept["score"])
-    yield GATED, value_N, passes_N
-
-
-def numbers(column: pl.Series) -> torch.Tensor:
-    """A score's column as float64; pairs that cannot be ranked come last, tied."""
-    lowest = column.min()
-    return torch.from_numpy(column.fill_null(0.0 if lowest is None else float(lowest) - 1.0).to_numpy().copy())  # type: ignore[arg-type]
+        yield UNGATED if name == "conflict" else name, numbers(column)
 
 
 def _auroc(damaged: DamagedSet, damage: Damage, value_N: torch.Tensor) -> float:

@@ -25,11 +25,11 @@ import torch
 
 from benchmarks.evidence.answers import Answers, Pool
 from benchmarks.evidence.arms import CELLS, POOLS, SEEN, UNSEEN
-from benchmarks.evidence.real import layout_of, numbers
+from benchmarks.evidence.real import layout_of
 from benchmarks.planted import sketches
 from benchmarks.planted.damage import Damage, DamagedSet, plant
 from benchmarks.planted.figures import kept_half
-from benchmarks.planted.scoring import configured, gate, rank_all, score
+from benchmarks.planted.scoring import configured, gated, numbers, rank_all, score
 from benchmarks.quality.results import Cell, Results, Values
 from benchmarks.quality.training import config_of, train
 from benchmarks.quality.world import Size, World
@@ -164,16 +164,14 @@ class Bench:
             return torch.ones(n, dtype=torch.bool)
         shuffled = list(range(n))
         random.Random(seed_for("half", seed)).shuffle(shuffled)
-        value_N, pool_N = torch.tensor(shuffled, dtype=torch.float64), torch.ones(n, dtype=torch.bool)
+        value_N = torch.tensor(shuffled, dtype=torch.float64)
         if arm == "oracle":  # intact pairs first, in random order
             value_N = value_N - n * damaged.damaged_N
         elif arm == "curated":
-            pool_N = gate(damaged)
-            value_N[pool_N] = numbers(score(damaged.only(pool_N), configured(), self.layout, seed)["score"])
+            value_N, _ = gated(damaged, configured(), self.layout, seed)
         elif arm == "baseline":
             value_N = numbers(rank_all(score(damaged, configured(), self.layout, seed), (BASELINE,))[BASELINE])
         # every arm keeps half of ALL pairs: those that the gate holds back come last and are not reached
-        value_N = torch.where(pool_N, value_N, value_N.min() - 1.0)
         return kept_half(damaged.frame, value_N, "language")
 
     def _logps(self, world: World, model: Any) -> dict[str, Scores]:

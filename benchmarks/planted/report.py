@@ -47,6 +47,15 @@ def left(shown: pl.DataFrame) -> str:
     return table(["damage", *(f.replace("_", " ") for f in filters)], rows)
 
 
+def held_back(found: pl.DataFrame) -> str:
+    """What the relevance gate holds back of damaged and of intact pairs."""
+    rows = [
+        [f"{r['contrast']}, {_named(r['damage'], r['share'])}", f"{r['damaged']:.1%}", f"{r['intact']:.1%}"]
+        for r in found.iter_rows(named=True)
+    ]
+    return table(["damage", "of damaged pairs", "of intact pairs"], rows)
+
+
 def by_language(shown: pl.DataFrame, name: str) -> str:
     """A row a damage, a column a language: AUROC and interval of one filter."""
     part = shown.filter((pl.col("filter") == name) & (pl.col("language") != "all"))

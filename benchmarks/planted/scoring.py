@@ -32,6 +32,9 @@ BASELINES = tuple(
 STOOD_FOR = ("smallest_gap", "lossdiff_irm")
 """Of these, filters that a study ranks by the margin of mean-token log-probabilities in place of the implicit one."""
 
+_HELD = 10.0
+"""A held back pair ranks so far below its own relevance, under every score."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -77,6 +80,26 @@ def gate(damaged: DamagedSet) -> torch.Tensor:
     frame = damaged.frame.select("language", *COLUMNS)
     found = cuts(frame.filter(pl.col("null_chosen").is_not_null()), damaged.languages, ConflictConfig().relevance)
     return torch.tensor(relevant(frame, found).to_list())
+
+
+def gated(
+    damaged: DamagedSet, setting: Setting, layout: SketchLayout | None = None, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the product ranks by [N], and which pairs pass the relevance gate [N].
+
+    Scores of the pairs that pass, made without the others; a pair that is held back lies below all of them, by its own relevance.
+    """
+    passes_N = gate(damaged)
+    relevance = damaged.frame["relevance_chosen"].fill_null(0.0).cast(pl.Float64)
+    value_N = torch.from_numpy(relevance.to_numpy().copy()) - _HELD
+    value_N[passes_N] = numbers(score(damaged.only(passes_N), setting, layout, seed)["score"])
+    return value_N, passes_N
+
+
+def numbers(column: pl.Series) -> torch.Tensor:
+    """A score's column as float64; pairs that cannot be ranked come last, tied."""
+    lowest = column.min()
+    return torch.from_numpy(column.fill_null(0.0 if lowest is None else float(lowest) - 1.0).to_numpy().copy())  # type: ignore[arg-type]
 
 
 def score(

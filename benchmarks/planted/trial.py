@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.planted.damage import Damage, DamagedSet, plan, plant
 from benchmarks.planted.figures import by_language, interval, kept_half, overall, question_weights
-from benchmarks.planted.scoring import Setting, rank_all, score
+from benchmarks.planted.scoring import Setting, gate, gated, numbers, rank_all, score
 from benchmarks.planted.sketches import Sketches
 from stages.gradients.projections import SketchLayout
 
@@ -75,7 +75,7 @@ def choose(
 def _mean_auroc(sets: Sequence[tuple[Damage, DamagedSet]], setting: Setting, layout: SketchLayout) -> float:
     figures = []
     for damage, damaged in sets:
-        value = _values(rank_all(score(damaged, setting, layout), ("conflict",))["conflict"])
+        value, _ = gated(damaged, setting, layout)
         ones = torch.ones(1, damaged.frame.height // len(damaged.languages), dtype=torch.float64)
         figures.append(float(_figure(damage, value, damaged, ones)[0]))
     return sum(figures) / len(figures)
@@ -101,8 +101,8 @@ def show(
     """Every filter on fresh seeds: contrast, damage, share, filter, language ("all": their mean), auroc, low, high, left.
 
     settings: name -> setting; the first is the one the baselines that need sketches take their directions from. low
-    and high: 95% bootstrap over questions of the mean over seeds. left: damaged share of the pairs kept when half is
-    kept, by the select stage's quota per language (for `conflict` by the global one, with language "all").
+    and high: 95% bootstrap over questions of the mean over seeds. left: damaged share of the pairs kept when half of what
+    passes the gate is kept, by the select stage's quota per language (for `conflict` by the global one, with language "all").
     """
     found: dict[tuple[str | float, ...], list[torch.Tensor]] = {}
     left: dict[tuple[str | float, ...], list[float]] = {}
@@ -112,10 +112,13 @@ def show(
         damaged = plant(sketches, damage)
         n = len(damaged.languages)
         weight_BQ = question_weights(damaged.frame.height // n, draws, seed=0)
-        for name, value_N in _rankings(damaged, settings, layout, damage.seed):
+        for name, value_N, pool_N in _rankings(damaged, settings, layout, damage.seed):
             key = (damage.contrast, damage.kind, damage.share, name)
             found.setdefault((*key, "all"), []).append(_figure(damage, value_N, damaged, weight_BQ))
-            kept_N = kept_half(damaged.frame, value_N, "global" if damage.kind == "conflict" else "language")
+            quota = "global" if damage.kind == "conflict" else "language"
+            kept_N = pool_N.masked_scatter(
+                pool_N, kept_half(damaged.frame.filter(pl.Series(pool_N.numpy())), value_N[pool_N], quota)
+            )
             left.setdefault((*key, "all"), []).append(float(damaged.damaged_N[kept_N].double().mean()))
             if damage.kind == "conflict":
                 continue
@@ -138,20 +141,33 @@ def show(
 
 def _rankings(
     damaged: DamagedSet, settings: Mapping[str, Setting], layout: SketchLayout, seed: int
-) -> Iterable[tuple[str, torch.Tensor]]:
-    """(filter's name, what it ranks by): our score under every setting, then the baselines under the first."""
-    for place, (name, setting) in enumerate(settings.items()):
-        scores = score(damaged, setting, layout, seed)
-        ranked = rank_all(scores, seed=seed) if place == 0 else rank_all(scores, ("conflict",))
-        for column in ranked.columns:
-            label = name if column == "conflict" else column
-            yield label, _values(ranked[column])
+) -> Iterable[tuple[str, torch.Tensor, torch.Tensor]]:
+    """(filter's name, what it ranks by, the pairs it may keep): our score under every setting, then the first setting without the relevance
+    gate, then the baselines under the first."""
+    for name, setting in settings.items():
+        yield name, *gated(damaged, setting, layout, seed)
+    first = next(iter(settings))
+    everyone_N = torch.ones(damaged.frame.height, dtype=torch.bool)
+    for column in rank_all(score(damaged, settings[first], layout, seed), seed=seed).iter_columns():
+        yield f"{first} without the gate" if column.name == "conflict" else column.name, numbers(column), everyone_N
 
 
-def _values(ranked: pl.Series) -> torch.Tensor:
-    """float64 [N]; pairs that cannot be ranked come last, tied."""
-    lowest = ranked.min()
-    return torch.from_numpy(ranked.fill_null(0.0 if lowest is None else float(lowest) - 1.0).to_numpy().copy())  # type: ignore[arg-type]
+def held_back(sketches: Mapping[str, Sketches], kinds: list[str], seeds: Sequence[int]) -> pl.DataFrame:
+    """The share of damaged and of intact pairs that the relevance gate holds back, mean over seeds: contrast, damage, share, damaged, intact."""
+    rows = []
+    for damage in [d for seed in seeds for d in plan(list(sketches), kinds, seed)]:
+        damaged = plant(sketches, damage)
+        held_N = (~gate(damaged)).double()
+        rows.append(
+            {
+                "contrast": damage.contrast,
+                "damage": damage.kind,
+                "share": damage.share,
+                "damaged": float(held_N[damaged.damaged_N].mean()),
+                "intact": float(held_N[~damaged.damaged_N].mean()),
+            }
+        )
+    return pl.DataFrame(rows).group_by("contrast", "damage", "share", maintain_order=True).mean()
 
 
 def correlations(sketches: Mapping[str, Sketches], layout: SketchLayout, setting: Setting) -> pl.DataFrame:

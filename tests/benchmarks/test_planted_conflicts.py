@@ -13,7 +13,7 @@ import torch
 from benchmarks.planted import sketches, trial
 from benchmarks.planted.damage import Damage, plan, plant
 from benchmarks.planted.figures import auroc, by_language, interval, kept_half, question_weights
-from benchmarks.planted.scoring import BASELINES, Setting, rank_all, score
+from benchmarks.planted.scoring import BASELINES, Setting, gated, numbers, rank_all, score
 from benchmarks.planted.sketches import Sketches
 from stages.gradients.relevance import COLUMNS
 
@@ -66,6 +66,21 @@ def test_damage_that_opposes_what_languages_share_is_found_and_baselines_blind_t
         assert figure(planted, Damage("subtle", kind, 0.25, 1)) > 0.95
     found = [figure(planted, Damage("subtle", "flip", 0.25, seed), "shortest") for seed in range(10)]
     assert abs(sum(found) / 10 - 0.5) < 0.1
+
+
+def test_the_gate_holds_back_answers_to_other_questions_that_the_score_is_blind_to() -> None:
+    planted = synthetic(shared=0.0)
+    for part in planted.values():
+        spread = torch.rand(part.frame.height, generator=torch.Generator().manual_seed(1)).numpy()
+        for name, low in zip(COLUMNS, (2.0, -1.0, 0.0, 0.0), strict=True):
+            part.frame.replace_column(part.frame.get_column_index(name), pl.Series(name, low + spread))
+    damaged = plant(planted, Damage("subtle", "off_topic", 0.25, 1))
+    value_N, passes_N = gated(damaged, Setting())
+    assert torch.equal(passes_N, ~damaged.damaged_N)
+    assert value_N[passes_N].min() > value_N[~passes_N].max()
+    assert torch.equal(value_N[passes_N], numbers(score(damaged.only(passes_N), Setting())["score"]))
+    held = trial.held_back(planted, ["flip", "off_topic"], range(2)).filter(pl.col("contrast") == "subtle")
+    assert held.filter(pl.col("damage") == "off_topic").select("damaged", "intact").rows() == [(1.0, 0.0)] * 2
 
 
 def test_without_anything_shared_or_without_damage_nothing_is_found() -> None:
@@ -192,7 +207,7 @@ def test_the_whole_benchmark_runs_on_a_tiny_model_and_continues_from_its_own_ske
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     shown = pl.read_parquet(tmp_path / "w" / "shown.parquet")
     assert set(shown["damage"]) == {"flip", "language", "null"}
-    assert set(BASELINES) < set(shown["filter"])
+    assert {*BASELINES, "ours", "ours without the gate", "template out"} <= set(shown["filter"])
     assert shown["auroc"].is_between(0, 1).all()
     assert shown.select((pl.col("low") <= pl.col("high")).all()).item()
     assert "### Cause" in (tmp_path / "w" / "figures.md").read_text(encoding="utf-8")
