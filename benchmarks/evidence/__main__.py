@@ -3,7 +3,7 @@
     python -m benchmarks.evidence sketch   --work FOLDER --data answers.parquet [--threads 1]
     python -m benchmarks.evidence real     --work FOLDER --data answers.parquet [--seeds 10]
     python -m benchmarks.evidence trusted  --work FOLDER --data answers.parquet [--seeds 10]
-    python -m benchmarks.evidence predict  --work FOLDER --data answers.parquet [--steps 40]
+    python -m benchmarks.evidence predict  --work FOLDER --data answers.parquet [--steps 30] [--deciles 2]
     python -m benchmarks.evidence training --work FOLDER --data answers.parquet [--seeds 5] [--only "40% flips"]
     python -m benchmarks.evidence print
 
@@ -43,7 +43,10 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--words", type=int, default=Pool().words)
     parser.add_argument("--questions", type=int, default=0, help="of these only the first; 0: all")
     parser.add_argument("--seeds", type=int, default=0, help="0: ten for `real` and `trusted`, five for `training`")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=30, help="predict: steps on random pairs")
+    parser.add_argument(
+        "--deciles", type=int, default=2, help="predict: languages with a step on every tenth of their pairs"
+    )
     parser.add_argument("--only", nargs="+", default=[""], help="training: cells with one of these in their name")
     parser.add_argument("--held-out", type=int, default=40, help="training: held-out pairs a language")
     parser.add_argument("--threads", type=int, default=0)
@@ -76,7 +79,9 @@ def main(given: list[str] | None = None) -> int:
         elif arguments.study == "predict":
             from benchmarks.evidence import predict
 
-            predict.Setup(work, model, pool, questions).fill(results, arguments.data, arguments.steps, say)
+            predict.Setup(work, model, pool, questions).fill(
+                results, arguments.data, arguments.steps, arguments.deciles, say
+            )
         else:
             from benchmarks.evidence import training
 

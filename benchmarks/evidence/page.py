@@ -49,6 +49,7 @@ def write(results: Results) -> None:
         ("left", _real(results, "left")),
         ("trusted", _trusted(results)),
         ("predict", _predict(results)),
+        ("deciles", _deciles(results)),
         ("training", _training(results)),
         ("gain", _gain(results)),
     ):
@@ -122,9 +123,9 @@ def _trusted(results: Results) -> str:
 
 
 def _predict(results: Results) -> str:
-    from benchmarks.evidence.predict import FILTERS, METHOD, correlation
+    from benchmarks.evidence.predict import FILTERS, RANDOM, correlation
 
-    found = rows(results, "predict", METHOD)
+    found = rows(results, "predict", RANDOM)
     lines = ["| filter | steps | rank correlation | 95% interval |", "| --- | ---: | ---: | --- |"]
     for name in (*FILTERS, "norm"):
         if len(found) < 5:
@@ -132,6 +133,22 @@ def _predict(results: Results) -> str:
         else:
             value, low, high = correlation(found, name)
             lines.append(f"| {name.replace('_', ' ')} | {len(found)} | {value:+.2f} | {low:+.2f} to {high:+.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _deciles(results: Results) -> str:
+    from benchmarks.evidence.predict import DECILE, DECILES
+
+    found = by_seed(results, "predict", DECILE)
+    lines = [
+        "| tenth of the score | steps | score | flipped | loss of the other languages |",
+        "| --- | ---: | ---: | ---: | --- |",
+    ]
+    for decile in range(DECILES):
+        steps = [values for step, values in found.items() if step % DECILES == decile]
+        score, flipped = _mean(steps, "mean/conflict", False), _mean(steps, "damaged", True)
+        each = ", ".join(f"{values['change']:+.3f}" for values in steps)
+        lines.append(f"| {decile + 1} | {len(steps)} | {score} | {flipped} | {each or MISSING} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,7 +1,8 @@
 """Study 2: does the score predict what a step does? (A linear datamodeling score, arXiv 2303.14186, for pairs and across languages.)
 
-One optimizer step on a few random pairs of one language, and what it does to the loss of the OTHER languages on held-out pairs; then the model is put
-back. A row is one step: the change, and the mean over the step's pairs of what each filter ranks by. The rank correlation over steps says which filter knew.
+One optimizer step on a few pairs of one language, and what it does to the loss of the OTHER languages on held-out pairs; then the model is put
+back. A row is one step: the change, and the mean over the step's pairs of what each filter ranks by. Pairs are drawn at random (the rank correlation over
+steps says which filter knew), or from one tenth of the language's pairs by their score.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,7 +30,8 @@ from stages.models.resolve import resolve
 
 VERSION = 1
 TABLE = "predict"
-METHOD = "one step"
+RANDOM, DECILE = "one step", "one step on a decile"
+DECILES = 10
 FILTERS = ("conflict", "other_languages", "logp_margin", "random")
 _PAIRS = 4
 _HELD_OUT = 6
@@ -46,16 +48,17 @@ class Setup:
     pool: Pool
     questions: int
 
-    def cell(self, step: int) -> Cell:
-        """The row of a step."""
+    def cell(self, method: str, step: int) -> Cell:
+        """The row of a step; of `DECILE` tenth 0, the best scored, to 9 of the first language, then of the next."""
         facts = {name: value for name, value in asdict(self).items() if name != "sketched"}
         return Cell(
-            TABLE, METHOD, step, content_id(VERSION, facts, _PAIRS, _HELD_OUT, _RATE, _FLIPS, asdict(configured()))
+            TABLE, method, step, content_id(VERSION, facts, _PAIRS, _HELD_OUT, _RATE, _FLIPS, asdict(configured()))
         )
 
-    def fill(self, results: Results, data: Path, steps: int, say: Callable[[str], None]) -> None:
-        """Write the rows that are missing."""
-        wanted = [step for step in range(steps) if results.read(self.cell(step)) is None]
+    def fill(self, results: Results, data: Path, steps: int, deciles: int, say: Callable[[str], None]) -> None:
+        """Write the rows that are missing. deciles: of so many languages, the first ones."""
+        wanted = [(RANDOM, step) for step in range(steps)] + [(DECILE, step) for step in range(DECILES * deciles)]
+        wanted = [(method, step) for method, step in wanted if results.read(self.cell(method, step)) is None]
         if not wanted:
             return
         found = {
@@ -65,16 +68,16 @@ class Setup:
         damaged = plant(found, Damage("real", "flip", _FLIPS, 0))
         scores = score(damaged, configured(), layout_of(self.sketched))
         ranked = rank_all(scores, FILTERS).with_columns(norm=scores["norm"].cast(pl.Float64))
+        score_N = ranked["conflict"].to_list()
         stepper = Stepper(resolve(self.model), asked=asked)
         rows = self.pool.held_out(Answers.read(data), self.pool.languages, _HELD_OUT)
         held_out = pl.DataFrame(rows)
         pairs = stepper.ids(held_out)
         before_N = stepper.margins(pairs)
-        for step in wanted:
+        for number, (method, step) in enumerate(wanted):
             begun = time.monotonic()
-            language = step % len(self.pool.languages)
-            own = (damaged.language_N == language).nonzero()[:, 0].tolist()
-            picked = random.Random(seed_for("step", step)).sample(own, _PAIRS)
+            language = step % len(self.pool.languages) if method == RANDOM else step // DECILES
+            picked = drawn(method, step, (damaged.language_N == language).nonzero()[:, 0].tolist(), score_N)
             stepper.step(stepper.ids(damaged.frame[picked]), _RATE, lambda: None)
             change_N = stepper.margins(pairs) - before_N
             stepper.restore()
@@ -86,8 +89,18 @@ class Setup:
             }
             values |= {f"mean/{name}": float(ranked[picked][name].mean()) for name in ranked.columns}  # type: ignore[arg-type]
             values["damaged"] = float(damaged.damaged_N[picked].double().mean())
-            results.write(self.cell(step), values, time.monotonic() - begun)
-            say(f"step {step + 1} of {steps}: {values['change']:+.5f}, {time.monotonic() - begun:.0f} s")
+            seconds = time.monotonic() - begun
+            results.write(self.cell(method, step), values, seconds)
+            say(f"{method} {step}, {number + 1} of {len(wanted)}: {values['change']:+.5f}, {seconds:.0f} s")
+
+
+def drawn(method: str, step: int, own: Sequence[int], score_N: Sequence[float]) -> list[int]:
+    """The pairs of a step, of a language's `own` ones: any, or of the step's tenth by score, the best scored first."""
+    if method == DECILE:
+        best = sorted(own, key=score_N.__getitem__, reverse=True)
+        first, last = (len(best) * (step % DECILES + more) // DECILES for more in (0, 1))
+        own = best[first:last]
+    return random.Random(seed_for("step", step)).sample(own, min(_PAIRS, len(own)))
 
 
 def correlation(rows: list[Values], name: str, draws: int = 2000) -> tuple[float, float, float]:

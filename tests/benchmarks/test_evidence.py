@@ -13,6 +13,7 @@ from scipy import stats
 from benchmarks.evidence import page
 from benchmarks.evidence.answers import CONTRASTS, Answers, Pool, cut
 from benchmarks.evidence.gain import held_out_gain, tax_gain
+from benchmarks.evidence.predict import DECILE, RANDOM, drawn
 from benchmarks.evidence.trusted import with_trusted
 from benchmarks.planted.damage import DamagedSet
 from benchmarks.planted.sketches import Sketches
@@ -71,6 +72,16 @@ def test_cut_answers_have_as_many_words() -> None:
     assert cut("a b c d", "e f", 3) == ("a b", "e f") and cut("a b c d", "e f g h", 3) == ("a b c", "e f g")
 
 
+def test_the_deciles_of_a_language_are_all_its_pairs_in_the_order_of_their_score() -> None:
+    own = list(range(1, 80, 2))
+    score_N = [(7 * n % 83) / 83 for n in range(80)]
+    best = sorted(own, key=lambda n: -score_N[n])
+    for step in (0, 3, 9, 13):
+        assert sorted(drawn(DECILE, step, own, score_N)) == sorted(best[4 * (step % 10) :][:4])
+    assert len(drawn(DECILE, 0, own[:25], score_N)) == 2
+    assert len(set(drawn(RANDOM, 0, own, score_N))) == 4 and set(drawn(RANDOM, 0, own, score_N)) <= set(own)
+
+
 def test_trusted_pairs_are_intact_and_of_no_question_of_the_pool() -> None:
     languages, questions = ["de", "fr"], 10
     frame = pl.DataFrame(
@@ -92,7 +103,8 @@ def test_rows_of_other_settings_are_not_mixed_and_what_is_not_there_is_missing(t
     monkeypatch.setattr(page, "PAGE", tmp_path / "evidence.md")
     (tmp_path / "evidence.md").write_text(
         "".join(
-            f"<!-- {n} -->\nold\n<!-- end -->\n" for n in ("auroc", "left", "trusted", "predict", "training", "gain")
+            f"<!-- {n} -->\nold\n<!-- end -->\n"
+            for n in ("auroc", "left", "trusted", "predict", "deciles", "training", "gain")
         )
     )
     method = f"{page.MODELS[0].rpartition(':')[2]}, flip 10%"
