@@ -79,6 +79,62 @@ def test_other_prompts_are_of_another_group_whatever_the_order_of_rows():
     assert other_prompts(same.lazy(), 8, 0) == {}
 
 
+def asked(*texts: str, language: str = "de") -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "pair_id": [f"p{n:02d}" for n in range(len(texts))],
+            "prompt_id": [f"q{n:02d}" for n in range(len(texts))],
+            "group_id": [f"g{n:02d}" for n in range(len(texts))],
+            "language": language,
+            "split": "train",
+            "prompt": [[{"role": "system", "content": "Answer."}, {"role": "user", "content": text}] for text in texts],
+        }
+    )
+
+
+TEMPLATES = {
+    "de": (lambda n: f"Wie viel ist {n} × {7 * n}?", lambda n: f"Was ist die Hauptstadt dieses Landes: {LANDS[n]}?"),
+    "zh": (lambda n: f"{n} × {7 * n} 等于多少?", lambda n: f"这个国家的首都是哪里:{LANDS[n]}?"),
+}
+LANDS = ("Polen", "Japan", "Ägypten", "Portugal", "Norwegen", "Kenia")
+
+
+@pytest.mark.parametrize("language", TEMPLATES)
+def test_prompts_from_one_template_are_no_other_prompts(language):
+    """What answers one of them is likely under its sisters too, and the cut would hold back what is an answer."""
+    first, second = TEMPLATES[language]
+    texts = [template(n) for template in (first, second) for n in range(6)]
+    pairs = asked(*texts, language=language)
+    for seed in range(20):
+        found = other_prompts(pairs.lazy(), 256, seed)
+        assert len(found) == 12
+        for pair_id, prompt in found.items():
+            assert (texts.index(prompt[-1]["content"]) < 6) != (int(pair_id[1:]) < 6)
+
+
+def test_where_all_prompts_are_alike_another_one_is_taken_all_the_same():
+    texts = [f"Wie viel ist {n} × {7 * n}?" for n in range(6)]
+    for pair_id, prompt in other_prompts(asked(*texts).lazy(), 256, 0).items():
+        assert prompt[-1]["content"] in texts and prompt[-1]["content"] != texts[int(pair_id[1:])]
+
+
+def test_prompts_on_different_things_are_taken_in_the_order_of_the_shuffle():
+    """Nothing is alike, so the next one is taken whatever is in it."""
+    texts = [
+        "Schreibe ein Gedicht über Schnee.",
+        "Wer hat das Telefon erfunden?",
+        "Nenne drei gesunde Rezepte",
+        "Übersetze: good morning",
+    ]
+    found = other_prompts(asked(*texts).lazy(), 256, 3)
+    following = {texts[int(pair_id[1:])]: prompt[-1]["content"] for pair_id, prompt in found.items()}
+    seen, text = [], texts[0]
+    for _ in texts:
+        seen.append(text)
+        text = following[text]
+    assert sorted(seen) == sorted(texts) and text == texts[0]  # one ring through all of them
+
+
 def sample(**languages: tuple[list[float], list[float]]) -> pl.DataFrame:
     frames = [
         pl.DataFrame({"language": [code] * len(own), "relevance_chosen": own, "null_chosen": null}).with_columns(
