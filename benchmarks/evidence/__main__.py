@@ -3,7 +3,7 @@
     python -m benchmarks.evidence sketch   --work FOLDER --data answers.parquet [--threads 1]
     python -m benchmarks.evidence real     --work FOLDER --data answers.parquet [--seeds 10]
     python -m benchmarks.evidence trusted  --work FOLDER --data answers.parquet [--seeds 10]
-    python -m benchmarks.evidence predict  --work FOLDER --data answers.parquet [--steps 30] [--deciles 2]
+    python -m benchmarks.evidence predict  --work FOLDER --data answers.parquet [--steps 30]
     python -m benchmarks.evidence training --work FOLDER --data answers.parquet [--seeds 5] [--only "40% flips"]
     python -m benchmarks.evidence print
 
@@ -45,7 +45,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=0, help="0: ten for `real` and `trusted`, five for `training`")
     parser.add_argument("--steps", type=int, default=30, help="predict: steps on random pairs")
     parser.add_argument(
-        "--deciles", type=int, default=2, help="predict: languages with a step on every tenth of their pairs"
+        "--deciles", type=int, default=1, help="predict: languages with a step on every tenth of their pairs"
     )
     parser.add_argument("--only", nargs="+", default=[""], help="training: cells with one of these in their name")
     parser.add_argument("--held-out", type=int, default=40, help="training: held-out pairs a language")
