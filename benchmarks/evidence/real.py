@@ -127,10 +127,8 @@ def _auroc(damaged: DamagedSet, damage: Damage, value_N: torch.Tensor) -> float:
 
 
 def _left(damaged: DamagedSet, damage: Damage, value_N: torch.Tensor, pool_N: torch.Tensor) -> float:
-    where_n = pool_N.nonzero()[:, 0]
-    frame = damaged.frame[where_n.tolist()]
-    kept_n = kept_half(frame, value_N[where_n], "global" if damage.kind == "conflict" else "language")
-    return float(damaged.damaged_N[where_n][kept_n].double().mean())
+    kept_N = kept_half(damaged.frame, value_N, "global" if damage.kind == "conflict" else "language", pool_N)
+    return float(damaged.damaged_N[kept_N].double().mean())
 
 
 def _share(held_N: torch.Tensor, of_N: torch.Tensor) -> float:

@@ -46,10 +46,14 @@ def overall(value_N: Tensor, damaged_N: Tensor, languages: int, weight_BQ: Tenso
     return auroc(value_N, damaged_N, weight_BQ.repeat_interleave(languages, dim=1))
 
 
-def kept_half(frame: pl.DataFrame, value_N: Tensor, quota: Literal["language", "global"]) -> Tensor:
-    """Which pairs the select stage keeps [N] when it keeps half by these values. frame: pair_id, language."""
+def kept_half(
+    frame: pl.DataFrame, value_N: Tensor, quota: Literal["language", "global"], pool_N: Tensor | None = None
+) -> Tensor:
+    """Which pairs the select stage keeps [N] when it keeps half by these values. frame: pair_id, language; pool_N: of these pairs only (None: all)."""
+    pool_N = torch.ones(frame.height, dtype=torch.bool) if pool_N is None else pool_N
     pairs = frame.select("pair_id", "language").with_columns(used=pl.Series(value_N.numpy()))
-    return torch.tensor(rank(pairs, SelectConfig(keep=0.5, quota=quota))["reason"].is_null().to_list())
+    ranked = rank(pairs.filter(pl.Series(pool_N.numpy())), SelectConfig(keep=0.5, quota=quota))
+    return torch.zeros_like(pool_N).masked_scatter(pool_N, torch.tensor(ranked["reason"].is_null().to_list()))
 
 
 def interval(draws: Sequence[Tensor], level: float = 0.95) -> tuple[float, float, float]:

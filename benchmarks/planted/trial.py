@@ -115,10 +115,7 @@ def show(
         for name, value_N, pool_N in _rankings(damaged, settings, layout, damage.seed):
             key = (damage.contrast, damage.kind, damage.share, name)
             found.setdefault((*key, "all"), []).append(_figure(damage, value_N, damaged, weight_BQ))
-            quota = "global" if damage.kind == "conflict" else "language"
-            kept_N = pool_N.masked_scatter(
-                pool_N, kept_half(damaged.frame.filter(pl.Series(pool_N.numpy())), value_N[pool_N], quota)
-            )
+            kept_N = kept_half(damaged.frame, value_N, "global" if damage.kind == "conflict" else "language", pool_N)
             left.setdefault((*key, "all"), []).append(float(damaged.damaged_N[kept_N].double().mean()))
             if damage.kind == "conflict":
                 continue

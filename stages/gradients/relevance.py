@@ -12,6 +12,8 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -149,11 +151,13 @@ def other_prompts(pairs: pl.LazyFrame, count: int, seed: int) -> dict[str, Messa
     prompts: dict[str, Messages] = dict(wanted.select("pair_id", "prompt").collect().rows())
     found: dict[str, Messages] = {}
     for rows in drawn:
-        grams = {pair_id: _grams(prompts[pair_id]) for pair_id, _, _ in rows}
+        grams = lru_cache(2 * _LOOKS)(
+            lambda pair_id: _grams(prompts[pair_id])
+        )  # the next prompts are soon looked at again
         for n, (pair_id, prompt_id, group_id) in enumerate(rows):
-            following = (*rows[n + 1 :], *rows[:n])
-            apart = [row[0] for row in following if row[1] != prompt_id and row[2] != group_id]
-            unlike = (other for other in apart[:_LOOKS] if _similarity(grams[pair_id], grams[other]) < _ALIKE)
+            following = (rows[(n + k) % len(rows)] for k in range(1, len(rows)))
+            apart = list(islice((row[0] for row in following if row[1] != prompt_id and row[2] != group_id), _LOOKS))
+            unlike = (other for other in apart if _similarity(grams(pair_id), grams(other)) < _ALIKE)
             if (other := next(unlike, apart[0] if apart else None)) is not None:
                 found[pair_id] = prompts[other]
     return found

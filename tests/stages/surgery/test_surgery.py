@@ -332,6 +332,8 @@ def test_nash_with_one_direction_left_is_that_direction_and_without_a_bargain_it
     w_L = surgery("nash_mtl", 3)(gram_LL)
     assert float(w_L[1]) > 0 and w_L[[0, 2]].tolist() == [0.0, 0.0]
     v = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
+    with pytest.raises(ValueError, match="no direction gains"):
+        nash_weights(v @ v.T)
     with pytest.raises(UserError, match=r"found no weights.*no direction gains for all languages.*nash_mtl"):
         surgery("nash_mtl", 2)(v @ v.T)
 
