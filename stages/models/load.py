@@ -43,14 +43,14 @@ def load_causal_lm(model: ModelRef, dtype: torch.dtype, device: torch.device, tr
 def load_to_cut(model: ModelRef, trust_remote_code: bool = False) -> Any:
     """`load_causal_lm` in float32 on the CPU, for weights that are cut over processes: where the files have one dtype they stay in it until they
     are cut, mapped from the files and shared by the machine's processes, so that none holds them whole. `widen` once it is cut."""
-    dtype = _dtype_of_files(model)
+    dtype = dtype_of_files(model)
     loaded = load_causal_lm(model, dtype or torch.float32, torch.device("cpu"), trust_remote_code)
     if dtype is not None:
         _compute_in_float32(loaded, trust_remote_code)
     return loaded
 
 
-def _dtype_of_files(model: ModelRef) -> torch.dtype | None:
+def dtype_of_files(model: ModelRef) -> torch.dtype | None:
     """Of all weights in the folder, if it is one with fewer bits than float32; None where they have several: read in one of them, the
     others would be rounded."""
     assert model.path is not None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainerState
+from transformers import PreTrainedModel, PrinterCallback, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from schemas.errors import UserError
@@ -17,6 +17,7 @@ from stages.train.checkpoints import WEIGHTS, clear, holds_rows, mark_complete, 
 from stages.train.disk import writing
 from stages.train.processes import any_of, error_of_any, from_first
 from stages.train.session import Session
+from stages.train.whole import read_whole, write_whole
 
 
 class Resumable:
@@ -24,8 +25,10 @@ class Resumable:
 
     - `train`: TRL's running token count, which its checkpoints lack, continues from the last log. From a checkpoint of the last step
       nothing is trained: transformers would take another step where `max_steps` ends inside an epoch.
-    - `_save`, `_save_checkpoint`: no pickled training arguments; a checkpoint is marked complete last, and removed when the disk fails.
-    - `_load_from_checkpoint`, `_load_optimizer_and_scheduler`: also of weights that were cut over processes, in any number of processes.
+    - `_save`, `_save_checkpoint`: no pickled training arguments, weights under the model's own names (`whole.py`); a checkpoint is marked
+      complete last, and removed when the disk fails.
+    - `_load_from_checkpoint`, `_load_optimizer_and_scheduler`: every weight or an error; also of weights that were cut over processes, in
+      any number of processes.
     - `create_optimizer`: plain AdamW.
     - `create_model_card`, `_send_telemetry`: the stage writes its own card; a run reports to nobody unasked.
     """
@@ -37,6 +40,7 @@ class Resumable:
     lr_scheduler: Any
     model: Any
     optimizer: Any
+    processing_class: Any
     state: Any
 
     def __init__(self, *args: Any, identity: str, **kwargs: Any) -> None:
@@ -56,8 +60,13 @@ class Resumable:
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(str(output_dir or self.args.output_dir))
+        if isinstance(self.model, PreTrainedModel):
+            write_whole(self.model, folder)
+            self.processing_class.save_pretrained(folder)
+            return
         super()._save(output_dir, state_dict)  # type: ignore[misc]
-        Path(str(output_dir or self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
@@ -68,11 +77,15 @@ class Resumable:
                 mark_complete(folder, self.identity, self.state.global_step)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not holds_rows(Path(resume_from_checkpoint)):
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
-        from stages.train.rows import read_rows, weights_of
+        folder = Path(resume_from_checkpoint)
+        if holds_rows(folder):
+            from stages.train.rows import read_rows, weights_of
 
-        read_rows(weights_of(self.model), Path(resume_from_checkpoint, WEIGHTS))
+            read_rows(weights_of(self.model), folder / WEIGHTS)
+        elif isinstance(self.model, PreTrainedModel):
+            read_whole(self.model, folder)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not (self.cut or holds_rows(Path(checkpoint))):

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from schemas import files
-from stages.models.folder import weight_files
 from stages.train.checkpoints import STATE, WEIGHTS, holds_rows
 from stages.train.rows import parted_state, weights_of, write_rows
 from stages.train.sharding import mesh_over, shard, unsharded
 from stages.train.trainer import PairTrainer
+from stages.train.whole import read_whole
 
 OWN = "own"
 """(this process's own pairs, the most of any process) of a micro-batch whose other pairs accelerate repeated to fill it."""
@@ -100,9 +99,7 @@ class _Sharded(PairTrainer):
         if holds_rows(Path(resume_from_checkpoint)):
             self._cut()
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        for path in weight_files(Path(resume_from_checkpoint)):
-            self.model.load_state_dict(load_file(path), strict=False, assign=True)
-        self.model.tie_weights()
+        read_whole(self.model, Path(resume_from_checkpoint), assign=True)
         self._cut()
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:

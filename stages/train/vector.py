@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from schemas.errors import UserError
 from schemas.ids import content_id
 from stages.contract import Context, ModelRef
 from stages.models.cache import cache_folder
+from stages.models.load import dtype_of_files, load_causal_lm
 from stages.models.process import one_at_a_time
+from stages.models.strict import headers
 from stages.train.optimizers.build_vector import TrainedParameter, build_task_vector
 from stages.train.optimizers.task_vector import TaskVector
+from stages.train.whole import write_whole
 
 
 def task_vector_for(ctx: Context, model: nn.Module) -> TaskVector | None:
@@ -67,6 +71,27 @@ def _built(
     with one_at_a_time(target.with_suffix(".lock")):
         if not target.is_file():
             ctx.progress.note(f"building the task vector: {sft.name} minus {other.name}")
-            names = (sft.name, other.name)
-            build_task_vector(sft.path, other.path, target, names=names, parameters=parameters, dtype=dtype)
+            names, trust = (sft.name, other.name), ctx.config.model.trust_remote_code
+            made = target.with_suffix(".models")
+            shutil.rmtree(made, ignore_errors=True)  # what a kill left
+            later, earlier = (
+                _in_module_names(model, parameters, made / str(number), trust)
+                for number, model in enumerate((sft, other))
+            )
+            build_task_vector(later, earlier, target, names=names, parameters=parameters, dtype=dtype)
+            shutil.rmtree(made, ignore_errors=True)
     return target
+
+
+def _in_module_names(model: ModelRef, parameters: dict[str, TrainedParameter], made: Path, trust: bool) -> Path:
+    """The model's folder; a copy in `made` where its files have other names than the module (experts are many tensors in a file and one in
+    the module)."""
+    assert model.path is not None
+    held = headers(model.path).keys()
+    if all(held & {name, *want.aliases} for name, want in parameters.items()):
+        return model.path
+    loaded = load_causal_lm(model, dtype_of_files(model) or torch.float32, torch.device("cpu"), trust)
+    if not all(loaded.state_dict().keys() & {name, *want.aliases} for name, want in parameters.items()):
+        return model.path  # another architecture: it is said of its own names
+    write_whole(loaded, made)
+    return made

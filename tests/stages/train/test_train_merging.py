@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +155,7 @@ def _changed(base: Path, target: Path, change: Callable[[dict[str, torch.Tensor]
     change(tensors)
     target.mkdir()
     save_file(tensors, target / "model.safetensors")
+    shutil.copy(base / "config.json", target)
     return target
 
 
