@@ -37,7 +37,7 @@ def _check(needed: Needs, stage: str = "") -> None:
 
 def look_at_models(config: RunConfig, models: Models, steps: Iterable[Step]) -> list[str]:
     """What there is to say of the models that steps read, looked at without their weights. Raises UserError for chat templates
-    without bounds, for files that do not fit their architecture, for a policy whose gradients cannot be sketched, and for LoRA targets it does not have."""
+    without bounds, for files that do not fit their architecture, for a policy whose gradients cannot be sketched, and for layers that training as the config says needs or cannot have."""
     if not all(map(find_spec, ("torch", "transformers"))):
         return []
     steps = list(steps)
@@ -52,7 +52,7 @@ def look_at_models(config: RunConfig, models: Models, steps: Iterable[Step]) -> 
         from stages.checks.architecture import look  # imports torch
 
         notes = [note for model, sketched in found if (note := look(model, config, sketched).note)]
-    _look_at_targets(config, models, steps)
+    _look_at_layers(config, models, steps)
     return notes + [
         note
         for look in dict.fromkeys(look for step in steps for look in step.spec.looks)
@@ -65,11 +65,12 @@ def _call(look: str, config: RunConfig) -> list[str]:
     return list(getattr(import_module(module), function)(config))
 
 
-def _look_at_targets(config: RunConfig, models: Models, steps: Iterable[Step]) -> None:
-    """Raise UserError for LoRA targets that the model does not have: every model the run trains has the layers of its first."""
+def _look_at_layers(config: RunConfig, models: Models, steps: Iterable[Step]) -> None:
+    """Raise UserError for LoRA targets that the model does not have, and for weights that objectives cannot protect: every model the run
+    trains has the layers of its first."""
     for name in {step.spec.name for step in steps if step.spec.trains}:
         section: TrainerConfig = config_value(config, name)
-        if section.names_targets and models.start().path is not None and find_spec("peft"):
-            from stages.checks.targets import check_targets
+        if section.wants_layers and models.start().path is not None and find_spec("peft"):
+            from stages.checks.layers import check_layers
 
-            check_targets(models.start(), config, section)
+            check_layers(models.start(), config, section)

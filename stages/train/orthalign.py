@@ -25,10 +25,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from schemas.config.training import OrthAlignConfig, TrainConfig
-from schemas.errors import UserError
 from schemas.ids import content_id
 from stages.contract import Drop
 from stages.models.load import free_memory
@@ -42,7 +40,7 @@ from stages.train.dataset import TrainingPairs
 from stages.train.displacement import Beat, Weights, bounded, changed, cut_to, leaks, remember, without_adapter
 from stages.train.objectives import Chosen, Scores, accuracies, choose, score
 from stages.train.optimizers.change import Change
-from stages.train.optimizers.subspace import Protected
+from stages.train.optimizers.subspace import Protected, refuse_unprotected
 from stages.train.phase import History, pairs_seen, train_phase
 from stages.train.processes import at_first, from_first, is_first, weights_of_first, world_size
 from stages.train.references import recomputed
@@ -60,7 +58,7 @@ def train_objectives(
     Everything an objective leaves (weights, bases, log) is in checkpoints/objective-K: a run that was killed continues
     inside the objective it was in. Raises UserError for what the config or the data make impossible, Stopped when asked to.
     """
-    refuse_transposed(model)
+    refuse_unprotected(model, session.train.method)
     _name_narrow(session, model)
     objectives, drops = choose(session, pairs)
     plans = [plan_batches(len(o.pairs), session.train, world_size()) for o in objectives]
@@ -73,17 +71,6 @@ def train_objectives(
     sequence = _Sequence(session, objectives, plans, start)
     trained, history = sequence.run(model)
     return trained, history, drops, sequence.seen()
-
-
-def refuse_transposed(model: nn.Module) -> None:
-    """Raise UserError for weights stored [I, O] (GPT-2's Conv1D): outputs and inputs would be taken for each other."""
-    name = next((name for name, module in model.named_modules() if isinstance(module, Conv1D)), None)
-    if name is not None:
-        raise UserError(
-            f"{name} is a Conv1D, whose weight is stored transposed: outputs and inputs would be taken for each other",
-            where="train.orthalign",
-            fix="Train this model without objectives, or use one made of nn.Linear layers.",
-        )
 
 
 def most_directions(shape: torch.Size, sequence: OrthAlignConfig) -> int:

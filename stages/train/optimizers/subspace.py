@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from schemas.errors import UserError
 from schemas.ids import canonical_json
@@ -161,3 +163,22 @@ def _append(basis: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
         new = new - old @ (old.T @ new)
     u, s, _ = torch.linalg.svd(new, full_matrices=False)
     return torch.cat([basis.double(), u[:, s > 1e-6]], dim=1).float().contiguous()
+
+
+def refuse_unprotected(model: nn.Module, method: str) -> None:
+    """Raise UserError for weights whose directions cannot be protected: stored [I, O] (GPT-2's Conv1D), outputs and inputs would be taken for
+    each other; experts in a stack [E, O, I], where they are trained, would be left out."""
+    name = next((name for name, module in model.named_modules() if isinstance(module, Conv1D)), None)
+    if name is not None:
+        raise UserError(
+            f"{name} is a Conv1D, whose weight is stored transposed: outputs and inputs would be taken for each other",
+            where="train.orthalign",
+            fix="Train this model without objectives, or use one made of nn.Linear layers.",
+        )
+    stack = next((name for name, p in model.named_parameters() if p.ndim > 2 and min(p.shape[1:]) > 1), None)
+    if method == "full" and stack is not None:
+        raise UserError(
+            f"{stack} is a stack of matrices (a mixture of experts), whose directions objectives in sequence do not protect",
+            where="train.orthalign",
+            fix="Set train.method: lora, which leaves such stacks as they are, or train without objectives.",
+        )

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from schemas.errors import UserError
 from stages.contract import Account, Context, Rows, Stopped
 from stages.train.optimizers import trust
 from stages.train.optimizers.change import Change, spectral_norm
 from stages.train.optimizers.subspace import Protected
-from stages.train.orthalign import fell_within, fewest, refuse_transposed
+from stages.train.orthalign import fell_within, fewest
 from stages.train.stage import Train
 
 EN, DE = {"name": "english", "where": "language = 'en'"}, {"name": "german", "where": "language = 'de'"}
@@ -361,12 +361,6 @@ def test_a_condition_that_finds_nothing_is_refused(workbench: Any, where: str, w
     with pytest.raises(UserError, match=words) as error:
         train(workbench.context(orthalign=sequence(EN, {"name": "bad", "where": where})))
     assert error.value.where == "train.orthalign.objectives.1.where"
-
-
-def test_a_model_with_transposed_weights_is_refused() -> None:
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=16))
-    with pytest.raises(UserError, match="c_attn is a Conv1D"):
-        refuse_transposed(model)
 
 
 def test_a_rank_search_without_dev_pairs_is_refused(workbench: Any) -> None:

@@ -1,4 +1,4 @@
-"""A LoRA target that the model does not have is refused before any work."""
+"""Layers that training as the config says needs, or cannot have, are refused before any work."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
+from benchmarks.tiny_models import tiny_config
+from benchmarks.tiny_models import tiny_model as made_tiny
 from pipeline.models import Models
 from pipeline.preflight import look_at_models
 from pipeline.rundir import RunDir
@@ -45,3 +48,31 @@ def test_an_unknown_target_is_refused_with_the_names_there_are(
 def test_known_targets_are_fine(tiny_model: Path, tmp_path: Path) -> None:
     made = config(tiny_model, train={"lora": {"target_modules": ["q_proj", "down_proj"]}})
     assert look_at_models(made, Models(made, RunDir(tmp_path / "run")), schedule(made))
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "words"),
+    [
+        ("gpt2", "lora", "c_attn is a Conv1D"),
+        ("gpt2", "full", "c_attn is a Conv1D"),
+        ("qwen3_moe", "full", "experts.gate_up_proj is a stack of matrices"),
+        ("qwen3_moe", "lora", None),
+        ("mamba2", "full", None),  # a depthwise convolution is no stack
+    ],
+)
+def test_weights_that_objectives_cannot_protect_are_refused(
+    kind: str, method: str, words: str | None, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / kind
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    made_tiny(tiny_config(kind, vocab_size=len(tokenizer))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    objectives = [{"name": "a", "where": "language = 'en'"}, {"name": "b", "where": "language = 'de'"}]
+    made = config(folder, train={"method": method, "orthalign": {"objectives": objectives}})
+    models = Models(made, RunDir(tmp_path / "run"))
+    if words is None:
+        assert look_at_models(made, models, schedule(made))
+        return
+    with pytest.raises(UserError, match=words) as error:
+        look_at_models(made, models, schedule(made))
+    assert error.value.where == "train.orthalign"
