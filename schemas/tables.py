@@ -163,6 +163,12 @@ TABLES: dict[str, Table] = {
                         "c of loss.type that weighted the gradient; two-sided losses: the mean absolute weight of the sides",
                     ),
                     column(
+                        "gradient_norm",
+                        pa.float64(),
+                        "norm of the weighted gradient in conflict.metric, whose cosine the score is; null: off-topic",
+                        True,
+                    ),
+                    column(
                         "implicit_margin", pa.float64(), "log pi/pi_ref of chosen minus rejected, summed over tokens"
                     ),
                     column("logp_margin", pa.float64(), "mean-token log pi of chosen minus rejected"),

@@ -165,7 +165,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("scores", "gram", "directions"),
         ("languages.seen", "conflict", "gradients.relevance", "loss", "execution"),
         kept_rows=(("pair",), "scores"),
-        version=6,
+        version=7,
         needs=(needs.model, needs.surgery_solvers),
     ),
     StageSpec(

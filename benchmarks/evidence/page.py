@@ -125,14 +125,24 @@ def _trusted(results: Results) -> str:
 def _predict(results: Results) -> str:
     from benchmarks.evidence.predict import FILTERS, RANDOM, correlation
 
-    found = rows(results, "predict", RANDOM)
-    lines = ["| filter | steps | rank correlation | 95% interval |", "| --- | ---: | ---: | --- |"]
+    found = by_seed(results, "predict", RANDOM)
+    lines = [
+        "| filter | steps | rank correlation | 95% interval | inside a language |",
+        "| --- | ---: | ---: | --- | ---: |",
+    ]
     for name in (*FILTERS, "norm"):
         if len(found) < 5:
-            lines.append(f"| {name.replace('_', ' ')} | {len(found)} | {MISSING} | |")
+            lines.append(f"| {name.replace('_', ' ')} | {len(found)} | {MISSING} | | |")
         else:
-            value, low, high = correlation(found, name)
-            lines.append(f"| {name.replace('_', ' ')} | {len(found)} | {value:+.2f} | {low:+.2f} to {high:+.2f} |")
+            value, low, high, inside = correlation(found, name)
+            cells = [
+                name.replace("_", " "),
+                str(len(found)),
+                f"{value:+.2f}",
+                f"{low:+.2f} to {high:+.2f}",
+                f"{inside:+.2f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

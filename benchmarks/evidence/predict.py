@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -103,15 +103,19 @@ def drawn(method: str, step: int, own: Sequence[int], score_N: Sequence[float]) 
     return random.Random(seed_for("step", step)).sample(own, min(_PAIRS, len(own)))
 
 
-def correlation(rows: list[Values], name: str, draws: int = 2000) -> tuple[float, float, float]:
-    """Spearman's rank correlation of `mean/NAME` with the fall of the loss, and its 95% bootstrap interval over steps."""
-    table = np.array([(row[f"mean/{name}"], -row["change"]) for row in rows])
+def correlation(rows: Mapping[int, Values], name: str, draws: int = 2000) -> tuple[float, float, float, float]:
+    """Spearman's rank correlation of `mean/NAME` with the fall of the loss, its 95% bootstrap interval over steps, and what is left of it
+    among the steps of one language (ranks less their language's mean). rows: by step."""
+    table = np.array([(row[f"mean/{name}"], -row["change"]) for row in rows.values()])
+    language = np.array([step % len(Pool().languages) for step in rows])
     rng = np.random.default_rng(0)
 
-    def one(part: np.ndarray) -> float:
+    def one(part: np.ndarray, of: np.ndarray | None = None) -> float:
         ranks = [pl.Series(column).rank("average").to_numpy() for column in part.T]
+        if of is not None:
+            ranks = [rank - np.array([rank[of == own].mean() for own in of]) for rank in ranks]
         return float(np.corrcoef(ranks)[0, 1]) if min(r.std() for r in ranks) > 0 else math.nan
 
     found = [one(table[rng.integers(0, len(table), len(table))]) for _ in range(draws)]
     low, high = np.nanquantile(found, [0.025, 0.975])
-    return one(table), float(low), float(high)
+    return one(table), float(low), float(high), one(table, language)

@@ -84,9 +84,9 @@ class LeaveOut:
         self.method, self.refit, self.min_pairs = method, refit, min_pairs
         self.gram_SLL, self.count_L = gram_SLL, count_L
         self.weight_SL = method(self.gram_SLL)
-        self.n_languages = int((count_L > 0).sum())
         length_SL = gram_SLL.diagonal(dim1=-2, dim2=-1)
         self.solid_SL = (length_SL > 0) & (count_L > 0)
+        self.n_languages = int(self.solid_SL.any(dim=0).sum())
         self.length_SL = length_SL.where(self.solid_SL, 0.0)
         numbers = _AT_ONCE_REFIT // gram_SLL.numel() if refit else _AT_ONCE // gram_SLL[..., 0].numel()
         self.at_once = max(1, numbers)

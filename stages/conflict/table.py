@@ -45,6 +45,7 @@ def score_rows(
         values["cosines"] = pa.ListArray.from_arrays(_offsets(valid_NL), entries)
         values["conflicting_languages"] = _labels(valid_NL & (cosine_NL < 0), languages)
         values["weight"] = pa.array(weight_N[rows].numpy())
+        values["gradient_norm"] = pa.array(scores.norm[rows].numpy())
         values["flags"] = _labels(np.stack([scores.flags[name][rows].numpy() for name in FLAGS], axis=1), FLAGS)
         yield pa.table([_cast(values[field.name], field.type) for field in schema], schema=schema)
 

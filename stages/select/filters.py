@@ -31,7 +31,7 @@ class Filter:
 def ranking(pairs: pl.DataFrame, by: str, seed: Sequence[object] = (0,)) -> pl.Series:
     """What each pair is ranked by, float64 [N], larger is kept first; null where the pair cannot be ranked, never NaN.
 
-    pairs: pair_id, language and the filter's `columns`, as in the tables pairs and scores. seed: keys of `random`.
+    pairs: pair_id, language, the filter's `columns` and, if there are several, criterion, as in the tables pairs and scores. seed: keys of `random`.
     Raises UserError for an unknown filter, a missing column, or one that goes by implicit rewards where every one is zero.
     """
     if by not in FILTERS:
@@ -46,7 +46,13 @@ def ranking(pairs: pl.DataFrame, by: str, seed: Sequence[object] = (0,)) -> pl.S
             where=f"select.by: {by}",
             fix="Rank by the log-probabilities themselves: select.by: logp_margin.",
         )
+    if "criterion" not in pairs.columns:
+        pairs = pairs.with_columns(criterion=pl.lit(None, pl.String))
     return filter_.value(pairs, seed).cast(pl.Float64).fill_nan(None).alias(by)
+
+
+_TOGETHER = ("language", "criterion")
+"""Pairs that are ranked against each other have these in common: judge's scores of two criteria have no common scale."""
 
 
 def _expression(expression: pl.Expr) -> Callable[[pl.DataFrame, Sequence[object]], pl.Series]:
@@ -59,22 +65,29 @@ def _random(pairs: pl.DataFrame, seed: Sequence[object]) -> pl.Series:
 
 
 def _middle(value: pl.Expr) -> pl.Expr:
-    """Minus the distance to the middle of the language: 0 there, -1 at its ends; equal values share a rank."""
+    """Minus the distance to the middle of language and criterion: 0 there, towards -1 at its ends; equal values share a rank."""
     value = value.fill_nan(None)
     # doubled ranks are whole numbers: both sides of the middle tie exactly, and ties go by pair id
-    return -((2 * value.rank("average") - value.count() - 1).abs() / value.count()).over("language")
+    return -((2 * value.rank("average") - value.count() - 1).abs() / value.count()).over(_TOGETHER)
+
+
+def _both(one: pl.Expr, other: pl.Expr) -> pl.Expr:
+    """The lesser of two; null where either is."""
+    return pl.when(one.is_not_null() & other.is_not_null()).then(pl.min_horizontal(one, other))
 
 
 def _scaled(margin: pl.Expr) -> pl.Expr:
-    """A margin in units of its root mean square inside the language; a language whose margins are all 0 has none."""
-    size = margin.pow(2).mean().sqrt().over("language")
+    """A margin in units of its root mean square inside language and criterion; where all margins are 0 there is none."""
+    margin = margin.fill_nan(None)
+    size = margin.pow(2).mean().sqrt().over(_TOGETHER)
     return pl.when(size > 0).then(margin / size)
 
 
 _SCORE = pl.col("score")
 _IMPLICIT = pl.col("implicit_margin")
 _JUDGED = pl.col("chosen_score") - pl.col("rejected_score")
-_INFLUENCE = pl.col("score") * pl.col("norm").cast(pl.Float64) * pl.col("weight")
+_INFLUENCE = pl.col("score") * pl.col("gradient_norm")
+"""<g_i, u> / |u|: to first order what a step on the pair does along the merged direction."""
 _UNJUDGED = (
     "the pairs have no judge scores",
     "Imported pairs need pairs.sources.fields.chosen_score and rejected_score to be ranked by margin.",
@@ -104,13 +117,13 @@ FILTERS: Mapping[str, Filter] = {
     ),
     "medium_influence": Filter(
         "nearness to the middle of its language's influences on the merged direction (arXiv 2510.13212)",
-        ("score", "norm", "weight"),
+        ("score", "gradient_norm"),
         _expression(_middle(_INFLUENCE)),
     ),
     "lossdiff_irm": Filter(
         "near the middle of its language's influences and of its implicit rewards, both (arXiv 2510.13212)",
-        ("score", "norm", "weight", "implicit_margin"),
-        _expression(pl.min_horizontal(_middle(_INFLUENCE), _middle(_IMPLICIT))),
+        ("score", "gradient_norm", "implicit_margin"),
+        _expression(_both(_middle(_INFLUENCE), _middle(_IMPLICIT))),
         implicit=True,
     ),
     "fused_margin": Filter(

@@ -16,7 +16,8 @@ def min_norm_weights(gram_LL: Tensor) -> Tensor:
     """w [L] on the simplex with the least w K w: MGDA (arXiv 1810.04650, equation 3).
 
     With z = t w the least z K z + c (sum z - 1)^2 over z >= 0 has the same w, whatever c > 0: non-negative least squares, solved by
-    Lawson and Hanson's active set (Solving Least Squares Problems, 1974, chapter 23), exactly and in finitely many steps. K may be singular.
+    Lawson and Hanson's active set (Solving Least Squares Problems, 1974, chapter 23), in finitely many steps, to float64's digits: exact where no
+    direction is more than a million times as long as another. K may be singular.
     """
     n = len(gram_LL)
     scale = gram_LL.diagonal().mean()
@@ -59,6 +60,7 @@ def nash_weights(gram_LL: Tensor) -> Tensor:
     1 / (1 + lambda) stays inside and reaches it. Raises ValueError where there is none: directions that oppose each other so that no
     direction gains for all of them.
     """
+    gram_LL = gram_LL / gram_LL.diagonal().max()
     gram_LL = gram_LL / torch.linalg.matrix_norm(gram_LL)
     length_L = gram_LL.diagonal().sqrt()
     gram_LL = gram_LL / torch.outer(length_L, length_L)

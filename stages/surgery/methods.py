@@ -110,7 +110,8 @@ def torchjd_method(name: str, seed: int) -> Solve:
             kind: Any = getattr(importlib.import_module("torchjd.aggregation"), method.weighting)
             if method.dual_cone:
                 return _dual_cone(kind, gram_LL)
-            return kind(**method.arguments)(gram_LL / gram_LL.diagonal().mean())
+            found_L = kind(**method.arguments)(gram_LL / gram_LL.diagonal().mean())
+            return _uphill(gram_LL, found_L) if method.gains_alike else found_L
 
     return _one_by_one(name, weights)
 
@@ -126,6 +127,12 @@ def _dual_cone(kind: Any, gram_LL: Tensor) -> Tensor:
     projector = importlib.import_module("torchjd.linalg").QuadprogProjector(norm_eps=0.0, reg_eps=_REGULAR)
     lower_L = length_L / length_L.mean() / len(gram_LL)
     return kind(pref_vector=lower_L, projector=projector)(unit_LL) * (length_L.mean() / length_L)
+
+
+def _uphill(gram_LL: Tensor, weight_L: Tensor) -> Tensor:
+    """Weights whose equal gains (IMTL-G's are 1 / sum v) are gains; none where TorchJD found 0 = sum v."""
+    gain = (gram_LL @ weight_L.to(gram_LL.dtype)).sum()
+    return weight_L * gain.sign() if gain != 0 else torch.full_like(weight_L, torch.nan)
 
 
 def _one_by_one(name: str, weights: Solve) -> Solve:

@@ -15,6 +15,7 @@ class TorchJD:
     """A weighting of a Gram matrix by its name in torchjd.aggregation, with its arguments.
 
     packages: what it needs beside torchjd; dual_cone: it solves a quadratic program over the directions' dual cone (arXiv 2406.16232);
+    gains_alike: every direction's share of the merged one is equal, and TorchJD leaves it negative where its weights sum to less than 0;
     weighted: how it takes a weight for each language (see `stages.surgery.methods.WEIGHTED`), None: it cannot.
     """
 
@@ -22,18 +23,19 @@ class TorchJD:
     arguments: Mapping[str, float] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
     dual_cone: bool = False
+    gains_alike: bool = False
     weighted: Literal["scaled"] | None = "scaled"
 
 
 _QUADPROG = ("qpsolvers", "quadprog")
 
 TORCHJD: Mapping[str, TorchJD] = {
-    "imtl_g": TorchJD("IMTLGWeighting", weighted=None),
+    "imtl_g": TorchJD("IMTLGWeighting", weighted=None, gains_alike=True),
     "aligned_mtl": TorchJD("AlignedMTLWeighting", weighted=None),
     "gradvac": TorchJD("GradVacWeighting"),
     "upgrad": TorchJD("UPGradWeighting", packages=_QUADPROG, dual_cone=True),
     "dualproj": TorchJD("DualProjWeighting", packages=_QUADPROG, dual_cone=True),
-    "cagrad": TorchJD("CAGradWeighting", {"c": 0.5}, packages=("cvxpy", "clarabel")),
+    "cagrad": TorchJD("CAGradWeighting", {"c": 0.5, "norm_eps": 1e-6}, packages=("cvxpy", "clarabel")),
 }
 """By their name in `conflict.surgery`."""
 

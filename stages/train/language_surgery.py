@@ -91,7 +91,7 @@ def place_resolved(
 
     Where no languages conflict, PCGrad leaves the sum of the shares as it is, which is the gradient without surgery. Shares that are not
     finite are summed as they are: what looks at gradients then sees them. Returns figures: `surgery/conflicts`, the share of (bucket, two languages)
-    whose gradients point apart, and `surgery/cosine` of the merged gradient and the sum. Raises UserError where the method
+    whose gradients point apart, and `surgery/cosine` of the merged gradient and the sum (0 where the method leaves nothing of it). Raises UserError where the method
     finds no weights.
     """
     shares = [apart[language] for language in sorted(apart)]
@@ -133,7 +133,9 @@ def _figures(gram_KLL: Tensor, weight_KL: Tensor, plain_KL: Tensor) -> dict[str,
     lengths = (product(weight_KL, weight_KL) * product(plain_KL, plain_KL)) ** 0.5
     return {
         "surgery/conflicts": float((between < 0).double().mean()) if between.numel() else 0.0,
-        "surgery/cosine": product(weight_KL, plain_KL) / lengths if lengths > 0 else 1.0,
+        "surgery/cosine": product(weight_KL, plain_KL) / lengths
+        if lengths > 0
+        else float(not product(plain_KL, plain_KL) > 0),
     }
 
 

@@ -44,8 +44,7 @@ def tables(folder: Path, n: int = 60, seed: int = 0, without: tuple[str, ...] = 
             "cosine_own",
             "implicit_margin",
             "logp_margin",
-            "norm",
-            "weight",
+            "gradient_norm",
         )
         scores.append(
             ids | {name: rng.uniform(-1, 1) for name in values} | {"n_tokens": rng.randint(4, 90), "flags": []}

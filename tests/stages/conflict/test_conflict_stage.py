@@ -177,6 +177,7 @@ def test_a_loss_that_weighs_sides_apart_is_scored_by_its_own_gradient(tmp_path, 
     g_ND = c[:, None] * (own if metric == "raw" else own / np.linalg.norm(own, axis=1, keepdims=True))
     weights = np.array(got["directions"].column("weight").to_pylist())
     assert np.allclose(got["scores"].column("weight").to_pylist(), c, rtol=1e-5)
+    assert np.allclose(got["scores"].column("gradient_norm").to_pylist(), np.linalg.norm(g_ND, axis=1), rtol=5e-3)
     for i, score in enumerate(got["scores"].column("score_all").to_pylist()):
         assert score == pytest.approx(literal_score(g_ND, languages, i, {i}, weights, ["en", "de", "zh"]), abs=2e-3)
 
@@ -203,6 +204,16 @@ def test_a_zero_gradient_has_no_score_and_never_a_nan(tmp_path):
     for name in ("score", "score_all", "score_others", "cosine_own"):
         assert not any(v is not None and np.isnan(v) for v in got["scores"].column(name).to_pylist())
     assert any("fewer than 20 pairs" in note for note in notes)
+
+
+@pytest.mark.parametrize("target", ["train", "dev"])
+def test_a_language_whose_gradients_are_all_zero_takes_no_score_away(tmp_path, target):
+    g_ND, languages = draw(40, 8)
+    languages = ["de" if i % 2 else "en" for i in range(40)]
+    g_ND[1::2] = 0
+    splits = ["train"] * 40 if target == "train" else ["train"] * 20 + ["dev"] * 20
+    rows = run(tmp_path, config(target=target), *tables(g_ND, languages, splits=splits))[0]["scores"].to_pylist()
+    assert all((row["score"] is None) == (row["language"] == "de") for row in rows)
 
 
 def test_one_language_is_scored_against_itself_and_says_so(tmp_path):

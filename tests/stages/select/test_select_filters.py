@@ -23,8 +23,7 @@ COLUMNS = {
     "n_tokens": pl.Int64,
     "chosen_score": pl.Float64,
     "rejected_score": pl.Float64,
-    "norm": pl.Float64,
-    "weight": pl.Float64,
+    "gradient_norm": pl.Float64,
 }
 
 
@@ -39,7 +38,11 @@ def pairs(n: int = 40, seed: int = 0, **fixed: Any) -> pl.DataFrame:
         }
         for i in range(n)
     ]
-    return pl.DataFrame(rows, schema={"pair_id": pl.String, "language": pl.String, **COLUMNS})
+    return pl.DataFrame(
+        rows,
+        schema={"pair_id": pl.String, "language": pl.String, **COLUMNS}
+        | dict.fromkeys(fixed.keys() - COLUMNS.keys(), pl.String),
+    )
 
 
 def literal(row: dict[str, Any], by: str) -> float:
@@ -123,8 +126,8 @@ def test_medium_influence_and_lossdiff_irm_are_the_middle_of_each_language() -> 
     rows = frame.to_dicts()
     for place, row in enumerate(rows):
         mine = [other for other in rows if other["language"] == row["language"]]
-        influences = [other["score"] * other["norm"] * other["weight"] for other in mine]
-        near = _nearness(influences, row["score"] * row["norm"] * row["weight"])
+        influences = [other["score"] * other["gradient_norm"] for other in mine]
+        near = _nearness(influences, row["score"] * row["gradient_norm"])
         reward = _nearness([other["implicit_margin"] for other in mine], row["implicit_margin"])
         assert medium[place] == pytest.approx(near) and both[place] == pytest.approx(min(near, reward))
 
@@ -141,6 +144,24 @@ def test_fused_margins_are_in_units_of_their_language() -> None:
         scale = [math.sqrt(sum(x * x for x in xs) / len(xs)) for xs in (judged, implicit)]
         want = (row["chosen_score"] - row["rejected_score"]) / scale[0] + row["implicit_margin"] / scale[1]
         assert value == pytest.approx(want)
+
+
+def test_criteria_have_scales_of_their_own() -> None:
+    one, other = pairs(seed=5, criterion="a"), pairs(seed=6, criterion="b").with_columns(pl.col("chosen_score") * 50)
+    for by in ("fused_margin", "medium_influence"):
+        apart = [*ranking(one, by), *ranking(other, by)]
+        assert ranking(pl.concat([one, other]), by).to_list() == pytest.approx(apart)
+
+
+def test_a_pair_without_a_value_costs_nobody_elses() -> None:
+    frame = pairs(seed=7)
+    for missing in (None, math.nan):
+        holed = frame.with_columns(
+            implicit_margin=pl.when(pl.col("pair_id") != "p005").then("implicit_margin").otherwise(missing)
+        )
+        for by in ("lossdiff_irm", "fused_margin"):
+            ranked = ranking(holed, by)
+            assert ranked.is_null().arg_true().to_list() == [5]
 
 
 @pytest.mark.parametrize("by", ["smallest_gap", "lossdiff_irm", "fused_margin"])

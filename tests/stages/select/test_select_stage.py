@@ -49,7 +49,7 @@ def pair(name: str, language: str = "en", split: str = "train", margin: float | 
 
 def tables(pairs: list[dict[str, Any]], scores: dict[str, float | None]) -> dict[str, pa.Table]:
     languages = {row["pair_id"]: row["language"] for row in pairs}
-    empty = {"cosines": [], "conflicting_languages": [], "norm": 1.0, "weight": 0.5, "flags": []}
+    empty = {"cosines": [], "conflicting_languages": [], "norm": 1.0, "weight": 0.5, "gradient_norm": 0.5, "flags": []}
     empty |= {"implicit_margin": 0.0, "logp_margin": 0.0, "n_tokens": 4}
     rows = [{"pair_id": name, "language": languages[name], "score": score, **empty} for name, score in scores.items()]
     return {

@@ -235,6 +235,42 @@ def test_a_solver_that_finds_nothing_is_said(monkeypatch) -> None:
         method(torch.eye(3))
 
 
+@pytest.mark.parametrize("length", [0.3, 0.49, 0.51, 3.0])
+def test_imtl_g_gains_alike_for_all_languages_also_where_its_weights_sum_to_less_than_zero(length: float) -> None:
+    """Torchjd's v / sum v points against all of them at length 0.3, where none conflict."""
+    pytest.importorskip("torchjd")
+    cosine_LL = torch.tensor([[1.0, 0.9, 0.9], [0.9, 1.0, 0.7], [0.9, 0.7, 1.0]], dtype=torch.float64)
+    length_L = torch.tensor([length, 1.0, 1.0], dtype=torch.float64)
+    gram_LL = cosine_LL * length_L * length_L[:, None]
+    share_L = gram_LL @ surgery("imtl_g", 3)(gram_LL) / length_L
+    assert share_L.min() > 0
+    torch.testing.assert_close(share_L, share_L.mean().expand(3), rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("ratio", [1e-1, 1e-3, 1e-4, 1e-5])
+def test_cagrad_goes_on_where_one_language_hardly_has_a_gradient(ratio: float) -> None:
+    """The point at c |g_0| from the mean whose least gain is the largest: none of 20,000 in the ball has a larger one."""
+    pytest.importorskip("torchjd")
+    pytest.importorskip("cvxpy")
+    direction_LD = torch.tensor(
+        [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.6 * ratio, 0.8 * ratio]], dtype=torch.float64
+    )
+    u_D = surgery("cagrad", 3)(direction_LD @ direction_LD.T) @ direction_LD
+    mean_D = direction_LD.mean(dim=0)
+    radius = 0.5 * mean_D.norm()
+    torch.testing.assert_close((u_D - mean_D).norm(), radius, rtol=1e-6, atol=0)
+    way_ND = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gain_NL = (mean_D + radius * torch.nn.functional.normalize(way_ND, dim=1)) @ direction_LD.T
+    assert float((direction_LD @ u_D).min()) > float(gain_NL.min(dim=1).values.max()) - 1e-3 * ratio
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e150])
+def test_nash_mtl_at_the_edge_of_float64(scale: float) -> None:
+    gram_LL = scale**2 * torch.eye(3, dtype=torch.float64)
+    weight_L = surgery("nash_mtl", 3)(gram_LL)
+    torch.testing.assert_close(weight_L / weight_L.sum(), torch.full((3,), 1 / 3, dtype=torch.float64))
+
+
 def unlike(seed: int, languages: int, ratio: float) -> torch.Tensor:
     """Directions that conflict, the longest `ratio` times as long as the shortest."""
     generator = torch.Generator().manual_seed(seed)

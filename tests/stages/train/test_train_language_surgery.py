@@ -149,6 +149,14 @@ def test_no_language_is_worse_off_to_first_order_where_the_method_promises_it(me
             assert float(parameters[name].grad @ gradient) > -1e-5
 
 
+def test_a_method_that_leaves_nothing_of_the_gradients_says_so() -> None:
+    """Of two that oppose each other, one three times as long, the shortest mixture is 0."""
+    apart = {0: {"w": torch.tensor([1.0, 0.0])}, 1: {"w": torch.tensor([-3.0, 0.0])}}
+    parameters = {"w": torch.nn.Parameter(torch.zeros(2))}
+    figures = place_resolved(parameters, apart, "mgda", 0)
+    assert parameters["w"].grad.norm() < 1e-6 and figures["surgery/cosine"] == 0
+
+
 def test_gradients_that_are_not_finite_are_left_for_what_looks_at_them() -> None:
     apart = {0: {"w": torch.tensor([1.0, torch.inf])}, 1: {"w": torch.tensor([1.0, 1.0])}}
     parameters = {"w": torch.nn.Parameter(torch.zeros(2))}
