@@ -34,12 +34,18 @@ class Makers:
         own_base = sft.on and not facts.anchored  # the model the run starts from
         return role == "sft" or train.merge.base is not None or own_base
 
+    def given_reference(self, round_: int) -> str | None:
+        """`model.reference`, in the rounds that have it as their reference."""
+        model, train = self._config.model, self._config.train
+        return model.reference if round_ == 0 or train.reference == "initial" else None
+
     def maker(self, role: str, round_: int) -> Step | None:
         """The step whose model plays the role; None: a model from outside the run."""
         model, train = self._config.model, self._config.train
         if role == "trained":
             return Step(BY_NAME["train"], round_)
         own = self._config.judge.models | {
+            "reference": self.given_reference(round_),
             "judge": model.judge,
             "evaluation_judge": model.evaluation_judge,
             "sft": train.merge.sft,

@@ -46,6 +46,10 @@ class Models:
         """`model.policy`, before the run trained anything."""
         return self._resolve(self._config.model.policy, self._config.model.revision)
 
+    def reference(self) -> ModelRef:
+        """That of the first round."""
+        return self._role("reference", 0)
+
     def of(self, step: Step) -> dict[str, ModelRef]:
         """role -> model for a step; only the roles its result depends on."""
         return {
@@ -114,6 +118,7 @@ class Models:
         model, train = self._config.model, self._config.train
         evaluate = self._config.evaluate
         own = judges | {"judge": model.judge, "evaluation_judge": model.evaluation_judge, "sft": train.merge.sft}
+        own |= {"reference": self._makers.given_reference(round_)}
         own |= {"baseline": evaluate.baseline.model, "second_judge": evaluate.second_judge.model}
         name = (own | {"base": train.merge.base, "token_reward": train.allo.reward_model}).get(role)
         return self._resolve(name, None) if name else self.start()

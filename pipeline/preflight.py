@@ -53,6 +53,7 @@ def look_at_models(config: RunConfig, models: Models, steps: Iterable[Step]) -> 
 
         notes = [note for model, sketched in found if (note := look(model, config, sketched).note)]
     _look_at_layers(config, models, steps)
+    _look_at_reference(config, models, steps)
     return notes + [
         note
         for look in dict.fromkeys(look for step in steps for look in step.spec.looks)
@@ -74,3 +75,13 @@ def _look_at_layers(config: RunConfig, models: Models, steps: Iterable[Step]) ->
             from stages.checks.layers import check_layers
 
             check_layers(models.start(), config, section)
+
+
+def _look_at_reference(config: RunConfig, models: Models, steps: Iterable[Step]) -> None:
+    """Raise UserError for a `model.reference` that reads other tokens than the policy."""
+    reads = next((step for step in steps if "reference" in step.spec.roles(config)), None)
+    if config.model.reference is None or reads is None:
+        return
+    from stages.checks.reference import check_reference
+
+    check_reference(models.start(), models.reference(), config)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, model_validator
 from pydantic.dataclasses import dataclass
 
 MANIFEST_VERSION = 1
-SCHEMA_VERSION = 3  # of the tables: bumped when a column changes, so that old rows are never mixed with new ones
+SCHEMA_VERSION = 3  # of the tables: bumped when columns of many stages change (of one: its version), so that old rows are never mixed with new ones
 
 
 class _Frozen(BaseModel):

@@ -280,6 +280,10 @@ class DiversityConfig(Section):
         return self
 
 
+BY_IMPLICIT_REWARDS = ("implicit", "smallest_gap", "lossdiff_irm", "fused_margin")
+"""Values of `select.by` that mean nothing where the policy is its own reference."""
+
+
 class SelectConfig(Section):
     """Select stage."""
 

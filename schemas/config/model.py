@@ -29,6 +29,11 @@ class ModelConfig(Section):
         "judge of the evaluation; default: the round-0 policy",
         used_when={"evaluate.win_rate": True, "evaluate.prompts_per_language": other_than(0)},
     )
+    reference: FilePath | None = execution(
+        None,
+        "DPO's reference, and that of the implicit rewards, where it is not the policy itself: what the policy was trained from; later rounds: train.reference",
+        used_when={"loss.type": other_than("simpo")},
+    )
     revision: str | None = execution(None, "hub revision of the policy")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = semantic("auto", "auto: bfloat16")
     trust_remote_code: bool = semantic(False, "run code shipped with the model; off unless you ask")

@@ -12,6 +12,7 @@ from pydantic import BaseModel, field_validator, model_validator
 from schemas.config.base import Section, execution, other_than, semantic
 from schemas.config.card import CardConfig
 from schemas.config.curation import (
+    BY_IMPLICIT_REWARDS,
     ConflictConfig,
     GenerateConfig,
     GradientsConfig,
@@ -158,6 +159,7 @@ class RunConfig(Section):
         self._judges()
         self._objectives()
         self._sides()
+        self._references()
         self._models()
         if self.gradients.sketch.method == "one_sided":
             self._one_sided()
@@ -291,7 +293,7 @@ class RunConfig(Section):
 
     def _sides(self) -> None:
         """A loss that weighs the two answers of a pair apart needs the gradient of each."""
-        at_reference = self.train.reference == "start" or self.rounds == 1
+        at_reference = self.model.reference is None and (self.train.reference == "start" or self.rounds == 1)
         apart = self.conflict.weighting == "loss" and self.loss.weights_sides_apart(at_reference)
         if apart and not self.gradients.sketch.both_sides:
             raise ValueError(
@@ -299,6 +301,28 @@ class RunConfig(Section):
                 " stored: set gradients.sketch.both_sides: true (with method two_sided or exact), or conflict.weighting: none to curate"
                 " by the difference"
             )
+
+    def _references(self) -> None:
+        """`model.reference` has a use in every training; what is ranked by implicit rewards has some in every round."""
+        given, train = self.model.reference is not None, self.train
+        if given and train.allo.on:
+            raise ValueError(
+                "model.reference and train.allo contradict each other: its references are the models its phases start from"
+            )
+        if given and train.way == "sequence" and train.orthalign.reference == "objective":
+            raise ValueError(
+                "model.reference and train.orthalign.reference: objective contradict each other: set"
+                " train.orthalign.reference: round, or leave model.reference out"
+            )
+        if self.select.by not in BY_IMPLICIT_REWARDS:
+            return
+        where = f"select.by: {self.select.by} goes by implicit rewards, which are zero where the policy is its own reference"
+        if not given:
+            raise ValueError(
+                f"{where}: name the model that it was trained from (model.reference), or set select.by: logp_margin"
+            )
+        if self.rounds > 1 and train.reference == "start":
+            raise ValueError(f"{where}, as after the first round: set train.reference: initial")
 
     def _one_sided(self) -> None:
         """One-sided sketches are never stored: what needs more than inner products with the directions is refused, and

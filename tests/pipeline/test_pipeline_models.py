@@ -83,6 +83,41 @@ def test_the_sft_model_is_the_policy_reference_and_judge_of_round_0(roles: Any, 
     assert roles("evaluate", sections=SFT | judges)["evaluation_judge"] == "b"
 
 
+def test_a_reference_that_is_named_is_that_of_the_first_round_or_of_all(roles: Any, tmp_path: Path) -> None:
+    given = {"model": {"policy": "dpo-model", "reference": "sft-model"}, "rounds": 2}
+    assert roles("gradients", sections=given) == {"policy": "dpo-model", "reference": "sft-model"}
+    assert roles("train", sections=given)["reference"] == "sft-model"
+    finished(tmp_path / "roles", "train")
+    later = {"policy": "roles round 0", "reference": "roles round 0"}
+    assert roles("gradients", 1, sections=given) == later
+    assert roles("gradients", 1, reference="initial", sections=given) == later | {"reference": "sft-model"}
+
+
+IMPLICIT = {"select": {"by": "smallest_gap"}}
+NAMED = {"model": {"policy": "dpo-model", "reference": "sft-model"}}
+SEQUENCE = {"objectives": [{"name": "a", "where": "language = 'en'"}, {"name": "b", "where": "language != 'en'"}]}
+
+
+@pytest.mark.parametrize(
+    ("train", "sections", "why"),
+    [
+        ({}, IMPLICIT, r"smallest_gap goes by implicit rewards.*model\.reference.*logp_margin"),
+        ({"reference": "initial"}, IMPLICIT | {"rounds": 2}, r"model\.reference"),
+        ({}, IMPLICIT | NAMED | {"rounds": 2}, r"after the first round.*train\.reference: initial"),
+        ({}, IMPLICIT | NAMED | {"loss": {"type": "simpo"}}, "model.reference"),
+        ({"allo": {"mask": "warmup", "warmup_steps": 2}}, NAMED, "model.reference and train.allo"),
+        ({"orthalign": SEQUENCE}, NAMED, r"train\.orthalign\.reference: round"),
+        ({}, NAMED | {"loss": {"type": "bco_pair"}}, "both_sides"),
+    ],
+)
+def test_references_without_a_use_and_rewards_without_a_reference_are_refused(
+    roles: Any, train: dict[str, Any], sections: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(ValueError, match=why):
+        roles(sections=sections, **train)
+    assert roles(sections=IMPLICIT | NAMED)["reference"] == "sft-model"
+
+
 def test_a_run_with_sft_makes_its_own_task_vector(roles: Any, tmp_path: Path) -> None:
     finished(tmp_path / "roles", "sft")
     own, start = "roles sft", "sft-model"

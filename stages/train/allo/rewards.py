@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
+from transformers import AutoModelForTokenClassification
 
 from schemas.errors import UserError, first_line, foreign
-from stages.contract import ModelRef
 from stages.gradients.batching import TokenBudget
 from stages.gradients.rows import BatchRow, RowBatch
 from stages.models.load import free_memory, load_causal_lm
-from stages.text.render import load_tokenizer
+from stages.text.vocabulary import refuse_other_tokens
 from stages.train.allo.tokens import implicit_rewards
 from stages.train.model import Precision
 from stages.train.scoring import forward_budget
@@ -31,7 +29,8 @@ def model_rewards(session: Session, rows: Sequence[BatchRow], ref_logps: Sequenc
     """
     allo, trust, numbers = session.train.allo, session.config.model.trust_remote_code, session.numbers
     ref = session.ctx.models["token_reward"]
-    _same_tokens(ref.name, str(ref.path), session.renderer.tokenizer)
+    other = "Use a reward model made from the same base model, or train.allo.token_reward: implicit."
+    refuse_other_tokens(ref, session.renderer.tokenizer, "its rewards", _WHERE, other, trust)
     if allo.token_reward == "dpo_model":
         model = load_causal_lm(ref, numbers.load, numbers.device, trust)  # as the reference: rounding is no reward
         logps = session.scorer().stream(model, rows, len(rows), "rewarded answer")
@@ -42,16 +41,6 @@ def model_rewards(session: Session, rows: Sequence[BatchRow], ref_logps: Sequenc
     del model
     free_memory()
     return found
-
-
-def _same_tokens(name: str, folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    theirs = load_tokenizer(ModelRef(name, Path(folder), ""))
-    if theirs.get_vocab() != tokenizer.get_vocab():
-        raise UserError(
-            f"{name} has another vocabulary than the policy: its rewards would be of other tokens",
-            where=_WHERE,
-            fix="Use a reward model made from the same base model, or train.allo.token_reward: implicit.",
-        )
 
 
 def _classifier(name: str, folder: str, numbers: Precision, trust: bool) -> torch.nn.Module:

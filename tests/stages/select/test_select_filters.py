@@ -9,7 +9,7 @@ from typing import Any, get_args
 import polars as pl
 import pytest
 
-from schemas.config.curation import SelectConfig
+from schemas.config.curation import BY_IMPLICIT_REWARDS, SelectConfig
 from schemas.errors import UserError
 from stages.select.filters import FILTERS, ranking
 
@@ -162,6 +162,10 @@ def test_a_pair_without_a_value_costs_nobody_elses() -> None:
         for by in ("lossdiff_irm", "fused_margin"):
             ranked = ranking(holed, by)
             assert ranked.is_null().arg_true().to_list() == [5]
+
+
+def test_the_config_knows_which_filters_go_by_implicit_rewards() -> None:
+    assert set(BY_IMPLICIT_REWARDS) == {name for name, filter_ in FILTERS.items() if filter_.implicit}
 
 
 @pytest.mark.parametrize("by", ["smallest_gap", "lossdiff_irm", "fused_margin"])

@@ -24,7 +24,7 @@ def config(seen: tuple[str, ...] = ("en", "de"), seed: int = 0, **select: Any) -
         "name": "t",
         "seed": seed,
         "languages": {"seen": list(seen)},
-        "model": {"policy": "none"},
+        "model": {"policy": "none", "reference": "other"},
         "prompts": {"sources": [{"path": "package:prompts/{language}.jsonl"}]},
         "select": select,
     }
