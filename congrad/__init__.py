@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 
 _PACKAGES = ("pipeline", "stages", "schemas", "data")
@@ -39,6 +40,9 @@ def main() -> None:
     """Entry point of the command line."""
     if problem := settle_imports():
         sys.exit(problem.encode("ascii", "backslashreplace").decode())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # not every locale has the characters of every language
+            stream.reconfigure(errors="backslashreplace")
     from pipeline.cli import app
 
     app()

@@ -54,15 +54,15 @@ def _refuse_aside(state: State, aside: Sequence[Step]) -> None:
 
 def _would_be_redone(state: State, states: Sequence[State], selection: Selection, rundir: RunDir) -> UserError:
     upto = states[: states.index(state) + 1]
-    changes = {s.step.title: "; ".join(s.why) for s in upto if s.kind == "changed"}
+    changes = dict.fromkeys(why for s in upto if s.kind == "changed" for why in s.why)
     first = next(s.step.spec.name for s in upto if s.kind == "changed")
     after = [s for s in states if s.cause is not None and s.kind in ("changed", "stale")]
     return UserError(
-        f"Finished work of stage {state.step.title} was made with other settings ({'; '.join(dict.fromkeys(changes.values()))}) and would"
+        f"Finished work of stage {state.step.title} was made with other settings ({'; '.join(changes)}) and would"
         " be redone",
         where=str(rundir.root),
         fix=f"To redo {', '.join(s.step.title for s in after)} (last time {duration(sum(s.seconds for s in after))} of work): "
-        f"{selection.command} --force-stage {first}. What is there is kept aside. "
+        f"{selection.redo.format(command=selection.command, stage=first)}. What is there is kept aside. "
         "Or give the run another --run-dir or name, or undo the change.",
     )
 

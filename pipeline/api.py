@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config_file import load_config
 from pipeline.console import Display, quietly
-from pipeline.existing import config_of, find_run
+from pipeline.damage import reading
+from pipeline.existing import config_given, config_of, find_run
 from pipeline.inspect import scan_table, table_files, tables_of
 from pipeline.selection import Selection
 from pipeline.status import states_of
@@ -45,9 +45,10 @@ def run(
             )
         resolved = config
     else:
-        resolved = load_config(Path(config), settings)
+        resolved = config_given(Path(config), settings)
     with quietly(quiet):
-        bring_up_to_date(resolved, Selection(last=until, force=tuple(force), command="run(config)"), Display(quiet))
+        selection = Selection(last=until, force=tuple(force), redo="run(…, force=['{stage}'])")
+        bring_up_to_date(resolved, selection, Display(quiet))
     return Run(resolved.folder)
 
 
@@ -104,14 +105,17 @@ class Run:
         """All that is known of a pair, as `congrad explain --json`; a beginning of its id will do. Raises UserError where none or several fit."""
         from pipeline.explain import explanation, find_pair
 
-        files = tables_of(self.folder, round)
-        return explanation(self.config, files, find_pair(files, pair_id, str(self.folder)), neighbours, round)
+        with reading(self.folder):
+            files = tables_of(self.folder, round)
+            return explanation(self.config, files, find_pair(files, pair_id, str(self.folder)), neighbours, round)
 
     def known_errors(self, round: int = 0) -> list[KnownErrors]:
-        """What became of pairs that the data says are wrong (`fields.label_error`), by kind; empty where it says nothing."""
+        """What became of pairs that the data says are wrong (`fields.label_error`), by kind; empty where it says nothing, and until pairs are selected."""
         from stages.compare.known_errors import known_errors
 
         files = tables_of(self.folder, round)
+        if "curated" not in files:
+            return []
         stats = [
             s.manifest.stats
             for s in states_of(self.folder)

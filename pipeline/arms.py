@@ -34,7 +34,7 @@ def arm_of(text: str) -> ArmSpec:
         words = shlex.split(rest if colon else text)
     except ValueError as error:
         raise UserError(f"This arm cannot be read: {error}", where=f"--arm {text!r}") from None
-    if not words:
+    if not words or (colon and not label.strip()):
         raise UserError("This arm says nothing", where=f"--arm {text!r}", fix=_HOW)
     settings = tuple(_setting(word, text) for word in words)
     return ArmSpec(label.strip() if colon else " ".join(map(_shown, words)), settings)

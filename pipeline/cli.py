@@ -70,13 +70,13 @@ def run(
     from pipeline.console import quietly
 
     with errors(debug), quietly(quiet):
-        from pipeline.config_file import load_config
         from pipeline.console import Display
+        from pipeline.existing import config_given
         from pipeline.loop import preview
         from pipeline.loop import run as run_pipeline
         from pipeline.selection import Selection
 
-        resolved = load_config(config, sets or [], run_dir)
+        resolved = config_given(config, sets or [], run_dir)
         command = shlex.join(["congrad", *(word for word in sys.argv[1:] if word != "--dry-run")])
         selection = Selection(stage, first, last, round_, tuple(force or ()), command)
         display = Display(quiet)

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from pipeline.arms import OWN, ArmSpec, arms_of
+from pipeline.damage import reading
 from pipeline.existing import config_of
 from pipeline.fingerprint import fingerprint, ingredients
 from pipeline.plan import State, waits_for
@@ -31,7 +32,8 @@ def comparison(folder: Path, texts: Sequence[str], round_: int, progress: Progre
     """
     config = config_of(folder)
     specs = arms_of(texts or [name for name in DEFAULT if name != config.select.by])
-    return side_by_side(folder, specs, round_, progress, examples, default=not texts)
+    with reading(folder):
+        return side_by_side(folder, specs, round_, progress, examples, default=not texts)
 
 
 def side_by_side(

@@ -45,6 +45,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), run_dir: Path | None 
     values, lines = parse(_text(path), path)
     for override in overrides:
         _apply(values, override)
+        _place_at(lines, override)
     if run_dir is not None:
         values["run_dir"] = str(run_dir)
         lines.pop(("run_dir",), None)
@@ -72,6 +73,10 @@ def _text(path: Path) -> str:
             where=str(path),
             fix=f"`congrad init` writes a starter one; shipped ones: {', '.join(shipped_configs())}.",
         ) from None
+    except IsADirectoryError:
+        own = path / "run.yaml"
+        fix = f"A run's own config is {own}." if own.is_file() else "Give the file."
+        raise UserError("This is a folder, and no config file", where=str(path), fix=fix) from None
     except PermissionError:
         raise UserError("The config may not be read", where=str(path), fix="Change its owner or permissions.") from None
     except (OSError, ValueError) as error:
@@ -89,7 +94,7 @@ def shipped_configs() -> list[str]:
     return sorted(f"{PREFIX}configs/{path.name}" for path in data_path("configs").glob("*.yaml"))
 
 
-def validate(values: dict[str, Any], lines: dict[_Loc, int], path: Path) -> RunConfig:
+def validate(values: dict[str, Any], lines: dict[_Loc, int | str], path: Path) -> RunConfig:
     """Validate parsed values; the first problem becomes a UserError."""
     try:
         return RunConfig.model_validate(values)
@@ -102,7 +107,7 @@ def validate(values: dict[str, Any], lines: dict[_Loc, int], path: Path) -> RunC
     raise UserError(" ".join(problems[:3]) + (f" And {len(problems) - 3} more problems." if len(problems) > 3 else ""))
 
 
-def parse(text: str, path: Path) -> tuple[dict[str, Any], dict[_Loc, int]]:
+def parse(text: str, path: Path) -> tuple[dict[str, Any], dict[_Loc, int | str]]:
     """YAML text to values and the line of every key.
 
     Raises UserError on broken YAML, a tag (!!...), a repeated key, or nesting and aliases without bound.
@@ -113,7 +118,7 @@ def parse(text: str, path: Path) -> tuple[dict[str, Any], dict[_Loc, int]]:
     return values, lines
 
 
-def _read(text: str, path: Path) -> tuple[Any, dict[_Loc, int]]:
+def _read(text: str, path: Path) -> tuple[Any, dict[_Loc, int | str]]:
     """Any YAML value, as `parse`."""
     try:
         depth = 0
@@ -127,7 +132,7 @@ def _read(text: str, path: Path) -> tuple[Any, dict[_Loc, int]]:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is None:
             return None, {}
-        lines: dict[_Loc, int] = {}
+        lines: dict[_Loc, int | str] = {}
         _walk(node, (), lines, path)
         return yaml.SafeLoader("").construct_document(node), lines
     except yaml.YAMLError as error:
@@ -141,7 +146,7 @@ def _read(text: str, path: Path) -> tuple[Any, dict[_Loc, int]]:
         raise UserError(f"A value cannot be read: {error}", where=str(path)) from error
 
 
-def _walk(node: yaml.Node, loc: _Loc, lines: dict[_Loc, int], path: Path) -> None:
+def _walk(node: yaml.Node, loc: _Loc, lines: dict[_Loc, int | str], path: Path) -> None:
     if len(loc) > _MAX_DEPTH or len(lines) > _MAX_VALUES:
         raise UserError(
             f"The config is nested deeper than {_MAX_DEPTH} or has more than {_MAX_VALUES:,} values",
@@ -199,6 +204,16 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override!r}: {'.'.join(parents)!r} is not a section")
 
 
+def _place_at(lines: dict[_Loc, int | str], override: str) -> None:
+    """What the override sets, and all that is in it, is no longer from a line of the file."""
+    loc = tuple(
+        int(part) if re.fullmatch("[0-9]{1,4}", part) else part for part in override.partition("=")[0].split(".")
+    )
+    for inner in [inner for inner in lines if inner[: len(loc)] == loc]:
+        del lines[inner]
+    lines[loc] = override
+
+
 def _place(target: Any, key: str) -> int | None:
     """The list element that a part of a --set key names; None for what is no list, or has no such element."""
     if not isinstance(target, list) or not re.fullmatch("[0-9]{1,4}", key) or int(key) >= len(target):
@@ -214,22 +229,22 @@ def _child(target: Any, key: str, override: str) -> Any:
     return target[key]
 
 
-def _explain_gone(gone: dict[_Loc, str], lines: dict[_Loc, int], path: Path) -> list[str]:
+def _explain_gone(gone: dict[_Loc, str], lines: dict[_Loc, int | str], path: Path) -> list[str]:
     """A sentence for all keys that are gone for one reason: a run's own file has them all."""
     sentences = []
     for why in dict.fromkeys(gone.values()):
         keys = [loc for loc in gone if gone[loc] == why]
         names = ", ".join(repr(".".join(map(str, loc))) for loc in keys)
-        numbers = ", ".join(str(lines[loc]) for loc in keys if loc in lines)
+        numbers = ", ".join(str(lines[loc]) for loc in keys if isinstance(lines.get(loc), int))
         sentences.append(f"There is no config key {names} any more ({path}{':' if numbers else ''}{numbers}): {why}.")
     return sentences
 
 
-def _explain(problem: dict[str, Any], lines: dict[_Loc, int], path: Path) -> str:
+def _explain(problem: dict[str, Any], lines: dict[_Loc, int | str], path: Path) -> str:
     loc: _Loc = tuple(problem["loc"])
     key = ".".join(str(p) for p in loc)
     line = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
-    where = f"{path}:{line}" if line else str(path)
+    where = f"given as {line}" if isinstance(line, str) else f"{path}:{line}" if line else str(path)
     if problem["type"] == _UNKNOWN:
         known = _fields_at(loc[:-1])
         close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
@@ -240,6 +255,8 @@ def _explain(problem: dict[str, Any], lines: dict[_Loc, int], path: Path) -> str
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
     shown = "" if isinstance(given, (dict, list, BaseModel)) else f" (got {reprlib.repr(given)})"
+    if problem["type"] == "string_type" and isinstance(given, bool):
+        shown += ": YAML reads no, yes, on and off so; put the word in quotes"
     return f"{key}: {message}{shown} ({where})." if key else f"{message} ({where})."
 
 

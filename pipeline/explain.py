@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.console import Terminal, printable
+from pipeline.damage import reading
 from pipeline.inspect import tables_of
 from schemas.config import RunConfig
 from schemas.errors import UserError
@@ -88,8 +89,9 @@ def explanation(config: RunConfig, files: dict[str, list[Path]], pair: dict[str,
 
 def print_explanation(folder: Path, config: RunConfig, prefix: str, k: int, as_json: bool, round_: int) -> None:
     """Print it for people, or as JSON."""
-    files = tables_of(folder, round_)
-    found = explanation(config, files, find_pair(files, prefix, str(folder)), k, round_)
+    with reading(folder):
+        files = tables_of(folder, round_)
+        found = explanation(config, files, find_pair(files, prefix, str(folder)), k, round_)
     console = Terminal()
     if as_json:
         console.write_json(found)

@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 
+from pipeline.damage import no_longer
 from pipeline.dataset_card import Contents, dataset_card
 from pipeline.export_folder import exporting
 from pipeline.export_folder import push as send
@@ -38,9 +39,7 @@ def export_dataset(config: RunConfig, out: Path, round_: int | None, push: str |
     records = made.manifest.table_files(_TABLE)
     parts = [config.folder / record.path for record in records]
     if bad := [record for record in records if not files.is_intact(config.folder, record, thorough=True)]:
-        raise UserError(
-            "This part of curated is no longer what was written", where=bad[0].path, fix="Delete it and run again."
-        )
+        raise no_longer(f"part of {_TABLE}", config.folder / bad[0].path)
     content = content_id(content_of(records))[:16]
     counts = pl.scan_parquet(parts, glob=False).group_by("language").len().sort("language").collect().rows()
     names = [f"data/train-{index:05d}-of-{len(parts):05d}-{content}.parquet" for index in range(len(parts))]

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from pipeline.damage import no_longer
 from pipeline.export import finished
 from pipeline.export_folder import exporting
 from pipeline.export_folder import push as send
@@ -36,14 +37,18 @@ def export_model(config: RunConfig, out: Path, what: What, round_: int | None, p
     """
     train = BY_NAME["train"]
     states = recorded_planner(config, config.folder).states()
-    round_ = finished(config, states, lambda spec: spec.name == train.name, round_, f"trained {what}").step.round
-    source = RunDir(config.folder).artifacts(train, round_) / what
+    made = finished(config, states, lambda spec: spec.name == train.name, round_, f"trained {what}")
+    rundir, round_ = RunDir(config.folder), made.step.round
+    source = rundir.artifacts(train, round_) / what
     if not source.is_dir():
         raise UserError(
             f"Round {round_} of this run left no {what}",
             where=str(config.folder),
             fix="An adapter is left by train.method: lora alone.",
         )
+    own = source.relative_to(config.folder).as_posix() + "/"
+    if bad := rundir.verify([f for f in made.manifest.files if f.path.startswith(own)] if made.manifest else []):
+        raise no_longer(f"file of the {what}", config.folder / bad[0].path)
     if push and what == "adapter":
         _refuse_local_base(source)
     with exporting(out) as folder:

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from pipeline.commit import refused_path
 from pipeline.console import Terminal, printable
+from pipeline.damage import damage
 from pipeline.plan import State
 from pipeline.rundir import RunDir
 from pipeline.status import states_of
@@ -89,7 +90,7 @@ def print_rows(folder: Path, table: str, where: str | None, lang: str | None, li
             raise
         files, why = others[table]
         console.print(Text(printable(f"Made with other settings than the run's now: {why}"), style="yellow"))
-    with foreign(lambda error: _unreadable(table, files, error)):
+    with foreign(lambda error: _unreadable(folder, table, files, error)):
         frame = _scan(table, files)
         names = frame.collect_schema().names()
         if lang is not None:
@@ -106,15 +107,16 @@ def print_rows(folder: Path, table: str, where: str | None, lang: str | None, li
             console.print(Text.assemble((f"{name:>24}  ", "bold"), _shown(value)), soft_wrap=True)
         console.print()
     console.print(f"{rows.height:,} of {total:,} rows of {table}")
+    if lang is not None and not total:
+        there = _scan(table, files).select(pl.col("language").unique().sort()).collect()["language"].to_list()
+        console.print(f"languages there: {', '.join(there) or 'none'}")
     if table == "gradients" and (off := _cosine_error(folder, round_)) is not None:
         console.print(f"standard error of a cosine between two pairs, from a second sketch seed: {off:.3f}")
 
 
-def _unreadable(table: str, files: list[Path], error: Exception) -> UserError:
-    return UserError(
-        f"The table {table} cannot be read: {first_line(error)}",
-        where=str(files[0].parent) if files else "",
-        fix="`congrad run` says which of its files is no longer what was written.",
+def _unreadable(folder: Path, table: str, files: list[Path], error: Exception) -> UserError:
+    return damage(folder) or UserError(
+        f"The table {table} cannot be read: {first_line(error)}", where=str(files[0].parent) if files else ""
     )
 
 

@@ -16,6 +16,7 @@ from pipeline.aside import Aside
 from pipeline.commit import refused_path, write_manifest
 from pipeline.config_digests import config_files
 from pipeline.console import Display
+from pipeline.damage import no_longer
 from pipeline.events import Events
 from pipeline.executor import Executor
 from pipeline.executor_errors import Defect, ending
@@ -286,17 +287,9 @@ def check_inputs(rundir: RunDir, models: Models, state: State, returning: Set[st
     step = state.step
     for name, records in state.inputs.records.items():
         for bad in rundir.verify([record for record in records if record.path not in returning]):
-            raise UserError(
-                f"This part of {name} is no longer what was written",
-                where=str(rundir.root / bad.path),
-                fix="Delete it and run again: the stage that made it makes that part anew.",
-            )
+            raise no_longer(f"part of {name}", rundir.root / bad.path)
     for bad in rundir.verify(models.files(step)):
-        raise UserError(
-            "This file of the trained model is no longer what was written",
-            where=str(rundir.root / bad.path),
-            fix="Delete it and run again: the stage that made it continues from its last checkpoint.",
-        )
+        raise no_longer("file of the trained model", rundir.root / bad.path)
     first = step.spec.reads[0] if step.spec.kind == "shard" else ""
     if first and state.plan is not None and not state.plan.shards:
         raise UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.compare import comparison
+from pipeline.damage import reading
 from pipeline.executor_errors import StageFailed
 from pipeline.plan import Planner, State
 from pipeline.rundir import RunDir
@@ -39,8 +40,9 @@ def refresh_report(config: RunConfig, rundir: RunDir, planner: Planner, arms: Se
     if is_current(rundir.report, config, made, left_out, arms):
         return False
     try:
-        found = _compared(rundir, states, arms)
-        write_page(rundir.report, config, Tables(_tables(rundir, states)), made, left_out, found, arms)
+        with reading(rundir.root):
+            found = _compared(rundir, states, arms)
+            write_page(rundir.report, config, Tables(_tables(rundir, states)), made, left_out, found, arms)
     except (UserError, OSError):
         raise
     except Exception as error:

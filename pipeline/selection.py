@@ -11,7 +11,7 @@ from stages.schedule import Step
 @dataclass(frozen=True)
 class Selection:
     """Which steps to run: all, one stage, a range of stages, one round; and which may be redone. command: the one that asked, to be
-    quoted in advice."""
+    quoted in advice; redo: how it says that a stage may be redone."""
 
     stage: str | None = None
     first: str | None = None
@@ -19,6 +19,7 @@ class Selection:
     round: int | None = None
     force: tuple[str, ...] = field(default=())
     command: str = "congrad run CONFIG"
+    redo: str = "{command} --force-stage {stage}"
 
     def of(self, steps: list[Step]) -> list[Step]:
         """The selected steps. Raises UserError on an unknown stage or an empty selection."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -177,10 +178,11 @@ def _read(folder: Path, table: str, round_: int) -> pl.DataFrame | None:
 
 def _next(folder: Path, manifests: list[StageManifest]) -> str:
     done = {m.stage for m in manifests}
+    run = shlex.quote(str(folder))
     lines = [f"Look next at: {folder}/report.html"]
     if "select" in done:
-        lines.append(f"  rows:    congrad inspect {folder} curated --limit 3")
-        lines.append(f"  data:    congrad export {folder}")
+        lines.append(f"  rows:    congrad inspect {run} curated --limit 3")
+        lines.append(f"  data:    congrad export {run}")
     if trained := [m for m in manifests if m.stage in BY_NAME and BY_NAME[m.stage].trains]:
         last = trained[-1]
         lines.append(f"  model:   {RunDir(folder).artifacts(BY_NAME[last.stage], last.round)}/model")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def trained(source: Path, arms: Sequence[str], seeds: int, out: Path | None, dis
         _prepare(source, trial)
     for number, trial in enumerate(trials, start=1):
         display.say(f"{number} of {len(trials)}: {trial.arm.name}, seed {trial.seed}", "bold")
-        command = f"congrad run {trial.folder / 'run.yaml'}"
+        command = f"congrad run {shlex.quote(str(trial.folder / 'run.yaml'))}"
         run(config_of(trial.folder), Selection(last=LAST, command=command), display)
     rows = evaluated(trials)
     if rows.is_empty():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from schemas.paths import expanded
 
@@ -35,6 +35,16 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's yes and no are True and False, which pydantic takes for 1 and 0."""
+        if isinstance(value, bool):
+            kinds = _kinds(cls.model_fields[info.field_name or ""].annotation)
+            if {int, float} & kinds and bool not in kinds:
+                raise ValueError("a number is wanted, and no truth value")
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _rest_from_the_default(cls, value: Any) -> Any:
@@ -50,6 +60,11 @@ class Section(BaseModel):
             for name, default in defaults.items()
             if isinstance(default, BaseModel)
         }
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The annotation, or the members of a union."""
+    return set().union(*map(_kinds, args)) if (args := get_args(annotation)) else {annotation}
 
 
 def semantic(default: Any = ..., description: str = "", *, used_when: UsedWhen | None = None, **kwargs: Any) -> Any:

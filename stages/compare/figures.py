@@ -141,15 +141,15 @@ def compared(
 
 
 def _measured(tables: Mapping[str, list[Path]]) -> pl.DataFrame:
-    """pair_id and a column per measure that the tables have the columns for."""
+    """pair_id, `label_error` if the pairs have it, and a column per measure that the tables have the columns for."""
     frames = []
     for table in ("pairs", "gradients"):
         scan = pl.scan_parquet(tables[table], glob=False)
         there = set(scan.collect_schema().names())
         possible = [m for m in MEASURES if m.table == table and there.issuperset(m.columns)]
-        frames.append(
-            scan.select("pair_id", *(m.value.cast(pl.Float64).alias(f"mean {m.name}") for m in possible)).collect()
-        )
+        errors = ["label_error"] if table == "pairs" and "label_error" in there else []
+        means = (m.value.cast(pl.Float64).alias(f"mean {m.name}") for m in possible)
+        frames.append(scan.select("pair_id", *errors, *means).collect())
     return frames[0].join(frames[1], on="pair_id", how="left", maintain_order="left")
 
 

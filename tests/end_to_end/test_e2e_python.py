@@ -13,6 +13,7 @@ import yaml
 
 import pipeline
 from pipeline import Run, load_config
+from schemas.errors import UserError
 from tests.end_to_end.conftest import imported_config
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -44,6 +45,41 @@ def test_the_examples_of_the_page_run(folder: Path) -> None:
     assert [(one.kind, one.total) for one in mine.known_errors()] and mine.states["select"] == "done"
     with pytest.raises(ValueError, match="settings go with the path"):
         pipeline.run(load_config(Path("mine.yaml")), settings=["select.keep=0.1"])
+
+
+def test_before_pairs_are_selected_there_is_nothing_to_say_of_known_errors(folder: Path) -> None:
+    pipeline.run("mine.yaml", until="pairs", quiet=True)
+    assert Run("runs/mine").known_errors() == []
+
+
+def test_a_run_that_was_made_and_then_moved_or_damaged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparisons count known errors; the run's own config goes on where the run lies now; a damaged file is named by all that read it."""
+    pipeline.run("mine.yaml", until="select", quiet=True)
+    mine = Run("runs/mine")
+    found = mine.compare("random", "all")
+    (known,) = mine.known_errors()
+    assert found.errors == {known.kind: known.total - known.before}
+    assert {arm.name: arm.errors[known.kind] for arm in found.arms} | {"random": 0} == {
+        "this run": known.kept,
+        "all": found.errors[known.kind],
+        "random": 0,
+    }
+    with pytest.raises(UserError, match=r"run\(…, force=\['gradients'\]\)"):
+        pipeline.run("mine.yaml", settings=["gradients.sketch.seed=7"], until="select", quiet=True)
+
+    (folder / "elsewhere").mkdir()
+    (folder / "runs/mine").rename(folder / "elsewhere/moved")
+    again = pipeline.run("elsewhere/moved/run.yaml", until="select", quiet=True)
+    assert again.folder.resolve() == (folder / "elsewhere/moved").resolve() and not (folder / "runs/mine").exists()
+    assert again.states["select"] == "done"
+
+    scores = folder / "elsewhere/moved/round-0/scores/part-00000.parquet"
+    scores.write_bytes(bytes(scores.stat().st_size))
+    pair_id = again.curated()[0]["pair_id"]
+    for read in (lambda: again.compare("random"), lambda: again.explain(pair_id), lambda: again.report("random")):
+        with pytest.raises(UserError, match="part of scores is no longer what was written") as error:
+            read()
+        assert Path(error.value.where).resolve() == scores.resolve()
 
 
 def test_the_example_of_own_pairs_runs(folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+import congrad
 from pipeline.cli import app
 from pipeline.commit import PartBuilder, commit, conform, withdraw
 from pipeline.config_file import dump, load_config
@@ -151,6 +154,15 @@ def test_rows_that_the_account_does_not_know_are_refused(finished, stage, unit):
 
 def test_printable_removes_what_steers_a_terminal():
     assert printable("a\x1b[31mb\u202ec\u200bd\r\n") == "a[U+001B][31mb[U+202E]c[U+200B]d\n"
+
+
+def test_a_terminal_without_the_characters_gets_their_escapes(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr("pipeline.cli.app", lambda: sys.stdout.write("norm² 中\n"))
+    congrad.main()
+    sys.stdout.flush()
+    assert written.getvalue() == b"norm\\xb2 \\u4e2d\n"
 
 
 def test_init_writes_a_valid_config_and_never_overwrites(tmp_path):

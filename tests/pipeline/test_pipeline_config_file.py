@@ -83,6 +83,22 @@ def test_wrong_type_names_key_and_value(write_config):
         load_config(write_config(select={"keep": 2}))
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("select.keep=2", r"\(given as select.keep=2\)"),
+        ("select.keep=true", r"a number is wanted, and no truth value \(got True\)"),
+        (
+            "languages.seen=[no, de]",
+            r"got False\): YAML reads no, yes, on and off so; put the word in quotes \(given as lang",
+        ),
+    ],
+)
+def test_a_wrong_override_is_not_blamed_on_a_line_of_the_file(write_config, override, said):
+    with pytest.raises(UserError, match=said):
+        load_config(write_config(), [override])
+
+
 def test_overrides_reach_nested_keys_and_lists(write_config):
     config = load_config(
         write_config(), ["select.keep=0.25", "prompts.sources.0.limit=3", "generate.sampling.temperature=0"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,17 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
         (folder / name / "weights.safetensors").write_bytes(b"w")
         if base:
             (folder / name / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
-    records = [files.record(rundir.root, p) for p in sorted(folder.rglob("*")) if p.is_file()]
-    finish(rundir, "train", records, {})
+    finish_train(rundir)
     done = State(Step(train, 0), "done", manifest=rundir.stage(train, 0))
-    planner = type("Planner", (), {"states": lambda self: [done]})
+    planner = type("Planner", (), {"states": lambda self: [replace(done, manifest=rundir.stage(train, 0))]})
     monkeypatch.setattr(pipeline.export_model, "recorded_planner", lambda *_: planner())
     return config
+
+
+def finish_train(rundir: RunDir) -> None:
+    """As training leaves what is there now."""
+    folder = rundir.artifacts(BY_NAME["train"], 0)
+    finish(rundir, "train", [files.record(rundir.root, p) for p in sorted(folder.rglob("*")) if p.is_file()], {})
 
 
 def finish(rundir: RunDir, name: str, records: list[Any], ingredients: dict[str, Any]) -> None:
@@ -129,6 +135,15 @@ def test_only_a_folder_that_an_export_made_is_replaced(config: RunConfig, tmp_pa
     assert (out / "mine.txt").read_text() == (other / "weights.safetensors").read_text() == "precious"
 
 
+@pytest.mark.parametrize("what", ["model", "adapter"])
+def test_a_damaged_file_is_not_given_away(config: RunConfig, tmp_path: Path, what: str) -> None:
+    bad = RunDir(config.folder).artifacts(BY_NAME["train"], 0) / what / "weights.safetensors"
+    bad.write_bytes(b"x")
+    with pytest.raises(UserError, match=f"file of the {what} is no longer what was written") as error:
+        export_model(config, tmp_path / "out", what, None, None, False)  # type: ignore[arg-type]
+    assert error.value.where == str(bad) and not (tmp_path / "out").exists()
+
+
 def test_what_was_not_trained_is_not_exported(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Round 3 of this run has no finished trained model"):
         export_model(config, tmp_path / "out", "model", 3, None, False)
@@ -152,5 +167,6 @@ def test_a_push_is_of_a_model_and_an_adapter_without_a_public_base_is_not_pushed
         assert not hub.files and not (tmp_path / "adapter").exists()
         named = RunDir(config.folder).artifacts(BY_NAME["train"], 0) / "adapter/adapter_config.json"
         named.write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+        finish_train(RunDir(config.folder))
         export_model(config, tmp_path / "adapter", "adapter", None, "me/mine", False)
         assert set(hub.files) == {"README.md", "adapter_config.json", "weights.safetensors"}
