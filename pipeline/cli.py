@@ -245,8 +245,12 @@ def init(
                 file.write(text)
         except FileExistsError:
             raise UserError("The file exists already", where=str(path), fix="Name another.") from None
+        except FileNotFoundError:
+            raise UserError("There is no folder for the file", where=str(path), fix="Make it first.") from None
         first = "Set model.policy and prompts.sources, then: " if source == "starter" else "Look through it, then: "
-        echo(f"Wrote {target}. {first}congrad run {shlex.quote(str(target))}")
+        echo(
+            f"Wrote {target}. {first}congrad run {shlex.quote(f'./{target}' if str(target).startswith('-') else str(target))}"
+        )
 
 
 for _command in (cli_runs.compare, cli_runs.table, cli_runs.fork):

@@ -165,6 +165,14 @@ def test_a_terminal_without_the_characters_gets_their_escapes(monkeypatch):
     assert written.getvalue() == b"norm\\xb2 \\u4e2d\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("none/c.yaml", "There is no folder for the file"), ("-c.yaml", "run ./-c.yaml")]
+)
+def test_init_where_a_command_would_not_work_as_it_is(tmp_path, monkeypatch, name, said):
+    monkeypatch.chdir(tmp_path)
+    assert said in " ".join(CliRunner().invoke(app, ["init", "--", name]).output.split())
+
+
 def test_init_writes_a_valid_config_and_never_overwrites(tmp_path):
     path = tmp_path / "mine.yaml"
     assert CliRunner().invoke(app, ["init", str(path)]).exit_code == 0
