@@ -259,6 +259,9 @@ def test_json_arrays_and_arrow_files_are_read(tmp_path: Path) -> None:
         ("a.json", b'[{"prompt": "x"}', "the array has no end"),
         ("a.json", b'[{"prompt": "x"} {"prompt": "y"}]', "no comma between"),
         ("a.json", b"[1]", "holds a int, not a JSON object.*element 1"),
+        ("a.json", b'[{"prompt": "x"}]\n{"prompt": "y"}', r"more after the array.*a\.json:2"),
+        ("a.json", b'[{"prompt": "x"}]]', r"more after the array.*a\.json:1"),
+        ("a.json", b'[{"prompt": "x"}] [{"prompt": "y"}', "the array has no end"),
         ("a.json", b"[]", "has no rows"),
         ("a.jsonl", b'{"prompt": "x", "prompt": "y"}', r"key 'prompt' is there twice.*a\.jsonl:1"),
         ("a.jsonl", b'{"prompt": "x"} {"prompt": "y"}', "more than one value on the line"),
@@ -270,6 +273,12 @@ def test_what_is_broken_or_said_twice_is_refused_by_name(tmp_path: Path, name: s
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=says):
         read_rows(Source(path=str(tmp_path / name)), ["en"], ["prompt"])
+
+
+@pytest.mark.parametrize("between", ["", "\n", " \r\n\n", "\n[]\n"])
+def test_json_arrays_one_after_another_are_all_read(tmp_path: Path, between: str) -> None:
+    (tmp_path / "a.json").write_text(between.join(json.dumps(ROWS[n : n + 2]) for n in (0, 2, 4)) + "\n")
+    assert [row["prompt"] for row in rows_of(Source(path=str(tmp_path / "a.json")))] == [r["prompt"] for r in ROWS[:6]]
 
 
 def test_numbers_and_dates_that_python_cannot_hold_are_no_traceback(tmp_path: Path) -> None:
