@@ -31,9 +31,10 @@ class RawPair:
 def read_pair(prompt: Any, chosen: Any, rejected: Any, system: Any = None) -> RawPair:
     """Clean prompt and answers from texts or message lists.
 
-    When chosen and rejected are whole conversations the messages they share are the prompt, as in TRL's
-    `extract_prompt`. Raises BadRow: as read_prompt, and no_prompt, several_answers (more than one assistant message, or
-    another role, after the shared part), identical (the answers are the same after normalisation).
+    When chosen and rejected are whole conversations the messages they share are the prompt, as in TRL's `extract_prompt`;
+    a prompt that ends in them is taken whole. Raises BadRow: as read_prompt, and no_prompt, prompt_differs (it and what is shared
+    have nothing in common), several_answers (more than one assistant message, or another role, after the shared part),
+    identical (the answers are the same after normalisation).
     """
     sides = [read_messages(side, role="assistant") for side in (chosen, rejected)]
     if all(side[0]["role"] != "assistant" for side in sides):
@@ -43,7 +44,7 @@ def read_pair(prompt: Any, chosen: Any, rejected: Any, system: Any = None) -> Ra
             raise BadRow("no_prompt", "the two conversations share no message")
         if all(len(side) == len(shared) for side in sides):
             raise BadRow("identical")
-        prompt, sides = shared, [side[len(shared) :] for side in sides]
+        prompt, sides = _asked(prompt, shared), [side[len(shared) :] for side in sides]
     elif prompt is None:
         raise BadRow("no_prompt", "the answers are no whole conversations either")
     messages = with_system(read_prompt(prompt), system)
@@ -54,6 +55,25 @@ def read_pair(prompt: Any, chosen: Any, rejected: Any, system: Any = None) -> Ra
     if comparable(answers[0]) == comparable(answers[1]):
         raise BadRow("identical")
     return RawPair(messages, answers[0], answers[1])
+
+
+def _asked(prompt: Any, shared: Messages) -> Messages:
+    """`prompt` where it ends in what the conversations share, else that. Raises BadRow: prompt_differs."""
+    try:
+        own = read_messages(prompt)
+    except BadRow:
+        return shared
+    said, begun = (
+        [(message["role"], comparable(message["content"])) for message in messages] for messages in (own, shared)
+    )
+    if said[-len(begun) :] == begun:
+        return own
+    last = next((text for role, text in reversed(begun) if role == "user"), begun[-1][1])
+    if any(said[-1][1] in text for _, text in begun) or any(last in text for _, text in said):
+        return shared
+    raise BadRow(
+        "prompt_differs", f"prompt {own[-1]['content'][:60]!r}, the conversations {shared[-1]['content'][:60]!r}"
+    )
 
 
 _OPTIONAL = ("prompt", "language", "group_id")
