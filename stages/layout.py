@@ -44,7 +44,8 @@ class Layout:
 
     notes: what was read as what, not said yet. Raises UserError: a required column that is missing, texts that were
     rendered with a chat template already. structured: columns whose texts are lists, whatever they look like. lists:
-    columns whose texts may be lists of texts -> the column beside it whose texts then are none.
+    columns whose texts may be lists of texts -> the column beside it whose texts then are none. singles: columns of one text a
+    row, each in a list of its own where the first of them has such lists.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class Layout:
         optional: Sequence[str],
         structured: Sequence[str] = (),
         lists: Mapping[str, str] | None = None,
+        singles: Sequence[str] = (),
     ) -> None:
         self._structured, self._lists = structured, lists or {}
+        self._singles = singles if singles and _mostly_lists(_texts(singles[0], head)) else ()
         self.columns = list(dict.fromkeys(column for row in head for column in row))
         for column in required:
             if column not in self.columns:
@@ -120,9 +123,13 @@ class Layout:
             return lambda text: text if (value := written_conversation(text, tell)) is None else value
         if conversations:
             self._say(column, f"{conversations:.1%} of the texts are messages written as JSON, and are taken as text")
+        if column in self._singles:
+            self._say(
+                column, f"lists of texts, as {self._singles[0]} has them: a list of one text is read as that text"
+            )
+            return _single
         if column in self._lists and share(lambda text: written_texts(text, _silent)) >= HALF:
-            beside = _texts(self._lists[column], head)
-            if 2 * sum(written_texts(text, _silent) is not None for text in beside) < len(beside):
+            if not _mostly_lists(_texts(self._lists[column], head)):
                 return lambda text: text if (value := written_texts(text, tell)) is None else value
             self._say(column, f"lists of texts, as {self._lists[column]} has them too, are taken as text")
         if share(looks_spoken) >= HALF:
@@ -146,6 +153,17 @@ def _texts(column: str, head: Sequence[dict[str, Any]]) -> list[str]:
     cells = [row.get(column) for row in head]
     shown = [cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell for cell in cells]
     return [text for text in shown if isinstance(text, str) and text.strip()]
+
+
+def _mostly_lists(texts: Sequence[str]) -> bool:
+    """Whether at least half of the texts are lists of texts."""
+    return bool(texts) and sum(written_texts(text, _silent) is not None for text in texts) >= HALF * len(texts)
+
+
+def _single(text: str) -> Any:
+    """The one text of a list that is written as a text; a longer list as it is, and so is any other text."""
+    texts = written_texts(text, _silent)
+    return text if texts is None else texts[0] if len(texts) == 1 else texts
 
 
 def _silent(note: str) -> None:

@@ -16,7 +16,7 @@ UTF16 = (b"\xff\xfe", b"\xfe\xff")
 class WantedColumns:
     """What is looked for in a file: columns it must have, columns it may have, and a CSV file's delimiter (None: found out).
 
-    structured: columns whose texts are lists. lists: those whose texts may be (`stages.layout.Layout`).
+    structured: columns whose texts are lists. lists, singles: those whose texts may be (`stages.layout.Layout`).
     """
 
     required: Sequence[str]
@@ -24,6 +24,7 @@ class WantedColumns:
     delimiter: str | None = None
     structured: Sequence[str] = ()
     lists: Mapping[str, str] = field(default_factory=dict)
+    singles: Sequence[str] = ()
 
     def of(self, present: Sequence[str]) -> list[str] | None:
         """The columns to read; None: all, because a required one is missing and the message lists them."""

@@ -137,14 +137,15 @@ def read_rows(
     check: Callable[[Batch], None] | None = None,
     structured: Sequence[str] = (),
     lists: Mapping[str, str] | None = None,
+    singles: Sequence[str] = (),
 ) -> Iterator[Batch]:
     """Batches of a source's rows, each row a dict of the required and optional columns (None where absent).
 
     Files are checked for existence, emptiness and columns when this is called, rows as they are read. A column that some
     files of a source have must be in all of them. check: raises UserError for a file's first batch that is of no use.
-    structured, lists: columns whose texts are, or may be, lists (`stages.layout.Layout`).
+    structured, lists, singles: columns whose texts are, or may be, lists (`stages.layout.Layout`).
     """
-    wanted = WantedColumns(required, optional, source.delimiter, structured, lists or {})
+    wanted = WantedColumns(required, optional, source.delimiter, structured, lists or {}, singles)
     if is_hub(source):
         filled = languages if any(_PLACEHOLDER in (text or "") for text in _hub_texts(source)) else [None]
         hubs = [(_fill_hub(source, language), language or source.language) for language in filled]
@@ -205,7 +206,7 @@ def _cut(
     head = list(islice(rows, LOOKED_AT))
     if not head:
         raise UserError(f"{name} has no rows", fix="Give a file with data, or take the source out of the config.")
-    layout = Layout(name, head, wanted.required, wanted.optional, wanted.structured, wanted.lists)
+    layout = Layout(name, head, wanted.required, wanted.optional, wanted.structured, wanted.lists, wanted.singles)
     split = own_split(source)
     rows, start = chain(head, rows), 1
     del head

@@ -85,11 +85,13 @@ def pair_batches(source: PairSource, codes: Sequence[str]) -> Iterator[Batch]:
     fields = source.fields
     required, optional = columns_of(fields, _OPTIONAL)
     if fields.completions is None:
-        lists = {fields.rejected: fields.chosen}
-        return read_rows(source, codes, required, optional, lambda batch: check_sides(batch, fields), lists=lists)
+        lists, singles = {fields.rejected: fields.chosen}, (fields.prompt, fields.chosen, fields.rejected)
+        return read_rows(source, codes, required, optional, lambda b: check_sides(b, fields), (), lists, singles)
     optional.append(fields.completion_score)
-    structured = [fields.completions, fields.completion_score]
-    return read_rows(source, codes, required, optional, lambda batch: check_completions(batch, fields), structured)
+    structured, asked = [fields.completions, fields.completion_score], (fields.prompt,)
+    return read_rows(
+        source, codes, required, optional, lambda b: check_completions(b, fields), structured, singles=asked
+    )
 
 
 def pairs_of(cells: Mapping[str, Any], source: PairSource, longest: int) -> Iterator[RawPair | BadRow]:

@@ -113,7 +113,9 @@ def load_conversations(ctx: Context, renderer: Renderer) -> Conversations:
 
 def _open(source: ConversationSource, codes: list[str]) -> Iterator[Batch]:
     required, optional = columns_of(source.fields, _OPTIONAL)
-    return read_rows(source, codes, required, optional, lambda batch: _check_columns(batch, source.fields))
+    fields = source.fields
+    singles = (fields.prompt, fields.completion)
+    return read_rows(source, codes, required, optional, lambda batch: _check_columns(batch, fields), singles=singles)
 
 
 def _check_columns(batch: Batch, fields: ConversationFields) -> None:

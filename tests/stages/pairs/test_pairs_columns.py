@@ -92,6 +92,23 @@ def test_answers_that_are_lists_on_both_sides_stay_text(tmp_path: Path) -> None:
     assert "taken as text" in notes[0]
 
 
+@pytest.mark.parametrize("write", [json.dumps, repr], ids=["json", "python"])
+def test_texts_each_in_a_list_of_its_own_are_those_texts(tmp_path: Path, write: Callable[[Any], str]) -> None:
+    """As LMSYS' Kaggle CSV has them; a row of several turns is none."""
+    rows = [{"prompt": write([ASK]), "chosen": write([GOOD]), "rejected": write([BAD])}] * 2
+    rows += [{"prompt": write([ASK, "And?"]), "chosen": write([GOOD, "No."]), "rejected": write([BAD, WORSE])}]
+    rows += [{"prompt": ASK, "chosen": GOOD, "rejected": write([None])}]
+    found, notes = read(tmp_path, rows, "csv")
+    assert answers(found[:2]) == [(GOOD, BAD)] * 2
+    assert [bad.reason for bad in found[2:]] == ["several_answers", "empty"]
+    assert {note.partition(":")[0] for note in notes} == {f"column {name}" for name in ("prompt", "chosen", "rejected")}
+
+
+def test_answers_may_be_lists_where_prompts_are_none(tmp_path: Path) -> None:
+    found, _ = read(tmp_path, [{"prompt": ASK, "chosen": '["red"]', "rejected": '["blue"]'}], "csv")
+    assert answers(found) == [('["red"]', '["blue"]')]
+
+
 def test_a_prompt_that_is_json_of_another_kind_stays_text(tmp_path: Path) -> None:
     code = '[{"role": "admin", "id": 7}]'
     found, _ = read(tmp_path, [{"prompt": code, "chosen": GOOD, "rejected": BAD}])
