@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from stages.cells import Unreadable
@@ -65,16 +65,22 @@ _MARK = (
 )
 _BEGUN, _ENDED = re.compile(rf"\s*(?:<s>\s*)?(?:{_MARK})"), re.compile(rf"(?:{_MARK}|</s>)\s*\Z")
 """A control mark where a template puts one: `<|...|>` and DeepSeek's `<｜...｜>`, and those that are written otherwise."""
-_FULL = r"(?:#{1,4} ?)?(?:Human|User|Assistant|System|Bot|AI|GPT)"
-_NAMES = r"(?:#{1,4} ?)?(?:Human|User|H|Assistant|A|System|Bot|AI|GPT)"
-_OPENING = re.compile(r"\s*(?:#{1,4} ?)?(?:Human|User|H|System)\s?:", re.IGNORECASE)
-_ANSWER = re.compile(r"\n\s*(?:#{1,4} ?)?(?:Assistant|A|Bot|AI|GPT)\s?:", re.IGNORECASE)
-_NAMED = re.compile(r"\s*(?:#{1,4} ?)?(?:Human|User|Assistant)\s?:\s*\S", re.IGNORECASE)
+_COLON = r"\s?[:：]"
+_FULL = "Human|User|Assistant|System|Bot|AI|GPT"
+_OPENING = re.compile(rf"\s*(?:#{{1,4}} ?)?(?:Human|User|H|System){_COLON}", re.IGNORECASE)
+_ANSWER = re.compile(rf"\n\s*(?:#{{1,4}} ?)?(?:Assistant|A|Bot|AI|GPT){_COLON}", re.IGNORECASE)
+_NAMED = re.compile(rf"\s*(?:#{{1,4}} ?)?(?:Human|User|Assistant){_COLON}\s*\S", re.IGNORECASE)
 _TURNS = tuple(
-    tuple(re.compile(rf"(?:\A\s*|{apart})({names})\s?:", re.IGNORECASE) for apart in (r"\n[^\S\n]*\n\s*", r"\n\s*"))
-    for names in (_FULL, _NAMES)
+    tuple(
+        re.compile(rf"(?:\A\s*|{apart})((?:#{{1,4}} ?)?(?:{names})){_COLON}", re.IGNORECASE)
+        for apart in (r"\n[^\S\n]*\n\s*", r"\n\s*")
+    )
+    for names in (_FULL, f"H|A|{_FULL}")
 )
 """Where turns begin, after an empty line and after any line break, by full names and by short ones (H, A) as well."""
+_HASHED = re.compile(rf"(?<!#)(#{{1,4}} ?(?:{_FULL})){_COLON}", re.IGNORECASE)
+"""Turns of guanaco's dialogues: "### Human: ...### Assistant: ...", on a line of their own or not."""
+_INLINE = re.compile(rf"(?:\A\s*|(?<=[\s。！？]))(Human|User|Assistant){_COLON}", re.IGNORECASE)
 _CAPITALS = re.compile(r"(?:\A|\s|</s>)(USER|HUMAN|ASSISTANT|SYSTEM):")
 """Turns of dialogues on one line, as Vicuna's: "... USER: ... ASSISTANT: ..."."""
 _ALPACA = re.compile(r"^(#{1,4} ?(?:Instruction|Response))\s?:", re.IGNORECASE | re.MULTILINE)
@@ -184,22 +190,68 @@ def looks_spoken(text: str) -> bool:
         _NAMED.match(text) is not None
         or _on_one_line(text)
         or _instructed(text)
-        or (_OPENING.match(text) is not None and _ANSWER.search(text) is not None)
+        or (
+            _OPENING.match(text) is not None and (_ANSWER.search(text) is not None or _answered(_HASHED.finditer(text)))
+        )
     )
 
 
 def dialogue(text: str) -> list[dict[str, str]]:
     """The turns of a text that `looks_spoken`, as messages; an empty last turn of the assistant's is left out.
 
-    Turns begin after an empty line where the first answer does, else after any line break. Short names (H, A) begin one
-    only in a text that begins with one: "A:" is an option of a question elsewhere.
+    Turns begin with one name of each side, the first that the text has (the assistant's: Assistant, if there is one), System only
+    the first: other names are said inside. They begin after an empty line where the first answer does, else after any line
+    break; with hashes (### Human:) anywhere; and anywhere after a space where a text begins with a user's and no answer has a
+    line of its own. Short names (H, A) begin one only in a text that begins with one: "A:" is an option of a question elsewhere.
     """
+    hashed = _of_two(_HASHED.finditer(text))
+    if len(hashed) > 1 and not text[: hashed[0].start()].strip():
+        return _turns(text, hashed)
     if _on_one_line(text):
-        return _turns(text.replace("</s>", " "), _CAPITALS)
+        text = text.replace("</s>", " ")
+        return _turns(text, list(_CAPITALS.finditer(text)))
     if _instructed(text):
-        return _turns(text, _ALPACA)
+        return _turns(text, list(_ALPACA.finditer(text)))
     apart, any_line = _TURNS[0] if _TURNS[0][1].match(text) else _TURNS[1]
-    return _turns(text, apart if len(apart.findall(text)) > 1 else any_line)
+    marks = _of_two(apart.finditer(text))
+    marks = marks if len(marks) > 1 else _of_two(any_line.finditer(text))
+    return _turns(text, marks if _answered(marks) else _inline(text) or marks)
+
+
+def _of_two(marks: Iterable[re.Match[str]]) -> list[re.Match[str]]:
+    """The marks with the dialogue's two names, and the system's where it is the first."""
+    named = [(mark, _name(mark)) for mark in marks]
+    user = next((name for _, name in named if _role(name) == "user"), None)
+    answering = [name for _, name in named if _role(name) == "assistant"]
+    usual = "a" if user == "h" else "assistant"
+    assistant = usual if usual in answering else next(iter(answering), None)
+    return [
+        mark
+        for at, (mark, name) in enumerate(named)
+        if name in (user, assistant) or (at == 0 and _role(name) == "system")
+    ]
+
+
+def _inline(text: str) -> list[re.Match[str]]:
+    """The marks of a dialogue on one line, named in the case of the first; none where it does not begin with a user's and has an answer."""
+    marks = list(_INLINE.finditer(text))
+    if not marks or text[: marks[0].start()].strip() or _role(_name(marks[0])) != "user":
+        return []
+    lower = marks[0].group(1).islower()
+    marks = _of_two(mark for mark in marks if mark.group(1).islower() == lower)
+    return marks if _answered(marks) else []
+
+
+def _answered(marks: Iterable[re.Match[str]]) -> bool:
+    return any(_role(_name(mark)) == "assistant" for mark in marks)
+
+
+def _name(mark: re.Match[str]) -> str:
+    return mark.group(1).lstrip("# ").lower().replace("ı", "i").replace("ſ", "s")  # re.IGNORECASE takes them too
+
+
+def _role(name: str) -> str:
+    return _SHORT.get(name) or _ROLES[name]
 
 
 def _on_one_line(text: str) -> bool:
@@ -217,15 +269,13 @@ def _instructed(text: str) -> bool:
     return names[:2] == ["instruction", "response"]
 
 
-def _turns(text: str, turn: re.Pattern[str]) -> list[dict[str, str]]:
-    """The messages that begin where `turn` matches; what stands before the first is the system's."""
-    marks = list(turn.finditer(text))
+def _turns(text: str, marks: Sequence[re.Match[str]]) -> list[dict[str, str]]:
+    """The messages that begin at the marks; what stands before the first is the system's."""
     before = text[: marks[0].start()].strip()
     messages = [{"role": "system", "content": before}] if before else []
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
-        name = mark.group(1).lstrip("# ").lower().replace("ı", "i").replace("ſ", "s")  # re.IGNORECASE takes them too
         content = text[mark.end() : following.start() if following else len(text)].strip()
-        messages.append({"role": _SHORT.get(name) or _ROLES[name], "content": content})
+        messages.append({"role": _role(_name(mark)), "content": content})
     if messages[-1]["role"] == "assistant" and not messages[-1]["content"]:
         messages.pop()
     return messages
