@@ -77,8 +77,6 @@ def read_conversation(cells: dict[str, Any], fields: ConversationFields) -> Mess
     roles = [message["role"] for message in found]
     if "user" not in roles[: roles.index("assistant")]:
         raise BadRow("no_user_turn", "an answer comes before any user turn")
-    if any(not m["content"] for m in found if m["role"] == "assistant"):
-        raise BadRow("empty", "an answer is empty")
     return with_system(found, system)
 
 

@@ -40,7 +40,9 @@ _TOOLS = (
 _ROLE_KEYS = ("role", "from", "speaker", "author")
 _CONTENT_KEYS = ("content", "value", "text", "message")
 _THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
-_UNREAD = frozenset(("reasoning_details", "thought", "thoughts", "audio", "images", "image", "refusal", "documents"))
+_UNREAD = frozenset(
+    ("reasoning_details", "thought", "thoughts", "audio", "images", "image", "refusal", "documents", "function_call")
+)
 """Keys of messages that say something and are not read."""
 _WRAPPERS = ("messages", "conversations", "conversation")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -174,7 +176,9 @@ def is_conversation(value: Any) -> bool:
         isinstance(value, list)
         and bool(value)
         and all(isinstance(m, dict) and isinstance(m.get(_key(m, _ROLE_KEYS) or "role"), str) for m in value)
-        and all(m.get("tool_calls") or any(name in m for name in _CONTENT_KEYS) for m in value)
+        and all(
+            m.get("tool_calls") or m.get("function_call") or any(name in m for name in _CONTENT_KEYS) for m in value
+        )
     )
 
 
@@ -310,7 +314,8 @@ def _message(message: dict[Any, Any], tell: Tell) -> dict[str, Any]:
             tell(f"{key} of messages is not read")
     role = message.get(_key(message, _ROLE_KEYS) or "role")
     known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
-    if message.get("tool_calls") or (isinstance(role, str) and role.strip().lower() in _TOOLS):
+    called = message.get("tool_calls") or (message.get("function_call") and _key(message, _CONTENT_KEYS) is None)
+    if called or (isinstance(role, str) and role.strip().lower() in _TOOLS):
         raise BadRow("tool_calls")
     if known is not None and known != role:
         tell(f"role {str(role)[:40]} read as {known}")
