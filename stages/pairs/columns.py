@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -17,11 +18,16 @@ from stages.text.messages import BadRow
 
 _LONG_ENOUGH = 20
 """Characters of a prompt that answers do not begin with by chance."""
-_RANKS = ("rank", "ranking", "rank_order", "position", "place")
+_RANKS = frozenset(("rank", "ranks", "ranking", "rankings", "place", "position", "loss", "perplexity", "ppl"))
+_RATINGS = frozenset(("score", "scores", "rating", "ratings", "reward", "rewards"))
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
 def check_sides(batch: Batch, fields: PairFields) -> None:
-    """Raise UserError for a data set with chosen and rejected whose prompt is missing, or is repeated in the answers."""
+    """Raise UserError for a data set with chosen and rejected whose prompt is missing, or is repeated in the answers, or whose
+    scores are ranks."""
+    for field in ("chosen_score", "rejected_score"):
+        _refuse_rank(field, getattr(fields, field))
     if fields.prompt not in batch.columns and _needs_prompt(batch.rows, fields):
         error = missing_column(batch.source, fields.prompt, batch.columns)
         example = next((cell for row in batch.rows if isinstance(cell := row.get(fields.chosen), str)), None)
@@ -54,12 +60,7 @@ def check_completions(batch: Batch, fields: PairFields) -> None:
     """Raise UserError for a data set of completions without prompts, or whose completions have no text or score."""
     if fields.prompt not in batch.columns:
         raise missing_column(batch.source, fields.prompt, batch.columns)
-    if fields.completion_score.lower() in _RANKS:
-        raise UserError(
-            f"{fields.completion_score!r} is a rank, of which less is better",
-            where="fields.completion_score",
-            fix="Name a score of which more is better: write one into the data, for example the rank with a minus.",
-        )
+    _refuse_rank("completion_score", fields.completion_score)
     answers = list(chain.from_iterable(_answers(row.get(fields.completions or "")) for row in batch.rows))
     keyed = [answer for answer in answers if isinstance(answer, dict)]
     if answers and not keyed and fields.completion_score not in batch.columns:
@@ -75,6 +76,17 @@ def check_completions(batch: Batch, fields: PairFields) -> None:
                 where=batch.source,
                 fix=(f"Did you mean {nearest[0]!r}? " if nearest else "") + f"Set the source's fields.{field}.",
             )
+
+
+def _refuse_rank(field: str, column: str | None) -> None:
+    """Raise UserError for a column of which less is better, by the words of its name: `rank`, `avgPPL`, but not `rank_score`."""
+    words = {word.lower() for word in _WORDS.findall(column or "")}
+    if words & _RANKS and not words & _RATINGS:
+        raise UserError(
+            f"{column!r} is a rank or a loss, of which less is better",
+            where=f"fields.{field}",
+            fix="Name a score of which more is better: write one into the data, for example the rank with a minus.",
+        )
 
 
 def completions_of(cells: Mapping[str, Any], fields: PairFields) -> list[tuple[Any, Any, Any]]:

@@ -197,6 +197,24 @@ def test_columns_that_mean_something_else_are_refused(
 
 
 @pytest.mark.parametrize(
+    "name", ["ranks", "avg_ranking", "Rank2", "modelPPL", "dpoLoss", "final-position", "perplexity"]
+)
+@pytest.mark.parametrize("field", ["chosen_score", "rejected_score", "completion_score"])
+def test_scores_of_which_less_is_better_are_refused_by_their_names(tmp_path: Path, name: str, field: str) -> None:
+    row = {"prompt": ASK, "chosen": GOOD, "rejected": BAD, "completions": [{"response": GOOD, name: 1}], name: 1}
+    fields = {**(COMPLETIONS if field == "completion_score" else {}), field: name}
+    with pytest.raises(UserError, match=f"'{name}' is a rank or a loss"):
+        read(tmp_path, [row], fields=fields)
+
+
+@pytest.mark.parametrize("name", ["rank_score", "lossReward", "replacement", "glossary", "workplace", "Elo"])
+def test_names_that_only_hold_the_letters_of_rank_or_loss_are_scores(tmp_path: Path, name: str) -> None:
+    row = {"prompt": ASK, "chosen": GOOD, "rejected": BAD, name: 7}
+    found, _ = read(tmp_path, [row], fields={"chosen_score": name})
+    assert answers(found) == [(GOOD, BAD)] and found[0].chosen_score == 7
+
+
+@pytest.mark.parametrize(
     ("completions", "kind"),
     [
         ({"response": [BAD, GOOD], "overall_score": ["2/10", "9/10"]}, "jsonl"),
