@@ -102,7 +102,7 @@ class Imported:
         else:
             yield "nothing says who wrote the imported answers (fields.chosen_model, rejected_model): which are the policy's own is not known"
         if unread := self._counts["unread_scores"]:
-            yield f"{unread:,} scores cannot be read as a number: these pairs go on without"
+            yield f"{unread:,} scores cannot be read as a number: these pairs go on without, completions are left out"
         if overruled := self._languages.overruled:
             yield f"{overruled:,} rows keep their label although the language identifier does not confirm it"
 

@@ -233,6 +233,37 @@ def test_texts_and_their_scores_as_lists_in_csv(tmp_path: Path) -> None:
     assert answers(found) == [(GOOD, BAD)] and found[0].chosen_score == 8.5
 
 
+def scored(*entries: tuple[str, Any]) -> dict[str, Any]:
+    return {"prompt": ASK, "completions": [{"response": text, "overall_score": score} for text, score in entries]}
+
+
+@pytest.mark.parametrize(("many", "unread"), [("one", [2]), ("all", [2, 0])])
+def test_completions_left_out_for_their_scores_are_counted_once_a_row(
+    tmp_path: Path, many: str, unread: list[int]
+) -> None:
+    row = scored((GOOD, "good"), (GOOD, 9), (WORSE, "?"), (BAD, 1), ("Hm.", None), ("So?", 3))
+    found, _ = read(tmp_path, [row], fields=COMPLETIONS, many=many)
+    assert [pair.unread for pair in found] == unread
+    (bad,), _ = read(tmp_path, [scored((GOOD, "good"), (BAD, 1))], fields=COMPLETIONS)
+    assert bad.detail == "1 answers with a score, 1 scores that cannot be read"
+
+
+@pytest.mark.parametrize("many", ["one", "all"])
+def test_a_worse_answer_that_says_the_same_as_the_best_is_passed_over(tmp_path: Path, many: str) -> None:
+    row = scored((GOOD, 9), (BAD, 5), (f" {GOOD.upper()}", 1))
+    found, _ = read(tmp_path, [row], fields=COMPLETIONS, many=many)
+    assert answers(found) == [(GOOD, BAD)]
+    (bad,), _ = read(tmp_path, [scored((GOOD, 9), (GOOD, 1))], fields=COMPLETIONS)
+    assert bad.reason == "identical"
+
+
+def test_the_first_rejected_answer_that_says_something_else_is_taken(tmp_path: Path) -> None:
+    found, _ = read(tmp_path, [{"prompt": ASK, "chosen": GOOD, "rejected": [GOOD, BAD, WORSE]}])
+    assert answers(found) == [(GOOD, BAD)]
+    whole = {"chosen": messages(GOOD), "rejected": [messages(GOOD), messages(BAD)]}
+    assert answers(read(tmp_path, [whole])[0]) == [(GOOD, BAD)]
+
+
 def test_scores_out_of_different_numbers_rank_nothing(tmp_path: Path) -> None:
     scored = [{"response": GOOD, "overall_score": "9/10"}, {"response": BAD, "overall_score": "80%"}]
     found, _ = read(tmp_path, [{"prompt": ASK, "completions": scored}], fields=COMPLETIONS)
