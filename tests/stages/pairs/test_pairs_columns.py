@@ -214,6 +214,23 @@ def test_names_that_only_hold_the_letters_of_rank_or_loss_are_scores(tmp_path: P
     assert answers(found) == [(GOOD, BAD)] and found[0].chosen_score == 7
 
 
+@pytest.mark.parametrize("ask", ["水是什么？", "水はどこ？", "물은 뭐야?", "น้ำคืออะไร", ASK])
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_repeated_prompt_is_seen_in_dense_scripts_in_messages_and_among_short_ones(
+    tmp_path: Path, ask: str, listed: bool
+) -> None:
+    def row(ask: str) -> dict[str, Any]:
+        texts = {"prompt": ask, "chosen": f"{ask} {GOOD}", "rejected": f"{ask}\n{BAD}"}
+        if not listed:
+            return texts
+        return {n: [{"role": "user" if n == "prompt" else "assistant", "content": t}] for n, t in texts.items()}
+
+    short = {"prompt": "Hi?", "chosen": GOOD, "rejected": BAD}
+    with pytest.raises(UserError, match="repeat the prompt"):
+        read(tmp_path, [row(ask), short, short])
+    read(tmp_path, [row("Hi?"), row("水？"), short])
+
+
 @pytest.mark.parametrize(
     ("completions", "kind"),
     [
