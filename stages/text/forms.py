@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from stages.cells import Unreadable
+from stages.cells import MISSING_WORDS, Unreadable
 from stages.text.messages import BadRow, unspoken
 
 Tell = Callable[[str], None]
@@ -45,6 +45,8 @@ _UNREAD = frozenset(
 )
 """Keys of messages that say something and are not read."""
 _WRAPPERS = ("messages", "conversations", "conversation")
+_SYSTEM_KEYS = ("system", "system_prompt")
+"""Keys of a system message beside the messages."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
 
@@ -100,6 +102,8 @@ def conversation(value: Any, tell: Tell) -> Any:
         if listed is None:
             return value
         tell("a dict read as a list of messages" if len(listed) != 1 else "one message read as a list of messages")
+        if value.get("tools") not in (None, "", "[]", [], {}):
+            tell("tools beside messages are not read")
         value = listed
     if not (isinstance(value, list) and value and all(isinstance(message, dict) for message in value)):
         return value
@@ -292,7 +296,7 @@ def _listed(value: dict[Any, Any]) -> list[Any] | None:
         if isinstance(inner, str) and _STRUCTURE.match(inner):
             inner, _ = _parsed(inner)
         if isinstance(inner, list):
-            return list(inner)
+            return [*_system(value, inner), *inner]
     role, content = _key(value, _ROLE_KEYS), _key(value, _CONTENT_KEYS)
     if role is None or content is None:
         return None
@@ -300,6 +304,20 @@ def _listed(value: dict[Any, Any]) -> list[Any] | None:
     if isinstance(roles, list) and isinstance(contents, list) and len(roles) == len(contents):
         return [{"role": one, "content": other} for one, other in zip(roles, contents, strict=True)]
     return [value]
+
+
+def _system(value: dict[Any, Any], messages: list[Any]) -> list[dict[str, str]]:
+    """The system message that stands beside messages, unless they bring their own."""
+    if not messages or not isinstance(messages[0], dict):
+        return []
+    first = messages[0]
+    role, own = first.get(_key(first, _ROLE_KEYS) or "role"), first.get(_key(first, _CONTENT_KEYS) or "content")
+    said = value.get(_key(value, _SYSTEM_KEYS) or "system")
+    if not isinstance(said, str) or said.strip() in ("", *MISSING_WORDS):
+        return []
+    if _ROLES.get(str(role).strip().lower()) == "system" and own:
+        return []
+    return [{"role": "system", "content": said}]
 
 
 def _key(message: dict[Any, Any], names: tuple[str, ...]) -> str | None:

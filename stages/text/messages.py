@@ -71,14 +71,15 @@ def read_messages(value: Any, role: str = "user") -> Messages:
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise BadRow("not_text", f"a value of type {type(value).__name__} instead of a text or a list of messages")
     messages = [_message(message) for message in value]
-    first = next((n for n, m in enumerate(messages) if m["role"] != "system" or not _is_empty(m)), len(messages))
-    for number, message in enumerate(messages[first:], start=first + 1):
+    begun = next((n for n, message in enumerate(messages) if message["role"] != "system"), len(messages))
+    for number, message in enumerate(messages[begun:], start=begun + 1):
         if _is_empty(message):
             which = f"message {number} of {len(messages)}, the {message['role']}'s, is empty"
             raise BadRow("empty", which if len(messages) > 1 else "")
-    if first == len(messages):
+    said = [message for message in messages[:begun] if not _is_empty(message)] + messages[begun:]
+    if not said:
         raise BadRow("empty")
-    return messages[first:]
+    return said
 
 
 def _is_empty(message: dict[str, str]) -> bool:

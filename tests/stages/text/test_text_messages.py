@@ -55,6 +55,21 @@ def test_an_empty_message_inside_a_conversation_is_named(role: str) -> None:
         read_prompt(said)
 
 
+@pytest.mark.parametrize("key", ["messages", "conversations"])
+@pytest.mark.parametrize("system", ["system", "system_prompt"])
+def test_a_system_message_beside_messages_in_one_cell_is_theirs(key: str, system: str) -> None:
+    notes: list[str] = []
+    own = [{"from": "system", "value": "mine"}, {"from": "human", "value": "hi"}]
+    hi, kind = {"role": "user", "content": "hi"}, {"role": "system", "content": "be kind"}
+    assert conversation({key: own[1:], system: "be kind", "tools": [{"name": "add"}]}, notes.append) == [kind, hi]
+    assert conversation({key: own, system: "be kind"}, print) == [{**kind, "content": "mine"}, hi]
+    empty = {key: [{"from": "system", "value": ""}, *own[1:]], system: "be kind"}
+    assert read_prompt(conversation(empty, print)) == [kind, hi]
+    for nothing in ("", "null", None):
+        assert conversation({key: own[1:], system: nothing}, print) == [hi]
+    assert "tools beside messages are not read" in notes
+
+
 def test_a_call_of_a_function_in_the_place_of_content_is_a_tool_call() -> None:
     call = {"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": "{}"}}
     with pytest.raises(BadRow, match="tool_calls"):
