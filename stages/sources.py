@@ -210,8 +210,13 @@ def _cut(
     split = own_split(source)
     rows, start = chain(head, rows), 1
     del head
-    while batch := list(islice(rows, BATCH_ROWS)):
+    following = next(rows, None)
+    while following is not None:
+        batch = [following, *islice(rows, BATCH_ROWS - 1)]
+        following = next(rows, None)
         plain_rows = [layout.row(row) for row in batch]
+        if following is None:
+            layout.finish()
         notes, layout.notes = layout.notes, []
         yield Batch(name, start, language, plain_rows, split, notes, layout.columns)
         start += len(batch)

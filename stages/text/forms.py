@@ -264,7 +264,7 @@ def _role(name: str) -> str:
 
 def _on_one_line(text: str) -> bool:
     """Whether a user's turn and an assistant's follow it in capitals, the assistant's not on a line of its own."""
-    first = _CAPITALS.search(text)
+    first = _CAPITALS.search(text) if "ASSISTANT:" in text else None
     if first is None or first.group(1) == "ASSISTANT":
         return False
     answer = text.find("ASSISTANT:", first.end())
@@ -273,7 +273,7 @@ def _on_one_line(text: str) -> bool:
 
 def _instructed(text: str) -> bool:
     """Whether an instruction and a response follow each other, as Alpaca's template has them."""
-    names = [mark.group(1).lstrip("# ").lower() for mark in _ALPACA.finditer(text)]
+    names = [mark.group(1).lstrip("# ").lower() for mark in _ALPACA.finditer(text)] if "#" in text else []
     return names[:2] == ["instruction", "response"]
 
 

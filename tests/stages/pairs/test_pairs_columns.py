@@ -124,6 +124,26 @@ def test_a_minority_of_messages_written_as_text_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("odd", "form"),
+    [
+        (json.dumps(messages(GOOD)[:1]), "messages written as JSON"),
+        (f"Human: {ASK}\n\nAssistant: {GOOD}", "dialogues written as one text"),
+        (f"<|im_start|>user\n{ASK}<|im_end|>", "rendered by a chat template"),
+    ],
+)
+def test_texts_that_look_like_something_else_are_counted_at_the_end_of_the_file(
+    tmp_path: Path, odd: str, form: str
+) -> None:
+    row = {"prompt": ASK, "chosen": GOOD, "rejected": BAD}
+    found, notes = read(tmp_path, [row] * 1100 + [{**row, "prompt": odd}] * 2 + [row] * 3)
+    assert len(found) == 1105 and len(notes) == 1
+    assert notes[0].startswith("taken as text") and f"column prompt: 2 {form}" in notes[0]
+    assert notes[0].endswith("(first in row 1,101)")
+    _, notes = read(tmp_path, [row, {**row, "prompt": odd}, row])
+    assert f"33.3% of the texts are {form}" in notes[0] and "first in row 2" in notes[1]
+
+
+@pytest.mark.parametrize(
     "dress",
     [
         lambda answer: {"prompt": f"\n\nHuman: {ASK}\n\nAssistant:", "side": f"\n\nAssistant: {answer}"},
