@@ -81,7 +81,7 @@ def _of_object(value: dict[str, Any], wanted: WantedColumns, path: str) -> Itera
         if all(list(column) == keys for column in columns) and (cells or all(key.isdecimal() for key in keys)):
             yield from ({name: column[key] for name, column in value.items()} for key in keys)
             return
-        if not mine and wanted.required and all(set(wanted.required) <= set(row) for row in columns):
+        if not mine and wanted.required and any(set(wanted.required) <= set(row) for row in columns):
             yield from columns
             return
     if not mine and _is_split(value):

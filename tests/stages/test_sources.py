@@ -331,8 +331,9 @@ def test_excels_line_that_names_the_delimiter_is_no_header(tmp_path: Path) -> No
         ('prompt,n\n"a",1\n"say \\"hi\\" now",2\n', r"broken CSV.*a\.csv:3.*written twice"),
         ('prompt,n\n"a\nb",1\nc\n', r"broken CSV: 1 fields, and the header has 2.*a\.csv:4"),
         ('prompt,n\n"a,1\n', "broken CSV.*every quoted text ends in a quote"),
+        ("prompt,n\na,1\nprompt,n\nb,2\n", r"header is there a second time.*a\.csv:3"),
     ],
-    ids=["backslash", "width", "open"],
+    ids=["backslash", "width", "open", "joined"],
 )
 def test_broken_csv_is_refused_with_its_line(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "a.csv").write_text(text)
@@ -349,6 +350,48 @@ def test_a_folder_is_refused_with_the_files_that_are_in_it(tmp_path: Path) -> No
     (tmp_path / "data-00000-of-00001.arrow").touch()
     with pytest.raises(UserError, match=r"is a folder.*/\*\.arrow"):
         local_files(Source(path=str(tmp_path)), [])
+
+
+def test_a_saved_dataset_dict_is_refused_with_the_files_one_level_down(tmp_path: Path) -> None:
+    for name in ("dataset_dict.json", "train/dataset_info.json", "train/state.json", "train/data-00000-of-00001.arrow"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"is a folder.*/train/\*\.arrow"):
+        local_files(Source(path=str(tmp_path)), [])
+
+
+def test_an_empty_file_among_those_of_a_glob_is_left_out_and_said(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "c.jsonl"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"a\.jsonl has no rows"):
+        read_rows(Source(path=str(tmp_path / "*.jsonl")), ["en"], ["prompt"])
+    write_jsonl(tmp_path / "b.jsonl", ROWS[:2])
+    (batch,) = read_rows(Source(path=str(tmp_path / "*.jsonl")), ["en"], ["prompt"])
+    assert len(batch.rows) == 2 and batch.notes == [
+        f"left out, for they have no rows: {tmp_path / 'a.jsonl'}, {tmp_path / 'c.jsonl'}"
+    ]
+
+
+def test_rows_by_ids_may_lack_a_column_in_some(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"q1": {"prompt": "a", "chosen": "b"}, "q2": {"prompt": "c"}}))
+    found = rows_of(Source(path=str(tmp_path / "a.json")), required=["prompt", "chosen"])
+    assert found == [{"prompt": "a", "chosen": "b"}, {"prompt": "c", "chosen": None}]
+
+
+def test_maps_of_arrow_are_objects(tmp_path: Path) -> None:
+    message = pa.map_(pa.string(), pa.string())
+    turns = [[[("role", "user"), ("content", "hi")]], None]
+    table = pa.table(
+        {
+            "prompt": pa.array(turns, pa.list_(message)),
+            "meta": pa.array([{"m": [("a", "b")]}] * 2, pa.struct([("m", message)])),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert rows_of(Source(path=str(tmp_path / "a.parquet")), required=["prompt", "meta"]) == [
+        {"prompt": [{"role": "user", "content": "hi"}], "meta": {"m": {"a": "b"}}},
+        {"prompt": None, "meta": {"m": {"a": "b"}}},
+    ]
 
 
 @pytest.mark.parametrize(
