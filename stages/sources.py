@@ -9,7 +9,7 @@ import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from schemas.config.base import Section
 from schemas.config.sources import PairSource, PromptSource, Source
 from schemas.errors import UserError
+from stages.beside import unread_columns
 from stages.data import PREFIX, data_path
 from stages.layout import LOOKED_AT, Layout, missing_column
 from stages.opened import COMPRESSIONS, head_of
@@ -205,6 +206,7 @@ def _chain_hub(
 
 
 def _batches(file: SourceFile, source: Source, wanted: WantedColumns) -> Iterator[Batch]:
+    wanted = replace(wanted, present=[])
     rows = FORMATS[file.format](file.path, wanted)
     return _cut(rows, file.name, file.language, source, wanted)
 
@@ -230,6 +232,8 @@ def _cut(
     if not head:
         return
     layout = Layout(name, head, wanted.required, wanted.optional, wanted.structured, wanted.lists, wanted.singles)
+    unread = unread_columns(wanted.present or layout.columns, [*wanted.required, *wanted.optional])
+    layout.notes.extend(filter(None, [unread]))
     split = own_split(source)
     rows, start = chain(head, rows), 1
     del head

@@ -360,6 +360,25 @@ def test_a_saved_dataset_dict_is_refused_with_the_files_one_level_down(tmp_path:
         local_files(Source(path=str(tmp_path)), [])
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "arrow"])
+def test_well_known_columns_that_are_not_read_are_said_once_a_file(tmp_path: Path, kind: str) -> None:
+    names = ["prompt", "system_prompt", "winner_model_a", "input", "n", "split"]
+    table = pa.table({name: ["x"] * 1100 for name in names})
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path)
+    elif kind == "arrow":
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    elif kind == "csv":
+        path.write_text("".join(",".join(row) + "\n" for row in (names, *[["x"] * 6] * 1100)))
+    else:
+        write_jsonl(path, table.to_pylist())
+    notes = [note for batch in read_rows(Source(path=str(path)), ["en"], ["prompt", "split"]) for note in batch.notes]
+    assert len(notes) == 1 and notes[0].startswith("columns that are not read: system_prompt (`fields.system`")
+    assert "winner_model_a (" in notes[0] and "input (" in notes[0] and "split" not in notes[0]
+
+
 def test_an_empty_file_among_those_of_a_glob_is_left_out_and_said(tmp_path: Path) -> None:
     for name in ("a.jsonl", "c.jsonl"):
         (tmp_path / name).touch()
