@@ -198,9 +198,8 @@ def looks_spoken(text: str) -> bool:
         _NAMED.match(text) is not None
         or _on_one_line(text)
         or _instructed(text)
-        or (
-            _OPENING.match(text) is not None and (_ANSWER.search(text) is not None or _answered(_HASHED.finditer(text)))
-        )
+        or (_OPENING.match(text) is not None and _ANSWER.search(text) is not None)
+        or len(_hashed(text)) > 1
     )
 
 
@@ -208,12 +207,11 @@ def dialogue(text: str) -> list[dict[str, str]]:
     """The turns of a text that `looks_spoken`, as messages; an empty last turn of the assistant's is left out.
 
     Turns begin with one name of each side, the first that the text has (the assistant's: Assistant, if there is one), System only
-    the first: other names are said inside. They begin after an empty line where the first answer does, else after any line
+    the first: other names are said inside. They begin after an empty line where each name does once, else after any line
     break; with hashes (### Human:) anywhere; and anywhere after a space where a text begins with a user's and no answer has a
     line of its own. Short names (H, A) begin one only in a text that begins with one: "A:" is an option of a question elsewhere.
     """
-    hashed = _of_two(_HASHED.finditer(text))
-    if len(hashed) > 1 and not text[: hashed[0].start()].strip():
+    if len(hashed := _hashed(text)) > 1:
         return _turns(text, hashed)
     if _on_one_line(text):
         text = text.replace("</s>", " ")
@@ -221,8 +219,9 @@ def dialogue(text: str) -> list[dict[str, str]]:
     if _instructed(text):
         return _turns(text, list(_ALPACA.finditer(text)))
     apart, any_line = _TURNS[0] if _TURNS[0][1].match(text) else _TURNS[1]
-    marks = _of_two(apart.finditer(text))
-    marks = marks if len(marks) > 1 else _of_two(any_line.finditer(text))
+    marks, spaced = (_of_two(turn.finditer(text)) for turn in (any_line, apart))
+    if set(map(_name, spaced)) == set(map(_name, marks)):
+        marks = spaced
     return _turns(text, marks if _answered(marks) else _inline(text) or marks)
 
 
@@ -238,6 +237,14 @@ def _of_two(marks: Iterable[re.Match[str]]) -> list[re.Match[str]]:
         for at, (mark, name) in enumerate(named)
         if name in (user, assistant) or (at == 0 and _role(name) == "system")
     ]
+
+
+def _hashed(text: str) -> list[re.Match[str]]:
+    """The marks with hashes of a text that begins with one, and has an answer's."""
+    if text.lstrip()[:1] != "#":
+        return []
+    marks = _of_two(_HASHED.finditer(text))
+    return marks if marks and not text[: marks[0].start()].strip() and _answered(marks) else []
 
 
 def _inline(text: str) -> list[re.Match[str]]:

@@ -25,6 +25,8 @@ from stages.text.forms import dialogue, looks_spoken
         ("\n\nHuman: A log:\n\nUser: x\n\nSystem: down\n\nAssistant: Yes.", "u A log:\n\nUser: x\n\nSystem: down|a Yes."),
         ("User: Hi?\n\nSystem: is what I ask about.\nAssistant: Yes.", "u Hi?\n\nSystem: is what I ask about.|a Yes."),
         ("System: Be kind.\n\nUser: Hi?\n\nAssistant: Yes.\n\nHuman: is he?", "s Be kind.|u Hi?|a Yes.\n\nHuman: is he?"),
+        ("System: Be kind.\nHuman: Hi?\n\nAssistant: Yes.", "s Be kind.|u Hi?|a Yes."),
+        ("Human: Hi?\n\nAssistant: He said:\nHuman: no.", "u Hi?|a He said:\nHuman: no."),
         ("Human: Hi?\nAI: Yes.\nHuman: Why?", "u Hi?|a Yes.|u Why?"),
         ("H: Hi?\n\nA: Yes.\n\nAssistant: is my name.", "u Hi?|a Yes.\n\nAssistant: is my name."),
     ],
