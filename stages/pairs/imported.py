@@ -94,7 +94,7 @@ class Imported:
         if self._splitter.moved:
             yield f"{self._splitter.moved} rows took their translation group's split, not their own"
         if several := self._counts["several"]:
-            yield f"{several:,} rows have several rejected answers: the first of each is taken (`many: all` takes every one)"
+            yield f"{several:,} rows have several rejected answers: the first of each that is not chosen is taken (`many: all` takes every one)"
         if below := self._counts["rated_below"]:
             yield f"{below:,} pairs are dropped because the data rates chosen below rejected (rated_below)"
         if said := self._counts["writers"]:
