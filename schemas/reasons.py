@@ -27,6 +27,7 @@ REASONS: dict[str, Reason] = {
     "unknown_role": Reason("prompts, sft, pairs, evaluate: row", "a message's role is none that is known (docs/data.md)", "the data"),
     "no_user_turn": Reason("prompts, sft, pairs, evaluate: row", "the prompt does not end in a user turn; sft: or an answer comes before any", "the data"),
     "no_prompt": Reason("pairs, evaluate: row", "no prompt is given, and chosen and rejected are no conversations that begin alike", "`fields.prompt`, or the data"),
+    "prompt_differs": Reason("pairs, evaluate: row", "chosen and rejected are whole conversations, and the prompt is neither what they begin with nor ends in it", "`fields.prompt`, or the data"),
     "several_answers": Reason("sft, pairs, evaluate: row", "where one assistant message is expected there are several, none, or another role", "the data"),
     "no_conversation": Reason("sft: row", "there are neither messages nor a completion", "`sft.sources[].fields`, or the data"),
     "no_answer": Reason("sft: row", "the conversation does not end in an answer", "the data"),

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-_MISSING_WORDS = frozenset(("nan", "NaN", "None", "null", "NaT", "<NA>"))
+MISSING_WORDS = frozenset(("nan", "NaN", "None", "null", "NaT", "<NA>"))
+"""What a cell that names something holds where it names nothing."""
 _WHOLE = re.compile(r"([+-]?\d{1,30})\.0+")
 _RATING = re.compile(
     r"([+-]?(?:\d{1,15}(?:[.,]\d{0,15})?|[.,]\d{1,15})(?:[eE][+-]?\d{1,3})?)\s*(?:(?:/|⁄|out of|of)\s*(\d{1,9}(?:[.,]\d{1,9})?)|(%))?"
@@ -55,7 +56,7 @@ def cell_id(value: Any) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return _digits(value)
     text = str(value).strip()
-    if not text or text in _MISSING_WORDS:
+    if not text or text in MISSING_WORDS:
         return None
     whole = _WHOLE.fullmatch(text)
     return whole.group(1) if whole else text

@@ -5,6 +5,7 @@ What was read as what is said once a file (`notes`), never guessed in silence; a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -44,7 +45,8 @@ class Layout:
 
     notes: what was read as what, not said yet. Raises UserError: a required column that is missing, texts that were
     rendered with a chat template already. structured: columns whose texts are lists, whatever they look like. lists:
-    columns whose texts may be lists of texts -> the column beside it whose texts then are none.
+    columns whose texts may be lists of texts -> the column beside it whose texts then are none. singles: columns of one text a
+    row, each in a list of its own where the first of them has such lists.
     """
 
     def __init__(
@@ -55,20 +57,35 @@ class Layout:
         optional: Sequence[str],
         structured: Sequence[str] = (),
         lists: Mapping[str, str] | None = None,
+        singles: Sequence[str] = (),
     ) -> None:
         self._structured, self._lists = structured, lists or {}
+        self._singles = singles if singles and _mostly_lists(_texts(singles[0], head)) else ()
         self.columns = list(dict.fromkeys(column for row in head for column in row))
         for column in required:
             if column not in self.columns:
                 raise missing_column(where, column, self.columns)
         self._wanted = [*required, *(column for column in optional if column not in required)]
         self._said: set[str] = set()
+        self._rows = 0
+        self._odd: dict[str, Counter[str]] = {}
+        self._first_odd: dict[str, int] = {}
         self.notes: list[str] = []
         self._readers = {column: self._reader(where, column, head) for column in self._wanted}
 
     def row(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """The wanted cells of a row, plain (`stages.cells.plain`), conversations as messages; None where there is none."""
+        self._rows += 1
         return {column: self._cell(column, raw.get(column)) for column in self._wanted}
+
+    def finish(self) -> None:
+        """Note, once all rows were read, which texts were taken as text and look like something else."""
+        found = [
+            f"column {column}: {', '.join(f'{count:,} {form}' for form, count in counts.items())} (first in row {self._first_odd[column]:,})"
+            for column, counts in self._odd.items()
+        ]
+        if found:
+            self.notes.append(f"taken as text, whatever they look like: {'; '.join(found)}")
 
     def _cell(self, column: str, value: Any) -> Any:
         try:
@@ -76,6 +93,8 @@ class Layout:
             reader = self._readers[column]
             if reader is not None and isinstance(value, str):
                 value = plain(reader(value))
+            elif isinstance(value, str):
+                self._look(column, value)
             if isinstance(value, list) and value and all(isinstance(inner, str) for inner in value):
                 value = self._messages(column, value)
             if isinstance(value, list) and value and all(isinstance(inner, list) for inner in value):
@@ -85,6 +104,12 @@ class Layout:
             return Unreadable(bad.reason, bad.detail)
         except RecursionError:
             return Unreadable("not_text", "nested too deep")
+
+    def _look(self, column: str, text: str) -> None:
+        """Count a text of a column that is text by what else it looks like."""
+        if (form := _form(text)) is not None:
+            self._odd.setdefault(column, Counter())[form] += 1
+            self._first_odd.setdefault(column, self._rows)
 
     def _messages(self, column: str, texts: list[str]) -> list[Any]:
         """A list of texts, or of what they are if each is a message written as JSON."""
@@ -110,25 +135,28 @@ class Layout:
         def tell(note: str) -> None:
             self._say(column, note)
 
-        def share(looks: Callable[[str], object]) -> float:
-            return sum(looks(text) not in (None, False) for text in texts) / max(1, len(texts))
-
         if column in self._structured:
             return lambda text: written_lists(text, tell)
-        conversations = share(lambda text: written_conversation(text, _silent))
-        if conversations >= HALF:
+        forms = Counter(map(_form, texts))
+        shares = {form: forms[form] / max(1, len(texts)) for form in _FORMS}
+        if shares[_WRITTEN] >= HALF:
             return lambda text: text if (value := written_conversation(text, tell)) is None else value
-        if conversations:
-            self._say(column, f"{conversations:.1%} of the texts are messages written as JSON, and are taken as text")
-        if column in self._lists and share(lambda text: written_texts(text, _silent)) >= HALF:
-            beside = _texts(self._lists[column], head)
-            if 2 * sum(written_texts(text, _silent) is not None for text in beside) < len(beside):
+        for form, of_all in shares.items():
+            if 0 < of_all < HALF:
+                self._say(column, f"{of_all:.1%} of the texts are {form}, and are taken as text")
+        if column in self._singles:
+            self._say(
+                column, f"lists of texts, as {self._singles[0]} has them: a list of one text is read as that text"
+            )
+            return _single
+        if column in self._lists and _mostly_lists(texts):
+            if not _mostly_lists(_texts(self._lists[column], head)):
                 return lambda text: text if (value := written_texts(text, tell)) is None else value
             self._say(column, f"lists of texts, as {self._lists[column]} has them too, are taken as text")
-        if share(looks_spoken) >= HALF:
+        if shares[_SPOKEN] >= HALF:
             self._say(column, "dialogues written as one text (Human: ... Assistant: ...) read as messages")
             return lambda text: dialogue(text) if looks_spoken(text) else text
-        if share(looks_rendered) >= HALF:
+        if shares[_RENDERED] >= HALF:
             raise UserError(
                 f"column {column!r} holds texts that a chat template has rendered already, for example {_ends(next(filter(looks_rendered, texts)))!r}",
                 where=where,
@@ -148,8 +176,37 @@ def _texts(column: str, head: Sequence[dict[str, Any]]) -> list[str]:
     return [text for text in shown if isinstance(text, str) and text.strip()]
 
 
+def _mostly_lists(texts: Sequence[str]) -> bool:
+    """Whether at least half of the texts are lists of texts."""
+    return bool(texts) and sum(written_texts(text, _silent) is not None for text in texts) >= HALF * len(texts)
+
+
+def _single(text: str) -> Any:
+    """The one text of a list that is written as a text; a longer list as it is, and so is any other text."""
+    texts = written_texts(text, _silent)
+    return text if texts is None else texts[0] if len(texts) == 1 else texts
+
+
 def _silent(note: str) -> None:
     """Says nothing."""
+
+
+_WRITTEN, _SPOKEN, _RENDERED = (
+    "messages written as JSON",
+    "dialogues written as one text (Human: ... Assistant: ...)",
+    "rendered by a chat template",
+)
+_FORMS: dict[str, Callable[[str], bool]] = {
+    _WRITTEN: lambda text: written_conversation(text, _silent) is not None,
+    _SPOKEN: looks_spoken,
+    _RENDERED: looks_rendered,
+}
+"""What texts may be instead of plain text -> whether one looks like it."""
+
+
+def _form(text: str) -> str | None:
+    """What a text looks like, the first of `_FORMS`; None: text."""
+    return next((form for form, looks in _FORMS.items() if looks(text)), None)
 
 
 def missing_column(where: str, column: str, columns: Sequence[str]) -> UserError:

@@ -16,7 +16,8 @@ UTF16 = (b"\xff\xfe", b"\xfe\xff")
 class WantedColumns:
     """What is looked for in a file: columns it must have, columns it may have, and a CSV file's delimiter (None: found out).
 
-    structured: columns whose texts are lists. lists: those whose texts may be (`stages.layout.Layout`).
+    structured: columns whose texts are lists. lists, singles: those whose texts may be (`stages.layout.Layout`).
+    present: all the columns of a file whose rows come with the wanted ones only, once it is opened.
     """
 
     required: Sequence[str]
@@ -24,9 +25,12 @@ class WantedColumns:
     delimiter: str | None = None
     structured: Sequence[str] = ()
     lists: Mapping[str, str] = field(default_factory=dict)
+    singles: Sequence[str] = ()
+    present: list[str] = field(default_factory=list)
 
     def of(self, present: Sequence[str]) -> list[str] | None:
-        """The columns to read; None: all, because a required one is missing and the message lists them."""
+        """The columns to read of those that are `present`; None: all, because a required one is missing and the message lists them."""
+        self.present[:] = present
         found = [name for name in dict.fromkeys([*self.required, *self.optional]) if name in present]
         return found if found and set(self.required) <= set(present) else None
 

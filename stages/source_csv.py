@@ -45,6 +45,12 @@ def read_csv(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
             refuse_twice(str(path), names)
             for row in reader:
                 number = reader.line_num + (excel is not None)
+                if row == names:
+                    raise UserError(
+                        "the header is there a second time",
+                        where=f"{path}:{number}",
+                        fix="Files were joined with their headers: take the line out, or name the files by a glob.",
+                    )
                 if len(row) == len(names):
                     yield dict(zip(names, row, strict=True))
                 elif row:

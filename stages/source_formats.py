@@ -70,7 +70,8 @@ def _rows(batch: Any, path: Path) -> list[dict[str, Any]]:
         if pa.types.is_temporal(kind) or pa.types.is_interval(kind):
             column = pc.cast(column.cast(pa.int64()) if pa.types.is_duration(kind) else column, pa.string())
         try:
-            columns.append(column.to_pylist())
+            cells = column.to_pylist()
+            columns.append([_without_maps(cell, kind) for cell in cells] if _has_maps(kind) else cells)
         except (ValueError, OverflowError) as error:
             raise UserError(
                 f"column {name!r} holds values that cannot be read: {first_line(error)}",
@@ -80,6 +81,25 @@ def _rows(batch: Any, path: Path) -> list[dict[str, Any]]:
     return (
         [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)] if columns else []
     )
+
+
+def _has_maps(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_map(kind) or any(_has_maps(kind.field(n).type) for n in range(kind.num_fields))
+
+
+def _without_maps(cell: Any, kind: Any) -> Any:
+    """A cell with its maps as dicts: Arrow gives lists of (key, value)."""
+    import pyarrow as pa
+
+    if cell is None:
+        return None
+    if pa.types.is_map(kind):
+        return {key: _without_maps(value, kind.item_type) for key, value in cell}
+    if isinstance(cell, dict):
+        return {field.name: _without_maps(cell[field.name], field.type) for field in kind}
+    return [_without_maps(inner, kind.value_type) for inner in cell] if isinstance(cell, list) else cell
 
 
 FORMATS: dict[str, Callable[[Path, WantedColumns], Iterator[dict[str, Any]]]] = {

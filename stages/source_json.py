@@ -25,7 +25,7 @@ def read_jsonl(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
 
 
 def read_json(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
-    """A JSON array of objects, an object that holds one, a table by columns, or JSONL under another name."""
+    """JSON arrays of objects, one after another, an object that holds one, a table by columns, or JSONL under another name."""
     with opened(path) as file:
         data = file.read().removeprefix(BOM)
     if data.startswith(UTF16) or not data.strip():
@@ -42,18 +42,32 @@ def read_json(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
         else:
             yield from _of_object(_checked(value, str(path)), wanted, str(path))
         return
-    at = _skip(text, text.index("[") + 1, str(path), first=True)
-    number = 0
-    while at < len(text) and text[at] != "]":
-        number += 1
-        where = f"{path}, element {number}"
-        value, at = _parsed(text, at, where)
-        yield _checked(value, where)
-        at = _skip(text, at, where)
-    if at >= len(text):
-        raise UserError(
-            "broken JSON: the array has no end", where=str(path), fix="The file may be cut off: copy it again."
-        )
+    at, number = text.index("["), 0
+    while at < len(text):
+        if text[at] != "[":
+            raise UserError(
+                f"broken JSON: there is more after the array, for example {text[at : at + 40]!r}",
+                where=f"{path}:{text.count(chr(10), 0, at) + 1}",
+                fix="Only further arrays of rows may follow one: repair the file.",
+            )
+        at = _skip(text, at + 1, str(path), first=True)
+        while at < len(text) and text[at] != "]":
+            number += 1
+            where = f"{path}, element {number}"
+            value, at = _parsed(text, at, where)
+            yield _checked(value, where)
+            at = _skip(text, at, where)
+        if at >= len(text):
+            raise UserError(
+                "broken JSON: the array has no end", where=str(path), fix="The file may be cut off: copy it again."
+            )
+        at = _after_space(text, at + 1)
+
+
+def _after_space(text: str, at: int) -> int:
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
 
 
 def _of_object(value: dict[str, Any], wanted: WantedColumns, path: str) -> Iterator[dict[str, Any]]:
@@ -67,7 +81,7 @@ def _of_object(value: dict[str, Any], wanted: WantedColumns, path: str) -> Itera
         if all(list(column) == keys for column in columns) and (cells or all(key.isdecimal() for key in keys)):
             yield from ({name: column[key] for name, column in value.items()} for key in keys)
             return
-        if not mine and wanted.required and all(set(wanted.required) <= set(row) for row in columns):
+        if not mine and wanted.required and any(set(wanted.required) <= set(row) for row in columns):
             yield from columns
             return
     if not mine and _is_split(value):

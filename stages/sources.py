@@ -9,7 +9,7 @@ import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from schemas.config.base import Section
 from schemas.config.sources import PairSource, PromptSource, Source
 from schemas.errors import UserError
+from stages.beside import unread_columns
 from stages.data import PREFIX, data_path
 from stages.layout import LOOKED_AT, Layout, missing_column
 from stages.opened import COMPRESSIONS, head_of
@@ -137,28 +138,49 @@ def read_rows(
     check: Callable[[Batch], None] | None = None,
     structured: Sequence[str] = (),
     lists: Mapping[str, str] | None = None,
+    singles: Sequence[str] = (),
 ) -> Iterator[Batch]:
     """Batches of a source's rows, each row a dict of the required and optional columns (None where absent).
 
-    Files are checked for existence, emptiness and columns when this is called, rows as they are read. A column that some
+    Files of a glob that have no rows are left out, unless all are. Files are checked for existence, emptiness and columns when this is called, rows as they are read. A column that some
     files of a source have must be in all of them. check: raises UserError for a file's first batch that is of no use.
-    structured, lists: columns whose texts are, or may be, lists (`stages.layout.Layout`).
+    structured, lists, singles: columns whose texts are, or may be, lists (`stages.layout.Layout`).
     """
-    wanted = WantedColumns(required, optional, source.delimiter, structured, lists or {})
+    wanted = WantedColumns(required, optional, source.delimiter, structured, lists or {}, singles)
     if is_hub(source):
         filled = languages if any(_PLACEHOLDER in (text or "") for text in _hub_texts(source)) else [None]
         hubs = [(_fill_hub(source, language), language or source.language) for language in filled]
         return _chain_hub(hubs, wanted, check)
     files = local_files(source, languages)
-    columns = {}
+    columns: dict[str, Sequence[str]] = {}
+    empty: list[str] = []
     for file in files:
-        first = next(_batches(file, source, wanted))
+        first = next(_batches(file, source, wanted), None)
+        if first is None:
+            empty.append(file.name)
+            continue
         columns[file.name] = first.columns
         if check is not None:
             check(first)
+    if empty and not (columns and _is_glob(source.path)):
+        raise _no_rows(empty[0])
     if _PLACEHOLDER not in source.path:  # a file a language: what one has, its maker may have left out of another
         _same_columns(columns, optional)
-    return (batch for file in files for batch in _batches(file, source, wanted))
+    return _chain(files, source, wanted, empty)
+
+
+def _chain(files: Sequence[SourceFile], source: Source, wanted: WantedColumns, empty: Sequence[str]) -> Iterator[Batch]:
+    """The batches of the files that have rows; the first one says which have none."""
+    notes = [f"left out, for they have no rows: {', '.join(empty[:5])}{', ...' if empty[5:] else ''}"] if empty else []
+    for file in files:
+        for batch in _batches(file, source, wanted):
+            batch.notes.extend(notes)
+            notes.clear()
+            yield batch
+
+
+def _no_rows(name: str) -> UserError:
+    return UserError(f"{name} has no rows", fix="Give a file with data, or take the source out of the config.")
 
 
 def _same_columns(columns: dict[str, Sequence[str]], optional: Sequence[str]) -> None:
@@ -174,13 +196,17 @@ def _chain_hub(
     hubs: Sequence[tuple[Source, str | None]], wanted: WantedColumns, check: Callable[[Batch], None] | None
 ) -> Iterator[Batch]:
     for hub, language in hubs:
+        batch = None
         for batch in _cut(read_hub(hub), hub.path, language, hub, wanted):
             if check is not None and batch.start == 1:
                 check(batch)
             yield batch
+        if batch is None:
+            raise _no_rows(hub.path)
 
 
 def _batches(file: SourceFile, source: Source, wanted: WantedColumns) -> Iterator[Batch]:
+    wanted = replace(wanted, present=[])
     rows = FORMATS[file.format](file.path, wanted)
     return _cut(rows, file.name, file.language, source, wanted)
 
@@ -204,13 +230,20 @@ def _cut(
     rows = islice(rows, source.limit)
     head = list(islice(rows, LOOKED_AT))
     if not head:
-        raise UserError(f"{name} has no rows", fix="Give a file with data, or take the source out of the config.")
-    layout = Layout(name, head, wanted.required, wanted.optional, wanted.structured, wanted.lists)
+        return
+    layout = Layout(name, head, wanted.required, wanted.optional, wanted.structured, wanted.lists, wanted.singles)
+    unread = unread_columns(wanted.present or layout.columns, [*wanted.required, *wanted.optional])
+    layout.notes.extend(filter(None, [unread]))
     split = own_split(source)
     rows, start = chain(head, rows), 1
     del head
-    while batch := list(islice(rows, BATCH_ROWS)):
+    following = next(rows, None)
+    while following is not None:
+        batch = [following, *islice(rows, BATCH_ROWS - 1)]
+        following = next(rows, None)
         plain_rows = [layout.row(row) for row in batch]
+        if following is None:
+            layout.finish()
         notes, layout.notes = layout.notes, []
         yield Batch(name, start, language, plain_rows, split, notes, layout.columns)
         start += len(batch)
@@ -227,7 +260,7 @@ def _paths(source: Source, language: str | None) -> list[tuple[Path, str]]:
         raise UserError(
             f"{name} is a folder",
             where="sources",
-            fix=f"Name the files in it, for example {name.rstrip('/')}/*{_commonest_ending(path)}.",
+            fix=f"Name the files in it, for example {name.rstrip('/')}/{_example_in(path)}.",
         )
     if _is_glob(name):
         matches = sorted(match for match in glob.glob(str(path), recursive=True) if os.path.isfile(match))
@@ -244,13 +277,21 @@ def _paths(source: Source, language: str | None) -> list[tuple[Path, str]]:
     )
 
 
-def _commonest_ending(folder: Path) -> str:
-    """Of the files in a folder that can be read."""
+_ABOUT = ("dataset_dict.json", "dataset_info.json", "state.json")
+"""Files that `datasets` saves beside the data."""
+
+
+def _example_in(folder: Path) -> str:
+    """A glob of the files in a folder, or one level down, that can be read."""
     with suppress(OSError):
-        for ending in (".parquet", ".arrow", ".jsonl", ".csv", ".json"):
-            if any(path.name.endswith(ending) for path in islice(folder.iterdir(), 1000)):
-                return ending
-    return ".parquet"
+        entries = sorted(islice(folder.iterdir(), 1000))
+        below = [entry for entry in entries if entry.is_dir()][:20]
+        for parent in (None, *below):
+            names = [path.name for path in (entries if parent is None else islice(parent.iterdir(), 1000))]
+            for ending in (".parquet", ".arrow", ".jsonl", ".csv", ".json"):
+                if any(name.endswith(ending) for name in names if name not in _ABOUT):
+                    return f"{parent.name}/*{ending}" if parent else f"*{ending}"
+    return "*.parquet"
 
 
 def _packaged(pattern: str, name: str, language: str | None) -> list[tuple[Path, str]]:

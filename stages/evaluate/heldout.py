@@ -139,7 +139,7 @@ class HeldOut:
         known: set[str] = set()
         for source in self._config.prompts:
             required, optional = columns_of(source.fields, ("language", "group_id", "system"))
-            for batch in read_rows(source, self._languages.codes, required, optional):
+            for batch in read_rows(source, self._languages.codes, required, optional, singles=(source.fields.prompt,)):
                 for number, cells in enumerate(batch.rows, start=batch.start):
                     try:
                         row = self._prompt_of(source, batch.language, cells)

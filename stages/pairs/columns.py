@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -16,12 +17,22 @@ from stages.sources import Batch
 from stages.text.messages import BadRow
 
 _LONG_ENOUGH = 20
-"""Characters of a prompt that answers do not begin with by chance."""
-_RANKS = ("rank", "ranking", "rank_order", "position", "place")
+"""Characters of a prompt that answers do not begin with by chance; fewer in scripts that say more with each."""
+_DENSE_ENOUGH = 5
+_DENSE = re.compile(
+    "[\u0e00-\u0e7f\u1100-\u11ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""Chinese characters, kana, Hangul, Thai."""
+_RANKS = frozenset(("rank", "ranks", "ranking", "rankings", "place", "position", "loss", "perplexity", "ppl"))
+_RATINGS = frozenset(("score", "scores", "rating", "ratings", "reward", "rewards"))
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
 def check_sides(batch: Batch, fields: PairFields) -> None:
-    """Raise UserError for a data set with chosen and rejected whose prompt is missing, or is repeated in the answers."""
+    """Raise UserError for a data set with chosen and rejected whose prompt is missing, or is repeated in the answers, or whose
+    scores are ranks."""
+    for field in ("chosen_score", "rejected_score"):
+        _refuse_rank(field, getattr(fields, field))
     if fields.prompt not in batch.columns and _needs_prompt(batch.rows, fields):
         error = missing_column(batch.source, fields.prompt, batch.columns)
         example = next((cell for row in batch.rows if isinstance(cell := row.get(fields.chosen), str)), None)
@@ -31,18 +42,17 @@ def check_sides(batch: Batch, fields: PairFields) -> None:
             where=error.where,
             fix=f"{error.fix} The forms are in docs/data.md.",
         )
-    texts = [
-        (prompt.strip(), row[fields.chosen].strip(), row[fields.rejected].strip())
-        for row in batch.rows
-        if isinstance(prompt := row.get(fields.prompt), str)
-        and all(isinstance(row.get(side), str) for side in (fields.chosen, fields.rejected))
-    ]
-    repeated = [
-        prompt
-        for prompt, *answers in texts
-        if len(prompt) >= _LONG_ENOUGH and all(len(a) > len(prompt) and a.startswith(prompt) for a in answers)
-    ]
-    if texts and len(repeated) >= HALF * len(texts):
+    repeated, told = [], 0
+    for row in batch.rows:
+        prompt = _last(row.get(fields.prompt), "user") or ""
+        sides = [_last(_only(row.get(side)), "assistant") for side in (fields.chosen, fields.rejected)]
+        answers = [text for text in sides if text is not None]
+        if len(answers) < 2 or len(prompt) < (_DENSE_ENOUGH if _DENSE.search(prompt) else _LONG_ENOUGH):
+            continue
+        told += 1
+        if all(len(answer) > len(prompt) and answer.startswith(prompt) for answer in answers):
+            repeated.append(prompt)
+    if repeated and len(repeated) >= HALF * told:
         raise UserError(
             f"{fields.chosen!r} and {fields.rejected!r} repeat the prompt, for example {repeated[0][:60]!r}",
             where=batch.source,
@@ -54,12 +64,7 @@ def check_completions(batch: Batch, fields: PairFields) -> None:
     """Raise UserError for a data set of completions without prompts, or whose completions have no text or score."""
     if fields.prompt not in batch.columns:
         raise missing_column(batch.source, fields.prompt, batch.columns)
-    if fields.completion_score.lower() in _RANKS:
-        raise UserError(
-            f"{fields.completion_score!r} is a rank, of which less is better",
-            where="fields.completion_score",
-            fix="Name a score of which more is better: write one into the data, for example the rank with a minus.",
-        )
+    _refuse_rank("completion_score", fields.completion_score)
     answers = list(chain.from_iterable(_answers(row.get(fields.completions or "")) for row in batch.rows))
     keyed = [answer for answer in answers if isinstance(answer, dict)]
     if answers and not keyed and fields.completion_score not in batch.columns:
@@ -75,6 +80,17 @@ def check_completions(batch: Batch, fields: PairFields) -> None:
                 where=batch.source,
                 fix=(f"Did you mean {nearest[0]!r}? " if nearest else "") + f"Set the source's fields.{field}.",
             )
+
+
+def _refuse_rank(field: str, column: str | None) -> None:
+    """Raise UserError for a column of which less is better, by the words of its name: `rank`, `avgPPL`, but not `rank_score`."""
+    words = {word.lower() for word in _WORDS.findall(column or "")}
+    if words & _RANKS and not words & _RATINGS:
+        raise UserError(
+            f"{column!r} is a rank or a loss, of which less is better",
+            where=f"fields.{field}",
+            fix="Name a score of which more is better: write one into the data, for example the rank with a minus.",
+        )
 
 
 def completions_of(cells: Mapping[str, Any], fields: PairFields) -> list[tuple[Any, Any, Any]]:
@@ -102,6 +118,18 @@ def _answers(value: Any) -> list[Any]:
     if beside and len({len(column) for column in value.values()}) == 1:
         return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
     return value if isinstance(value, list) else []
+
+
+def _last(value: Any, role: str) -> str | None:
+    """The text of a cell, or of its last message if that is `role`'s."""
+    if isinstance(value, list) and value and isinstance(value[-1], dict) and value[-1].get("role") == role:
+        value = value[-1].get("content")
+    return value.strip() if isinstance(value, str) else None
+
+
+def _only(value: Any) -> Any:
+    """A text, or a list of one message; None for anything else."""
+    return value if isinstance(value, str) or (isinstance(value, list) and len(value) == 1) else None
 
 
 def _needs_prompt(rows: Sequence[Mapping[str, Any]], fields: PairFields) -> bool:

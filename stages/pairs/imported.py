@@ -94,7 +94,7 @@ class Imported:
         if self._splitter.moved:
             yield f"{self._splitter.moved} rows took their translation group's split, not their own"
         if several := self._counts["several"]:
-            yield f"{several:,} rows have several rejected answers: the first of each is taken (`many: all` takes every one)"
+            yield f"{several:,} rows have several rejected answers: the first of each that is not chosen is taken (`many: all` takes every one)"
         if below := self._counts["rated_below"]:
             yield f"{below:,} pairs are dropped because the data rates chosen below rejected (rated_below)"
         if said := self._counts["writers"]:
@@ -102,7 +102,7 @@ class Imported:
         else:
             yield "nothing says who wrote the imported answers (fields.chosen_model, rejected_model): which are the policy's own is not known"
         if unread := self._counts["unread_scores"]:
-            yield f"{unread:,} scores cannot be read as a number: these pairs go on without"
+            yield f"{unread:,} scores cannot be read as a number: these pairs go on without, completions are left out"
         if overruled := self._languages.overruled:
             yield f"{overruled:,} rows keep their label although the language identifier does not confirm it"
 

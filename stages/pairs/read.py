@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 from schemas.config.sources import PairSource
 from stages.cells import rating
@@ -31,9 +31,10 @@ class RawPair:
 def read_pair(prompt: Any, chosen: Any, rejected: Any, system: Any = None) -> RawPair:
     """Clean prompt and answers from texts or message lists.
 
-    When chosen and rejected are whole conversations the messages they share are the prompt, as in TRL's
-    `extract_prompt`. Raises BadRow: as read_prompt, and no_prompt, several_answers (more than one assistant message, or
-    another role, after the shared part), identical (the answers are the same after normalisation).
+    When chosen and rejected are whole conversations the messages they share are the prompt, as in TRL's `extract_prompt`;
+    a prompt that ends in them is taken whole. Raises BadRow: as read_prompt, and no_prompt, prompt_differs (it and what is shared
+    have nothing in common), several_answers (more than one assistant message, or another role, after the shared part),
+    identical (the answers are the same after normalisation).
     """
     sides = [read_messages(side, role="assistant") for side in (chosen, rejected)]
     if all(side[0]["role"] != "assistant" for side in sides):
@@ -43,7 +44,7 @@ def read_pair(prompt: Any, chosen: Any, rejected: Any, system: Any = None) -> Ra
             raise BadRow("no_prompt", "the two conversations share no message")
         if all(len(side) == len(shared) for side in sides):
             raise BadRow("identical")
-        prompt, sides = shared, [side[len(shared) :] for side in sides]
+        prompt, sides = _asked(prompt, shared), [side[len(shared) :] for side in sides]
     elif prompt is None:
         raise BadRow("no_prompt", "the answers are no whole conversations either")
     messages = with_system(read_prompt(prompt), system)
@@ -56,6 +57,25 @@ def read_pair(prompt: Any, chosen: Any, rejected: Any, system: Any = None) -> Ra
     return RawPair(messages, answers[0], answers[1])
 
 
+def _asked(prompt: Any, shared: Messages) -> Messages:
+    """`prompt` where it ends in what the conversations share, else that. Raises BadRow: prompt_differs."""
+    try:
+        own = read_messages(prompt)
+    except BadRow:
+        return shared
+    said, begun = (
+        [(message["role"], comparable(message["content"])) for message in messages] for messages in (own, shared)
+    )
+    if said[-len(begun) :] == begun:
+        return own
+    last = next((text for role, text in reversed(begun) if role == "user"), begun[-1][1])
+    if any(said[-1][1] in text for _, text in begun) or any(last in text for _, text in said):
+        return shared
+    raise BadRow(
+        "prompt_differs", f"prompt {own[-1]['content'][:60]!r}, the conversations {shared[-1]['content'][:60]!r}"
+    )
+
+
 _OPTIONAL = ("prompt", "language", "group_id")
 
 
@@ -65,11 +85,13 @@ def pair_batches(source: PairSource, codes: Sequence[str]) -> Iterator[Batch]:
     fields = source.fields
     required, optional = columns_of(fields, _OPTIONAL)
     if fields.completions is None:
-        lists = {fields.rejected: fields.chosen}
-        return read_rows(source, codes, required, optional, lambda batch: check_sides(batch, fields), lists=lists)
+        lists, singles = {fields.rejected: fields.chosen}, (fields.prompt, fields.chosen, fields.rejected)
+        return read_rows(source, codes, required, optional, lambda b: check_sides(b, fields), (), lists, singles)
     optional.append(fields.completion_score)
-    structured = [fields.completions, fields.completion_score]
-    return read_rows(source, codes, required, optional, lambda batch: check_completions(batch, fields), structured)
+    structured, asked = [fields.completions, fields.completion_score], (fields.prompt,)
+    return read_rows(
+        source, codes, required, optional, lambda b: check_completions(b, fields), structured, singles=asked
+    )
 
 
 def pairs_of(cells: Mapping[str, Any], source: PairSource, longest: int) -> Iterator[RawPair | BadRow]:
@@ -80,28 +102,34 @@ def pairs_of(cells: Mapping[str, Any], source: PairSource, longest: int) -> Iter
     fields = source.fields
     prompt, system = (_cell(cells, name) for name in (fields.prompt, fields.system))
     try:
-        sides = _of_completions(cells, source) if fields.completions else _of_sides(cells, source)
+        sides = (_of_completions if fields.completions else _of_sides)(cells, source, longest)
     except BadRow as bad:
         yield bad
         return
-    for chosen, rejected, scores, writers in sides:
+    for side in sides:
         try:
-            if beyond := max(too_long(cell, longest) for cell in (prompt, chosen, rejected)):
+            if beyond := max(too_long(cell, longest) for cell in (prompt, side.chosen, side.rejected)):
                 raise BadRow("too_long", f"{beyond:,} characters > {longest:,}")
-            pair = read_pair(prompt, chosen, rejected, system)
-            values = _comparable_scores(scores)
-            unread = sum(value is not None and rating(value) is None for value in scores)
-            said = (_writer(writers[0]), _writer(writers[1]))
-            yield RawPair(pair.prompt, pair.chosen, pair.rejected, *values, unread, said)
+            pair = read_pair(prompt, side.chosen, side.rejected, system)
+            values = _comparable_scores(side.scores)
+            said = (_writer(side.writers[0]), _writer(side.writers[1]))
+            yield RawPair(pair.prompt, pair.chosen, pair.rejected, *values, side.unread, said)
         except BadRow as bad:
             yield bad
 
 
-Sides = tuple[Any, Any, tuple[Any, Any], tuple[Any, Any]]
-"""chosen, rejected, the cells of their scores, and of who wrote them."""
+class Sides(NamedTuple):
+    """Cells of a pair: its answers, their scores, who wrote them. unread: scores that are written and cannot be read."""
+
+    chosen: Any
+    rejected: Any
+    scores: tuple[Any, Any]
+    writers: tuple[Any, Any]
+    unread: int
 
 
-def _of_sides(cells: Mapping[str, Any], source: PairSource) -> list[Sides]:
+def _of_sides(cells: Mapping[str, Any], source: PairSource, longest: int) -> list[Sides]:
+    """Chosen against rejected; of several rejected against each, or the first that says something else than chosen."""
     fields = source.fields
     chosen, rejected = cells.get(fields.chosen), cells.get(fields.rejected)
     given = [_cell(cells, name) for name in (fields.chosen_score, fields.rejected_score)]
@@ -111,16 +139,18 @@ def _of_sides(cells: Mapping[str, Any], source: PairSource) -> list[Sides]:
             raise BadRow("several_answers", f"chosen is a list of {len(chosen)} answers")
         chosen = chosen[0]
     if not isinstance(rejected, list) or not is_several(rejected):
-        return [(chosen, rejected, (given[0], given[1]), (by[0], by[1]))]
+        return [Sides(chosen, rejected, (given[0], given[1]), (by[0], by[1]), _unread(given))]
     scores, writers = (_for_each(cell, len(rejected)) for cell in (given[1], by[1]))
     sides = [
-        (chosen, answer, (given[0], score), (by[0], writer))
+        Sides(chosen, answer, (given[0], score), (by[0], writer), _unread((given[0], score)))
         for answer, score, writer in zip(rejected, scores, writers, strict=True)
         if answer is not None
     ]
     if not sides:
         raise BadRow("empty", "no rejected answer")
-    return sides if source.many == "all" else sides[:1]
+    if source.many == "all":
+        return sides
+    return [next((side for side in sides if not _same(chosen, side.rejected, longest)), sides[0])]
 
 
 def _for_each(cell: Any, count: int) -> list[Any]:
@@ -140,24 +170,46 @@ def is_several(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and not any(isinstance(answer, dict) for answer in value)
 
 
-def _of_completions(cells: Mapping[str, Any], source: PairSource) -> list[Sides]:
-    """Best against worst of scored answers, or best against all that are worse; ties in favour of the first."""
+def _of_completions(cells: Mapping[str, Any], source: PairSource, longest: int) -> list[Sides]:
+    """Best against worst of scored answers, or best against all that are worse; ties in favour of the first. Answers that say the same
+    as the best are passed over, if there are others."""
+    answers = [entry for entry in completions_of(cells, source.fields) if entry[0] is not None]
     scored = [
-        (answer, found, score, writer)
-        for answer, score, writer in completions_of(cells, source.fields)
-        if answer is not None and (found := rating(score)) is not None
+        (answer, found, score, writer) for answer, score, writer in answers if (found := rating(score)) is not None
     ]
+    unread = _unread(score for _, score, _ in answers)
     if len(scored) < 2:
-        raise BadRow("too_few_candidates", f"{len(scored)} answers with a score")
+        beside = f", {unread} scores that cannot be read" if unread else ""
+        raise BadRow("too_few_candidates", f"{len(scored)} answers with a score{beside}")
     if len({found.out_of for _, found, _, _ in scored}) > 1:
         raise BadRow("too_few_candidates", "the scores are out of different numbers (7/10 and 80%)")
     best = max(scored, key=lambda entry: entry[1].value)
     worse = [entry for entry in scored if entry[1].value < best[1].value]
     if not worse:
         raise BadRow("tie", f"all {len(scored)} answers are rated {best[1].value:g}")
+    worse = [entry for entry in worse if not _same(best[0], entry[0], longest)] or worse
     if source.many == "one":
         worse = [min(worse, key=lambda entry: entry[1].value)]
-    return [(best[0], entry[0], (best[2], entry[2]), (best[3], entry[3])) for entry in worse]
+    return [
+        Sides(best[0], entry[0], (best[2], entry[2]), (best[3], entry[3]), 0 if place else unread)
+        for place, entry in enumerate(worse)
+    ]
+
+
+def _unread(scores: Iterable[Any]) -> int:
+    """How many scores are written and cannot be read."""
+    return sum(score is not None and rating(score) is None for score in scores)
+
+
+def _same(one: Any, other: Any, longest: int) -> bool:
+    """Whether two answers say the same; False where one cannot be read, or is longer than `longest` characters."""
+    if too_long([one, other], longest):
+        return False
+    try:
+        said = [[comparable(m["content"]) for m in read_messages(answer, role="assistant")] for answer in (one, other)]
+    except BadRow:
+        return False
+    return said[0] == said[1]
 
 
 def _comparable_scores(cells: tuple[Any, Any]) -> tuple[float | None, float | None]:

@@ -107,7 +107,8 @@ class _Run:
 
     def _open(self, source: PromptSource) -> Iterator[Batch]:
         required, optional = columns_of(source.fields, ("language", "group_id"))
-        return read_rows(source, self.reader.languages.codes, required, optional)
+        codes = self.reader.languages.codes
+        return read_rows(source, codes, required, optional, singles=(source.fields.prompt,))
 
     def _rows(self, read: Read) -> list[dict[str, Any]]:
         """Rows of the prompts table, less duplicates."""

@@ -77,8 +77,6 @@ def read_conversation(cells: dict[str, Any], fields: ConversationFields) -> Mess
     roles = [message["role"] for message in found]
     if "user" not in roles[: roles.index("assistant")]:
         raise BadRow("no_user_turn", "an answer comes before any user turn")
-    if any(not m["content"] for m in found if m["role"] == "assistant"):
-        raise BadRow("empty", "an answer is empty")
     return with_system(found, system)
 
 
@@ -113,7 +111,9 @@ def load_conversations(ctx: Context, renderer: Renderer) -> Conversations:
 
 def _open(source: ConversationSource, codes: list[str]) -> Iterator[Batch]:
     required, optional = columns_of(source.fields, _OPTIONAL)
-    return read_rows(source, codes, required, optional, lambda batch: _check_columns(batch, source.fields))
+    fields = source.fields
+    singles = (fields.prompt, fields.completion)
+    return read_rows(source, codes, required, optional, lambda batch: _check_columns(batch, fields), singles=singles)
 
 
 def _check_columns(batch: Batch, fields: ConversationFields) -> None:

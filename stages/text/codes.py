@@ -23,7 +23,11 @@ _NOTE = re.compile(
 _LOCALE = re.compile(r"\A([A-Za-z]{2,3}(?:_[A-Z]{2})?)(?:\.[\w-]{1,20})?(?:@euro)?\Z")
 """Locales as POSIX names them: "de_AT.UTF-8"."""
 _ANY_HAN = "Hani"
-_COUNTRIES = {"usa": "US", "uk": "GB", "great britain": "GB", "simplified": "Hans", "traditional": "Hant"}
+_COUNTRIES = {
+    **{"usa": "US", "uk": "GB", "great britain": "GB", "simplified": "Hans", "traditional": "Hant"},
+    **{"简体": "Hans", "簡體": "Hans", "繁体": "Hant", "繁體": "Hant"},
+}
+_FULL_WIDTH = str.maketrans("（），；", "(),;")
 _QUALIFIED = re.compile(r"([^()]+?) ?\(([^()]+)\)")
 
 
@@ -45,8 +49,17 @@ def standard(code: str) -> str | None:
 
 
 def named(name: str) -> str | None:
-    """The code of the language of this name ("German", "Deutsch", "Spanish (Mexico)", "Serbian (Latin)"), or None."""
-    words = " ".join(name.casefold().replace("_", " ").split())
+    """The code of the language of this name ("German", "Deutsch", "Spanish (Mexico)", "Serbian (Latin)"), or None.
+
+    As ISO 639 writes them, too: "Greek, Modern (1453-)", and "Spanish; Castilian", two names of one language.
+    """
+    if len(parts := name.translate(_FULL_WIDTH).split(";")) > 1:
+        codes = {named(part) for part in parts}
+        return codes.pop() if len(codes) == 1 else None
+    words = _NOTE.sub("", " ".join(parts[0].casefold().replace("_", " ").split()))
+    base_name, _, before = words.partition(", ")
+    if before and words not in _names():
+        words = _NOTE.sub("", f"{before} {base_name}")
     qualified = _QUALIFIED.fullmatch(words)
     if words in _names() or qualified is None:
         return _names().get(words)

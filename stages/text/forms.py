@@ -10,10 +10,10 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from stages.cells import Unreadable
+from stages.cells import MISSING_WORDS, Unreadable
 from stages.text.messages import BadRow, unspoken
 
 Tell = Callable[[str], None]
@@ -40,9 +40,13 @@ _TOOLS = (
 _ROLE_KEYS = ("role", "from", "speaker", "author")
 _CONTENT_KEYS = ("content", "value", "text", "message")
 _THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
-_UNREAD = frozenset(("reasoning_details", "thought", "thoughts", "audio", "images", "image", "refusal", "documents"))
+_UNREAD = frozenset(
+    ("reasoning_details", "thought", "thoughts", "audio", "images", "image", "refusal", "documents", "function_call")
+)
 """Keys of messages that say something and are not read."""
 _WRAPPERS = ("messages", "conversations", "conversation")
+_SYSTEM_KEYS = ("system", "system_prompt")
+"""Keys of a system message beside the messages."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
 
@@ -65,16 +69,22 @@ _MARK = (
 )
 _BEGUN, _ENDED = re.compile(rf"\s*(?:<s>\s*)?(?:{_MARK})"), re.compile(rf"(?:{_MARK}|</s>)\s*\Z")
 """A control mark where a template puts one: `<|...|>` and DeepSeek's `<｜...｜>`, and those that are written otherwise."""
-_FULL = r"(?:#{1,4} ?)?(?:Human|User|Assistant|System|Bot|AI|GPT)"
-_NAMES = r"(?:#{1,4} ?)?(?:Human|User|H|Assistant|A|System|Bot|AI|GPT)"
-_OPENING = re.compile(r"\s*(?:#{1,4} ?)?(?:Human|User|H|System)\s?:", re.IGNORECASE)
-_ANSWER = re.compile(r"\n\s*(?:#{1,4} ?)?(?:Assistant|A|Bot|AI|GPT)\s?:", re.IGNORECASE)
-_NAMED = re.compile(r"\s*(?:#{1,4} ?)?(?:Human|User|Assistant)\s?:\s*\S", re.IGNORECASE)
+_COLON = r"\s?[:：]"
+_FULL = "Human|User|Assistant|System|Bot|AI|GPT"
+_OPENING = re.compile(rf"\s*(?:#{{1,4}} ?)?(?:Human|User|H|System){_COLON}", re.IGNORECASE)
+_ANSWER = re.compile(rf"\n\s*(?:#{{1,4}} ?)?(?:Assistant|A|Bot|AI|GPT){_COLON}", re.IGNORECASE)
+_NAMED = re.compile(rf"\s*(?:#{{1,4}} ?)?(?:Human|User|Assistant){_COLON}\s*\S", re.IGNORECASE)
 _TURNS = tuple(
-    tuple(re.compile(rf"(?:\A\s*|{apart})({names})\s?:", re.IGNORECASE) for apart in (r"\n[^\S\n]*\n\s*", r"\n\s*"))
-    for names in (_FULL, _NAMES)
+    tuple(
+        re.compile(rf"(?:\A\s*|{apart})((?:#{{1,4}} ?)?(?:{names})){_COLON}", re.IGNORECASE)
+        for apart in (r"\n[^\S\n]*\n\s*", r"\n\s*")
+    )
+    for names in (_FULL, f"H|A|{_FULL}")
 )
 """Where turns begin, after an empty line and after any line break, by full names and by short ones (H, A) as well."""
+_HASHED = re.compile(rf"(?<!#)(#{{1,4}} ?(?:{_FULL})){_COLON}", re.IGNORECASE)
+"""Turns of guanaco's dialogues: "### Human: ...### Assistant: ...", on a line of their own or not."""
+_INLINE = re.compile(rf"(?:\A\s*|(?<=[\s。！？]))(Human|User|Assistant){_COLON}", re.IGNORECASE)
 _CAPITALS = re.compile(r"(?:\A|\s|</s>)(USER|HUMAN|ASSISTANT|SYSTEM):")
 """Turns of dialogues on one line, as Vicuna's: "... USER: ... ASSISTANT: ..."."""
 _ALPACA = re.compile(r"^(#{1,4} ?(?:Instruction|Response))\s?:", re.IGNORECASE | re.MULTILINE)
@@ -92,6 +102,8 @@ def conversation(value: Any, tell: Tell) -> Any:
         if listed is None:
             return value
         tell("a dict read as a list of messages" if len(listed) != 1 else "one message read as a list of messages")
+        if value.get("tools") not in (None, "", "[]", [], {}):
+            tell("tools beside messages are not read")
         value = listed
     if not (isinstance(value, list) and value and all(isinstance(message, dict) for message in value)):
         return value
@@ -168,7 +180,9 @@ def is_conversation(value: Any) -> bool:
         isinstance(value, list)
         and bool(value)
         and all(isinstance(m, dict) and isinstance(m.get(_key(m, _ROLE_KEYS) or "role"), str) for m in value)
-        and all(m.get("tool_calls") or any(name in m for name in _CONTENT_KEYS) for m in value)
+        and all(
+            m.get("tool_calls") or m.get("function_call") or any(name in m for name in _CONTENT_KEYS) for m in value
+        )
     )
 
 
@@ -185,26 +199,79 @@ def looks_spoken(text: str) -> bool:
         or _on_one_line(text)
         or _instructed(text)
         or (_OPENING.match(text) is not None and _ANSWER.search(text) is not None)
+        or len(_hashed(text)) > 1
     )
 
 
 def dialogue(text: str) -> list[dict[str, str]]:
     """The turns of a text that `looks_spoken`, as messages; an empty last turn of the assistant's is left out.
 
-    Turns begin after an empty line where the first answer does, else after any line break. Short names (H, A) begin one
-    only in a text that begins with one: "A:" is an option of a question elsewhere.
+    Turns begin with one name of each side, the first that the text has (the assistant's: Assistant, if there is one), System only
+    the first: other names are said inside. They begin after an empty line where each name does once, else after any line
+    break; with hashes (### Human:) anywhere; and anywhere after a space where a text begins with a user's and no answer has a
+    line of its own. Short names (H, A) begin one only in a text that begins with one: "A:" is an option of a question elsewhere.
     """
+    if len(hashed := _hashed(text)) > 1:
+        return _turns(text, hashed)
     if _on_one_line(text):
-        return _turns(text.replace("</s>", " "), _CAPITALS)
+        text = text.replace("</s>", " ")
+        return _turns(text, list(_CAPITALS.finditer(text)))
     if _instructed(text):
-        return _turns(text, _ALPACA)
+        return _turns(text, list(_ALPACA.finditer(text)))
     apart, any_line = _TURNS[0] if _TURNS[0][1].match(text) else _TURNS[1]
-    return _turns(text, apart if len(apart.findall(text)) > 1 else any_line)
+    marks, spaced = (_of_two(turn.finditer(text)) for turn in (any_line, apart))
+    if set(map(_name, spaced)) == set(map(_name, marks)):
+        marks = spaced
+    return _turns(text, marks if _answered(marks) else _inline(text) or marks)
+
+
+def _of_two(marks: Iterable[re.Match[str]]) -> list[re.Match[str]]:
+    """The marks with the dialogue's two names, and the system's where it is the first."""
+    named = [(mark, _name(mark)) for mark in marks]
+    user = next((name for _, name in named if _role(name) == "user"), None)
+    answering = [name for _, name in named if _role(name) == "assistant"]
+    usual = "a" if user == "h" else "assistant"
+    assistant = usual if usual in answering else next(iter(answering), None)
+    return [
+        mark
+        for at, (mark, name) in enumerate(named)
+        if name in (user, assistant) or (at == 0 and _role(name) == "system")
+    ]
+
+
+def _hashed(text: str) -> list[re.Match[str]]:
+    """The marks with hashes of a text that begins with one, and has an answer's."""
+    if text.lstrip()[:1] != "#":
+        return []
+    marks = _of_two(_HASHED.finditer(text))
+    return marks if marks and not text[: marks[0].start()].strip() and _answered(marks) else []
+
+
+def _inline(text: str) -> list[re.Match[str]]:
+    """The marks of a dialogue on one line, named in the case of the first; none where it does not begin with a user's and has an answer."""
+    marks = list(_INLINE.finditer(text))
+    if not marks or text[: marks[0].start()].strip() or _role(_name(marks[0])) != "user":
+        return []
+    lower = marks[0].group(1).islower()
+    marks = _of_two(mark for mark in marks if mark.group(1).islower() == lower)
+    return marks if _answered(marks) else []
+
+
+def _answered(marks: Iterable[re.Match[str]]) -> bool:
+    return any(_role(_name(mark)) == "assistant" for mark in marks)
+
+
+def _name(mark: re.Match[str]) -> str:
+    return mark.group(1).lstrip("# ").lower().replace("ı", "i").replace("ſ", "s")  # re.IGNORECASE takes them too
+
+
+def _role(name: str) -> str:
+    return _SHORT.get(name) or _ROLES[name]
 
 
 def _on_one_line(text: str) -> bool:
     """Whether a user's turn and an assistant's follow it in capitals, the assistant's not on a line of its own."""
-    first = _CAPITALS.search(text)
+    first = _CAPITALS.search(text) if "ASSISTANT:" in text else None
     if first is None or first.group(1) == "ASSISTANT":
         return False
     answer = text.find("ASSISTANT:", first.end())
@@ -213,19 +280,17 @@ def _on_one_line(text: str) -> bool:
 
 def _instructed(text: str) -> bool:
     """Whether an instruction and a response follow each other, as Alpaca's template has them."""
-    names = [mark.group(1).lstrip("# ").lower() for mark in _ALPACA.finditer(text)]
+    names = [mark.group(1).lstrip("# ").lower() for mark in _ALPACA.finditer(text)] if "#" in text else []
     return names[:2] == ["instruction", "response"]
 
 
-def _turns(text: str, turn: re.Pattern[str]) -> list[dict[str, str]]:
-    """The messages that begin where `turn` matches; what stands before the first is the system's."""
-    marks = list(turn.finditer(text))
+def _turns(text: str, marks: Sequence[re.Match[str]]) -> list[dict[str, str]]:
+    """The messages that begin at the marks; what stands before the first is the system's."""
     before = text[: marks[0].start()].strip()
     messages = [{"role": "system", "content": before}] if before else []
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
-        name = mark.group(1).lstrip("# ").lower().replace("ı", "i").replace("ſ", "s")  # re.IGNORECASE takes them too
         content = text[mark.end() : following.start() if following else len(text)].strip()
-        messages.append({"role": _SHORT.get(name) or _ROLES[name], "content": content})
+        messages.append({"role": _role(_name(mark)), "content": content})
     if messages[-1]["role"] == "assistant" and not messages[-1]["content"]:
         messages.pop()
     return messages
@@ -238,7 +303,7 @@ def _listed(value: dict[Any, Any]) -> list[Any] | None:
         if isinstance(inner, str) and _STRUCTURE.match(inner):
             inner, _ = _parsed(inner)
         if isinstance(inner, list):
-            return list(inner)
+            return [*_system(value, inner), *inner]
     role, content = _key(value, _ROLE_KEYS), _key(value, _CONTENT_KEYS)
     if role is None or content is None:
         return None
@@ -246,6 +311,20 @@ def _listed(value: dict[Any, Any]) -> list[Any] | None:
     if isinstance(roles, list) and isinstance(contents, list) and len(roles) == len(contents):
         return [{"role": one, "content": other} for one, other in zip(roles, contents, strict=True)]
     return [value]
+
+
+def _system(value: dict[Any, Any], messages: list[Any]) -> list[dict[str, str]]:
+    """The system message that stands beside messages, unless they bring their own."""
+    if not messages or not isinstance(messages[0], dict):
+        return []
+    first = messages[0]
+    role, own = first.get(_key(first, _ROLE_KEYS) or "role"), first.get(_key(first, _CONTENT_KEYS) or "content")
+    said = value.get(_key(value, _SYSTEM_KEYS) or "system")
+    if not isinstance(said, str) or said.strip() in ("", *MISSING_WORDS):
+        return []
+    if _ROLES.get(str(role).strip().lower()) == "system" and own:
+        return []
+    return [{"role": "system", "content": said}]
 
 
 def _key(message: dict[Any, Any], names: tuple[str, ...]) -> str | None:
@@ -260,7 +339,8 @@ def _message(message: dict[Any, Any], tell: Tell) -> dict[str, Any]:
             tell(f"{key} of messages is not read")
     role = message.get(_key(message, _ROLE_KEYS) or "role")
     known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
-    if message.get("tool_calls") or (isinstance(role, str) and role.strip().lower() in _TOOLS):
+    called = message.get("tool_calls") or (message.get("function_call") and _key(message, _CONTENT_KEYS) is None)
+    if called or (isinstance(role, str) and role.strip().lower() in _TOOLS):
         raise BadRow("tool_calls")
     if known is not None and known != role:
         tell(f"role {str(role)[:40]} read as {known}")

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from stages.cells import Unreadable
+from stages.cells import MISSING_WORDS, Unreadable
 
 Messages = list[dict[str, str]]
 
@@ -55,8 +55,9 @@ def comparable(text: str) -> str:
 def read_messages(value: Any, role: str = "user") -> Messages:
     """Clean messages from a text (one message of `role`) or a list of {role, content}.
 
-    Other forms of conversations are made lists before (`stages.text.forms`). Raises BadRow: empty, not_text (something
-    else, or multimodal content), tool_calls, unknown_role, and what an Unreadable says.
+    Empty system messages at the beginning are left out. Other forms of conversations are made lists before
+    (`stages.text.forms`). Raises BadRow: empty (a message is), not_text (something else, or multimodal content), tool_calls,
+    unknown_role, and what an Unreadable says.
     """
     if isinstance(value, Unreadable):
         raise BadRow(value.reason, value.detail)
@@ -70,9 +71,19 @@ def read_messages(value: Any, role: str = "user") -> Messages:
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise BadRow("not_text", f"a value of type {type(value).__name__} instead of a text or a list of messages")
     messages = [_message(message) for message in value]
-    if not messages or not messages[-1]["content"].strip(_UNSEEN):
+    begun = next((n for n, message in enumerate(messages) if message["role"] != "system"), len(messages))
+    for number, message in enumerate(messages[begun:], start=begun + 1):
+        if _is_empty(message):
+            which = f"message {number} of {len(messages)}, the {message['role']}'s, is empty"
+            raise BadRow("empty", which if len(messages) > 1 else "")
+    said = [message for message in messages[:begun] if not _is_empty(message)] + messages[begun:]
+    if not said:
         raise BadRow("empty")
-    return messages
+    return said
+
+
+def _is_empty(message: dict[str, str]) -> bool:
+    return not message["content"].strip(_UNSEEN)
 
 
 def read_prompt(value: Any, system: Any = None) -> Messages:
@@ -92,7 +103,7 @@ def with_system(messages: Messages, system: Any) -> Messages:
     if not isinstance(system, str):
         raise BadRow("not_text", f"the system message is a {type(system).__name__}")
     content = clean(system)
-    return [{"role": "system", "content": content}, *messages] if content else messages
+    return [{"role": "system", "content": content}, *messages] if content not in ("", *MISSING_WORDS) else messages
 
 
 def too_long(value: Any, limit: int) -> int:

@@ -109,6 +109,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path.parent.mkdir(parents=True)
             rows = 0 if table == "gradients" else 1  # datasets reads no file without rows
             pq.write_table(pa.table({field.name: pa.nulls(rows, field.type) for field in schema}), path)
+    (folder / "arena.csv").write_text("prompt,response_a,response_b,winner\nWho?,I.,You.,model_b\nWhy?,So.,No.,tie\n")
+    (folder / "instructions.jsonl").write_text(
+        '{"instruction": "Add.", "input": "1, 2", "chosen": "3", "rejected": "4"}\n'
+    )
     rows_of = pytest.importorskip("stages.train.rows")
     rows_of.write_rows({"weight": pytest.importorskip("torch").ones(2, 3)}, folder / "checkpoint-50" / "weights")
     return folder

@@ -259,6 +259,9 @@ def test_json_arrays_and_arrow_files_are_read(tmp_path: Path) -> None:
         ("a.json", b'[{"prompt": "x"}', "the array has no end"),
         ("a.json", b'[{"prompt": "x"} {"prompt": "y"}]', "no comma between"),
         ("a.json", b"[1]", "holds a int, not a JSON object.*element 1"),
+        ("a.json", b'[{"prompt": "x"}]\n{"prompt": "y"}', r"more after the array.*a\.json:2"),
+        ("a.json", b'[{"prompt": "x"}]]', r"more after the array.*a\.json:1"),
+        ("a.json", b'[{"prompt": "x"}] [{"prompt": "y"}', "the array has no end"),
         ("a.json", b"[]", "has no rows"),
         ("a.jsonl", b'{"prompt": "x", "prompt": "y"}', r"key 'prompt' is there twice.*a\.jsonl:1"),
         ("a.jsonl", b'{"prompt": "x"} {"prompt": "y"}', "more than one value on the line"),
@@ -270,6 +273,12 @@ def test_what_is_broken_or_said_twice_is_refused_by_name(tmp_path: Path, name: s
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=says):
         read_rows(Source(path=str(tmp_path / name)), ["en"], ["prompt"])
+
+
+@pytest.mark.parametrize("between", ["", "\n", " \r\n\n", "\n[]\n"])
+def test_json_arrays_one_after_another_are_all_read(tmp_path: Path, between: str) -> None:
+    (tmp_path / "a.json").write_text(between.join(json.dumps(ROWS[n : n + 2]) for n in (0, 2, 4)) + "\n")
+    assert [row["prompt"] for row in rows_of(Source(path=str(tmp_path / "a.json")))] == [r["prompt"] for r in ROWS[:6]]
 
 
 def test_numbers_and_dates_that_python_cannot_hold_are_no_traceback(tmp_path: Path) -> None:
@@ -322,8 +331,9 @@ def test_excels_line_that_names_the_delimiter_is_no_header(tmp_path: Path) -> No
         ('prompt,n\n"a",1\n"say \\"hi\\" now",2\n', r"broken CSV.*a\.csv:3.*written twice"),
         ('prompt,n\n"a\nb",1\nc\n', r"broken CSV: 1 fields, and the header has 2.*a\.csv:4"),
         ('prompt,n\n"a,1\n', "broken CSV.*every quoted text ends in a quote"),
+        ("prompt,n\na,1\nprompt,n\nb,2\n", r"header is there a second time.*a\.csv:3"),
     ],
-    ids=["backslash", "width", "open"],
+    ids=["backslash", "width", "open", "joined"],
 )
 def test_broken_csv_is_refused_with_its_line(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "a.csv").write_text(text)
@@ -340,6 +350,67 @@ def test_a_folder_is_refused_with_the_files_that_are_in_it(tmp_path: Path) -> No
     (tmp_path / "data-00000-of-00001.arrow").touch()
     with pytest.raises(UserError, match=r"is a folder.*/\*\.arrow"):
         local_files(Source(path=str(tmp_path)), [])
+
+
+def test_a_saved_dataset_dict_is_refused_with_the_files_one_level_down(tmp_path: Path) -> None:
+    for name in ("dataset_dict.json", "train/dataset_info.json", "train/state.json", "train/data-00000-of-00001.arrow"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"is a folder.*/train/\*\.arrow"):
+        local_files(Source(path=str(tmp_path)), [])
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "arrow"])
+def test_well_known_columns_that_are_not_read_are_said_once_a_file(tmp_path: Path, kind: str) -> None:
+    names = ["prompt", "system_prompt", "winner_model_a", "input", "n", "split"]
+    table = pa.table({name: ["x"] * 1100 for name in names})
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path)
+    elif kind == "arrow":
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    elif kind == "csv":
+        path.write_text("".join(",".join(row) + "\n" for row in (names, *[["x"] * 6] * 1100)))
+    else:
+        write_jsonl(path, table.to_pylist())
+    notes = [note for batch in read_rows(Source(path=str(path)), ["en"], ["prompt", "split"]) for note in batch.notes]
+    assert len(notes) == 1 and notes[0].startswith("columns that are not read: system_prompt (`fields.system`")
+    assert "winner_model_a (" in notes[0] and "input (" in notes[0] and "split" not in notes[0]
+
+
+def test_an_empty_file_among_those_of_a_glob_is_left_out_and_said(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "c.jsonl"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"a\.jsonl has no rows"):
+        read_rows(Source(path=str(tmp_path / "*.jsonl")), ["en"], ["prompt"])
+    write_jsonl(tmp_path / "b.jsonl", ROWS[:2])
+    (batch,) = read_rows(Source(path=str(tmp_path / "*.jsonl")), ["en"], ["prompt"])
+    assert len(batch.rows) == 2 and batch.notes == [
+        f"left out, for they have no rows: {tmp_path / 'a.jsonl'}, {tmp_path / 'c.jsonl'}"
+    ]
+
+
+def test_rows_by_ids_may_lack_a_column_in_some(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"q1": {"prompt": "a", "chosen": "b"}, "q2": {"prompt": "c"}}))
+    found = rows_of(Source(path=str(tmp_path / "a.json")), required=["prompt", "chosen"])
+    assert found == [{"prompt": "a", "chosen": "b"}, {"prompt": "c", "chosen": None}]
+
+
+def test_maps_of_arrow_are_objects(tmp_path: Path) -> None:
+    message = pa.map_(pa.string(), pa.string())
+    turns = [[[("role", "user"), ("content", "hi")]], None]
+    table = pa.table(
+        {
+            "prompt": pa.array(turns, pa.list_(message)),
+            "meta": pa.array([{"m": [("a", "b")]}] * 2, pa.struct([("m", message)])),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert rows_of(Source(path=str(tmp_path / "a.parquet")), required=["prompt", "meta"]) == [
+        {"prompt": [{"role": "user", "content": "hi"}], "meta": {"m": {"a": "b"}}},
+        {"prompt": None, "meta": {"m": {"a": "b"}}},
+    ]
 
 
 @pytest.mark.parametrize(

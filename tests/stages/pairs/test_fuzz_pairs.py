@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline.commit import drops_table
 from schemas.errors import UserError
 from stages.pairs.stage import Pairs
-from stages.text.forms import looks_spoken, written_conversation
+from stages.text.forms import looks_spoken, written_conversation, written_texts
 from stages.text.messages import clean, comparable
 from stages.text.neutralise import Neutraliser, control_marks
 
@@ -56,6 +56,7 @@ def is_plain(cell: Any) -> bool:
     return (
         isinstance(cell, str)
         and written_conversation(cell, print) is None
+        and written_texts(cell, print) is None
         and not looks_spoken(cell)
         and "<think>" not in cell
     )

@@ -92,6 +92,23 @@ def test_answers_that_are_lists_on_both_sides_stay_text(tmp_path: Path) -> None:
     assert "taken as text" in notes[0]
 
 
+@pytest.mark.parametrize("write", [json.dumps, repr], ids=["json", "python"])
+def test_texts_each_in_a_list_of_its_own_are_those_texts(tmp_path: Path, write: Callable[[Any], str]) -> None:
+    """As LMSYS' Kaggle CSV has them; a row of several turns is none."""
+    rows = [{"prompt": write([ASK]), "chosen": write([GOOD]), "rejected": write([BAD])}] * 2
+    rows += [{"prompt": write([ASK, "And?"]), "chosen": write([GOOD, "No."]), "rejected": write([BAD, WORSE])}]
+    rows += [{"prompt": ASK, "chosen": GOOD, "rejected": write([None])}]
+    found, notes = read(tmp_path, rows, "csv")
+    assert answers(found[:2]) == [(GOOD, BAD)] * 2
+    assert [bad.reason for bad in found[2:]] == ["several_answers", "empty"]
+    assert {note.partition(":")[0] for note in notes} == {f"column {name}" for name in ("prompt", "chosen", "rejected")}
+
+
+def test_answers_may_be_lists_where_prompts_are_none(tmp_path: Path) -> None:
+    found, _ = read(tmp_path, [{"prompt": ASK, "chosen": '["red"]', "rejected": '["blue"]'}], "csv")
+    assert answers(found) == [('["red"]', '["blue"]')]
+
+
 def test_a_prompt_that_is_json_of_another_kind_stays_text(tmp_path: Path) -> None:
     code = '[{"role": "admin", "id": 7}]'
     found, _ = read(tmp_path, [{"prompt": code, "chosen": GOOD, "rejected": BAD}])
@@ -104,6 +121,26 @@ def test_a_minority_of_messages_written_as_text_is_said(tmp_path: Path) -> None:
     ]
     _, notes = read(tmp_path, rows)
     assert "25.0% of the texts are messages written as JSON, and are taken as text" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("odd", "form"),
+    [
+        (json.dumps(messages(GOOD)[:1]), "messages written as JSON"),
+        (f"Human: {ASK}\n\nAssistant: {GOOD}", "dialogues written as one text"),
+        (f"<|im_start|>user\n{ASK}<|im_end|>", "rendered by a chat template"),
+    ],
+)
+def test_texts_that_look_like_something_else_are_counted_at_the_end_of_the_file(
+    tmp_path: Path, odd: str, form: str
+) -> None:
+    row = {"prompt": ASK, "chosen": GOOD, "rejected": BAD}
+    found, notes = read(tmp_path, [row] * 1100 + [{**row, "prompt": odd}] * 2 + [row] * 3)
+    assert len(found) == 1105 and len(notes) == 1
+    assert notes[0].startswith("taken as text") and f"column prompt: 2 {form}" in notes[0]
+    assert notes[0].endswith("(first in row 1,101)")
+    _, notes = read(tmp_path, [row, {**row, "prompt": odd}, row])
+    assert f"33.3% of the texts are {form}" in notes[0] and "first in row 2" in notes[1]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +217,41 @@ def test_columns_that_mean_something_else_are_refused(
 
 
 @pytest.mark.parametrize(
+    "name", ["ranks", "avg_ranking", "Rank2", "modelPPL", "dpoLoss", "final-position", "perplexity"]
+)
+@pytest.mark.parametrize("field", ["chosen_score", "rejected_score", "completion_score"])
+def test_scores_of_which_less_is_better_are_refused_by_their_names(tmp_path: Path, name: str, field: str) -> None:
+    row = {"prompt": ASK, "chosen": GOOD, "rejected": BAD, "completions": [{"response": GOOD, name: 1}], name: 1}
+    fields = {**(COMPLETIONS if field == "completion_score" else {}), field: name}
+    with pytest.raises(UserError, match=f"'{name}' is a rank or a loss"):
+        read(tmp_path, [row], fields=fields)
+
+
+@pytest.mark.parametrize("name", ["rank_score", "lossReward", "replacement", "glossary", "workplace", "Elo"])
+def test_names_that_only_hold_the_letters_of_rank_or_loss_are_scores(tmp_path: Path, name: str) -> None:
+    row = {"prompt": ASK, "chosen": GOOD, "rejected": BAD, name: 7}
+    found, _ = read(tmp_path, [row], fields={"chosen_score": name})
+    assert answers(found) == [(GOOD, BAD)] and found[0].chosen_score == 7
+
+
+@pytest.mark.parametrize("ask", ["水是什么？", "水はどこ？", "물은 뭐야?", "น้ำคืออะไร", ASK])
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_repeated_prompt_is_seen_in_dense_scripts_in_messages_and_among_short_ones(
+    tmp_path: Path, ask: str, listed: bool
+) -> None:
+    def row(ask: str) -> dict[str, Any]:
+        texts = {"prompt": ask, "chosen": f"{ask} {GOOD}", "rejected": f"{ask}\n{BAD}"}
+        if not listed:
+            return texts
+        return {n: [{"role": "user" if n == "prompt" else "assistant", "content": t}] for n, t in texts.items()}
+
+    short = {"prompt": "Hi?", "chosen": GOOD, "rejected": BAD}
+    with pytest.raises(UserError, match="repeat the prompt"):
+        read(tmp_path, [row(ask), short, short])
+    read(tmp_path, [row("Hi?"), row("水？"), short])
+
+
+@pytest.mark.parametrize(
     ("completions", "kind"),
     [
         ({"response": [BAD, GOOD], "overall_score": ["2/10", "9/10"]}, "jsonl"),
@@ -196,6 +268,37 @@ def test_texts_and_their_scores_as_lists_in_csv(tmp_path: Path) -> None:
     rows = [{"prompt": ASK, "completions": json.dumps([BAD, GOOD]), "overall_score": "[2, 8.5]"}]
     found, _ = read(tmp_path, rows, "csv", fields=COMPLETIONS)
     assert answers(found) == [(GOOD, BAD)] and found[0].chosen_score == 8.5
+
+
+def scored(*entries: tuple[str, Any]) -> dict[str, Any]:
+    return {"prompt": ASK, "completions": [{"response": text, "overall_score": score} for text, score in entries]}
+
+
+@pytest.mark.parametrize(("many", "unread"), [("one", [2]), ("all", [2, 0])])
+def test_completions_left_out_for_their_scores_are_counted_once_a_row(
+    tmp_path: Path, many: str, unread: list[int]
+) -> None:
+    row = scored((GOOD, "good"), (GOOD, 9), (WORSE, "?"), (BAD, 1), ("Hm.", None), ("So?", 3))
+    found, _ = read(tmp_path, [row], fields=COMPLETIONS, many=many)
+    assert [pair.unread for pair in found] == unread
+    (bad,), _ = read(tmp_path, [scored((GOOD, "good"), (BAD, 1))], fields=COMPLETIONS)
+    assert bad.detail == "1 answers with a score, 1 scores that cannot be read"
+
+
+@pytest.mark.parametrize("many", ["one", "all"])
+def test_a_worse_answer_that_says_the_same_as_the_best_is_passed_over(tmp_path: Path, many: str) -> None:
+    row = scored((GOOD, 9), (BAD, 5), (f" {GOOD.upper()}", 1))
+    found, _ = read(tmp_path, [row], fields=COMPLETIONS, many=many)
+    assert answers(found) == [(GOOD, BAD)]
+    (bad,), _ = read(tmp_path, [scored((GOOD, 9), (GOOD, 1))], fields=COMPLETIONS)
+    assert bad.reason == "identical"
+
+
+def test_the_first_rejected_answer_that_says_something_else_is_taken(tmp_path: Path) -> None:
+    found, _ = read(tmp_path, [{"prompt": ASK, "chosen": GOOD, "rejected": [GOOD, BAD, WORSE]}])
+    assert answers(found) == [(GOOD, BAD)]
+    whole = {"chosen": messages(GOOD), "rejected": [messages(GOOD), messages(BAD)]}
+    assert answers(read(tmp_path, [whole])[0]) == [(GOOD, BAD)]
 
 
 def test_scores_out_of_different_numbers_rank_nothing(tmp_path: Path) -> None:

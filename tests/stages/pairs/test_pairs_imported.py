@@ -102,6 +102,40 @@ def test_whole_conversations_are_split_as_trl_splits_them(history: list[dict[str
     assert ([assistant(pair.chosen)], [assistant(pair.rejected)]) == (oracle["chosen"], oracle["rejected"])
 
 
+SYSTEM = {"role": "system", "content": "Be brief."}
+EARLIER = [user("Hello."), assistant("Hello! Ask away.")]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shared", "expected"),
+    [
+        ([SYSTEM, user(ASK)], [user(ASK)], [SYSTEM, user(ASK)]),
+        ([*EARLIER, user(f" {ASK.upper()}")], [user(ASK)], [*EARLIER, user(ASK.upper())]),
+        (ASK, [SYSTEM, *EARLIER, user(ASK)], None),
+        ([user(ASK)], [*EARLIER, user(ASK)], None),
+        (EARLIER[:1], [*EARLIER, user(ASK)], None),
+        ("Hello.", [*EARLIER, user(ASK)], None),
+        (f"Human: Hello.\n\nHuman: {ASK}", [user(ASK)], None),
+        ([SYSTEM, user(ASK)], [{**SYSTEM, "content": "Be kind."}, user(ASK)], None),
+        ([user(ASK), assistant(GOOD)], [user(ASK)], None),
+        (True, [user(ASK)], None),
+        (" ", [user(ASK)], None),
+    ],
+    ids=["system", "history", "text", "suffix", "prefix", "one", "inside", "systems", "answered", "unreadable", "empty"],
+)  # fmt: skip
+def test_a_prompt_beside_whole_conversations_is_taken_where_it_says_more(
+    prompt: Any, shared: list[dict[str, str]], expected: list[dict[str, str]] | None
+) -> None:
+    pair = read_pair(prompt, [*shared, assistant(GOOD)], [*shared, assistant(BAD)])
+    assert (pair.prompt, pair.chosen, pair.rejected) == (expected or shared, GOOD, BAD)
+
+
+@pytest.mark.parametrize("prompt", ["You write in rhymes.", [SYSTEM, user("Another question?")]])
+def test_a_prompt_that_the_conversations_know_nothing_of_is_not_guessed_at(prompt: Any) -> None:
+    with pytest.raises(BadRow, match="prompt_differs"):
+        read_pair(prompt, [user(ASK), assistant(GOOD)], [user(ASK), assistant(BAD)])
+
+
 def test_every_row_is_kept_or_dropped_with_its_reason(
     run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path
 ) -> None:

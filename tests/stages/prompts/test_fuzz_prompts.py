@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline.commit import drops_table
 from schemas.errors import UserError
 from stages.prompts.stage import Prompts
-from stages.text.forms import looks_spoken, written_conversation
+from stages.text.forms import looks_spoken, written_conversation, written_texts
 from stages.text.messages import clean
 
 GOOD = [
@@ -83,5 +83,6 @@ def test_any_prompt_file(tmp_path: Path, run_stage: Callable[..., Any], drawn: A
         assert row["messages"][-1]["role"] == "user" and row["messages"][-1]["content"]
         assert all(message["content"] == clean(message["content"]) for message in row["messages"])
         cell = written[row["source_row"] - 1].get(fields.get("prompt", "prompt")) if written is not None else None
-        if isinstance(cell, str) and written_conversation(cell, print) is None and not looks_spoken(cell):
+        plain = isinstance(cell, str) and not looks_spoken(cell)
+        if plain and written_conversation(cell, print) is None and written_texts(cell, print) is None:
             assert row["messages"][-1]["content"] == clean(cell)

@@ -52,7 +52,10 @@ ARABIC = [
         ("Simplified Chinese", "zh-Hans"), ("Chinese (Traditional)", "zh-Hant"), ("Brazilian Portuguese", "pt-BR"),
         ("Greek", "el"), ("Persian", "fa"), ("Norwegian Bokmål", "nb"), ("xx", None), ("gibberish", None), ("12", None),
         ("e" * 10_000, None), ("English (United States)", "en-US"), ("Serbian (Latin)", "sr-Latn"), ("Arabic (Egypt)", "ar-EG"),
-        ("German (old)", None),
+        ("German (old)", None), ("Modern Greek", "el"), ("Greek, Modern (1453-)", "el"), ("Modern Greek (1453-)", "el"),
+        ("Western Persian", "pes"), ("Eastern Panjabi", "pa"), ("Spanish; Castilian", "es"), ("Catalan; Valencian", "ca"),
+        ("English; German", None), ("Chinese, Mandarin", "zh"), ("Levantine Arabic", "apc"), ("हिंदी", "hi"), ("Azeri", "az"),
+        ("普通话", "zh"), ("中文（简体）", "zh-Hans"), ("中文（繁體）", "zh-Hant"), (";", None), (", ", None),
     ],
 )  # fmt: skip
 def test_codes_and_names_are_read_as_bcp_47(written: str, code: str | None) -> None:

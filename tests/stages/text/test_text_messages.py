@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.text.forms import conversation
 from stages.text.messages import BadRow, clean, comparable, read_prompt
 
 ANY = st.text(st.characters(exclude_categories=()), max_size=60)
@@ -36,7 +37,44 @@ def test_a_system_column_does_not_replace_a_system_message() -> None:
     assert read_prompt("hi", " be kind ")[0] == {"role": "system", "content": "be kind"}
     own = [{"role": "system", "content": "mine"}, {"role": "user", "content": "hi"}]
     assert read_prompt(own, "be kind") == own
-    assert read_prompt("hi", "  ") == [{"role": "user", "content": "hi"}]
+    for nothing in ("  ", "nan", " None ", "null", "<NA>"):
+        assert read_prompt("hi", nothing) == [{"role": "user", "content": "hi"}]
+
+
+def test_an_empty_system_message_is_none() -> None:
+    said = [{"role": "system", "content": "\u200b "}, {"role": "user", "content": "hi"}]
+    assert read_prompt(said, "be kind") == [{"role": "system", "content": "be kind"}, said[1]]
+    with pytest.raises(BadRow, match="empty"):
+        read_prompt(said[:1])
+
+
+@pytest.mark.parametrize("role", ["user", "assistant", "system"])
+def test_an_empty_message_inside_a_conversation_is_named(role: str) -> None:
+    said = [{"role": "user", "content": "hi"}, {"role": role, "content": " "}, {"role": "user", "content": "there?"}]
+    with pytest.raises(BadRow, match=f"message 2 of 3, the {role}'s, is empty"):
+        read_prompt(said)
+
+
+@pytest.mark.parametrize("key", ["messages", "conversations"])
+@pytest.mark.parametrize("system", ["system", "system_prompt"])
+def test_a_system_message_beside_messages_in_one_cell_is_theirs(key: str, system: str) -> None:
+    notes: list[str] = []
+    own = [{"from": "system", "value": "mine"}, {"from": "human", "value": "hi"}]
+    hi, kind = {"role": "user", "content": "hi"}, {"role": "system", "content": "be kind"}
+    assert conversation({key: own[1:], system: "be kind", "tools": [{"name": "add"}]}, notes.append) == [kind, hi]
+    assert conversation({key: own, system: "be kind"}, print) == [{**kind, "content": "mine"}, hi]
+    empty = {key: [{"from": "system", "value": ""}, *own[1:]], system: "be kind"}
+    assert read_prompt(conversation(empty, print)) == [kind, hi]
+    for nothing in ("", "null", None):
+        assert conversation({key: own[1:], system: nothing}, print) == [hi]
+    assert "tools beside messages are not read" in notes
+
+
+def test_a_call_of_a_function_in_the_place_of_content_is_a_tool_call() -> None:
+    call = {"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": "{}"}}
+    with pytest.raises(BadRow, match="tool_calls"):
+        conversation([{"role": "user", "content": "hi"}, call], print)
+    assert conversation([{**call, "content": "ok", "function_call": None}], print)[0]["content"] == "ok"
 
 
 @pytest.mark.parametrize(("value", "text"), [(7, "7"), (7.0, "7"), (3.5, "3.5"), (0, "0"), (-2, "-2"), (1e20, "1e+20")])
