@@ -222,8 +222,10 @@ def _memory(config: RunConfig, sizes: Sizes) -> dict[str, tuple[float, str]]:
         sums = (
             8.0 * len(config.languages.seen) * config.gradients.sketch.rank * sum(min(o, i) for _, o, i in sizes.layers)
         )
+    initial = config.rounds > 1 and config.train.reference == "initial"
+    models = 2.5 if config.model.reference is not None or initial else 1.5
     found = {
-        "gradients": (1.5 * weights + sums + GIB, "Lower gradients.token_budget; the model must fit one worker."),
+        "gradients": (models * weights + sums + GIB, "Lower gradients.token_budget; the model must fit one worker."),
         "train": (
             train,
             "Set train.method: lora and train.gradient_checkpointing: true, lower train.micro_batch_size.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -250,3 +251,14 @@ def test_disk_follows_how_gradients_are_compressed(write, sketch, per_pair, sums
     assert disk.values["gb_per_million_pairs"] * 1000 == pytest.approx(per_pair + doctor_size._ROW_BYTES)
     assert disk.values.get("sums_bytes", 0) == sums * languages * -(-sizes.pairs // 100)
     assert said in disk.what and "GB per million pairs" in disk.what
+
+
+def test_a_reference_that_is_another_model_is_in_memory_beside_the_policy(write):
+    def gradients(**changes: object) -> float:
+        config = load_config(write(**changes))
+        found = needs(config, Sizes.of(config, rows=10, weights=8 * 2**30, memory=2**30))
+        (said,) = (f.what for f in found if f.what.startswith("gradients needs"))
+        return float(re.findall(r"about ([0-9.]+) GiB", said)[0])
+
+    assert gradients(model__reference="other") - gradients() == pytest.approx(8)
+    assert gradients(rounds=2, train__reference="initial") - gradients(rounds=2) == pytest.approx(8)
