@@ -64,7 +64,7 @@ _SPLITS = (
 
 
 _MANY = (
-    "rows with several rejected answers or scored completions: one pair (the first rejected; best against worst), or "
+    "rows with several rejected answers or scored completions: one pair (the first rejected that is not chosen; best against worst), or "
     "chosen (the best) against every other"
 )
 

@@ -19,12 +19,14 @@ from stages.text.messages import BadRow
 _LONG_ENOUGH = 20
 """Characters of a prompt that answers do not begin with by chance; fewer in scripts that say more with each."""
 _DENSE_ENOUGH = 5
+_BY_CHANCE = 3
+"""Fewer prompts that answers begin with prove nothing, where there are more pairs."""
 _DENSE = re.compile(
     "[\u0e00-\u0e7f\u1100-\u11ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 """Chinese characters, kana, Hangul, Thai."""
 _RANKS = frozenset(("rank", "ranks", "ranking", "rankings", "place", "position", "loss", "perplexity", "ppl"))
-_RATINGS = frozenset(("score", "scores", "rating", "ratings", "reward", "rewards"))
+_RATINGS = frozenset(("score", "scores", "rating", "ratings", "reward", "rewards", "win", "wins"))
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
@@ -42,17 +44,18 @@ def check_sides(batch: Batch, fields: PairFields) -> None:
             where=error.where,
             fix=f"{error.fix} The forms are in docs/data.md.",
         )
-    repeated, told = [], 0
+    repeated, told, pairs = [], 0, 0
     for row in batch.rows:
         prompt = _last(row.get(fields.prompt), "user") or ""
         sides = [_last(_only(row.get(side)), "assistant") for side in (fields.chosen, fields.rejected)]
         answers = [text for text in sides if text is not None]
+        pairs += len(answers) == 2
         if len(answers) < 2 or len(prompt) < (_DENSE_ENOUGH if _DENSE.search(prompt) else _LONG_ENOUGH):
             continue
         told += 1
         if all(len(answer) > len(prompt) and answer.startswith(prompt) for answer in answers):
             repeated.append(prompt)
-    if repeated and len(repeated) >= HALF * told:
+    if repeated and len(repeated) >= max(HALF * told, min(_BY_CHANCE, pairs)):
         raise UserError(
             f"{fields.chosen!r} and {fields.rejected!r} repeat the prompt, for example {repeated[0][:60]!r}",
             where=batch.source,

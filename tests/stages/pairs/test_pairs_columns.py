@@ -247,7 +247,8 @@ def test_a_repeated_prompt_is_seen_in_dense_scripts_in_messages_and_among_short_
 
     short = {"prompt": "Hi?", "chosen": GOOD, "rejected": BAD}
     with pytest.raises(UserError, match="repeat the prompt"):
-        read(tmp_path, [row(ask), short, short])
+        read(tmp_path, [*[row(ask)] * 3, *[short] * 4])
+    read(tmp_path, [row(ask), *[short] * 6])  # one by chance proves nothing
     read(tmp_path, [row("Hi?"), row("水？"), short])
 
 
