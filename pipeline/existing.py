@@ -40,7 +40,7 @@ def find_run(run: Path) -> Path:
 def config_given(path: Path, settings: Sequence[str] = (), run_dir: Path | None = None) -> RunConfig:
     """The config that somebody runs, as `load_config`; a run's own run.yaml is that run's wherever it lies now, unless `run_dir` or a
     setting says where the run is to be."""
-    config, folder = load_config(path, settings, run_dir), path.parent
+    config, folder = load_config(path, settings, run_dir), usable_path(path).parent
     own = path.name == "run.yaml" and ((folder / "_state").is_dir() or any(folder.glob("round-*/_state")))
     named = run_dir is not None or any(text.partition("=")[0] in ("name", "run_dir") for text in settings)
     if own and not named and config.folder.resolve() != folder.resolve():
