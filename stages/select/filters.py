@@ -42,9 +42,9 @@ def ranking(pairs: pl.DataFrame, by: str, seed: Sequence[object] = (0,)) -> pl.S
         raise UserError(f"filter {by} needs the columns {', '.join(missing)}", where="select.by")
     if filter_.implicit and pairs.height and not (pairs["implicit_margin"].fill_null(0.0) != 0).any():
         raise UserError(
-            "the implicit reward of every pair is zero: the policy is the reference (always so in round 0)",
+            "the implicit reward of every pair is zero: the policy is the reference",
             where=f"select.by: {by}",
-            fix="Rank by the log-probabilities themselves: select.by: logp_margin.",
+            fix="Name the model that the policy was trained from (model.reference), or set select.by: logp_margin.",
         )
     if "criterion" not in pairs.columns:
         pairs = pairs.with_columns(criterion=pl.lit(None, pl.String))
