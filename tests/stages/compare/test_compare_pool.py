@@ -22,7 +22,12 @@ _CHAT = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 
 
 def config(**select: Any) -> RunConfig:
-    values = {"name": "t", "languages": {"seen": list(LANGUAGES)}, "model": {"policy": "m"}, "select": select}
+    values = {
+        "name": "t",
+        "languages": {"seen": list(LANGUAGES)},
+        "model": {"policy": "m", "reference": "r"},
+        "select": select,
+    }
     return RunConfig.model_validate(values | {"pairs": {"sources": [{"path": "p.jsonl"}]}})
 
 
