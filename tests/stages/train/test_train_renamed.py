@@ -34,7 +34,7 @@ def of_experts(kind: str, tokenizer_of: Path, folder: Path, seed: int) -> ModelR
     return ModelRef(folder.name, folder, str(folder))
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "gpt_oss"])
 def test_it_resumes_to_the_same_bits(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
     workbench = Workbench(tmp_path, tiny_folder)  # its references are of another model: any numbers will do
     workbench.model = of_experts(kind, tiny_folder, tmp_path / kind, 0)
