@@ -49,6 +49,12 @@ def main(given: list[str] | None = None) -> int:
     )
     parser.add_argument("--only", nargs="+", default=[""], help="training: cells with one of these in their name")
     parser.add_argument("--held-out", type=int, default=40, help="training: held-out pairs a language")
+    parser.add_argument(
+        "--split",
+        type=int,
+        default=0,
+        help="training: so many held-out pairs in the trained and in the unseen languages",
+    )
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args(given)
     results = Results(arguments.rows)
@@ -85,7 +91,9 @@ def main(given: list[str] | None = None) -> int:
         else:
             from benchmarks.evidence import training
 
-            setup = training.Setup(work, work / "training", model, pool, questions, held_out=arguments.held_out)
+            setup = training.Setup(
+                work, work / "training", model, pool, questions, held_out=arguments.held_out, split=arguments.split
+            )
             setup.fill(results, arguments.data, range(arguments.seeds or 5), arguments.only, say)
     return 0
 

@@ -38,10 +38,14 @@ class Pool:
         return make_pairs(answers, self.languages, self.count, self.strong, self.weak, self.words, self.seed)
 
     def held_out(self, answers: Answers, languages: Sequence[str], count: int) -> list[dict[str, str]]:
-        """`count` pairs a language of prompts that no pair of the pool is about. Raises ValueError where there are too few."""
+        """`count` pairs a language of prompts that no pair of the pool is about: first prompts as long as the pool's, then up to twice as long.
+        Raises ValueError where there are too few."""
         models = (self.strong, self.weak)
         used = answers.questions(self.languages, models, self.seed, (20, self.words))[: 2 * self.count]
-        ids = [id_ for id_ in answers.questions(languages, models, self.seed, (20, self.words)) if id_ not in set(used)]
+        short, long = (
+            answers.questions(languages, models, self.seed, (20, most)) for most in (self.words, 2 * self.words)
+        )
+        ids = [id_ for id_ in dict.fromkeys(short + long) if id_ not in set(used)]
         if len(ids) < count:
             raise ValueError(f"{len(ids)} prompts are left to hold out, {count} are needed")
         found = []

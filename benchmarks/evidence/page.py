@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.evidence.arms import CELLS, SEEN, UNSEEN
+from benchmarks.evidence.arms import CELLS, MANY, SEEN, SPLIT, UNSEEN, table_of
 from benchmarks.evidence.gain import held_out_gain, tax_gain
 from benchmarks.quality.results import MISSING, Results, Values, shown
 from stages.compare.seeds import Mean
@@ -50,8 +50,10 @@ def write(results: Results) -> None:
         ("trusted", _trusted(results)),
         ("predict", _predict(results)),
         ("deciles", _deciles(results)),
-        ("training", _training(results)),
-        ("gain", _gain(results)),
+        ("training", _training(results, CELLS)),
+        ("gain", _gain(results, CELLS)),
+        ("training-split", _training(results, MANY, SPLIT)),
+        ("gain-split", _gain(results, MANY, SPLIT)),
     ):
         text, count = re.subn(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: m[1] + table + m[2], text, flags=re.S)  # noqa: B023
         if count != 1:
@@ -162,7 +164,7 @@ def _deciles(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _training(results: Results) -> str:
+def _training(results: Results, cells: Sequence[tuple[str, str]], split: int = 0) -> str:
     columns = {
         "damaged pairs": "damaged",
         "reward accuracy": "reward_accuracy/seen",
@@ -173,22 +175,22 @@ def _training(results: Results) -> str:
         "tax": "tax",
     }
     lines = [f"| pool, arm | seeds | {' | '.join(columns)} |", "| --- | ---: |" + " ---: |" * len(columns)]
-    for pool, arm in CELLS:
-        found = rows(results, "training", f"{pool}, {arm}")
-        cells = [shown(found, lambda values, name=name: values.get(name, float("nan"))) for name in columns.values()]  # type: ignore[misc]
-        lines.append(f"| {pool}, {arm} | {len(found)} | {' | '.join(cells)} |")
+    for pool, arm in cells:
+        found = rows(results, table_of(split), f"{pool}, {arm}")
+        figures = [shown(found, lambda values, name=name: values.get(name, float("nan"))) for name in columns.values()]  # type: ignore[misc]
+        lines.append(f"| {pool}, {arm} | {len(found)} | {' | '.join(figures)} |")
     return "\n".join(lines) + "\n"
 
 
-def _gain(results: Results) -> str:
+def _gain(results: Results, cells: Sequence[tuple[str, str]], split: int = 0) -> str:
     lines = [
         "| pool | curated less | seeds | reward accuracy | unseen languages | margin | tax |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for pool, arm in CELLS:
+    for pool, arm in cells:
         if arm == "curated":
             continue
-        curated, other = (by_seed(results, "training", f"{pool}, {one}") for one in ("curated", arm))
+        curated, other = (by_seed(results, table_of(split), f"{pool}, {one}") for one in ("curated", arm))
         both = [(curated[seed], other[seed]) for seed in curated if seed in other]
         if not both:
             lines.append(f"| {pool} | {arm} | 0 | {' | '.join([MISSING] * 4)} |")

@@ -24,7 +24,7 @@ import polars as pl
 import torch
 
 from benchmarks.evidence.answers import Answers, Pool
-from benchmarks.evidence.arms import CELLS, POOLS, SEEN, UNSEEN
+from benchmarks.evidence.arms import CELLS, MANY, POOLS, SEEN, UNSEEN, table_of
 from benchmarks.evidence.real import layout_of
 from benchmarks.planted import sketches
 from benchmarks.planted.damage import Damage, DamagedSet, plant
@@ -47,7 +47,6 @@ from stages.train.objectives import score as logps_of
 from stages.train.scoring import Scorer
 
 VERSION = 1
-TABLE = "training"
 BASELINE = "mean_direction"
 LORA: dict[str, Any] = {
     "method": "lora",
@@ -62,7 +61,8 @@ _BUDGET = 2048
 
 @dataclass(frozen=True)
 class Setup:
-    """seen: languages of the pool, of those that are sketched; unseen: languages only held-out pairs are in; held_out: pairs a language."""
+    """seen: languages of the pool, of those that are sketched; unseen: languages only held-out pairs are in; held_out: pairs a language; split:
+    instead at least so many pairs in the seen and in the unseen languages, which makes rows of another table."""
 
     sketched: Path
     work: Path
@@ -72,12 +72,19 @@ class Setup:
     seen: tuple[str, ...] = SEEN
     unseen: tuple[str, ...] = UNSEEN
     held_out: int = 40
+    split: int = 0
 
     def cell(self, pool: str, arm: str, seed: int) -> Cell:
         """A row of the study."""
-        facts = {name: value for name, value in asdict(self).items() if name not in ("sketched", "work")}
+        facts = {name: value for name, value in asdict(self).items() if name not in ("sketched", "work", "split")}
+        if self.split:
+            facts["held_out"] = [self.count(self.seen), self.count(self.unseen)]
         chosen_by = {"curated": asdict(configured()), "baseline": BASELINE}.get(arm)
-        return Cell(TABLE, f"{pool}, {arm}", seed, content_id(VERSION, facts, LORA, chosen_by))
+        return Cell(table_of(self.split), f"{pool}, {arm}", seed, content_id(VERSION, facts, LORA, chosen_by))
+
+    def count(self, languages: Sequence[str]) -> int:
+        """Held-out pairs in each of these languages."""
+        return -(-self.split // len(languages)) if self.split else self.held_out
 
     def fill(
         self, results: Results, data: Path, seeds: Sequence[int], only: Sequence[str], say: Callable[[str], None]
@@ -85,7 +92,7 @@ class Setup:
         """Write the rows that are missing, of cells with one of `only` in their name."""
         bench: Bench | None = None
         for seed in seeds:
-            for pool, arm in CELLS:
+            for pool, arm in MANY if self.split else CELLS:
                 cell = self.cell(pool, arm, seed)
                 if not any(part in cell.method for part in only) or results.read(cell) is not None:
                     continue
@@ -112,8 +119,8 @@ class Bench:
         }
         self.layout = layout_of(setup.sketched)
         self.held_out = {
-            "seen": setup.pool.held_out(answers, setup.seen, setup.held_out),
-            "unseen": setup.pool.held_out(answers, setup.unseen, setup.held_out),
+            "seen": setup.pool.held_out(answers, setup.seen, setup.count(setup.seen)),
+            "unseen": setup.pool.held_out(answers, setup.unseen, setup.count(setup.unseen)),
         }
         world = self.world(0)
         renderer = world.renderer

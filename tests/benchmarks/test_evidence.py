@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from benchmarks.evidence import page
 from benchmarks.evidence.answers import CONTRASTS, Answers, Pool, cut
 from benchmarks.evidence.gain import held_out_gain, tax_gain
 from benchmarks.evidence.predict import DECILE, RANDOM, drawn
+from benchmarks.evidence.training import Setup
 from benchmarks.evidence.trusted import with_trusted
 from benchmarks.planted.damage import DamagedSet
 from benchmarks.planted.sketches import Sketches
@@ -63,6 +65,24 @@ def test_damage_comes_from_prompts_that_no_pair_is_about(answers: Answers) -> No
     assert len(held_out) == 10 and not used & {row["group_id"] for row in held_out}
 
 
+def test_many_held_out_pairs_are_of_short_prompts_first_and_rows_of_another_table(answers: Answers) -> None:
+    long = {id_ for id_, _ in answers.prompts if int(id_) % 2}
+    prompts = {key: text + " word" * POOL.words * (key[0] in long) for key, text in answers.prompts.items()}
+    one, pool = replace(answers, prompts=prompts), replace(POOL, count=3)
+    few, many = ([row["group_id"] for row in pool.held_out(one, ("fr", "en"), count)[::2]] for count in (4, 10))
+    assert few == many[:4] and not set(few) & long and set(many) & long
+    setup = Setup(Path(), Path(), "model", pool, 3, seen=("de", "fr", "es"), unseen=("en", "ru"))
+    large = replace(setup, split=400)
+    assert (setup.count(setup.seen), large.count(large.seen), large.count(large.unseen)) == (40, 134, 200)
+    cells = (
+        setup.cell("undamaged", "all", 0),
+        large.cell("undamaged", "all", 0),
+        replace(large, split=300).cell("undamaged", "all", 0),
+    )
+    assert [cell.table for cell in cells] == ["training", "training, 400 held out", "training, 300 held out"]
+    assert len({cell.identity for cell in cells}) == 3
+
+
 def test_too_few_prompts_are_refused(answers: Answers) -> None:
     with pytest.raises(ValueError, match="are needed"):
         Pool(("de", "fr"), 11, strong="good", weak="poor").pairs(answers)
@@ -104,7 +124,17 @@ def test_rows_of_other_settings_are_not_mixed_and_what_is_not_there_is_missing(t
     (tmp_path / "evidence.md").write_text(
         "".join(
             f"<!-- {n} -->\nold\n<!-- end -->\n"
-            for n in ("auroc", "left", "trusted", "predict", "deciles", "training", "gain")
+            for n in (
+                "auroc",
+                "left",
+                "trusted",
+                "predict",
+                "deciles",
+                "training",
+                "gain",
+                "training-split",
+                "gain-split",
+            )
         )
     )
     method = f"{page.MODELS[0].rpartition(':')[2]}, flip 10%"
