@@ -9,12 +9,15 @@ from torch import nn
 
 from schemas.errors import UserError
 from stages.train.optimizers.active import ActiveEntries, Unit, select_top
+from stages.train.optimizers.subspace import is_stack
 
 
 def per_unit(scores: torch.Tensor, unit: Unit) -> torch.Tensor:
-    """Scores of entries as they are, or the mean of each row [O, 1]; a vector is one row."""
+    """Scores of entries as they are, or the mean of each row: [O, 1], in a stack of experts [E, O, 1]; a vector is one row."""
     if unit == "weight" or not scores.ndim:
         return scores
+    if is_stack(scores):
+        return scores.mean(dim=-1, keepdim=True)
     return scores.mean(dim=tuple(range(1, scores.ndim)) if scores.ndim > 1 else 0, keepdim=True)
 
 

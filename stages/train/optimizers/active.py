@@ -26,8 +26,8 @@ _SHAPES = "active entries"
 
 
 class ActiveEntries:
-    """name -> bool, True where the weight may change; [O, I] like the parameter, or [O, 1] for whole rows (a vector, bias or norm, is one
-    row: [1]). Parameters without an entry are free.
+    """name -> bool, True where the weight may change; [O, I] like the parameter, or [O, 1] for whole rows (of a stack of matrices [E, O, 1]; a
+    vector, bias or norm, is one row: [1]). Parameters without an entry are free.
 
     The masks are kept inverted, one byte an entry, on the device of the parameter they were last used with; on disk they are bits.
     """

@@ -165,6 +165,11 @@ def _append(basis: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
     return torch.cat([basis.double(), u[:, s > 1e-6]], dim=1).float().contiguous()
 
 
+def is_stack(weights: torch.Tensor) -> bool:
+    """Whether weights [E, O, I] are a stack of matrices, a mixture's experts; a depthwise convolution's [C, 1, K] are one matrix."""
+    return weights.ndim > 2 and min(weights.shape[1:]) > 1
+
+
 def refuse_unprotected(model: nn.Module, method: str) -> None:
     """Raise UserError for weights whose directions cannot be protected: stored [I, O] (GPT-2's Conv1D), outputs and inputs would be taken for
     each other; experts in a stack [E, O, I], where they are trained, would be left out."""
@@ -175,7 +180,7 @@ def refuse_unprotected(model: nn.Module, method: str) -> None:
             where="train.orthalign",
             fix="Train this model without objectives, or use one made of nn.Linear layers.",
         )
-    stack = next((name for name, p in model.named_parameters() if p.ndim > 2 and min(p.shape[1:]) > 1), None)
+    stack = next((name for name, p in model.named_parameters() if is_stack(p)), None)
     if method == "full" and stack is not None:
         raise UserError(
             f"{stack} is a stack of matrices (a mixture of experts), whose directions objectives in sequence do not protect",

@@ -366,6 +366,18 @@ def test_rows_are_selected_whole_and_vectors_are_one_row() -> None:
         select_entries(parameters, {"w": torch.ones(6, 4), "bias": scores["bias"]}.__getitem__, 1e-9, "row", "x", False)
 
 
+def test_a_row_of_a_stack_of_experts_is_a_row_of_one_expert() -> None:
+    parameters = {"experts": nn.Parameter(torch.zeros(2, 3, 4)), "convolution": nn.Parameter(torch.zeros(3, 1, 4))}
+    scores = {name: torch.ones_like(p) for name, p in parameters.items()}
+    scores["experts"][1, 2], scores["convolution"][0] = 2.0, 3.0
+    active, line = select_entries(parameters, scores.__getitem__, 2 / 9, "row", "learn_ratio", False)
+    assert active.mask("experts").nonzero().tolist() == [[1, 2, 0]]
+    assert active.mask("convolution").nonzero().tolist() == [[0, 0, 0]]
+    assert line == "learn_ratio 0.222222: 8 of 36 weights are trained"
+    for name, p in parameters.items():
+        active.check(name, p)
+
+
 def test_forgetting_starts_at_log_2_and_lowers_what_has_a_low_reward() -> None:
     """Polarity: descent lowers the probability of the tokens with w = 1, and of no other."""
     logits = nn.Parameter(torch.randn(2, 5, 7))
