@@ -4,7 +4,8 @@
     python -m benchmarks.architectures llama qwen3_moe      some
 
 Per architecture: what a sketch covers by default, whether prompts are shared, and the relative error of the sketch of a pair
-against autograd's gradient of the model's own logits, projected; the same with routed experts. Or the words of the refusal.
+against autograd's gradient of the model's own logits, projected; the same with routed experts; whether it can be trained: TRL's forward in
+training mode gives the model's own log-probabilities. Or the words of the refusal.
 """
 
 from __future__ import annotations
@@ -20,15 +21,20 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from trl.trainer.utils import add_fused_lm_head
 
 from benchmarks.tiny_models import model_types, skeleton, tiny_config, tiny_model
-from schemas.errors import first_line
+from schemas.errors import UserError, first_line
+from stages.gradients.batching import TokenBudget
 from stages.gradients.layers import Coverage, linear_layers, select_layers, stacked_layers
 from stages.gradients.logprobs import check_head
 from stages.gradients.projections import SketchLayout, apply_side, side_maps
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import Sketcher, Unsketchable
 from stages.models.text_model import is_wrapper
+from stages.train.forward import check_forward, make_plain
+from stages.train.model import Precision
+from stages.train.scoring import Scorer
 
 SEED, DIM = 3, 2000
 PAIRS = (
@@ -44,7 +50,7 @@ _ANYTHING = (ImportError, LookupError, RuntimeError, ValueError, AttributeError,
 @dataclass
 class Outcome:
     """Of one architecture. refusal: empty when it can be sketched; error: largest of the pairs', prompts apart and shared;
-    experts: the same with routed experts, where there are any and they can be."""
+    experts: the same with routed experts, where there are any and they can be; untrained: why training it is refused, or empty."""
 
     name: str
     kind: str = ""
@@ -54,6 +60,7 @@ class Outcome:
     sharing: bool = False
     error: float = float("nan")
     experts: float | None = None
+    untrained: str = ""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -101,6 +108,20 @@ def error_of(model: PreTrainedModel, coverage: Coverage, share: bool) -> tuple[f
     return worst, sketcher.sharing
 
 
+def refusal_to_train(model: PreTrainedModel) -> str:
+    """What the train stage says of it; empty when it trains it. The model is used up."""
+    numbers = Precision(torch.device("cpu"), torch.float32, torch.float32)
+    scorer = Scorer(numbers, TokenBudget(1000), lambda rows, unit: lambda done: None)
+    before = scorer.token_logps(model, PAIRS[0].rows)
+    make_plain(model)
+    add_fused_lm_head(model)
+    try:
+        check_forward(before, model, PAIRS[0].rows, scorer, "train")
+    except UserError as error:
+        return first_line(error)
+    return ""
+
+
 def outcome(name: str) -> Outcome:
     """Try one architecture."""
     try:
@@ -130,20 +151,22 @@ def outcome(name: str) -> Outcome:
             found.experts, _ = error_of(model, select_layers(model, ["*.experts.*"]), share=found.sharing)
         except ValueError as error:
             found.notes.append(first_line(error))
+    found.untrained = refusal_to_train(model)
     return found
 
 
 def table(outcomes: list[Outcome]) -> str:
     """The Markdown table."""
     lines = [
-        "| model type | class | sketched | routed experts | shared prompts | error | error with experts | said |",
-        "| --- | --- | ---: | ---: | --- | ---: | ---: | --- |",
+        "| model type | class | sketched | routed experts | shared prompts | error | error with experts | trained | said |",
+        "| --- | --- | ---: | ---: | --- | ---: | ---: | --- | --- |",
     ]
     for one in outcomes:
-        said = one.refusal or "; ".join(one.notes)
+        said = one.refusal or "; ".join([*one.notes, *([one.untrained] if one.untrained else [])])
         figures = [f"{one.share:.0%}", f"{one.routed:.0%}" if one.routed else "", "yes" if one.sharing else "no"]
         figures += [f"{one.error:.0e}", "" if one.experts is None else f"{one.experts:.0e}"]
-        figures = [""] * 5 if one.refusal else figures
+        figures.append("no" if one.untrained else "yes")
+        figures = [""] * 6 if one.refusal else figures
         lines.append(f"| `{one.name}` | {one.kind} | {' | '.join(figures)} | {said.replace('|', '/')} |")
     return "\n".join(lines)
 
@@ -158,7 +181,10 @@ def main() -> int:
     outcomes = [outcome(name) for name in names]
     sys.stdout.write(table(outcomes) + "\n")
     wrong = [one.name for one in outcomes if not one.fine]
-    sys.stderr.write(f"{len(outcomes)} tried, {sum(not o.refusal for o in outcomes)} sketched; wrong: {wrong}\n")
+    sys.stderr.write(
+        f"{len(outcomes)} tried, {sum(not o.refusal for o in outcomes)} sketched, "
+        f"{sum(not o.refusal and not o.untrained for o in outcomes)} of them trained; wrong: {wrong}\n"
+    )
     return bool(wrong)
 
 

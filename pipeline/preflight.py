@@ -67,11 +67,10 @@ def _call(look: str, config: RunConfig) -> list[str]:
 
 
 def _look_at_layers(config: RunConfig, models: Models, steps: Iterable[Step]) -> None:
-    """Raise UserError for LoRA targets that the model does not have, and for weights that objectives cannot protect: every model the run
-    trains has the layers of its first."""
+    """Raise UserError for layers that training as the config says needs or cannot have: every model the run trains has the layers of its first."""
     for name in {step.spec.name for step in steps if step.spec.trains}:
         section: TrainerConfig = config_value(config, name)
-        if section.wants_layers and models.start().path is not None and find_spec("peft"):
+        if models.start().path is not None and find_spec("peft"):
             from stages.checks.layers import check_layers
 
             check_layers(models.start(), config, section)

@@ -73,11 +73,6 @@ class TrainerConfig(Section):
         """Whether it says which layers get adapters; a name may be wrong."""
         return self.method == "lora" and self.lora.target_modules != "all-linear"
 
-    @property
-    def wants_layers(self) -> bool:
-        """Whether there are models that cannot be trained as it says, for the layers they have."""
-        return self.names_targets
-
     def copies(self, machines: int, processes: int) -> int:
         """Of what is trained, over so many processes on each of so many machines, where those that share one cut it over themselves; 0: each
         process has its own."""

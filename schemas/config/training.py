@@ -191,11 +191,6 @@ class TrainConfig(TrainerConfig):
         return "phases" if self.allo.on else "plain"
 
     @property
-    def wants_layers(self) -> bool:
-        """Also for objectives in sequence: not every weight can be protected."""
-        return super().wants_layers or self.way == "sequence"
-
-    @property
     def window(self) -> int:
         """Steps between two merges."""
         return self.merge.every

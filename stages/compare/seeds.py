@@ -18,7 +18,7 @@ _NORMAL975 = 1.959964
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds; low, high: its 95% interval (Student's t), None with one seed."""
+    """A mean over seeds; low, high: its 95% interval (Student's t), None with one seed, and where all say the same, which tells nothing of another."""
 
     mean: float
     low: float | None
@@ -30,8 +30,8 @@ def mean_of(values: Sequence[float]) -> Mean:
     """Of one value per seed, at least one."""
     n = len(values)
     mean = math.fsum(values) / n
-    if n == 1:
-        return Mean(mean, None, None, 1)
+    if len(set(values)) == 1:
+        return Mean(values[0], None, None, n)
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
     quantile = _quantile(n - 1)
     half = quantile * math.sqrt(variance / n)

@@ -36,6 +36,16 @@ def interval(values: Sequence[float], groups: Sequence[str], seed: int, share: b
     return bootstrap(values, groups, seed) if count >= FEW else None
 
 
+def of_changes(changes: Sequence[float], groups: Sequence[str], seed: int) -> tuple[float, float] | None:
+    """The 95% interval of the mean change of a share; None where there are too few groups for one. Changes that are all alike are alike in every
+    resample: of those that are not, there was none in so many groups, which is what Wilson's interval is for."""
+    count = len(set(groups))
+    if count > 1 and len(set(changes)) == 1:
+        half = wilson(0.0, count)[1]
+        return changes[0] - half, changes[0] + half
+    return bootstrap(changes, groups, seed) if count >= FEW else None
+
+
 def of_statistic(
     statistic: Callable[[Sequence[int]], float], groups: Sequence[str], seed: int
 ) -> tuple[float, float] | None:

@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from schemas.ids import seed_for
 from schemas.tables import TABLES
-from stages.evaluate.intervals import interval, of_statistic
+from stages.evaluate.intervals import interval, of_changes, of_statistic
 from stages.evaluate.kappa import kappa
 from stages.evaluate.length_controlled import length_controlled
 
@@ -122,7 +122,11 @@ def _row(key: tuple[str, str, str, str], items: list[Measurement], seed: int) ->
     model, split, language, metric = key
     values = [item.value for item in items]
     groups = [item.group_id for item in items]
-    bounds = interval(values, groups, seed_for(seed, "interval", *key), metric in _SHARES)
+    drawn = seed_for(seed, "interval", *key)
+    if metric.removesuffix("_change") in _SHARES - {metric}:
+        bounds = of_changes(values, groups, drawn)
+    else:
+        bounds = interval(values, groups, drawn, metric in _SHARES)
     return {
         "model": model,
         "split": split,

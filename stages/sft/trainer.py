@@ -17,11 +17,13 @@ from transformers import PreTrainedModel, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from schemas.ids import seed_for
+from stages.gradients.rows import BatchRow
 from stages.sft.conversations import IGNORED, Conversations
 from stages.train.arguments import common_arguments
 from stages.train.batches import BatchPlan
 from stages.train.callbacks import StepCallback
-from stages.train.model import adapter_config, disable_dropout
+from stages.train.forward import check_forward, make_plain
+from stages.train.model import adapter_config
 from stages.train.resumable import Resumable, train_all
 from stages.train.session import Session
 
@@ -52,7 +54,10 @@ def fine_tune(
     config, sft = session.config, session.config.sft
     seed = data_seed(session)
     set_seed(seed)  # the adapter's first weights
-    disable_dropout(model)
+    first, scorer = tuple(conversations.rows["input_ids"][0].as_py()), session.scorer()
+    rows = [BatchRow(first[:1], first[1:])]
+    before = scorer.token_logps(model, rows)
+    give_back = make_plain(model)
     steps = StepCallback(session.ctx, sft, len(conversations))
     arguments = SFTConfig(
         output_dir=str(session.checkpoints),
@@ -72,5 +77,8 @@ def fine_tune(
         callbacks=[steps],
         identity=session.identity,
     )
+    check_forward(before, trainer.model, rows, scorer, sft.section)
     train_all(session, trainer, steps, len(conversations))
+    for one in (model, trainer.model):
+        give_back(one)
     return trainer.model, trainer.state.log_history

@@ -23,6 +23,7 @@ def common_arguments(section: TrainerConfig, plan: BatchPlan, numbers: Precision
         "weight_decay": section.weight_decay,
         "max_grad_norm": section.max_grad_norm,
         "max_length": None,
+        "router_aux_loss_coef": 0.0,  # none but the loss that is named
         "gradient_checkpointing": section.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if section.gradient_checkpointing else None,
         "bf16": numbers.bf16,

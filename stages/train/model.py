@@ -81,13 +81,6 @@ def precision(config: RunConfig, section: TrainerConfig) -> Precision:
     return Precision(device, compute, torch.float32 if section.method == "full" else compute, copies)
 
 
-def disable_dropout(model: nn.Module) -> None:
-    """Set the model's own dropout to 0 (as TRL does); LoRA's, added later, keeps its configured value."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-
-
 def adapter_config(section: TrainerConfig, model: PreTrainedModel) -> LoraConfig | None:
     """PEFT's LoRA config; None where all weights are trained. Raises UserError when `target_modules` names nothing in the
     model, or its head."""

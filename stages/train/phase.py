@@ -14,7 +14,8 @@ from stages.train.arguments import common_arguments
 from stages.train.batches import BatchPlan
 from stages.train.callbacks import StepCallback
 from stages.train.dataset import TrainingPairs
-from stages.train.model import adapter_config, disable_dropout
+from stages.train.forward import check_forward, make_plain
+from stages.train.model import adapter_config
 from stages.train.processes import world_size
 from stages.train.resumable import train_all
 from stages.train.seen import rows_seen
@@ -49,10 +50,19 @@ class Phase:
 def train_phase(session: Session, model: PreTrainedModel, phase: Phase) -> tuple[Any, History]:
     """(the model trained, with its adapter if there is one; TRL's log). Raises Stopped when asked to stop; a checkpoint of
     the last step is then on disk."""
+    rows, scorer = phase.pairs.pair(0).rows, session.scorer()
+    looked_at = not session.numbers.sharded  # a model that will be cut is on no device yet
+    before = scorer.token_logps(model, rows) if looked_at else []
+    give_back = make_plain(model)
     trainer, steps = _trainer(session, model, phase)
+    if looked_at:
+        check_forward(before, trainer.model, rows, scorer, session.train.section)
     train_all(session, trainer, steps, len(phase.pairs))
     _restore_forward(model)
-    return trainer.whole_model(session.numbers.compute), trainer.state.log_history
+    trained = trainer.whole_model(session.numbers.compute)
+    for one in (model, trained):
+        give_back(one)
+    return trained, trainer.state.log_history
 
 
 def pairs_seen(session: Session, phase: Phase) -> set[int]:
@@ -77,7 +87,6 @@ def _restore_forward(model: PreTrainedModel) -> None:
 def _trainer(session: Session, model: PreTrainedModel, phase: Phase) -> tuple[PairTrainer, StepCallback]:
     ctx, pairs, seed = session.ctx, phase.pairs, phase_seed(session, phase.number)
     set_seed(seed)  # the adapter's first weights
-    disable_dropout(model)
     steps = StepCallback(ctx, session.train, len(pairs), phase.later)
     trainer = _kind(phase, session)(
         model=model,

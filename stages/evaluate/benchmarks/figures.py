@@ -19,7 +19,7 @@ from typing import Any
 from schemas.ids import seed_for
 from stages.evaluate.benchmarks.child import Metric
 from stages.evaluate.benchmarks.wanted import Task
-from stages.evaluate.intervals import Z, interval, wilson
+from stages.evaluate.intervals import Z, interval, of_changes
 from stages.evaluate.metrics import AFTER, ALL, BEFORE, CHANGE
 
 SPLIT = "benchmark"
@@ -61,12 +61,7 @@ def _figures(before: Metric, after: Metric, task: Task, seed: int) -> list[_Figu
     change = after.value - before.value
     if before.values and before.docs == after.docs:
         gaps = [b - a for a, b in zip(before.values, after.values, strict=True)]
-        span = interval(gaps, [str(doc) for doc in before.docs], seed, share=False)
-        if len(set(gaps)) == 1:
-            half = wilson(0.0, len(gaps))[
-                1
-            ]  # of what changed otherwise than all others: none of n, which resampling takes for never
-            span = change - half, change + half
+        span = of_changes(gaps, [str(doc) for doc in before.docs], seed)
         return [*found, _Figure(CHANGE, change, len(gaps), span, _standard_error(gaps))]
     if before.stderr is None or after.stderr is None:
         return [*found, _Figure(CHANGE, change, task.asked_of, None)]

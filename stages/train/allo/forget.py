@@ -61,8 +61,8 @@ class ForgetTrainer(TokenTrainer):
         logps = outputs.log_probs[:, -weights.shape[1] :]
         total = weights.sum() if num_items_in_batch is None else num_items_in_batch
         loss = npo_loss(logps, reference, weights, self.train_config.allo.beta, total) * self.args.world_size
-        own = weights.sum()
-        if own:
-            ratio = float((weights * (logps.detach() - reference)).sum() / own)
-            self._metrics["train"]["log_ratio"].append(ratio)
+        if total:  # of the step over all processes: TRL logs the mean over its micro-batches
+            told = self.accelerator.gather((weights * (logps.detach() - reference)).sum()).sum()
+            parts = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+            self._metrics["train"]["log_ratio"].append(float(told / total * parts))
         return (loss, outputs) if return_outputs else loss

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from schemas.errors import UserError
 from stages.train.optimizers.active import ActiveEntries, Unit, select_top
@@ -19,6 +20,17 @@ def per_unit(scores: torch.Tensor, unit: Unit) -> torch.Tensor:
     if is_stack(scores):
         return scores.mean(dim=-1, keepdim=True)
     return scores.mean(dim=tuple(range(1, scores.ndim)) if scores.ndim > 1 else 0, keepdim=True)
+
+
+def refuse_transposed(model: nn.Module) -> None:
+    """Raise UserError for weights whose rows are no outputs: stored [I, O] (GPT-2's Conv1D), or in stacks [E, I, O] (gpt_oss)."""
+    for name, module in model.named_modules():
+        if isinstance(module, Conv1D) or getattr(module, "is_transposed", False) is True:
+            raise UserError(
+                f"{name} ({type(module).__name__}) stores its weights transposed: a row is what one input goes to, no neuron",
+                where="train.allo.unit: row",
+                fix="Set train.allo.unit: weight.",
+            )
 
 
 def select_entries(

@@ -93,12 +93,16 @@ class Piece:
             return None
         if mask.numel() == self.size:
             return mask.reshape(-1)[begin:end]
-        if mask.ndim > 1 and mask.shape[0] > 1 and mask[0].numel() == 1:  # of whole rows
-            columns = self.size // len(mask)
+        if mask.ndim > 1 and mask.shape[0] > 1 and (mask[0].numel() == 1 or self._is_of_rows(mask)):
+            columns = self.size // mask.numel()
             rows = mask.reshape(-1)[begin // columns : -(-end // columns)]
             first = begin // columns * columns
             return rows[:, None].expand(-1, columns).reshape(-1)[begin - first : end - first]
         return mask.expand(self.param.shape).reshape(-1)[begin:end]
+
+    def _is_of_rows(self, mask: torch.Tensor) -> bool:
+        """Whether a mask takes or leaves whole rows of the matrices of a stack: [E, O, 1] of [E, O, I], or the experts held here of it."""
+        return mask.shape[-1] == 1 and mask.shape[1:-1] == self.param.shape[1:-1]
 
 
 def prepare(part: Piece, every: int, amsgrad: bool) -> None:

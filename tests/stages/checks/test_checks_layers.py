@@ -30,6 +30,13 @@ def config(model: Path, **sections: Any) -> RunConfig:
     )
 
 
+def of_kind(kind: str, tokenizer_of: Path, root: Path) -> Path:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
+    made_tiny(tiny_config(kind, vocab_size=len(tokenizer))).save_pretrained(root / kind)
+    tokenizer.save_pretrained(root / kind)
+    return root / kind
+
+
 @pytest.mark.parametrize("section", ["sft", "train"])
 @pytest.mark.parametrize("target", ["q_prj", "lm_head"])
 def test_an_unknown_target_is_refused_with_the_names_there_are(
@@ -63,10 +70,7 @@ def test_known_targets_are_fine(tiny_model: Path, tmp_path: Path) -> None:
 def test_weights_that_objectives_cannot_protect_are_refused(
     kind: str, method: str, words: str | None, tiny_model: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / kind
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    made_tiny(tiny_config(kind, vocab_size=len(tokenizer))).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    folder = of_kind(kind, tiny_model, tmp_path)
     objectives = [{"name": "a", "where": "language = 'en'"}, {"name": "b", "where": "language = 'de'"}]
     made = config(folder, train={"method": method, "orthalign": {"objectives": objectives}})
     models = Models(made, RunDir(tmp_path / "run"))
@@ -76,3 +80,29 @@ def test_weights_that_objectives_cannot_protect_are_refused(
     with pytest.raises(UserError, match=words) as error:
         look_at_models(made, models, schedule(made))
     assert error.value.where == "train.orthalign"
+
+
+@pytest.mark.parametrize("kind", ["gpt_oss", "gpt2"])
+def test_rows_that_are_no_neurons_are_refused(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+    folder = of_kind(kind, tiny_model, tmp_path)
+    made = config(folder, train={"method": "full", "allo": {"mask": "gradient", "unit": "row"}})
+    with pytest.raises(UserError, match="stores its weights transposed") as error:
+        look_at_models(made, Models(made, RunDir(tmp_path / "run")), schedule(made))
+    assert error.value.where == "train.allo.unit: row"
+
+
+def test_rows_of_stacks_that_are_neurons_are_fine(tiny_model: Path, tmp_path: Path) -> None:
+    made = config(
+        of_kind("qwen3_moe", tiny_model, tmp_path),
+        train={"method": "full", "allo": {"mask": "gradient", "unit": "row"}},
+    )
+    assert look_at_models(made, Models(made, RunDir(tmp_path / "run")), schedule(made))
+
+
+def test_a_model_that_trls_forward_cannot_run_is_refused_when_planned(tiny_model: Path, tmp_path: Path) -> None:
+    made = config(of_kind("llama4_text", tiny_model, tmp_path))
+    with pytest.raises(UserError, match="Llama4ForCausalLM has no text model of its own") as error:
+        look_at_models(made, Models(made, RunDir(tmp_path / "run")), schedule(made))
+    assert error.value.where == "train"
+    until = [step for step in schedule(made) if step.spec.name != "train"]
+    assert look_at_models(made, Models(made, RunDir(tmp_path / "other")), until)

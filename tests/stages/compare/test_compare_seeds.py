@@ -7,7 +7,7 @@ import random
 import polars as pl
 import pytest
 
-from stages.compare.seeds import mean_of, over_seeds
+from stages.compare.seeds import Mean, mean_of, over_seeds
 
 
 @pytest.mark.parametrize("n", [2, 3, 7, 31, 32, 60, 400])
@@ -23,6 +23,7 @@ def test_the_interval_is_students(n: int) -> None:
 
 def test_one_seed_has_no_interval() -> None:
     assert (mean_of([0.25]).low, mean_of([0.25]).high) == (None, None)
+    assert mean_of([0.25] * 3) == Mean(0.25, None, None, 3)  # an untrained model, once a seed
 
 
 def rows(values: dict[str, dict[int, float | None]]) -> pl.DataFrame:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from stages.evaluate.intervals import bootstrap, interval, wilson
+from stages.evaluate.intervals import bootstrap, interval, of_changes, wilson
 
 
 def test_wilson_matches_the_roots_of_its_defining_equation() -> None:
@@ -49,6 +49,18 @@ def test_few_groups_get_the_cautious_interval_or_none() -> None:
     assert interval(values, groups, 0, share=False) is None
     assert interval([1.0], ["a"], 0, True) is None and interval([1.0, 0.0], ["a", "a"], 0, True) is None
     assert interval([1.0, 1.0, 0.0, 0.5], ["a", "a", "b", "b"], 0, share=True) == wilson(0.625, 2)
+
+
+def test_changes_that_are_all_alike_are_not_certain() -> None:
+    groups = [f"g{i}" for i in range(8)]
+    half = wilson(0.0, 8)[1]
+    assert of_changes([0.0] * 8, groups, 0) == (-half, half) and of_changes([0.5] * 8, groups, 0) == (
+        0.5 - half,
+        0.5 + half,
+    )
+    assert of_changes([0.0], ["g"], 0) is None and of_changes([0.0, 1.0], ["g", "h"], 0) is None
+    mixed = [0.0, 1.0, -1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+    assert of_changes(mixed, groups, 3) == bootstrap(mixed, groups, 3)
 
 
 def test_unanimous_shares_are_not_certain() -> None:

@@ -205,15 +205,17 @@ def test_stopped_while_gradients_are_summed(workbench: Any) -> None:
 
 def test_the_micro_batch_does_not_change_forgetting(workbench: Any) -> None:
     """Pairs with different counts of tokens to unlearn: n is of the whole step."""
-    settings = allo(learn=False, learn_ratio=0.1, key_fraction=0.5)
-    ends = []
+    settings = allo(learn=False, learn_ratio=0.1, key_fraction=0.5, forget_epochs=2)
+    ends, ratios = [], []
     for micro in (1, 3):
         ctx = workbench.context(f"micro-{micro}", **settings, batch_size=6, micro_batch_size=micro)
         metrics, _ = train(ctx)
         ends.append((weights(ctx), values(metrics, "allo/forget/loss")))
+        ratios.append([value for _, value in values(metrics, "allo/forget/log_ratio")])
     for name, value in ends[0][0].items():
         torch.testing.assert_close(value, ends[1][0][name], rtol=1e-3, atol=1e-4)
     assert ends[0][1][0][1] == pytest.approx(math.log(2), abs=1e-6) == ends[1][1][0][1]
+    assert ratios[0] == pytest.approx(ratios[1], rel=1e-3, abs=1e-6) and ratios[0][1] < -1e-3
 
 
 @pytest.mark.parametrize(("unit", "side"), [("weight", "left"), ("row", "both")])

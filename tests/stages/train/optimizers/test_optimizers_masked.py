@@ -256,6 +256,22 @@ def test_factors_over_the_bound_are_refused_by_name() -> None:
     bench.merged(bench.weights(), MERGES[0], active=some(rows=True), protected=protect("left"), factor_bytes=1000)
 
 
+def test_rows_of_a_stack_are_masked_as_their_entries_are() -> None:
+    random = torch.Generator().manual_seed(3)
+    start, rows = torch.randn(5, 7, 9, generator=random), torch.rand(5, 7, 1, generator=random) < 0.4
+    ends = []
+    for mask in (rows, rows.expand(5, 7, 9).clone()):
+        weights = {"stack": nn.Parameter(start.clone())}
+        gradients = [{"stack": torch.randn(5, 7, 9, generator=torch.Generator().manual_seed(n))} for n in range(3)]
+        optimizer = OnlineMergingAdamW(
+            list(weights.items()), lr=0.1, merge=Merge("none", 0.0), active=ActiveEntries({"stack": mask})
+        )
+        run(optimizer, weights, gradients)
+        ends.append(weights["stack"].detach())
+    moved = ends[0] != start
+    assert torch.equal(ends[0], ends[1]) and torch.equal(moved, rows.expand_as(moved))
+
+
 def test_a_mask_of_another_shape_and_a_state_of_other_masks_are_refused() -> None:
     bench = Bench(59)
     with pytest.raises(UserError, match=r"mask of layer\.bias"):
