@@ -36,6 +36,10 @@ def arm_of(text: str) -> ArmSpec:
         raise UserError(f"This arm cannot be read: {error}", where=f"--arm {text!r}") from None
     if not words or (colon and not label.strip()):
         raise UserError("This arm says nothing", where=f"--arm {text!r}", fix=_HOW)
+    if len(filters := [word for word in words if word == ALL or word in _FILTERS]) > 1:
+        raise UserError(
+            f"An arm ranks by one filter, not by {' and '.join(filters)}", where=f"--arm {text!r}", fix=_HOW
+        )
     settings = tuple(_setting(word, text) for word in words)
     return ArmSpec(label.strip() if colon else " ".join(map(_shown, words)), settings)
 
@@ -50,7 +54,7 @@ def _setting(word: str, text: str) -> str:
         return f"select.by={word}"
     if "=" not in word:
         raise UserError(f"There is no filter {word!r}", where=f"--arm {text!r}", fix=_HOW)
-    return word
+    return f"select.{word}" if word.partition("=")[0] in SelectConfig.model_fields else word  # as `_shown` shows it
 
 
 def _shown(word: str) -> str:

@@ -80,7 +80,7 @@ def errors(debug: bool) -> Iterator[None]:
 
     def fail(message: str, code: int) -> NoReturn:
         with suppress(OSError):  # of a terminal that is gone: the exit code is still to be heard
-            typer.secho(printable(message), err=True, fg=typer.colors.RED)
+            typer.secho(printable(message), err=True, fg=None if os.environ.get("NO_COLOR") else typer.colors.RED)
             if debug:
                 typer.echo(printable(traceback.format_exc()), err=True)
         raise typer.Exit(code)

@@ -12,6 +12,7 @@ from pipeline.damage import reading
 from pipeline.existing import config_of
 from pipeline.fingerprint import fingerprint, ingredients
 from pipeline.plan import State, waits_for
+from pipeline.selection import refuse_round
 from pipeline.status import recorded_planner
 from schemas.config import RunConfig
 from schemas.errors import UserError
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 DEFAULT = ("random", "margin", "logp_margin", "mean_direction")
 """Compared with the run's own selection where nothing else is asked for, if the run has what they go by."""
 
+_COMPARED = ("select", "conflict")
+"""Sections whose settings may differ: what comes before them is stored as it is."""
+
 
 def comparison(folder: Path, texts: Sequence[str], round_: int, progress: Progress, examples: int = 3) -> Comparison:
     """The run's own selection beside those of `texts` (see `pipeline.arms`), or beside the default ones.
@@ -32,6 +36,14 @@ def comparison(folder: Path, texts: Sequence[str], round_: int, progress: Progre
     """
     config = config_of(folder)
     specs = arms_of(texts or [name for name in DEFAULT if name != config.select.by])
+    for spec in specs:
+        for setting in spec.settings:
+            if setting.partition(".")[0] not in _COMPARED:
+                raise UserError(
+                    f"{_who(spec)} cannot be compared: {setting.partition('=')[0]} is no setting of {' or '.join(_COMPARED)}",
+                    where="--arm",
+                    fix="For anything else: congrad fork RUN NEW --set key=value.",
+                )
     with reading(folder):
         return side_by_side(folder, specs, round_, progress, examples, default=not texts)
 
@@ -98,10 +110,9 @@ def _who(spec: ArmSpec) -> str:
 
 
 def _maker(states: Sequence[State], table: str, round_: int) -> State:
-    found = next((s for s in states if table in s.step.spec.writes and s.step.round == round_), None)
-    if found is None:
-        raise UserError(f"This run has no round {round_}", fix="Give another --round.")
-    return found
+    makers = [state for state in states if table in state.step.spec.writes]
+    refuse_round(round_, (state.step.round for state in makers), "--round")
+    return next(state for state in makers if state.step.round == round_)
 
 
 def _same(state: State, config: RunConfig, own: RunConfig) -> bool:

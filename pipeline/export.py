@@ -15,6 +15,7 @@ from pipeline.export_folder import exporting
 from pipeline.export_folder import push as send
 from pipeline.fingerprint import content_of
 from pipeline.plan import State
+from pipeline.selection import refuse_round
 from pipeline.status import recorded_planner
 from schemas import files
 from schemas.config import RunConfig
@@ -65,7 +66,10 @@ def finished(
 
     Raises UserError, with what is other, for results of other settings: nothing else is ever given away.
     """
-    steps = [s for s in states if of(s.step.spec) and round_ in (None, s.step.round)]
+    steps = [s for s in states if of(s.step.spec)]
+    if round_ is not None:
+        refuse_round(round_, (s.step.round for s in steps), "--round")
+        steps = [s for s in steps if s.step.round == round_]
     done = [s for s in steps if s.kind == "done"]
     if done:
         return done[-1]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,15 +19,18 @@ from pathlib import Path
 
 from pipeline.config_file import dump, load_config
 from pipeline.events import Events
+from pipeline.models import Models
 from pipeline.plan import Planner, State
 from pipeline.rundir import RunDir
 from pipeline.status import recorded_planner
 from pipeline.storage import ensure_usable
 from schemas import files
 from schemas.config import RunConfig
+from schemas.config.run import NAME
 from schemas.errors import UserError
 from schemas.manifests import FileRecord
 
+_NAME = re.compile(NAME)
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -48,6 +52,12 @@ def fork(old: Path, new: Path, settings: Sequence[str]) -> Forked:
     """
     old = old.resolve()
     target = old.parent / new if len(new.parts) == 1 else new
+    if placing := next((s for s in settings if s.partition("=")[0] in ("name", "run_dir")), None):
+        raise UserError(f"Where the new run lies is said by NEW, not by {placing}", where="--set", fix="Leave it out.")
+    if not _NAME.fullmatch(target.name):
+        raise UserError(f"{target.name!r} is no name for a run", where=str(new), fix=f"A name is {_NAME.pattern}.")
+    if (target.parent / "run.yaml").exists():
+        raise UserError("The new run would lie inside another", where=str(target), fix="Name a place outside of it.")
     config = load_config(old / "run.yaml", [*settings, f"name={json.dumps(target.name)}"], target.parent)
     if target.exists() or target.is_symlink():
         raise UserError("There is something already", where=str(target), fix="Name another run, or delete it first.")
@@ -67,11 +77,17 @@ def fork(old: Path, new: Path, settings: Sequence[str]) -> Forked:
 
 
 def _planner(config: RunConfig, old: Path, rundir: RunDir) -> Planner:
-    """What of the old run is current with the new settings. Models are taken as they were recorded, unless others are named now."""
-    recorded = recorded_planner(config, old)
-    if config.model == load_config(old / "run.yaml").model:
-        return recorded
-    return recorded.with_models(lambda step: {role: "another model" for role in step.spec.models})
+    """What of the old run is current with the new settings. Models are taken as they were recorded, but for those that are named otherwise now:
+    these are looked at, and are others where they cannot be."""
+    models = Models(config, rundir)
+
+    def looked_at(role: str, round_: int) -> str:
+        try:
+            return models.digest(role, round_)
+        except UserError:
+            return "another one"
+
+    return recorded_planner(config, old, looked_at)
 
 
 def _share(rundir: RunDir, state: State, folder: Path, forked: Forked) -> None:

@@ -12,6 +12,7 @@ from pipeline.console import Terminal, printable
 from pipeline.damage import damage
 from pipeline.plan import State
 from pipeline.rundir import RunDir
+from pipeline.selection import refuse_round
 from pipeline.status import states_of
 from schemas.errors import UserError, first_line, foreign
 from schemas.manifests import StageManifest
@@ -35,9 +36,12 @@ def table_files(folder: Path, table: str, round_: int) -> list[Path]:
 def tables_of(folder: Path, round_: int) -> dict[str, list[Path]]:
     """Files of every finished and current table of a round, in order.
 
-    Dropped rows are under `dropped/TABLE`: those of a stage that refused to go on too; no file where none was dropped."""
+    Dropped rows are under `dropped/TABLE`: those of a stage that refused to go on too; no file where none was dropped. Raises UserError for a round
+    that the run does not have."""
     found: dict[str, list[Path]] = {}
-    for state in states_of(folder):
+    states = states_of(folder)
+    refuse_round(round_, (state.step.round for state in states), str(folder))
+    for state in states:
         spec = state.step.spec
         if not _is_of(state, round_):
             continue

@@ -21,8 +21,10 @@ from pipeline.events import Events
 from pipeline.executor import Executor
 from pipeline.executor_errors import Defect, ending
 from pipeline.executors import EXECUTORS, Place
+from pipeline.history import last_error
 from pipeline.launch import follow, gathered, launch_of
 from pipeline.lease import Lease, LeaseLost
+from pipeline.makers import Makers
 from pipeline.models import Models
 from pipeline.plan import Planner, State, waits_for
 from pipeline.preflight import look_at_models, preflight
@@ -82,6 +84,7 @@ def preview(config: RunConfig, selection: Selection) -> tuple[list[State], Calla
     """What `run` would do, without doing it, and a look at the models it would read (see `look_at_models`). Raises UserError where `run`
     would, before it does anything."""
     rundir = RunDir(config.folder)
+    rundir.refuse_links()
     models = Models(config, rundir)
     planner = Planner(config, rundir, models.digests, lambda spec: config_files(spec, config))
     if any(step.spec.models for step in selection.of(planner.steps)):
@@ -141,6 +144,9 @@ class _Loop:
             outcome.skipped = list(self.steps)
             self._clean()  # a kill may have come while the report was written
             self._keep_config()
+            self._keep_names(states)
+            if last_error(self.rundir.root, running=False) is not None:
+                self.events.add("run_ended", ok=True, exit_code=0)
             self._report()
             return outcome
         with self.display.busy("looking at models"):
@@ -150,6 +156,7 @@ class _Loop:
             self.display.say(note)
         self._clean()
         self._keep_config()
+        self._keep_names(states)
         executor = self._executor([state.step.spec for state in work])
         self.events.add("run_started", stages=[s.title for s in self.steps])
         try:
@@ -175,6 +182,18 @@ class _Loop:
         self.rundir.forget_forced()
         self.events.add("run_ended", ok=True, exit_code=0)
         return outcome
+
+    def _keep_names(self, states: list[State]) -> None:
+        """What is current was made with models that the config may name otherwise now: these names are what it is known by from here on."""
+        makers = Makers(self.config)
+        for state in states:
+            if (
+                state.kind == "done"
+                and state.plan is not None
+                and state.plan.models != (named := makers.named(state.step))
+            ):
+                place = self.rundir.state(state.step.spec, state.step.round) / "plan.json"
+                write_manifest(place, state.plan.model_copy(update={"models": named}).model_dump())
 
     def _executor(self, specs: list[StageSpec]) -> Executor:
         """Where execution.on says."""

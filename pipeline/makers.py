@@ -34,6 +34,32 @@ class Makers:
         own_base = sft.on and not facts.anchored  # the model the run starts from
         return role == "sft" or train.merge.base is not None or own_base
 
+    def named(self, step: Step) -> dict[str, str]:
+        """role -> how the config names the model, of the roles that take part: as it is given, or the stage that makes it."""
+        found = {}
+        for role in step.spec.roles(self._config):
+            if self.takes_part(role):
+                maker = self.maker(role, step.round)
+                name, revision = self.given(role, step.round)
+                found[role] = f"of {maker.title}" if maker else f"{name}@{revision}" if revision else name
+        return found
+
+    def given(self, role: str, round_: int) -> tuple[str, str | None]:
+        """(name, revision) of the model from outside the run that plays a role which no stage makes."""
+        model, train, evaluate = self._config.model, self._config.train, self._config.evaluate
+        own = self._config.judge.models | {
+            "judge": model.judge,
+            "evaluation_judge": model.evaluation_judge,
+            "reference": self.given_reference(round_),
+            "sft": train.merge.sft,
+            "base": train.merge.base,
+            "token_reward": train.allo.reward_model,
+            "baseline": evaluate.baseline.model,
+            "second_judge": evaluate.second_judge.model,
+        }
+        name = own.get(role)
+        return (name, None) if name else (model.policy, model.revision)
+
     def given_reference(self, round_: int) -> str | None:
         """`model.reference`, in the rounds that have it as their reference."""
         model, train = self._config.model, self._config.train

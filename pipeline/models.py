@@ -86,6 +86,10 @@ class Models:
         judges = self._config.judge.judges
         return frozenset({"token_reward"} | {judge.role for judge in judges if judge.settings.facts.task == "reward"})
 
+    def digest(self, role: str, round_: int) -> str:
+        """Content hash of one role's model."""
+        return self._role(role, round_).digest
+
     def digests(self, step: Step) -> dict[str, str]:
         """role -> content hash."""
         return {role: model.digest for role, model in self.of(step).items()}
@@ -115,13 +119,7 @@ class Models:
         maker = self._makers.maker(role, round_)
         if maker is not None:
             return self._made(maker)
-        model, train = self._config.model, self._config.train
-        evaluate = self._config.evaluate
-        own = judges | {"judge": model.judge, "evaluation_judge": model.evaluation_judge, "sft": train.merge.sft}
-        own |= {"reference": self._makers.given_reference(round_)}
-        own |= {"baseline": evaluate.baseline.model, "second_judge": evaluate.second_judge.model}
-        name = (own | {"base": train.merge.base, "token_reward": train.allo.reward_model}).get(role)
-        return self._resolve(name, None) if name else self.start()
+        return self._resolve(*self._makers.given(role, round_))
 
     def _made(self, maker: Step) -> ModelRef:
         spec, round_ = maker.spec, maker.round

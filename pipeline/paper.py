@@ -127,7 +127,7 @@ def _run(folder: Path, name: str) -> list[tuple[str, pl.DataFrame]]:
             rows = pl.read_parquet(files, glob=False).select("model", *_COLUMNS[1:])
             before, after = pl.col("model") == "before", pl.col("model").is_in(["after", "after vs before"])
             return [(BASE, rows.filter(before)), (name, rows.filter(after))]
-    raise UserError("This run has no evaluation", where=str(folder), fix="Run it to its end: congrad run RUN.")
+    raise UserError("This run has no evaluation", where=str(folder), fix="Run it to its end: congrad run CONFIG.")
 
 
 def _trials(folder: Path, name: str | None) -> list[tuple[str, pl.DataFrame]]:

@@ -154,10 +154,19 @@ class Planner:
         """The state of a step whose plan is the one that lies `there`."""
         manifest = there.stage(step.spec, step.round)
         whole = manifest is not None and manifest.fingerprint == plan.fingerprint
-        if manifest and whole and there.are_there(step.spec, step.round, manifest.files):
-            return State(step, "done", plan=plan, manifest=manifest, inputs=inputs, seconds=manifest.seconds)
+        why = []
+        if manifest and whole:
+            if there.are_there(step.spec, step.round, manifest.files):
+                return State(step, "done", plan=plan, manifest=manifest, inputs=inputs, seconds=manifest.seconds)
+            gone = [file.path for file in manifest.files if not there.are_there(step.spec, step.round, [file])]
+            more = f" and {len(gone) - 1} more files are" if len(gone) > 1 else " is"
+            why = [
+                f"it was finished, and {gone[0]}{more} gone or cut short"
+                if gone
+                else "it was finished, and files are gone"
+            ]
         committed = there.committed(step.spec, step.round, plan.fingerprint)
-        why = [f"{len(committed)} of {len(plan.shards)} parts are done"]
+        why.append(f"{len(committed)} of {len(plan.shards)} parts are done")
         return State(step, "resume", why, plan, committed=committed, inputs=inputs, seconds=sum(committed.values()))
 
     def _look(self, step: Step, found: dict[Step, State]) -> tuple[Inputs, list[State]]:
@@ -222,7 +231,12 @@ class Planner:
                 for n, start in enumerate(range(0, rows, size))
             ]
         return StagePlan(
-            stage=spec.name, round=step.round, fingerprint=fingerprint(values), ingredients=values, shards=shards
+            stage=spec.name,
+            round=step.round,
+            fingerprint=fingerprint(values),
+            ingredients=values,
+            shards=shards,
+            models=self._makers.named(step),
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.arms import arms_of
 from pipeline.compare import comparison
 from pipeline.damage import reading
 from pipeline.executor_errors import StageFailed
@@ -53,8 +54,14 @@ def refresh_report(config: RunConfig, rundir: RunDir, planner: Planner, arms: Se
 
 def report_now(config: RunConfig, arms: Sequence[str] = ()) -> Path:
     """The path of the page, which shows what there is now; also while the run goes on, so no lease is taken."""
-    rundir = RunDir(config.folder)
-    refresh_report(config, rundir, recorded_planner(config, config.folder), arms)
+    rundir, planner = RunDir(config.folder), recorded_planner(config, config.folder)
+    if arms_of(arms)[1:] and not any("curated" in state.step.spec.writes for state in planner.current()):
+        raise UserError(
+            "There is no finished selection with the run's settings to put other arms beside",
+            where=str(config.folder),
+            fix="Bring the run up to date first: congrad run CONFIG.",
+        )
+    refresh_report(config, rundir, planner, arms)
     return rundir.report
 
 

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from schemas.errors import UserError
 from stages.schedule import Step
+
+
+def refuse_round(round_: int, rounds: Iterable[int], where: str) -> None:
+    """Raise UserError for a round that is none of the run's."""
+    if round_ not in (there := sorted(set(rounds))):
+        raise UserError(
+            f"This run has no round {round_}", where=where, fix=f"Its rounds: {', '.join(map(str, there))}."
+        )
 
 
 @dataclass(frozen=True)
@@ -30,13 +39,8 @@ class Selection:
                     f"This run has no stage {name!r}",
                     fix=f"Its stages: {', '.join(dict.fromkeys(names))}. (The report is a command: `congrad report RUN`.)",
                 )
-        rounds = sorted({s.round for s in steps if s.spec.per_round})
-        if self.round is not None and self.round not in rounds:
-            raise UserError(
-                f"This run has no round {self.round}",
-                where="--round",
-                fix=f"Its rounds: {', '.join(map(str, rounds))}.",
-            )
+        if self.round is not None:
+            refuse_round(self.round, (s.round for s in steps if s.spec.per_round), "--round")
         order = list(dict.fromkeys(names))
         low = order.index(self.first) if self.first else 0
         high = order.index(self.last) if self.last else len(order) - 1
@@ -49,4 +53,10 @@ class Selection:
         ]
         if not chosen:
             raise UserError("Nothing is selected: look at --stage, --from, --until and --round")
+        if aside := next((name for name in self.force if name not in {s.spec.name for s in chosen}), None):
+            raise UserError(
+                f"Stage {aside} is to be forced, and is not among the stages that are selected",
+                where="--force-stage",
+                fix="Force what is selected, or select more: --stage, --from, --until, --round.",
+            )
         return chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from pipeline.config_file import load_config
 from pipeline.console import Terminal, printable
 from pipeline.history import last_error, progress
 from pipeline.lease import holder_of
+from pipeline.makers import Makers
 from pipeline.manifest_files import uncollected
 from pipeline.plan import Planner, State
 from pipeline.rundir import RunDir
 from pipeline.selection import Selection
 from schemas.config import RunConfig
-from stages.spec import StageSpec
+from schemas.manifests import StagePlan
+from stages.schedule import Step
 
 _SILENT = 5  # seconds
 _WIDE = 1000  # columns: where nobody looks at a terminal, nothing need be cut
@@ -31,21 +34,29 @@ def states_of(folder: Path) -> list[State]:
     return recorded_planner(load_config(folder / "run.yaml"), folder).states()
 
 
-def recorded_planner(config: RunConfig, folder: Path) -> Planner:
-    """A planner that answers from what was recorded: it looks at no model and at no source file."""
-    rundir = RunDir(folder)
+def recorded_planner(
+    config: RunConfig, folder: Path, other: Callable[[str, int], str] = lambda role, round_: "another one"
+) -> Planner:
+    """A planner that answers from what was recorded: it looks at no model and at no source file. other: (role, round) -> content of a model that is
+    named otherwise than it was."""
+    rundir, makers = RunDir(folder), Makers(config)
 
-    def recorded(kind: str, spec: StageSpec, round_: int) -> dict[str, str]:
-        plan = rundir.plan(spec, round_)
+    def recorded(kind: str, plan: StagePlan | None) -> dict[str, str]:
         values = plan.ingredients if plan else {}
         return {name.removeprefix(kind): value for name, value in values.items() if name.startswith(kind)}
 
-    return Planner(
-        config,
-        rundir,
-        lambda step: recorded("model ", step.spec, step.round),
-        lambda spec: recorded("file ", spec, 0),
-    )
+    def models(step: Step) -> dict[str, str]:
+        plan = rundir.plan(step.spec, step.round)
+        values = recorded("model ", plan)
+        if plan is None:
+            return values
+        before = plan.models or Makers(load_config(folder / "run.yaml")).named(step)
+        return {
+            role: values[role] if role in values and before.get(role) == name else other(role, step.round)
+            for role, name in makers.named(step).items()
+        }
+
+    return Planner(config, rundir, models, lambda spec: recorded("file ", rundir.plan(spec, 0)))
 
 
 def print_status(folder: Path, as_json: bool) -> None:

@@ -136,7 +136,7 @@ def tables_page() -> str:
 def _tables() -> Iterator[tuple[str, str, pa.Schema]]:
     for table in TABLES.values():
         if table.name == "scores":
-            row = "the compressed gradient of a training pair; `dim` is `gradients.sketch.dim`"
+            row = "the compressed gradient of a training pair; `dim` is at most `gradients.sketch.dim`"
             yield "gradients", row, gradients_schema(8192, both_sides=True)
             row = (
                 "the same with `sketch.method: one_sided`, which stores products with the directions (in `gradients/`)"

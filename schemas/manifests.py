@@ -88,7 +88,8 @@ class ShardRange:
 
 
 class StagePlan(_Frozen):
-    """Fixed before work starts: what the stage depends on and how its input is cut, never by worker count."""
+    """Fixed before work starts: what the stage depends on and how its input is cut, never by worker count. models: role -> how the config named
+    the model whose content is among the ingredients; empty in plans of before."""
 
     version: int = MANIFEST_VERSION
     stage: str
@@ -96,6 +97,7 @@ class StagePlan(_Frozen):
     fingerprint: str
     ingredients: dict[str, Any]
     shards: list[ShardRange]
+    models: dict[str, str] = {}
 
 
 class PartManifest(_Frozen):

@@ -96,7 +96,11 @@ class SketchConfig(Section):
         "the pairs; exact: nothing is, for small models",
     )
     dim: int = semantic(
-        8192, "two_sided: numbers per pair, over all layers", used_when={".method": "two_sided"}, ge=1, le=1 << 24
+        8192,
+        "two_sided: at most so many numbers per pair, over all layers",
+        used_when={".method": "two_sided"},
+        ge=1,
+        le=1 << 24,
     )
     rank: int = semantic(
         16, "one_sided: width of the compressed side", used_when={".method": "one_sided"}, ge=1, le=1 << 16

@@ -31,13 +31,14 @@ from schemas.engines import ENGINES
 from schemas.paths import expanded
 from schemas.secrets import holds_credentials
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""What a run may be called."""
+
 
 class RunConfig(Section):
     """Everything a run needs. `congrad init` writes a commented one."""
 
-    name: str = execution(
-        description="name of the run: its folder under run_dir", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-    )
+    name: str = execution(description="name of the run: its folder under run_dir", pattern=NAME)
     run_dir: Path = execution(
         Path("runs"), "folder that holds runs; may lie behind a link, no folder in a run may be one"
     )

@@ -144,7 +144,7 @@ def _sketch(config: RunConfig, manifests: Sequence[StageManifest]) -> str:
     """How gradients were compressed, and how far that moves a cosine."""
     sketch = config.gradients.sketch
     size = {
-        "two_sided": f"{count(sketch.dim)} numbers per pair",
+        "two_sided": f"at most {count(sketch.dim)} numbers per pair",
         "one_sided": f"one-sided (Flora), rank {sketch.rank}",
         "exact": "exact gradients",
     }[sketch.method]

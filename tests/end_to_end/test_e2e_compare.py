@@ -43,9 +43,9 @@ def test_an_arm_of_other_conflict_settings_selects_what_a_run_with_them_selects(
 
 def test_what_the_run_has_not_stored_is_refused_by_name(run, inline_command) -> None:
     for arm, said in {
-        "gradients.sketch.dim=128": "gradients.sketch.dim: 256 -> 128",
+        "gradients.sketch.dim=128": "gradients.sketch.dim is no setting of select or conflict",
         "conflict": "selects as the run itself does",
-        "train.learning_rate=0.1": "selects as the run itself does",
+        "random train.learning_rate=0.1": "train.learning_rate is no setting of select or conflict",
         "select.kep=0.1": "did you mean 'keep'",
         "margn": "There is no filter 'margn'",
     }.items():

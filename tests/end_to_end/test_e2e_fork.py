@@ -11,8 +11,10 @@ import pytest
 import yaml
 
 from pipeline.existing import config_of
+from pipeline.export import export_dataset
 from pipeline.fork import fork
 from pipeline.rundir import RunDir
+from pipeline.status import states_of
 from schemas.errors import UserError
 from schemas.manifests import FileRecord
 from stages.catalog import BY_NAME
@@ -80,11 +82,54 @@ def test_what_cannot_be_shared_safely_is_refused(run, tmp_path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"damaged"}  # nothing half-made
 
 
-def test_another_model_shares_nothing_that_was_made_with_the_old_one(run, tmp_path) -> None:
-    other = tmp_path / "other"
+def _copied(run: Path, other: Path, **changed: object) -> Path:
+    """The run's policy in another folder, with values of its config changed."""
     shutil.copytree(yaml.safe_load((run / "run.yaml").read_text())["model"]["policy"], other)
+    config = other / "config.json"
+    if changed:
+        config.write_text(json.dumps(json.loads(config.read_text()) | changed))
+    return other
+
+
+def test_another_model_shares_nothing_that_was_made_with_the_old_one(run, tmp_path) -> None:
+    other = _copied(run, tmp_path / "other", initializer_range=0.5)
     forked = fork(run, tmp_path / "new", [f"model.policy={other}"])
     assert forked.shared == []  # pairs too were measured with its tokenizer
+    same = fork(run, tmp_path / "same", [f"model.policy={_copied(run, tmp_path / 'copy')}"])
+    assert [state.step.title for state in same.left] == ["evaluate"]  # the same model in another place
+
+
+def test_another_model_of_one_role_leaves_alone_what_has_no_such_role(run, tmp_path) -> None:
+    other = _copied(run, tmp_path / "other", initializer_range=0.5)
+    titles = [
+        {state.step.title for state in fork(run, tmp_path / name, settings).shared}
+        for name, settings in (
+            ("plain", []),
+            ("judge", ["evaluate.win_rate=true", "evaluate.prompts_per_language=1", f"model.evaluation_judge={other}"]),
+            ("reference", [f"model.reference={other}"]),
+        )
+    ]
+    assert titles[0] == titles[1] >= {"pairs", "gradients", "train"} and titles[2] == {"pairs"}
+
+
+def test_a_model_that_is_named_otherwise_is_seen_until_a_run_has_looked_at_it(run, inline_command, tmp_path) -> None:
+    mine, other = tmp_path / "mine", _copied(run, tmp_path / "other", initializer_range=0.5)
+    fork(run, mine, [])
+    command = ("run", str(mine / "run.yaml"), "--until", "pairs", "--set")
+    same = _copied(run, tmp_path / "same")
+    inline_command(*command, f"model.policy={same}")
+    kinds = {state.step.title: state.kind for state in states_of(mine)}
+    assert (
+        kinds["pairs"] == "done" and kinds["gradients"] == "changed"
+    )  # of the same content: only pairs were looked at
+    inline_command("run", str(mine / "run.yaml"), "--until", "select")
+    assert {state.kind for state in states_of(mine) if state.step.title in ("pairs", "gradients", "select")} == {"done"}
+    before = yaml.safe_load((mine / "run.yaml").read_text())
+    before["model"]["policy"] = str(other)
+    (mine / "run.yaml").write_text(yaml.safe_dump(before))
+    assert {state.kind for state in states_of(mine) if state.step.title == "gradients"} == {"changed"}
+    with pytest.raises(UserError, match="of other settings"):
+        export_dataset(config_of(mine), tmp_path / "given", None, None, False)
 
 
 def test_without_hard_links_files_are_copied(run, tmp_path, monkeypatch) -> None:

@@ -16,6 +16,9 @@ from schemas.errors import UserError
         ("all", "all", ("select.keep=1.0",)),
         ("select.keep=0.3 conflict.surgery=mean", "keep=0.3 conflict.surgery=mean", None),
         ("random select.keep=0.3", "random keep=0.3", ("select.by=random", "select.keep=0.3")),
+        ("margin keep=0.3", "margin keep=0.3", ("select.by=margin", "select.keep=0.3")),  # as the table shows it
+        ("random margin", "", "ranks by one filter, not by random and margin"),
+        ("all shortest", "", "ranks by one filter"),
         ("my own: select.keep=0.3", "my own", ("select.keep=0.3",)),
         ("a: b: margin", "a", "There is no filter 'b:'"),
         ("languages.seen='[en, de]'", "languages.seen=[en, de]", ("languages.seen=[en, de]",)),

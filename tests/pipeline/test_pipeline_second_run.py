@@ -14,9 +14,11 @@ from pipeline.cli import app
 from pipeline.config_file import dump, load_config
 from pipeline.console import Display
 from pipeline.executor_errors import StageFailed
+from pipeline.fork import fork
+from pipeline.history import last_error
 from pipeline.inspect import table_files, tables_of, tables_of_other_settings
 from pipeline.loop import preview, run
-from pipeline.report import _left_out, _tables
+from pipeline.report import _left_out, _tables, report_now
 from pipeline.rundir import RunDir
 from pipeline.selection import Selection
 from pipeline.status import states_of
@@ -254,6 +256,67 @@ def test_the_command_line_gives_a_dry_run_the_exit_code_of_the_run(fake):
         done = CliRunner().invoke(app, ["run", str(fake.path), *more])
         codes.append((done.exit_code, done.stderr.replace(" --dry-run", "")))
     assert codes[0] == codes[1] and codes[0][0] == 1 and "select.keep: 0.5 -> 0.7" in codes[0][1]
+
+
+def test_an_error_is_the_last_ones_until_a_run_ends_well_also_one_without_work(fake):
+    fake()
+    with pytest.raises(UserError):
+        fake("select.keep=0.7")
+    assert fake().ran == [] and last_error(fake.root, running=False) is None
+    events = (fake.root / "events.jsonl").read_bytes()
+    assert fake().ran == [] and (fake.root / "events.jsonl").read_bytes() == events
+
+
+def test_a_stage_that_is_forced_must_be_selected(fake):
+    fake()
+    with pytest.raises(UserError, match="Stage train is to be forced, and is not among the stages that are selected"):
+        fake(last="select", force=("train",))
+
+
+def test_a_finished_file_that_is_gone_is_named(fake):
+    fake()
+    part = next((fake.root / "round-0/curated").glob("*.parquet"))
+    part.unlink()
+    (state,) = (state for state in states_of(fake.root) if state.step.title == "select")
+    assert state.kind == "resume"
+    assert state.why[0] == f"it was finished, and {part.relative_to(fake.root)} is gone or cut short"
+
+
+def test_a_link_in_the_run_is_refused_by_a_dry_run_too(fake, tmp_path):
+    fake()
+    (fake.root / "notes").symlink_to(tmp_path)
+    assert planned(fake, [], Selection())[1].startswith("There is a link in the run directory")
+
+
+@pytest.mark.parametrize("command", [["export", "--out", "x", "--round", "7"], ["inspect", "curated", "--round", "7"], ["explain", "p", "--round", "7"]])  # fmt: skip
+def test_a_round_that_there_is_not_is_said(fake, command, tmp_path):
+    fake()
+    said = CliRunner().invoke(app, [command[0], str(fake.root), *command[1:]])
+    assert said.exit_code == 1 and "This run has no round 7" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("new", "settings", "words"),
+    [
+        ("sp ace", [], "'sp ace' is no name for a run"),
+        ("t/inner", [], "would lie inside another"),
+        ("other", ["name=x"], "said by NEW, not by name=x"),
+        ("other", ["run_dir=/x"], "said by NEW"),
+    ],
+)
+def test_where_a_fork_lies_is_said_by_its_name(fake, new, settings, words):
+    fake()
+    with pytest.raises(UserError, match=words):
+        fork(fake.root, fake.root.parent / new, settings)
+    assert [path.name for path in fake.root.parent.iterdir()] == ["t"]
+
+
+def test_an_arm_in_a_report_needs_a_finished_selection(fake):
+    fake(last="generate")
+    with pytest.raises(UserError, match="There is no finished selection"):
+        report_now(load_config(fake.path), ["random"])
+    with pytest.raises(UserError, match="There is no filter 'margn'"):
+        report_now(load_config(fake.path), ["margn"])
 
 
 def test_quiet_says_nothing_and_version_is_said(fake):
