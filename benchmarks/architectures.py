@@ -118,7 +118,7 @@ def refusal_to_train(model: PreTrainedModel) -> str:
     try:
         check_forward(before, model, PAIRS[0].rows, scorer, "train")
     except UserError as error:
-        return first_line(error)
+        return error.what.partition(": its losses")[0]
     return ""
 
 
