@@ -22,7 +22,7 @@ class Reason:
 REASONS: dict[str, Reason] = {
     # rows of sources, as they are read
     "empty": Reason("prompts, sft, pairs, evaluate: row; pairs: candidate", "there is no text", "the data, or the source's `fields`; candidates: `generate.sampling`"),
-    "not_text": Reason("prompts, sft, pairs, evaluate: row", "something else than a text or a list of text messages, for example an image", "the data, or the source's `fields`"),
+    "not_text": Reason("prompts, sft, pairs, evaluate: row", "something else than a text or a list of text messages, for example an image; or a text with leftovers of another encoding, or with a key twice in its JSON", "the data, or the source's `fields`"),
     "tool_calls": Reason("prompts, sft, pairs, evaluate: row", "the conversation calls tools, which is not supported", "the data"),
     "unknown_role": Reason("prompts, sft, pairs, evaluate: row", "a message's role is none that is known (docs/data.md)", "the data"),
     "no_user_turn": Reason("prompts, sft, pairs, evaluate: row", "the prompt does not end in a user turn; sft: or an answer comes before any", "the data"),

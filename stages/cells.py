@@ -9,8 +9,14 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-MISSING_WORDS = frozenset(("nan", "NaN", "None", "null", "NaT", "<NA>"))
-"""What a cell that names something holds where it names nothing."""
+MISSING_WORDS = frozenset(
+    (
+        *("nan", "NaN", "NaT", "<NA>", "NA", "N/A", "n/a", "#N/A", "\\N", "-", "undefined"),
+        *("none", "None", "NONE", "null", "Null", "NULL"),
+    )
+)
+"""What a cell that names something holds where it names nothing; `na` is a language's code (Nauru's)."""
+_LONGEST_ID = 64  # bytes
 _WHOLE = re.compile(r"([+-]?\d{1,30})\.0+")
 _RATING = re.compile(
     r"([+-]?(?:\d{1,15}(?:[.,]\d{0,15})?|[.,]\d{1,15})(?:[eE][+-]?\d{1,3})?)\s*(?:(?:/|⁄|out of|of)\s*(\d{1,9}(?:[.,]\d{1,9})?)|(%))?"
@@ -20,10 +26,13 @@ _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A cell that holds nothing usable: the reason code and the figures that its row is dropped with."""
+    """A cell that holds nothing usable: the reason code and the figures that its row is dropped with.
+
+    name: what its bytes are as a name, in hexadecimal, if they are few (a digest, a UUID)."""
 
     reason: str
     detail: str
+    name: str | None = None
 
 
 def plain(value: Any) -> Any:
@@ -36,7 +45,8 @@ def plain(value: Any) -> Any:
         try:
             return value.decode("utf-8") or None
         except UnicodeDecodeError:
-            return Unreadable("not_text", f"{len(value)} bytes that are not UTF-8")
+            name = value.hex() if len(value) <= _LONGEST_ID else None
+            return Unreadable("not_text", f"{len(value)} bytes that are not UTF-8", name)
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -47,7 +57,7 @@ def plain(value: Any) -> Any:
 def cell_id(value: Any) -> str | None:
     """What a row is called by: equal for 1, 1.0, "1" and "1.0"; None where nothing is written, or only what writes nothing (nan, null)."""
     if value is None or isinstance(value, Unreadable):
-        return None
+        return value.name if value else None
     if isinstance(value, (float, Decimal)):
         if not math.isfinite(value):
             return None

@@ -12,16 +12,11 @@ from typing import Any
 
 from schemas.errors import UserError
 from stages.cells import Unreadable, plain
-from stages.text.forms import (
-    conversation,
-    dialogue,
-    looks_rendered,
-    looks_spoken,
-    written_conversation,
-    written_lists,
-    written_texts,
-)
+from stages.text.dialogue import dialogue, looks_spoken
+from stages.text.forms import conversation, written_conversation
 from stages.text.messages import BadRow
+from stages.text.unread import looks_noted, looks_rendered, looks_turned, outer_names
+from stages.text.written import boxed_key, printed_bytes, quoted_text, written_lists, written_texts
 
 LOOKED_AT = 1000
 """Rows that decide a file's layout."""
@@ -44,9 +39,10 @@ class Layout:
     """The layout of one file.
 
     notes: what was read as what, not said yet. Raises UserError: a required column that is missing, texts that were
-    rendered with a chat template already. structured: columns whose texts are lists, whatever they look like. lists:
-    columns whose texts may be lists of texts -> the column beside it whose texts then are none. singles: columns of one text a
-    row, each in a list of its own where the first of them has such lists.
+    rendered with a chat template already, conversations written in a way that is not read. structured: columns whose texts
+    are lists, whatever they look like, and never messages themselves. lists: columns whose texts may be lists of texts -> the
+    column beside it whose texts then are none. singles: columns of one text a row, each in a list of its own where the first
+    of them, what is asked, has such lists.
     """
 
     def __init__(
@@ -60,6 +56,9 @@ class Layout:
         singles: Sequence[str] = (),
     ) -> None:
         self._structured, self._lists = structured, lists or {}
+        answers = {*self._lists, *self._lists.values()}
+        self._one = [column for column in singles if column not in answers]
+        self._asked = singles[:1]
         self._singles = singles if singles and _mostly_lists(_texts(singles[0], head)) else ()
         self.columns = list(dict.fromkeys(column for row in head for column in row))
         for column in required:
@@ -90,16 +89,23 @@ class Layout:
     def _cell(self, column: str, value: Any) -> Any:
         try:
             value = plain(value)
+            if (
+                column in self._one
+                and (only := _only(value)) is not None
+                and written_conversation(only, _silent) is None
+            ):
+                self._say(column, "a list of one text read as that text")
+                value = only
             reader = self._readers[column]
             if reader is not None and isinstance(value, str):
                 value = plain(reader(value))
-            elif isinstance(value, str):
+            if isinstance(value, str):
                 self._look(column, value)
             if isinstance(value, list) and value and all(isinstance(inner, str) for inner in value):
                 value = self._messages(column, value)
             if isinstance(value, list) and value and all(isinstance(inner, list) for inner in value):
                 return [conversation(inner, lambda note: self._say(column, note)) for inner in value]
-            return conversation(value, lambda note: self._say(column, note))
+            return value if column in self._structured else conversation(value, lambda note: self._say(column, note))
         except BadRow as bad:
             return Unreadable(bad.reason, bad.detail)
         except RecursionError:
@@ -130,7 +136,7 @@ class Layout:
 
     def _reader(self, where: str, column: str, head: Sequence[dict[str, Any]]) -> Callable[[str], Any] | None:
         """What makes messages of the column's texts, if half of them at least are not just text."""
-        texts = _texts(column, head)
+        texts = _texts(column, head, column in self._one)
 
         def tell(note: str) -> None:
             self._say(column, note)
@@ -144,24 +150,54 @@ class Layout:
         for form, of_all in shares.items():
             if 0 < of_all < HALF:
                 self._say(column, f"{of_all:.1%} of the texts are {form}, and are taken as text")
+        for form, (what, fix) in _REFUSED.items():
+            if shares[form] >= HALF:
+                example = _ends(next(text for text in texts if _form(text) == form))
+                raise UserError(f"column {column!r} holds {what}, for example {example!r}", where=where, fix=fix)
         if column in self._singles:
             self._say(
                 column, f"lists of texts, as {self._singles[0]} has them: a list of one text is read as that text"
             )
             return _single
         if column in self._lists and _mostly_lists(texts):
-            if not _mostly_lists(_texts(self._lists[column], head)):
+            beside = _texts(self._lists[column], head)
+            if not (_mostly_lists(beside) or _share(beside, _is_structure) >= HALF):
                 return lambda text: text if (value := written_texts(text, tell)) is None else value
             self._say(column, f"lists of texts, as {self._lists[column]} has them too, are taken as text")
+        elif self._singles and column not in self._lists.values() and _mostly_lists(texts):
+            self._say(column, f"a list of one text is read as that text, as {self._singles[0]} is")
+            return lambda text: found if isinstance(found := _single(text), str) else text
         if shares[_SPOKEN] >= HALF:
             self._say(column, "dialogues written as one text (Human: ... Assistant: ...) read as messages")
             return lambda text: dialogue(text) if looks_spoken(text) else text
-        if shares[_RENDERED] >= HALF:
+        return self._literal(where, column, texts)
+
+    def _literal(self, where: str, column: str, texts: Sequence[str]) -> Callable[[str], Any] | None:
+        """What makes texts of a column's texts that are written as a program writes them. Quotation marks around all of
+        them are a program's where one holds an escaped quotation mark or line break; people put them around texts too."""
+        if _share(texts, lambda text: printed_bytes(text) is not None) >= HALF:
+            self._say(column, "bytes as Python prints them read as text")
+            return lambda text: text if (value := printed_bytes(text)) is None else value
+        quoted = [value for value in map(quoted_text, texts) if value is not None]
+        if texts and len(quoted) == len(texts) and any(set(value) & set('"\n') for value in quoted):
+            self._say(column, "texts in quotation marks read as JSON texts")
+            return lambda text: text if (value := quoted_text(text)) is None else value
+        boxed, named = (Counter(filter(None, map(of, texts))) for of in (boxed_key, outer_names))
+        key, boxes = next(iter(boxed.most_common(1)), ("", 0))
+        if boxes >= HALF * max(1, len(texts)) and (key == column or (column in self._asked and key in _BOXES)):
             raise UserError(
-                f"column {column!r} holds texts that a chat template has rendered already, for example {_ends(next(filter(looks_rendered, texts)))!r}",
+                f"column {column!r} holds objects with a text, for example {_ends(next(filter(boxed_key, texts)))!r}",
                 where=where,
-                fix="Give plain texts or lists of messages: the model's own template is put around them here.",
+                fix=f"Write what is under the key {key!r} into the column itself.",
             )
+        found = {
+            "in quotation marks": len(quoted),
+            f"objects with one text, under the key {key[:40]!r}": boxes,
+            **{f"begun by '{one}:' and ended by '{other}:'": count for (one, other), count in named.most_common(1)},
+        }
+        for what, count in found.items():
+            if count >= HALF * max(1, len(texts)):
+                self._say(column, f"{count / len(texts):.1%} of the texts are {what}, and are taken as text")
         return None
 
 
@@ -170,15 +206,31 @@ def _ends(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:50]} ... {text[-25:]}"
 
 
-def _texts(column: str, head: Sequence[dict[str, Any]]) -> list[str]:
+def _texts(column: str, head: Sequence[dict[str, Any]], one: bool = False) -> list[str]:
+    """The texts of a column; one: those in lists of one too."""
     cells = [row.get(column) for row in head]
     shown = [cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell for cell in cells]
-    return [text for text in shown if isinstance(text, str) and text.strip()]
+    found = [_only(cell) or cell for cell in shown] if one else shown
+    return [text for text in found if isinstance(text, str) and text.strip()]
+
+
+def _only(cell: Any) -> str | None:
+    """The text of a list of one."""
+    return cell[0] if isinstance(cell, list) and len(cell) == 1 and isinstance(cell[0], str) else None
+
+
+def _share(texts: Sequence[str], looks: Callable[[str], bool]) -> float:
+    return sum(map(looks, texts)) / max(1, len(texts))
 
 
 def _mostly_lists(texts: Sequence[str]) -> bool:
     """Whether at least half of the texts are lists of texts."""
-    return bool(texts) and sum(written_texts(text, _silent) is not None for text in texts) >= HALF * len(texts)
+    return _share(texts, lambda text: written_texts(text, _silent) is not None) >= HALF
+
+
+def _is_structure(text: str) -> bool:
+    """Whether a text is a list or an object."""
+    return text.lstrip()[:1] in ("[", "{") and not isinstance(written_lists(text, _silent), Unreadable)
 
 
 def _single(text: str) -> Any:
@@ -191,17 +243,32 @@ def _silent(note: str) -> None:
     """Says nothing."""
 
 
-_WRITTEN, _SPOKEN, _RENDERED = (
+_WRITTEN, _SPOKEN, _RENDERED, _NOTED, _TURNED = (
     "messages written as JSON",
     "dialogues written as one text (Human: ... Assistant: ...)",
     "rendered by a chat template",
+    "messages in a notation that is not read",
+    "dialogues whose turns are named or marked in a way that is not read",
 )
 _FORMS: dict[str, Callable[[str], bool]] = {
     _WRITTEN: lambda text: written_conversation(text, _silent) is not None,
     _SPOKEN: looks_spoken,
     _RENDERED: looks_rendered,
+    _NOTED: looks_noted,
+    _TURNED: looks_turned,
 }
 """What texts may be instead of plain text -> whether one looks like it."""
+_REFUSED = {
+    _RENDERED: (
+        "texts that a chat template has rendered already",
+        "Give plain texts or lists of messages: the model's own template is put around them here.",
+    ),
+    _NOTED: (_NOTED, "Write each as JSON: a list of {role, content}."),
+    _TURNED: (_TURNED, "Name the turns 'Human:' and 'Assistant:', or write each as JSON: a list of {role, content}."),
+}
+"""Forms that half of a column may not have -> what it then holds, and what to do."""
+_BOXES = ("text", "content", "value", "message", "prompt", "question", "instruction", "input", "query")
+"""Keys of an object that holds nothing but what is asked."""
 
 
 def _form(text: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ _MAGIC = {
     b"\xfd7zXZ\x00": "xz",
     b"\x04\x22\x4d\x18": "lz4",
 }
+_SKIPPED = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18(.{4})", re.DOTALL)
+"""A frame that says nothing of the content, before those of zstd (pzstd) or lz4: its mark and its length."""
 _ARCHIVES = {b"PK\x03\x04": "ZIP", b"7z\xbc\xaf\x27\x1c": "7-Zip", b"Rar!": "RAR"}
 COMPRESSIONS = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".xz", ".lz4")
 
@@ -47,6 +50,9 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 def _stream(path: Path) -> Any:
     with path.open("rb") as file:
         start = file.read(8)
+        while (frame := _SKIPPED.match(start)) is not None:
+            file.seek(int.from_bytes(frame.group(1), "little"), 1)
+            start = file.read(8)
     for magic, name in _ARCHIVES.items():
         if start.startswith(magic):
             raise UserError(

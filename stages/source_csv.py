@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -31,20 +31,34 @@ def read_csv(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
         return
     if head.startswith(UTF16):
         raise not_utf8(str(path), head, "the first bytes")
+    if b"\0" in head[:2]:
+        raise not_utf8(str(path), UTF16[0], "the first bytes")
     excel = _EXCEL.match(head.removeprefix(BOM))
     skipped = excel.end() if excel else 0
     delimiter = wanted.delimiter or (excel.group(1).decode() if excel else None)
     delimiter = delimiter or _delimiter(head, wanted)
     csv.field_size_limit(_CELL)
-    number = 0
+    number, delimiters, quoted = 0, list[int](), False
     with opened(path) as file, TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
         text.read(skipped)
-        reader = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=_spaced(head[skipped:], delimiter))
+        spaced = _spaced(head[skipped:], delimiter)
+        lines = _counted(text, delimiter, spaced, delimiters)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=spaced)
         try:
             names = next(reader, [])
             refuse_twice(str(path), names)
+            delimiters.clear()
             for row in reader:
                 number = reader.line_num + (excel is not None)
+                if not quoted and len(delimiters) > 1 and {*delimiters} == {len(names) - 1} != {0}:
+                    quoted = _quotes(path, delimiter, spaced, skipped, len(names) - 1)
+                    if not quoted:
+                        raise UserError(
+                            f"a quote makes one row of {len(delimiters)} lines, and every line of the file has {len(names)} fields",
+                            where=f"{path}:{number}",
+                            fix='The file is written without quoting: write it as JSONL or Parquet, or put texts with quotes into quotes and each quote twice ("").',
+                        )
+                delimiters.clear()
                 if row == names:
                     raise UserError(
                         "the header is there a second time",
@@ -69,6 +83,25 @@ def read_csv(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
                 where=f"{path}:{reader.line_num + (excel is not None)}",
                 fix='A quote inside a quoted text is written twice (""), not as \\"; every quoted text ends in a quote.',
             ) from error
+
+
+def _counted(lines: Iterable[str], delimiter: str, spaced: bool, counts: list[int]) -> Iterator[str]:
+    """The lines; `counts` grows by the delimiters of each that is not empty: by -1 where a comma is followed by a space, as in
+    a quoted text, and not all of the header's are (`spaced`)."""
+    prose = f"{delimiter} " if delimiter != "\t" and not spaced else None
+    for line in lines:
+        if line.strip("\r\n"):
+            counts.append(-1 if prose and prose in line else line.count(delimiter))
+        yield line
+
+
+def _quotes(path: Path, delimiter: str, spaced: bool, skipped: int, between: int) -> bool:
+    """Whether the file quotes what holds delimiters or line breaks: its header is quoted, or not every line has the delimiters of a row."""
+    counts: list[int] = []
+    with opened(path) as file, TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        text.read(skipped)
+        lines = _counted(text, delimiter, spaced, counts)
+        return '"' in next(lines, "") or any(counts.pop() != between for _ in lines if counts)
 
 
 def _spaced(head: bytes, delimiter: str) -> bool:

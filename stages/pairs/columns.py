@@ -25,8 +25,16 @@ _DENSE = re.compile(
     "[\u0e00-\u0e7f\u1100-\u11ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 """Chinese characters, kana, Hangul, Thai."""
-_RANKS = frozenset(("rank", "ranks", "ranking", "rankings", "place", "position", "loss", "perplexity", "ppl"))
+_RANKS = frozenset(
+    (
+        *("rank", "ranks", "ranking", "rankings", "place", "position", "order", "loss", "perplexity", "ppl"),
+        *("cost", "costs", "penalty", "penalties", "error", "errors", "mistakes", "distance"),
+    )
+)
 _RATINGS = frozenset(("score", "scores", "rating", "ratings", "reward", "rewards", "win", "wins"))
+_HARMS = frozenset(("severity", "toxicity", "harm", "harmfulness", "nll", "wer", "cer"))
+"""Less is better of a score of one, too."""
+_AGAINST = frozenset(("non", "no", "anti", "reward", "rewards", "reduction", "avoidance"))
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
@@ -86,11 +94,12 @@ def check_completions(batch: Batch, fields: PairFields) -> None:
 
 
 def _refuse_rank(field: str, column: str | None) -> None:
-    """Raise UserError for a column of which less is better, by the words of its name: `rank`, `avgPPL`, but not `rank_score`."""
+    """Raise UserError for a column of which less is better, by the words of its name: `rank`, `avgPPL`, `toxicity_score`, but not
+    `rank_score`."""
     words = {word.lower() for word in _WORDS.findall(column or "")}
-    if words & _RANKS and not words & _RATINGS:
+    if (words & _RANKS and not words & _RATINGS) or (words & _HARMS and not words & _AGAINST):
         raise UserError(
-            f"{column!r} is a rank or a loss, of which less is better",
+            f"{column!r} is a rank or a loss, a cost or a harm, of which less is better",
             where=f"fields.{field}",
             fix="Name a score of which more is better: write one into the data, for example the rank with a minus.",
         )

@@ -10,6 +10,8 @@ from typing import Any
 from schemas.config.sources import PairSource
 from schemas.errors import UserError
 from schemas.ids import canonical_json, content_id
+from stages.beside import unread_folder
+from stages.cells import MISSING_WORDS
 from stages.contract import Context, Drop, Stopped
 from stages.pairs.finish import Draft
 from stages.pairs.read import RawPair, is_several, pair_batches, pairs_of
@@ -24,6 +26,8 @@ LABEL_ERRORS = "label_error "
 """Begins the name of the stat that counts the rows with a known error of a kind, kept or not."""
 MOST_KINDS = 30
 _LONGEST_KIND = 40
+_NO_ANSWERS = MISSING_WORDS | {"", "[]", "{}", "[deleted]", "[removed]", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!"}
+"""Answers that may say that there is none: learnt all the same, and counted."""
 _NOTHING_WRONG = ("", "false", "0", "0.0", "no", "none", "ok")
 
 
@@ -84,6 +88,9 @@ class Imported:
             for batch in batches:
                 if self._ctx.stop():
                     raise Stopped
+                if batch.language is None and not self._counts["folders"] and (folder := unread_folder(batch.source)):
+                    self._counts["folders"] += 1
+                    batch.notes.append(folder)
                 for note in batch.notes:
                     self._ctx.progress.note(f"{batch.source}: {note}")
                 yield self._batch(batch, source)
@@ -95,6 +102,8 @@ class Imported:
             yield f"{self._splitter.moved} rows took their translation group's split, not their own"
         if several := self._counts["several"]:
             yield f"{several:,} rows have several rejected answers: the first of each that is not chosen is taken (`many: all` takes every one)"
+        if unsaid := self._counts["no_answer"]:
+            yield f"{unsaid:,} pairs have an answer that may only say that there is none (NULL, NA, [], [deleted], ...): it is learnt as text"
         if below := self._counts["rated_below"]:
             yield f"{below:,} pairs are dropped because the data rates chosen below rejected (rated_below)"
         if said := self._counts["writers"]:
@@ -113,8 +122,6 @@ class Imported:
             if error := label_error(_cell(cells, source.fields.label_error)):
                 self._errors[error] += len(found)
                 self._check_kinds(source)
-            several = cells.get(source.fields.rejected)
-            self._counts["several"] += source.many == "one" and is_several(several) and len(several or ()) > 1
             for place, pair in enumerate(found, start=1):
                 row_id = f"{batch.source}:{number}" + (f"#{place}" if len(found) > 1 else "")
                 try:
@@ -136,6 +143,9 @@ class Imported:
                 language = self._languages.settle(label, both)
                 drafts.append(self._draft(row_id, cells, language, pair, source, batch))
                 self._rows[language] += 1
+                several = cells.get(source.fields.rejected)
+                self._counts["several"] += source.many == "one" and is_several(several) and len(several or ()) > 1
+                self._counts["no_answer"] += bool({pair.chosen, pair.rejected} & _NO_ANSWERS)
             except BadRow as bad:
                 self._drop(row_id, language, bad, cells)
         return drafts

@@ -32,7 +32,7 @@ def read_pair(prompt: Any, chosen: Any, rejected: Any, system: Any = None) -> Ra
     """Clean prompt and answers from texts or message lists.
 
     When chosen and rejected are whole conversations the messages they share are the prompt, as in TRL's `extract_prompt`;
-    a prompt that ends in them is taken whole. Raises BadRow: as read_prompt, and no_prompt, prompt_differs (it and what is shared
+    a prompt that ends in them, or in the first of them, is taken whole. Raises BadRow: as read_prompt, and no_prompt, prompt_differs (it and what is shared
     have nothing in common), several_answers (more than one assistant message, or another role, after the shared part),
     identical (the answers are the same after normalisation).
     """
@@ -58,22 +58,38 @@ def read_pair(prompt: Any, chosen: Any, rejected: Any, system: Any = None) -> Ra
 
 
 def _asked(prompt: Any, shared: Messages) -> Messages:
-    """`prompt` where it ends in what the conversations share, else that. Raises BadRow: prompt_differs."""
+    """What was asked: what the conversations share, after what `prompt` says before it. Raises BadRow: prompt_differs."""
     try:
         own = read_messages(prompt)
     except BadRow:
         return shared
-    said, begun = (
-        [(message["role"], comparable(message["content"])) for message in messages] for messages in (own, shared)
-    )
-    if said[-len(begun) :] == begun:
-        return own
+    turns = [message for message in own if message["role"] != "system"]
+    unanswered = own[:-1] if own[-1]["role"] == "assistant" else own
+    if (joined := _joined(own, shared) or _joined(unanswered, shared)) is not None:
+        return joined
+    begun = [(message["role"], comparable(message["content"])) for message in shared]
     last = next((text for role, text in reversed(begun) if role == "user"), begun[-1][1])
-    if any(said[-1][1] in text for _, text in begun) or any(last in text for _, text in said):
-        return shared
+    if len(turns) == 1:
+        said = comparable(turns[0]["content"])
+        known = last in said or any(said in text for _, text in begun)
+    else:
+        known = all((message["role"], comparable(message["content"])) in begun for message in turns)
+    if known:
+        return with_system(shared, own[0]["content"] if own[0]["role"] == "system" else None)
     raise BadRow(
         "prompt_differs", f"prompt {own[-1]['content'][:60]!r}, the conversations {shared[-1]['content'][:60]!r}"
     )
+
+
+def _joined(own: Messages, shared: Messages) -> Messages | None:
+    """`own` and what `shared` says beyond it, if the one ends in the messages that the other begins with; else None."""
+    said, begun = (
+        [(message["role"], comparable(message["content"])) for message in messages] for messages in (own, shared)
+    )
+    for count in range(min(len(said), len(begun)), 0, -1):
+        if said[-count:] == begun[:count]:
+            return [*own, *shared[count:]]
+    return None
 
 
 _OPTIONAL = ("prompt", "language", "group_id")

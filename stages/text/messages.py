@@ -12,7 +12,10 @@ from stages.cells import MISSING_WORDS, Unreadable
 
 Messages = list[dict[str, str]]
 
+_BREAK = re.compile(r"\r\n|[\r\x0b\x0c\x1c-\x1f\x85]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
+_FOREIGN = re.compile(r"[\x80-\x84\x86-\x9f]")
+"""What is left of letters and quotes where a text was decoded in another encoding than its own."""
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _WHOLE = 1e15
 """Beyond it a float is a measure, not a number that was whole."""
@@ -37,9 +40,10 @@ def unspoken(message: Mapping[Any, Any]) -> BadRow:
 
 
 def clean(text: str) -> str:
-    """NFC, newlines as \\n, no control characters but newline and tab, no byte order mark, lone surrogates as U+FFFD, no outer space."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return unicodedata.normalize("NFC", storable(_CONTROL.sub("", text))).strip()
+    """NFC, newlines and what else parts lines or pages as \\n, no other control characters but tab, no byte order mark, lone surrogates
+    as U+FFFD, no outer space."""
+    text = _CONTROL.sub("", _BREAK.sub("\n", text))
+    return unicodedata.normalize("NFC", storable(text)).strip()
 
 
 def storable(text: str) -> str:
@@ -102,7 +106,7 @@ def with_system(messages: Messages, system: Any) -> Messages:
         system = system[0].get("content")
     if not isinstance(system, str):
         raise BadRow("not_text", f"the system message is a {type(system).__name__}")
-    content = clean(system)
+    content = _readable(system)
     return [{"role": "system", "content": content}, *messages] if content not in ("", *MISSING_WORDS) else messages
 
 
@@ -144,4 +148,11 @@ def _message(message: dict[Any, Any]) -> dict[str, str]:
     content = _written(content)
     if not isinstance(content, str):
         raise BadRow("not_text", f"content is of type {type(content).__name__}")
-    return {"role": role, "content": clean(content)}
+    return {"role": role, "content": _readable(content)}
+
+
+def _readable(text: str) -> str:
+    """The text clean. Raises BadRow: not_text, where it was decoded wrongly."""
+    if (found := _FOREIGN.search(text)) is not None:
+        raise BadRow("not_text", f"U+{ord(found.group()):04X} in it: it was decoded in another encoding than its own")
+    return clean(text)

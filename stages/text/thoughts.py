@@ -27,6 +27,11 @@ _KNOWN = (
     ("<|START_THINKING|>", "<|END_THINKING|>"),
 )
 _DECLARED = re.compile(r"<[\w:|-]{0,30}(?:think|thought|reason)[\w:|-]{0,30}>|\[\w{0,30}THINK\w{0,30}\]", re.IGNORECASE)
+_TAG = r"<(?P<name>think|thinking|thoughts?|reasoning|seed:think|details(?=\s[^<>]{0,200}\btype=[\"']?reasoning\b))(?:\s[^<>]{0,200})?>"
+"""A mark in other letters or with attributes: <Think>, <think duration="3">, <details type="reasoning">."""
+_TAGGED = re.compile(rf"(?P<opening>{_TAG})(?P<thought>.*?)(?P<closing></(?P=name)\s*>)", re.IGNORECASE | re.DOTALL)
+_CUT_OFF = re.compile(rf"{_TAG}.*?(?:</(?P=name)\s*>|\Z)", re.IGNORECASE | re.DOTALL)
+_SENTENCE = ".!?。！？…"
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,9 @@ class Thoughts:
     def split(self, answer: str) -> Split:
         """The answer's thought and what it says after it."""
         start = len(answer) - len(answer.lstrip())
+        known = any(answer.startswith(opening, start) for opening, _ in self._marks)
+        if not known and (tagged := self._tagged(answer, start)) is not None:
+            return tagged
         for opening, closing in self._marks:
             inside = start + len(opening)
             if answer.startswith(opening, start):
@@ -66,11 +74,18 @@ class Thoughts:
                     return Split("", None, "", answer, intact=False)
                 return self._whole(answer, inside, stop, closing)
             stop = answer.find(closing)
-            if (
-                stop > 0 and opening not in answer and _ends_line(answer, stop, closing)
-            ):  # the prompt had the opening mark
+            if stop > 0 and opening not in answer and _parts(answer, stop, closing):  # the prompt had the opening mark
                 return self._whole(answer, 0, stop, closing)
         return Split("", None, "", answer, intact=not self._stray(answer))
+
+    def _tagged(self, answer: str, start: int) -> Split | None:
+        """The pieces of an answer that begins with a mark in other letters or with attributes; None: it does not."""
+        if _CUT_OFF.match(answer, start) is None:
+            return None
+        found = _TAGGED.match(answer, start)
+        if found is None or f"<{found['name']}".casefold() in found["thought"].casefold():
+            return Split("", None, "", answer, intact=False)
+        return self._whole(answer, found.start("thought"), found.start("closing"), found["closing"])
 
     def said(self, answer: str) -> str:
         """What a reader is shown: the answer without thoughts, whole or not."""
@@ -79,6 +94,7 @@ class Thoughts:
         if not found.intact:
             for opening, closing in self._marks:
                 text = re.sub(f"{re.escape(opening)}.*?(?:{re.escape(closing)}|\\Z)", "", text, flags=re.DOTALL)
+            text = _CUT_OFF.sub("", text)
         return text.strip()
 
     def target(self, answer: str, policy: Policy) -> str:
@@ -119,9 +135,14 @@ class Thoughts:
         return next(opening for opening, close in self._marks if close == closing)
 
 
-def _ends_line(answer: str, at: int, mark: str) -> bool:
-    """Whether a mark without its opening begins or ends a line: in the middle of one it is spoken of, not used."""
-    return answer[at - 1] == "\n" or answer[at + len(mark) :].startswith("\n")
+def _parts(answer: str, at: int, mark: str) -> bool:
+    """Whether a mark without its opening begins or ends a line, or stands between a sentence and the next without a space, quoted by
+    nothing: elsewhere in a line it is spoken of, not used."""
+    before, after = answer[:at], answer[at + len(mark) :]
+    if before.endswith("\n") or after.startswith("\n"):
+        return True
+    between = before[-1] in _SENTENCE and after[:1].isalnum()
+    return between and not any(before.count(quote) % 2 for quote in '"`') and before.count("“") == before.count("”")
 
 
 def _closing(opening: str) -> str:

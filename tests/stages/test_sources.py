@@ -128,6 +128,8 @@ def _truncated_parquet() -> bytes:
         ("a.jsonl", b'{"prompt": "x"}\n{"prompt": "\xff"}\n', r"not UTF-8: byte 13 of the line.*a\.jsonl:2"),
         ("a.jsonl", '{"prompt": "x"}'.encode("utf-16"), "looks like UTF-16"),
         ("a.csv", "prompt\nx\n".encode("utf-16"), "looks like UTF-16"),
+        ("a.csv", "prompt,n\nx,1\n".encode("utf-16-le"), "looks like UTF-16"),
+        ("a.csv", "prompt,n\nx,1\n".encode("utf-16-be"), "looks like UTF-16"),
         ("a.csv", b"prompt\n\xff\xfe\n", "not UTF-8"),
         ("a.csv", b"prompt,n\nx,1\ny\n", "broken CSV"),
         ("a.parquet", _truncated_parquet(), "cannot be read as Parquet"),
@@ -452,3 +454,62 @@ def test_a_wrong_delimiter_is_named_as_the_likely_cause(tmp_path: Path) -> None:
     path.write_text("prompt,chosen\na,b\n", encoding="utf-8")
     with pytest.raises(UserError, match="Is `delimiter` right"):
         read_rows(Source(path=str(path), delimiter=";"), ["en"], ["prompt", "chosen"])
+
+
+@pytest.mark.parametrize("delimiter", ["\t", ",", ";", "|"])
+def test_a_file_without_quoting_whose_quotes_swallow_rows_is_refused(tmp_path: Path, delimiter: str) -> None:
+    rows = [("Hamlet?", "On the walls.", '"Who is there? I ask'), ("Macbeth?", "Witches.", "A banquet.")]
+    rows += [("Othello?", "In Venice.", 'With these words: I know not"'), ("Lear?", "On the heath.", "At home.")]
+    path = tmp_path / "p.csv"
+    lines = [delimiter.join(row) + "\n" for row in [("prompt", "chosen", "rejected"), *rows]]
+    path.write_text("".join(lines), encoding="utf-8")
+    with pytest.raises(UserError, match=r"one row of 3 lines.*p\.csv:4.*without quoting"):
+        rows_of(Source(path=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ('prompt\tn\nTable?\t"a\tb\nc\td"\nx\t"1\n2"\n', "a\tb\nc\td"),
+        ('prompt\tn\nTable?\t"Of\na\tb\nc\td"\nx\t"\n2\n"\n', "Of\na\tb\nc\td"),
+        ('"prompt"\t"n"\n"Table?"\t"Of\na\tb"\n', "Of\na\tb"),
+        ('prompt,n\nList?,"Of\na, b\nc, d"\n', "Of\na, b\nc, d"),
+        ('prompt,n\nTable?,"Of\na,b"\n"One, two","1"\n', "Of\na,b"),
+    ],
+    ids=["two-lines", "more-delimiters", "quoted-header", "prose", "quoted-elsewhere"],
+)
+def test_quoted_tables_of_as_many_columns_are_cells(tmp_path: Path, text: str, cell: str) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text(text, encoding="utf-8")
+    assert rows_of(Source(path=str(path)), required=["prompt", "n"])[0]["n"] == cell
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_files_that_begin_with_a_frame_to_skip_are_decompressed(tmp_path: Path, codec: str, frames: int) -> None:
+    """As pzstd writes them."""
+    skipped = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
+    content = pa.Codec("lz4" if codec == "lz4" else codec).compress(b'{"prompt": "a"}\n', asbytes=True)
+    (tmp_path / "a.jsonl").write_bytes((skipped + content) * frames)
+    assert rows_of(Source(path=str(tmp_path / "a.jsonl"))) == [{"prompt": "a"}] * frames
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        *((name, "`fields.language` reads one") for name in ("lang", "Locale", "language_code", "Language")),
+        *((name, "part of what is asked") for name in ("context", "initial_reason_steps")),
+        *((name, "which answer is better") for name in ("preference", "choice")),
+        *((name, "how sure a preference is") for name in ("preference_strength", "tie", "status")),
+        *((name, "`fields.rejected_score` reads one") for name in ("score_rejected", "rejected-rating", "Rejected_Scores")),
+        ("videos", "no part of what is learnt"),
+    ],
+)  # fmt: skip
+def test_columns_that_say_something_are_named(tmp_path: Path, name: str, says: str) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a", "language": "en", name: "x"}])
+    (batch,) = read_rows(Source(path=str(path)), ["en"], ["prompt"], ["language"])
+    assert len(batch.notes) == 1 and f"not read: {name} ({says}" in batch.notes[0].replace("it says ", "").replace(
+        "it may say ", ""
+    )
+    (batch,) = read_rows(Source(path=str(path)), ["en"], ["prompt", name], ["language"])
+    assert batch.notes == []

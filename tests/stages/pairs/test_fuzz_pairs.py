@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from pipeline.commit import drops_table
 from schemas.errors import UserError
 from stages.pairs.stage import Pairs
-from stages.text.forms import looks_spoken, written_conversation, written_texts
+from stages.text.dialogue import looks_spoken
+from stages.text.forms import written_conversation
 from stages.text.messages import clean, comparable
 from stages.text.neutralise import Neutraliser, control_marks
+from stages.text.written import written_texts
 
 GOOD = [
     {"prompt": "What is water made of?", "chosen": "Of hydrogen and oxygen.", "rejected": "Of gold.", "language": "en"},

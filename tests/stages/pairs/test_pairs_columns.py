@@ -217,8 +217,12 @@ def test_columns_that_mean_something_else_are_refused(
 
 
 @pytest.mark.parametrize(
-    "name", ["ranks", "avg_ranking", "Rank2", "modelPPL", "dpoLoss", "final-position", "perplexity"]
-)
+    "name",
+    [
+        *("ranks", "avg_ranking", "Rank2", "modelPPL", "dpoLoss", "final-position", "perplexity", "cost", "penalty", "errors"),
+        *("severity_level", "nll", "toxicity", "toxicity_score", "harmRating", "edit_distance", "WER", "order"),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("field", ["chosen_score", "rejected_score", "completion_score"])
 def test_scores_of_which_less_is_better_are_refused_by_their_names(tmp_path: Path, name: str, field: str) -> None:
     row = {"prompt": ASK, "chosen": GOOD, "rejected": BAD, "completions": [{"response": GOOD, name: 1}], name: 1}
@@ -227,7 +231,13 @@ def test_scores_of_which_less_is_better_are_refused_by_their_names(tmp_path: Pat
         read(tmp_path, [row], fields=fields)
 
 
-@pytest.mark.parametrize("name", ["rank_score", "lossReward", "replacement", "glossary", "workplace", "Elo"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("rank_score", "lossReward", "replacement", "glossary", "workplace", "Elo", "reorder", "harmless_score"),
+        *("non_toxicity", "harm_reduction", "accost", "reward_minus_cost", "terror"),
+    ],
+)
 def test_names_that_only_hold_the_letters_of_rank_or_loss_are_scores(tmp_path: Path, name: str) -> None:
     row = {"prompt": ASK, "chosen": GOOD, "rejected": BAD, name: 7}
     found, _ = read(tmp_path, [row], fields={"chosen_score": name})

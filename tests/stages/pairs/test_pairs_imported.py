@@ -118,10 +118,16 @@ EARLIER = [user("Hello."), assistant("Hello! Ask away.")]
         (f"Human: Hello.\n\nHuman: {ASK}", [user(ASK)], None),
         ([SYSTEM, user(ASK)], [{**SYSTEM, "content": "Be kind."}, user(ASK)], None),
         ([user(ASK), assistant(GOOD)], [user(ASK)], None),
+        ([SYSTEM, EARLIER[0]], [*EARLIER, user(ASK)], [SYSTEM, *EARLIER, user(ASK)]),
+        ([SYSTEM, user("Hi?"), EARLIER[1], EARLIER[0]], [*EARLIER, user(ASK)], [SYSTEM, user("Hi?"), EARLIER[1], *EARLIER, user(ASK)]),
+        ([*EARLIER, user(ASK), assistant(GOOD)], [user(ASK)], [*EARLIER, user(ASK)]),
+        ([SYSTEM, user(f"Now: {ASK}")], [user(ASK)], [SYSTEM, user(ASK)]),
+        ([SYSTEM], [user(ASK)], [SYSTEM, user(ASK)]),
         (True, [user(ASK)], None),
         (" ", [user(ASK)], None),
     ],
-    ids=["system", "history", "text", "suffix", "prefix", "one", "inside", "systems", "answered", "unreadable", "empty"],
+    ids=["system", "history", "text", "suffix", "prefix", "one", "inside", "systems", "answered", "system-first",
+         "overlap", "answered-later", "system-decorated", "system-only", "unreadable", "empty"],
 )  # fmt: skip
 def test_a_prompt_beside_whole_conversations_is_taken_where_it_says_more(
     prompt: Any, shared: list[dict[str, str]], expected: list[dict[str, str]] | None
@@ -130,7 +136,15 @@ def test_a_prompt_beside_whole_conversations_is_taken_where_it_says_more(
     assert (pair.prompt, pair.chosen, pair.rejected) == (expected or shared, GOOD, BAD)
 
 
-@pytest.mark.parametrize("prompt", ["You write in rhymes.", [SYSTEM, user("Another question?")]])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "You write in rhymes.",
+        [SYSTEM, user("Another question?")],
+        [user("How many?"), assistant("planet")],
+        [*EARLIER, user(f"So: {ASK}")],
+    ],
+)
 def test_a_prompt_that_the_conversations_know_nothing_of_is_not_guessed_at(prompt: Any) -> None:
     with pytest.raises(BadRow, match="prompt_differs"):
         read_pair(prompt, [user(ASK), assistant(GOOD)], [user(ASK), assistant(BAD)])
@@ -368,3 +382,48 @@ def test_writers_of_several_answers_and_of_completions(
     )
     found = run_stage(Pairs(), config([source], ["en"]), model=tiny_model)
     assert found.account.stats["on_policy_share"] == 0.5
+
+
+@pytest.mark.parametrize("nothing", ["NULL", "Null", "none", "NONE", "NA", "N/A", "#N/A", "\\N", "-", "undefined"])
+def test_words_for_nothing_name_no_group_and_no_language(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path, nothing: str
+) -> None:
+    row = {"rejected": BAD, "chosen": GOOD, "group_id": nothing, "language": nothing}
+    rows = [{**row, "prompt": f"{ASK} {n}"} for n in range(2)]
+    outcome = run_stage(Pairs(), config([jsonl(tmp_path / "a.jsonl", rows)], ["en"]), model=tiny_model)
+    assert len({pair["group_id"] for pair in outcome.rows("pairs")}) == 2
+    assert not any("none (NULL" in note for note in outcome.notes)
+
+
+@pytest.mark.parametrize("answer", ["NULL", "\\N", "NA", "#NAME?", "[deleted]", "[removed]", "[]"])
+def test_answers_that_may_say_that_there_is_none_are_counted(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path, answer: str
+) -> None:
+    rows = [{"prompt": ASK, "chosen": GOOD, "rejected": answer}, {"prompt": ASK, "chosen": GOOD, "rejected": BAD}]
+    outcome = run_stage(Pairs(), config([jsonl(tmp_path / "a.jsonl", rows)], ["en"], identify=False), model=tiny_model)
+    assert len(outcome.rows("pairs")) == 2
+    assert any(note.startswith("1 pairs have an answer that may only say") for note in outcome.notes)
+
+
+def test_folders_that_name_a_language_are_said_once(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    for code in ("de", "en"):
+        (tmp_path / f"language={code}").mkdir()
+        row = {"prompt": f"{ASK} {code}", "chosen": GOOD, "rejected": BAD}
+        jsonl(tmp_path / f"language={code}" / "0.jsonl", [row])
+    source = {"path": str(tmp_path / "language=*" / "*.jsonl")}
+    said = run_stage(Pairs(), config([source], ["en"]), model=tiny_model).notes
+    assert [note.partition(": ")[2] for note in said if "in the path" in note] == [
+        "language=de in the path is not read: name a source for each `language`"
+    ]
+    said = run_stage(Pairs(), config([{**source, "language": "en"}], ["en"]), model=tiny_model).notes
+    assert not any("in the path" in note for note in said)
+
+
+def test_only_rows_that_are_kept_are_said_to_have_several_rejected_answers(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    rows = [{"prompt": ASK, "chosen": GOOD, "rejected": [BAD, "Mars."]}, {"chosen": GOOD, "rejected": [BAD, "Mars."]}]
+    outcome = run_stage(Pairs(), config([jsonl(tmp_path / "a.jsonl", rows)], ["en"]), model=tiny_model)
+    assert [note[:6] for note in outcome.notes if "several rejected" in note] == ["1 rows"]

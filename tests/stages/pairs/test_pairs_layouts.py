@@ -380,3 +380,206 @@ def test_thoughts_of_imported_answers_under_a_template_that_knows_them(
         outcome = run_stage(Pairs(), cfg, model=tmp_path / "model")
         assert [(chosen, rejected) for _, chosen, rejected in texts(outcome)] == kept
         assert [drop.reason for drop in outcome.drops] == reasons
+
+
+def pair(prompt: Any, chosen: Any = GOOD, rejected: Any = BAD) -> dict[str, Any]:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+HISTORY = [user("Tell me about planets."), assistant("Sure. What about them?"), user(ASK)]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "\ufeff" + json.dumps(HISTORY),
+        json.dumps(HISTORY).replace('"', '\\"'),
+        json.dumps(json.dumps(HISTORY)),
+        "\n".join(map(json.dumps, HISTORY)),
+        json.dumps(HISTORY)[:-1] + ",]",
+    ],
+    ids=["byte order mark", "escaped", "twice", "a line each", "comma"],
+)
+def test_json_in_a_text_is_read_as_it_is_met(read: Callable[..., Any], written: str) -> None:
+    outcome = read([pair(written)], language="en")
+    assert texts(outcome) == [([message["content"] for message in HISTORY], GOOD, BAD)]
+    assert any("column prompt: " in note and "read as messages" in note for note in outcome.notes)
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        (r'[{"role": "user", "content": "See \ud83d\ude00 and<TAB>http:\/\/x.org"}]', "See 😀 and\thttp://x.org"),
+        (r'[{"role": "user", "content": "See \ud83d\ude00 and http:\/\/x.org",}]', "See 😀 and http://x.org"),
+        (r"[{'role': 'user', 'content': 'See \ud83d\ude00'}]", "See 😀"),
+    ],
+)
+def test_escapes_of_json_that_is_nearly_right_are_jsons(read: Callable[..., Any], written: str, text: str) -> None:
+    ((prompt, _, _),) = texts(read([pair(written.replace("<TAB>", "\t"))], language="en"))
+    assert prompt == [text]
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        '[{"role": "user", "content": "Hi?", "content": "No?"}]',
+        "[{'role': 'user', 'content': 'Hi?', 'content': 'No?'}]",
+        {"messages": '[{"role": "user", "content": "Hi?", "content": "No?"}]'},
+    ],
+)
+def test_a_key_twice_in_a_text_is_not_guessed(read: Callable[..., Any], twice: Any) -> None:
+    outcome = read([pair(twice), pair(json.dumps([user(ASK)]))], language="en")
+    assert texts(outcome) == ONE and [drop.reason for drop in outcome.drops] == ["not_text"]
+    answers = '[{"response": "a", "response": "b", "overall_score": 1}]'
+    rows = [{"prompt": ASK, "completions": answers}, {"prompt": ASK, "completions": json.dumps(ULTRA)}]
+    outcome = read(rows, language="en", fields={"completions": "completions"})
+    assert [(drop.reason, drop.detail[:18]) for drop in outcome.drops] == [("not_text", "a key is there twi")]
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("[{{role=user, content={}}}]", "messages in a notation that is not read"),
+        ("\n\nMensch: {}\n\nAssistent:", "dialogues whose turns are named or marked in a way that is not read"),
+        ("Hi [/INST] Which? </s><s>[INST] {}", "texts that a chat template has rendered already"),
+    ],
+)
+def test_forms_that_are_not_read_are_refused_for_half_a_column_and_else_counted(
+    read: Callable[..., Any], form: str, said: str
+) -> None:
+    odd = pair(form.format(ASK))
+    with pytest.raises(UserError, match=f"column 'prompt' holds {said}, for example"):
+        read([odd, pair(ASK)], language="en")
+    outcome = read([odd, pair(f"{ASK} 1"), pair(f"{ASK} 2")], language="en")
+    assert texts(outcome)[0][0] == [odd["prompt"].strip()]
+    assert any("taken as text, whatever they look like: column prompt: 1 " in note for note in outcome.notes)
+
+
+def test_another_notation_among_json_is_counted(read: Callable[..., Any]) -> None:
+    rows = [pair(json.dumps([user(ASK)])), pair("[{role=user, content=Hi?}]", f"{GOOD} Yes.")]
+    notes = read(rows, language="en").notes
+    assert any("prompt: 1 messages in a notation that is not read (first in row 2)" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "literal",
+    [
+        json.dumps,
+        lambda text: repr(text.encode()),
+        lambda text: f"array([{text!r}], dtype=object)",
+        lambda text: [text],
+    ],
+    ids=["json", "bytes", "array", "list"],
+)
+def test_a_text_written_as_a_literal_is_the_text(read: Callable[..., Any], literal: Any) -> None:
+    asked = f'Write two lines:\n"{ASK}"'
+    outcome = read([pair(literal(asked)), pair(literal(ASK), f"{GOOD} Yes.")], language="en")
+    assert [prompt for prompt, _, _ in texts(outcome)] == [[asked], [ASK]]
+    assert any("column prompt: " in note for note in outcome.notes)
+
+
+def test_quotation_marks_that_people_put_around_texts_stay(read: Callable[..., Any]) -> None:
+    outcome = read([pair(ASK, f'"{GOOD}"', f'"{BAD}"'), pair(ASK, '"He said "no"."', BAD)], language="en")
+    assert texts(outcome)[0] == ([ASK], f'"{GOOD}"', f'"{BAD}"')
+    assert any("column rejected: 50.0% of the texts are in quotation marks, and are taken" in n for n in outcome.notes)
+    outcome = read([pair(f'"{ASK}"')], language="en")
+    assert texts(outcome)[0][0] == [f'"{ASK}"']
+
+
+def test_objects_of_one_text_are_refused_as_prompts_and_said_as_answers(read: Callable[..., Any]) -> None:
+    for key in ("text", "prompt"):
+        with pytest.raises(UserError, match=f"column 'prompt' holds objects with a text.*under the key '{key}'"):
+            read([pair(json.dumps({key: ASK}))], language="en")
+    with pytest.raises(UserError, match="column 'chosen' holds objects with a text"):
+        read([pair(ASK, json.dumps({"chosen": GOOD}))], language="en")
+    answers = [json.dumps({"text": side}) for side in (GOOD, BAD)]
+    outcome = read([pair(ASK, *answers)], language="en")
+    assert texts(outcome) == [([ASK], *answers)]
+    assert any("column chosen: 100.0% of the texts are objects with one text" in note for note in outcome.notes)
+
+
+def test_texts_that_begin_and_end_alike_are_said(read: Callable[..., Any]) -> None:
+    outcome = read([pair(f"Frage: {ASK}\nAntwort:")], language="en")
+    assert any("begun by 'Frage:' and ended by 'Antwort:', and are taken as text" in note for note in outcome.notes)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"system": [{"type": "text", "text": "Be brief."}]},
+        {"system": {"role": "system", "content": "Be brief."}},
+        {"system": [{"role": "system", "content": "Be brief."}]},
+        {"system_message": "Be brief."},
+        {"instructions": "Be brief."},
+        {"system": "", "system_prompt": "Be brief."},
+    ],
+)
+def test_a_system_message_beside_messages_is_read_in_every_form(read: Callable[..., Any], beside: Any) -> None:
+    assert texts(read([pair({"messages": [user(ASK)], **beside})], language="en")) == [(["Be brief.", ASK], GOOD, BAD)]
+    columns = {"role": ["user"], "content": [ASK], **beside}
+    assert texts(read([pair(columns)], language="en")) == [(["Be brief.", ASK], GOOD, BAD)]
+
+
+def test_a_system_message_that_cannot_be_read_drops_the_row(read: Callable[..., Any]) -> None:
+    rows = [pair({"messages": [user(ASK)], "system": [{"type": "image", "url": "x"}]}), pair(ASK)]
+    assert [drop.detail for drop in read(rows, language="en").drops] == ["content has a part of type 'image'"]
+
+
+def test_a_system_column_has_lists_of_one_text_as_the_prompt_has(read: Callable[..., Any]) -> None:
+    row = {**{key: json.dumps([text]) for key, text in pair(ASK).items()}, "s": '["Be brief."]'}
+    assert texts(read([row], language="en", fields={"system": "s"})) == [(["Be brief.", ASK], GOOD, BAD)]
+
+
+def test_columns_of_messages_keep_what_stands_beside_role_and_content(read: Callable[..., Any]) -> None:
+    columns: dict[str, Any] = {"role": [m["role"] for m in HISTORY], "content": [m["content"] for m in HISTORY]}
+    called = {**columns, "tool_calls": [None, [{"name": "search"}], None]}
+    thought = {"role": ["assistant"], "content": [GOOD], "reasoning_content": ["Hm."]}
+    outcome = read([pair(called), pair(columns, thought)], language="en", pairs={"thoughts": "keep"})
+    assert [drop.reason for drop in outcome.drops] == ["tool_calls"]
+    assert texts(outcome)[0][1] == f"<think>\nHm.\n</think>\n\n{GOOD}"
+
+
+@pytest.mark.parametrize(
+    "marks", [("<|begin_of_thought|>", "<|end_of_thought|>"), ("<|START_THINKING|>", "<|END_THINKING|>")]
+)
+def test_a_thought_in_marks_like_a_templates_is_a_thought(read: Callable[..., Any], marks: tuple[str, str]) -> None:
+    answers = [f"{marks[0]}Hm.{marks[1]}\n\n{side}" for side in (GOOD, BAD)]
+    assert texts(read([pair(ASK, *answers)], language="en")) == ONE
+
+
+def test_an_answer_that_is_a_list_beside_one_that_is_an_object_is_one_answer(read: Callable[..., Any]) -> None:
+    answers = ('{"fruits": ["apple", "pear"]}', '["apple", "pear"]')
+    outcome = read([pair(ASK, *answers)], language="en")
+    assert texts(outcome) == [([ASK], *answers)]
+    assert any("column rejected: lists of texts, as chosen has them too, are taken as text" in n for n in outcome.notes)
+
+
+@pytest.mark.parametrize("nothing", ["[]", "null", "", [], [None], {"name": None, "arguments": None}])
+def test_no_tool_calls_are_none_however_they_are_written(read: Callable[..., Any], nothing: Any) -> None:
+    sides = [[{**message, "tool_calls": nothing}] for message in (user(ASK), assistant(GOOD), assistant(BAD))]
+    assert texts(read([pair(*sides)], language="en")) == ONE
+    sides[1][0]["tool_calls"] = '[{"name": "search"}]'
+    assert [drop.reason for drop in read([pair(*sides), pair(ASK)], language="en").drops] == ["tool_calls"]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [{"role": "user", "content": [{"type": None, "text": ASK}]}],
+        [{"role": "user", "parts": [{"text": ASK}]}],
+        json.dumps([{"role": "user", "parts": [{"text": ASK}]}]),
+    ],
+)
+def test_parts_without_a_type_and_geminis_are_text(read: Callable[..., Any], prompt: Any) -> None:
+    answer = [{"role": "model", "parts": [{"text": "Hm.", "thought": True}, {"text": GOOD}]}]
+    assert texts(read([pair(prompt, answer)], language="en")) == ONE
+    picture = [{"role": "user", "parts": [{"inlineData": {"data": "x"}}]}]
+    assert [drop.reason for drop in read([pair(picture), pair(ASK)], language="en").drops] == ["not_text"]
+
+
+@pytest.mark.parametrize("key", ["author", "from", "role", "speaker"])
+def test_completions_that_say_who_wrote_them_are_no_messages(read: Callable[..., Any], key: str) -> None:
+    answers = [{key: "Ann", "pm_score": 1, "text": BAD}, {key: "Ben", "pm_score": 3, "text": GOOD}]
+    fields = {"completions": "answers", "completion_text": "text", "completion_score": "pm_score"}
+    for cell in (answers, json.dumps(answers)):
+        assert texts(read([{"prompt": ASK, "answers": cell}], language="en", fields=fields)) == ONE

@@ -56,3 +56,24 @@ def test_any_type_in_any_column(tmp_path: Path, run_stage: Callable[..., Any], t
             assert len(str(error)) < 2000
         else:
             assert len(found.rows("pairs")) + len(found.drops) == 2
+
+
+def test_binary_ids_name_groups_in_hexadecimal(tmp_path: Path, run_stage: Callable[..., Any], tiny_model: Path) -> None:
+    digests = [bytes([255, 0] * 8), bytes([254] * 16)]
+    table = pa.table(
+        {
+            "prompt": [f"What is water {n}?" for n in range(3)],
+            "chosen": ["Wet."] * 3,
+            "rejected": ["Iron."] * 3,
+            "group_id": pa.array([digests[0], digests[0], digests[1]], pa.binary(16)),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    config = {
+        "name": "t",
+        "languages": {"seen": ["en"], "identify": False},
+        "model": {"policy": "tiny"},
+        "pairs": {"sources": [{"path": str(tmp_path / "a.parquet"), "language": "en"}]},
+    }
+    found = run_stage(Pairs(), config, model=tiny_model).rows("pairs")
+    assert sorted(pair["group_id"] for pair in found) == sorted([digests[0].hex()] * 2 + [digests[1].hex()])

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from pipeline.commit import drops_table
 from schemas.errors import UserError
 from stages.prompts.stage import Prompts
-from stages.text.forms import looks_spoken, written_conversation, written_texts
+from stages.text.dialogue import looks_spoken
+from stages.text.forms import written_conversation
 from stages.text.messages import clean
+from stages.text.written import written_texts
 
 GOOD = [
     {"prompt": "Why does the moon look larger near the horizon than high in the sky?", "language": "en"},

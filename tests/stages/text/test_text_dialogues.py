@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stages.text.forms import dialogue, looks_spoken
+from stages.text.dialogue import dialogue, looks_spoken
+from stages.text.unread import looks_noted, looks_rendered, looks_turned, outer_names
 
 
 @pytest.mark.parametrize(
@@ -29,8 +30,106 @@ from stages.text.forms import dialogue, looks_spoken
         ("Human: Hi?\n\nAssistant: He said:\nHuman: no.", "u Hi?|a He said:\nHuman: no."),
         ("Human: Hi?\nAI: Yes.\nHuman: Why?", "u Hi?|a Yes.|u Why?"),
         ("H: Hi?\n\nA: Yes.\n\nAssistant: is my name.", "u Hi?|a Yes.\n\nAssistant: is my name."),
+        ("\ufeff\u200f\n\nHuman: Hi?\n\n\u200fAssistant: Yes.", "u Hi?|a Yes."),
     ],
 )  # fmt: skip
 def test_turns_of_dialogues(text: str, turns: str) -> None:
     assert looks_spoken(text)
     assert [f"{turn['role'][0]} {turn['content']}" for turn in dialogue(text)] == turns.split("|")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n\nMensch: Was ist Wasser?\n\nAssistent:",
+        "人类：法国的首都是哪里？\n\n助手：",
+        "Utilisateur : Bonjour ?\nAssistant : Bonjour.",
+        "<human>: Hi?\n<bot>:",
+        "**Human:** Hi?\n\n**Assistant:** Yes.",
+        "**User**: Hi?\n\n**Assistant**: Yes.",
+        "[Human]: Hi?\n\n[Assistant]: Yes.",
+        "### System\nBe kind.\n\n### User\nHi?\n\n### Assistant",
+        "<user>Hi?</user>\n<assistant>",
+        "Unten ist eine Anweisung.\n\n### Anweisung:\nGrüße.\n\n### Antwort:\nHallo.",
+    ],
+)
+def test_dialogues_that_are_named_or_marked_otherwise_are_told(text: str) -> None:
+    assert looks_turned(text) and not looks_spoken(text)
+
+
+ROWS = (
+    "[{role=user, content=Hi?}]",
+    "[Row(content='Hi?', role='user')]",
+    "[{user, Hi?}]",
+    "[('user', 'Hi?')]",
+    '[["user", "Hi?"]]',
+    '{"(user,\\"Hi?\\")"}',
+    'list(list(role = "user", content = "Hi?"))',
+    "[OrderedDict([('role', 'user'), ('content', 'Hi?')])]",
+    "ChatCompletionMessage(content='Hi?', refusal=None, role='assistant', tool_calls=None)",
+    "[HumanMessage(content='Hi?', additional_kwargs={}, response_metadata={})]",
+    "content='Hi?' additional_kwargs={} response_metadata={}",
+    '[{"type": "human", "content": "Hi?"}]',
+    '[{"type": "human", "data": {"content": "Hi?"}}]',
+    "[{&quot;role&quot;: &quot;user&quot;, &quot;content&quot;: &quot;Hi?&quot;}]",
+    "[{“role”: “user”, “content”: “Hi?”}]",
+    '```json\n[{"role": "user", "content": "Hi?"}]\n```',
+    "- role: user\n  content: Hi?",
+    "- content: Hi?\n  role: user",
+    "role: user\ncontent: Hi?",
+    '[{:role=>"user", :content=>"Hi?"}]',
+)
+
+
+@pytest.mark.parametrize("text", ROWS)
+def test_messages_in_a_notation_that_is_not_read_are_told(text: str) -> None:
+    assert looks_noted(text)
+
+
+RENDERED = (
+    "Which?\n<extra_id_1>Assistant\nWhich do you mean?\n<extra_id_1>User\nThat one.",
+    "Hi? [/INST] Which? </s><s>[INST] That one.",
+    "GPT4 Correct User: Hi?<|end_of_turn|>GPT4 Correct Assistant:",
+    "[|user|]Hi?\n[|assistant|]",
+    "Yes.[|endofturn|]",
+    "[|Human|]Hi?",
+    "<seed:bos>user\nHi?",
+    "Yes.<seed:eos>",
+    "\ufeff<|im_start|>user\nHi?",
+    "analysisThe user asks.assistantfinalThe capital.",
+    "<|begin_of_thought|>Hm.<|end_of_thought|>\n\n<|begin_of_solution|>Yes.<|end_of_solution|>",
+)
+
+
+@pytest.mark.parametrize("text", RENDERED)
+def test_what_a_template_rendered_is_told_anywhere(text: str) -> None:
+    assert looks_rendered(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|begin_of_thought|>Hm.<|end_of_thought|>\n\nYes.",
+        "<|START_THINKING|>Hm.<|END_THINKING|>Yes.",
+        '{"type": "object", "properties": {"role": {"type": "string"}, "content": {"type": "string"}}}',
+        '[["name", "age"], ["Ann", 3]]',
+        "A chat is a list of messages: [{role=user, content=Hi?}].",
+        '```python\nmessages = [{"role": "user", "content": "Hi?"}]\n```',
+        "- type: cheese\n- text: Brie",
+        "Anna: Ein Mensch!\n\nBen: Der Assistent: wo?",
+        "Der Mensch: ein Tier? Ein Assistent: ein Mensch.",
+        "# User guide\n\nThe user asks.\n\n# Assistant settings\n\nNone.",
+        "<ul><li>User</li></ul>",
+        "analysis of the data: none.",
+        "Yes.<|im_end|>\n<|im_start|>user\nHi?",
+        "What is <|im_end|>? F# has <| and |>, and [|1; 2|].",
+    ],
+)
+def test_texts_that_speak_of_such_things_are_texts(text: str) -> None:
+    assert not looks_noted(text) and not looks_turned(text) and not looks_rendered(text)
+
+
+def test_what_a_text_begins_and_ends_with_is_found() -> None:
+    assert outer_names("Frage: Was?\nAntwort:") == ("Frage", "Antwort")
+    for text in ("Frage: Was?\nAntwort: Das.", "Frage: Was?\nFrage:", "Antwort:", "Was?\nAntwort:"):
+        assert outer_names(text) is None

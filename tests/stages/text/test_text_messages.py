@@ -37,7 +37,7 @@ def test_a_system_column_does_not_replace_a_system_message() -> None:
     assert read_prompt("hi", " be kind ")[0] == {"role": "system", "content": "be kind"}
     own = [{"role": "system", "content": "mine"}, {"role": "user", "content": "hi"}]
     assert read_prompt(own, "be kind") == own
-    for nothing in ("  ", "nan", " None ", "null", "<NA>"):
+    for nothing in ("  ", "nan", " None ", "null", "<NA>", "NULL", "none", "N/A", "\\N", "-"):
         assert read_prompt("hi", nothing) == [{"role": "user", "content": "hi"}]
 
 
@@ -82,6 +82,20 @@ def test_a_number_is_the_text_that_people_write_for_it(value: float, text: str) 
     """The answer 7 is a number in JSON; pandas makes 7.0 of it."""
     assert read_prompt(value) == [{"role": "user", "content": text}]
     assert read_prompt([{"role": "user", "content": value}]) == [{"role": "user", "content": text}]
+
+
+@pytest.mark.parametrize("between", ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x1f", "\x85", "\r", "\r\n"])
+def test_control_characters_that_part_words_are_line_breaks(between: str) -> None:
+    assert clean(f"{between}one{between}two\x00{between}") == "one\ntwo"
+
+
+@pytest.mark.parametrize("text", ["don\x92t", "It\x80\x99s", "So\x85 it\x92s"])
+def test_a_text_with_the_leftovers_of_another_encoding_is_dropped(text: str) -> None:
+    for value in (text, [{"role": "user", "content": text}]):
+        with pytest.raises(BadRow, match=r"not_text.*U\+00[89]\w in it"):
+            read_prompt(value)
+    with pytest.raises(BadRow, match="not_text"):
+        read_prompt("hi", text)
 
 
 @pytest.mark.parametrize("value", [{"role": "user"}, [["user", "hi"]], b"hi", True, float("inf")])

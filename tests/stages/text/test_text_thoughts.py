@@ -164,13 +164,42 @@ def test_what_a_judge_is_shown_has_no_thought_whole_or_cut_off(make: Any) -> Non
         ("hm\n</think>Yes.", "hm\n", "Yes."),
         ("A thought ends in </think> there.", None, "A thought ends in </think> there."),
         ("<|START_THINKING|>hm<|END_THINKING|>Yes.", "hm", "Yes."),
+        ("Let me see.</think>The answer.", "Let me see.", "The answer."),
+        ("看看。</think>答案", "看看。", "答案"),
+        *((text, None, text) for text in (
+            'It writes "I see.</think>Yes".', "As in `so.</think>No`.", "```\nhm.</think>Yes\n```", "See.</think> ends it.",
+            "Write x</think>y.", "End.</think>", "It is “so.</think>No”.",
+        )),
+        ("<Think>hm</Think>Yes.", "hm", "Yes."),
+        ("<THINK>hm</think >Yes.", "hm", "Yes."),
+        ('<think duration="3">hm</think>\nYes.', "hm", "Yes."),
+        ("\n<thoughts>\nhm</thoughts>Yes.", "\nhm", "Yes."),
+        ('<details type="reasoning" done="true">\nhm</details>\nYes.', "\nhm", "Yes."),
+        *((text, None, text) for text in (
+            "<details>hm</details>Yes.", "<details class='x'>hm</details>Yes.", "<thinker>hm</thinker>Yes.", "So <Think>hm</Think>",
+        )),
     ],
-)
+)  # fmt: skip
 def test_thoughts_whose_opening_was_in_the_prompt_and_of_other_models(
     answer: str, thought: str | None, said: str
 ) -> None:
     found = Thoughts("").split(answer)
     assert (found.thought, found.said.strip()) == (thought, said)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<Think>hm",
+        '<think duration="3">hm',
+        '<details type="reasoning"><details>a</details>b</details>Yes.',
+        '<details type="reasoning">a</details>Yes.<details>b</details>',
+    ],
+)
+def test_a_thought_in_other_marks_that_is_not_whole_is_broken(answer: str) -> None:
+    with pytest.raises(BadRow, match="broken_thought"):
+        Thoughts("").target(answer, "strip")
+    assert "hm" not in Thoughts("").said(answer)
 
 
 def test_answers_in_channels_are_refused_rather_than_glued_together(make: Any, tiny_tokenizer: Any) -> None:
