@@ -145,7 +145,7 @@ def test_a_damaged_file_is_not_given_away(config: RunConfig, tmp_path: Path, wha
 
 
 def test_what_was_not_trained_is_not_exported(config: RunConfig, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Round 3 of this run has no finished trained model"):
+    with pytest.raises(UserError, match="This run has no round 3"):
         export_model(config, tmp_path / "out", "model", 3, None, False)
     assert not (tmp_path / "out").exists()
 

@@ -102,7 +102,7 @@ def test_a_metric_has_a_column_a_language(runs: Any) -> None:
 def test_a_comparison_gives_its_arms_with_means_over_seeds(tmp_path: Path) -> None:
     rows = [
         {"arm": arm, "seed": seed, "split": "test", "language": "all", "metric": "accuracy", "value": value, "n": 40}
-        for arm, values in (("untrained", (0.5, 0.5)), ("conflict", (0.81, 0.8)), ("a & b", (0.6, 0.6)))
+        for arm, values in (("untrained", (0.5, 0.5)), ("conflict", (0.81, 0.8)), ("a & b", (0.6, 0.601)))
         for seed, value in enumerate(values)
     ]
     pl.DataFrame(rows).write_parquet(tmp_path / "evaluation.parquet")

@@ -33,7 +33,7 @@ def test_every_seed_has_every_arm_with_equal_steps_and_folders_of_their_own(writ
 
 
 def figures_of(ours: tuple[float, float]) -> pl.DataFrame:
-    values = {UNTRAINED: (0.95, 0.95), "ours": ours, HOSTILE: (0.6, 0.6)}
+    values = {UNTRAINED: (0.95, 0.95), "ours": ours, HOSTILE: (0.6, 0.601)}
     keys = {"split": "test", "metric": "accuracy", "n": 40}
     return over_seeds(
         pl.DataFrame(
@@ -71,6 +71,11 @@ def test_nothing_is_called_better_inside_its_interval() -> None:
     table = paper_table(figures_of((0.9, 0.7)))
     assert [(cells[0][1]) for _, cells in table.rows] == [False, False, False]
     assert table.rows[1][1][0][0].startswith("0.800 ± 1.27")
+
+
+def test_an_arm_with_the_same_figure_at_every_seed_has_no_interval_and_is_not_beaten() -> None:
+    table = paper_table(figures_of((0.8, 0.8)))
+    assert [cells[0] for _, cells in table.rows][:2] == [("0.950", False), ("0.800", False)]
 
 
 def test_no_name_breaks_out_of_a_table(figures: pl.DataFrame, tmp_path: Path) -> None:
