@@ -14,8 +14,9 @@ from schemas.errors import UserError, first_line
 from stages.gradients.rows import BatchRow
 from stages.train.scoring import Scorer
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
-"""Largest mean difference of token log-probabilities (nats) that rounding explains, by compute dtype."""
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.03}
+"""Largest mean difference of token log-probabilities (nats) that rounding in other kernels and batch shapes explains, by compute dtype; a soft cap, a
+scale or another mask moves them by far more."""
 _NOISE = re.compile(r"drop|jitter", re.IGNORECASE)
 _BALANCE = ("output_router_logits", "router_aux_loss_coef")
 """What TRL's trainers read of a mixture of experts, and SFTTrainer overwrites."""
