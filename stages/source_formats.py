@@ -60,7 +60,7 @@ def read_arrow(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
 
 
 def _rows(batch: Any, path: Path) -> list[dict[str, Any]]:
-    """A record batch as dicts; dates, times and the like as Arrow writes them, for Python cannot hold them all."""
+    """A record batch as dicts; dates, times and the like as Arrow writes them, for Python cannot hold them all; 0.1 in single precision is 0.1."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -69,6 +69,8 @@ def _rows(batch: Any, path: Path) -> list[dict[str, Any]]:
         kind = column.type
         if pa.types.is_temporal(kind) or pa.types.is_interval(kind):
             column = pc.cast(column.cast(pa.int64()) if pa.types.is_duration(kind) else column, pa.string())
+        elif pa.types.is_float32(kind):
+            column = pc.cast(pc.cast(column, pa.string()), pa.float64())
         try:
             cells = column.to_pylist()
             columns.append([_without_maps(cell, kind) for cell in cells] if _has_maps(kind) else cells)

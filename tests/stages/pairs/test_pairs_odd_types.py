@@ -77,3 +77,20 @@ def test_binary_ids_name_groups_in_hexadecimal(tmp_path: Path, run_stage: Callab
     }
     found = run_stage(Pairs(), config, model=tiny_model).rows("pairs")
     assert sorted(pair["group_id"] for pair in found) == sorted([digests[0].hex()] * 2 + [digests[1].hex()])
+
+
+def test_numbers_in_single_precision_are_the_texts_people_wrote(
+    tmp_path: Path, run_stage: Callable[..., Any], tiny_model: Path
+) -> None:
+    path = tmp_path / "n.parquet"
+    answers = {"chosen": pa.array([0.1, 1e-7], pa.float32()), "rejected": pa.array([3.14, 5.0], pa.float32())}
+    pq.write_table(pa.table({"prompt": ["How much?"] * 2, "language": ["en"] * 2, **answers}), path)
+    config = {
+        "name": "t",
+        "languages": {"seen": ["en"], "identify": False},
+        "model": {"policy": "tiny"},
+        "pairs": {"sources": [{"path": str(path)}], "on_empty_language": "skip"},
+    }
+    rows = run_stage(Pairs(), config, model=tiny_model).rows("pairs")
+    said = {(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows}
+    assert said == {("0.1", "3.14"), ("1e-07", "5")}
