@@ -20,12 +20,9 @@ class Makers:
 
     def takes_part(self, role: str) -> bool:
         """sft and base only when merging, token_reward only when ALLO has a reward model, baseline and second_judge when they are given."""
-        train, sft, evaluate = self._config.train, self._config.sft, self._config.evaluate
-        given = {"baseline": evaluate.baseline.model, "second_judge": evaluate.second_judge.model}
-        if role in given:
-            return given[role] is not None
-        if role == "token_reward":
-            return train.allo.reward_model is not None
+        train, sft = self._config.train, self._config.sft
+        if role in ("baseline", "second_judge", "token_reward"):
+            return self._names(0)[role] is not None
         if role not in ("sft", "base"):
             return True
         facts = train.merge_facts
@@ -46,8 +43,13 @@ class Makers:
 
     def given(self, role: str, round_: int) -> tuple[str, str | None]:
         """(name, revision) of the model from outside the run that plays a role which no stage makes."""
+        name, model = self._names(round_).get(role), self._config.model
+        return (name, None) if name else (model.policy, model.revision)
+
+    def _names(self, round_: int) -> dict[str, str | None]:
+        """role -> the model that the config gives it; None: none of its own."""
         model, train, evaluate = self._config.model, self._config.train, self._config.evaluate
-        own = self._config.judge.models | {
+        return self._config.judge.models | {
             "judge": model.judge,
             "evaluation_judge": model.evaluation_judge,
             "reference": self.given_reference(round_),
@@ -57,8 +59,6 @@ class Makers:
             "baseline": evaluate.baseline.model,
             "second_judge": evaluate.second_judge.model,
         }
-        name = own.get(role)
-        return (name, None) if name else (model.policy, model.revision)
 
     def given_reference(self, round_: int) -> str | None:
         """`model.reference`, in the rounds that have it as their reference."""
@@ -67,18 +67,12 @@ class Makers:
 
     def maker(self, role: str, round_: int) -> Step | None:
         """The step whose model plays the role; None: a model from outside the run."""
-        model, train = self._config.model, self._config.train
         if role == "trained":
             return Step(BY_NAME["train"], round_)
-        own = self._config.judge.models | {
-            "reference": self.given_reference(round_),
-            "judge": model.judge,
-            "evaluation_judge": model.evaluation_judge,
-            "sft": train.merge.sft,
-        }
-        if role in ("start", "base", "token_reward", "baseline", "second_judge") or own.get(role):
+        outside = role in ("start", "base", "token_reward", "baseline", "second_judge")
+        if outside or self._names(round_).get(role):
             return None
-        moves = role in ("policy", "judge") or (role == "reference" and train.reference == "start")
+        moves = role in ("policy", "judge") or (role == "reference" and self._config.train.reference == "start")
         if moves and round_ > 0:
             return Step(BY_NAME["train"], round_ - 1)
         return Step(BY_NAME["sft"], 0) if self._config.sft.on else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def recorded_planner(
     """A planner that answers from what was recorded: it looks at no model and at no source file. other: (role, round) -> content of a model that is
     named otherwise than it was."""
     rundir, makers = RunDir(folder), Makers(config)
+    last = cache(lambda: Makers(load_config(folder / "run.yaml")))  # of plans that recorded no names
 
     def recorded(kind: str, plan: StagePlan | None) -> dict[str, str]:
         values = plan.ingredients if plan else {}
@@ -50,7 +52,7 @@ def recorded_planner(
         values = recorded("model ", plan)
         if plan is None:
             return values
-        before = plan.models or Makers(load_config(folder / "run.yaml")).named(step)
+        before = plan.models or last().named(step)
         return {
             role: values[role] if role in values and before.get(role) == name else other(role, step.round)
             for role, name in makers.named(step).items()
