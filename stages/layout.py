@@ -12,6 +12,7 @@ from typing import Any
 
 from schemas.errors import UserError
 from stages.cells import Unreadable, plain
+from stages.text.codes import standard
 from stages.text.dialogue import dialogue, looks_spoken
 from stages.text.forms import conversation, written_conversation
 from stages.text.messages import BadRow
@@ -284,9 +285,17 @@ def missing_column(where: str, column: str, columns: Sequence[str]) -> UserError
     hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
     if len(columns) == 1 and column in columns[0]:
         hint = "Is `delimiter` right? There is one column only. "
+    spoken = [name for name in columns if name.casefold() != "id" and standard(name) is not None]
+    fix = f"{hint}Set the source's `fields` to the names of your columns."
+    if not nearest and len(spoken) > 1 and 2 * len(spoken) >= len(columns):  # a column a language, as translations come
+        name = spoken[0]
+        fix = (
+            f"These columns look like languages: give the source once for each, {{path: …, language: {name}, "
+            f"fields: {{{column}: {name}}}}}."
+        )
     shown = ", ".join(repr(name)[:80] for name in columns[:40]) + (", ..." if len(columns) > 40 else "")
     return UserError(
         f"there is no column {column!r}; the columns are {shown or 'none'}",
         where=where,
-        fix=f"{hint}Set the source's `fields` to the names of your columns.",
+        fix=fix,
     )

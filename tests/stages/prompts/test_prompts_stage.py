@@ -140,6 +140,21 @@ def test_system_messages_are_taken_over_but_do_not_make_prompts_near_duplicates(
     assert [row["messages"][0]["role"] for row in outcome.rows("prompts")] == ["system"] * len(ENGLISH)
 
 
+def test_a_table_with_a_column_for_each_language_is_given_once_for_each(
+    run_stage: Callable[..., Any], tmp_path: Path
+) -> None:
+    source = jsonl(
+        tmp_path / "a.jsonl", [{"id": "7", "en": ENGLISH[0], "de": "Warum ist das Café montags geschlossen?"}]
+    )
+    with pytest.raises(
+        UserError, match=r"give the source once for each, \{path: …, language: en, fields: \{prompt: en\}\}"
+    ):
+        run_stage(Prompts(), config([{**source, "fields": {"group_id": "id"}}], ["en", "de"]))
+    each = [{**source, "language": code, "fields": {"prompt": code, "group_id": "id"}} for code in ("en", "de")]
+    outcome = run_stage(Prompts(), config(each, ["en", "de"]))
+    assert [(row["language"], row["group_id"]) for row in outcome.rows("prompts")] == [("en", "7"), ("de", "7")]
+
+
 def test_the_same_text_in_two_languages_is_no_duplicate(run_stage: Callable[..., Any], tmp_path: Path) -> None:
     data = rows(ENGLISH[:1]) + rows(ENGLISH[:1], "de")
     outcome = run_stage(Prompts(), config([jsonl(tmp_path / "a.jsonl", data)], ["en", "de"], identify=False))
