@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.probe import Look, look, probe_in, refuse_others
-from schemas.errors import UserError
+from schemas.errors import UserError, first_line, last_line
 
 _WATCH_SECONDS = 2.0
 _LOST_SECONDS = 20.0
@@ -118,7 +119,7 @@ class Cluster:
                 continue  # it was lost meanwhile: none to work on
             except ray.exceptions.RayError as error:
                 raise UserError(
-                    f"Node {node.name} cannot run the pipeline: {str(error).strip().splitlines()[-1]}",
+                    f"Node {node.name} cannot run the pipeline: {last_line(error)}",
                     fix="Install the same version of the pipeline on every node, for the Python that Ray runs with there.",
                 ) from error
         if silent:
@@ -207,6 +208,18 @@ def _no_cluster(address: str, why: str) -> UserError:
     )
 
 
+def _not_connected(address: str, error: Exception) -> UserError:
+    """Of another Ray or Python (to the patch), Ray tells both, a line each."""
+    told = re.findall(r"^ *(?:Ray|Python): (\S+)$", str(error), re.MULTILINE)
+    if not str(error).startswith("Version mismatch") or len(told) != 4:
+        return _no_cluster(address, first_line(error))
+    return UserError(
+        "The Ray cluster has Ray {} and Python {}, this process Ray {} and Python {}".format(*told),
+        where=f"execution.ray_address: {address}",
+        fix="Use the same versions on every node and here.",
+    )
+
+
 def _connected(address: str) -> Any:
     """The module ray, connected. Our signals stay ours."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -218,7 +231,7 @@ def _connected(address: str) -> Any:
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
-        raise _no_cluster(address, str(error).strip().splitlines()[0]) from error
+        raise _not_connected(address, error) from error
     finally:
         for number, handler in ours.items():
             signal.signal(number, handler)

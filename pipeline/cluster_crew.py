@@ -66,7 +66,7 @@ class ClusterCrew:
         self._client = RayClient(RayCrew, (config, tuple(specs), root, logs), logs / "ray.log")
 
     def size(self, order: Order) -> int:
-        """See Crew. Raises UserError where no node can hold one."""
+        """See Crew."""
         return self._client.call(RayCrew.size, order)
 
     def start(self, order: Order, slot: int, of: int) -> ClusterMember:

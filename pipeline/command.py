@@ -95,8 +95,8 @@ def errors(debug: bool) -> Iterator[None]:
         fail(f"Stopped by {stop}. What is committed stays; the same command continues.", 128 + stop.signal)
     except KeyboardInterrupt:
         fail("Stopped.", 130)
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # whoever read has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a target that cannot be written, a file that may not be read
         from pipeline.storage import storage_error
 

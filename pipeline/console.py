@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -61,6 +62,12 @@ class Terminal(Console):
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
+    def on_broken_pipe(self) -> None:
+        """Whoever read has enough (`congrad inspect ... | head`): the command ends, and well."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0)
+
     def write_json(self, value: Any, indent: int | None = 2) -> None:
         """A value as JSON, in ASCII: nothing in it can steer a terminal, and nothing that would be masked is in it."""
         self.file.write(json.dumps(less_secrets(value), indent=indent) + "\n")
@@ -75,6 +82,9 @@ class _Patient(Terminal):
             super().__exit__(*error)
         except OSError:
             self.quiet = True
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
 
 
 class Display:

@@ -85,6 +85,10 @@ class Lease:
         """What no other holder of any lease has."""
         return str(self._me["nonce"])
 
+    def is_anothers(self) -> bool:
+        """Whether another process holds the directory, by what is on disk."""
+        return _nonce(_read(self._path)) not in (None, self._me["nonce"])
+
     def check(self) -> None:
         """Raise LeaseLost unless the lease on disk is ours."""
         self.check_heartbeat()
@@ -106,20 +110,17 @@ class Lease:
         """Raises UserError while the holder lives; returns when it is known to be gone."""
         holder = _read(self._path)
         if holder is not None and holder.get("space") == self._me["space"] is not None:
-            if _process_lives(holder):
+            lives = _process_lives(holder)
+            if lives:
                 raise _held(self._path, holder)
-            return
+            if lives is False:
+                return
         if holder is not None:
             self._say(
                 f"A run on {holder['host']} left its lease here; watching for {WATCH_SECONDS:.0f} s whether it lives"
             )
-        before = _bytes(self._path)
-        deadline = time.monotonic() + (WATCH_SECONDS if holder is not None else 2 * _POLL_SECONDS)
-        while time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
-            now = _bytes(self._path)
-            if now != before and now is not None:
-                raise _held(self._path, _read(self._path) or holder or {})
+        if _changes(self._path, WATCH_SECONDS if holder is not None else 2 * _POLL_SECONDS):
+            raise _held(self._path, _read(self._path) or holder or {})
 
     def _text(self) -> str:
         self._beats += 1
@@ -144,14 +145,30 @@ class Lease:
                 written = time.monotonic()
 
 
-def holder_of(root: Path) -> dict[str, Any] | None:
-    """The holder of a run directory as far as one look can tell, for `status`."""
+def holder_of(root: Path, say: Callable[[str], None] = lambda message: None) -> dict[str, Any] | None:
+    """The holder of a run directory, for `status`. One on another machine whose heartbeat is old by the clock here is watched for the
+    length of one, since clocks differ. say: told so."""
     holder = _read(root / _NAME)
     if holder is None:
         return None
-    if holder.get("space") == _space() is not None:
-        return holder if _process_lives(holder) else None
-    return holder if abs(time.time() - float(holder["heartbeat"])) < WATCH_SECONDS else None
+    lives = _process_lives(holder) if holder.get("space") == _space() is not None else None
+    if lives is not None:
+        return holder if lives else None
+    if abs(time.time() - float(holder["heartbeat"])) < WATCH_SECONDS:
+        return holder
+    seconds = HEARTBEAT_SECONDS + 2
+    say(f"A run on {holder['host']} left its lease here; watching for {seconds:.0f} s whether it lives")
+    return _read(root / _NAME) if _changes(root / _NAME, seconds) else None
+
+
+def _changes(path: Path, seconds: float) -> bool:
+    """Whether a lease is written within so many seconds. Returns at once when it is."""
+    before, deadline = _bytes(path), time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+        if (now := _bytes(path)) != before and now is not None:
+            return True
+    return False
 
 
 def _held(path: Path, holder: dict[str, Any]) -> UserError:
@@ -187,8 +204,24 @@ def _read(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and {"host", "pid", "heartbeat"} <= set(value) else None
 
 
-def _process_lives(holder: dict[str, Any]) -> bool:
-    return holder.get("started") is not None and _started(int(holder["pid"])) == holder["started"]
+def _process_lives(holder: dict[str, Any]) -> bool | None:
+    """Of a process of this boot; None: that cannot be seen, since /proc hides those of other users (hidepid)."""
+    pid = int(holder["pid"])
+    found = _started(pid)
+    if found is None and _is_hidden(pid):
+        return None
+    return holder.get("started") is not None and found == holder["started"]
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is such a process, of which /proc says nothing to this user."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not Path(f"/proc/{pid}/stat").exists()
+    except OSError:
+        return False
+    return False
 
 
 def _space() -> str | None:

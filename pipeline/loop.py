@@ -163,9 +163,10 @@ class _Loop:
             try:
                 for step in self.steps:
                     (outcome.ran if self._bring_up_to_date(step, executor) else outcome.skipped).append(step)
-            except (UserError, Defect):
+            except (UserError, Defect) as error:
                 executor.close()
-                self._report_in_spite()
+                if not isinstance(error, LeaseLost):
+                    self._report_in_spite()
                 raise
             executor.close()  # what is loaded need not wait for the report
             self._report()
@@ -174,7 +175,8 @@ class _Loop:
             with suppress(OSError):  # of a full disk: the error itself is what must be heard
                 if not isinstance(error, LeaseLost):
                     self._clean()
-                self.events.add("run_ended", **ending(error))
+                if not self.lease.is_anothers():  # so are the events
+                    self.events.add("run_ended", **ending(error))
             raise
         finally:
             executor.close()

@@ -9,15 +9,17 @@ from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
 
+from pipeline.probe import versions
 from pipeline.settled import settled_work
 from pipeline.worker import log_to
 
 
 @dataclass(frozen=True)
 class Listening:
-    """To the driver: the port where seats are offered."""
+    """To the driver: the port where seats are offered, and what the machine runs."""
 
     port: int
+    versions: dict[str, str]
 
 
 def new_key() -> bytes:
@@ -30,7 +32,7 @@ def offer_seats(connection: Connection, log: Path, stop: Any, key: bytes) -> Non
     not looked at."""
     log_to(log)
     listener, serve = offering(key)
-    connection.send(Listening(listener.address[1]))
+    connection.send(Listening(listener.address[1], versions()))
     serve()
 
 

@@ -20,7 +20,8 @@ class Order:
     shards: those that are left, by index; a worker is sent none of a stage that is cut into shards, but each as it asks for it. scratch:
     where unfinished files of this run go, and of no other run of the directory. outside: name -> SHA-256 of the files it reads outside
     the run directory. limits: config field -> the smaller value that memory allowed. visible_seconds: how long what other machines
-    wrote may take to be seen. machines: others that the stage may use. left: of a stage that is cut into shards. share: the worker's.
+    wrote may take to be seen. versions: what its machine must run; empty: it is the driver's. machines: others that the stage may use.
+    left: of a stage that is cut into shards. share: the worker's.
     """
 
     spec: StageSpec
@@ -35,6 +36,7 @@ class Order:
     outside: dict[str, str] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
     visible_seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
     machines: tuple[Machine, ...] = ()
     left: Left | None = None
     share: Share = field(default_factory=Share)

@@ -40,18 +40,21 @@ _CLOSE_SECONDS = 10.0
 _COUNT_SECONDS = 5.0
 _STARTING_SECONDS = 30.0
 """So long a member without a place may only be starting; after that it waits for room."""
+_PATIENT_SECONDS = 60.0
+"""After so long it is said that members wait for room."""
 
 
 @dataclass
 class _Seat:
-    """A member at work. joined: it was reported to have a place. holds: the shards it took and has not offered. heard: when it last
-    made progress."""
+    """A member at work. joined: it was reported to have a place. holds: the shards it took and has not offered. told: when it was given
+    the order. heard: when it last made progress, or had no place yet."""
 
     member: Member
     slot: int
     joined: bool = False
     holds: set[int] = field(default_factory=set)
     busy: bool = False
+    told: float = 0.0
     heard: float = 0.0
 
 
@@ -59,7 +62,7 @@ class _Seat:
 class _Job:
     """An order while it is carried out. queue: shards that nobody holds. of: members that share it. at_once: the most of them that had a
     place at one time. deaths: since a part was last committed. counted: when it was last asked how many there
-    could be. asked: when the members were asked to stop."""
+    could be. asked: when the members were asked to stop. waiting: members that were said to wait for room."""
 
     order: Order
     reports: Reports
@@ -69,6 +72,7 @@ class _Job:
     deaths: int = 0
     counted: float = 0.0
     asked: float = 0.0
+    waiting: int = 0
 
     @property
     def sharded(self) -> bool:
@@ -124,7 +128,8 @@ class Pool:
 
     def _give(self, job: _Job, seat: _Seat) -> None:
         """Send the order. A stage that is not cut into shards holds its one part from the start."""
-        seat.busy, seat.holds, seat.heard = True, set(), time.monotonic()
+        seat.busy, seat.holds, seat.told = True, set(), time.monotonic()
+        seat.heard = seat.told
         if not job.sharded:
             seat.holds = set(job.order.shards)
             if seat.joined:
@@ -138,7 +143,7 @@ class Pool:
         some are done already, and those that may have one in a moment. Not those that wait for room."""
         now, busy = time.monotonic(), [other for other in self._seats if other.busy]
         placed = sum(bool(other.member.place) for other in busy)
-        starting = sum(not other.member.place and now - other.heard < _STARTING_SECONDS for other in busy)
+        starting = sum(not other.member.place and now - other.told < _STARTING_SECONDS for other in busy)
         job.at_once = max(job.at_once, placed)
         of = max(job.at_once, placed + starting, 1)
         return Share(seat.slot % of, of)
@@ -152,8 +157,9 @@ class Pool:
             job.reports.tick()
             if self._signals.asked:
                 self._stop(job)
-            if job.sharded and not job.queue and not any(seat.holds for seat in busy):
+            if self._signals.asked or (job.sharded and not job.queue and not any(seat.holds for seat in busy)):
                 busy = self._without_pending(busy)
+            self._say_who_waits(job, busy)
             self._grow(job, len(busy))
             self._crew.wait([seat.member for seat in busy], 0.5)
             for seat in busy:
@@ -179,6 +185,15 @@ class Pool:
             )
         if time.monotonic() - job.asked > self._execution.grace_seconds:
             raise Interrupted(self._signals.asked)
+
+    def _say_who_waits(self, job: _Job, busy: list[_Seat]) -> None:
+        """When members have waited for room for long, and whenever their number has changed since."""
+        waiting = [seat for seat in busy if not seat.member.place]
+        longest = max((time.monotonic() - seat.told for seat in waiting), default=0.0)
+        if len(waiting) != job.waiting and (not waiting or longest > _PATIENT_SECONDS):
+            job.waiting = len(waiting)
+            if waiting:
+                job.reports.note(f"{len(waiting)} of {len(busy)} worker(s) wait for room on the cluster")
 
     def _without_pending(self, busy: list[_Seat]) -> list[_Seat]:
         """Nothing is left for members that still wait for room."""
@@ -249,6 +264,9 @@ class Pool:
 
     def _hangs(self, seat: _Seat) -> str:
         """Why the member is taken to hang; empty if it is not."""
+        if not seat.member.place:  # it waits for room, and has nothing to do yet
+            seat.heard = time.monotonic()
+            return ""
         minutes = self._execution.watchdog_minutes
         if not minutes or time.monotonic() - seat.heard <= 60 * minutes:
             return ""

@@ -8,22 +8,36 @@ from importlib.util import find_spec
 
 from pipeline.config_digests import config_files
 from pipeline.executors import EXECUTORS
+from pipeline.local_crew import visible_gpus
 from pipeline.models import Models
 from schemas.config import RunConfig
 from schemas.config.trainer import TrainerConfig
 from schemas.errors import UserError
 from stages.schedule import Step
 from stages.spec import Needs, StageSpec, config_value
+from stages.train.batches import check_batches
 
 
 def preflight(config: RunConfig, specs: Iterable[StageSpec]) -> None:
-    """Raise UserError for a missing file or package of any of the stages."""
+    """Raise UserError for a missing file or package of any of the stages, and for batches that cannot be cut as they are to be."""
     if (needed := EXECUTORS[config.execution.on].needs) is not None:
         _check(needed)
     for spec in specs:
         config_files(spec, config)
         for needs in spec.needs:
             _check(needs(config), spec.name)
+        if spec.trains and (devices := _together(config, spec)):
+            check_batches(config_value(config, spec.name), devices)
+
+
+def _together(config: RunConfig, spec: StageSpec) -> int:
+    """Processes that will train together; 0: that is seen when they start."""
+    if not spec.machines:
+        return 1
+    processes, machines = config_value(config, spec.gpus), config_value(config, spec.machines)
+    if not processes and config.execution.on == "local":
+        processes = 1 if config.execution.device == "cpu" else max(1, len(visible_gpus()))
+    return processes * machines
 
 
 def _check(needed: Needs, stage: str = "") -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def look(probe: Path) -> Look:
     except OSError as error:
         read, size = f"{error.strerror or error}", 0
     seconds = max(time.monotonic() - begun, 1e-6)
-    return Look(_versions(), read, size / 1e6 / seconds, len(os.sched_getaffinity(0)))
+    return Look(versions(), read, size / 1e6 / seconds, len(os.sched_getaffinity(0)))
 
 
 def _read_when_there(probe: Path) -> str:
@@ -76,16 +77,22 @@ def refuse_others(found: Mapping[str, Look], mine: Look, expected: str, root: Pa
                 where=str(root),
                 fix="Put the run directory (run_dir, --run-dir) where every node sees it at the same path.",
             )
-        names = sorted({*mine.versions, *seen.versions})
-        if other := [key for key in names if mine.versions.get(key) != seen.versions.get(key)]:
-            told = ", ".join(f"{key} {seen.versions.get(key)} (here {mine.versions.get(key)})" for key in other)
-            raise UserError(
-                f"Node {name} has other versions than this one: {told}",
-                fix="Install the same lock and the same version of the pipeline on every node.",
-            )
+        refuse_other_versions(name, seen.versions, mine.versions)
 
 
-def _versions() -> dict[str, str]:
+def refuse_other_versions(name: str, seen: Mapping[str, str], mine: Mapping[str, str]) -> None:
+    """Raise UserError for a machine that runs other versions than those the run was started with."""
+    if other := [key for key in sorted({*mine, *seen}) if mine.get(key) != seen.get(key)]:
+        told = ", ".join(f"{key} {seen.get(key)} (there {mine.get(key)})" for key in other)
+        raise UserError(
+            f"Node {name} has other versions than where the run was started: {told}",
+            fix="Install the same lock and the same version of the pipeline on every node.",
+        )
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """What this process runs, as it was when it was first asked for."""
     found = {"python": platform.python_version(), "congrad": pipeline.__version__, "congrad's code": _code()}
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):

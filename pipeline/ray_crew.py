@@ -23,7 +23,6 @@ from pipeline.ray_gang import RayGang, Room
 from pipeline.ray_member import RayMember
 from pipeline.ray_sizes import Sizes
 from schemas.config import RunConfig
-from schemas.errors import UserError
 from schemas.secrets import variables_in
 from stages.spec import StageSpec
 
@@ -58,16 +57,8 @@ class RayCrew:
         self._started = 0
 
     def size(self, order: Order) -> int:
-        """See Crew: what the config says, or as many as the nodes that live can hold. Raises UserError where none can hold one."""
-        there = self._sizes.workers(order.spec)
-        if not there and not self._started:  # later, nodes that were lost may come back
-            cores, gpus = self._sizes.needs(order.spec)
-            raise UserError(
-                f"No node of the Ray cluster holds a worker of stage {order.spec.name}: {cores} core(s) and {gpus} GPU(s)",
-                where="execution",
-                fix="Add such a node, or ask for less (execution.threads, engine.tensor_parallel).",
-            )
-        return self._config.execution.workers or max(1, there)
+        """See Crew: what the config says, or as many as the nodes that live can hold; one where none can, for lost nodes may come back."""
+        return self._config.execution.workers or max(1, self._sizes.workers(order.spec))
 
     def start(self, order: Order) -> tuple[int, Path]:
         """See Crew; its number and its log. Raises UserError where the nodes that live cannot hold it."""

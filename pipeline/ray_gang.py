@@ -12,6 +12,7 @@ from pipeline.cluster import Cluster
 from pipeline.crew import MemberDied
 from pipeline.machine import Listening
 from pipeline.messages import Order, Refused, ToDriver, ToWorker
+from pipeline.probe import refuse_other_versions, versions
 from pipeline.ray_member import RayMember
 from stages.contract import Machine, MachineLost
 
@@ -66,10 +67,11 @@ class RayGang:
             self._first.send(message)
 
     def received(self) -> Iterator[ToDriver]:
-        """See Member. One that dies is the death of all."""
+        """See Member. One that dies is the death of all. Raises UserError for one that runs other versions."""
         for number, other in enumerate(self._others):
             for word in other.received():
                 if isinstance(word, Listening):
+                    refuse_other_versions(other.place, word.versions, versions())
                     self._ports[number] = word.port
         if self._order is not None:
             self._pass_on(self._order)

@@ -12,7 +12,9 @@ from pipeline.cluster import Cluster
 from pipeline.crew import MemberDied
 from pipeline.messages import Offered, Order, ToWorker
 from pipeline.node_host import Died, Placed
+from pipeline.probe import versions
 from pipeline.settled import VISIBLE_SECONDS
+from schemas.errors import last_line
 from schemas.files import await_whole
 
 _QUIT_SECONDS = 3.0
@@ -40,7 +42,11 @@ class RayMember:
         """See Member."""
         if isinstance(message, Order):
             message = replace(
-                message, root=self._root, scratch=message.scratch.resolve(), visible_seconds=VISIBLE_SECONDS
+                message,
+                root=self._root,
+                scratch=message.scratch.resolve(),
+                visible_seconds=VISIBLE_SECONDS,
+                versions=versions(),
             )
         self._call("tell", message)
 
@@ -89,10 +95,12 @@ class RayMember:
             return []
         try:
             words: list[Any] = ray.get(self._reply)
-        except ray.exceptions.RayError:
+        except ray.exceptions.RayError as error:
+            if not self._node:  # it never came to life: Ray knows why
+                raise MemberDied(f"what Ray says before it had started: {last_line(error)}") from None
             news = self._node not in self._lost
             self._lost.add(self._node)
-            raise MemberDied(f"the loss of its node {self.place}".rstrip(), news) from None
+            raise MemberDied(f"the loss of its node {self.place}", news) from None
         self._reply = self._hear()
         return words
 

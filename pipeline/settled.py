@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config_digests import config_files
 from pipeline.messages import Order
+from pipeline.probe import refuse_other_versions, versions
 from schemas.errors import UserError
 from schemas.files import await_whole
 from schemas.manifests import FileRecord
@@ -25,8 +26,10 @@ VISIBLE_SECONDS = 60.0
 
 def settled_order(order: Order) -> Order:
     """The order as this node can carry it out: its files are seen here, its models are this node's. Raises UserError for a node
-    that has other files or models than the driver."""
+    that has other versions, files or models than the driver."""
     here = socket.gethostname()
+    if order.versions:
+        refuse_other_versions(here, versions(), order.versions)
     inputs = [record for name in order.inputs for record in _at_once(order, name)]
     if unseen := await_whole(order.root, inputs, order.visible_seconds, thorough=False):
         raise UserError(

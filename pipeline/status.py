@@ -14,7 +14,7 @@ from rich.text import Text
 from pipeline.account import totals
 from pipeline.agenda import intention
 from pipeline.config_file import load_config
-from pipeline.console import Terminal, printable
+from pipeline.console import Display, Terminal, printable
 from pipeline.history import last_error, progress
 from pipeline.lease import holder_of
 from pipeline.makers import Makers
@@ -68,7 +68,7 @@ def print_status(folder: Path, as_json: bool) -> None:
 
 
 def _print_status(folder: Path, as_json: bool) -> None:
-    states, holder = states_of(folder), holder_of(folder)
+    states, holder = states_of(folder), holder_of(folder, Display(quiet=as_json).say)
     if as_json:
         print_json(folder, states, holder)
         return

@@ -47,6 +47,11 @@ def first_line(error: BaseException) -> str:
     return without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
+def last_line(error: BaseException) -> str:
+    """What an error says last, as one that quotes a traceback does; else as `first_line`."""
+    return without_secrets((str(error).strip().splitlines() or [type(error).__name__])[-1].strip())
+
+
 def _cut(text: str) -> str:
     """Errors quote what users and models wrote, which may be a megabyte, and addresses with passwords."""
     text = without_secrets(text)

@@ -15,6 +15,7 @@
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) WORLD_SIZE=$SLURM_NNODES
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun itself no longer takes over --cpus-per-task
 
 # One command a node; each starts a process per GPU for training.
 exec srun bash -c 'RANK=$SLURM_PROCID exec congrad run "$@"' congrad "$@" \

@@ -47,6 +47,13 @@ def plan_batches(rows: int, config: TrainerConfig, devices: int = 1) -> BatchPla
     )
 
 
+def check_batches(config: TrainerConfig, devices: int) -> None:
+    """Raise UserError where `plan_batches` would whatever the rows."""
+    _micro_batch(config, devices)
+    if config.max_steps > 0:
+        _cut_window(config, config.max_steps)
+
+
 def _micro_batch(config: TrainerConfig, devices: int) -> tuple[int, list[str]]:
     """Rows per forward that divide a step over the devices, and what is to be said about them."""
     section, notes, micro = config.section, list[str](), config.micro_batch_size

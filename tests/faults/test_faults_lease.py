@@ -81,6 +81,42 @@ def test_a_zombie_and_a_reused_process_id_are_dead():
     assert _process_lives({"pid": os.getpid(), "started": _started(os.getpid())})
 
 
+@pytest.fixture
+def hidden(monkeypatch):
+    """A process id of another user where /proc is mounted with hidepid: it may not be signalled, and nothing is seen of it."""
+    pid = 2**22 + 1  # beyond the largest
+
+    def kill(other: int, number: int) -> None:
+        assert (other, number) == (pid, 0)
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(pipeline.lease.os, "kill", kill)
+    return {"host": "here", "space": pipeline.lease._space(), "pid": pid, "started": 7}
+
+
+def test_a_holder_of_another_user_that_cannot_be_seen_is_watched(tmp_path, quick, hidden):
+    foreign(tmp_path, **hidden)
+    assert holder_of(tmp_path) is not None
+    writing = threading.Timer(0.3, lambda: foreign(tmp_path, **hidden, beat=2))
+    writing.start()
+    with pytest.raises(UserError, match=r"Another run is working.*here"), Lease(tmp_path):
+        pass
+    writing.join()
+    with Lease(tmp_path) as lease:  # it no longer writes
+        lease.check()
+
+
+@pytest.mark.parametrize("clock", [-1e9, 1e9])
+@pytest.mark.parametrize("writes", [True, False])
+def test_status_says_of_another_machine_whether_it_lives_whatever_its_clock(tmp_path, quick, clock, writes):
+    foreign(tmp_path, heartbeat=time.time() + clock)
+    said: list[str] = []
+    writing = threading.Timer(0.3, lambda: foreign(tmp_path, heartbeat=time.time() + clock, beat=2))
+    if writes:
+        writing.start()
+    assert (holder_of(tmp_path, said.append) is not None) == writes and "watching" in said[0]
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"host": "h"}'])
 def test_a_torn_lease_is_taken(tmp_path, quick, content):
     (tmp_path / "_lease.json").write_text(content)
@@ -147,6 +183,8 @@ def test_a_run_whose_lease_is_taken_stops_before_it_marks_anything_as_done(fake,
         fake()
     assert not (fake.root / "round-0/_state/generate/_stage.json").exists()
     assert json.loads((fake.root / "_lease.json").read_text())["host"] == "elsewhere", "the taker's lease stays"
+    events = [json.loads(line)["event"] for line in (fake.root / "events.jsonl").read_text().splitlines()]
+    assert "run_ended" not in events and not (fake.root / "report.html").exists(), "they are the taker's"
 
 
 def test_a_run_whose_directory_is_moved_away_stops(fake, monkeypatch, quick):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -98,3 +102,18 @@ def test_work_before_any_stage_is_news_when_it_takes_long(monkeypatch: pytest.Mo
     assert out.getvalue() == "  looking at models ...\n"
     with display.busy("a moment"), pytest.raises(ValueError, match="x"):
         raise ValueError("x")
+
+
+GOES_ON = "d = Display(); d.say('one'); d.say('two'); Path(sys.argv[1]).write_text('the end')"
+ENDS = "Terminal().print('one'); Path(sys.argv[1]).write_text('the end')"
+
+
+@pytest.mark.parametrize(("code", "stream", "end"), [(GOES_ON, "stderr", True), (ENDS, "stdout", False)])
+def test_nobody_reads_any_more(tmp_path: Path, code: str, stream: str, end: bool) -> None:
+    """`run ... | tee log` whose terminal is closed goes on in silence; `inspect ... | head` ends well."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = f"import sys; from pathlib import Path; from pipeline.console import Display, Terminal; {code}"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "end"], **{stream: writing}, check=False)
+    os.close(writing)
+    assert done.returncode == 0 and (tmp_path / "end").exists() == end

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,6 +103,26 @@ def test_the_script_for_slurm_starts_the_command_on_each_node_as_one_of_all_and_
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("RANK", rank)
         assert launch_of(load_config(folder / "my.yaml", settings)) == Launch(int(rank), 2)
+
+
+@pytest.mark.parametrize(("ends", "code", "requeued"), [("notice", 143, True), ("error", 1, False), ("done", 0, False)])
+def test_the_job_for_one_machine_under_slurm_passes_the_notice_on_and_goes_back_to_the_queue(
+    folder, start, ends, code, requeued
+):
+    """The script of docs/slurm.md. Slurm's notice reaches the script alone."""
+    waits = "trap 'exit 143' TERM; touch begun; while true; do sleep 0.05; done"
+    for name, line in (("congrad", {"notice": waits}.get(ends, f"exit {code}")), ("scontrol", 'echo "$@" > told')):
+        (folder / "bin" / name).write_text(f"#!/bin/bash\n{line}\n", encoding="utf-8")
+        (folder / "bin" / name).chmod(0o755)
+    (text,) = re.findall(r"```bash\n(#!/bin/bash.*?)```", (SCRIPTS.parents[1] / "docs/slurm.md").read_text(), re.DOTALL)
+    assert "#SBATCH --signal=B:TERM@" in text
+    (folder / "job.sh").write_text(text, encoding="utf-8")
+    job = start("bash", "job.sh", SLURM_JOB_ID="7")
+    if ends == "notice":
+        wait_until((folder / "begun").exists)
+        job.send_signal(signal.SIGTERM)
+    assert job.wait(60) == code
+    assert ((folder / "told").read_text() if requeued else not (folder / "told").exists()) in ("requeue 7\n", True)
 
 
 def test_the_job_for_kubernetes_trains_over_its_pods_and_a_pod_that_is_lost_ends_all(folder, start):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pytest
@@ -16,10 +16,11 @@ from pipeline.crew import MemberDied
 from pipeline.machine import Listening
 from pipeline.messages import Done, Leave, Offered, Order, Refused
 from pipeline.node_host import Died, Placed
-from pipeline.probe import Look, look, probe_in, refuse_others
+from pipeline.probe import Look, look, probe_in, refuse_others, versions
 from pipeline.ray_gang import RayGang
 from pipeline.ray_member import RayMember
 from pipeline.rundir import RunDir
+from pipeline.settled import settled_order
 from schemas.errors import UserError
 from schemas.tables import TABLES
 from stages.catalog import BY_NAME
@@ -34,7 +35,9 @@ def test_a_machine_that_reads_another_folder_or_runs_other_versions_is_refused_b
         with pytest.raises(UserError, match=r"Node b does not see the run directory.*\(No such file or directory\)"):
             refuse_others({"a": mine, "b": blind}, mine, expected, tmp_path)
         other = Look(mine.versions | {"torch": "0.1"}, mine.probe, 1.0, 1)
-        with pytest.raises(UserError, match=r"Node c has other versions than this one: torch 0\.1 \(here"):
+        with pytest.raises(
+            UserError, match=r"Node c has other versions than where the run was started: torch 0\.1 \(there"
+        ):
             refuse_others({"c": other}, mine, expected, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -155,10 +158,10 @@ def gang(tmp_path):
 
 def test_the_first_of_a_gang_gets_its_order_once_all_others_offer_seats(gang, order):
     gang.send(order)
-    gang.rays[1].words = [Placed("b", ("0",)), Listening(11)]
+    gang.rays[1].words = [Placed("b", ("0",)), Listening(11, versions())]
     assert list(gang.received()) == [] and not gang.place
     assert not [call for call in gang.actors[0].calls if call]
-    gang.rays[2].words, gang.rays[0].words = [Placed("c", ()), Listening(12)], [Placed("a", ()), Done()]
+    gang.rays[2].words, gang.rays[0].words = [Placed("c", ()), Listening(12, versions())], [Placed("a", ()), Done()]
     assert list(gang.received()) == [Done()]
     assert gang.place == "node-a + node-b GPU 0 + node-c"
     ((sent,),) = [call for call in gang.actors[0].calls if call]
@@ -169,6 +172,20 @@ def test_the_first_of_a_gang_gets_its_order_once_all_others_offer_seats(gang, or
     gang.send(Leave())
     assert gang.actors[0].calls[-2:] and (Leave(),) in gang.actors[0].calls
     assert "key" not in repr(sent.machines)
+
+
+def test_a_machine_of_a_gang_that_runs_other_versions_is_refused_by_name(gang, order):
+    gang.send(order)
+    gang.rays[1].words = [Placed("b", ("0",)), Listening(11, versions() | {"torch": "0.1"})]
+    with pytest.raises(UserError, match=r"Node node-b GPU 0 has other versions .* torch 0\.1 \(there"):
+        list(gang.received())
+
+
+def test_an_order_of_a_run_of_other_versions_is_refused_where_it_arrives(order):
+    """A node that joined after the run had compared those there were."""
+    assert settled_order(replace(order, versions=versions())).root == order.root
+    with pytest.raises(UserError, match=r"other versions than where the run was started: torch .* \(there 0\.1\)"):
+        settled_order(replace(order, versions=versions() | {"torch": "0.1"}))
 
 
 def test_one_that_dies_is_the_death_of_its_gang_and_its_room_is_given_back(gang, order):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import signal
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +18,7 @@ from pipeline.commit import PartBuilder, PreparedPart
 from pipeline.config_file import load_config
 from pipeline.crew import Member, MemberDied
 from pipeline.executor import Reports
-from pipeline.executor_errors import StageFailed
+from pipeline.executor_errors import Interrupted, StageFailed
 from pipeline.local_crew import LocalCrew, LocalMember
 from pipeline.messages import Advanced, Assigned, Done, Leave, Limited, Offered, Order, ToDriver, ToWorker, Want
 from pipeline.node_host import Died, Placed
@@ -92,7 +94,7 @@ class ScriptedActor:
         if self.worker.place and not self.placed:
             self.placed, words = True, [Placed(self.worker.place, ()), *words]
         if words and isinstance(words[-1], MemberDied):
-            raise ScriptedRay.exceptions.RayError
+            raise ScriptedRay.exceptions.RayError("The actor died:\n  No module named 'pipeline'")
         return [Died(word) if isinstance(word, str) else word for word in words]
 
 
@@ -313,6 +315,42 @@ def test_members_that_wait_for_room_have_no_share_of_what_is_divided(run, part, 
     assert set(shares[30.0]) == {Share(0, 2)} and set(shares[-1.0]) == {Share(0, 1)}
 
 
+@pytest.mark.parametrize("crew", ["ray"])
+def test_members_that_wait_for_room_are_no_dead_ones_and_are_spoken_of(run, part, monkeypatch):
+    """Whatever execution.watchdog_minutes is: it had nothing to do."""
+    monkeypatch.setattr("pipeline.pool._PATIENT_SECONDS", -1.0)
+    waiting = [Scripted([], place="") for _ in range(4)]
+    working = Scripted([[Want(), Offered(part(n))] for n in range(5)] + [[Want(), Done()]])
+    real = Pool._hangs
+    monkeypatch.setattr(Pool, "_hangs", lambda pool, seat: real(pool, seat) if seat.member.place == "" else "")
+    heard = run(working, *waiting, shards=5, size=5, watched=True)
+    assert heard.offered == list(range(5)) and heard.notes[-1] == "4 of 5 worker(s) wait for room on the cluster"
+
+
+@pytest.mark.parametrize("crew", ["ray"])
+def test_a_stop_does_not_wait_for_members_that_have_no_room(write_config, tmp_path, crew):
+    config, signals, waiting = load_config(write_config()), StopSignals(), Scripted([], place="")
+    workers = CREWS[crew](tmp_path, [waiting])
+    workers.size_ = 1
+    signals.asked = signal.SIGTERM
+    ranges = {0: ShardRange(index=0, start=0, stop=1)}
+    order = Order(SPEC, 0, config, tmp_path, tmp_path, "f", {}, {}, ranges)
+    begun = time.monotonic()
+    with pytest.raises(Interrupted):
+        Pool(workers, config.execution, signals).run(order, None, Heard().reports())
+    assert waiting.killed and time.monotonic() - begun < config.execution.grace_seconds / 2
+
+
+@pytest.mark.parametrize("crew", ["ray"])
+def test_what_keeps_a_worker_from_starting_is_heard_and_ends_the_run(run):
+    """Ray says why; it is no loss of a node, however often it comes."""
+    failing = [Scripted([[MemberDied("")]], place="") for _ in range(3)]
+    with pytest.raises(
+        UserError, match=r"3 worker processes died.*what Ray says before it had started: No module named 'pipeline'"
+    ):
+        run(*failing)
+
+
 @over_both_crews
 def test_an_idle_member_takes_over_before_a_new_one_is_started(run, part):
     dying = Scripted([[Want()], [], [], ["signal 9"]])
@@ -325,7 +363,7 @@ def test_an_idle_member_takes_over_before_a_new_one_is_started(run, part):
 
 @pytest.mark.parametrize("crew", ["ray"])
 def test_members_that_go_with_one_node_are_one_death(run, part):
-    lost = [Scripted([[Want(), MemberDied("the loss of its node", counts=not n)]]) for n in range(4)]
+    lost = [Scripted([[Want()], [MemberDied("the loss of its node", counts=not n)]]) for n in range(4)]
     last = Scripted([[Want()], *([Offered(part(n)), Want()] for n in range(4)), [Done()]])
     heard = run(*lost, last, shards=4)
     assert heard.offered == [0, 1, 2, 3]

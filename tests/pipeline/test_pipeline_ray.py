@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.cluster import Node
+from pipeline.cluster import Node, _not_connected
 from pipeline.ray_sizes import Sizes
 from schemas import files
 from schemas.config import RunConfig
@@ -209,6 +210,40 @@ def test_a_training_spans_the_nodes_that_hold_its_processes_and_more_are_refused
     else:
         assert sizes.spanned(BY_NAME["train"]) == spans
         assert sizes.spanned(BY_NAME["generate"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"train": {"processes": 8}}, r"holds a worker of stage train: 4 core\(s\) and 8 GPU\(s\)"),
+        ({"execution": {"threads": 64}}, r"holds a worker of stage prompts: 64 core\(s\) and 0 GPU\(s\)"),
+        ({"engine": {"tensor_parallel": 4}}, r"holds a worker of stage generate: 4 core\(s\) and 4 GPU\(s\)"),
+    ],
+)
+def test_a_stage_that_no_node_holds_is_refused_before_any_work(settings, words):
+    config = RunConfig.model_validate(_CONFIG | {"run_dir": "r"} | settings)
+    with pytest.raises(UserError, match=words):
+        Sizes(_Nodes(), config).refuse_too_few([BY_NAME[name] for name in ("prompts", "generate", "train")])
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_stage_that_had_gpus_waits_for_gpus_when_their_nodes_are_lost(device):
+    nodes = _Nodes()
+    sizes = Sizes(nodes, RunConfig.model_validate(_CONFIG | {"run_dir": "r", "execution": {"device": device}}))
+    before = sizes.needs(BY_NAME["generate"])
+    nodes.nodes = lambda: [Node("c", "c", "10.0.0.3", 32.0, 0.0)]  # type: ignore[method-assign]
+    assert before == (2, 1) == sizes.needs(BY_NAME["generate"]) and not sizes.workers(BY_NAME["generate"])
+
+
+def test_other_versions_of_ray_or_python_are_named():
+    from ray._private.utils import check_version_info
+
+    with pytest.raises(RuntimeError) as mismatch:
+        check_version_info({"ray_version": "1.2.3", "python_version": "3.0.1"}, "node 10.0.0.5")
+    said = str(_not_connected("10.0.0.5:6379", mismatch.value))
+    assert re.match(
+        r"The Ray cluster has Ray 1\.2\.3 and Python 3\.0\.1, this process Ray [\d.]+ and Python [\d.]+ \(", said
+    )
 
 
 @pytest.mark.parametrize("address", ["local", "ray://head:10001", "", "head", "head:x"])

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from pipeline.preflight import preflight
+from schemas.config import RunConfig
 from schemas.config.sft import SftConfig
 from schemas.config.trainer import TrainerConfig
 from schemas.config.training import TrainConfig
 from schemas.errors import UserError
+from stages.catalog import BY_NAME
 from stages.train.batches import plan_batches
 
 
@@ -62,3 +68,32 @@ def test_a_short_run_is_not_all_warm_up() -> None:
         plan = plan_batches(100, TrainConfig(batch_size=2, micro_batch_size=2, max_steps=steps, warmup_ratio=0.1))
         assert plan.warmup_steps == 0
     assert plan_batches(100, TrainConfig(batch_size=2, max_steps=40, warmup_ratio=0.1)).warmup_steps == 4
+
+
+CUT_WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
+    "micro": ("train", {"batch_size": 10, "micro_batch_size": 4}, "is not a multiple of train.micro_batch_size 4"),
+    "processes": ("train", {"batch_size": 16, "processes": 3}, "micro_batch_size 2 times 3 processes"),
+    "too many": ("train", {"batch_size": 4, "processes": 2, "nodes": 4}, "smaller than the 8 processes"),
+    "window": (
+        "train",
+        {"optimizer": "onties", "method": "full", "max_steps": 3, "merge": {"every": 4, "base": "b"}},
+        "merge.every is 4 and the run has 3 steps",
+    ),
+    "sft": ("sft", {"batch_size": 3, "micro_batch_size": 2, "sources": [{"path": "s"}]}, "sft.batch_size 3 is not"),
+}
+
+
+@pytest.mark.parametrize("case", CUT_WRONG)
+def test_batches_that_cannot_be_cut_are_refused_before_any_stage(case: str) -> None:
+    """Not after hours, when training begins."""
+    section, settings, words = CUT_WRONG[case]
+    common = {
+        "name": "t",
+        "languages": {"seen": ["en"]},
+        "model": {"policy": "m"},
+        "pairs": {"sources": [{"path": "p"}]},
+    }
+    spec = replace(BY_NAME[section], needs=())
+    preflight(RunConfig.model_validate(common | {"train": {}}), [spec] if section == "train" else [])
+    with pytest.raises(UserError, match=words):
+        preflight(RunConfig.model_validate(common | {section: settings}), [spec])
