@@ -27,10 +27,13 @@ def data_path(name: str) -> Path:
 
 
 def read_data(name: str) -> str:
-    """Text of a shipped file. Raises UserError, naming what there is, if it does not exist."""
+    """Text of a shipped file. Raises UserError, naming those of its kind, if it does not exist."""
     path = data_path(name)
     if not path.is_file():
         folder = data_path(str(PurePosixPath(name.removeprefix(PREFIX)).parent))
-        there = ", ".join(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else "no such folder"
-        raise UserError(f"the package has no file {name.removeprefix(PREFIX)}", fix=f"There is: {there}.")
+        there = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else ["no such folder"]
+        alike = [entry for entry in there if entry.endswith(path.suffix)]  # no schema among the configs
+        raise UserError(
+            f"the package has no file {name.removeprefix(PREFIX)}", fix=f"There is: {', '.join(alike or there)}."
+        )
     return path.read_text(encoding="utf-8")

@@ -102,7 +102,7 @@ def _owner(path: str, wanted: Any) -> str:
 def _shown(value: Any) -> str:
     """As in YAML; a list or mapping of sections by its length."""
     if isinstance(value, (list, dict)):
-        return f"{len(value)} entries" if value else str(value)
+        return f"{len(value)} entr{'y' if len(value) == 1 else 'ies'}" if value else str(value)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)

@@ -43,6 +43,17 @@ def test_a_key_without_a_use_is_refused_by_name(gradients, conflict, named):
         config(gradients, conflict)
 
 
+def test_one_entry_is_counted_in_the_singular():
+    given = {
+        "name": "t",
+        "languages": {"seen": ["en"]},
+        "model": {"policy": "m", "judge": "j"},
+        "pairs": {"sources": [{"path": "x"}]},
+    }
+    with pytest.raises(ValueError, match=r"model\.judge has no use with pairs\.sources: 1 entry \("):
+        RunConfig.model_validate(given)
+
+
 @pytest.mark.parametrize(
     ("gradients", "conflict"),
     [

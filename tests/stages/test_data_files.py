@@ -20,3 +20,11 @@ def test_names_outside_data_are_refused(name: str) -> None:
 def test_a_missing_file_names_its_neighbours() -> None:
     with pytest.raises(UserError, match=r"no file rubrics/xx\.yaml.*de\.yaml"):
         read_data("package:rubrics/xx.yaml")
+
+
+def test_a_missing_config_names_configs_alone() -> None:
+    with pytest.raises(UserError, match=r"demo\.yaml") as refused:
+        read_data("configs/nope.yaml")
+    assert "schema.json" not in str(refused.value)
+    with pytest.raises(UserError, match=r"schema\.json"):
+        read_data("configs/nope.toml")
