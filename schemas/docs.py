@@ -65,15 +65,17 @@ _CONFIG_INTRO = """
 # Config
 
 One YAML file describes a run. Unknown keys are refused. `--set section.key=value` overrides a key on the command line.
-A key that the others give no use (*only with …*) is refused unless it has its default.
+Some keys only matter with another setting (*only with …*; of a section: all its keys). Setting one without it, to anything but its
+default, is an error.
 `data/configs/schema.json` is the JSON schema for editors; with the YAML language server, begin a config with
 
 ```yaml
 # yaml-language-server: $schema=<path to>/data/configs/schema.json
 ```
 
-Role: a *semantic* key changes results; changing it repeats the stages that depend on it. An *execution* key changes only
-speed, place or display, and may change between a crash and its resume. `[]` in a key means each entry of a list.
+Role: *semantic* keys change results: changing one repeats the stages that use it. *Execution* keys (speed, place, display) do not by
+themselves, and may change before a run is resumed. Names of models are execution keys because a model counts by the hash of its content: another model
+repeats its stages, a moved folder does not. `rounds` only adds rounds. `[]` in a key means each entry of a list.
 """
 
 
@@ -89,16 +91,17 @@ class ConfigKey:
 
 
 _SKETCHES = """
-A sketch is bytes, which Parquet reads sixty times faster than a list; 8192 stands for their number / 2. Back to numbers, bit for bit, in Polars and in NumPy:
+A sketch is bytes, two a number, which Parquet reads sixty times faster than a list. Back to numbers, bit for bit, in Polars and in NumPy:
 
 ```python
 import numpy as np
 import polars as pl
 
 gradients = pl.scan_parquet("runs/demo/round-0/gradients/*.parquet")
-as_numbers = pl.col("sketch").bin.reinterpret(dtype=pl.Array(pl.Float16, 8192), endianness="little")
+dim = len(gradients.select(pl.col("sketch").first()).collect().item()) // 2
+as_numbers = pl.col("sketch").bin.reinterpret(dtype=pl.Array(pl.Float16, dim), endianness="little")
 numbers = gradients.with_columns(as_numbers)
-rows = np.frombuffer(b"".join(gradients.collect()["sketch"]), "<f2").reshape(-1, 8192)
+rows = np.frombuffer(b"".join(gradients.collect()["sketch"]), "<f2").reshape(-1, dim)
 ```
 
 Runs made before this was so have lists of float16 in the column (`fixed_size_list`): every command reads both.
@@ -169,6 +172,8 @@ def config_page() -> str:
         model = _model(field.annotation)
         assert model is not None
         doc = " ".join((model.__doc__ or "").split())
+        if only := _only(field, name):
+            doc = f"{doc} {only[0].upper()}{only[1:]}."
         parts += [f"\n## {name}\n\n{doc}\n", _KEY_HEADER]
         default = None if field.is_required() else field.default
         parts += [_line(key) for key in _keys(name, model, default, is_execution(field))]
@@ -183,13 +188,14 @@ def _line(key: ConfigKey) -> str:
 
 
 def _keys(prefix: str, model: type[BaseModel], default: BaseModel | None, execution: bool) -> Iterator[ConfigKey]:
-    """The keys below `prefix`, nested sections and list entries spelt out; `default`: the section's own default."""
+    """The keys below `prefix`: a nested section, or what a list's entries are, and then its own keys; default: the section's own."""
     for name, field in model.model_fields.items():
         path = f"{prefix}.{name}"
         inner, entry = _model(field.annotation), _entry(field.annotation)
         value = getattr(default, name) if default is not None else field.default
         role = execution or is_execution(field)
         if inner is not None:
+            yield ConfigKey(path, "section", "–", "–", _meaning(path, field))
             yield from _keys(path, inner, value if isinstance(value, BaseModel) else None, role)
             continue
         yield _key(path, field, value, role)
@@ -204,8 +210,12 @@ def _key(path: str, field: FieldInfo, default: Any, execution: bool) -> ConfigKe
         type=_cell(", ".join([_type(field.annotation), *limits])),
         default="**required**" if field.is_required() else f"`{_cell(_yaml(default))}`",
         role="execution" if execution or is_execution(field) else "semantic",
-        description=_cell("; ".join(filter(None, [field.description, _only(field, path)]))),
+        description=_meaning(path, field),
     )
+
+
+def _meaning(path: str, field: FieldInfo) -> str:
+    return _cell("; ".join(filter(None, [field.description, _only(field, path)])))
 
 
 def _only(field: FieldInfo, path: str) -> str:

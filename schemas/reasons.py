@@ -77,7 +77,7 @@ REASONS: dict[str, Reason] = {
     "not_aggregated": Reason("gradients: pair", "one_sided: it failed in the first pass; `dropped/contributions` has why", "what that reason says", failed=True),
     # select and after
     "no_score": Reason("select: pair", "no conflict score (no gradient: `dropped/gradients`; or no direction to compare with: flags in scores), or nothing `select.by` could rank by", "what that reason says; `select.by: margin` needs judge scores"),
-    "off_topic": Reason("select: pair", "no answer to its prompt: no likelier under it than answers to other prompts of the language are; it is in no direction", "`conflict.relevance`, or the data"),
+    "off_topic": Reason("select: pair", "no answer to its prompt: no more likely under it than answers to other prompts of the language are; it is in no direction", "`conflict.relevance`, or the data"),
     "below_cut": Reason("select: pair", "ranked below the share that is kept", "`select.keep`; the ranking: `select.by`, `select.quota`"),
     "crowded_cell": Reason("select: pair", "ranked high enough, but its cell of the gradients has given its share", "`select.diversity.share`, `select.diversity.cells`"),
     "no_objective": Reason("train: pair", "fits no condition of `train.orthalign.objectives`", "`train.orthalign.objectives[].where`"),

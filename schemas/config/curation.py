@@ -59,17 +59,17 @@ class PairsConfig(Section):
     )
     max_repetition: float = semantic(
         1.0,
-        "answers of which a larger share of the runs of 16 characters occurred before in them leave first; 1: none",
+        "drop answers in which more than this share of 16-character substrings are repeats; 1: off",
         used_when=GENERATED,
         gt=0,
         le=1,
     )
     drop_refusals: bool = semantic(
         False,
-        "answers with a phrase of refusal in their first two sentences (a declared list of phrases per language, docs/judges.md) leave first; an imported pair leaves"
-        " when either answer refuses",
+        "drop answers with a phrase of refusal in their first two sentences (a declared list of phrases per language, docs/judges.md), and"
+        " imported pairs with such an answer",
     )
-    drop_truncated: bool = semantic(True, "answers cut by max_tokens leave first", used_when=GENERATED)
+    drop_truncated: bool = semantic(True, "drop answers that max_tokens cut", used_when=GENERATED)
     on_empty_language: Literal["skip", "fail"] = semantic(
         "fail", "a seen language without a single training prompt or pair: stop, or go on without it"
     )
@@ -148,7 +148,7 @@ class GradientsConfig(Section):
     )
     relevance: bool = semantic(
         True,
-        "measure how much likelier each answer is under its prompt than under one that says nothing: a forward pass more",
+        "measure how much more likely each answer is under its prompt than under one that says nothing: a forward pass more",
     )
     relevance_null: int = semantic(
         256,
@@ -172,12 +172,12 @@ class RelevanceConfig(Section):
 
     sides: Literal["chosen", "rejected", "both", "none"] = semantic(
         "chosen",
-        "the answers that must answer the prompt; none: all pairs stay",
+        "the answers that must answer the prompt; none: no pair is dropped",
         used_when={"gradients.relevance": True},
     )
     quantile: float = semantic(
         0.95,
-        "an answer leaves if it is no more relevant than this share of answers under other prompts of its language",
+        "drop a pair whose answer is no more relevant than this share of answers under other prompts of its language",
         used_when={"gradients.relevance": True, ".sides": other_than("none")},
         gt=0,
         lt=1,
@@ -195,8 +195,8 @@ class ConflictConfig(Section):
 
     target: Literal["train", "dev"] = semantic(
         "train",
-        "pairs that make the directions. train: those that are scored, each left out; dev: the dev split, a set you trust "
-        "(pairs.sources[].split: dev); all training pairs are then scored against all of its languages",
+        "train: directions from the training pairs, each left out when it is scored; dev: directions from the dev split, a set you trust "
+        "(pairs.sources[].split: dev): all training pairs are scored against all of its languages",
     )
 
     relevance: RelevanceConfig = semantic(RelevanceConfig(), "the gate before the directions")
@@ -230,13 +230,13 @@ class ConflictConfig(Section):
     )
     refit: bool = semantic(
         False,
-        "solve the surgery anew for what is left of the directions when a pair leaves; costs a solve a pair",
+        "solve the surgery again for the directions without the pair that is scored; costs a solve a pair",
         used_when=_LEFT_OUT,
     )
     scope: Literal["model", "layer"] = semantic("model", "surgery on the whole model or per layer group")
     metric: Literal["raw", "unit", "coordinate", "layer"] = semantic(
         "layer",
-        "raw: sketches as they are; unit: to unit norm; coordinate, layer: then balanced by RMS over pairs",
+        "raw: sketches as they are; unit: to unit norm; coordinate, layer: then balanced by RMS over pairs; default with one_sided: unit",
     )
     metric_power: float = semantic(
         0.5, "coordinate: exponent of the RMS that is divided by", used_when={".metric": "coordinate"}, ge=0, le=100
@@ -248,7 +248,7 @@ class ConflictConfig(Section):
     )
     leave_out: Literal["pair", "answers", "group"] = semantic(
         "answers",
-        "what leaves the directions with a pair: only itself, all that share an answer, or also its translations; one_sided: pair",
+        "what is left out of the directions when a pair is scored: the pair, all that share an answer with it, or its translations too; default with one_sided: pair",
         used_when=_LEFT_OUT,
     )
 

@@ -69,7 +69,7 @@ class SecondJudge(Section):
     model: FilePath | None = execution(None, "the second judge: hub id, folder, embedded:NAME; none: there is none")
     engine: EngineConfig | None = semantic(
         None,
-        "an engine of its own, for example a server; default: the run's `engine`",
+        "an engine of its own, for example a server, with the keys of `engine`; default: the run's",
         used_when={".model": other_than(None)},
     )
 

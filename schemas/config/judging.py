@@ -30,7 +30,9 @@ class JudgeSettings(Section):
         "expected_score", "how an answer is scored (docs/judges.md has each method's scale)", used_when=GENERATED
     )
     engine: EngineConfig | None = semantic(
-        None, "an engine of the judge's own, for example a server; default: the run's `engine`", used_when=GENERATED
+        None,
+        "an engine of the judge's own, for example a server, with the keys of `engine`; default: the run's",
+        used_when=GENERATED,
     )
     votes: int = semantic(1, "additive: reasoned votes per answer", used_when=_only("additive"), ge=1, le=4096)
     min_mass: float = semantic(
@@ -42,7 +44,7 @@ class JudgeSettings(Section):
     )
     rubric: FilePath = semantic(
         "package:rubrics/{language}.yaml",
-        "rubric files, the evaluation judge's too; a missing language falls back to en, said aloud",
+        "rubric files, the evaluation judge's too; a missing language falls back to en, which is printed",
         used_when=(_only(*_RUBRIC), {"evaluate.win_rate": True}),
     )
     thoughts: bool = semantic(False, "show the judge the thought before an answer too", used_when=GENERATED)
@@ -111,7 +113,11 @@ class PanelJudge(JudgeSettings):
 class Criterion(PanelJudge):
     """A criterion: its judge, or a panel of judges."""
 
-    panel: dict[Name, PanelJudge] = semantic({}, "several judges of the same answers, by name", used_when=GENERATED)
+    panel: dict[Name, PanelJudge] = semantic(
+        {},
+        "several judges of the same answers: name -> a `model` and what differs of these keys (docs/judges.md)",
+        used_when=GENERATED,
+    )
     combine: Literal["mean", "agree"] = semantic(
         "mean",
         "panel: mean of their standardised scores; agree: and every one of them prefers chosen",
@@ -127,14 +133,20 @@ class Criterion(PanelJudge):
 class JudgeConfig(JudgeSettings):
     """Judge stage (docs/judges.md)."""
 
-    panel: dict[Name, PanelJudge] = semantic({}, "several judges of the same answers, by name", used_when=GENERATED)
+    panel: dict[Name, PanelJudge] = semantic(
+        {},
+        "several judges of the same answers: name -> a `model` and what differs of these keys (docs/judges.md)",
+        used_when=GENERATED,
+    )
     combine: Literal["mean", "agree"] = semantic(
         "mean",
         "panel: mean of their standardised scores; agree: and every one of them prefers chosen",
         used_when={".panel": other_than({})} | GENERATED,
     )
     criteria: dict[Name, Criterion] = semantic(
-        {}, "criteria by name: answers are judged, and pairs made, for each of them", used_when=GENERATED
+        {},
+        "answers are judged, and pairs made, by each: name -> `model`, `panel` and what differs of these keys (docs/judges.md)",
+        used_when=GENERATED,
     )
     shard_size: int = semantic(1024, "candidates per shard", used_when=GENERATED, ge=1)
 

@@ -43,7 +43,12 @@ class RunConfig(Section):
         Path("runs"), "folder that holds runs; may lie behind a link, no folder in a run may be one"
     )
     banner: str | None = execution(None, "shown when the run starts and ends, and in the report")
-    seed: int = semantic(0, "seed of everything", ge=0, lt=1 << 63)
+    seed: int = semantic(
+        0,
+        "seed of everything but the projections (gradients.sketch.seed); train.seed and select.seed override it",
+        ge=0,
+        lt=1 << 63,
+    )
     rounds: int = execution(1, "self-rewarding rounds", ge=1, le=1000)
     languages: LanguageConfig = semantic(description="languages of the run")
     model: ModelConfig = semantic(description="models")

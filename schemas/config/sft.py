@@ -26,7 +26,7 @@ class ConversationSource(Source):
 
 
 class SftConfig(TrainerConfig):
-    """Sft stage (TRL SFTTrainer): fine-tunes model.policy before round 0; part of a run that names sources."""
+    """Sft stage (TRL SFTTrainer): fine-tunes model.policy before round 0."""
 
     section: ClassVar[str] = "sft"
     rows: ClassVar[str] = "conversations"

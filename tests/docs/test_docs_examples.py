@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,7 @@ from pipeline.config_file import _fields_at
 from schemas.config import RunConfig
 from schemas.config.sft import ConversationSource
 from schemas.config.sources import PairSource, PromptSource
+from schemas.sketches import sketch_array
 from schemas.tables import TABLES, gradients_schema
 from stages.sources import PREFIX
 
@@ -98,17 +100,23 @@ def test_make_targets_exist(page: str, line: str) -> None:
         assert (ROOT / path).exists(), f"{page}: make {line}"
 
 
+_DIM = 6048
+"""Of the demo's sketches: `gradients.sketch.dim` is only their upper bound."""
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tables of the runs that the examples read."""
     folder = tmp_path_factory.mktemp("examples")
     for name in ("mine", "demo"):
         for table in ("pairs", "scores", "curated", "gradients"):
-            schema = gradients_schema(8192) if table == "gradients" else TABLES[table].schema
+            schema = gradients_schema(_DIM) if table == "gradients" else TABLES[table].schema
             path = folder / "runs" / name / "round-0" / table / "part-00000.parquet"
             path.parent.mkdir(parents=True)
-            rows = 0 if table == "gradients" else 1  # datasets reads no file without rows
-            pq.write_table(pa.table({field.name: pa.nulls(rows, field.type) for field in schema}), path)
+            row = {field.name: pa.nulls(1, field.type) for field in schema}  # datasets reads no file without rows
+            if table == "gradients":
+                row["sketch"] = sketch_array(np.ones((1, _DIM), np.float16))
+            pq.write_table(pa.table(row), path)
     (folder / "arena.csv").write_text("prompt,response_a,response_b,winner\nWho?,I.,You.,model_b\nWhy?,So.,No.,tie\n")
     (folder / "instructions.jsonl").write_text(
         '{"instruction": "Add.", "input": "1, 2", "chosen": "3", "rejected": "4"}\n'
@@ -128,7 +136,10 @@ def test_python_blocks_run(page: str, code: str, runs: Path, monkeypatch: pytest
     datasets = pytest.importorskip("datasets")
     monkeypatch.chdir(runs)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(runs / "cache"))
-    exec(compile(code, page, "exec"), {})  # noqa: S102
+    shown: dict[str, Any] = {}
+    exec(compile(code, page, "exec"), shown)  # noqa: S102
+    if page == "tables.md" and "rows" in shown:  # numbers of another width than asked for would be null
+        assert shown["rows"].tolist() == shown["numbers"].collect()["sketch"].to_list() == [[1.0] * _DIM]
 
 
 BASE = {"name": "t", "languages": {"seen": ["en"]}, "model": {"policy": "some/model"}}

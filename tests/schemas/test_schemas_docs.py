@@ -53,10 +53,13 @@ def test_every_column_is_documented_with_type_and_meaning():
 
 
 def _paths(schema: dict, node: dict, prefix: str = "") -> set[str]:
-    """Leaf keys according to the JSON schema: an independent way to walk the models."""
+    """Keys and nested sections according to the JSON schema: an independent way to walk the models."""
     node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
     if "properties" in node:
-        return {path for key, value in node["properties"].items() for path in _paths(schema, value, f"{prefix}.{key}")}
+        own = (
+            {prefix} if prefix.count(".") > 1 and not prefix.endswith("[]") else set()
+        )  # General and "## name" are headings
+        return own.union(*(_paths(schema, value, f"{prefix}.{key}") for key, value in node["properties"].items()))
     if node.get("type") == "array" and "$ref" in node["items"]:
         return {prefix} | _paths(schema, node["items"], prefix + "[]")
     return {prefix}
@@ -71,7 +74,26 @@ def test_every_key_is_documented_with_type_default_role_and_meaning():
     schema = RunConfig.model_json_schema()
     assert {row[0].strip("`") for row in rows} == {path.lstrip(".") for path in _paths(schema, schema)}
     assert all(len(row) == 5 and all(row) for row in rows)
-    assert {row[3] for row in rows} == {"semantic", "execution"}
+    assert {row[3] for row in rows if row[1] != "section"} == {"semantic", "execution"}
+
+
+def test_the_condition_of_a_section_stands_where_its_keys_do():
+    page = documents()["docs/config.md"]
+    rows = {
+        row[0].strip("`"): row for name in ("generate", "judge", "train", "evaluate") for row in _lines_of(page, name)
+    }
+    for section, condition in {
+        "generate.sampling": "pairs.sources: []",
+        "judge.sampling": "judge.method: expected_score or additive and pairs.sources: []",
+        "train.lora": "train.method: lora",
+        "train.orthalign": "train.orthalign.objectives other than []",
+        "train.allo": "train.allo.mask other than none",
+        "evaluate.benchmarks": "evaluate.tasks other than []",
+        "evaluate.baseline": "evaluate.win_rate: true and evaluate.prompts_per_language other than 0",
+    }.items():
+        assert rows[section][4].endswith(f"only with `{condition}`")
+    for section in ("prompts", "sft"):
+        assert f"Only with `{section}.sources other than []`." in page
 
 
 def test_documented_defaults_are_those_a_minimal_config_gets():
