@@ -24,8 +24,13 @@ from stages.report.data import Tables
 from stages.report.view import View, build_view
 from stages.text.visible import visible
 
-VERSION = 4
+VERSION = 5
 """Bumped when the same tables give another page."""
+_LEAVES_WITH = {
+    "pair": "the pair itself",
+    "answers": "the pair and all that share an answer with it",
+    "group": "the pair, all that share an answer with it, and its translations",
+}
 _MADE_FROM = '<meta name="made-from" content="{}">'
 _HEAD = 4096
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -104,6 +109,7 @@ def render(view: View, made_from: str = "") -> str:
         script_hash=digest,
         scale=scale(),
         few_pairs=FEW_PAIRS,
+        leaves_with=_LEAVES_WITH,
     )
 
 

@@ -192,6 +192,52 @@ def test_every_part_says_what_it_was_made_from_and_what_is_left_out(build_run, t
     assert is_current(tmp_path / "r.html", run.config, run.manifests, why)
 
 
+def test_what_is_said_of_weights_holds_for_the_surgery_they_are_of(build_run, tmp_path):
+    def words(**conflict):
+        return Page(write(build_run(["en", "de"], 6, conflict=conflict), tmp_path)).words
+
+    assert "No weight is below 1" in words()
+    assert "No weight is below 1" not in words(language_weights={"de": 0.5})
+    assert "PCGrad adds parts" in words(language_weights={"de": 0.5})
+    mean = words(surgery="mean")
+    assert "A larger weight does not mean a better language." in mean and "PCGrad adds" not in mean
+
+
+@pytest.mark.parametrize(
+    ("conflict", "said"),
+    [
+        ({}, "from all languages, without the pair and all that share an answer with it."),
+        ({"score": "others", "leave_out": "pair"}, "from the other languages, without the pair itself."),
+        ({"leave_out": "group"}, "with it, and its translations."),
+        ({"target": "dev"}, "from the trusted pairs."),
+    ],
+)
+def test_what_a_score_is_compared_with_is_said_as_the_config_has_it(build_run, tmp_path, conflict, said):
+    words = Page(write(build_run(["en", "de"], 6, conflict=conflict), tmp_path)).words
+    assert said in words.split("the direction merged ")[1].split("Rank correlation")[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "said", "unsaid"),
+    [
+        ({}, "before the first step all pairs are ties", "per token"),
+        ({"model": {"policy": "m", "reference": "sft"}}, "against the reference", "all pairs are ties"),
+        (
+            {"loss": {"type": "simpo"}, "gradients": {"sketch": {"both_sides": True}}},
+            "whose chosen answer is more likely per token",
+            "against the reference",
+        ),
+    ],
+)
+def test_reward_accuracy_is_what_the_loss_makes_it(build_run, tmp_path, config, said, unsaid):
+    training = (
+        Page(write(build_run(["en"], 6, **config), tmp_path))
+        .words.split("Reward accuracy is")[1]
+        .split("The margin")[0]
+    )
+    assert said in training and unsaid not in training
+
+
 def test_no_judge_is_named_where_nobody_judged(build_run, tmp_path):
     def names(**config):
         return [
