@@ -12,7 +12,7 @@ from schemas.errors import UserError
 
 OWN = "this run"
 ALL = "all"
-"""Every pair: `select.keep=1`."""
+"""Every pair that has a score: `select.keep=1`."""
 _FILTERS = get_args(SelectConfig.model_fields["by"].annotation)
 
 
