@@ -8,7 +8,8 @@ languages means little unless it is clearly above this rate.
 
 Of many pairs a sample is drawn (`Sample`). Flipped sums have no scale, so that theirs stand for all. A half is G / 2 + d, the other
 G / 2 - d, with d a sum of n terms of random sign: its length goes with sqrt(sum omega^2), which is known for all pairs and for
-those of the sample, and stretches the sample's d.
+those of the sample, and stretches the sample's d. The relative standard error of that is `null_noise_error` in the stage's stats, 0 where
+all pairs are in. A rate over 20 draws is right to 0.11 for one language.
 """
 
 from __future__ import annotations
