@@ -54,7 +54,7 @@ def shown(*programs: str) -> Iterator[tuple[str, str]]:
 
 def arguments_of(line: str) -> list[str]:
     """A line's arguments: without what explains it, and without what is optional."""
-    typed = re.sub(r"\[[^]]*\]", "", re.split(r" {2,}|;", line)[0])
+    typed = re.sub(r"\[[^]]*\]", "", re.split(r" {2,}|;| &$", line)[0])
     return shlex.split(typed)[1:]
 
 
