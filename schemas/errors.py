@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from pydantic import ValidationError
+
 from schemas.secrets import without_secrets
 
 _LONGEST = 1500  # characters of each part
@@ -43,7 +45,9 @@ def foreign(problem: Callable[[Exception], UserError]) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says first, less credentials; its kind, if it says nothing."""
+    """What an error of a library says first, less credentials; its kind, if it says nothing. Of pydantic's the first thing that it found."""
+    if isinstance(error, ValidationError):
+        return without_secrets(error.errors(include_url=False)[0]["msg"])
     return without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 

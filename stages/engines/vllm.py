@@ -81,6 +81,7 @@ class VllmEngine(StreamingEngine):
                 enable_chunked_prefill=False if on_cpu else None,
                 enable_prefix_caching=config.generate.prefix_caching,
                 trust_remote_code=config.model.trust_remote_code,
+                language_model_only=True,  # of a multimodal wrapper: no towers, and no processor of images is looked for
                 seed=0,
                 disable_log_stats=True,
                 **self.arguments,

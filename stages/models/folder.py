@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ CONTENT = (
     "*.py",
 )
 """Files that make a model what it is: what is downloaded from the hub and hashed."""
+
+PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""What a multimodal wrapper reads images and sound by: downloaded and passed on, not hashed, since text is read without."""
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"  # without it PEFT would read adapter_model.bin
@@ -71,6 +75,13 @@ def folder_digest(folder: Path, cache: Path) -> str:
     """Hash over the sorted (file name, SHA-256) of the files that count."""
     hashes = file_hashes(content_files(folder), cache)
     return content_id("model folder", [[path.name, hashes[path]] for path in sorted(hashes)])
+
+
+def pass_processors_on(source: Path, target: Path) -> None:
+    """Copy what a multimodal wrapper reads images and sound by to a folder that its changed weights are saved in."""
+    for name in PROCESSORS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 def check_folder(folder: Path, name: str) -> None:

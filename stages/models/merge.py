@@ -14,7 +14,7 @@ from schemas.errors import UserError
 from schemas.files import publish
 from schemas.ids import content_id
 from stages.contract import ModelRef
-from stages.models.folder import check_folder, read_json
+from stages.models.folder import check_folder, pass_processors_on, read_json
 from stages.models.process import one_at_a_time, run_module, say
 
 
@@ -69,6 +69,7 @@ def build_merged(adapter: Path, base: Path, target: Path) -> None:
         dtype = AutoConfig.from_pretrained(base, **local).dtype
         model.to(dtype if isinstance(dtype, torch.dtype) else torch.float32).save_pretrained(work)
         tokenizer.save_pretrained(work)
+        pass_processors_on(base, work)
         publish(work, target)
 
 

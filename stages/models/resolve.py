@@ -11,7 +11,7 @@ from schemas.ids import content_id
 from stages.contract import ModelRef
 from stages.models import embedded
 from stages.models.cache import cache_folder
-from stages.models.folder import CONTENT, check_folder, content_files, folder_digest, is_adapter
+from stages.models.folder import CONTENT, PROCESSORS, check_folder, content_files, folder_digest, is_adapter
 from stages.models.merge import base_of, merged_adapter
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -98,16 +98,17 @@ def _from_hub(name: str, revision: str | None) -> ModelRef:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    wanted = [*CONTENT, *PROCESSORS]
     pinned = revision is not None and _COMMIT.fullmatch(revision) is not None
     try:
         try:
             folder = Path(
-                snapshot_download(name, revision=revision, allow_patterns=list(CONTENT), local_files_only=pinned)
+                snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=pinned)
             )
         except LocalEntryNotFoundError:
             if not pinned:
                 raise
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(CONTENT)))
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise UserError(
             f"The model {name} is no folder here and could not be fetched from the Hugging Face hub: {first_line(error)}",

@@ -13,6 +13,7 @@ from schemas import files
 from schemas.config.trainer import TrainerConfig
 from schemas.errors import UserError
 from stages.contract import ModelRef
+from stages.models.folder import pass_processors_on
 from stages.models.merging import merge_checked
 from stages.train.card_page import adapter_card
 from stages.train.checkpoints import clear
@@ -48,6 +49,8 @@ def save_trained(session: Session, section: TrainerConfig, model: PreTrainedMode
     with files.publishing(session.folder / MODEL) as target:
         merged.save_pretrained(target)
         tokenizer.save_pretrained(target)
+        assert session.start.path is not None
+        pass_processors_on(session.start.path, target)
 
 
 def write_cards(folder: Path, card: str) -> None:

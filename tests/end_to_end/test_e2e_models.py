@@ -68,7 +68,9 @@ def test_a_mixture_of_experts(curate, tmp_path, tiny_tokenizer) -> None:
 
 def test_a_wrapper_with_a_tower_for_images(curate, tmp_path, tiny_tokenizer) -> None:
     folder = saved(tmp_path / "gemma", tiny_tokenizer, "gemma3")
+    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "Gemma3ImageProcessor"}')
     root, said = curate(folder)
+    assert (root / "train/model/preprocessor_config.json").exists(), "what reads images stays with the model"
     assert "14 layers" in said and "vision" not in said
     before, after = load_file(folder / "model.safetensors"), load_file(root / "train/model/model.safetensors")
     assert before.keys() == after.keys(), "the trained model is whole: its towers are saved with it"

@@ -7,12 +7,15 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_support import joined, make_context, prompts, shards_of
 
+from benchmarks.tiny_models import tiny_config
+from benchmarks.tiny_models import tiny_model as random_model
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import Context, ModelRef, Part, Shard
@@ -141,6 +144,29 @@ class TestVllm:
         ours, theirs = joined(parts, "candidates"), joined(whole, "candidates")
         assert [(c["prompt_id"], c["index"]) for c in ours] == [(c["prompt_id"], c["index"]) for c in theirs]
         assert [c["text"].rstrip("\ufffd") for c in ours] == [c["text"].rstrip("\ufffd") for c in theirs]
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="the vllm package is not installed")
+def test_a_multimodal_wrapper_answers_without_its_processor(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    """One of those whose code vLLM's CPU build can load without torchvision."""
+    config = tiny_config("idefics3")
+    own = {"vocab_size": 1024, "eos_token_id": 2, "pad_token_id": 0, "max_position_embeddings": 256, "head_dim": 32}
+    for part, (field, value) in product((config, config.get_text_config()), own.items()):
+        setattr(part, field, value)
+    made = random_model(config)
+    made.generation_config.eos_token_id, made.generation_config.pad_token_id = 2, 0
+    made.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    engine = {"kind": "vllm", "max_num_seqs": 4, "enforce_eager": True, "cpu_kv_cache_gib": 1}
+    answers = []
+    for sections in ({"engine": engine, "execution": {}}, {}):
+        ctx = make_context(tmp_path, generate=GREEDY, text={"max_length": 256}, **sections)
+        answers.append(joined(list(Generate().run(ctx, shards_of(ROWS[:4], "prompts", 4))), "candidates"))
+        for made_engine in ctx.shared["engines"].values():
+            made_engine.close()
+    ours, theirs = ([c["text"].rstrip("\ufffd") for c in each] for each in answers)
+    assert ours == theirs and len(ours) == 8
 
 
 def test_without_the_package_the_error_says_what_to_do(

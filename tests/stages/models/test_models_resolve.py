@@ -161,6 +161,7 @@ def test_a_hub_snapshot_is_known_by_its_commit(
     asked = []
 
     def download(name: str, **options: object) -> str:
+        assert "config.json" in options["allow_patterns"] and "preprocessor_config.json" in options["allow_patterns"]
         asked.append((name, options["revision"]))
         return str(tmp_path / "snapshots" / str(options["revision"]))
 
@@ -182,7 +183,9 @@ def test_an_adapter_is_merged_once_into_its_base(folder: Path, store: Path, tmp_
     lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), lora)
     model.save_pretrained(tmp_path / "adapter")
+    (folder / "processor_config.json").write_text("{}")
     found = resolve(str(tmp_path / "adapter"), cache=store)
+    assert (found.path / "processor_config.json").exists()
     assert found.path is not None and found.name == str(tmp_path / "adapter")
     assert found.adapter == (tmp_path / "adapter", folder)
     ids = torch.arange(20)[None]
