@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.executor import Executor
+from pipeline.local_gpus import refuse_gpus
 from pipeline.signals import StopSignals
 from schemas.config import RunConfig
 from schemas.errors import UserError
@@ -39,8 +40,14 @@ class ExecutorKind:
 def _local(config: RunConfig, specs: Sequence[StageSpec], place: Place) -> Executor:
     from pipeline.local_crew import local_executor
 
-    _refuse_lonely(config, specs, 1 + len(place.machines))
+    _suffices(config, specs, 1 + len(place.machines))
     return local_executor(config, place.logs, place.signals, place.machines)
+
+
+def _suffices(config: RunConfig, specs: Sequence[StageSpec], machines: int) -> None:
+    """Raise UserError for stages that need more machines, or other GPUs, than there are."""
+    _refuse_lonely(config, specs, machines)
+    refuse_gpus(config, specs)
 
 
 def _refuse_lonely(config: RunConfig, specs: Sequence[StageSpec], machines: int) -> None:
@@ -72,7 +79,7 @@ def _nodes(config: RunConfig) -> Iterator[Finding]:
 
 
 EXECUTORS = {
-    "local": ExecutorKind(_local, _refuse_lonely),
+    "local": ExecutorKind(_local, _suffices),
     "ray": ExecutorKind(
         _ray,
         _answers,

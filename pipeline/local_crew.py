@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -14,15 +12,13 @@ from pathlib import Path
 from pipeline import worker
 from pipeline.crew import Member, MemberDied, worker_environment
 from pipeline.executor import Executor
+from pipeline.local_gpus import local_gpus
 from pipeline.messages import Order, ToDriver, ToWorker
 from pipeline.pool import Pool
 from pipeline.signals import StopSignals
 from schemas.config import RunConfig
-from schemas.errors import UserError
 from stages.children import Child, ChildDied, start_child, stop_flag, wait_for
 from stages.contract import Machine
-
-_SMI_SECONDS = 60
 
 
 class LocalMember:
@@ -61,11 +57,7 @@ class LocalCrew:
         self._config, self._logs, self._machines = config, logs, machines
         self._stop = stop_flag()
         self._started = 0
-        self._devices = visible_gpus() if config.execution.device != "cpu" else []
-        if config.execution.device == "cuda" and not self._devices:
-            raise UserError(
-                "execution.device is cuda, but no GPU is visible", fix="Use execution.device: cpu, or check nvidia-smi."
-            )
+        self._devices = local_gpus(config)
 
     def size(self, order: Order) -> int:
         """See Crew: what the config says, or one per GPU (or per group of them), or one on the CPU."""
@@ -110,20 +102,3 @@ class LocalCrew:
 def local_executor(config: RunConfig, logs: Path, signals: StopSignals, machines: tuple[Machine, ...] = ()) -> Executor:
     """The executor on this machine, and on others for stages that span several."""
     return Pool(LocalCrew(config, logs, machines), config.execution, signals)
-
-
-def visible_gpus() -> list[str]:
-    """Ids of the GPUs this process may use, without loading CUDA."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [device for device in chosen.split(",") if device.strip() and device.strip() != "-1"]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=_SMI_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise UserError(
-            f"nvidia-smi does not answer in {_SMI_SECONDS} s",
-            fix="The driver hangs: look at the system's log, or name the GPUs in CUDA_VISIBLE_DEVICES.",
-        ) from None
-    return [str(n) for n in range(sum(line.startswith("GPU ") for line in listed.stdout.splitlines()))]

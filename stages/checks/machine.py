@@ -9,6 +9,8 @@ import torch
 
 from schemas.config import RunConfig
 from stages.checks.finding import Finding
+from stages.models.device import unusable
+from stages.models.gpus import visible_gpus
 
 GIB = 2**30
 
@@ -17,13 +19,9 @@ def device_findings(config: RunConfig) -> Iterator[Finding]:
     """GPUs with capability and free memory, or the CPU; whether dtype and device fit them."""
     wanted = config.execution.device
     cuda = torch.cuda.is_available() and wanted != "cpu" and not config.execution.deterministic
-    if wanted == "cuda" and not torch.cuda.is_available():
-        yield Finding(
-            "device",
-            "problem",
-            "execution.device is cuda and torch sees no GPU",
-            "Check the driver, or set device: cpu.",
-        )
+    asked = wanted == "cuda" or (wanted == "auto" and not config.execution.deterministic and visible_gpus())
+    if asked and not torch.cuda.is_available():
+        yield Finding("device", "problem", *unusable())
         return
     if not cuda:
         memory, cores = psutil.virtual_memory(), psutil.cpu_count(logical=False)

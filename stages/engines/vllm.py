@@ -24,6 +24,7 @@ from stages.engines.base import (
     refused_by_length,
     storable_line,
 )
+from stages.models.gpus import given_gpus
 from stages.models.strict import skeleton
 from stages.text.render import Renderer, load_renderer
 
@@ -57,12 +58,16 @@ class VllmEngine(StreamingEngine):
 
         self._vllm: Any = vllm
         on_cpu = current_platform.is_cpu()
-        if config.execution.device == ("cuda" if on_cpu else "cpu"):
+        given = config.execution.device == "auto" and on_cpu and given_gpus()
+        if given or config.execution.device == ("cuda" if on_cpu else "cpu"):
+            wanted = (
+                f"this worker has GPU {', '.join(given)}" if given else f"execution.device is {config.execution.device}"
+            )
             raise UserError(
-                f"execution.device is {config.execution.device}, but the installed vllm is built for "
+                f"{wanted}, but the installed vllm is built for "
                 f"{'the CPU' if on_cpu else current_platform.device_name}",
                 where="execution.device",
-                fix="Set execution.device: auto, or install the other build of vllm.",
+                fix=f"Set execution.device: {'cpu' if on_cpu else 'auto'}, or install the other build of vllm.",
             )
         engine = config.engine
         self.check(model, config)

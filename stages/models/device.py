@@ -6,20 +6,37 @@ import torch
 
 from schemas.config import RunConfig
 from schemas.errors import UserError
+from stages.models.gpus import given_gpus
 
 _MEMORY_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def device_of(config: RunConfig) -> torch.device:
-    """Where the run computes. Raises UserError when CUDA is asked for and not there."""
+    """Where the run computes. Raises UserError when CUDA is asked for, or GPUs are given to this process, and torch can use none."""
     wanted = config.execution.device
     if config.execution.deterministic or wanted == "cpu":
         return torch.device("cpu")
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "There is no CUDA device", where="execution.device", fix="Set execution.device: cpu, or check the driver."
-        )
+    if wanted == "cuda" or given_gpus():
+        refuse_unusable()
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def refuse_unusable() -> None:
+    """Raise UserError unless torch can use a GPU: for where there are some, and a CPU would be taken for them."""
+    if not torch.cuda.is_available():
+        what, fix = unusable()
+        raise UserError(what, where="execution.device", fix=fix)
+
+
+def unusable() -> tuple[str, str]:
+    """What is wrong with the GPUs that torch cannot use, and what to do."""
+    built = torch.version.cuda
+    what = f"torch {torch.__version__} can use no GPU here: it is built for {f'CUDA {built}' if built else 'the CPU'}"
+    driver = "Check the driver: nvidia-smi names the newest CUDA that it runs"
+    return (
+        what,
+        f"{driver if built else 'Install a build for CUDA (make install PLATFORM=cuda)'}. Or set execution.device: cpu.",
+    )
 
 
 def dtype_of(config: RunConfig) -> torch.dtype:

@@ -102,9 +102,7 @@ def _from_hub(name: str, revision: str | None) -> ModelRef:
     pinned = revision is not None and _COMMIT.fullmatch(revision) is not None
     try:
         try:
-            folder = Path(
-                snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=pinned)
-            )
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=pinned))
         except LocalEntryNotFoundError:
             if not pinned:
                 raise

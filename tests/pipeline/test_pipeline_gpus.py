@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from pipeline import local_crew
+from pipeline import local_crew, local_gpus
 from pipeline.config_file import load_config
+from pipeline.executors import EXECUTORS
 from pipeline.local_crew import LocalCrew
 from pipeline.messages import Order
 from pipeline.pool import Pool, _Job
 from pipeline.signals import StopSignals
+from schemas.errors import UserError
 from stages.catalog import BY_NAME
 
 
@@ -35,7 +37,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
         return NoChild()
 
     monkeypatch.setattr(local_crew, "start_child", start)
-    monkeypatch.setattr(local_crew, "visible_gpus", lambda: ["0", "1", "2", "3"])
+    monkeypatch.setattr(local_gpus, "visible_gpus", lambda: ["0", "1", "2", "3"])
     monkeypatch.setattr(local_crew.os, "sched_getaffinity", lambda process: set(range(16)))
     return environments
 
@@ -83,3 +85,17 @@ def test_all_cores_are_shared_between_the_workers_that_run(
     monkeypatch.setattr(pool, "_attend", lambda job: None)
     pool.run(order_of("gradients", config, tmp_path, shards), None, None)  # type: ignore[arg-type]
     assert [s["OMP_NUM_THREADS"] for s in seen] == [str(threads)] * min(shards, workers or 4)
+
+
+def test_gpus_that_torch_cannot_use_are_refused_before_anything_is_done(
+    write_config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the run starts and in a dry run; not for stages that need none."""
+    monkeypatch.setattr(local_gpus, "visible_gpus", lambda: ["0"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = load_config(write_config())
+    reach = EXECUTORS["local"].reach
+    with pytest.raises(UserError, match="can use no GPU here"):
+        reach(config, [BY_NAME["gradients"]], 1)
+    reach(config, [BY_NAME["select"]], 1)
+    reach(load_config(write_config(execution={"device": "cpu"})), [BY_NAME["gradients"]], 1)
