@@ -35,7 +35,9 @@ class ModelConfig(Section):
         used_when={"loss.type": other_than("simpo")},
     )
     revision: str | None = execution(None, "hub revision of the policy")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = semantic("auto", "auto: bfloat16")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = semantic(
+        "auto", "auto: bfloat16; in float16 no pair can be scored"
+    )
     trust_remote_code: bool = semantic(False, "run code shipped with the model; off unless you ask")
 
 

@@ -18,6 +18,7 @@ from stages.gradients.layers import Coverage, select_layers
 from stages.gradients.logprobs import Head
 from stages.gradients.probe import Unprobed
 from stages.gradients.projections import SketchLayout
+from stages.models.device import refuse_float16
 from stages.models.folder import is_quantised
 from stages.models.load import no_adapter
 from stages.models.strict import skeleton
@@ -36,6 +37,8 @@ class Look:
 
 def look(model: ModelRef, config: RunConfig, sketched: bool) -> Look:
     """Raises UserError when the model's files do not fit it or, if `sketched`, when its gradients cannot be."""
+    if sketched:
+        refuse_float16(config)
     of = config.gradients.of if sketched else "weights"
     if of == "adapter":
         if model.adapter is None and not config.sft.sources:

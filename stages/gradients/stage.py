@@ -32,7 +32,7 @@ from stages.gradients.sketcher import Sketcher, Unsketchable
 from stages.gradients.store import LAYOUT_KEY, SEED_KEY, sketch_columns, store_metadata
 from stages.gradients.unfinished import Pass, Unfinished
 from stages.gradients.work import Work, forward_cost, pair_tokens, sketch_cost
-from stages.models.device import device_of, dtype_of
+from stages.models.device import device_of, dtype_of, refuse_float16
 from stages.models.load import load_text_model, load_with_adapter, settle_threads
 from stages.text.render import Renderer, RenderError, load_renderer
 
@@ -109,10 +109,7 @@ def _refusal(ctx: Context, error: ValueError) -> UserError:
 
 def _load(ctx: Context, role: str, load: Callable[..., Any] = load_text_model) -> Any:
     config = ctx.config
-    if config.model.dtype == "float16":
-        raise UserError(
-            "Gradients in float16 underflow", where="model.dtype: float16", fix="Use bfloat16 (auto) or float32."
-        )
+    refuse_float16(config)
     return load(ctx.models[role], dtype_of(config), device_of(config), config.model.trust_remote_code)
 
 

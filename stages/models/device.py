@@ -44,6 +44,14 @@ def dtype_of(config: RunConfig) -> torch.dtype:
     return torch.bfloat16 if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
 
 
+def refuse_float16(config: RunConfig) -> None:
+    """Raise UserError for gradients in numbers in which they underflow."""
+    if config.model.dtype == "float16":
+        raise UserError(
+            "Gradients in float16 underflow", where="model.dtype: float16", fix="Use bfloat16 (auto) or float32."
+        )
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """True for CUDA and CPU allocation failures; PyTorch raises a plain RuntimeError for the
     latter."""

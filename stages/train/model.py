@@ -69,7 +69,7 @@ def precision(config: RunConfig, section: TrainerConfig) -> Precision:
         raise UserError(
             f"{torch.cuda.get_device_name()} has no bfloat16",
             where="model.dtype",
-            fix="Use model.dtype: float16 or float32.",
+            fix="Use model.dtype: float32.",
         )
     copies = section.copies(world_size() // local_size(), local_size()) if world_size() > 1 else 0
     if copies and compute == torch.float16:

@@ -63,3 +63,10 @@ def test_a_model_without_an_adapter_is_refused_before_any_work(tiny_model: Path)
 def test_an_adapter_that_the_run_itself_will_make_is_not_asked_for(tiny_model: Path) -> None:
     sft = {"sft": {"sources": [{"path": "talks.jsonl"}], "method": "lora"}}
     assert look(ModelRef("mine", tiny_model, ""), config(**sft), sketched=True).coverage is None
+
+
+def test_float16_is_refused_before_any_work_where_gradients_are_part_of_it(tiny_model: Path) -> None:
+    half, model = config("weights", model={"policy": "mine", "dtype": "float16"}), ModelRef("mine", tiny_model, "")
+    with pytest.raises(UserError, match=r"underflow \(model\.dtype: float16\)"):
+        look(model, half, sketched=True)
+    assert look(model, half, sketched=False).coverage is None
