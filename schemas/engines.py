@@ -38,6 +38,9 @@ class EngineFacts:
     own_process: bool = False
 
 
+MOST_OF_A_GPU = 0.95
+"""What engines that are loaded together may reserve of one: each finds its share free when it starts, beside what CUDA itself takes."""
+
 ENGINES: Mapping[EngineName, EngineFacts] = {
     "vllm": EngineFacts(
         loads={"text": "vllm:load", "reward": "vllm_reward:load", "loglik": "vllm:load"},

@@ -27,7 +27,7 @@ from schemas.config.sft import SftConfig
 from schemas.config.sources import LanguageConfig, PromptsConfig
 from schemas.config.training import ExecutionConfig, ReportConfig, TrainConfig
 from schemas.config.used import unused
-from schemas.engines import ENGINES
+from schemas.engines import ENGINES, MOST_OF_A_GPU
 from schemas.paths import expanded
 from schemas.secrets import holds_credentials
 
@@ -275,11 +275,11 @@ class RunConfig(Section):
                 shares[f"{facts.task} {name} {engine!r}"] = engine.gpu_memory_utilization
                 if facts.reference:
                     shares[f"{facts.task} {judge.settings.reference} {engine!r}"] = engine.gpu_memory_utilization
-        if len(shares) > 1 and sum(shares.values()) > 1:
+        if len(shares) > 1 and round(sum(shares.values()), 6) > MOST_OF_A_GPU:
             raise ValueError(
                 f"the judges need {len(shares)} engines at once, and their gpu_memory_utilization adds up to"
                 f" {sum(shares.values()):g}: give them engines of their own (judge.engine, judge.criteria.NAME.engine) whose shares"
-                " add up to at most 1, or engine.kind: transformers"
+                f" add up to at most {MOST_OF_A_GPU}, or engine.kind: transformers"
             )
 
     def _models(self) -> None:

@@ -6,21 +6,24 @@ is ended and started again with half of engine.max_num_seqs. Finished answers ar
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import count
 from typing import Any
 
 from schemas.errors import UserError
 from stages.children import Child, ChildDied, start_child
-from stages.contract import Context, ModelRef
+from stages.contract import Context, ModelRef, Stopped
 from stages.engines.base import Completion, Engine, Load, Request, refused_by_length
 from stages.engines.child import END, EngineDied, main
 from stages.text.render import Renderer
 
 _SIZE = "engine.max_num_seqs"
-_MAX_STARTS = 5
-"""Starts in a row that may fail: 256 sequences are then down to 16."""
+_BUSY_SECONDS = 20.0
+"""Between starts on a device whose memory others have."""
+_POLL_SECONDS = 0.2
 _MAX_FRUITLESS = 12
 """Deaths in a row without one answer. Finding one bad request among 768 takes about 7."""
 _CLOSE_SECONDS = 20.0
@@ -141,7 +144,7 @@ class ProcessEngine(Engine):
 
     def _start(self) -> None:
         """Start the process and wait until the model is loaded. Raises UserError when it cannot be."""
-        for attempt in range(1, _MAX_STARTS + 1):
+        for attempt in count(1):
             size = self._ctx.limited(_SIZE, self._ctx.config.engine.max_num_seqs)
             engine = self._ctx.config.engine.model_copy(update={"max_num_seqs": size})
             config = self._ctx.config.model_copy(update={"engine": engine})
@@ -152,7 +155,7 @@ class ProcessEngine(Engine):
                 self._loading = False
             except EngineDied as death:
                 self._kill()
-                if attempt == _MAX_STARTS or (death.memory and size == 1):
+                if attempt >= death.starts or (death.memory and size == 1):
                     raise UserError(
                         f"The inference engine cannot start with {self._model.name}: {death.why}",
                         where="engine",
@@ -161,6 +164,10 @@ class ProcessEngine(Engine):
                     ) from death
                 if death.memory:
                     self._shrink(death.why)
+                elif death.busy:
+                    wait = f"once more in {_BUSY_SECONDS:.0f} s"
+                    self._ctx.progress.note(f"the inference engine finds its device taken ({death.why}): {wait}")
+                    self._wait(_BUSY_SECONDS)
                 else:
                     self._ctx.progress.note(f"the inference engine died while it started ({death.why}): once more")
             except UserError:
@@ -168,6 +175,14 @@ class ProcessEngine(Engine):
                 raise
             else:
                 return
+
+    def _wait(self, seconds: float) -> None:
+        """Let time pass. Raises Stopped when the run is asked to stop meanwhile."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self._ctx.stop():
+                raise Stopped
+            time.sleep(_POLL_SECONDS)
 
     def _send(self, request: Request) -> None:
         assert self._child is not None

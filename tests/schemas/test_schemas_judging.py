@@ -110,3 +110,14 @@ def test_who_judged_is_said_of_all_judges(judge: dict[str, Any], model: str | No
 
 def test_judges_with_one_model_and_engine_need_one_share_of_the_gpu() -> None:
     config({"criteria": {"a": {}, "b": {"rubric": "r.yaml"}}, "engine": {"kind": "vllm"}})
+
+
+@pytest.mark.parametrize(("share", "fits"), [(0.5, False), (0.475, True)])
+def test_judges_that_are_loaded_together_leave_some_of_the_gpu(share: float, fits: bool) -> None:
+    engine = {"kind": "vllm", "gpu_memory_utilization": share}
+    judge = {"criteria": {"a": {"model": "x"}, "b": {"model": "y"}}, "engine": engine}
+    if fits:
+        config(judge)
+    else:
+        with pytest.raises(ValidationError, match=r"adds up to 1: .* at most 0\.95"):
+            config(judge)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,16 @@ class CrashingEngine(StreamingEngine):
             raise ValueError("No available memory for the cache blocks. Try increasing `gpu_memory_utilization`")
         if (folder / "no-such-model").exists():
             raise UserError("vLLM cannot load it")
+        taken, silent = folder / "taken", folder / "silent"
+        if taken.exists() and int(taken.read_text()):
+            taken.write_text(str(int(taken.read_text()) - 1))
+            raise ValueError("Free memory on device cuda:0 (3/24 GiB) on startup is less than desired")
+        if silent.exists():
+            sys.stderr.write(f"(Worker_TP1 pid=7) ERROR 11-30 [multiproc_executor.py:1] {silent.read_text()}\n")
+            sys.stderr.flush()
+            raise Exception(
+                "WorkerProc initialization failed due to an exception in a background process. See stack trace."
+            )
         if (folder / "die-at-start").exists():
             os.kill(os.getpid(), signal.SIGSEGV)
 

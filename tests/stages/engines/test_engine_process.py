@@ -135,6 +135,25 @@ def test_an_engine_that_dies_while_it_starts_is_given_up(start, tmp_path) -> Non
     assert len(lines(tmp_path, "starts")) == 5
 
 
+def test_a_device_that_others_have_is_waited_for_with_as_many_sequences(start, tmp_path, progress, monkeypatch) -> None:
+    monkeypatch.setattr("stages.engines.process._BUSY_SECONDS", 0.0)
+    start(16, taken=2)
+    assert [line.split()[1] for line in lines(tmp_path, "starts")] == ["16", "16", "16"]
+    assert sum("finds its device taken" in note for note in progress.notes) == 2
+    with pytest.raises(UserError, match=r"cannot start with m: .*Free memory on device.*free the device"):
+        start(16, taken=9)
+
+
+def test_of_engines_in_several_processes_the_log_has_the_reason(start, tmp_path, capfd) -> None:
+    """Tensor parallel: vLLM says the same sentence whatever it was."""
+    with pytest.raises(UserError, match=r"cannot start with m: ValueError: 3 heads on 2 GPUs"):
+        start(16, silent="ValueError: 3 heads on 2 GPUs")
+    assert [line.split()[1] for line in lines(tmp_path, "starts")] == ["16", "16"], "no matter of memory: once more"
+    with pytest.raises(UserError, match=r"cannot start with m: torch\.OutOfMemoryError: CUDA out of memory"):
+        start(16, silent="torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert [line.split()[1] for line in lines(tmp_path, "starts")][2:] == ["16", "8", "4", "2", "1"]
+
+
 def test_a_model_that_cannot_be_loaded_is_not_tried_again(start, tmp_path) -> None:
     with pytest.raises(UserError, match="vLLM cannot load it"):
         start(no_such_model=1)
