@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline import worker
 from pipeline.crew import Member, MemberDied, worker_environment
 from pipeline.executor import Executor
-from pipeline.local_gpus import local_gpus
+from pipeline.local_gpus import local_gpus, width
 from pipeline.messages import Order, ToDriver, ToWorker
 from pipeline.pool import Pool
 from pipeline.signals import StopSignals
@@ -86,7 +86,7 @@ class LocalCrew:
 
     def _width(self, order: Order) -> int:
         """GPUs that a worker sees."""
-        return max(1, order.spec.gpus_per_worker(self._config, len(self._devices)))
+        return width(self._config, order.spec, self._devices)
 
     def _environment(self, slot: int, width: int, sharing: int) -> dict[str, str]:
         threads = self._config.execution.threads or max(1, len(os.sched_getaffinity(0)) // sharing)

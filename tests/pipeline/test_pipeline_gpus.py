@@ -99,3 +99,48 @@ def test_gpus_that_torch_cannot_use_are_refused_before_anything_is_done(
         reach(config, [BY_NAME["gradients"]], 1)
     reach(config, [BY_NAME["select"]], 1)
     reach(load_config(write_config(execution={"device": "cpu"})), [BY_NAME["gradients"]], 1)
+
+
+VLLM = {"kind": "vllm"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "sections", "said"),
+    [
+        ("train", {"train": {"processes": 5}}, r"stage train takes 5 GPUs and 4 are visible \(train\.processes\)"),
+        ("generate", {"engine": {**VLLM, "tensor_parallel": 8}}, r"takes 8 GPUs .*engine\.tensor_parallel"),
+        (
+            "generate",
+            {"engine": {**VLLM, "tensor_parallel": 3}, "execution": {"workers": 2}},
+            r"2 workers of stage generate take 3 GPUs each and 4 are visible \(execution\.workers",
+        ),
+        ("generate", {"engine": VLLM, "execution": {"workers": 5}}, r"are 2 on one, and each reserves 0\.9 of it"),
+        ("generate", {"engine": {**VLLM, "gpu_memory_utilization": 0.4}, "execution": {"workers": 8}}, ""),
+        ("generate", {"engine": {**VLLM, "tensor_parallel": 3}}, ""),
+        ("gradients", {"execution": {"workers": 8}}, ""),
+    ],
+)
+def test_fewer_gpus_than_workers_take_are_refused_before_anything_is_done(
+    stage: str, sections: dict[str, Any], said: str, write_config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_gpus, "visible_gpus", lambda: ["0", "1", "2", "3"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    reach, config = EXECUTORS["local"].reach, load_config(write_config(**sections))
+    if not said:
+        reach(config, [BY_NAME[stage]], 1)
+        return
+    with pytest.raises(UserError, match=said):
+        reach(config, [BY_NAME[stage]], 1)
+
+
+def test_of_what_mig_cuts_a_worker_gets_one_part(write_config, tmp_path: Path, seen, monkeypatch) -> None:
+    monkeypatch.setattr(local_gpus, "visible_gpus", lambda: ["MIG-a", "MIG-b"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = load_config(write_config(train={"processes": 0}))
+    EXECUTORS["local"].reach(config, [BY_NAME["train"]], 1)
+    crew = LocalCrew(config, tmp_path)
+    crew.start(order_of("train", config, tmp_path), 0, 1)
+    crew.start(order_of("gradients", config, tmp_path), 1, 2)
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in seen] == ["MIG-a", "MIG-b"]
+    with pytest.raises(UserError, match="MIG cuts those of this machine"):
+        EXECUTORS["local"].reach(load_config(write_config(train={"processes": 2})), [BY_NAME["train"]], 1)
