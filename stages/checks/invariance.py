@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from stages.contract import ModelRef
 from stages.gradients.batching import TokenBudget
 from stages.gradients.layers import select_layers
 from stages.gradients.logprobs import check_head
+from stages.gradients.pair_sketches import PairSketches
 from stages.gradients.projections import SketchLayout
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import Sketcher
@@ -55,15 +57,9 @@ def invariance_findings(model: ModelRef, config: RunConfig) -> Iterator[Finding]
     size = sum(p.numel() * p.element_size() for p in policy.parameters())
     what = f"{model.name}: {sum(p.numel() for p in policy.parameters()) / 1e9:.2f} billion parameters, {policy.dtype}"
     yield Finding("weights", "ok", f"{what} on {policy.device}, {size / 2**30:.2f} GiB", values={"bytes": size})
-    sketch, pairs = config.gradients.sketch, sample_pairs(model, config, _PAIRS)
+    pairs = sample_pairs(model, config, _PAIRS)
     try:
-        check_head(policy)
-        layout = SketchLayout.plan(select_layers(policy, sketch.include, sketch.exclude, of).layers, sketch.dim)
-        with Sketcher(policy, layout, sketch.seed, prefix_sharing=shares_prefixes(config), of=of) as sketcher:
-            alone = sketcher.run(pairs, TokenBudget(1))
-            begun = time.monotonic()
-            together = sketcher.run(pairs, TokenBudget(len(pairs) * 2 * max(pair.longest for pair in pairs)))
-            seconds = time.monotonic() - begun
+        alone, together, seconds = _sketched(policy, config, pairs)
     except ValueError as error:
         raise UserError(f"Gradients cannot be sketched: {error}", where="gradients.sketch") from error
     finally:
@@ -90,3 +86,17 @@ def invariance_findings(model: ModelRef, config: RunConfig) -> Iterator[Finding]
             "which computes every pair alone."
         )
         yield Finding("batch_invariance", "warning" if cosine >= USABLE else "problem", what, fix, values)
+
+
+def _sketched(policy: Any, config: RunConfig, pairs: list[Pair]) -> tuple[PairSketches, PairSketches, float]:
+    """Of each pair alone and of all in one batch, and the seconds that the batch took. On return nothing here holds the policy: the
+    next check needs the device."""
+    check_head(policy)
+    sketch, of = config.gradients.sketch, config.gradients.of
+    coverage = select_layers(policy, sketch.include, sketch.exclude, of)
+    layout = SketchLayout.plan(coverage.layers, sketch.dim, sketch.method, sketch.rank)
+    with Sketcher(policy, layout, sketch.seed, prefix_sharing=shares_prefixes(config), of=of) as sketcher:
+        alone = sketcher.run(pairs, TokenBudget(1))
+        begun = time.monotonic()
+        together = sketcher.run(pairs, TokenBudget(len(pairs) * 2 * max(pair.longest for pair in pairs)))
+        return alone, together, time.monotonic() - begun

@@ -13,6 +13,8 @@ from stages.models.device import unusable
 from stages.models.gpus import visible_gpus
 
 GIB = 2**30
+_LEAST = (7, 5)
+"""Capability that CUDA 13 still has code for: Turing."""
 
 
 def device_findings(config: RunConfig) -> Iterator[Finding]:
@@ -34,7 +36,10 @@ def device_findings(config: RunConfig) -> Iterator[Finding]:
         name = f"GPU {index}: {found.name}, capability {found.major}.{found.minor}"
         what = f"{name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
         values: dict[str, float | str] = {"memory_bytes": free}
-        if config.model.dtype in ("auto", "bfloat16") and found.major < 8:
+        if (found.major, found.minor) < _LEAST:
+            fix = f"Builds of torch for CUDA 13 need capability {'.'.join(map(str, _LEAST))}: take another GPU, or set device: cpu."
+            yield Finding("device", "problem", what, fix, values)
+        elif config.model.dtype in ("auto", "bfloat16") and found.major < 8:
             fix = "bfloat16 needs capability 8.0: set model.dtype: float32."
             yield Finding("device", "problem", what, fix, values)
         elif config.engine.facts.reserves and free < config.engine.gpu_memory_utilization * total:

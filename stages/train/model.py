@@ -65,7 +65,11 @@ def precision(config: RunConfig, section: TrainerConfig) -> Precision:
             where="model.dtype: float16",
             fix="Use model.dtype: bfloat16 (or auto), or float32.",
         )
-    if device.type == "cuda" and compute == torch.bfloat16 and not torch.cuda.is_bf16_supported():
+    if (
+        device.type == "cuda"
+        and compute == torch.bfloat16
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
         raise UserError(
             f"{torch.cuda.get_device_name()} has no bfloat16",
             where="model.dtype",

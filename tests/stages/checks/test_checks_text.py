@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from schemas.config import RunConfig
 from schemas.config.sources import LanguageConfig
+from stages.checks import invariance
 from stages.checks.finding import Finding
 from stages.checks.invariance import invariance_findings
 from stages.checks.languages import language_findings
@@ -128,3 +131,33 @@ def test_a_kernel_whose_rows_depend_on_their_batch_is_found(
     monkeypatch.setattr(logprobs, "hidden_states", mixing)
     found = states(invariance_findings(model, config))["batch_invariance"][0]
     assert found.state == "problem" and "gradients.token_budget: 64" in found.fix
+
+
+@pytest.mark.parametrize("sketch", [{"method": "two_sided"}, {"method": "one_sided", "rank": 2}])
+def test_the_model_is_gone_when_its_memory_is_given_back(
+    sketch: dict[str, Any], tiny_model: Path, make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next check loads it again, in vLLM. What is measured is what the config sketches."""
+    load, plan = invariance.load_text_model, invariance.SketchLayout.plan
+    held: list[Any] = []
+    alive: list[bool] = []
+    planned: list[tuple[Any, ...]] = []
+
+    def loaded(*arguments: Any) -> Any:
+        model = load(*arguments)
+        held.append(weakref.ref(model))
+        return model
+
+    def freed() -> None:
+        gc.collect()
+        alive.append(held[0]() is not None)
+
+    monkeypatch.setattr(invariance, "load_text_model", loaded)
+    monkeypatch.setattr(invariance, "free_memory", freed)
+    monkeypatch.setattr(
+        invariance.SketchLayout, "plan", lambda layers, *rest: planned.append(rest) or plan(layers, *rest)
+    )
+    config = make_config(gradients={"sketch": sketch})
+    assert states(invariance_findings(ModelRef("tiny", tiny_model, "d"), config))["batch_invariance"][0].state == "ok"
+    assert alive == [False]
+    assert planned == [(config.gradients.sketch.dim, sketch["method"], config.gradients.sketch.rank)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from schemas.errors import UserError
 from stages.checks.machine import device_findings
 from stages.models.device import device_of
 from stages.models.gpus import visible_gpus
+from stages.train.model import precision
 
 WHOLE = "GPU 0: NVIDIA A100 (UUID: GPU-a)\nGPU 1: NVIDIA A100 (UUID: GPU-b)\n"
 PART = "  MIG 3g.20gb     Device  {n}: (UUID: MIG-{n})\n"
@@ -84,3 +86,38 @@ def test_doctor_calls_it_a_problem(nvidia_smi) -> None:
     assert found.state == "problem" and "can use no GPU here" in found.what and "device: cpu" in found.fix
     (found,) = device_findings(config_of(device="cpu"))
     assert found.state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "state", "fix"),
+    [
+        ((7, 0), "float32", "problem", "need capability 7.5"),
+        ((7, 0), "auto", "problem", "need capability 7.5"),
+        ((7, 5), "auto", "problem", "set model.dtype: float32"),
+        ((7, 5), "float32", "ok", ""),
+        ((8, 0), "auto", "ok", ""),
+    ],
+)
+def test_doctor_advises_nothing_that_cannot_help(
+    capability: tuple[int, int], dtype: str, state: str, fix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of()
+    config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
+    card = SimpleNamespace(name="card", major=capability[0], minor=capability[1])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (23 * 2**30, 24 * 2**30))
+    (found,) = device_findings(config)
+    assert found.state == state and fix in found.fix
+
+
+def test_training_in_bfloat16_takes_no_gpu_that_only_emulates_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch says of a T4 that it has bfloat16, unless asked without emulation."""
+    config = config_of()
+    config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "auto"})})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    with pytest.raises(UserError, match=r"Tesla T4 has no bfloat16 .* float32"):
+        precision(config, config.train)
