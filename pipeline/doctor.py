@@ -179,6 +179,7 @@ class Doctor:
             rows=int(sum(map(float, pairs or prompts))),
             weights=self.value("architecture", "bytes") or self.value("model", "bytes") or 0,
             memory=self.value("device", "memory_bytes") or 0,
+            gpus=sum("gpu" in finding.values for finding in self.findings),
             layers=self._layers(policy) if policy is not None and policy.path else (),
         )
 

@@ -31,8 +31,8 @@ _ROW_BYTES = 300
 
 @dataclass(frozen=True)
 class Sizes:
-    """Row counts (upper bounds) and model size in bytes. memory: free bytes of the device; layers: (name, O, I) of what
-    a sketch of the policy covers."""
+    """Row counts (upper bounds) and model size in bytes. memory: free bytes of the device; gpus: devices that there are, 0: the CPU; layers:
+    (name, O, I) of what a sketch of the policy covers."""
 
     prompts: int
     candidates: int
@@ -40,6 +40,7 @@ class Sizes:
     curated: int
     weights: float
     memory: float
+    gpus: int = 0
     layers: tuple[tuple[str, int, int], ...] = ()
 
     @classmethod
@@ -49,13 +50,14 @@ class Sizes:
         rows: int,
         weights: float,
         memory: float,
+        gpus: int = 0,
         layers: tuple[tuple[str, int, int], ...] = (),
     ) -> Sizes:
         """From the rows of the sources: every prompt is answered, every training prompt gives a pair."""
         candidates = 0 if config.imported else rows * config.generate.candidates
         source = config.pairs if config.imported else config.prompts
         pairs = round(rows * (1 - source.dev_fraction - source.test_fraction))
-        return cls(rows, candidates, pairs, round(pairs * config.select.keep), weights, memory, layers)
+        return cls(rows, candidates, pairs, round(pairs * config.select.keep), weights, memory, gpus, layers)
 
 
 def rows_of_sources(config: RunConfig) -> Iterator[tuple[str, str, int | None, bool]]:
@@ -127,11 +129,11 @@ def needs(config: RunConfig, sizes: Sizes) -> Iterator[Finding]:
             what = f"train's rank search holds a copy of the weights, about {copy / GIB:.1f} GiB of main memory,"
             fix = "Use train.orthalign.rank: energy."
             yield Finding("memory", "problem", f"{what} {main / GIB:.1f} GiB are free", fix)
-    for stage, (needed, fix) in memory.items():
+    for stage, (needed, least, fix) in memory.items():
         if needed > sizes.memory:
             what = f"{stage} needs about {needed / GIB:.1f} GiB, {sizes.memory / GIB:.1f} GiB are free"
-            yield Finding("memory", "problem" if sizes.weights > sizes.memory else "warning", what, fix)
-    shown = ", ".join(f"{stage} {needed / GIB:.1f}" for stage, (needed, _) in memory.items())
+            yield Finding("memory", "problem" if least > sizes.memory else "warning", what, fix)
+    shown = ", ".join(f"{stage} {needed / GIB:.1f}" for stage, (needed, _, _) in memory.items())
     yield Finding("memory", "ok", f"GiB needed, about: {shown}; free: {sizes.memory / GIB:.1f}")
 
 
@@ -207,12 +209,21 @@ def _copy(config: RunConfig, sizes: Sizes) -> float:
     return sizes.weights * (2 if config.train.method == "full" else 1)
 
 
-def _memory(config: RunConfig, sizes: Sizes) -> dict[str, tuple[float, str]]:
-    """Stage -> (bytes, what to do when that is too much). Activations are a rough share of the weights."""
-    weights = sizes.weights
+def _on_a_device(config: RunConfig, sizes: Sizes) -> float:
+    """How often the device holds what is trained: a share of it where processes cut it; main memory is that of all processes of a machine."""
+    processes, nodes = config.train.processes or max(1, sizes.gpus), config.train.nodes or 1
+    copies = config.train.copies(nodes, processes) if processes * nodes > 1 else 0
+    held = copies / (processes * nodes) if copies else 1.0
+    return held if sizes.gpus else held * processes
+
+
+def _memory(config: RunConfig, sizes: Sizes) -> dict[str, tuple[float, float, str]]:
+    """Stage -> (bytes, those of the weights alone, what to do when that is too much), of one device. Activations are a rough share of the
+    weights."""
+    weights, held = sizes.weights, _on_a_device(config, sizes)
 
     def training(method: str) -> float:
-        return weights * (8 if method == "full" else 2) + GIB
+        return weights * (8 if method == "full" else 2)
 
     train = training(config.train.method)
     if _chained(config):
@@ -225,20 +236,26 @@ def _memory(config: RunConfig, sizes: Sizes) -> dict[str, tuple[float, str]]:
     initial = config.rounds > 1 and config.train.reference == "initial"
     models = 2.5 if config.model.reference is not None or initial else 1.5
     found = {
-        "gradients": (models * weights + sums + GIB, "Lower gradients.token_budget; the model must fit one worker."),
+        "gradients": (
+            models * weights + sums + GIB,
+            weights,
+            "Lower gradients.token_budget; the model must fit one worker.",
+        ),
         "train": (
-            train,
-            "Set train.method: lora and train.gradient_checkpointing: true, lower train.micro_batch_size.",
+            train * held + GIB,
+            weights * held,
+            "Set train.method: lora and train.gradient_checkpointing: true, lower train.micro_batch_size; on several GPUs raise"
+            " train.processes.",
         ),
     }
     if config.sft.on:
         fix = "Set sft.method: lora and sft.gradient_checkpointing: true, lower sft.micro_batch_size."
-        found = {"sft": (training(config.sft.method), fix), **found}
+        found = {"sft": (training(config.sft.method) + GIB, weights, fix), **found}
     if config.engine.facts.has_weights and not config.imported:
         cache = config.engine.cpu_kv_cache_gib * GIB if config.engine.facts.reserves else GIB
         per_gpu = config.engine.tensor_parallel if config.engine.facts.parallel else 1
         fix = "Raise engine.tensor_parallel (vllm), lower text.max_length, or take a smaller model."
-        found = {"generate": (weights / per_gpu + cache, fix), **found}
+        found = {"generate": (weights / per_gpu + cache, weights / per_gpu, fix), **found}
     return found
 
 

@@ -35,7 +35,7 @@ def device_findings(config: RunConfig) -> Iterator[Finding]:
         free, total = torch.cuda.mem_get_info(index)
         name = f"GPU {index}: {found.name}, capability {found.major}.{found.minor}"
         what = f"{name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
-        values: dict[str, float | str] = {"memory_bytes": free}
+        values: dict[str, float | str] = {"memory_bytes": free, "gpu": index}
         if (found.major, found.minor) < _LEAST:
             fix = f"Builds of torch for CUDA 13 need capability {'.'.join(map(str, _LEAST))}: take another GPU, or set device: cpu."
             yield Finding("device", "problem", what, fix, values)

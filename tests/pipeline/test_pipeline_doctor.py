@@ -262,3 +262,30 @@ def test_a_reference_that_is_another_model_is_in_memory_beside_the_policy(write)
 
     assert gradients(model__reference="other") - gradients() == pytest.approx(8)
     assert gradients(rounds=2, train__reference="initial") - gradients(rounds=2) == pytest.approx(8)
+
+
+@pytest.mark.parametrize(
+    ("train", "gpus", "times"),
+    [
+        ({}, 8, 8),
+        ({"processes": 8}, 8, 1),
+        ({"processes": 0}, 4, 2),
+        ({"processes": 8, "nodes": 2, "sharding": "fsdp2"}, 8, 0.5),
+        ({"processes": 8, "nodes": 2}, 8, 1),
+        ({"processes": 8, "sharding": "ddp"}, 8, 8),
+        ({"processes": 2}, 0, 8),
+        ({"processes": 2, "sharding": "ddp"}, 0, 16),
+    ],
+    ids=["one", "fsdp2", "all", "fsdp2 of machines", "hsdp", "ddp", "fsdp2 on a CPU", "ddp on a CPU"],
+)
+def test_training_in_several_processes_needs_their_share_of_each_device(write, train, gpus, times):
+    """`times` the weights in bfloat16 (16 bytes a parameter), and 1 GiB; a problem only where what must be there is too much."""
+    config = load_config(write(train={"method": "full", "batch_size": 16, "micro_batch_size": 1, **train}))
+    gib = 2.0**30
+    sizes = Sizes.of(config, rows=10, weights=16 * gib, memory=gib / 10, gpus=gpus)
+    said = {f.what.split()[0]: f for f in needs(config, sizes) if f.check == "memory"}
+    assert said["train"].what.startswith(f"train needs about {times * 16 + 1:.1f} GiB")
+    roomy = Sizes.of(config, rows=10, weights=16 * gib, memory=12 * gib, gpus=gpus)
+    states = {f.what.split()[0]: f.state for f in needs(config, roomy) if f.check == "memory"}
+    assert states["gradients"] == "problem"
+    assert states.get("train", "ok") == ("ok" if times < 0.6 else "warning" if times < 8 and gpus else "problem")
