@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from schemas.config import RunConfig
 from schemas.engines import MOST_OF_A_GPU
 from schemas.errors import UserError
+from stages.models.compiler import refuse_without_compiler
 from stages.models.gpus import are_parts, visible_gpus
 from stages.spec import StageSpec, config_value
 
@@ -25,7 +26,8 @@ def local_gpus(config: RunConfig) -> list[str]:
 
 
 def refuse_gpus(config: RunConfig, specs: Sequence[StageSpec]) -> None:
-    """Raise UserError for GPUs that torch cannot use, where a stage would compute on them, and for fewer than a stage's workers take."""
+    """Raise UserError for GPUs that torch cannot use, where a stage would compute on them, for fewer than a stage's workers take, and
+    for a training that could not compile its kernels."""
     gpus = local_gpus(config)
     specs = [spec for spec in specs if spec.holds_gpu(config)]
     if not gpus or not specs:
@@ -36,6 +38,8 @@ def refuse_gpus(config: RunConfig, specs: Sequence[StageSpec]) -> None:
         refuse_unusable()
     for spec in specs:
         _refuse_too_few(config, spec, gpus)
+        if spec.trains:
+            refuse_without_compiler(f"Stage {spec.name}")
 
 
 def width(config: RunConfig, spec: StageSpec, gpus: Sequence[str]) -> int:

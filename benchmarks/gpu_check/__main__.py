@@ -18,11 +18,12 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import Any
 
 import torch
 
-from benchmarks.gpu_check import gradients, optimizers, training
+from benchmarks.gpu_check import gradients, optimizers, training, trl_loss
 from benchmarks.gpu_check.report import Row, Sizes, as_json, table
 from benchmarks.optimizer_step import bandwidth
 from schemas.errors import UserError, first_line
@@ -35,6 +36,7 @@ PARTS: dict[str, Callable[[Sizes], Iterator[Row]]] = {
     "sketches": gradients.correct,
     "waits": gradients.waits,
     "tiny run": training.tiny,
+    "TRL's loss": trl_loss.loss,
     "stages": training.stages,
     "optimizer speed": optimizers.speed,
     "gradient speed": gradients.speed,
@@ -46,6 +48,7 @@ _FAILURES = (
     LookupError,
     OSError,
     RuntimeError,
+    SubprocessError,  # Triton's compiler
     TypeError,
     ValueError,
     UserError,

@@ -9,6 +9,7 @@ import torch
 
 from schemas.config import RunConfig
 from stages.checks.finding import Finding
+from stages.models.compiler import INSTALL, lacking
 from stages.models.device import unusable
 from stages.models.gpus import visible_gpus
 
@@ -30,6 +31,9 @@ def device_findings(config: RunConfig) -> Iterator[Finding]:
         what = f"CPU, {cores} cores, {memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB memory free"
         yield Finding("device", "ok", what, values={"memory_bytes": memory.available})
         return
+    if missing := lacking():
+        what = f"Triton compiles kernels for the GPU, and there is no {' and no '.join(missing)}: training needs them"
+        yield Finding("device", "problem", what, INSTALL)
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)

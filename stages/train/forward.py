@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from subprocess import CalledProcessError
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from schemas.errors import UserError, first_line
 from stages.gradients.rows import BatchRow
+from stages.models.compiler import INSTALL
 from stages.train.scoring import Scorer
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.03}
@@ -69,6 +71,14 @@ def check_forward(
     except (AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
         raise _refusal(
             kind, f"cannot run in TRL's forward ({type(error).__name__}: {first_line(error)})", section
+        ) from error
+    except (RuntimeError, CalledProcessError) as error:
+        if isinstance(error, RuntimeError) and "c compiler" not in str(error).lower():
+            raise
+        raise UserError(
+            f"TRL's loss could not compile its kernels for the GPU ({type(error).__name__}: {first_line(error)})",
+            where=section,
+            fix=f"{INSTALL} The worker's log has the compiler's words.",
         ) from error
     tolerance = TOLERANCE[scorer.numbers.compute]
     for other, what in (

@@ -6,8 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from benchmarks.gpu_check import trl_loss
+from benchmarks.gpu_check.__main__ import run
+from benchmarks.gpu_check.report import Sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 _HIDDEN = """
@@ -42,7 +47,23 @@ def test_every_result_is_right_on_a_cpu(found: dict[str, list[dict[str, str]]]) 
 
 def test_parts_without_their_packages_say_that_they_were_not_run(found: dict[str, list[dict[str, str]]]) -> None:
     missing = {row["part"]: row["note"] for row in found["rows"] if row["verdict"] == "not run"}
-    assert missing == {"stages": "there is no package polars", "gradients": "there is no GPU"}
+    lacks = {"stages": "there is no package polars", "TRL's loss": "there is no package trl"}
+    assert missing == lacks | {"gradients": "there is no GPU"}
+
+
+def test_the_loss_that_trl_computes_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels for GPUs are others than those that the tests of training run on a CPU."""
+    pytest.importorskip("trl")
+    sizes = Sizes.of("cpu", small=True)
+    assert [row.verdict for row in run("TRL's loss", sizes)] == ["right"] * 4
+    step = trl_loss._step
+
+    def damaged(*arguments: Any, fused: bool) -> tuple[Any, Any]:
+        found, gradient = step(*arguments, fused=fused)
+        return (found * 1.5, gradient * 1.5) if fused else (found, gradient)
+
+    monkeypatch.setattr(trl_loss, "_step", damaged)
+    assert [row.verdict for row in run("TRL's loss", sizes)] == ["wrong"] * 4
 
 
 def test_speed_rows_have_their_baseline_and_their_aim(found: dict[str, list[dict[str, str]]]) -> None:

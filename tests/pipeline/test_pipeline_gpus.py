@@ -136,6 +136,7 @@ def test_fewer_gpus_than_workers_take_are_refused_before_anything_is_done(
 def test_of_what_mig_cuts_a_worker_gets_one_part(write_config, tmp_path: Path, seen, monkeypatch) -> None:
     monkeypatch.setattr(local_gpus, "visible_gpus", lambda: ["MIG-a", "MIG-b"])
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(local_gpus, "refuse_without_compiler", lambda what: None)
     config = load_config(write_config(train={"processes": 0}))
     EXECUTORS["local"].reach(config, [BY_NAME["train"]], 1)
     crew = LocalCrew(config, tmp_path)
@@ -144,3 +145,22 @@ def test_of_what_mig_cuts_a_worker_gets_one_part(write_config, tmp_path: Path, s
     assert [environment["CUDA_VISIBLE_DEVICES"] for environment in seen] == ["MIG-a", "MIG-b"]
     with pytest.raises(UserError, match="MIG cuts those of this machine"):
         EXECUTORS["local"].reach(load_config(write_config(train={"processes": 2})), [BY_NAME["train"]], 1)
+
+
+def test_training_on_gpus_without_a_compiler_is_refused_before_anything_is_done(
+    write_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_gpus, "visible_gpus", lambda: ["0"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    config, reach = load_config(write_config()), EXECUTORS["local"].reach
+    with pytest.raises(
+        UserError, match=r"Stage train compiles .* no C compiler and no Python's headers .*gcc python3-dev"
+    ):
+        reach(config, [BY_NAME["train"]], 1)
+    reach(config, [BY_NAME["gradients"]], 1)
+    (tmp_path / "gcc").touch(mode=0o755)
+    (tmp_path / "Python.h").touch()
+    reach(config, [BY_NAME["train"]], 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 import pytest
@@ -129,3 +130,25 @@ def test_a_model_that_trls_forward_cannot_run_is_refused(tiny_folder: Path) -> N
     add_fused_lm_head(model)
     with pytest.raises(UserError, match=r"cannot run in TRL's forward \(AttributeError: .*num_experts"):
         check_forward(scorer().token_logps(model, ROWS), model, ROWS, scorer(), "train")
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        RuntimeError("Failed to find C compiler. Please specify via CC environment variable."),
+        CalledProcessError(1, ["gcc", "main.c"]),
+    ],
+    ids=["none", "without headers"],
+)
+def test_kernels_that_cannot_be_compiled_are_no_fault_of_the_model(raised: Exception) -> None:
+    def failing(**inputs: Any) -> Any:
+        raise raised
+
+    model = made(tiny_config("llama"))
+    before = scorer().token_logps(model, ROWS)
+    model.forward = failing
+    with pytest.raises(UserError, match=r"could not compile its kernels for the GPU .* python3-dev"):
+        check_forward(before, model, ROWS, scorer(), "train")
+    model.forward = lambda **inputs: (_ for _ in ()).throw(RuntimeError("CUDA error"))
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        check_forward(before, model, ROWS, scorer(), "train")
