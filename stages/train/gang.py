@@ -28,6 +28,8 @@ _COLLECT_SECONDS = 2.0
 _LEAVE_SECONDS = 20.0
 """For the others to end after the first one did: the result is there."""
 
+_ABORTED = "SIGABRT"
+
 
 @dataclass
 class _Member:
@@ -74,7 +76,7 @@ def run_together(job: Callable[[Context], T], ctx: Context, processes: int) -> T
             other.start(Invitation(work, len(members), processes, count, store.port, cuda))
             members += [_Member(rank, count, other.name) for rank in range(len(members), len(members) + processes)]
         _attend(members, [here, *others], ctx)
-    return _result(members)
+    return _result(members, cuda)
 
 
 def _attend(members: list[_Member], groups: Sequence[Group | Far], ctx: Context) -> None:
@@ -106,9 +108,9 @@ def _hear(member: _Member, word: Word, ctx: Context) -> None:
             member.said = word
 
 
-def _result(members: list[_Member]) -> T:  # type: ignore[type-var]
+def _result(members: list[_Member], cuda: bool) -> T:  # type: ignore[type-var]
     if any(member.failed for member in members):
-        raise _cause(members)
+        raise _cause(members, cuda)
     ends = [member.said for member in members if isinstance(member.said, Ended)]
     if any(end.stopped for end in ends):
         raise Stopped
@@ -116,15 +118,18 @@ def _result(members: list[_Member]) -> T:  # type: ignore[type-var]
     return result
 
 
-def _cause(members: list[_Member]) -> Exception:
+def _cause(members: list[_Member], cuda: bool) -> Exception:
     """The first cause: what a process refused, else one that died without a word, else the earliest error of the code: the others
-    lose their connection to that process."""
+    lose their connection to that process. cuda: they talk by NCCL, whose watchdog aborts a process that waits too long for another."""
     for member in members:
         if isinstance(member.said, Refused):
             return member.said.error
     for member in members:
         if member.said is None and member.death:
-            return _ended(f"{member.name} died by {member.death}", MachineLost if member.lost else UserError)
+            died = f"{member.name} died by {member.death}"
+            if cuda and _ABORTED in member.death:
+                return _aborted(died)
+            return _ended(died, MachineLost if member.lost else UserError)
     broke = [(member.said.when, member.rank, member.said) for member in members if isinstance(member.said, Broke)]
     _, rank, error = min(broke, key=lambda entry: entry[0])
     if error.out_of_memory:
@@ -139,4 +144,12 @@ def _ended(what: str, kind: type[UserError] = UserError) -> UserError:
         f"{what}; the others were ended",
         where="train.processes",
         fix=f"The worker's log may say more; a {less_memory('train')}",
+    )
+
+
+def _aborted(what: str) -> UserError:
+    return UserError(
+        f"{what}; the others were ended. NCCL ends a process so that waited for another longer than allowed, or after an error of CUDA",
+        where="execution.peer_minutes",
+        fix="The worker's log says which, and whom it waited for; a longer limit waits longer. The same command continues from the last checkpoint.",
     )

@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM
 from pipeline.storage import storage_error
 from schemas.errors import UserError
 from stages.contract import Account, Context, Rows, Stopped
+from stages.train import gang
 from stages.train.batches import plan_batches
 from stages.train.gang import run_together
 from stages.train.peers import peer_limit, silence_named
@@ -276,3 +277,17 @@ def test_a_process_that_does_not_write_holds_no_whole_weights_and_the_first_maps
 def test_sharding_a_lora_model_is_refused(bench: Any) -> None:
     with pytest.raises(ValueError, match="use ddp or auto"):
         bench.context(sharding="fsdp2")
+
+
+@pytest.mark.parametrize(
+    ("death", "cuda", "where", "said"),
+    [
+        ("signal 6 (SIGABRT)", True, "execution.peer_minutes", "waited for another longer than allowed"),
+        ("signal 6 (SIGABRT)", False, "train.processes", "needs less memory"),
+        ("signal 9 (SIGKILL)", True, "train.processes", "needs less memory"),
+    ],
+)
+def test_a_process_that_nccl_aborts_is_no_lack_of_memory(death: str, cuda: bool, where: str, said: str) -> None:
+    error = gang._cause([gang._Member(0, 2), gang._Member(1, 2, death=death)], cuda)
+    assert isinstance(error, UserError) and error.where == where and said in str(error)
+    assert "process 1 of the 2 that train together died by" in error.what and "same command continues" in error.fix
