@@ -46,9 +46,8 @@ def foreign(problem: Callable[[Exception], UserError]) -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     """What an error of a library says first, less credentials; its kind, if it says nothing. Of pydantic's the first thing that it found."""
-    if isinstance(error, ValidationError):
-        return without_secrets(error.errors(include_url=False)[0]["msg"])
-    return without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])
+    said = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else str(error)
+    return without_secrets((said.strip().splitlines() or [type(error).__name__])[0])
 
 
 def last_line(error: BaseException) -> str:
