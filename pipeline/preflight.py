@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from pipeline.config_digests import config_files
 from pipeline.executors import EXECUTORS
-from pipeline.local_crew import visible_gpus
+from pipeline.local_gpus import local_gpus, width
 from pipeline.models import Models
 from schemas.config import RunConfig
 from schemas.config.trainer import TrainerConfig
@@ -34,10 +34,9 @@ def _together(config: RunConfig, spec: StageSpec) -> int:
     """Processes that will train together; 0: that is seen when they start."""
     if not spec.machines:
         return 1
-    processes, machines = config_value(config, spec.gpus), config_value(config, spec.machines)
-    if not processes and config.execution.on == "local":
-        processes = 1 if config.execution.device == "cpu" else max(1, len(visible_gpus()))
-    return processes * machines
+    local = config.execution.on == "local"
+    processes = width(config, spec, local_gpus(config)) if local else config_value(config, spec.gpus)
+    return processes * int(config_value(config, spec.machines))
 
 
 def _check(needed: Needs, stage: str = "") -> None:
