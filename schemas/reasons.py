@@ -65,7 +65,7 @@ REASONS: dict[str, Reason] = {
     "too_few_candidates": Reason("pairs: prompt, row", "fewer than two usable answers, own pairs: with a score; `dropped/pairs` has why the others left", "`generate.candidates`, or what those reasons say; own pairs: `fields.completion_score`"),
     "rated_below": Reason("pairs: row", "the data rates chosen below rejected", "the data, or `fields.chosen_score`, `fields.rejected_score`: leave them out to ignore the ratings"),
     "identical": Reason("pairs: prompt, row; evaluate: row; aggregate, gradients: pair", "the answers are the same text, or the same tokens", "`generate.sampling.temperature`, `generate.candidates`; own pairs: the data"),
-    "tie": Reason("pairs: prompt, row", "best and worst answer (own pairs: chosen and rejected) score the same, or differ by less than `pairs.min_margin`", "`pairs.min_margin`, `generate.candidates`, `judge.votes` (additive)"),
+    "tie": Reason("pairs: prompt, row", "the scores of best and worst answer (own pairs: of chosen and rejected) differ by less than `pairs.min_margin`; generated pairs: or not at all", "`pairs.min_margin`, `generate.candidates`, `judge.votes` (additive)"),
     "repetitive": Reason("pairs: candidate", "a larger share of its runs of 16 characters than `pairs.max_repetition` occurred in it before", "`pairs.max_repetition`, `generate.sampling`"),
     "refusal": Reason("pairs: candidate, row", "`pairs.drop_refusals` is on, and a phrase of refusal stands in its first two sentences (it is in detail); own pairs: one of the two answers does", "`pairs.drop_refusals`"),
     "disagreement": Reason("pairs: prompt", "judge.combine agree: not every judge of the panel prefers chosen", "`judge.combine: mean`, the judges of `judge.panel`"),

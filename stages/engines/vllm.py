@@ -7,6 +7,7 @@ killed, restarted, and gives all its memory back.
 from __future__ import annotations
 
 import gc
+import math
 import os
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -170,6 +171,8 @@ class VllmEngine(StreamingEngine):
         if request.target_ids:
             found = output.prompt_logprobs[len(request.prompt_ids) :]
             sum_ = sum(at[token].logprob for at, token in zip(found, request.target_ids, strict=True))
+            if not math.isfinite(sum_):
+                return Completion(request.id, "", [], 0, "error", error=not_finite(self._name, self._dtype).what)
             return Completion(request.id, "", [], 0, "length", values=(sum_,))
         said = output.outputs[0]
         if request.score_tokens:

@@ -21,9 +21,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from schemas.ids import seed_for
@@ -83,10 +84,19 @@ def evaluation_table(
     rows = [_row(key, found, seed) for key, found in sorted(cells.items()) if key[3] != KAPPA]
     for key, found in sorted(cells.items()):
         if key[3] in WIN_RATES:
-            rows.append(_fitted((*key[:3], f"{key[3]}{CONTROLLED}"), found, length_controlled, seed))
+            rows.append(_fitted((*key[:3], f"{key[3]}{CONTROLLED}"), _in_own_units(found), length_controlled, seed))
         elif key[3] == KAPPA:
             rows.append(_fitted(key, found, kappa, seed))
     return pa.Table.from_pylist([*rows, *benchmarks], schema=TABLES["evaluation"].schema)
+
+
+def _in_own_units(items: list[Measurement]) -> list[Measurement]:
+    """Differences in length over their standard deviation in the item's language: a character says more in some scripts than in others."""
+    lengths: dict[str, list[float]] = defaultdict(list)
+    for item in items:
+        lengths[item.language].append(item.beside)
+    spread = {language: float(np.std(found)) or 1.0 for language, found in lengths.items()}
+    return [replace(item, beside=item.beside / spread[item.language]) for item in items]
 
 
 def _fitted(

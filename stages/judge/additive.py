@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_SCORE = re.compile(r"score\W{0,6}?[:：]\W{0,6}?(-?\d+(?:[.,]\d+)?)", re.IGNORECASE)
+_SCORE = re.compile(r"score\W{0,6}?[:：]\W{0,6}?(-?\d+(?:[.,]\d+)?(?:[-–~]\d+)?)", re.IGNORECASE)
 
 
 def parse_vote(text: str, finish_reason: str) -> float | None:

@@ -193,10 +193,11 @@ class FromCandidates:
         of_prompt = np.array(languages)
         for language in sorted(set(languages)):
             mine = of_prompt == language
-            cost, excess = fit_cost(score_PC[mine], tokens_PC[mine], pairs.min_margin, pairs.margin_in == "sd")
-            cost_P[mine] = cost
+            found = fit_cost(score_PC[mine], tokens_PC[mine], pairs.min_margin, pairs.margin_in == "sd")
+            cost_P[mine] = found.cost
             self._ctx.progress.note(
-                f"length control {language}: {cost:.3g} points a token leave chosen answers {excess:+.1f} tokens longer"
+                f"length control {language}: {found.cost:.3g} points a token leave chosen answers {found.excess:+.1f} tokens"
+                f" longer, and {found.pairs} of {found.before} pairs"
             )
         return cost_P
 

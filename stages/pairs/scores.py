@@ -44,7 +44,7 @@ def agreements(ctx: Context) -> Iterator[tuple[str, str, str, float, int]]:
 def criterion_scores_of_panel(ctx: Context, judges: list[Judge]) -> pl.DataFrame:
     """candidate_id, prompt_id and the mean votes `0`, `1`, … of the judges of one criterion."""
     votes = _votes(ctx).filter(pl.col("criterion") == judges[0].criterion)
-    means = votes.group_by("judge", *_KEYS, maintain_order=True).agg(pl.col("score").mean()).collect()
+    means = votes.group_by("judge", *_KEYS, maintain_order=True).agg(pl.col("score").drop_nans().mean()).collect()
     return _side_by_side(means, judges)
 
 

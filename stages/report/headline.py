@@ -6,9 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import polars as pl
+
 from schemas.config import RunConfig
 from schemas.config.curation import SelectConfig
 from schemas.manifests import StageManifest
+from stages.evaluate.metrics import WIN_RATES
 from stages.report.conflicts import Conflicts
 from stages.report.data import Tables
 from stages.report.results import ALL, Results
@@ -25,6 +28,8 @@ class Card:
     detail: str
 
 
+_UNSCORED = ("no_score", "off_topic")
+"""Reasons of pairs that select did not rank."""
 _LEFT_OUT = {"pair": "the pair", "answers": "pairs that share an answer", "group": "shared answers and translations"}
 
 
@@ -39,7 +44,8 @@ def cards(tables: Tables, conflicts: Sequence[Conflicts], results: Sequence[Resu
     chosen = [r for r in tables.rounds() if tables.has("curated", r)]
     if chosen:
         kept = tables.read("curated", chosen[-1], ["pair_id"]).height
-        total = kept + tables.read("rejected", chosen[-1], ["pair_id"]).height
+        left = tables.read("rejected", chosen[-1], ["reason"])
+        total = kept + left.filter(~pl.col("reason").is_in(_UNSCORED)).height
         share = percent(kept / total) if total else "–"
         found.append(Card("Kept for training", count(kept), f"{share} of {count(total)} scored pairs"))
     found += _accuracy(results)
@@ -77,7 +83,7 @@ def facts(
 ) -> list[tuple[str, str]]:
     """(name, value) lines that say what was run. No judge is named where nobody judged."""
     measured = {one.name for result in results for _, _, measures in result.splits for one in measures}
-    compared = any(name.startswith("win_rate") for name in measured)
+    compared = bool(measured & set(WIN_RATES))
     names = {role: name for manifest in manifests for role, name in manifest.models.items()}
     languages = ", ".join(config.languages.seen)
     unseen = ", ".join(config.languages.unseen)
@@ -98,6 +104,7 @@ def facts(
             if compared
             else []
         ),
+        *([("Second evaluation judge", names["second_judge"])] if compared and "second_judge" in names else []),
         ("Languages", languages + (f"; only evaluated: {unseen}" if unseen else "")),
         ("Rounds", str(config.rounds)),
         ("Seed", str(config.seed)),

@@ -8,6 +8,7 @@ from scipy.optimize import minimize
 
 from stages.evaluate.intervals import of_statistic
 from stages.evaluate.length_controlled import length_controlled
+from stages.evaluate.metrics import Measurement, evaluation_table
 from stages.text.repetition import repetition
 
 
@@ -34,6 +35,19 @@ def test_a_judge_of_length_alone_is_seen_through_and_equal_lengths_change_nothin
     assert wins.mean() == 0.65 and abs(length_controlled(wins, d_N) - 0.5) < 0.02
     assert length_controlled([1, 1, 0, 0.5], [0.0] * 4) == pytest.approx(0.625, abs=1e-8)
     assert length_controlled([1.0] * 5, [1, 2, 3, 4, 5]) == 1.0
+
+
+def test_over_all_languages_lengths_count_in_what_is_much_in_their_language() -> None:
+    """Characters of some scripts say three times as much as those of others: in one unit their lengths would be no lengths."""
+    generator = np.random.default_rng(1)
+    items = []
+    for language, unit in (("en", 600.0), ("zh", 60.0)):
+        for n, d in enumerate(generator.normal(unit / 2, unit, 400)):
+            won = generator.random() < 1 / (1 + np.exp(-1.5 * d / unit))  # even at equal length
+            items.append(Measurement("after", "test", language, "win_rate", f"{language}{n}", float(won), float(d)))
+    table = evaluation_table(items, (), seed=0).to_pylist()
+    found = {row["language"]: row["value"] for row in table if row["metric"] == "win_rate_length_controlled"}
+    assert min(found["en"], found["zh"]) - 0.02 < found["all"] < max(found["en"], found["zh"]) + 0.02
 
 
 def test_its_interval_resamples_whole_groups_and_needs_eight() -> None:

@@ -251,6 +251,8 @@ def test_a_score_of_several_tokens_is_refused() -> None:
         ("Score: 3\nScore: 9", None),
         ("Score: -1", None),
         ("Score: 10", None),
+        ("Score: 3-4", None),
+        ("Score: 3–4", None),
         ("Score: <points>", None),
         ("I give four points", None),
         ("5", None),

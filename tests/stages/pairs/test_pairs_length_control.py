@@ -60,7 +60,7 @@ def test_the_fitted_cost_evens_out_lengths_and_finds_the_planted_slope(slope: fl
     tokens = rng.integers(10, 200, size=(600, 4)).astype(float)
     score = slope * tokens + rng.normal(size=tokens.shape)
     assert abs(mean_difference(score, tokens, 0.0, 0.1)) > 50
-    cost, excess = fit_cost(score, tokens, 0.1)
+    cost, excess, *_ = fit_cost(score, tokens, 0.1)
     assert abs(mean_difference(score, tokens, cost, 0.1)) < 1.0
     assert excess == pytest.approx(mean_difference(score, tokens, cost, 0.1))
     assert cost == pytest.approx(slope, rel=0.1)
@@ -70,7 +70,7 @@ def test_the_fitted_cost_evens_out_lengths_and_finds_the_planted_slope(slope: fl
 @given(MATRIX, st.sampled_from([0.0, 0.5]))
 def test_control_never_makes_the_length_difference_larger(cells: list, min_margin: float) -> None:
     score, tokens = matrices(cells)
-    cost, _ = fit_cost(score, tokens, min_margin)
+    cost, *_ = fit_cost(score, tokens, min_margin)
     before, after = (mean_difference(score, tokens, c, min_margin) or 0.0 for c in (0.0, cost))
     assert abs(after) <= abs(before) + 1e-9
 
@@ -79,8 +79,19 @@ def test_with_margins_in_standard_deviations_the_cost_is_fitted_to_the_pairs_tha
     rng = np.random.default_rng(1)
     tokens = rng.integers(10, 200, size=(400, 4)).astype(float)
     score = 40 * (0.05 * tokens + rng.normal(size=tokens.shape))
-    cost, excess = fit_cost(score, tokens, 1.0, in_sd=True)
+    cost, excess, *_ = fit_cost(score, tokens, 1.0, in_sd=True)
     least = float(np.std(score - cost * tokens))
     assert least > 10
     assert excess == pytest.approx(mean_difference(score, tokens, cost, least))
     assert abs(mean_difference(score, tokens, cost, least)) < 3.0
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.1])
+def test_a_judge_that_follows_length_alone_does_not_lose_its_pairs(noise: float) -> None:
+    """At the cost that cancels the length no two answers lie a margin apart: no pair is no balance."""
+    rng = np.random.default_rng(3)
+    tokens = rng.integers(10, 200, size=(40, 4)).astype(float)
+    found = fit_cost(tokens / 40 + noise * rng.normal(size=tokens.shape), tokens, 0.1)
+    choice = extremes(tokens / 40, tokens, 0.0)
+    assert found.before == choice.pairs(0.1).sum() == 40 and 20 <= found.pairs <= 40
+    assert fit_cost(np.array([[3.0, 2.0]]), np.array([[40.0, 20.0]]), 0.1).pairs == 1

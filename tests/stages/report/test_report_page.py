@@ -250,6 +250,12 @@ def test_no_judge_is_named_where_nobody_judged(build_run, tmp_path):
     builder = build_run(["en"], 6, **imported)
     path = builder.run.inputs["evaluation:0"][0]
     frame = pl.read_parquet(path)
+    builder.run.manifests[-1].models["second_judge"] = "another"
+    frame.with_columns(pl.col("metric").str.replace("^win_rate", "baseline_win_rate")).write_parquet(path)
+    assert re.findall(r"<dt>(.*?udge)</dt>", write(builder, tmp_path)) == [
+        "Evaluation judge",
+        "Second evaluation judge",
+    ]
     frame.filter(~pl.col("metric").str.starts_with("win_rate")).write_parquet(path)
     assert "udge</dt>" not in write(builder, tmp_path)
 

@@ -317,6 +317,17 @@ def test_the_headline_takes_the_larger_of_test_and_authored_pairs_and_never_unse
     assert shown["Preference pairs"].value == str(total)
 
 
+def test_the_share_that_is_kept_is_of_pairs_that_have_a_score(build_run):
+    builder = build_run(languages=["en"], per_language=40)
+    path = builder.run.inputs["rejected:0"][0]
+    frame = pl.read_parquet(path)
+    off = ["off_topic"] * 5 + ["no_score"] * 3 + ["below_cut"] * (frame.height - 8)
+    frame.with_columns(pl.Series("reason", off)).write_parquet(path)
+    kept = len(pl.read_parquet(builder.run.inputs["curated:0"]))
+    (card,) = (card for card in cards(Tables(builder.run.inputs), [], []) if card.title == "Kept for training")
+    assert card.detail == f"{kept / (kept + frame.height - 8):.0%} of {kept + frame.height - 8} scored pairs"
+
+
 @pytest.mark.parametrize(
     ("select", "words"),
     [
