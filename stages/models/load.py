@@ -13,6 +13,7 @@ from torch import nn
 from schemas.config import RunConfig
 from schemas.errors import UserError, foreign
 from stages.contract import ModelRef
+from stages.models.generation import drop_unsavable
 from stages.models.merging import with_adapter
 from stages.models.strict import config_of, headers, refuse_misfits, unloadable
 from stages.models.text_model import auto_class, classifier_class, drop_towers
@@ -99,6 +100,7 @@ def _loaded(kind: Any, model: ModelRef, dtype: torch.dtype, device: torch.device
             ignore_mismatched_sizes=True,  # said by refuse_misfits, with their names
         )
     refuse_misfits(model, loaded, found)
+    drop_unsavable(loaded)
     return loaded.to(device).eval()
 
 

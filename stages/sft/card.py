@@ -6,7 +6,7 @@ from schemas.config import RunConfig
 from stages.contract import ModelRef
 from stages.text.markdown import escape
 from stages.train.batches import BatchPlan
-from stages.train.card_page import Page, card_page, common_settings, shown
+from stages.train.card_page import Page, card_page, common_settings, dtype_name, shown
 from stages.train.seen import Seen
 
 
@@ -17,7 +17,7 @@ def sft_card(config: RunConfig, base: ModelRef, seen: Seen, plan: BatchPlan) -> 
     settings = {
         **common_settings(sft, "adamw", f"{plan.warmup_steps} warm-up steps"),
         "optimizer steps": str(plan.steps),
-        "numbers": config.model.dtype,
+        "numbers": dtype_name(config),
         "seed": str(config.seed),
     }
     method = (

@@ -10,7 +10,7 @@ from schemas.config.training import TrainConfig
 from stages.contract import ModelRef
 from stages.text.markdown import escape
 from stages.train.batches import BatchPlan
-from stages.train.card_page import Page, card_page, common_settings, shown
+from stages.train.card_page import Page, card_page, common_settings, dtype_name, last_part, shown
 from stages.train.seen import Seen
 
 
@@ -35,6 +35,9 @@ def model_card(config: RunConfig, training: Training) -> str:
         warm_up = f"anew in every objective, {train.warmup_ratio:.0%} of its steps warm up"
         if train.orthalign.reference == "objective":
             reference = f"{reference} for the first objective, then the model as each objective starts"
+    if train.allo.on and train.allo.forget and train.allo.learn:
+        each = " in each objective" if train.way == "sequence" else ""
+        reference = f"the model as forgetting left it{each}"
     settings = {
         **common_settings(train, _optimizer(train), warm_up),
         "optimizer steps": str(training.steps),
@@ -45,8 +48,8 @@ def model_card(config: RunConfig, training: Training) -> str:
         "beta": f"{loss.beta:g}",
         "alpha (length penalty)": f"{loss.alpha:g}",
         **({"nll (weight of chosen's likelihood)": f"{loss.nll:g}"} if loss.nll else {}),
-        "numbers": config.model.dtype,
-        "seed": f"{config.seed}, round {training.round}",
+        "numbers": dtype_name(config),
+        "seed": f"{config.training_seed}, round {training.round}",
     }
     judges = ", ".join(escape(name) if name else "itself" for name in config.judge_models)
     judged = "judged itself" if config.judges_itself else f"that were judged by {judges}"
@@ -135,7 +138,11 @@ def _allo(train: TrainConfig) -> dict[str, str]:
     source = "changed most in a warm-up" if allo.mask == "warmup" else "with the largest summed gradients"
     phases = {}
     if allo.needs_rewards:
-        by = f"{allo.token_reward} by {allo.reward_model}" if allo.reward_model else "implicit, after the warm-up"
+        by = (
+            f"{allo.token_reward} by {last_part(allo.reward_model)}"
+            if allo.reward_model
+            else "implicit, after the warm-up"
+        )
         phases["rewards of tokens"] = f"{by}, beta {allo.beta:g}"
     if allo.forget:
         rate = train.learning_rate if allo.forget_learning_rate is None else allo.forget_learning_rate

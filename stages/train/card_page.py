@@ -14,6 +14,7 @@ from schemas.config import RunConfig
 from schemas.config.sources import Source
 from schemas.config.trainer import TrainerConfig
 from stages.contract import ModelRef
+from stages.models.device import dtype_of
 from stages.sources import hub_ids
 from stages.text.markdown import escape
 from stages.train.seen import Seen
@@ -39,6 +40,17 @@ def shown(model: ModelRef) -> str:
     return escape(
         model.name if model.revision or os.sep not in model.name else os.path.basename(model.name.rstrip(os.sep))
     )
+
+
+def last_part(name: str) -> str:
+    """Of a model as the config names it: a folder's last part, a hub id as it is."""
+    is_path = os.path.isabs(name) or name.startswith((".", "~"))
+    return os.path.basename(name.rstrip(os.sep)) if is_path else name
+
+
+def dtype_name(config: RunConfig) -> str:
+    """Of the weights that are stored, as torch names it."""
+    return str(dtype_of(config)).removeprefix("torch.")
 
 
 def common_settings(section: TrainerConfig, optimizer: str, warm_up: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from schemas.config.trainer import TrainerConfig
 from schemas.errors import UserError
 from stages.contract import ModelRef
 from stages.models.folder import pass_processors_on
+from stages.models.generation import write_generation
 from stages.models.merging import merge_checked
 from stages.train.card_page import adapter_card
 from stages.train.checkpoints import clear
@@ -51,6 +52,7 @@ def save_trained(session: Session, section: TrainerConfig, model: PreTrainedMode
         tokenizer.save_pretrained(target)
         assert session.start.path is not None
         pass_processors_on(session.start.path, target)
+        write_generation(session.start.path, target, session.renderer.stop_ids)
 
 
 def write_cards(folder: Path, card: str) -> None:

@@ -132,3 +132,16 @@ def test_the_header_is_the_hubs_and_nothing_in_it_is_guessed() -> None:
 def test_a_card_names_no_folder_of_this_machine() -> None:
     card = model_card(CONFIG, training("/home/somebody/models/mine", "/home/somebody/other/"))
     assert "somebody" not in card and "mine, aligned" in card and "loss: other." in card
+
+
+def test_a_card_says_what_was_used_and_no_path_of_this_machine() -> None:
+    train = {
+        "seed": 11,
+        "method": "full",
+        "allo": {"mask": "warmup", "token_reward": "dpo_model", "reward_model": "/home/me/rm"},
+    }
+    config = RunConfig.model_validate(CONFIG.model_dump() | {"seed": 3, "train": train})
+    card = model_card(config, training())
+    assert "| seed | 11, round 0 |" in card and "| numbers | bfloat16 |" in card
+    assert "by rm, beta" in card and "/home" not in card
+    assert "Reference model of the loss: the model as forgetting left it." in card
