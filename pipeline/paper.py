@@ -11,7 +11,7 @@ import polars as pl
 
 from pipeline.existing import config_of, find_run
 from pipeline.inspect import tables_of
-from pipeline.paper_table import PaperTable, as_csv, is_above, latex, markdown
+from pipeline.paper_table import BOLD, PaperTable, as_csv, is_above, latex, markdown
 from pipeline.trials import UNTRAINED
 from schemas.errors import UserError
 from stages.compare.seeds import over_seeds
@@ -25,7 +25,8 @@ TRIALS = "evaluation.parquet"
 _SEEN, _UNSEEN, _BENCHMARK = "test", "unseen", "benchmark"
 _GROUPS = {_SEEN: "seen", _UNSEEN: "unseen", _BENCHMARK: "tax"}
 _METRICS = ("accuracy", *WIN_RATES, "benchmarks", "benchmarks_change")
-_COLUMNS = ["method", "split", "language", "metric", "value", "low", "high", "n"]
+_FIGURE = ["split", "language", "metric"]
+_COLUMNS = ["method", *_FIGURE, "value", "low", "high", "n"]
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,15 @@ def gathered(runs: Sequence[str]) -> Papers:
     names = [name for name, _ in frames]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"Two methods are called {twice!r}", fix="Give one a name of its own: NAME=RUN.")
-    started = [(BASE, bases[0][1])] if _alike([rows for _, rows in bases]) else []
+    own = [rows for _, rows in bases]
+    started = [(BASE, _together(own))] if _alike(own) else []
     if not started:
         started = [(f"{BASE} of {name}", rows) for name, rows in bases]
         notes.append("The runs do not start from the same figures: other models, or other prompts and pairs.")
     figures = pl.concat(
         [rows.select(pl.lit(method).alias("method"), *_COLUMNS[1:]) for method, rows in [*started, *frames]]
     )
-    return Papers(figures, notes + _uneven(figures))
+    return Papers(figures, notes)
 
 
 def table_of(papers: Papers, by_language: str | None = None) -> PaperTable:
@@ -70,7 +72,7 @@ def table_of(papers: Papers, by_language: str | None = None) -> PaperTable:
     Bold: a method (not base) whose interval lies above that of every other. Raises UserError for a metric that was not measured.
     """
     rows = papers.figures.filter(pl.col("n") > 0)
-    columns = _overall(rows) if by_language is None else _languages(rows, by_language)
+    columns = _columns(rows, by_language)
     found = {(r["method"], r["split"], r["language"], r["metric"]): r for r in rows.iter_rows(named=True)}
     methods = list(dict.fromkeys(papers.figures["method"]))
     trained = [method for method in methods if not _is_base(method)]
@@ -91,7 +93,7 @@ def written(papers: Papers, form: Form, by_language: str | None = None) -> str:
         return as_csv(papers.figures)
     table, notes = (
         table_of(papers, by_language),
-        [*papers.notes, "Bold: its interval lies above that of every other method."],
+        [*papers.notes, *_uneven(papers.figures, by_language), f"{BOLD} method."],
     )
     if form == "tex":
         return latex(table) + "".join(f"% {note}\n" for note in notes)
@@ -143,24 +145,37 @@ def _trials(folder: Path, name: str | None) -> list[tuple[str, pl.DataFrame]]:
 
 def _alike(bases: Sequence[pl.DataFrame]) -> bool:
     """Whether they have the same figures, wherever two have one."""
-    values: dict[tuple[Any, ...], float | None] = {}
+    values: dict[tuple[Any, ...], float] = {}
     for rows in bases:
-        for split, language, metric, value in rows.select("split", "language", "metric", "value").iter_rows():
-            there = values.setdefault((split, language, metric), value)
-            if there != value and (there is None or value is None or abs(there - value) > 1e-9):
+        for *key, value in rows.drop_nulls("value").select(*_FIGURE, "value").iter_rows():
+            if abs(values.setdefault(tuple(key), value) - value) > 1e-9:
                 return False
     return bool(bases)
 
 
-def _uneven(figures: pl.DataFrame) -> list[str]:
-    """Columns whose methods were measured on different numbers of items."""
-    mine = figures.filter((pl.col("language") == ALL) & pl.col("metric").is_in(_METRICS) & (pl.col("n") > 0))
-    counts = mine.group_by("split", "metric").agg(pl.col("n").unique().sort()).filter(pl.col("n").list.len() > 1)
-    return [
-        f"{_GROUPS.get(split, split)}, {_metric(metric)}: methods were measured on different numbers of items"
-        f" ({', '.join(map(str, items))}): not to be compared."
-        for split, metric, items in sorted(counts.select("split", "metric", "n").rows())
-    ]
+def _together(bases: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """All that was measured of one model: each figure of the first that has it."""
+    rows = pl.concat([base.select(_COLUMNS[1:]) for base in bases])
+    measured_first = rows.sort(pl.col("value").is_null(), maintain_order=True)
+    return measured_first.unique(_FIGURE, keep="first", maintain_order=True)
+
+
+def _uneven(figures: pl.DataFrame, by_language: str | None) -> list[str]:
+    """Printed columns whose methods were measured on different numbers of items."""
+    notes, rows = [], figures.filter(pl.col("n") > 0)
+    for column in _columns(rows, by_language):
+        same = [pl.col(name) == value for name, value in zip(_FIGURE, column, strict=True)]
+        items = rows.filter(*same)["n"].unique().sort().to_list()
+        if len(items) > 1:
+            notes.append(
+                f"{', '.join(_title(column, by_language))}: methods were measured on different numbers of items"
+                f" ({', '.join(map(str, items))}): not to be compared."
+            )
+    return notes
+
+
+def _columns(rows: pl.DataFrame, by_language: str | None) -> list[tuple[str, str, str]]:
+    return _overall(rows) if by_language is None else _languages(rows, by_language)
 
 
 def _overall(rows: pl.DataFrame) -> list[tuple[str, str, str]]:

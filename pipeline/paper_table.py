@@ -8,6 +8,8 @@ from typing import Any
 
 import polars as pl
 
+from stages.evaluate.metrics import CONTROLLED, WIN_RATES
+
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -23,18 +25,25 @@ class PaperTable:
     rows: list[tuple[str, list[tuple[str, bool]]]]
 
 
-_NOT_BETTER = ("repetition", "refused", "truncated", "empty", "characters", "judge_")
-"""Beginnings of metrics of which more is not better: nothing is printed bold there."""
+_BETTER = ("accuracy", "implicit_reward_accuracy", *WIN_RATES, "answer_language", "logp_chosen", "benchmarks")
+_BETTER_OF_TASKS = ("acc", "acc_norm", "exact_match", "f1", "bleu", "chrf")
+"""Metrics, of tasks those of the harness, of which more is better, their changes and figures at equal length too: of others nothing is printed bold."""
+BOLD = "Bold, where more is better: its interval lies above that of every other"
 
 
 def is_above(row: dict[str, Any], rivals: list[dict[str, Any]]) -> bool:
     """Whether more is better of the row's metric and all there is to compare with lies below, intervals included; one seed has none, and shows
     nothing."""
-    if row["metric"].startswith(_NOT_BETTER):
+    if not _more_is_better(row["metric"]):
         return False
     return bool(rivals) and all(
         row["low"] is not None and other["high"] is not None and row["low"] > other["high"] for other in rivals
     )
+
+
+def _more_is_better(metric: str) -> bool:
+    task, _, name = metric.removesuffix("_change").removesuffix(CONTROLLED).rpartition("/")
+    return name.partition(" (")[0] in _BETTER_OF_TASKS if task else name in _BETTER
 
 
 def as_csv(figures: pl.DataFrame) -> str:

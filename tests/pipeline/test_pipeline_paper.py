@@ -84,7 +84,27 @@ def test_what_cannot_be_compared_is_said(runs: Any) -> None:
     papers = gathered([runs("a", run_rows(0.6, 0.05)), runs("b", run_rows(0.8, 0.05, n=30, before=0.6))])
     assert list(cells(papers)) == ["base of a", "base of b", "a", "b"]
     assert any("do not start from the same figures" in note for note in papers.notes)
-    assert any("seen, Preference accuracy" in note and "(30, 40)" in note for note in papers.notes)
+    text = written(papers, "md")
+    assert "seen, Preference accuracy: methods were measured on different numbers of items (30, 40)" in text
+    assert "seen, de: methods were measured on different numbers of items (30, 40)" in written(papers, "md", "win_rate")
+
+
+@pytest.mark.parametrize("first", ["few", "more"])
+def test_the_base_has_what_any_run_measured_of_it(runs: Any, first: str) -> None:
+    """In any order; and where a run measured nothing, another's figure stands."""
+    every = run_rows(0.6, 0.05)
+    few = every.filter(pl.col("metric") == "accuracy").with_columns(
+        value=pl.when(pl.col("split") == "test").then(pl.col("value")),
+        n=pl.when(pl.col("split") == "test").then(pl.col("n")).otherwise(0),
+    )
+    folders = {"few": runs("few", few), "more": runs("more", every)}
+    papers = gathered([folders.pop(first), *folders.values()])
+    base = cells(papers)["base"]
+    assert base["tax", "Benchmarks, mean"] == ("0.400 [0.300, 0.500]", False)
+    assert (
+        base["seen", "Preference accuracy"] == base["unseen", "Preference accuracy"] == ("0.500 [0.450, 0.550]", False)
+    )
+    assert not papers.figures.select("method", "split", "language", "metric").is_duplicated().any()
 
 
 def test_a_metric_has_a_column_a_language(runs: Any) -> None:
@@ -151,7 +171,24 @@ def test_wrong_command_lines_are_refused(runs: Any, tmp_path: Path) -> None:
         form_of("pdf")
 
 
-def test_nothing_is_bold_where_more_is_not_better() -> None:
-    worst = {"metric": "repetition", "low": 0.5, "high": 0.6}
-    assert not is_above(worst, [{**worst, "low": 0.1, "high": 0.2}])
-    assert is_above({**worst, "metric": "accuracy"}, [{**worst, "low": 0.1, "high": 0.2}])
+@pytest.mark.parametrize(
+    ("metric", "bold"),
+    [
+        ("accuracy", True),
+        ("accuracy_change", True),
+        ("win_rate_self_judged_length_controlled", True),
+        ("benchmarks_change", True),
+        ("belebele_deu_Latn/acc", True),
+        ("gsm8k/exact_match (strict-match)_change", True),
+        ("repetition", False),
+        ("truncated", False),
+        ("logp_rejected", False),
+        ("logp_rejected_change", False),
+        ("wikitext/word_perplexity", False),
+        ("wikitext/acc_stderr", False),
+        ("judge_kappa", False),
+    ],
+)
+def test_bold_is_of_metrics_that_are_known_to_be_better_when_more(metric: str, bold: bool) -> None:
+    mine = {"metric": metric, "low": 0.5, "high": 0.6}
+    assert is_above(mine, [{**mine, "low": 0.1, "high": 0.2}]) == bold
