@@ -70,6 +70,19 @@ def side_by_side(
         return compared(arms, pool, tables, [*config.languages.seen, *config.languages.unseen], examples)
 
 
+def trained_alone(folder: Path, specs: Sequence[ArmSpec], progress: Progress) -> list[dict[str, int]]:
+    """Pairs that each arm trains on in a run of its own (see `stages.compare.lengths`). Raises UserError for one that cannot be selected."""
+    from stages.compare.lengths import trained_on
+
+    config = config_of(folder)
+    with TemporaryDirectory(prefix="congrad-compare-") as scratch:
+        arms = (
+            _arm(folder, config, spec, 0, Path(scratch, str(number)), progress, False)
+            for number, spec in enumerate(specs)
+        )
+        return [trained_on(arm, 0) for arm in arms]
+
+
 def _arm(
     folder: Path, own: RunConfig, spec: ArmSpec, round_: int, scratch: Path, progress: Progress, with_own: bool
 ) -> Arm:

@@ -6,17 +6,17 @@ evaluates for itself. So a stopped comparison goes on where it was, and each of 
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import polars as pl
 
 from pipeline.arms import ArmSpec, arms_of
-from pipeline.compare import side_by_side
+from pipeline.compare import trained_alone
 from pipeline.config_file import load_config
 from pipeline.console import Display
 from pipeline.existing import config_of
@@ -31,9 +31,12 @@ from schemas.config.base import semantic_values
 from schemas.errors import UserError
 from schemas.files import publishing
 from stages.contract import Silent
+from stages.train.batches import steps_of
 
 UNTRAINED = "untrained"
 LAST = "evaluate"
+_EQUAL = ("rounds", "select.seed", "train.seed", "train.epochs", "train.max_steps", "train.batch_size")
+"""What is the same for all arms, so that their trainings differ in what is compared alone."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +51,26 @@ class Trial:
 
 @dataclass(frozen=True)
 class Trials:
-    """All of them. rows: arm, seed, split, language, metric, value, n, as evaluated; folder: where they and the tables lie."""
+    """All of them. steps: of every training, or of each of its objectives, where there are any; rows: arm, seed, split, language, metric, value,
+    n, as evaluated; folder: where they and the tables lie."""
 
     folder: Path
     steps: int
     trials: list[Trial]
     rows: pl.DataFrame
+    objectives: int = 0
+
+    @property
+    def length(self) -> str:
+        """How long every training is, in words."""
+        return _length(self.steps, self.objectives)
 
 
 def trained(source: Path, arms: Sequence[str], seeds: int, out: Path | None, display: Display) -> Trials:
     """Train and evaluate every arm with seeds 0 .. seeds-1; what is finished is not repeated.
 
     arms: see `pipeline.arms`; out: folder of the runs (default: `NAME-trained` beside the run). Raises UserError where the run has no
-    current scores, where an arm cannot be selected, and where `out` holds runs of other settings.
+    current scores, where an arm cannot be selected or changes what is the same for all, and where `out` holds runs of other settings.
     """
     source = source.resolve()
     config = config_of(source)
@@ -78,9 +88,11 @@ def trained(source: Path, arms: Sequence[str], seeds: int, out: Path | None, dis
         raise UserError(
             f"{UNTRAINED!r} is the model before training", where="--arm", fix="Call the selection otherwise."
         )
-    steps = _steps(source, config, specs, display)
+    _refuse_unequal(source, config, specs)
+    steps, objectives = _steps(source, config, specs, display), len(config.train.orthalign.objectives)
     trials = planned(folder, config, specs, seeds, steps)
-    display.say(f"{len(trials)} trainings of {steps:,} steps, {len(specs)} selections with {seeds} seeds, in {folder}")
+    length = _length(steps, objectives)
+    display.say(f"{len(trials)} trainings of {length}, {len(specs)} selections with {seeds} seeds, in {folder}")
     for trial in trials:
         _prepare(source, trial)
     for number, trial in enumerate(trials, start=1):
@@ -94,7 +106,7 @@ def trained(source: Path, arms: Sequence[str], seeds: int, out: Path | None, dis
         )
     with publishing(folder / "evaluation.parquet") as temporary:
         rows.write_parquet(temporary)
-    return Trials(folder, steps, trials, rows)
+    return Trials(folder, steps, trials, rows, objectives)
 
 
 def planned(folder: Path, config: RunConfig, arms: Sequence[ArmSpec], seeds: int, steps: int) -> list[Trial]:
@@ -123,13 +135,32 @@ def _folders(arms: Sequence[ArmSpec]) -> list[str]:
     return names
 
 
+def _refuse_unequal(source: Path, config: RunConfig, arms: Sequence[ArmSpec]) -> None:
+    """Raise UserError for an arm that says of itself what the comparison says of all."""
+    for arm in arms:
+        own = config_of(source, arm.settings)
+        changed = [key for key in _EQUAL if attrgetter(key)(own) != attrgetter(key)(config)]
+        if len(own.train.orthalign.objectives) != len(config.train.orthalign.objectives):
+            changed.append("the number of train.orthalign.objectives")
+        if changed:
+            raise UserError(
+                f"The arm {arm.name!r} sets what is the same for all that are trained: {', '.join(changed)}",
+                where="--arm",
+                fix="Leave it out. Seeds are counted by --seeds; for another length, compare a run that has it: congrad fork RUN NEW --set key=value.",
+            )
+
+
 def _steps(source: Path, config: RunConfig, arms: Sequence[ArmSpec], display: Display) -> int:
-    """Optimizer steps of every training: the config's, or its epochs over the arm that keeps fewest."""
-    own = side_by_side(source, arms, 0, Silent(display.say), 0)
-    if config.train.max_steps > 0:
-        return config.train.max_steps
-    fewest = min(one.kept for one in own.arms)
-    return max(1, math.ceil(config.train.epochs * fewest / config.train.batch_size))
+    """Optimizer steps of every training, or of each of its objectives: the config's, or its epochs over the fewest pairs that one of them has.
+
+    A drawn selection is counted as the run's own seed draws it, so that a comparison goes on with more seeds.
+    """
+    counts = trained_alone(source, arms, Silent(display.say))
+    return steps_of(min(n for one in counts for n in one.values()), config.train)
+
+
+def _length(steps: int, objectives: int) -> str:
+    return f"{steps:,} steps" + (f" of each of {objectives} objectives" if objectives else "")
 
 
 def _prepare(source: Path, trial: Trial) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.console import Terminal
-from pipeline.paper_table import PaperTable, as_csv, is_above, latex, markdown
+from pipeline.paper_table import BOLD, PaperTable, as_csv, is_above, latex, markdown
 from pipeline.trials import Trials
 from schemas.files import write_text
 from stages.compare.seeds import over_seeds
@@ -36,7 +36,7 @@ def write_tables(trials: Trials) -> list[Path]:
 
     figures = over_seeds(trials.rows)
     table = paper_table(figures)
-    note = f"Mean over seeds ± half of its 95% interval (Student's t). {trials.steps:,} steps each. Bold: its interval lies above that of every other trained selection."
+    note = f"Mean over seeds ± half of its 95% interval (Student's t). Trainings of {trials.length}. {BOLD} trained selection."
     texts = {
         "table.md": markdown(table) + f"\n{note}\n",
         "table.tex": latex(table) + f"% {note}\n",

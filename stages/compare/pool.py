@@ -51,7 +51,7 @@ def on_one_pool(arms: Sequence[Arm], round_: int) -> Pool:
     seeds = [(arm.config.selection_seed, round_) for arm in arms]
     everywhere, unranked = pl.Series([True] * frames[0].height, dtype=pl.Boolean), {}
     for arm, frame, seed in zip(arms, frames, seeds, strict=True):
-        ranked = _valued(arm, frame, seed)["used"].is_not_null()
+        ranked = values_of(arm, frame, seed)["used"].is_not_null()
         everywhere, unranked[arm.name] = everywhere & ranked, int((~ranked).sum())
     if not everywhere.any():
         raise UserError(
@@ -59,14 +59,15 @@ def on_one_pool(arms: Sequence[Arm], round_: int) -> Pool:
         )
     kept, places = {}, {}
     for arm, frame, seed in zip(arms, frames, seeds, strict=True):
-        values = _valued(arm, frame.filter(everywhere), seed)  # a value may depend on the other pairs: mid_band
+        values = values_of(arm, frame.filter(everywhere), seed)  # a value may depend on the other pairs: mid_band
         kept[arm.name] = rank(values, arm.config.select)["reason"].is_null()
         places[arm.name] = _places(values)
     pairs = frames[0].filter(everywhere).select("pair_id", "language")
     return Pool(pairs, kept, places, frames[0].height, unranked)
 
 
-def _valued(arm: Arm, frame: pl.DataFrame, seed: Sequence[object]) -> pl.DataFrame:
+def values_of(arm: Arm, frame: pl.DataFrame, seed: Sequence[object]) -> pl.DataFrame:
+    """What the arm ranks these pairs by (`valued`). Raises UserError, naming the arm, where it can rank none."""
     try:
         return valued(frame, arm.config.select.by, seed)
     except UserError as error:
@@ -82,7 +83,7 @@ def _places(values: pl.DataFrame) -> pl.Series:
 def why_not(arm: Arm, round_: int) -> str:
     """Why the arm can rank no pair; empty if it can."""
     try:
-        _valued(
+        values_of(
             arm, read_pairs(Context(arm.config, round_, arm.inputs, {}, Silent())), (arm.config.selection_seed, round_)
         )
     except UserError as error:

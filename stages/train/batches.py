@@ -35,16 +35,20 @@ def plan_batches(rows: int, config: TrainerConfig, devices: int = 1) -> BatchPla
         notes.append(
             f"{section}.batch_size {config.batch_size} is larger than the {rows} {config.rows}: each step uses them all"
         )
-    steps_per_epoch = math.ceil(rows / config.batch_size)
-    steps = config.max_steps if config.max_steps > 0 else math.ceil(config.epochs * steps_per_epoch)
+    steps = steps_of(rows, config)
     return BatchPlan(
         micro_batch=micro,
         accumulation=config.batch_size // (micro * devices),
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=_epoch(rows, config),
         steps=steps,
         warmup_steps=int(config.warmup_ratio * steps),
         notes=(*notes, *_cut_window(config, steps)),
     )
+
+
+def steps_of(rows: int, config: TrainerConfig) -> int:
+    """Optimizer steps over so many rows: `max_steps`, or what the epochs are together, rounded up."""
+    return config.max_steps if config.max_steps > 0 else math.ceil(config.epochs * _epoch(rows, config))
 
 
 def check_batches(config: TrainerConfig, devices: int) -> None:
@@ -52,6 +56,10 @@ def check_batches(config: TrainerConfig, devices: int) -> None:
     _micro_batch(config, devices)
     if config.max_steps > 0:
         _cut_window(config, config.max_steps)
+
+
+def _epoch(rows: int, config: TrainerConfig) -> int:
+    return math.ceil(rows / config.batch_size)
 
 
 def _micro_batch(config: TrainerConfig, devices: int) -> tuple[int, list[str]]:

@@ -8,14 +8,16 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from pipeline import trials as trials_module
 from pipeline.arms import arm_of
 from pipeline.config_file import load_config
 from pipeline.console import Display
 from pipeline.paper_table import latex, markdown
-from pipeline.trials import UNTRAINED, Trials, planned, trained
+from pipeline.trials import UNTRAINED, Trials, _steps, planned, trained
 from pipeline.trials_view import paper_table, write_tables
 from schemas.errors import UserError
 from stages.compare.seeds import over_seeds
+from stages.train.batches import plan_batches
 
 HOSTILE = "a|b & 50% <script>_x</script>"
 
@@ -53,6 +55,52 @@ def test_no_two_selections_share_a_name_and_none_is_the_untrained_model(arms, wr
     shutil.copy(write_config(), tmp_path / "run" / "run.yaml")
     with pytest.raises(UserError, match=r"Two arms are called|before training"):
         trained(tmp_path / "run", arms, 1, None, Display(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("arm", "said"),
+    [
+        ("long: conflict train.epochs=3", "train.epochs"),
+        ("conflict train.max_steps=9", "train.max_steps"),
+        ("conflict train.seed=9 train.batch_size=8", "train.seed, train.batch_size"),
+        ("random select.seed=9", "select.seed"),
+        ("conflict rounds=2", "rounds"),
+        ("long: conflict 'train={epochs: 3}'", "train.epochs"),
+        (
+            "two: conflict 'train.orthalign.objectives=[{name: a, where: round = 0}, {name: b, where: round = 1}]'",
+            "the number of train.orthalign.objectives",
+        ),
+    ],
+)
+def test_what_is_the_same_for_all_is_refused_of_an_arm(arm, said, write_config, tmp_path, monkeypatch) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(write_config(), tmp_path / "run" / "run.yaml")
+    monkeypatch.setattr(trials_module, "_steps", lambda *_: pytest.fail("refused before anything is looked at"))
+    with pytest.raises(UserError, match=f"sets what is the same for all that are trained: {said} [(]--arm"):
+        trained(tmp_path / "run", ["margin", arm], 1, None, Display(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("train", "counts", "pairs"),
+    [
+        ({"epochs": 1.0}, [{"": 500}, {"": 430}], 430),
+        ({"epochs": 1.5}, [{"": 33}], 33),  # half an epoch of two steps, not of one and a bit
+        ({"epochs": 2.0}, [{"a": 90, "b": 40}, {"a": 50, "b": 80}], 40),
+        ({"max_steps": 7}, [{"a": 90, "b": 40}], 40),
+    ],
+)
+def test_every_training_has_the_steps_of_the_one_with_the_fewest_pairs(
+    train, counts, pairs, write_config, tmp_path, monkeypatch
+) -> None:
+    config = load_config(write_config(train={"batch_size": 32, **train}))
+    monkeypatch.setattr(trials_module, "trained_alone", lambda *_: counts)
+    assert _steps(tmp_path, config, [], Display(quiet=True)) == plan_batches(pairs, config.train).steps
+
+
+def test_the_steps_of_a_sequence_are_of_each_objective(tmp_path: Path) -> None:
+    rows = pl.DataFrame({"arm": ["a"], "seed": [0], "split": ["test"], "language": ["all"], "metric": ["accuracy"], "value": [0.5], "n": [4]})  # fmt: skip
+    write_tables(Trials(tmp_path, 1200, [], rows, objectives=2))
+    assert "Trainings of 1,200 steps of each of 2 objectives." in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
