@@ -41,8 +41,9 @@ def of_changes(changes: Sequence[float], groups: Sequence[str], seed: int) -> tu
     resample: of those that are not, there was none in so many groups, which is what Wilson's interval is for."""
     count = len(set(groups))
     if count > 1 and len(set(changes)) == 1:
-        half = wilson(0.0, count)[1]
-        return changes[0] - half, changes[0] + half
+        change, half = changes[0], wilson(0.0, count)[1]
+        most = 1.0 if abs(change) <= 1.0 else math.inf  # a benchmark's metric may be no share
+        return max(-most, change - half), min(most, change + half)
     return bootstrap(changes, groups, seed) if count >= FEW else None
 
 

@@ -63,6 +63,14 @@ def test_changes_that_are_all_alike_are_not_certain() -> None:
     assert of_changes(mixed, groups, 3) == bootstrap(mixed, groups, 3)
 
 
+@pytest.mark.parametrize("change", [1.0, -1.0, 0.5])
+def test_a_share_changes_by_no_more_than_one(change: float) -> None:
+    low, high = of_changes([change] * 2, ["g", "h"], 0) or (9.0, 9.0)
+    half = wilson(0.0, 2)[1]
+    assert (low, high) == (max(-1.0, change - half), min(1.0, change + half)) and -1 <= low <= change <= high <= 1
+    assert of_changes([3.0] * 2, ["g", "h"], 0) == (3.0 - half, 3.0 + half)  # of what is no share
+
+
 def test_unanimous_shares_are_not_certain() -> None:
     groups = [f"g{i}" for i in range(10)] * 2
     assert interval([1.0] * 20, groups, 0, share=True) == wilson(1.0, 10)
