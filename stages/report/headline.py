@@ -90,7 +90,7 @@ def facts(
     scored = "other languages' direction" if config.conflict.against == "others" else "merged direction"
     trusted = config.conflict.target != "train"
     train = config.train
-    steps = f"{train.max_steps} steps at most" if train.max_steps > 0 else f"{train.epochs:g} epochs"
+    steps = f"{train.max_steps} steps" if train.max_steps > 0 else f"{train.epochs:g} epochs"
     lines = [
         ("Policy", config.model.policy + (f" @ {config.model.revision}" if config.model.revision else "")),
         *([("Supervised fine-tuning", _sft(config))] if config.sft.on else []),
@@ -143,7 +143,7 @@ def _sft(config: RunConfig) -> str:
     """What the sft stage makes of the policy before round 0."""
     sft = config.sft
     how = f"LoRA, rank {sft.lora.r}" if sft.method == "lora" else "all weights"
-    steps = f"{sft.max_steps} steps at most" if sft.max_steps > 0 else f"{sft.epochs:g} epochs"
+    steps = f"{sft.max_steps} steps" if sft.max_steps > 0 else f"{sft.epochs:g} epochs"
     return f"on {', '.join(source.path for source in sft.sources)}; {how}, learning rate {sft.learning_rate:g}, {steps}"
 
 

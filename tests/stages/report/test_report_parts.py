@@ -343,6 +343,17 @@ def test_the_ranking_is_named_and_a_baseline_is_called_one(select, words):
     assert words in _selection(SelectConfig.model_validate(select))
 
 
+def test_a_number_of_steps_is_no_upper_bound():
+    from schemas.config import RunConfig
+    from stages.report.headline import facts
+
+    values = {"name": "t", "languages": {"seen": ["en"]}, "model": {"policy": "m"}}
+    values |= {"pairs": {"sources": [{"path": "p.jsonl"}]}, "train": {"max_steps": 70}}
+    values |= {"sft": {"sources": [{"path": "s.jsonl"}], "max_steps": 30}}
+    said = dict(facts(RunConfig.model_validate(values), []))
+    assert said["Training"].endswith(" a step, 70 steps") and said["Supervised fine-tuning"].endswith(", 30 steps")
+
+
 def test_benchmarks_have_a_table_of_changes_and_nothing_is_clear_inside_its_interval(build_run):
     builder = build_run(languages=["en", "de"], per_language=4)
 
