@@ -17,7 +17,9 @@ class LoraConfig(Section):
     r: int = semantic(16, "rank", ge=1)
     alpha: int = semantic(32, "scale is alpha / r", ge=1)
     dropout: float = semantic(0.0, "dropout on the adapter's input", ge=0, lt=1)
-    target_modules: str | list[str] = semantic("all-linear", "module names, or all-linear")
+    target_modules: str | list[str] = semantic(
+        "all-linear", "module names as they end (q_proj, self_attn.q_proj), or all-linear", min_length=1
+    )
 
 
 class TrainerConfig(Section):

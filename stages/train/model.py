@@ -94,9 +94,10 @@ def adapter_config(section: TrainerConfig, model: PreTrainedModel) -> LoraConfig
     targets = settings.target_modules
     if targets != "all-linear":
         wanted = [targets] if isinstance(targets, str) else targets
-        leaves = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        leaves = {name.rpartition(".")[2] for name in linear}
         head = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), "")
-        unknown = [name for name in wanted if name.rpartition(".")[2] not in leaves]
+        unknown = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in linear)]
         if unknown or head in wanted:
             raise UserError(
                 f"LoRA cannot adapt {', '.join(unknown) or head}",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from transformers import AutoTokenizer
 
 from benchmarks.tiny_models import tiny_config
@@ -14,6 +15,7 @@ from pipeline.models import Models
 from pipeline.preflight import look_at_models
 from pipeline.rundir import RunDir
 from schemas.config import RunConfig
+from schemas.config.trainer import LoraConfig
 from schemas.errors import UserError
 from stages.schedule import schedule
 
@@ -38,7 +40,7 @@ def of_kind(kind: str, tokenizer_of: Path, root: Path) -> Path:
 
 
 @pytest.mark.parametrize("section", ["sft", "train"])
-@pytest.mark.parametrize("target", ["q_prj", "lm_head"])
+@pytest.mark.parametrize("target", ["q_prj", "lm_head", "attn.q_proj"])
 def test_an_unknown_target_is_refused_with_the_names_there_are(
     tiny_model: Path, tmp_path: Path, section: str, target: str
 ) -> None:
@@ -52,8 +54,13 @@ def test_an_unknown_target_is_refused_with_the_names_there_are(
     assert error.value.where == f"{section}.lora.target_modules" and "q_proj" in error.value.fix
 
 
+def test_no_target_at_all_is_refused() -> None:
+    with pytest.raises(ValidationError, match="should have at least 1 item"):
+        LoraConfig(target_modules=[])
+
+
 def test_known_targets_are_fine(tiny_model: Path, tmp_path: Path) -> None:
-    made = config(tiny_model, train={"lora": {"target_modules": ["q_proj", "down_proj"]}})
+    made = config(tiny_model, train={"lora": {"target_modules": ["q_proj", "self_attn.k_proj", "down_proj"]}})
     assert look_at_models(made, Models(made, RunDir(tmp_path / "run")), schedule(made))
 
 
