@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import ClassVar, Literal, Self
 
@@ -64,6 +65,11 @@ class TrainerConfig(Section):
                     + f": use {', '.join(LOGGERS)}, or [] for none"
                 )
         return self
+
+    @property
+    def parts(self) -> Mapping[str, TrainerConfig]:
+        """What is trained one after another, as people call it, and what each is told."""
+        return {"the run": self}
 
     @property
     def window(self) -> int:

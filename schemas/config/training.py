@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
@@ -189,6 +190,22 @@ class TrainConfig(TrainerConfig):
         if self.orthalign.objectives:
             return "sequence"
         return "phases" if self.allo.on else "plain"
+
+    @property
+    def forgetting(self) -> TrainConfig:
+        """What the phase of `allo` before learning is told."""
+        allo = self.allo
+        rate = self.learning_rate if allo.forget_learning_rate is None else allo.forget_learning_rate
+        steps = {"epochs": allo.forget_epochs, "max_steps": allo.forget_max_steps}
+        return self.model_copy(update={"learning_rate": rate, **steps})
+
+    @property
+    def parts(self) -> Mapping[str, TrainerConfig]:
+        """Of `allo` the phases whose weights stay."""
+        if not self.allo.on:
+            return super().parts
+        forgetting = {"forgetting": self.forgetting} if self.allo.forget else {}
+        return forgetting | ({"learning": self} if self.allo.learn else {})
 
     @property
     def window(self) -> int:

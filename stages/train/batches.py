@@ -21,13 +21,13 @@ class BatchPlan:
     notes: tuple[str, ...] = ()
 
 
-def plan_batches(rows: int, config: TrainerConfig, devices: int = 1) -> BatchPlan:
+def plan_batches(rows: int, config: TrainerConfig, devices: int = 1, part: str = "the run") -> BatchPlan:
     """Plan the steps over so many rows.
 
     An epoch has ceil(rows / batch_size) steps; the last one takes what is left, every row weighing the same inside
     its step. `max_steps` counts instead of `epochs`, as in transformers. A batch larger than the data is said aloud:
     each step then uses all rows. Raises UserError when batch_size is not a multiple of micro_batch_size * devices, and when
-    the run is shorter than the window between two merges.
+    the run, or the part of it that this is, is shorter than the window between two merges.
     """
     section = config.section
     micro, notes = _micro_batch(config, devices)
@@ -42,7 +42,7 @@ def plan_batches(rows: int, config: TrainerConfig, devices: int = 1) -> BatchPla
         steps_per_epoch=_epoch(rows, config),
         steps=steps,
         warmup_steps=int(config.warmup_ratio * steps),
-        notes=(*notes, *_cut_window(config, steps)),
+        notes=(*notes, *_cut_window(config, steps, part)),
     )
 
 
@@ -51,11 +51,17 @@ def steps_of(rows: int, config: TrainerConfig) -> int:
     return config.max_steps if config.max_steps > 0 else math.ceil(config.epochs * _epoch(rows, config))
 
 
+def plan_last(rows: int, config: TrainerConfig, devices: int) -> BatchPlan:
+    """As `plan_batches`, of the part that is trained last; raises UserError for those before it, too."""
+    return [plan_batches(rows, told, devices, part) for part, told in config.parts.items()][-1]
+
+
 def check_batches(config: TrainerConfig, devices: int) -> None:
     """Raise UserError where `plan_batches` would whatever the rows."""
     _micro_batch(config, devices)
-    if config.max_steps > 0:
-        _cut_window(config, config.max_steps)
+    for part, told in config.parts.items():
+        if told.max_steps > 0:
+            _cut_window(told, told.max_steps, part)
 
 
 def _epoch(rows: int, config: TrainerConfig) -> int:
@@ -86,11 +92,11 @@ def _micro_batch(config: TrainerConfig, devices: int) -> tuple[int, list[str]]:
     return micro, notes
 
 
-def _cut_window(config: TrainerConfig, steps: int) -> list[str]:
+def _cut_window(config: TrainerConfig, steps: int, part: str) -> list[str]:
     window = config.window
     if window > steps:
         raise UserError(
-            f"{config.section}.merge.every is {window} and the run has {steps} steps: nothing would be merged",
+            f"{config.section}.merge.every is {window} and {part} has {steps} steps: nothing would be merged",
             where=f"{config.section}.merge.every",
             fix="Lower it, or train longer.",
         )

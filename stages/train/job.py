@@ -12,7 +12,7 @@ from schemas.config.base import semantic_values
 from schemas.ids import content_id
 from stages.contract import Context, Drop
 from stages.models.load import free_memory, load_causal_lm
-from stages.train.batches import BatchPlan, plan_batches
+from stages.train.batches import BatchPlan, plan_last
 from stages.train.dataset import TrainingPairs, load_pairs
 from stages.train.export import save_trained
 from stages.train.loggers import logs_in
@@ -40,7 +40,7 @@ def train_job(ctx: Context) -> Outcome:
     train = ctx.config.train
     session = Session.of(ctx, train, ctx.models["policy"])
     pairs = load_pairs(ctx, session.renderer)
-    plan = plan_batches(len(pairs), train, world_size())
+    plan = plan_last(len(pairs), train, world_size())
     for line in (*session.renderer.notes, *(() if train.way == "sequence" else plan.notes)):
         session.note(line)
 

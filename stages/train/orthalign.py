@@ -32,7 +32,7 @@ from stages.contract import Drop
 from stages.models.load import free_memory
 from stages.train.allo.phases import pairs_seen_in_phases, train_in_phases
 from stages.train.allo.phases import plans as phases_of
-from stages.train.batches import BatchPlan, plan_batches
+from stages.train.batches import BatchPlan, plan_last
 from stages.train.callbacks import beats
 from stages.train.checkpoints import MARKER, is_complete, mark_complete
 from stages.train.confined import ConfinedPhase
@@ -61,7 +61,7 @@ def train_objectives(
     refuse_unprotected(model, session.train.method)
     _name_narrow(session, model)
     objectives, drops = choose(session, pairs)
-    plans = [plan_batches(len(o.pairs), session.train, world_size()) for o in objectives]
+    plans = [plan_last(len(o.pairs), session.train, world_size()) for o in objectives]
     for objective, plan in zip(objectives, plans, strict=True):
         steps = total_steps(session.train, plan, len(objective.pairs))
         session.note(f"objective {objective.name}: {len(objective.pairs)} pairs, {steps} steps")

@@ -67,7 +67,7 @@ def pairs_seen_in_phases(session: Session, last: ConfinedPhase) -> set[int]:
 
 
 def plans(train: TrainConfig, plan: BatchPlan, n_pairs: int) -> dict[str, BatchPlan]:
-    """Phase -> its steps, in order; plan: of learning."""
+    """Phase -> its steps, in order; plan: of the last."""
     allo = train.allo
     warmup_steps = allo.warmup_steps
     short = replace(plan, steps=warmup_steps, warmup_steps=int(train.warmup_ratio * warmup_steps), notes=())
@@ -77,17 +77,10 @@ def plans(train: TrainConfig, plan: BatchPlan, n_pairs: int) -> dict[str, BatchP
     if allo.mask == "gradient":
         found["gradient"] = short
     if allo.forget:
-        found["forget"] = plan_batches(n_pairs, _forgetting(train), world_size())
+        found["forget"] = plan_batches(n_pairs, train.forgetting, world_size(), "forgetting")
     if allo.learn:
         found["learn"] = plan
     return found
-
-
-def _forgetting(train: TrainConfig) -> TrainConfig:
-    allo = train.allo
-    rate = train.learning_rate if allo.forget_learning_rate is None else allo.forget_learning_rate
-    steps = {"epochs": allo.forget_epochs, "max_steps": allo.forget_max_steps}
-    return train.model_copy(update={"learning_rate": rate, **steps})
 
 
 def _warming(train: TrainConfig) -> TrainConfig:
@@ -252,7 +245,7 @@ class _Phases:
         self._first(lambda: shutil.rmtree(folder, ignore_errors=True))
         pairs = self.last.pairs.with_column("token_weights", tokens.weights())
         pairs = pairs.with_column("ref_token_logps", tokens.column("ref_token_logps"))
-        train = _forgetting(self.session.train)
+        train = self.session.train.forgetting
         confined = partial(ConfinedPhase, protected=self.last.protected, active=active, kind=ForgetTrainer)
         history = history + self._run("forget", model, train, pairs, confined)
         if self.session.train.allo.learn:  # else it is the last, and its checkpoints are what is resumed from

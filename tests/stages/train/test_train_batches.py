@@ -17,7 +17,7 @@ from schemas.config.trainer import TrainerConfig
 from schemas.config.training import TrainConfig
 from schemas.errors import UserError
 from stages.catalog import BY_NAME
-from stages.train.batches import plan_batches
+from stages.train.batches import plan_batches, plan_last
 
 
 def test_the_global_batch_is_micro_times_accumulation_times_devices() -> None:
@@ -70,6 +70,7 @@ def test_a_short_run_is_not_all_warm_up() -> None:
     assert plan_batches(100, TrainConfig(batch_size=2, max_steps=40, warmup_ratio=0.1)).warmup_steps == 4
 
 
+WINDOW_50: dict[str, Any] = {"optimizer": "onties", "method": "full", "merge": {"every": 50, "base": "b"}}
 CUT_WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "micro": ("train", {"batch_size": 10, "micro_batch_size": 4}, "is not a multiple of train.micro_batch_size 4"),
     "processes": ("train", {"batch_size": 16, "processes": 3}, "micro_batch_size 2 times 3 processes"),
@@ -78,6 +79,16 @@ CUT_WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
         "train",
         {"optimizer": "onties", "method": "full", "max_steps": 3, "merge": {"every": 4, "base": "b"}},
         "merge.every is 4 and the run has 3 steps",
+    ),
+    "window of forgetting": (
+        "train",
+        WINDOW_50 | {"max_steps": 100, "allo": {"mask": "gradient", "forget_max_steps": 10}},
+        "merge.every is 50 and forgetting has 10 steps",
+    ),
+    "window of learning": (
+        "train",
+        WINDOW_50 | {"max_steps": 10, "allo": {"mask": "gradient", "forget_max_steps": 100}},
+        "merge.every is 50 and learning has 10 steps",
     ),
     "sft": ("sft", {"batch_size": 3, "micro_batch_size": 2, "sources": [{"path": "s"}]}, "sft.batch_size 3 is not"),
 }
@@ -97,3 +108,12 @@ def test_batches_that_cannot_be_cut_are_refused_before_any_stage(case: str) -> N
     preflight(RunConfig.model_validate(common | {"train": {}}), [spec] if section == "train" else [])
     with pytest.raises(UserError, match=words):
         preflight(RunConfig.model_validate(common | {section: settings}), [spec])
+
+
+def test_a_phase_that_is_not_trained_is_not_planned() -> None:
+    """The window is that of forgetting: learning, which there is not, would have one step."""
+    allo = {"mask": "gradient", "learn": False, "forget_max_steps": 100}
+    plan = plan_last(5, TrainConfig.model_validate(WINDOW_50 | {"batch_size": 32, "allo": allo}), 1)
+    assert plan.steps == 100
+    with pytest.raises(UserError, match=r"merge\.every is 50 and forgetting has 1 steps"):
+        plan_last(5, TrainConfig.model_validate(WINDOW_50 | {"allo": allo | {"forget_max_steps": -1}}), 1)
