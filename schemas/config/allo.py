@@ -32,7 +32,7 @@ class AlloConfig(Section):
         -1, "optimizer steps of forgetting, instead of forget_epochs; -1: by epochs", used_when=_FORGETS, ge=-1
     )
     forget_learning_rate: float | None = semantic(None, "default: train.learning_rate", used_when=_FORGETS, gt=0)
-    learn: bool = semantic(True, "then DPO, its rejected side on key tokens only; steps as the train section says")
+    learn: bool = semantic(True, "then DPO, its rejected side on key tokens only, over train.epochs or train.max_steps")
     learn_ratio: float = semantic(0.1, "share of weights (rows) that learning trains", used_when=_LEARNS, gt=0, le=1)
     key_fraction: float = semantic(
         0.5,

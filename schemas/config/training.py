@@ -293,6 +293,12 @@ class TrainConfig(TrainerConfig):
                 "train.allo selects entries of the weights, and an entry or a row of a LoRA factor is none of them: use"
                 " train.method: full"
             )
+        for key in () if allo.learn else ("epochs", "max_steps"):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"train.{key} is of learning, which train.allo.learn: false leaves out: leave it out too, or set"
+                    f" train.allo.forget_{key}"
+                )
         if self.merge_facts is not None and self.merge_facts.anchored:
             raise ValueError(
                 f"train.optimizer: {self.optimizer} pulls to where training starts, which moves with every phase of"

@@ -440,6 +440,8 @@ def test_key_tokens_are_the_lowest_with_ties_by_position(rewards: list[float], f
         (allo(forget=False, learn=False), "nothing would be trained"),
         (allo(forget=False, forget_ratio=0.2), "forget_ratio has no use"),
         (allo(learn=False, learn_ratio=0.2), "learn_ratio has no use"),
+        (allo(learn=False) | {"epochs": 2}, "train.epochs is of learning.* set train.allo.forget_epochs"),
+        (allo(learn=False) | {"max_steps": 5}, "train.max_steps is of learning.* set train.allo.forget_max_steps"),
         (allo(forget_max_steps=0), "forget_max_steps is 0"),
         (allo(token_reward="classifier"), "needs train.allo.reward_model"),
         (allo(reward_model="x"), "reward_model has no use with train.allo.token_reward: implicit"),
