@@ -3,6 +3,8 @@
 Overrides of TRL 1.16 (pinned; tests/stages/train check that the methods are still there):
 - `_prepare_dataset`, `_precompute_ref_logps`: rows arrive tokenised, with reference log-probabilities, and are used as
   they are: nothing is tokenised again, truncated or dropped.
+- `hash_module` of its module, while a trainer is made: a digest of all weights (seconds per GB, in every process) that only
+  TRL's `_precompute_ref_logps` reads.
 - `_get_num_items_in_batch`, `compute_loss`: every pair of a step weighs the same, so that the micro-batch size does not
   change the result, not even in the last, smaller batch of an epoch.
 - what `resumable.py` names.
@@ -12,11 +14,13 @@ What more there may be to a training is a subclass: several processes (`together
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from datasets import Dataset
+from trl.trainer import dpo_trainer
 
 from stages.train.loss import PreferenceTrainer
 from stages.train.resumable import Resumable
@@ -35,6 +39,10 @@ class PairTrainer(Resumable, PreferenceTrainer):
     optimizer: Any
     lr_scheduler: Any
     train_dataset: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with _weights_unhashed():
+            super().__init__(*args, **kwargs)
 
     def whole_model(self, dtype: torch.dtype) -> Any:
         """The trained model; where it has to be put together, in `dtype`."""
@@ -79,6 +87,16 @@ class PairTrainer(Resumable, PreferenceTrainer):
         pairs = inputs["input_ids"].shape[0] // 2
         scale = pairs * self.args.world_size / num_items_in_batch
         return (result[0] * scale, result[1]) if return_outputs else result * scale
+
+
+@contextmanager
+def _weights_unhashed() -> Iterator[None]:
+    of_trl = dpo_trainer.hash_module
+    dpo_trainer.hash_module = lambda module: "not hashed"
+    try:
+        yield
+    finally:
+        dpo_trainer.hash_module = of_trl
 
 
 def some_pairs(batch: Mapping[str, Any], pairs: Sequence[int]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
+from trl.trainer import dpo_trainer
 
 from schemas.config.loss import LossConfig
 from stages.train.trainer import PairTrainer
@@ -171,6 +172,20 @@ def test_the_methods_we_override_still_exist_in_trl() -> None:
     for name in ("_get_num_items_in_batch", "create_optimizer", "_save", "_save_checkpoint", "_send_telemetry"):
         assert callable(getattr(DPOTrainer, name)), name
     assert "model(**model_kwargs, labels=labels, fused_lm_head=True)" in inspect.getsource(DPOTrainer._compute_loss)
+    readers = [name for name, of in vars(DPOTrainer).items() if "_precompute_model_hash" in source_of(of)]
+    assert sorted(readers) == ["__init__", "_precompute_ref_logps"]
+
+
+def source_of(member: Any) -> str:
+    return inspect.getsource(member) if inspect.isfunction(member) else ""
+
+
+def test_the_weights_are_not_hashed(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds per GB, in every process and every phase, for a digest that nobody reads."""
+    hashed: list[Any] = []
+    monkeypatch.setattr(dpo_trainer, "hash_module", hashed.append)
+    trainer_for(tiny_folder, tmp_path)
+    assert not hashed and dpo_trainer.hash_module == hashed.append  # and it is put back
 
 
 def test_rows_without_reference_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
