@@ -190,7 +190,7 @@ class RunConfig(Section):
             )
 
     def _objectives(self) -> None:
-        """Objectives named after a criterion are the criteria of the judge."""
+        """Objectives named after a criterion are the criteria of the judge; a rank that is searched needs dev pairs."""
         criteria = self.judge.criteria
         for objective in self.train.orthalign.objectives:
             if objective.criterion is not None and objective.criterion not in criteria:
@@ -199,6 +199,13 @@ class RunConfig(Section):
                     f"train.orthalign.objectives: {objective.name} is no criterion of judge.criteria ({known}): name one of"
                     " them, or write the objective as {name: …, where: …}"
                 )
+        key, held_out = ("pairs", self.pairs) if self.imported else ("prompts", self.prompts)
+        none = not held_out.dev_fraction and not any(s.split or s.splits or s.fields.split for s in held_out.sources)
+        if self.train.orthalign.rank == "search" and none:
+            raise ValueError(
+                f"train.orthalign.rank: search needs dev pairs, {key}.dev_fraction is 0, and no source says which of its rows are dev:"
+                f" raise {key}.dev_fraction, name the split in {key}.sources (fields.split, split, splits), or use rank: energy"
+            )
 
     def judge_engine(self, judge: Judge) -> EngineConfig:
         """The engine a judge runs on."""

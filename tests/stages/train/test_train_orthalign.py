@@ -349,6 +349,24 @@ def test_combinations_without_sense_are_refused(workbench: Any, settings: dict[s
         workbench.context(**settings)
 
 
+NONE_OF_PROMPTS = {"prompts": {"sources": [{"path": "p.jsonl"}], "dev_fraction": 0}}
+NONE_OF_PAIRS = {"prompts": {}, "pairs": {"sources": [{"path": "p.jsonl"}], "dev_fraction": 0}}
+
+
+@pytest.mark.parametrize("sections", [NONE_OF_PROMPTS, NONE_OF_PAIRS])
+def test_a_rank_search_that_can_have_no_dev_pairs_is_refused_with_the_config(
+    workbench: Any, sections: dict[str, Any]
+) -> None:
+    """Not after hours, when training begins."""
+    key = "pairs" if "pairs" in sections else "prompts"
+    with pytest.raises(ValidationError, match=rf"{key}\.dev_fraction is 0, and no source"):
+        workbench.context(orthalign=sequence(rank="search"), sections=sections)
+    workbench.context(orthalign=sequence(), sections=sections)
+    for names in ({"split": "dev"}, {"splits": {"train": "dev"}}, {"fields": {"split": "split"}}):
+        named = sections[key] | {"sources": [{"path": "p.jsonl"}, {"path": "d.jsonl"} | names]}
+        workbench.context(orthalign=sequence(rank="search"), sections=sections | {key: named})
+
+
 @pytest.mark.parametrize(
     ("where", "words"),
     [
