@@ -84,10 +84,9 @@ def plans(train: TrainConfig, plan: BatchPlan, n_pairs: int) -> dict[str, BatchP
 
 
 def _warming(train: TrainConfig) -> TrainConfig:
-    """Plain AdamW on all weights."""
-    return train.model_copy(
-        update={"optimizer": "adamw", "merge": MergeConfig(), "orthalign": OrthAlignConfig(), "allo": AlloConfig()}
-    )
+    """Plain AdamW on all weights, without decay: it would change every weight by its size, whatever the preference."""
+    plain = {"optimizer": "adamw", "merge": MergeConfig(), "orthalign": OrthAlignConfig(), "allo": AlloConfig()}
+    return train.model_copy(update=plain | {"weight_decay": 0.0})
 
 
 @dataclass

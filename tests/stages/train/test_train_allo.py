@@ -150,10 +150,11 @@ def test_the_stored_tokens_are_those_of_the_rewards(whole: Any) -> None:
 
 
 def test_the_warm_up_selects_what_short_dpo_changes_most(workbench: Any, start: dict[str, torch.Tensor]) -> None:
+    """Decay, which moves every weight by its size, has no part in it."""
     plain = workbench.context("plain", method="full", batch_size=6, max_steps=2)
     train(plain)
     after = weights(plain)
-    ctx = workbench.context(**allo(forget=False, forget_ratio=0.05), batch_size=6)
+    ctx = workbench.context(**allo(forget=False, forget_ratio=0.05), batch_size=6, weight_decay=1.0)
     train(ctx)
     active = ActiveEntries.load(ctx.folder / "checkpoints/allo/prepared/learn.safetensors")
     assert agreement(active, largest({n: (after[n] - start[n]).abs() for n in start}, 0.2)) > 0.98
