@@ -65,7 +65,7 @@ def look_at_models(config: RunConfig, models: Models, steps: Iterable[Step]) -> 
         from stages.checks.architecture import look  # imports torch
 
         notes = [note for model, sketched in found if (note := look(model, config, sketched).note)]
-    _look_at_layers(config, models, steps)
+    notes += _look_at_layers(config, models, steps)
     _look_at_reference(config, models, steps)
     return notes + [
         note
@@ -79,14 +79,16 @@ def _call(look: str, config: RunConfig) -> list[str]:
     return list(getattr(import_module(module), function)(config))
 
 
-def _look_at_layers(config: RunConfig, models: Models, steps: Iterable[Step]) -> None:
-    """Raise UserError for layers that training as the config says needs or cannot have: every model the run trains has the layers of its first."""
+def _look_at_layers(config: RunConfig, models: Models, steps: Iterable[Step]) -> list[str]:
+    """What there is to say of the layers that are trained. Raises UserError for those that training as the config says needs or cannot have: every model the run trains has the layers of its first."""
+    notes = []
     for name in {step.spec.name for step in steps if step.spec.trains}:
         section: TrainerConfig = config_value(config, name)
         if models.start().path is not None and find_spec("peft"):
             from stages.checks.layers import check_layers
 
-            check_layers(models.start(), config, section)
+            notes += check_layers(models.start(), config, section)
+    return notes
 
 
 def _look_at_reference(config: RunConfig, models: Models, steps: Iterable[Step]) -> None:

@@ -10,9 +10,10 @@ from stages.contract import ModelRef
 from stages.models.strict import skeleton
 
 
-def check_layers(model: ModelRef, config: RunConfig, section: TrainerConfig) -> None:
-    """Raises UserError for a model that TRL's forward cannot run, for a LoRA target, with the names there are, that is no linear layer of the
-    model, for weights that objectives in sequence cannot protect, and for rows that are no neurons where ALLO selects rows."""
+def check_layers(model: ModelRef, config: RunConfig, section: TrainerConfig) -> list[str]:
+    """What there is to say of them. Raises UserError for a model that TRL's forward cannot run, for a LoRA target, with the names there are, that is no linear layer of the
+    model, for weights that objectives in sequence cannot protect, for rows that are no neurons where ALLO selects rows, and where both
+    together need too much memory."""
     made = skeleton(model, config.model.trust_remote_code)
     if made.base_model is made:
         raise UserError(
@@ -32,3 +33,8 @@ def check_layers(model: ModelRef, config: RunConfig, section: TrainerConfig) -> 
         from stages.train.allo.masks import refuse_transposed
 
         refuse_transposed(made)
+    if isinstance(section, TrainConfig) and section.way == "sequence" and section.allo.on:
+        from stages.train.room import check_room
+
+        return check_room(made, section)
+    return []

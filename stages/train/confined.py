@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from schemas.config.training import TrainConfig
+from schemas.errors import UserError
 from stages.train.optimizers import ActiveEntries, OnlineMergingAdamW, TaskVector
 from stages.train.optimizers.build import build_optimizer
 from stages.train.optimizers.confine import MASKED
@@ -65,18 +66,30 @@ class ConfinedTrainer(PairTrainer):
         """TRL's log with the numbers of this step's merge, when it was one of its turns."""
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
         if "loss" in logs and isinstance(optimizer, OnlineMergingAdamW):
-            self._say_compiled(optimizer.compile_seconds)
+            if not self._stepped:
+                self._stepped = True
+                self._after_first(optimizer)
             found = sorted(optimizer.telemetry.items())
             logs = logs | {f"{'mask' if name in MASKED else 'merge'}/{name}": value for name, value in found}
         super().log(logs, start_time)
 
-    def _say_compiled(self, seconds: float) -> None:
-        """After the first step, in which all of it is compiled."""
-        if not self._stepped and seconds >= _WORTH_SAYING:
+    def _after_first(self, optimizer: Any) -> None:
+        """After the first step, in which all of it is compiled, and what mask and subspaces leave together is found. Raises UserError where that
+        is nothing."""
+        if (seconds := optimizer.compile_seconds) >= _WORTH_SAYING:
             self._tell(
                 f"the optimizer's step was compiled in {seconds:.0f} s; torch keeps it for later runs on this machine"
             )
-        self._stepped = True
+        if not (frozen := optimizer.frozen_columns):
+            return
+        what = f"{frozen:.1%} of the columns (rows with side: right) with trained weights have no direction that is not protected, and cannot move"
+        if frozen == 1:
+            raise UserError(
+                f"{what}: no matrix is trained",
+                where="train.allo, train.orthalign",
+                fix="Lower train.orthalign.q_max, or raise train.allo.forget_ratio or learn_ratio.",
+            )
+        self._tell(what)
 
 
 @dataclass(frozen=True)

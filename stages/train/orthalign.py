@@ -22,11 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from schemas.config.training import OrthAlignConfig, TrainConfig
+from schemas.config.training import TrainConfig
 from schemas.ids import content_id
 from stages.contract import Drop
 from stages.models.load import free_memory
@@ -44,6 +43,7 @@ from stages.train.optimizers.subspace import Protected, refuse_unprotected
 from stages.train.phase import History, pairs_seen, train_phase
 from stages.train.processes import at_first, from_first, is_first, weights_of_first, world_size
 from stages.train.references import recomputed
+from stages.train.room import most_directions
 from stages.train.session import Session
 
 _MODEL, _BASES, _LOG, _BEFORE = "model", "protected.safetensors", "history.json", "before.safetensors"
@@ -71,13 +71,6 @@ def train_objectives(
     sequence = _Sequence(session, objectives, plans, start)
     trained, history = sequence.run(model)
     return trained, history, drops, sequence.seen()
-
-
-def most_directions(shape: torch.Size, sequence: OrthAlignConfig) -> int:
-    """Directions an objective may protect in a matrix: q_max, and no more than its share of the narrowest side that is
-    protected, so that those of all objectives together never are the whole space: none where there are fewer dimensions than objectives."""
-    width = {"left": shape[0], "right": shape[1], "both": min(shape)}[sequence.side]
-    return min(sequence.q_max, width // len(sequence.objectives))
 
 
 def _name_narrow(session: Session, model: nn.Module) -> None:

@@ -116,6 +116,11 @@ class OnlineMergingAdamW(AdamW):
         self._chain.merging.forget()
         self._decided = False
 
+    @property
+    def frozen_columns(self) -> float:
+        """See `Confined.numbers`: of the matrices that were stepped so far."""
+        return self._chain.confined.numbers().get("frozen_columns", 0.0)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. After it `telemetry` holds this step's numbers, or nothing if it was none of its turns."""

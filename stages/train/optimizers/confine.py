@@ -88,7 +88,7 @@ class Confined:
                 fix="Use side: left or right, or unit: row.",
             )
         mask, q = self._oriented(name)
-        self._bytes[name] = _cost(mask.sum(0), q.shape[1])
+        self._bytes[name] = cost(mask.sum(0), q.shape[1])
         if sum(self._bytes.values()) > self.factor_bytes:
             raise UserError(
                 f"mask and protected subspaces together need {sum(self._bytes.values()):,} bytes of factors up to {name}",
@@ -178,7 +178,7 @@ def _layout(counts: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
         yield columns, int(counts[columns[0]])
 
 
-def _cost(counts: torch.Tensor, q: int) -> int:
+def cost(counts: torch.Tensor, q: int) -> int:
     """Bytes of the factors of columns with so many active rows: float32 basis, int64 rows, bool."""
     return sum(len(columns) * most * (4 * min(most, q) + 9) for columns, most in _layout(counts))
 

@@ -113,3 +113,35 @@ def test_a_model_that_trls_forward_cannot_run_is_refused_when_planned(tiny_model
     assert error.value.where == "train"
     until = [step for step in schedule(made) if step.spec.name != "train"]
     assert look_at_models(made, Models(made, RunDir(tmp_path / "other")), until)
+
+
+def look_at_objectives_under_masks(
+    model: Path, root: Path, sequence: dict[str, Any] | None = None, **allo: Any
+) -> list[str]:
+    objectives = [{"name": "a", "where": "language = 'en'"}, {"name": "b", "where": "language = 'de'"}]
+    train = {
+        "method": "full",
+        "allo": {"mask": "warmup", **allo},
+        "orthalign": {"objectives": objectives, **(sequence or {})},
+    }
+    made = config(model, train=train)
+    return look_at_models(made, Models(made, RunDir(root / "run")), schedule(made))
+
+
+def test_factors_beyond_their_bound_are_refused_when_planned(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="bytes to forget with masks of single weights") as error:
+        look_at_objectives_under_masks(tiny_model, tmp_path, factor_bytes=5000)
+    assert error.value.where == "train.allo.factor_bytes: 5,000" and "Set train.allo.unit: row" in error.value.fix
+    assert look_at_objectives_under_masks(tiny_model, tmp_path, factor_bytes=1 << 30)
+    assert look_at_objectives_under_masks(tiny_model, tmp_path, unit="row")
+
+
+def test_matrices_in_which_nothing_can_move_are_counted_when_planned(tiny_model: Path, tmp_path: Path) -> None:
+    def said(q_max: int, side: str, **allo: Any) -> list[str]:
+        notes = look_at_objectives_under_masks(tiny_model, tmp_path, {"q_max": q_max, "side": side}, **allo)
+        return [note for note in notes if note.startswith("the last objective")]
+
+    (forget,) = said(4, "left", forget_ratio=0.05, learn_ratio=0.5)  # 64 outputs: about 3 weights of a column
+    assert "forget little in 10 of 16 matrices" in forget and "about 3 weights, up to 4 directions" in forget
+    assert len(said(64, "right")) == 2 and not said(64, "right", unit="row")
+    assert not said(1, "left", forget_ratio=0.5, learn_ratio=0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -24,6 +25,7 @@ from stages.train.allo.forget import npo_loss
 from stages.train.allo.masks import select_entries
 from stages.train.allo.rewards import model_rewards
 from stages.train.allo.tokens import RejectedTokens, implicit_rewards, key_tokens
+from stages.train.confined import ConfinedTrainer
 from stages.train.optimizers import ActiveEntries, Protected
 from stages.train.session import Session
 from stages.train.stage import Train
@@ -247,6 +249,27 @@ def test_objectives_in_sequence_under_masks_leak_nothing(workbench: Any, unit: s
     assert [s for s, _ in values(metrics, "objective/en/reward_accuracy")] == [6, 12]
     assert [v for _, v in values(metrics, "mask/frozen_columns")] and values(metrics, "merge/projected")
     assert not (place / "objective-1" / "allo" / "forgotten").exists()  # the objective's model is what counts
+
+
+def test_the_share_of_frozen_columns_is_said_as_a_phase_begins(workbench: Any) -> None:
+    objectives = [{"name": code, "where": f"language = '{code}'"} for code in ("en", "de")]
+    sequence = {"objectives": objectives, "energy": 1.0, "side": "right"}  # 16 of 32 inputs
+    ctx = workbench.context("some", **allo(forget_ratio=0.5, learn_ratio=0.6), orthalign=sequence)
+    metrics, _ = train(ctx)
+    frozen = [v for _, v in values(metrics, "allo/forget/mask/frozen_columns")]
+    said = [note for note in ctx.progress.notes if "cannot move" in note]
+    assert 0 < frozen[-1] < 1 and len(said) == 2 and said[0].startswith(f"{frozen[-1]:.1%} of the columns")
+
+
+def test_masks_that_leave_nothing_beside_the_subspaces_are_refused() -> None:
+    trainer, said = ConfinedTrainer.__new__(ConfinedTrainer), list[str]()
+    trainer._tell = said.append
+    for frozen in (0.0, 0.999):
+        trainer._after_first(SimpleNamespace(compile_seconds=0.0, frozen_columns=frozen))
+    assert len(said) == 1 and said[0].startswith("99.9% of the columns")
+    with pytest.raises(UserError, match="cannot move: no matrix is trained") as error:
+        trainer._after_first(SimpleNamespace(compile_seconds=0.0, frozen_columns=1.0))
+    assert error.value.where == "train.allo, train.orthalign" and "q_max" in error.value.fix
 
 
 def make_classifier(folder: Path, tokenizer: Any, labels: int, good: float = 0.0) -> ModelRef:
