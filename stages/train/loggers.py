@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from schemas.config.loggers import LOGGERS
 from schemas.config.trainer import TrainerConfig
@@ -38,3 +39,19 @@ def logs_in(folder: Path) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+def report_under(title: str, callbacks: Iterable[Any]) -> None:
+    """Of the callbacks, let loggers name what they report `<title>/<name>`: a phase's steps begin at 0 again, and would be drawn over
+    another's."""
+    loggers = tuple(INTEGRATION_TO_CALLBACK.values())
+    for callback in callbacks:
+        if title and isinstance(callback, loggers):
+            callback.on_log = _titled(callback.on_log, title)
+
+
+def _titled(on_log: Callable[..., None], title: str) -> Callable[..., None]:
+    def titled(*args: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        on_log(*args, logs=logs and {f"{title}/{name}": value for name, value in logs.items()}, **kwargs)
+
+    return titled

@@ -183,7 +183,14 @@ class _Sequence:
         later = sum(self._steps(later) for later in range(number + 1, len(self.plans)))
         place, identity = self._place(number), self._identity(number)
         return ConfinedPhase(
-            pairs, self.plans[number], place, identity, number=number, later=later, protected=protected
+            pairs,
+            self.plans[number],
+            place,
+            identity,
+            number=number,
+            later=later,
+            title=f"objective/{self.objectives[number].name}",
+            protected=protected,
         )
 
     def seen(self) -> set[int]:

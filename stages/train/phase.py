@@ -15,6 +15,7 @@ from stages.train.batches import BatchPlan
 from stages.train.callbacks import StepCallback
 from stages.train.dataset import TrainingPairs
 from stages.train.forward import check_forward, make_plain
+from stages.train.loggers import report_under
 from stages.train.model import adapter_config
 from stages.train.processes import world_size
 from stages.train.resumable import train_all
@@ -31,7 +32,7 @@ class Phase:
     """What a phase trains on: plain DPO with AdamW, unless a subclass says otherwise.
 
     checkpoints: folder of its checkpoints; identity: what its weights depend on. number: of the phases of a training; later:
-    optimizer steps of the phases after it. kind: the trainer.
+    optimizer steps of the phases after it. title: of its curves in loggers; none: those of the training. kind: the trainer.
     """
 
     pairs: TrainingPairs
@@ -40,6 +41,7 @@ class Phase:
     identity: str
     number: int = 0
     later: int = 0
+    title: str = ""
     kind: type[PairTrainer] = PairTrainer
 
     def options(self, session: Session, model: PreTrainedModel) -> dict[str, Any]:
@@ -99,6 +101,7 @@ def _trainer(session: Session, model: PreTrainedModel, phase: Phase) -> tuple[Pa
         preference=ctx.config.loss,
         **phase.options(session, model),
     )
+    report_under(phase.title, trainer.callback_handler.callbacks)
     return trainer, steps
 
 

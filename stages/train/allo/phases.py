@@ -127,6 +127,7 @@ class _Phases:
             self._identity(name),
             number=self.last.number + 1000 * (1 + order.index(name)),  # another order of the pairs
             later=self.last.later + sum(self.plans[n].steps for n in order[order.index(name) + 1 :]),
+            title="/".join(filter(None, (self.last.title, f"allo/{name}"))),
         )
 
     @property

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 
 import pipeline.preflight
@@ -15,6 +16,7 @@ from schemas.config import RunConfig
 from schemas.config.loggers import LOGGERS
 from schemas.errors import UserError
 from stages.catalog import BY_NAME
+from stages.train.stage import Train
 
 
 def config(**sections: Any) -> RunConfig:
@@ -51,3 +53,26 @@ def test_an_unknown_logger_is_refused_with_the_config(section: str, name: str, n
     with pytest.raises(ValidationError, match=near) as error:
         config(**{section: {"report_to": [name]}})
     assert f"{section}.report_to" in str(error.value)
+
+
+def test_every_phase_has_curves_of_its_own(workbench: Any) -> None:
+    objectives = [{"name": code, "where": f"language = '{code}'"} for code in ("en", "de")]
+    allo = {"mask": "warmup", "warmup_steps": 2, "forget_ratio": 0.5, "learn_ratio": 0.5, "allow_empty_layers": True}
+    ctx = workbench.context(
+        method="full", epochs=1, allo=allo, orthalign={"objectives": objectives, "q_max": 2}, report_to=["tensorboard"]
+    )
+    rows, _ = Train().run(ctx)
+    curves: dict[str, list[int]] = {}
+    for file in sorted((ctx.folder / "logs").glob("events.out.tfevents*")):
+        events = EventAccumulator(str(file)).Reload()
+        for name in events.Tags()["scalars"]:
+            if name.endswith("/loss"):
+                curves.setdefault(name, []).extend(event.step for event in events.Scalars(name))
+    phases = {"allo/warmup/": [1, 2], "allo/forget/": [1, 2], "": [1, 2]}
+    assert curves == {
+        f"train/objective/{code}/{phase}loss": steps for code in ("en", "de") for phase, steps in phases.items()
+    }
+    assert {row["name"] for row in rows.data.to_pylist() if row["name"].endswith("loss")} >= {
+        "loss",
+        "allo/forget/loss",
+    }
