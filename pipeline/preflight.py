@@ -80,7 +80,8 @@ def _call(look: str, config: RunConfig) -> list[str]:
 
 
 def _look_at_layers(config: RunConfig, models: Models, steps: Iterable[Step]) -> list[str]:
-    """What there is to say of the layers that are trained. Raises UserError for those that training as the config says needs or cannot have: every model the run trains has the layers of its first."""
+    """What there is to say of the layers that are trained. Raises UserError for those that training as the config says needs or cannot
+    have: every model the run trains has the layers of its first."""
     notes = []
     for name in {step.spec.name for step in steps if step.spec.trains}:
         section: TrainerConfig = config_value(config, name)

@@ -11,9 +11,9 @@ from stages.models.strict import skeleton
 
 
 def check_layers(model: ModelRef, config: RunConfig, section: TrainerConfig) -> list[str]:
-    """What there is to say of them. Raises UserError for a model that TRL's forward cannot run, for a LoRA target, with the names there are, that is no linear layer of the
-    model, for weights that objectives in sequence cannot protect, for rows that are no neurons where ALLO selects rows, and where both
-    together need too much memory."""
+    """What there is to say of them. Raises UserError for a model that TRL's forward cannot run, for a LoRA target, with the names there
+    are, that is no linear layer of the model, for weights that objectives in sequence cannot protect, for rows that are no neurons where
+    ALLO selects rows, and where both together need too much memory."""
     made = skeleton(model, config.model.trust_remote_code)
     if made.base_model is made:
         raise UserError(

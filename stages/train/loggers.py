@@ -44,7 +44,7 @@ def logs_in(folder: Path) -> Iterator[None]:
 def report_under(title: str, callbacks: Iterable[Any]) -> None:
     """Of the callbacks, let loggers name what they report `<title>/<name>`: a phase's steps begin at 0 again, and would be drawn over
     another's."""
-    loggers = tuple(INTEGRATION_TO_CALLBACK.values())
+    loggers: tuple[Any, ...] = tuple(INTEGRATION_TO_CALLBACK.values())
     for callback in callbacks:
         if title and isinstance(callback, loggers):
             callback.on_log = _titled(callback.on_log, title)
