@@ -116,9 +116,7 @@ class Lease:
             if lives is False:
                 return
         if holder is not None:
-            self._say(
-                f"A run on {holder['host']} left its lease here; watching for {WATCH_SECONDS:.0f} s whether it lives"
-            )
+            self._say(_watching(holder, WATCH_SECONDS))
         if _changes(self._path, WATCH_SECONDS if holder is not None else 2 * _POLL_SECONDS):
             raise _held(self._path, _read(self._path) or holder or {})
 
@@ -157,7 +155,7 @@ def holder_of(root: Path, say: Callable[[str], None] = lambda message: None) -> 
     if abs(time.time() - float(holder["heartbeat"])) < WATCH_SECONDS:
         return holder
     seconds = HEARTBEAT_SECONDS + 2
-    say(f"A run on {holder['host']} left its lease here; watching for {seconds:.0f} s whether it lives")
+    say(_watching(holder, seconds))
     return _read(root / _NAME) if _changes(root / _NAME, seconds) else None
 
 
@@ -169,6 +167,10 @@ def _changes(path: Path, seconds: float) -> bool:
         if (now := _bytes(path)) != before and now is not None:
             return True
     return False
+
+
+def _watching(holder: dict[str, Any], seconds: float) -> str:
+    return f"A run on {holder['host']} left its lease here; watching for {seconds:.0f} s whether it lives"
 
 
 def _held(path: Path, holder: dict[str, Any]) -> UserError:

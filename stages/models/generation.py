@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas import files
+from schemas.errors import UserError
 from stages.models.folder import read_json
 
 _NAME = "generation_config.json"
@@ -28,12 +29,19 @@ def drop_unsavable(model: Any) -> None:
 
 def write_generation(source: Path, target: Path, stop_ids: Collection[int]) -> None:
     """The settings of the model in `source`, for what it became in `target`. stop_ids: tokens that it learnt to end with; without them whoever
-    generates by this file goes on after the turn."""
-    paths = [folder / _NAME for folder in (source, target)]
-    found = next((read_json(path, str(path)) for path in paths if path.is_file()), None)
+    generates by this file goes on after the turn. A damaged file of the source, which transformers reads as none, is none here, too."""
+    found = next((read for folder in (source, target) if (read := _read(folder / _NAME)) is not None), None)
     if found is None:
         return
     there = found.get("eos_token_id")
-    ends = sorted({*([] if there is None else there if isinstance(there, list) else [there]), *stop_ids})
+    listed = there if isinstance(there, list) else [there]
+    ends = sorted({*(token for token in listed if type(token) is int), *stop_ids})
     found["eos_token_id"] = ends[0] if len(ends) == 1 else ends
     files.write_text(target / _NAME, json.dumps(found, indent=2, sort_keys=True) + "\n")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_json(path, str(path)) if path.is_file() else None
+    except UserError:
+        return None

@@ -34,3 +34,18 @@ def test_what_it_learnt_to_end_with_ends_it(tmp_path: Path, before: object, afte
     (tmp_path / "generation_config.json").write_text(json.dumps({} if before is None else {"eos_token_id": before}))
     write_generation(tmp_path / "none", tmp_path, (5, 7))
     assert json.loads((tmp_path / "generation_config.json").read_text()) == {"eos_token_id": after}
+
+
+@pytest.mark.parametrize(
+    "damaged", ["{", '{"eos_token_id": "x"}', '{"eos_token_id": [null, 7]}', '{"eos_token_id": true}']
+)
+def test_damaged_settings_do_not_lose_what_was_trained(tmp_path: Path, tiny_model: Path, damaged: str) -> None:
+    """transformers loads a model beside them; so its training must reach the disk."""
+    source = tmp_path / "source"
+    shutil.copytree(tiny_model, source)
+    (source / "generation_config.json").write_text(damaged)
+    model = load_causal_lm(ModelRef("m", source, "d"), torch.float32, torch.device("cpu"))
+    model.save_pretrained(tmp_path / "target")
+    write_generation(source, tmp_path / "target", (7,))
+    found = json.loads((tmp_path / "target" / "generation_config.json").read_text())["eos_token_id"]
+    assert 7 in (found if isinstance(found, list) else [found])
