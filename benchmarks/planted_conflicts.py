@@ -28,7 +28,7 @@ from benchmarks.planted.cause import Stepper, measure
 from benchmarks.planted.damage import SOURCE, Damage, plant
 from benchmarks.planted.scoring import configured, score
 from stages.gradients.projections import SketchLayout
-from stages.gradients.stage import LAYOUT_KEY
+from stages.gradients.store import LAYOUT_KEY
 from stages.models.resolve import resolve
 
 DEMO_MODEL = "embedded:qwen2.5-coder-0.5b-instruct"

@@ -67,7 +67,7 @@ def side_by_side(
             arms.append(arm)
         pool = on_one_pool(arms, round_)
         tables = {name: list(arms[0].inputs[name]) for name in ("pairs", "gradients")}
-        return compared(arms, pool, tables, [*config.languages.seen, *config.languages.unseen], examples)
+        return compared(arms, pool, tables, config.languages.codes, examples)
 
 
 def trained_alone(folder: Path, specs: Sequence[ArmSpec], progress: Progress) -> list[dict[str, int]]:

@@ -37,7 +37,7 @@ def config_files(spec: StageSpec, config: RunConfig) -> dict[str, str]:
 def _source(source: Source, config: RunConfig) -> dict[str, str]:
     from stages.sources import local_files
 
-    languages = [*config.languages.seen, *config.languages.unseen]
+    languages = config.languages.codes
     return {file.name: sha256(file.path) for file in local_files(source, languages)}
 
 
@@ -60,6 +60,6 @@ def _rubrics(template: str, config: RunConfig) -> dict[str, str]:
     from stages.judge.rubric import rubric_path
 
     found = {}
-    for language in [*config.languages.seen, *config.languages.unseen]:
+    for language in config.languages.codes:
         found[f"rubric {language}"] = sha256(rubric_path(template, language))
     return found

@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.segment import Segment
 from rich.text import Text
 
-from pipeline.pace import Pace
+from pipeline.pace import Pace, in_words
 from schemas.secrets import less_secrets, without_secrets
 from stages.text.visible import visible
 
@@ -164,9 +164,7 @@ class StageBar:
     def advance(self, amount: int, rates: Mapping[str, float]) -> None:
         """`amount` more is done; rates are shown as they come."""
         self._pace.advance(amount)
-        shown = "  ".join(
-            f"{value:,.4g} {name.replace('_per_s', '/s').replace('_', ' ')}" for name, value in rates.items()
-        )
+        shown = "  ".join(in_words(rates))
         self._heard, self._rates = time.monotonic(), shown
         if self._task is not None:
             self._live.update(self._task, advance=amount, rates=shown)

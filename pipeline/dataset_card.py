@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,11 +13,10 @@ from pipeline.account import totals
 from schemas.config import RunConfig
 from schemas.manifests import StageManifest
 from stages.sources import hub_ids
+from stages.text.codes import hub_codes
 from stages.text.markdown import escape
 from stages.text.visible import visible
 
-_ISO_639 = re.compile(r"(?!und$)[a-z]{2,3}")
-"""What the hub takes for a language; und is unknown."""
 _NO_LICENCE = "No licence was given for this data set; its texts may be under the terms of where they come from."
 _SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 
@@ -71,19 +69,19 @@ def dataset_card(config: RunConfig, round_: int, contents: Contents, made: Seque
 
 
 def _header(config: RunConfig, contents: Contents, total: int) -> str:
-    codes = sorted({code.partition("-")[0] for code in contents.rows})
+    codes = hub_codes(sorted(contents.rows))
     sources = config.pairs.sources if config.imported else config.prompts.sources
     splits = [{"name": "train", "num_bytes": contents.raw, "num_examples": total}]
     meta = {
         "pretty_name": f"{' '.join(visible(config.name).split())}: curated preference pairs",
         "license": config.card.dataset_license,
-        "language": [code for code in codes if _ISO_639.fullmatch(code)],
+        "language": codes,
         "task_categories": ["text-generation"],
         "size_categories": [_size(total)],
         "multilinguality": ["multilingual" if len(codes) > 1 else "monolingual"],
         "annotations_creators": [] if config.imported else ["machine-generated"],
         "language_creators": [] if config.imported else ["machine-generated"],
-        "source_datasets": hub_ids(sources, [*config.languages.seen, *config.languages.unseen]),
+        "source_datasets": hub_ids(sources, config.languages.codes),
         "tags": ["preference", "dpo", "trl", "congrad"],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": contents.pattern}]}],
         "dataset_info": {

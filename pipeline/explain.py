@@ -102,7 +102,7 @@ def print_explanation(folder: Path, config: RunConfig, prefix: str, k: int, as_j
 
     say(f"Pair {found['pair_id']}", style="bold")
     say(f"{found['language']}, {found['split']}, from {found['source']}, translation group {found['group_id']}")
-    say(_verdict(found, config))
+    say(_verdict(found))
     if scores := found["scores"]:
         values = {name: scores[name] for name in ("score_all", "score_others", "score_mean", "cosine_own")}
         values |= {"judge margin": _margin(found)}
@@ -153,7 +153,7 @@ def _print_conflict(console: Terminal, conflict: dict[str, Any]) -> None:
         console.print(Text(printable(f"Leaves every direction with {len(others)} other pairs: {few}")), soft_wrap=True)
 
 
-def _verdict(found: dict[str, Any], config: RunConfig) -> str:
+def _verdict(found: dict[str, Any]) -> str:
     selection = found["selection"]
     if selection is None:
         return "Neither kept nor rejected: " + (

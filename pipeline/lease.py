@@ -1,6 +1,6 @@
 """One writer per run directory: a lease file with a heartbeat, on plain files so that it works on NFS.
 
-A lease is taken by creating the file exclusively. Whether its holder lives is decided without any wall clock: on the
+A lease is taken by creating the file exclusively. Whether its holder lives is decided without comparing clocks: on the
 same machine (same boot, same process namespace) by its process; elsewhere by watching whether the heartbeat changes. A
 stale lease is replaced by rename, and the taker reads it back: the last rename wins. A holder that finds another's
 lease in place of its own stops: the heartbeat looks every few seconds, the run loop before every manifest it writes.

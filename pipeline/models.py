@@ -11,28 +11,14 @@ from pipeline.rundir import RunDir
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.manifests import FileRecord, StageManifest
+from stages.catalog import STAGES
 from stages.contract import ModelRef
 from stages.schedule import Step
 
 TRAINED = "model"
 ADAPTER = "adapter"
 _PACKAGES = ("safetensors", "transformers")
-_ROLES = frozenset(
-    {
-        "start",
-        "initial",
-        "policy",
-        "reference",
-        "judge",
-        "evaluation_judge",
-        "trained",
-        "sft",
-        "base",
-        "token_reward",
-        "baseline",
-        "second_judge",
-    }
-)
+_ROLES = frozenset(role for spec in STAGES for role in spec.models)
 
 
 class Models:
@@ -139,7 +125,7 @@ class Models:
                 raise UserError(
                     f"Models need the packages {', '.join(missing)}, which the core does not have",
                     where=name,
-                    fix='Install an extra: pip install "congrad-pipeline[cpu]" or "congrad-pipeline[cuda]" (in a clone: -e ".[cpu]").',
+                    fix='Install an extra: pip install -e ".[cpu]" or ".[cuda]".',
                 )
             from stages.models.resolve import resolve
 

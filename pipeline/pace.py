@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 _FORESEEABLE = 0.05
 """Least share of the work left at the start that must be done before the time left is guessed."""
+
+
+def in_words(rates: Mapping[str, float]) -> list[str]:
+    """`tokens_per_s` -> `120 tokens/s`."""
+    return [f"{value:,.4g} {name.replace('_per_s', '/s').replace('_', ' ')}" for name, value in rates.items()]
 
 
 class Pace:

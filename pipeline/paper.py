@@ -16,7 +16,7 @@ from pipeline.trials import UNTRAINED
 from schemas.errors import UserError
 from stages.compare.seeds import over_seeds
 from stages.evaluate.metrics import ALL, WIN_RATES
-from stages.report.results import METRICS
+from stages.report.results import measure_of
 
 Form = Literal["md", "tex", "csv"]
 BASE = "base"
@@ -206,8 +206,4 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 def _title(column: tuple[str, str, str], by_language: str | None) -> tuple[str, str]:
     split, language, metric = column
-    return _GROUPS[split], language if by_language else _metric(metric)
-
-
-def _metric(metric: str) -> str:
-    return METRICS[metric].title if metric in METRICS else metric.replace("_", " ")
+    return _GROUPS[split], language if by_language else measure_of(metric).title

@@ -19,6 +19,7 @@ from pipeline.history import last_error, progress
 from pipeline.lease import holder_of
 from pipeline.makers import Makers
 from pipeline.manifest_files import uncollected
+from pipeline.pace import in_words
 from pipeline.plan import Planner, State
 from pipeline.rundir import RunDir
 from pipeline.selection import Selection
@@ -93,7 +94,7 @@ def _print_status(folder: Path, as_json: bool) -> None:
 def _progress_line(event: dict[str, Any]) -> str:
     total = f" of {event['total']:,}" if event.get("total") else ""
     left = f", about {event['seconds_left']:,} s left" if event.get("seconds_left") is not None else ""
-    rates = "".join(f", {value:,.4g} {name.replace('_per_s', '/s')}" for name, value in event["rates"].items())
+    rates = "".join(f", {rate}" for rate in in_words(event["rates"]))
     speed = f", {event['per_s']:,.4g}/s" if event["done"] else ""
     silent = f"; at work for {event['silent_s']:,} s since" if event["silent_s"] >= _SILENT else ""
     return f"{event['stage']}: {event['done']:,}{total} {event['unit']}{speed}{rates}{left}{silent}"

@@ -15,7 +15,7 @@ from pipeline.trials import Trials
 from schemas.files import write_text
 from stages.compare.seeds import over_seeds
 from stages.evaluate.metrics import WIN_RATES
-from stages.report.results import METRICS
+from stages.report.results import measure_of
 
 SHOWN = (
     "accuracy",
@@ -88,7 +88,7 @@ def paper_table(figures: pl.DataFrame) -> PaperTable:
             ]
             cells.append((_cell(row), row is not None and not _is_untrained(arm) and is_above(row, rivals)))
         rows.append((arm, cells))
-    return PaperTable([(split, _title(metric)) for split, metric in columns], rows)
+    return PaperTable([(split, measure_of(metric).title) for split, metric in columns], rows)
 
 
 def _is_untrained(arm: str) -> bool:
@@ -102,7 +102,3 @@ def _cell(row: dict[str, Any] | None) -> str:
         return "–"
     half = "" if row["low"] is None else f" ± {row['mean'] - row['low']:.3f}"
     return f"{row['mean']:.3f}{half}"
-
-
-def _title(metric: str) -> str:
-    return METRICS[metric].title if metric in METRICS else metric.replace("_", " ")

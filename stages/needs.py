@@ -53,7 +53,7 @@ def benchmarks(config: RunConfig) -> Needs:
     """lm-evaluation-harness, for `evaluate.tasks`."""
     return Needs(
         ("lm_eval",) if config.evaluate.tasks else (),
-        'Install it (pip install "congrad-pipeline[eval]"; in a clone: -e ".[eval]"), or leave evaluate.tasks out.',
+        'Install it (pip install -e ".[eval]"), or leave evaluate.tasks out.',
         "Benchmarks need lm-evaluation-harness, which is not installed",
         "evaluate.tasks",
     )

@@ -17,7 +17,7 @@ def read_hub(source: Source) -> Iterator[dict[str, Any]]:
     except ImportError as error:
         raise UserError(
             f"reading the Hugging Face dataset {source.path} needs the `datasets` package, which is not installed",
-            fix='Install it (pip install "congrad-pipeline[cpu]"), or give a local file.',
+            fix='Install it (pip install -e ".[cpu]"), or give a local file.',
         ) from error
     try:
         data = datasets.load_dataset(

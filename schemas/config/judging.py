@@ -16,7 +16,7 @@ GENERATED: dict[str, Any] = {"pairs.sources": []}
 """Imported pairs are neither generated nor judged."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")]
-_RUBRIC: tuple[JudgeMethod, ...] = ("expected_score", "additive", "pairwise")
+_RUBRIC = tuple(method for method, facts in METHODS.items() if facts.rubric)
 
 
 def _only(*methods: JudgeMethod) -> dict[str, Any]:

@@ -270,9 +270,7 @@ class RunConfig(Section):
                 raise ValueError(
                     f"execution.deterministic (reference mode) and {judge.where}.engine.kind: {engine.kind} contradict each other"
                 )
-            if judge.settings.cross_lingual and not any(
-                code.split("-")[0] == "en" for code in [*self.languages.seen, *self.languages.unseen]
-            ):
+            if judge.settings.cross_lingual and not any(code.split("-")[0] == "en" for code in self.languages.codes):
                 raise ValueError(
                     f"{judge.where}.cross_lingual reads answers after the English prompt of their translation group, and en is"
                     " none of the run's languages"

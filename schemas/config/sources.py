@@ -187,13 +187,17 @@ class LanguageConfig(Section):
     def _codes(self) -> LanguageConfig:
         import langcodes
 
-        codes = [*self.seen, *self.unseen]
-        for code in codes:
+        for code in self.codes:
             if not langcodes.tag_is_valid(code) or not langcodes.Language.get(code).is_valid():
                 raise ValueError(f"{code!r} is not a BCP 47 language code (for example en, de, zh)")
-        if len({langcodes.standardize_tag(code) for code in codes}) != len(codes):
+        if len({langcodes.standardize_tag(code) for code in self.codes}) != len(self.codes):
             raise ValueError("languages: a language is listed twice in seen and unseen")
         return self
+
+    @property
+    def codes(self) -> list[str]:
+        """Of all languages of the run, those that are trained on first."""
+        return [*self.seen, *self.unseen]
 
 
 class PromptsConfig(Section):

@@ -17,7 +17,7 @@ _LABEL = "Give such rows a language column or set the source's `language`; langu
 
 def language_findings(config: LanguageConfig) -> Iterator[Finding]:
     """Measured on the shipped prompts and authored pairs of the run's languages."""
-    codes = [*config.seen, *config.unseen]
+    codes = config.codes
     if not config.identify:
         yield Finding("languages", "ok", "identification is off: every label is taken as it is")
         return

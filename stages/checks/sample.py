@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ from schemas.ids import content_id
 from schemas.tables import TABLES
 from stages.checks.examples import prompts
 from stages.checks.finding import Finding
-from stages.contract import Context, ModelRef, Part, Shard
+from stages.contract import Context, ModelRef, Part, Shard, Silent
 from stages.engines import close_engines, shared_engine
 from stages.generate.stage import Generate
 from stages.judge.stage import Judge
@@ -26,22 +25,6 @@ _PROMPTS = {"cpu": 6, "cuda": 96}
 """A GPU answers many at once: fewer would measure nothing but its waiting."""
 
 
-@dataclass
-class Notes:
-    """A Progress that keeps what is said."""
-
-    said: list[str]
-
-    def total(self, amount: int, unit: str) -> None:
-        return
-
-    def advance(self, amount: int = 1, **rates: float) -> None:
-        return
-
-    def note(self, message: str) -> None:
-        self.said.append(message)
-
-
 def sample_findings(models: Mapping[str, ModelRef], config: RunConfig, folder: Path) -> Iterator[Finding]:
     """Load the engine, answer a few prompts, judge the answers. models: by role. folder: for the sample's tables.
 
@@ -50,8 +33,8 @@ def sample_findings(models: Mapping[str, ModelRef], config: RunConfig, folder: P
     longest = config.generate.sampling.max_tokens
     sampling = config.generate.sampling.model_copy(update={"max_tokens": min(longest, _TOKENS)})
     generate = config.generate.model_copy(update={"sampling": sampling, "candidates": 2})
-    notes = Notes([])
-    ctx = Context(config.model_copy(update={"generate": generate}), 0, {}, dict(models), notes)
+    said: list[str] = []
+    ctx = Context(config.model_copy(update={"generate": generate}), 0, {}, dict(models), Silent(said.append))
     rows = _rows(config)
     path = folder / "prompts.parquet"
     pq.write_table(rows, path)
@@ -70,7 +53,7 @@ def sample_findings(models: Mapping[str, ModelRef], config: RunConfig, folder: P
             yield _outcome("judge", judged, candidates.num_rows, seconds, 0.0, candidates.num_rows, 0)
     finally:
         close_engines(ctx)
-    for note in notes.said:
+    for note in said:
         yield Finding("engine", "warning", note, "It was dealt with, and will be again in the run.")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import resource
 import signal
 import subprocess
@@ -17,12 +16,12 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-import stages
 from schemas.config.model import TextConfig
 from schemas.errors import UserError
 from schemas.ids import content_id
 from stages.contract import ModelRef
 from stages.models.cache import cache_folder
+from stages.models.process import with_this_code
 from stages.text.render import Renderer, load_tokenizer
 
 CPU_SECONDS = 20
@@ -49,14 +48,12 @@ def check_template(model: ModelRef, text: TextConfig, trust_remote_code: bool, c
         "trust": trust_remote_code,
         "cpu_seconds": cpu_seconds,
     }
-    root = str(Path(stages.__file__).resolve().parents[1])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     try:
         done = subprocess.run(
             [sys.executable, "-m", "stages.checks.template"],
             input=json.dumps(given),
             text=True,
-            env=environment,
+            env=with_this_code(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             timeout=_WALL_SECONDS,

@@ -29,7 +29,7 @@ def text_findings(model: ModelRef, config: RunConfig) -> Iterator[Finding]:
 
 
 def _round_trips(renderer: Renderer, config: RunConfig) -> Iterator[Finding]:
-    codes = [*config.languages.seen, *config.languages.unseen]
+    codes = config.languages.codes
     lost: dict[str, str] = {}
     values: dict[str, float | str] = {}
     for code in codes:
@@ -110,7 +110,7 @@ def length_findings(model: ModelRef, config: RunConfig) -> Iterator[Finding]:
     if not config.imported:
         room["generate"] = config.generate.sampling.max_tokens
     renderer = load_renderer(model, config.text, trust)
-    codes = [*config.languages.seen, *config.languages.unseen]
+    codes = config.languages.codes
     lengths = [
         len(renderer.prompt_ids([{"role": "user", "content": row["prompt"]}]))
         for code in codes

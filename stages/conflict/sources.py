@@ -93,11 +93,11 @@ class SketchSource:
         self._waiting = Waiting(self._labels_N, WAITING_BYTES, ctx.scratch)
 
     def notes(self) -> list[str]:
-        """See Source."""
+        """See GradientSource."""
         return self._ready.groups.notes()
 
     def measure(self, scopes: Mapping[str, Columns]) -> Measured:
-        """See Source."""
+        """See GradientSource."""
         ready, n_languages = self._ready, len(self.languages)
         groups = ready.groups
         sharing_N = self._labels_N if groups.label_N is not None else leaving_together(self.frame, "answers").label_N
@@ -135,7 +135,7 @@ class SketchSource:
         return Measured(directions_LD, halves.negative_rate(), stats, notes)
 
     def score(self, directions_LD: Tensor, columns: Sequence[Columns], method: Surgery) -> PairScores:
-        """See Source."""
+        """See GradientSource."""
         return score_sketches(
             self._chunks,
             self._ready.language_N,
@@ -153,7 +153,7 @@ class SketchSource:
         )
 
     def close(self) -> None:
-        """See Source."""
+        """See GradientSource."""
         self._waiting.close()
 
 
@@ -170,7 +170,7 @@ class ProductSource:
         self.weight_N, self.count_L = store.weight_N, store.count_L
 
     def notes(self) -> list[str]:
-        """See Source."""
+        """See GradientSource."""
         shared = leaving_together(self.frame, "answers").shared
         if not shared:
             return []
@@ -180,12 +180,12 @@ class ProductSource:
         ]
 
     def measure(self, scopes: Mapping[str, Columns]) -> Measured:
-        """See Source."""
+        """See GradientSource."""
         unknown_SL = torch.full((len(scopes), len(self.languages)), torch.nan)
         return Measured(self._store.directions_LD, unknown_SL, {})
 
     def score(self, directions_LD: Tensor, columns: Sequence[Columns], method: Surgery) -> PairScores:
-        """See Source."""
+        """See GradientSource."""
         return score_products(
             self._store.chunks(),
             self._store.language_N,

@@ -45,12 +45,7 @@ class VllmEngine(StreamingEngine):
 
     def __init__(self, model: ModelRef, config: RunConfig, renderer: Renderer) -> None:
         if find_spec("vllm") is None:
-            raise UserError(
-                "engine.kind is vllm, but the vllm package is not installed",
-                where="engine.kind",
-                fix='Install it (`pip install "congrad-pipeline[cuda]"`, or the CPU lock of the README), or set '
-                "engine.kind: transformers.",
-            )
+            raise UserError(config.engine.facts.missing, where="engine.kind", fix=config.engine.facts.fix)
         self.renderer = renderer
         self._set_environment(config)
         import vllm

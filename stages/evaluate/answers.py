@@ -138,8 +138,8 @@ def measure(ctx: Context, prompts: Iterable[HeldOutPrompt], rows: Iterable[dict[
     phrases) and characters."""
     groups = {prompt.row_id: prompt.group_id for prompt in prompts}
     run = ctx.config.languages
-    unknown = set(unidentifiable([*run.seen, *run.unseen]))
-    unlisted = set(without_phrases([*run.seen, *run.unseen]))
+    unknown = set(unidentifiable(run.codes))
+    unlisted = set(without_phrases(run.codes))
     for row in rows:
         where = row["model"], row["split"], row["language"]
         group = groups[row["prompt_id"]]
@@ -158,4 +158,4 @@ def _languages(ctx: Context, texts: list[str]) -> list[str]:
     run = ctx.config.languages
     if not run.identify:
         return [UNKNOWN] * len(texts)
-    return [language for language, _ in identify(texts, [*run.seen, *run.unseen])]
+    return [language for language, _ in identify(texts, run.codes)]

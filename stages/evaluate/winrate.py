@@ -16,6 +16,7 @@ from stages.evaluate.answers import complete
 from stages.evaluate.heldout import HeldOutPrompt
 from stages.evaluate.metrics import AFTER, BASELINE, BEFORE, CHANGE, Measurement
 from stages.judge.answer_tokens import AnswerTokens, all_ids
+from stages.judge.comparing import sign
 from stages.judge.pairwise import choice_tokens, pairwise_ids, probability_of_a
 from stages.judge.rubric import Rubrics
 from stages.models.strict import config_of
@@ -120,13 +121,13 @@ class Comparison:
                 continue
             yield self._item(match, "judge_mass", sum(row["mass"] for row in found) / 2)
             if _answered(found):
-                one, other = (_sign(row["mine"]) for row in found)
+                one, other = (sign(row["mine"]) for row in found)
                 yield self._item(match, "judge_consistency", float(one == other))
 
     def rates(self, replies: pa.Table) -> dict[str, Measurement]:
         """Prompt id -> the item of the win rate: 1 (mine is better), 0, or one half for a tie."""
         return {
-            match.prompt.row_id: self._item(match, self.metric, _rate([_sign(row["mine"]) for row in found]))
+            match.prompt.row_id: self._item(match, self.metric, _rate([sign(row["mine"]) for row in found]))
             for match, found in self._replied(replies)
             if match.same or _answered(found)
         }
@@ -208,11 +209,6 @@ def _judge_context(ctx: Context, role: str, engine: EngineConfig) -> int:
 
 def _answered(replies: Sequence[dict[str, Any]]) -> bool:
     return all(row["mine"] is not None and row["mass"] >= MIN_MASS for row in replies)
-
-
-def _sign(probability: float) -> int:
-    """1: mine is better; -1: the other; 0: neither."""
-    return (probability > 0.5) - (probability < 0.5)
 
 
 def _rate(verdicts: Sequence[int]) -> float:

@@ -151,8 +151,6 @@ def _add_languages(ctx: Context, renderer: Renderer, candidates: list[dict[str, 
     languages = ctx.config.languages
     found = [(UNKNOWN, 0.0)] * len(candidates)
     if languages.identify:
-        found = identify(
-            [renderer.thoughts.said(row["text"]) for row in candidates], [*languages.seen, *languages.unseen]
-        )
+        found = identify([renderer.thoughts.said(row["text"]) for row in candidates], languages.codes)
     for row, (language, confidence) in zip(candidates, found, strict=True):
         row["detected_language"], row["language_confidence"] = language, confidence

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
-
-import torch
 
 from schemas.config import RunConfig
 from stages.contract import Context
 from stages.models.device import device_of, is_out_of_memory
+from stages.models.load import free_memory
 
 Result = TypeVar("Result")
 
@@ -128,7 +126,7 @@ class TokenBudget:
                 failure = error.with_traceback(None)
             if failure is not None:
                 del failure
-                release_memory()
+                free_memory()
                 if len(batch) == 1 and misfits is not None:
                     misfits += batch
                     todo.pop(0)
@@ -148,10 +146,3 @@ class TokenBudget:
             if memo is not None:
                 memo.add(batch, outputs)
         return [results[i] for i in sorted(results)]
-
-
-def release_memory() -> None:
-    """Collect garbage and give cached accelerator memory back."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -27,8 +27,8 @@ from stages.gradients.items import UNKNOWN, Item, Values
 from stages.gradients.logprobs import logprobs_of_rows
 from stages.gradients.rows import BatchRow, Pair
 from stages.gradients.work import forward_cost
-from stages.text.messages import comparable
-from stages.text.render import Messages, Renderer, RenderError
+from stages.text.messages import Messages, comparable
+from stages.text.render import Renderer, RenderError
 
 NOTHING = "..."
 """What the user says in x0."""

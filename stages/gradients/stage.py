@@ -29,14 +29,12 @@ from stages.gradients.projections import SketchLayout
 from stages.gradients.relevance import Relevance, relevance_columns
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import Sketcher, Unsketchable
-from stages.gradients.store import LAYOUT_KEY, SEED_KEY, sketch_columns, store_metadata
+from stages.gradients.store import sketch_columns, store_metadata
 from stages.gradients.unfinished import Pass, Unfinished
 from stages.gradients.work import Work, forward_cost, pair_tokens, sketch_cost
 from stages.models.device import device_of, dtype_of, refuse_float16
 from stages.models.load import load_text_model, load_with_adapter, settle_threads
 from stages.text.render import Renderer, RenderError, load_renderer
-
-__all__ = ["LAYOUT_KEY", "SEED_KEY", "Gradients", "Worker", "sketch_shards"]
 
 Reduce = Callable[[list[int], PairSketches], PairSketches]
 """See `Sketcher.run`."""

@@ -123,7 +123,7 @@ class _Round:
                 for n in (i, j):
                     problems.setdefault(n, self._candidates[n].dropped("low_mass", detail))
                 continue
-            first, second = _sign(forward), -_sign(backward)
+            first, second = sign(forward), -sign(backward)
             win = 0.5 if first != second else (1 + first) / 2
             wins_NN[i, j], wins_NN[j, i] = win, 1 - win
             for n in (i, j):
@@ -161,6 +161,6 @@ class _Round:
         self._asked[i, j] = both
 
 
-def _sign(probability: float) -> int:
+def sign(probability: float) -> int:
     """1: A is better; -1: B; 0: neither."""
     return (probability > 0.5) - (probability < 0.5)

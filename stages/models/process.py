@@ -19,6 +19,7 @@ import stages
 from schemas.errors import UserError
 from schemas.secrets import without_secrets
 from stages.text.visible import visible
+from stages.text.words import duration
 
 CONVERSION_SECONDS = 4 * 3600.0
 """For one conversion: hundreds of gigabytes from a slow disk end well before."""
@@ -26,16 +27,20 @@ _POLL_SECONDS = 0.2
 _PATIENT_SECONDS = 60.0
 
 
+def with_this_code() -> dict[str, str]:
+    """The environment in which a child Python finds this code, wherever it is started."""
+    root = str(Path(stages.__file__).resolve().parents[1])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+
+
 def run_module(module: str, arguments: list[str], what: str, seconds: float = CONVERSION_SECONDS) -> None:
     """`python -m module arguments`, its lines on standard error shown as they come.
 
     Raises UserError when it fails, or has not ended after so many seconds: it is killed then.
     """
-    root = str(Path(stages.__file__).resolve().parents[1])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     command = [sys.executable, "-m", module, *arguments]
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command, env=with_this_code(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as run:
         assert run.stderr is not None
         late = threading.Event()
@@ -56,7 +61,7 @@ def run_module(module: str, arguments: list[str], what: str, seconds: float = CO
             limit.cancel()
     if late.is_set():
         raise UserError(
-            f"{what} has not ended after {_in_words(seconds)}, so it was stopped",
+            f"{what} has not ended after {duration(seconds)}, so it was stopped",
             fix="See whether the disk, or the place it downloads from, still answers; running again continues safely.",
         )
     if run.returncode:
@@ -84,7 +89,7 @@ def one_at_a_time(lock: Path, seconds: float = CONVERSION_SECONDS) -> Iterator[N
             waited = time.monotonic() - begun
             if waited > seconds:
                 raise UserError(
-                    f"Another process{_holder(lock)} has been making the same file for {_in_words(seconds)}",
+                    f"Another process{_holder(lock)} has been making the same file for {duration(seconds)}",
                     where=str(lock),
                     fix="See whether it still works; end it if not, and run again.",
                 )
@@ -110,7 +115,3 @@ def _holder(lock: Path) -> str:
     """` (process 12)`, as far as the file says."""
     number = lock.read_text(encoding="utf-8", errors="replace").strip()
     return f" (process {number})" if number.isdecimal() else ""
-
-
-def _in_words(seconds: float) -> str:
-    return f"{seconds / 3600:g} hours" if seconds >= 3600 else f"{seconds:g} s"

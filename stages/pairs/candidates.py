@@ -46,7 +46,7 @@ def load_candidates(ctx: Context, thoughts: Thoughts, judged: pl.DataFrame) -> p
         frames.append(frame.drop("text").with_columns(keys, refused, repeated, refuses))
     light = pl.concat(frames).with_row_index("row")
     light = light.with_columns(judged=pl.col("candidate_id").is_in(judged["candidate_id"].implode()))
-    return light.join(_wrong_languages(ctx, light), on=["language", "detected_language"], how="left").pipe(
+    return light.join(_wrong_languages(light), on=["language", "detected_language"], how="left").pipe(
         _with_reasons, ctx
     )
 
@@ -93,7 +93,7 @@ def _refusals(ctx: Context, thoughts: Thoughts, frame: pl.DataFrame) -> list[str
     return [refusal(thoughts.said(text), language) for text, language in frame.select("text", "language").iter_rows()]
 
 
-def _wrong_languages(ctx: Context, light: pl.DataFrame) -> pl.DataFrame:
+def _wrong_languages(light: pl.DataFrame) -> pl.DataFrame:
     """Which (language, detected_language) are different languages, as far as the identifier can tell."""
     unknown = set(unidentifiable(light["language"].unique().to_list()))
     combinations = light.select("language", "detected_language").unique()

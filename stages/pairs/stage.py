@@ -69,6 +69,6 @@ class Pairs(TableStage):
 def _without_refusals(ctx: Context) -> Iterator[str]:
     """Says in which languages of the run refusals are looked for and not known."""
     config = ctx.config
-    unlisted = without_phrases([*config.languages.seen, *config.languages.unseen])
+    unlisted = without_phrases(config.languages.codes)
     if config.pairs.drop_refusals and unlisted:
         yield f"pairs.drop_refusals: no phrases are listed for {', '.join(unlisted)}: only refusals in English are found there"

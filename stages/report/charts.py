@@ -57,10 +57,10 @@ def histogram(
     return picture(frame.width, frame.height, label, *parts)
 
 
-def distributions(edges: Sequence[float], series: Sequence[Series], label: str, *, x_format: Format = short) -> Markup:
+def distributions(edges: Sequence[float], series: Sequence[Series], label: str) -> Markup:
     """Counts per bin of several groups as outlines over one another; the first is filled lightly."""
     frame = Frame(edges[0], edges[-1], 0, max([1.0, *(max(s.values, default=0) for s in series)]))
-    parts = frame.axes(x_format, count, y_about=round(min(3, frame.y_high)), x_about=5)
+    parts = frame.axes(short, count, y_about=round(min(3, frame.y_high)), x_about=5)
     for index, group in enumerate(series):
         points = [(frame.x(edges[0]), frame.y(0))]
         for i, value in enumerate(group.values):
@@ -107,13 +107,13 @@ def share_bar(parts: Sequence[Series], label: str) -> Markup:
     return _strip(label, *drawn)
 
 
-def value_bar(value: float, low: float, high: float, label: str, css: str, baseline: float = 0.0) -> Markup:
-    """One horizontal bar from `baseline` to `value` on the scale low..high."""
+def value_bar(value: float, low: float, high: float, label: str, css: str) -> Markup:
+    """One horizontal bar from 0 to `value` on the scale low..high."""
     span = (high - low) or 1.0
-    start, stop = sorted((100 * (baseline - low) / span, 100 * (value - low) / span))
+    start, stop = sorted((-100 * low / span, 100 * (value - low) / span))
     width = max(stop - start, 0.6)
     bar = element("rect", element("title", label), x=start, y=0, width=width, height=10, class_=f"fill-{css}")
-    mark = element("path", d=f"M{100 * (baseline - low) / span:.2f} 0V10", class_="base")
+    mark = element("path", d=f"M{-100 * low / span:.2f} 0V10", class_="base")
     return _strip(label, bar, mark)
 
 

@@ -169,11 +169,7 @@ def config_json(config: RunConfig) -> str:
 def unfinished(config: RunConfig, manifests: Sequence[StageManifest]) -> list[str]:
     """Stages without a finished result, in order; empty when the run is complete."""
     done = {(manifest.stage, manifest.round) for manifest in manifests}
-    titles = {}
-    for step in schedule(config):
-        numbered = config.rounds > 1 and step.spec.per_round
-        titles[step] = f"{step.spec.name} (round {step.round})" if numbered else step.spec.name
-    return [title for step, title in titles.items() if (step.spec.name, step.round) not in done]
+    return [step.title for step in schedule(config) if (step.spec.name, step.round) not in done]
 
 
 def _selection(select: SelectConfig) -> str:

@@ -222,8 +222,13 @@ def results(tables: Tables, round_: int, languages: Sequence[str]) -> Results | 
     return Results(round_, splits, tax(rows))
 
 
+def measure_of(name: str) -> Measure:
+    """How a measure is shown: one that others brought under its own name, as a proportion."""
+    return METRICS.get(name) or Measure(spaced(name).capitalize(), "")
+
+
 def _measured(name: str, rows: list[dict], languages: Sequence[str]) -> MeasureTable:
-    metric = METRICS.get(name) or Measure(spaced(name).capitalize(), "")
+    metric = measure_of(name)
     changed = {row["language"]: row for row in rows if row["metric"] == name + CHANGE_OF}
     rows = [row for row in rows if row["metric"] == name]
     by_key = {(row["language"], row["model"]): row for row in rows}

@@ -8,9 +8,8 @@ import polars as pl
 from markupsafe import Markup
 
 from stages.report.charts import ChangeBar, changes
-from stages.report.results import ALL, METRICS, SPLITS, Measure
+from stages.report.results import ALL, METRICS, SPLITS, measure_of
 from stages.report.svg import element
-from stages.report.text import spaced
 
 
 def page(figures: pl.DataFrame, title: str, note: str) -> str:
@@ -36,7 +35,7 @@ def page(figures: pl.DataFrame, title: str, note: str) -> str:
 
 
 def _figure(rows: pl.DataFrame, name: str) -> Markup:
-    measure = METRICS.get(name) or Measure(spaced(name).capitalize(), "")
+    measure = measure_of(name)
     bars = [
         ChangeBar(row["arm"], None, row["mean"], None, None if row["low"] is None else (row["low"], row["high"]))
         for row in rows.iter_rows(named=True)

@@ -92,7 +92,7 @@ def build_view(
 ) -> View:
     """Read what there is and prepare it for the template. left_out, compared: see `write_page`."""
     rounds = tables.rounds()
-    languages = [*config.languages.seen, *config.languages.unseen]
+    languages = config.languages.codes
 
     def each(make: Callable[[int], T | None]) -> list[T]:
         return [made for round_ in rounds if (made := make(round_)) is not None]

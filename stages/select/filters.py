@@ -21,7 +21,6 @@ class Filter:
     """A ranking. columns: what it reads beside pair_id and language; value: from the frame and a seed key to [N]; nothing: (why it ranks no
     pair at all, what to do), where that has a reason of its own; implicit: it means nothing where every implicit reward is zero."""
 
-    meaning: str
     columns: tuple[str, ...]
     value: Callable[[pl.DataFrame, Sequence[object]], pl.Series]
     nothing: tuple[str, str] = ("no pair has the value it goes by", "Rank by another one.")
@@ -95,73 +94,38 @@ _UNJUDGED = (
 _TOKENS = pl.col("n_tokens")
 
 FILTERS: Mapping[str, Filter] = {
-    "conflict": Filter("the conflict score", ("score",), _expression(_SCORE)),
-    "random": Filter("a hash of seed and pair id", (), _random),
-    "margin": Filter(
-        "judge score of chosen minus rejected",
-        ("chosen_score", "rejected_score"),
-        _expression(_JUDGED),
-        _UNJUDGED,
-    ),
-    "implicit": Filter(
-        "implicit reward of chosen minus rejected, log pi/pi_ref summed over the answer",
-        ("implicit_margin",),
-        _expression(_IMPLICIT),
-        implicit=True,
-    ),
-    "smallest_gap": Filter(
-        "the implicit reward of chosen minus rejected nearest to zero: the hardest pairs (arXiv 2508.04149)",
-        ("implicit_margin",),
-        _expression(-_IMPLICIT.abs()),
-        implicit=True,
-    ),
-    "medium_influence": Filter(
-        "nearness to the middle of its language's influences on the merged direction (arXiv 2510.13212)",
-        ("score", "gradient_norm"),
-        _expression(_middle(_INFLUENCE)),
-    ),
+    "conflict": Filter(("score",), _expression(_SCORE)),
+    "random": Filter((), _random),
+    "margin": Filter(("chosen_score", "rejected_score"), _expression(_JUDGED), _UNJUDGED),
+    "implicit": Filter(("implicit_margin",), _expression(_IMPLICIT), implicit=True),
+    "smallest_gap": Filter(("implicit_margin",), _expression(-_IMPLICIT.abs()), implicit=True),
+    "medium_influence": Filter(("score", "gradient_norm"), _expression(_middle(_INFLUENCE))),
     "lossdiff_irm": Filter(
-        "near the middle of its language's influences and of its implicit rewards, both (arXiv 2510.13212)",
         ("score", "gradient_norm", "implicit_margin"),
         _expression(_both(_middle(_INFLUENCE), _middle(_IMPLICIT))),
         implicit=True,
     ),
     "fused_margin": Filter(
-        "judge's and implicit margin together, each in units of its language's (arXiv 2502.14560)",
         ("chosen_score", "rejected_score", "implicit_margin"),
         _expression(_scaled(_JUDGED) + _scaled(_IMPLICIT)),
         _UNJUDGED,
         implicit=True,
     ),
-    "logp_margin": Filter(
-        "mean-token log-probability of chosen minus rejected",
-        ("logp_margin",),
-        _expression(pl.col("logp_margin")),
-    ),
-    "mean_direction": Filter(
-        "cosine with the plain mean of the languages' directions: no surgery",
-        ("score_mean",),
-        _expression(pl.col("score_mean")),
-    ),
+    "logp_margin": Filter(("logp_margin",), _expression(pl.col("logp_margin"))),
+    "mean_direction": Filter(("score_mean",), _expression(pl.col("score_mean"))),
     "own_language": Filter(
-        "cosine with its own language's direction",
         ("cosine_own",),
         _expression(pl.col("cosine_own")),
         ("no language has a second pair", "Rank by another one."),
     ),
     "other_languages": Filter(
-        "cosine with the other languages' merged direction",
         ("score_others",),
         _expression(pl.col("score_others")),
         ("there is only one language", "Rank by another one."),
     ),
-    "mid_band": Filter(
-        "nearness to the middle of its language's conflict scores", ("score",), _expression(_middle(_SCORE))
-    ),
-    "shortest": Filter(
-        "fewest completion tokens, both answers together", ("n_tokens",), _expression(-_TOKENS.cast(pl.Float64))
-    ),
-    "longest": Filter("most completion tokens, both answers together", ("n_tokens",), _expression(_TOKENS)),
-    "bottom": Filter("the lowest conflict score: the inverse of conflict", ("score",), _expression(-_SCORE)),
+    "mid_band": Filter(("score",), _expression(_middle(_SCORE))),
+    "shortest": Filter(("n_tokens",), _expression(-_TOKENS.cast(pl.Float64))),
+    "longest": Filter(("n_tokens",), _expression(_TOKENS)),
+    "bottom": Filter(("score",), _expression(-_SCORE)),
 }
-"""Name in `select.by` -> filter."""
+"""Name in `select.by` -> filter. docs/methods.md, section 4, has what each one is and its source."""

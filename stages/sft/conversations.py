@@ -87,7 +87,7 @@ def load_conversations(ctx: Context, renderer: Renderer) -> Conversations:
     source without the columns of a conversation, and when nothing is left; Stopped.
     """
     config, found = ctx.config, Conversations()
-    codes = [*config.languages.seen, *config.languages.unseen]
+    codes = config.languages.codes
     check_thoughts(renderer, config.text.thoughts)
     readers = [(source, _open(source, codes)) for source in config.sft.sources]
     for source, batches in readers:

@@ -62,7 +62,7 @@ class RunLanguages:
     """
 
     def __init__(self, config: LanguageConfig) -> None:
-        self.codes = [*config.seen, *config.unseen]
+        self.codes = config.codes
         self.overruled = 0
         self._config = config
         self._unidentifiable = set(unidentifiable(self.codes)) if config.identify else set(self.codes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import langcodes
@@ -22,6 +22,7 @@ _NOTE = re.compile(
 )
 _LOCALE = re.compile(r"\A([A-Za-z]{2,3}(?:_[A-Z]{2})?)(?:\.[\w-]{1,20})?(?:@euro)?\Z")
 """Locales as POSIX names them: "de_AT.UTF-8"."""
+_HUB = re.compile(r"(?!und$)[a-z]{2,3}")
 _ANY_HAN = "Hani"
 _COUNTRIES = {
     **{"usa": "US", "uk": "GB", "great britain": "GB", "simplified": "Hans", "traditional": "Hant"},
@@ -71,6 +72,11 @@ def named(name: str) -> str | None:
 def base_language(code: str) -> str:
     """The primary language subtag: "zh" of "zh-Hans", "he" of "iw"."""
     return langcodes.Language.get(code).language or UNKNOWN
+
+
+def hub_codes(codes: Iterable[str]) -> list[str]:
+    """What a card on the hub lists of `codes`: primary subtags, each once; an unknown language is none."""
+    return list(dict.fromkeys(filter(_HUB.fullmatch, (code.partition("-")[0] for code in codes))))
 
 
 @lru_cache(maxsize=4096)

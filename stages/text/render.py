@@ -16,11 +16,10 @@ from schemas.config.model import TextConfig
 from schemas.errors import UserError, first_line, foreign
 from schemas.ids import content_id
 from stages.contract import ModelRef
+from stages.text.messages import Messages
 from stages.text.neutralise import Neutraliser, control_marks
 from stages.text.template import install_template
 from stages.text.thoughts import Policy, Thoughts
-
-Messages = list[dict[str, str]]
 
 
 class RenderError(UserError):

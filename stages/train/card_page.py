@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +15,9 @@ from schemas.config.trainer import TrainerConfig
 from stages.contract import ModelRef
 from stages.models.device import dtype_of
 from stages.sources import hub_ids
+from stages.text.codes import hub_codes
 from stages.text.markdown import escape
 from stages.train.seen import Seen
-
-_ISO_639 = re.compile(r"(?!und$)[a-z]{2,3}")
-"""What the hub takes for a language; und is unknown."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +107,14 @@ def adapter_card(card: str) -> str:
 
 
 def _header(config: RunConfig, base: ModelRef, sources: Sequence[Source], languages: Sequence[str], tag: str) -> str:
-    codes = list(dict.fromkeys(filter(_ISO_639.fullmatch, (language.partition("-")[0] for language in languages))))
+    codes = hub_codes(languages)
     return str(
         ModelCardData(
             library_name="transformers",
             pipeline_tag="text-generation",
             base_model=base.hub or None,
             license=config.card.model_license,
-            datasets=hub_ids(sources, [*config.languages.seen, *config.languages.unseen]) or None,
+            datasets=hub_ids(sources, config.languages.codes) or None,
             language=codes or None,
             tags=[tag, "trl", "congrad"],
         ).to_yaml()

@@ -53,7 +53,7 @@ def wanted_of(config: RunConfig) -> Wanted:
         benchmarks.limit,
         benchmarks.chat_template,
         dict(benchmarks.languages),
-        (*config.languages.seen, *config.languages.unseen),
+        tuple(config.languages.codes),
     )
 
 
