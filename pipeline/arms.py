@@ -30,6 +30,8 @@ def arm_of(text: str) -> ArmSpec:
     Raises UserError for what is neither a filter, `all`, nor `key=value`.
     """
     label, colon, rest = text.partition(": ")
+    if "=" in label:  # of a setting's value: conflict.language_weights={de: 2}
+        label, colon, rest = "", "", text
     try:
         words = shlex.split(rest if colon else text)
     except ValueError as error:
@@ -53,7 +55,8 @@ def _setting(word: str, text: str) -> str:
     if word in _FILTERS:
         return f"select.by={word}"
     if "=" not in word:
-        raise UserError(f"There is no filter {word!r}", where=f"--arm {text!r}", fix=_HOW)
+        cut = "A value with spaces needs quotes of its own, or a setting for each of its keys: conflict.language_weights.de=2."
+        raise UserError(f"There is no filter {word!r}", where=f"--arm {text!r}", fix=cut if "={" in text else _HOW)
     return f"select.{word}" if word.partition("=")[0] in SelectConfig.model_fields else word  # as `_shown` shows it
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stages.compare.figures import Comparison
     from stages.compare.pool import Arm
 
-DEFAULT = ("random", "margin", "logp_margin", "mean_direction")
+DEFAULT = ("conflict", "random", "margin", "logp_margin", "mean_direction")
 """Compared with the run's own selection where nothing else is asked for, if the run has what they go by."""
 
 _COMPARED = ("select", "conflict")
@@ -75,6 +75,7 @@ def trained_alone(folder: Path, specs: Sequence[ArmSpec], progress: Progress) ->
     from stages.compare.lengths import trained_on
 
     config = config_of(folder)
+    _scored(recorded_planner(config, folder).states(), 0, arms_of([])[0], folder)
     with TemporaryDirectory(prefix="congrad-compare-") as scratch:
         arms = (
             _arm(folder, config, spec, 0, Path(scratch, str(number)), progress, False)
@@ -89,17 +90,11 @@ def _arm(
     """The arm with the tables it selects from; scores that the run has not are made in `scratch`."""
     from stages.compare.pool import Arm
 
-    config = config_of(folder, spec.settings) if spec.settings else own
+    config = (
+        config_of(folder, spec.settings, lambda said: progress.note(f"{spec.name}: {said}")) if spec.settings else own
+    )
     states = recorded_planner(config, folder).states()
-    scoring, selecting = (_maker(states, table, round_) for table in ("scores", "curated"))
-    if scoring.behind or scoring.inputs.missing:
-        raise UserError(
-            f"{_who(spec)} cannot be compared: stage {scoring.step.title} {waits_for(scoring)}",
-            where=str(folder),
-            fix="Bring the run up to date first: congrad run CONFIG."
-            if spec.name == OWN
-            else "What is compared may differ in select and conflict. For anything before: congrad fork RUN NEW --set key=value.",
-        )
+    scoring, selecting = _scored(states, round_, spec, folder), _maker(states, "curated", round_)
     if with_own and spec.settings and all(_same(state, config, own) for state in (scoring, selecting)):
         raise UserError(
             f"The arm {spec.name!r} selects as the run itself does, which is in the table already",
@@ -116,6 +111,20 @@ def _arm(
         scores = [rescored(config, round_, inputs, scratch, progress)]
     tables = {name: files for name, files in inputs.items() if name in ("pairs", "gradients")}
     return Arm(spec.name, config, tables | {"scores": scores}, spec.settings)
+
+
+def _scored(states: Sequence[State], round_: int, spec: ArmSpec, folder: Path) -> State:
+    """The step that makes the scores. Raises UserError where there is nothing to make them from."""
+    scoring = _maker(states, "scores", round_)
+    if scoring.behind or scoring.inputs.missing:
+        raise UserError(
+            f"{_who(spec)} cannot be compared: stage {scoring.step.title} {waits_for(scoring)}",
+            where=str(folder),
+            fix="Bring the run up to date first: congrad run CONFIG."
+            if spec.name == OWN
+            else "What is compared may differ in select and conflict. For anything before: congrad fork RUN NEW --set key=value.",
+        )
+    return scoring
 
 
 def _who(spec: ArmSpec) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from schemas.config import RunConfig
 from schemas.config.gone import instead_of
+from schemas.config.used import Useless
 from schemas.errors import UserError
 from schemas.paths import expanded
 from schemas.secrets import keep_secret
@@ -37,10 +38,16 @@ _MAX_VALUES = 10_000
 """With aliases written out: a config that is larger is a mistake or an attack (billion laughs)."""
 
 
-def load_config(path: Path, overrides: Sequence[str] = (), run_dir: Path | None = None) -> RunConfig:
+def load_config(
+    path: Path,
+    overrides: Sequence[str] = (),
+    run_dir: Path | None = None,
+    leaves_out: Callable[[str], None] | None = None,
+) -> RunConfig:
     """The validated config of a YAML file, or of a shipped one (`package:configs/demo.yaml`), with `a.b=c` overrides applied.
 
-    run_dir: replaces the config's; a path as it is, not YAML. Raises UserError naming the file, the line and the key.
+    run_dir: replaces the config's; a path as it is, not YAML. leaves_out: keys of the file that the overrides give no use are left out, each told in a
+    sentence; without it they are refused. Raises UserError naming the file, the line and the key.
     """
     values, lines = parse(_text(path), path)
     for override in overrides:
@@ -49,6 +56,8 @@ def load_config(path: Path, overrides: Sequence[str] = (), run_dir: Path | None 
     if run_dir is not None:
         values["run_dir"] = str(run_dir)
         lines.pop(("run_dir",), None)
+    if leaves_out is not None:
+        _leave_out(values, [override.partition("=")[0] for override in overrides], leaves_out)
     config = validate(values, lines, path)
     for engine in filter(None, [*config.evaluate_engines, *(judge.settings.engine for judge in config.judge.judges)]):
         keep_secret(engine.api_key_env, engine.base_url or "")
@@ -87,6 +96,29 @@ def _text(path: Path) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"The config cannot be read: {error}", where=str(path)) from error
+
+
+def _leave_out(values: dict[str, Any], given: Sequence[str], say: Callable[[str], None]) -> None:
+    """Take keys out of the values as long as one has no use and `given` does not name it."""
+    while (useless := _useless(values)) is not None and not any(
+        f"{useless.key}.".startswith(f"{key}.") for key in given
+    ):
+        *parents, last = useless.key.split(".")
+        target: Any = values
+        for parent in parents:
+            place = _place(target, parent)
+            target = target[parent if place is None else place]
+        del target[last]
+        say(f"{str(useless).rpartition(':')[0]}: it is left out")
+
+
+def _useless(values: dict[str, Any]) -> Useless | None:
+    try:
+        RunConfig.model_validate(values)
+    except ValidationError as error:
+        causes = (problem.get("ctx", {}).get("error") for problem in error.errors())
+        return next((cause for cause in causes if isinstance(cause, Useless)), None)
+    return None
 
 
 def shipped_configs() -> list[str]:

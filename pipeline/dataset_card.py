@@ -130,9 +130,19 @@ def _selection(config: RunConfig, round_: int) -> str:
     share = f"the best {100 * select.keep:g}% of the pairs {'of each language' if select.quota == 'language' else 'of all languages'}"
     if select.by != "conflict":
         return f"{_capital(where + share)} were kept by {escape(select.by)} (`select.by`), a baseline, not by gradient conflict."
+    trusted = f" of trusted pairs (the {conflict.target} split, which is not in this data set)"
+    others = " of the other languages"
+    weighted = ", ".join(f"{code} {weight:g}" for code, weight in conflict.language_weights.items())
+    gate = (
+        "Pairs with an answer that its prompt makes no likelier than other prompts do were left out before. "
+        if config.gradients.relevance and conflict.relevance.sides != "none"
+        else ""
+    )
     return (
-        f"{_capital(where + share)} were kept by gradient conflict: the agreement of a pair's DPO gradient with the direction merged over languages"
-        f" by {escape(conflict.surgery)}. This follows ConGrad (arXiv 2503.23777), whose code was never published; the share kept, the"
+        f"{gate}{_capital(where + share)} were kept by gradient conflict: the agreement of a pair's DPO gradient with the direction merged over languages"
+        f" by {escape(conflict.surgery)}{trusted if conflict.target != 'train' else others if conflict.score == 'others' else ''}."
+        f"{f' Languages weigh {escape(weighted)} in it, the others 1.' if weighted else ''}"
+        " This follows ConGrad (arXiv 2503.23777), whose code was never published; the share kept, the"
         " compression of gradients and the similarity measure are this pipeline's choices."
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.config_file import load_config
@@ -48,10 +48,13 @@ def config_given(path: Path, settings: Sequence[str] = (), run_dir: Path | None 
     return config
 
 
-def config_of(folder: Path, settings: Sequence[str] = ()) -> RunConfig:
-    """The run's config, with the folder it lies in now (a moved run still works) and `a.b=value` settings applied.
+def config_of(
+    folder: Path, settings: Sequence[str] = (), say: Callable[[str], None] = lambda message: None
+) -> RunConfig:
+    """The run's config, with the folder it lies in now (a moved run still works) and `a.b=value` settings applied. say: told which keys of the
+    run these leave without a use, which are left out.
 
     Raises UserError for a setting that there is not.
     """
-    config = load_config(folder / "run.yaml", settings)
+    config = load_config(folder / "run.yaml", settings, leaves_out=say)
     return config.model_copy(update={"run_dir": folder.resolve().parent, "name": folder.resolve().name})

@@ -60,7 +60,9 @@ def explanation(config: RunConfig, files: dict[str, list[Path]], pair: dict[str,
         "why_not": None,
         **{name: pair[name] for name in ("chosen_score", "rejected_score", "prompt", "chosen", "rejected")},
     }
-    if pair["split"] != "train":
+    if pair["split"] != "train" and pair["split"] in config.conflict.splits:
+        found["why_not"] = f"it is trusted ({pair['split']}): it makes the directions, and is not scored itself"
+    elif pair["split"] != "train":
         found["why_not"] = f"it is held out ({pair['split']}): only training pairs get gradients and scores"
     elif found["gradient"] is None and (drop := _row(files, "dropped/gradients", pair_id, key="row_id")):
         found["why_not"] = f"it has no gradient: {drop['reason']} ({drop['detail']})"

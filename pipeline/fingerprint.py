@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 from schemas.config import RunConfig
-from schemas.config.base import is_execution, jsonable
+from schemas.config.base import is_execution, jsonable, semantic_values
 from schemas.ids import content_id
 from schemas.manifests import SCHEMA_VERSION, FileRecord
 from stages.spec import StageSpec
@@ -62,6 +62,15 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         else:
             settings += _setting(name, old, new)
     return [*settings, *contents] or inputs
+
+
+def changed_settings(before: RunConfig, now: RunConfig) -> list[str]:
+    """The semantic settings that differ between two configs, for people, as `differences`."""
+    flat = [
+        {key.removeprefix("."): value for key, value in _flatten("", semantic_values(one)).items()}
+        for one in (before, now)
+    ]
+    return differences(*flat)
 
 
 def _setting(name: str, old: Any, new: Any) -> list[str]:

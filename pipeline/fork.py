@@ -36,11 +36,13 @@ _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTS
 
 @dataclass
 class Forked:
-    """The new run. shared: its steps that are finished already; left: those that are not, and why; linked, copied: bytes."""
+    """The new run. shared: its steps that are finished already; left: those that are not, and why; without: what of the old run's settings has
+    no use in it, in sentences; linked, copied: bytes."""
 
     config: RunConfig
     shared: list[State]
     left: list[State]
+    without: list[str]
     linked: int = 0
     copied: int = 0
 
@@ -58,13 +60,16 @@ def fork(old: Path, new: Path, settings: Sequence[str]) -> Forked:
         raise UserError(f"{target.name!r} is no name for a run", where=str(new), fix=f"A name is {_NAME.pattern}.")
     if (target.parent / "run.yaml").exists():
         raise UserError("The new run would lie inside another", where=str(target), fix="Name a place outside of it.")
-    config = load_config(old / "run.yaml", [*settings, f"name={json.dumps(target.name)}"], target.parent)
+    without: list[str] = []
+    config = load_config(
+        old / "run.yaml", [*settings, f"name={json.dumps(target.name)}"], target.parent, leaves_out=without.append
+    )
     if target.exists() or target.is_symlink():
         raise UserError("There is something already", where=str(target), fix="Name another run, or delete it first.")
     rundir = RunDir(old)
     states = _planner(config, old, rundir).states()
     ensure_usable(target.parent)
-    forked = Forked(config, [s for s in states if s.is_current], [s for s in states if not s.is_current])
+    forked = Forked(config, [s for s in states if s.is_current], [s for s in states if not s.is_current], without)
     with files.publishing(target) as folder:
         folder.mkdir()
         for state in forked.shared:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from pipeline.compare import trained_alone
 from pipeline.config_file import load_config
 from pipeline.console import Display
 from pipeline.existing import config_of
+from pipeline.fingerprint import changed_settings
 from pipeline.fork import fork
 from pipeline.inspect import table_files
 from pipeline.loop import run
@@ -27,7 +28,6 @@ from pipeline.rundir import RunDir
 from pipeline.selection import Selection
 from pipeline.status import recorded_planner
 from schemas.config import RunConfig
-from schemas.config.base import semantic_values
 from schemas.errors import UserError
 from schemas.files import publishing
 from stages.contract import Silent
@@ -35,7 +35,18 @@ from stages.train.batches import steps_of
 
 UNTRAINED = "untrained"
 LAST = "evaluate"
-_EQUAL = ("rounds", "select.seed", "train.seed", "train.epochs", "train.max_steps", "train.batch_size")
+_STEPS, _FORGETTING = "train.max_steps", "train.allo.forget_max_steps"
+_EQUAL = (
+    "rounds",
+    "select.seed",
+    "train.seed",
+    "train.epochs",
+    _STEPS,
+    "train.batch_size",
+    "train.allo.learn",
+    "train.allo.forget_epochs",
+    _FORGETTING,
+)
 """What is the same for all arms, so that their trainings differ in what is compared alone."""
 
 
@@ -51,19 +62,22 @@ class Trial:
 
 @dataclass(frozen=True)
 class Trials:
-    """All of them. steps: of every training, or of each of its objectives, where there are any; rows: arm, seed, split, language, metric, value,
-    n, as evaluated; folder: where they and the tables lie."""
+    """All of them. steps: of every training, or of each of its objectives, where there are any; forgetting: before them, where `train.allo`
+    forgets; rows: arm, seed, split, language, metric, value, n, as evaluated; folder: where they and the tables lie."""
 
     folder: Path
     steps: int
     trials: list[Trial]
     rows: pl.DataFrame
     objectives: int = 0
+    forgetting: int = 0
 
     @property
     def length(self) -> str:
         """How long every training is, in words."""
-        return _length(self.steps, self.objectives)
+        parts = [f"{self.forgetting:,} steps of forgetting"] if self.forgetting else []
+        parts += [f"{self.steps:,} steps" + (" of learning" if parts else "")] if self.steps else []
+        return " and ".join(parts) + (f" for each of {self.objectives} objectives" if self.objectives else "")
 
 
 def trained(source: Path, arms: Sequence[str], seeds: int, out: Path | None, display: Display) -> Trials:
@@ -88,11 +102,19 @@ def trained(source: Path, arms: Sequence[str], seeds: int, out: Path | None, dis
         raise UserError(
             f"{UNTRAINED!r} is the model before training", where="--arm", fix="Call the selection otherwise."
         )
-    _refuse_unequal(source, config, specs)
-    steps, objectives = _steps(source, config, specs, display), len(config.train.orthalign.objectives)
-    trials = planned(folder, config, specs, seeds, steps)
-    length = _length(steps, objectives)
-    display.say(f"{len(trials)} trainings of {length}, {len(specs)} selections with {seeds} seeds, in {folder}")
+    own = _configs(source, config, specs)
+    fewest = _fewest(source, specs, display)
+    lengths = [_lengths(one, fewest) for one in own]
+    trials = planned(folder, specs, own, seeds, fewest)
+    found = Trials(
+        folder,
+        max(one.get(_STEPS, 0) for one in lengths),
+        trials,
+        pl.DataFrame(),
+        len(config.train.orthalign.objectives),
+        max(one.get(_FORGETTING, 0) for one in lengths),
+    )
+    display.say(f"{len(trials)} trainings of {found.length}, {len(specs)} selections with {seeds} seeds, in {folder}")
     for trial in trials:
         _prepare(source, trial)
     for number, trial in enumerate(trials, start=1):
@@ -106,24 +128,35 @@ def trained(source: Path, arms: Sequence[str], seeds: int, out: Path | None, dis
         )
     with publishing(folder / "evaluation.parquet") as temporary:
         rows.write_parquet(temporary)
-    return Trials(folder, steps, trials, rows, objectives)
+    return replace(found, rows=rows)
 
 
-def planned(folder: Path, config: RunConfig, arms: Sequence[ArmSpec], seeds: int, steps: int) -> list[Trial]:
-    """Every arm with every seed: one seed of all arms before the next. A drawn selection is drawn anew with every seed."""
+def planned(folder: Path, arms: Sequence[ArmSpec], own: Sequence[RunConfig], seeds: int, fewest: int) -> list[Trial]:
+    """Every arm with every seed: one seed of all arms before the next. A drawn selection is drawn anew with every seed.
+
+    own: the arms' configs. fewest: pairs of the shortest training, which all are as long as.
+    """
     names = _folders(arms)
     trials = []
     for seed in range(seeds):
-        for arm, name in zip(arms, names, strict=True):
-            by = next(
-                (s.removeprefix("select.by=") for s in reversed(arm.settings) if s.startswith("select.by=")),
-                config.select.by,
-            )
-            drawn = (f"select.seed={seed}",) if by == "random" else ()
-            length = (f"train.max_steps={steps}", "train.epochs=1.0")
+        for arm, config, name in zip(arms, own, names, strict=True):
+            drawn = (f"select.seed={seed}",) if config.select.by == "random" else ()
+            length = [f"{key}={steps}" for key, steps in _lengths(config, fewest).items()]
+            length += [
+                f"{key.replace('max_steps', 'epochs')}=1.0" for key in _lengths(config, fewest)
+            ]  # no use beside steps
             settings = (*arm.settings, *drawn, f"train.seed={seed}", *length)
             trials.append(Trial(arm, seed, folder / f"{name}-seed{seed}", settings))
     return trials
+
+
+def _lengths(config: RunConfig, fewest: int) -> dict[str, int]:
+    """Key -> optimizer steps, for every part of a training: as many as over so many pairs."""
+    train, allo = config.train, config.train.allo
+    found = {_STEPS: steps_of(fewest, train)} if allo.learn or not allo.on else {}
+    if allo.on and allo.forget:
+        found[_FORGETTING] = steps_of(fewest, train.forgetting)
+    return found
 
 
 def _folders(arms: Sequence[ArmSpec]) -> list[str]:
@@ -135,11 +168,13 @@ def _folders(arms: Sequence[ArmSpec]) -> list[str]:
     return names
 
 
-def _refuse_unequal(source: Path, config: RunConfig, arms: Sequence[ArmSpec]) -> None:
-    """Raise UserError for an arm that says of itself what the comparison says of all."""
+def _configs(source: Path, config: RunConfig, arms: Sequence[ArmSpec]) -> list[RunConfig]:
+    """Those of the arms. Raises UserError for one that says of itself what the comparison says of all."""
+    found = []
     for arm in arms:
         own = config_of(source, arm.settings)
-        changed = [key for key in _EQUAL if attrgetter(key)(own) != attrgetter(key)(config)]
+        given = [setting.partition("=")[0] for setting in arm.settings]
+        changed = [key for key in _EQUAL if attrgetter(key)(own) != attrgetter(key)(config) and _names(given, key)]
         if len(own.train.orthalign.objectives) != len(config.train.orthalign.objectives):
             changed.append("the number of train.orthalign.objectives")
         if changed:
@@ -148,19 +183,22 @@ def _refuse_unequal(source: Path, config: RunConfig, arms: Sequence[ArmSpec]) ->
                 where="--arm",
                 fix="Leave it out. Seeds are counted by --seeds; for another length, compare a run that has it: congrad fork RUN NEW --set key=value.",
             )
+        found.append(own)
+    return found
 
 
-def _steps(source: Path, config: RunConfig, arms: Sequence[ArmSpec], display: Display) -> int:
-    """Optimizer steps of every training, or of each of its objectives: the config's, or its epochs over the fewest pairs that one of them has.
+def _names(given: Sequence[str], key: str) -> bool:
+    """Whether the keys given have it, or a section it is in: one that an arm leaves without a use changes, too."""
+    return any(f"{key}.".startswith(f"{one}.") for one in given)
+
+
+def _fewest(source: Path, arms: Sequence[ArmSpec], display: Display) -> int:
+    """Pairs of the training, or of the objective of one, that has the fewest.
 
     A drawn selection is counted as the run's own seed draws it, so that a comparison goes on with more seeds.
     """
     counts = trained_alone(source, arms, Silent(display.say))
-    return steps_of(min(n for one in counts for n in one.values()), config.train)
-
-
-def _length(steps: int, objectives: int) -> str:
-    return f"{steps:,} steps" + (f" of each of {objectives} objectives" if objectives else "")
+    return min(n for one in counts for n in one.values())
 
 
 def _prepare(source: Path, trial: Trial) -> None:
@@ -169,19 +207,26 @@ def _prepare(source: Path, trial: Trial) -> None:
         trial.folder.parent.mkdir(parents=True, exist_ok=True)
         fork(source, trial.folder.resolve(), trial.settings)
         return
-    wanted = load_config(source / "run.yaml", [*trial.settings, f'name="{trial.folder.name}"'], trial.folder.parent)
+    settings = [*trial.settings, f'name="{trial.folder.name}"']
+    wanted = load_config(source / "run.yaml", settings, trial.folder.parent, leaves_out=lambda message: None)
     there = config_of(trial.folder)
     here = RunDir(trial.folder)
-    same = semantic_values(there) == semantic_values(wanted)
-    for state in recorded_planner(wanted, source).current() if same else ():
-        made = here.stage(state.step.spec, state.step.round)
-        same = same and (made is None or state.manifest is None or made.content == state.manifest.content)
-    if not same:
+    if changed := changed_settings(there, wanted):
+        more = f", and {len(changed) - 3} more" if changed[3:] else ""
         raise UserError(
-            "This run was made from other settings or other tables than are compared now",
+            f"This training was made with other settings than it would have now ({'; '.join(changed[:3])}{more}): its length is that of the selection"
+            " with the fewest pairs, of all that are compared",
             where=str(trial.folder),
-            fix="Delete the folder it lies in, or compare into another one: --out FOLDER.",
+            fix="Compare into another folder (--out FOLDER), or the selections that were compared there.",
         )
+    for state in recorded_planner(wanted, source).current():
+        made = here.stage(state.step.spec, state.step.round)
+        if made is not None and state.manifest is not None and made.content != state.manifest.content:
+            raise UserError(
+                f"This training was made from other tables than the run has now: {state.step.title} differs",
+                where=str(trial.folder),
+                fix="Compare into another folder: --out FOLDER.",
+            )
 
 
 def evaluated(trials: Sequence[Trial]) -> pl.DataFrame:

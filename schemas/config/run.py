@@ -26,7 +26,7 @@ from schemas.config.model import EngineConfig, ModelConfig, TextConfig
 from schemas.config.sft import SftConfig
 from schemas.config.sources import LanguageConfig, PromptsConfig
 from schemas.config.training import ExecutionConfig, ReportConfig, TrainConfig
-from schemas.config.used import unused
+from schemas.config.used import Useless, unused
 from schemas.engines import ENGINES, MOST_OF_A_GPU
 from schemas.paths import expanded
 from schemas.secrets import holds_credentials
@@ -147,7 +147,7 @@ class RunConfig(Section):
             )
         self._conflict()
         for key in unused(self):
-            raise ValueError(str(key))
+            raise Useless(key)
         first = self.model.evaluation_judge
         if (
             first is not None
@@ -184,6 +184,12 @@ class RunConfig(Section):
             raise ValueError(
                 f"conflict.target: {conflict.target} needs gradients.sketch.method: two_sided: one_sided sums the pairs that are scored"
             )
+        if conflict.target != "train" and self._no_dev:
+            key = "pairs" if self.imported else "prompts"
+            raise ValueError(
+                f"conflict.target: {conflict.target} needs trusted pairs, {key}.dev_fraction is 0, and no source says which of its rows are"
+                f" trusted: set split: dev on a source in {key}.sources, or raise {key}.dev_fraction"
+            )
         if conflict.target != "train" and self.rounds > 1:
             raise ValueError(
                 f"conflict.target: {conflict.target} needs rounds: 1: held-out pairs are made in round 0, with its model"
@@ -199,13 +205,18 @@ class RunConfig(Section):
                     f"train.orthalign.objectives: {objective.name} is no criterion of judge.criteria ({known}): name one of"
                     " them, or write the objective as {name: …, where: …}"
                 )
-        key, held_out = ("pairs", self.pairs) if self.imported else ("prompts", self.prompts)
-        none = not held_out.dev_fraction and not any(s.split or s.splits or s.fields.split for s in held_out.sources)
-        if self.train.orthalign.rank == "search" and none:
+        if self.train.orthalign.rank == "search" and self._no_dev:
+            key = "pairs" if self.imported else "prompts"
             raise ValueError(
                 f"train.orthalign.rank: search needs dev pairs, {key}.dev_fraction is 0, and no source says which of its rows are dev:"
                 f" raise {key}.dev_fraction, name the split in {key}.sources (fields.split, split, splits), or use rank: energy"
             )
+
+    @property
+    def _no_dev(self) -> bool:
+        """Whether no pair can be of the dev split."""
+        held_out = self.pairs if self.imported else self.prompts
+        return not held_out.dev_fraction and not any(s.split or s.splits or s.fields.split for s in held_out.sources)
 
     def judge_engine(self, judge: Judge) -> EngineConfig:
         """The engine a judge runs on."""

@@ -23,6 +23,14 @@ class Unused:
         return f"{self.key} has no use with {self.why} (it belongs to {self.owner}): leave it out"
 
 
+class Useless(ValueError):
+    """A config that gives a key without use. key: the first of them."""
+
+    def __init__(self, found: Unused) -> None:
+        super().__init__(str(found))
+        self.key = found.key
+
+
 Conditions = tuple[Mapping[str, Any], ...]
 
 

@@ -67,6 +67,7 @@ def sentences(errors: Sequence[KnownErrors]) -> list[str]:
     return [
         f"Found {e.found} of {e.total} known errors of the kind {e.kind}: not among the curated pairs (chance alone: {e.chance:.0f})"
         for e in errors
+        if e.total
     ]
 
 

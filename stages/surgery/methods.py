@@ -9,6 +9,7 @@ where its direction is as long as the gradients are, in `TrainConfig.language_su
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -149,7 +150,7 @@ def _one_by_one(name: str, weights: Solve) -> Solve:
         try:
             found_l = weights(gram_LL[solid_l[:, None], solid_l])
             why = ""
-        except ValueError as error:
+        except _unsolved() as error:
             found_l, why = torch.full((len(solid_l),), torch.nan), f": {error}"
         if not bool(torch.isfinite(found_l).all()):
             raise UserError(
@@ -165,6 +166,12 @@ def _one_by_one(name: str, weights: Solve) -> Solve:
         return torch.stack(rows).reshape(gram.shape[:-1])
 
     return solve
+
+
+def _unsolved() -> tuple[type[Exception], ...]:
+    """What solvers raise that find no weights; qpsolvers' errors are no ValueErrors."""
+    solvers = sys.modules.get("qpsolvers")
+    return (ValueError,) if solvers is None else (ValueError, solvers.exceptions.QPError)
 
 
 def _shown(gram_LL: Tensor, languages: int = 4) -> str:

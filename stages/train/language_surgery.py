@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from schemas.errors import UserError
 from schemas.ids import seed_for
-from stages.surgery.methods import SUMMED, surgery
+from stages.surgery.methods import SUMMED, Surgery, surgery
 from stages.train.columns import Collate, ColumnTrainer
 from stages.train.dataset import TrainingPairs
 from stages.train.phase import Phase
@@ -91,8 +92,8 @@ def place_resolved(
 
     Where no languages conflict, PCGrad leaves the sum of the shares as it is, which is the gradient without surgery. Shares that are not
     finite are summed as they are: what looks at gradients then sees them. Returns figures: `surgery/conflicts`, the share of (bucket, two languages)
-    whose gradients point apart, and `surgery/cosine` of the merged gradient and the sum (0 where the method leaves nothing of it). Raises UserError where the method
-    finds no weights.
+    whose gradients point apart, `surgery/cosine` of the merged gradient and the sum (0 where the method leaves nothing of it), and
+    `surgery/unsolved`, the share of buckets in which the method finds no weights: they keep the sum.
     """
     shares = [apart[language] for language in sorted(apart)]
     buckets: dict[str, list[str]] = {}
@@ -104,23 +105,40 @@ def place_resolved(
     ]
     gram_KLL = torch.stack([gram.sum(dim=0) for gram in grams]).cpu()
     plain_KL = torch.ones(gram_KLL.shape[:2], dtype=torch.float64)
-    weight_KL = plain_KL
+    weight_KL, unsolved = plain_KL, 0.0
     if len(shares) > 1 and bool(torch.isfinite(gram_KLL).all()):
-        weight_KL = surgery(method, len(shares), seed, repeats=1)(gram_KLL)
+        weight_KL = _weights(gram_KLL, surgery(method, len(shares), seed, repeats=1))
         if method not in SUMMED:  # the mean of those that have a gradient at all
             weight_KL = weight_KL * (gram_KLL.diagonal(dim1=-2, dim2=-1) > 0).sum(dim=-1, keepdim=True)
+        lost_K1 = weight_KL.isnan().any(dim=-1, keepdim=True)
+        weight_KL, unsolved = torch.where(lost_K1, plain_KL, weight_KL), float(lost_K1.double().mean())
     for names, weight_L in zip(buckets.values(), weight_KL.tolist(), strict=True):
         for name in names:
             weighted = [weight * share[name] for weight, share in zip(weight_L, shares, strict=True) if name in share]
             parameters[name].grad = torch.stack(weighted).sum(dim=0)
-    return _figures(gram_KLL, weight_KL, plain_KL)
+    return _figures(gram_KLL, weight_KL, plain_KL) | {"surgery/unsolved": unsolved}
+
+
+def _weights(gram_KLL: Tensor, method: Surgery) -> Tensor:
+    """[K, L]; NaN in a bucket whose gradients have no weights."""
+    try:
+        return method(gram_KLL)
+    except UserError:
+        return torch.stack([_weights_or_nan(gram_LL, method) for gram_LL in gram_KLL])
+
+
+def _weights_or_nan(gram_LL: Tensor, method: Surgery) -> Tensor:
+    try:
+        return method(gram_LL)
+    except UserError:
+        return torch.full((len(gram_LL),), torch.nan, dtype=torch.float64)
 
 
 def _inner(gradients: list[Tensor | None]) -> Tensor:
     """[L, L] float64: inner products of one parameter's gradients; one that is missing is 0."""
     there = next(gradient for gradient in gradients if gradient is not None)
-    flat_LP = torch.stack([(torch.zeros_like(there) if g is None else g).flatten().float() for g in gradients])
-    return (flat_LP @ flat_LP.T).double()
+    flat_LP = torch.stack([(torch.zeros_like(there) if g is None else g).flatten().double() for g in gradients])
+    return flat_LP @ flat_LP.T
 
 
 def _figures(gram_KLL: Tensor, weight_KL: Tensor, plain_KL: Tensor) -> dict[str, float]:
@@ -130,10 +148,10 @@ def _figures(gram_KLL: Tensor, weight_KL: Tensor, plain_KL: Tensor) -> dict[str,
     languages = gram_KLL.shape[-1]
     above = torch.triu_indices(languages, languages, offset=1)
     between = gram_KLL[:, above[0], above[1]]
-    lengths = (product(weight_KL, weight_KL) * product(plain_KL, plain_KL)) ** 0.5
+    lengths = (max(product(weight_KL, weight_KL), 0.0) * max(product(plain_KL, plain_KL), 0.0)) ** 0.5
     return {
         "surgery/conflicts": float((between < 0).double().mean()) if between.numel() else 0.0,
-        "surgery/cosine": product(weight_KL, plain_KL) / lengths
+        "surgery/cosine": min(max(product(weight_KL, plain_KL) / lengths, -1.0), 1.0)
         if lengths > 0
         else float(not product(plain_KL, plain_KL) > 0),
     }

@@ -22,6 +22,12 @@ from schemas.errors import UserError
         ("my own: select.keep=0.3", "my own", ("select.keep=0.3",)),
         ("a: b: margin", "a", "There is no filter 'b:'"),
         ("languages.seen='[en, de]'", "languages.seen=[en, de]", ("languages.seen=[en, de]",)),
+        (
+            "'conflict.language_weights={de: 2}'",
+            "conflict.language_weights={de: 2}",
+            ("conflict.language_weights={de: 2}",),
+        ),
+        ("conflict.language_weights={de: 2}", "", "A value with spaces needs quotes of its own"),
         ("margn", "", "There is no filter 'margn'"),
         ("  ", "", "This arm says nothing"),
         ("x: ", "", "This arm says nothing"),

@@ -34,8 +34,9 @@ def explain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     texts[3] = (HOSTILE, "x" * 5000)
     gradients, pairs = tables(g_ND, languages, texts=texts)
     held_out = pairs.to_pylist()[0] | {"pair_id": "held", "split": "test"}
+    trusted = held_out | {"pair_id": "sure", "split": "dev"}
     zero = pairs.to_pylist()[1] | {"pair_id": "quiet"}
-    pairs = pa.concat_tables([pairs, pa.Table.from_pylist([held_out, zero], schema=pairs.schema)])
+    pairs = pa.concat_tables([pairs, pa.Table.from_pylist([held_out, trusted, zero], schema=pairs.schema)])
     config: RunConfig = conflict_config()
     ctx = context(tmp_path, config, {}, gradients=gradients, pairs=pairs)
     files = dict(ctx.inputs)
@@ -57,11 +58,11 @@ def explain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write("dropped/curated", [drop | detail], "dropped")
     write("dropped/gradients", [drop | {"row_id": "quiet", "reason": "too_long", "detail": "999 tokens"}], "dropped")
 
-    def run(*arguments: str, without: tuple[str, ...] = ()) -> Any:
+    def run(*arguments: str, without: tuple[str, ...] = (), target: str = "train") -> Any:
         here = {name: paths for name, paths in files.items() if name not in without}
         monkeypatch.setattr(pipeline.explain, "tables_of", lambda folder, round_: here)
         monkeypatch.setattr(pipeline.existing, "find_run", lambda run: tmp_path)
-        monkeypatch.setattr(pipeline.existing, "config_of", lambda folder: config)
+        monkeypatch.setattr(pipeline.existing, "config_of", lambda folder: conflict_config(target=target))
         return CliRunner().invoke(app, ["explain", "t", *arguments])
 
     return run
@@ -105,6 +106,11 @@ def test_neighbours_are_shown_by_one_harmless_line_of_their_answers(explain) -> 
 
 def test_a_rejected_pair_says_its_reason_and_place(explain) -> None:
     assert "Not kept (below_cut): conflict -0.5000, place 8 of 8, 4 kept." in explain("p4").output
+
+
+def test_a_trusted_pair_is_in_the_directions(explain) -> None:
+    assert "it is held out (dev)" in explain("sure").output
+    assert "it is trusted (dev): it makes the directions" in explain("sure", target="dev").output
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,11 @@ def test_the_card_counts_what_is_loaded_and_says_how_it_was_made(exported, tmp_p
         ({"model": {"policy": "a/b", "judge": "big/judge"}}, "Rated by a model, big/judge", "Self-judged"),
         ({"pairs": {"sources": [{"path": "org/prefs"}]}, "prompts": {}}, "the source's word", "Self-judged"),
         ({"select": {"by": "margin"}}, "a baseline", "agreement of a pair's"),
+        ({"conflict": {"target": "dev"}}, "of trusted pairs (the dev split", "of the other languages"),
+        ({"conflict": {"score": "others"}}, "of the other languages", "trusted"),
+        ({"conflict": {"language_weights": {"de": 2}}}, "Languages weigh de 2 in it, the others 1.", "trusted"),
+        ({"gradients": {"relevance": False}}, "agreement of a pair's", "no likelier"),
+        ({}, "makes no likelier than other prompts do were left out", "Languages weigh"),
         ({"card": {"dataset_license": "cc-by-4.0"}}, "license: cc-by-4.0", "license: apache"),
     ],
 )

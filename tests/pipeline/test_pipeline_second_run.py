@@ -14,7 +14,9 @@ from pipeline.cli import app
 from pipeline.config_file import dump, load_config
 from pipeline.console import Display
 from pipeline.executor_errors import StageFailed
+from pipeline.existing import config_of
 from pipeline.fork import fork
+from pipeline.fork_view import told
 from pipeline.history import last_error
 from pipeline.inspect import table_files, tables_of, tables_of_other_settings
 from pipeline.loop import preview, run
@@ -293,6 +295,17 @@ def test_a_round_that_there_is_not_is_said(fake, command, tmp_path):
     fake()
     said = CliRunner().invoke(app, [command[0], str(fake.root), *command[1:]])
     assert said.exit_code == 1 and "This run has no round 7" in said.stderr
+
+
+def test_what_a_fork_leaves_without_a_use_is_left_out_and_said(fake):
+    """A finished run's file cannot be edited; a key that the settings name stays an error."""
+    fake("select.by=random", "select.seed=5")
+    forked = fork(fake.root, Path("other"), ["select.by=margin"])
+    assert forked.config.select.seed is None and forked.config.select.by == "margin"
+    assert "Select.seed has no use with select.by: margin (it belongs to select.by: random): it is left out." in told(forked)
+    assert config_of(fake.root, ["select.by=margin"]).select.seed is None
+    with pytest.raises(UserError, match=r"select\.seed has no use with select\.by: margin"):
+        fork(fake.root, Path("third"), ["select.by=margin", "select.seed=6"])
 
 
 @pytest.mark.parametrize(

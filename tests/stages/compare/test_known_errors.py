@@ -72,6 +72,16 @@ def test_a_perfect_ranking_puts_every_error_in_the_last_tenths(tmp_path: Path) -
     assert one.above == 1.0 and sum(one.deciles[:5]) == 0
 
 
+def test_a_kind_that_is_held_out_whole_is_not_told(tmp_path: Path) -> None:
+    _, files = _tables(tmp_path, 0)
+    held = pl.read_parquet(files["pairs"][0]).with_columns(
+        split=pl.when(pl.col("label_error") == "flip").then(pl.lit("test")).otherwise("split")
+    )
+    held.write_parquet(files["pairs"][0])
+    total = float(held.filter(label_error="flip").height)
+    assert sentences(known_errors(files["pairs"], files["curated"], files["rejected"], {"label_error flip": total})) == []
+
+
 def test_data_that_says_nothing_has_no_known_errors(tmp_path: Path) -> None:
     _, files = _tables(tmp_path, 0)
     assert known_errors(files["pairs"], files["curated"], files["rejected"], {"neutralised_marks": 4.0}) == []

@@ -104,7 +104,7 @@ def test_without_a_conflict_it_is_the_plain_step() -> None:
     figures = place_resolved(parameters, apart, "pcgrad", 0)
     for name, parameter in parameters.items():
         torch.testing.assert_close(parameter.grad, sum(its[name] for its in apart.values()), rtol=1e-6, atol=0)
-    assert figures == {"surgery/conflicts": 0.0, "surgery/cosine": pytest.approx(1.0)}
+    assert figures == {"surgery/conflicts": 0.0, "surgery/cosine": pytest.approx(1.0), "surgery/unsolved": 0.0}
 
 
 LENGTHS = [
@@ -155,6 +155,39 @@ def test_a_method_that_leaves_nothing_of_the_gradients_says_so() -> None:
     parameters = {"w": torch.nn.Parameter(torch.zeros(2))}
     figures = place_resolved(parameters, apart, "mgda", 0)
     assert parameters["w"].grad.norm() < 1e-6 and figures["surgery/cosine"] == 0
+
+
+@pytest.mark.parametrize("method", ["upgrad", "dualproj"])
+def test_gradients_that_are_alike_to_single_precision_have_weights(method: str) -> None:
+    """Inner products in float32 make a quadratic program of these that is not convex."""
+    torch.manual_seed(0)
+    common = torch.randn(65_536)
+    apart = {n: {"w": (1 + n / 10) * common + 3e-4 * torch.randn(65_536)} for n in range(3)}
+    parameters = {"w": torch.nn.Parameter(torch.zeros(65_536))}
+    assert place_resolved(parameters, apart, method, 0)["surgery/unsolved"] == 0
+
+
+def test_gradients_that_cancel_have_figures() -> None:
+    """The length of their sum is rounding, which may be below 0 as a product."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        one, other = torch.randn(2, 256)
+        apart = {n: {"w": g} for n, g in enumerate([one, other, -(one + other)])}
+        parameters = {"w": torch.nn.Parameter(torch.zeros(256))}
+        assert -1 <= place_resolved(parameters, apart, "pcgrad", seed)["surgery/cosine"] <= 1
+
+
+def test_a_bucket_without_weights_keeps_the_sum_and_is_counted() -> None:
+    """IMTL-G has none for two gradients of one length that oppose each other; the other bucket is resolved."""
+    apart = {
+        0: {"a.lora_A.w": torch.tensor([1.0, 0.0]), "b.lora_A.w": torch.tensor([1.0, 0.5])},
+        1: {"a.lora_A.w": torch.tensor([-1.0, 0.0]), "b.lora_A.w": torch.tensor([-0.5, 1.0])},
+    }
+    parameters = {name: torch.nn.Parameter(torch.zeros(2)) for name in apart[0]}
+    figures = place_resolved(parameters, apart, "imtl_g", 0)
+    assert figures["surgery/unsolved"] == 0.5
+    assert parameters["a.lora_A.w"].grad.tolist() == [0.0, 0.0]
+    assert float(parameters["b.lora_A.w"].grad @ apart[1]["b.lora_A.w"]) > 0
 
 
 def test_gradients_that_are_not_finite_are_left_for_what_looks_at_them() -> None:
