@@ -31,6 +31,7 @@ REASONS: dict[str, Reason] = {
     "several_answers": Reason("sft, pairs, evaluate: row", "where one assistant message is expected there are several, none, or another role", "the data"),
     "no_conversation": Reason("sft: row", "there are neither messages nor a completion", "`sft.sources[].fields`, or the data"),
     "no_answer": Reason("sft: row", "the conversation does not end in an answer", "the data"),
+    "left_out": Reason("sft: row", "the data leaves every answer of the conversation out of what is learnt (weight 0, train: false, loss: false)", "the data"),
     # language
     "invalid_language": Reason("prompts, pairs, evaluate: row", "its language is no BCP 47 code and no language's name (in English or in itself)", "`fields.language`, or the data"),
     "language_not_in_run": Reason("prompts, pairs, evaluate: row", "its language stands for none, or for more than one, of the run's", "`languages.seen`, `languages.unseen`"),

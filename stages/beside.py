@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 
-_BETTER = "it says which answer is better: write chosen and rejected of it, docs/own-pairs.md"
+_OF_IT = "write chosen and rejected of it, docs/own-pairs.md"
+_BETTER = f"it says which answer is better: {_OF_IT}"
+_MAY_SAY = f"it may say which answer is better, and nothing else here does: if so, {_OF_IT}"
+_RATES = (
+    "it may say which answer is better: `fields.{}_score` reads one, and pairs that are the wrong way round are dropped"
+)
 _ASKED = "part of what is asked: put it into the prompt, docs/own-pairs.md"
 _LEFT_OUT = "no part of what is learnt"
 _SPOKEN = "`fields.language` reads one"
@@ -22,20 +28,68 @@ _BEGINNINGS = {"system": "`fields.system` reads one", "winner": _BETTER}
 _SCORE = re.compile(
     r"(?:(?:score|rating|reward)s?[ _-](chosen|rejected)|(chosen|rejected)[ _-](?:score|rating|reward)s?)"
 )
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
+_SAYS_BETTER = re.compile(
+    r"prefer\w*|favou?r\w*|better|best|safer|chosen|accepted|winn?\w*|won|votes?|voted|verdicts?|judge?ments?|flip\w*|swap\w*|rank\w*"
+)
+"""Words of a column that may say which of two answers is better; so does a column whose last word is `order`."""
+_SAYS_WHAT_IT_IS = re.compile(
+    r"prefer\w*|dispreferred|favou?red|better|best|safer?|chosen|accept\w*|winn?\w*|pos|positive|good|correct|right|true"
+    r"|worse|worst|unsafe|reject\w*|los\w*|neg|negative|bad|incorrect|wrong|false"
+)
+"""Words of an answer's column that say it is the better, or the worse, of the two."""
+_RATED = frozenset(("score", "scores", "rating", "ratings", "reward", "rewards", "votes", "upvotes", "helpfulness"))
 _FOLDER = re.compile(r"(?:^|/)((?:language|lang|locale|language_code|lang_code)=[^/]+)/", re.IGNORECASE)
 
 
-def unread_columns(present: Sequence[str], wanted: Sequence[str]) -> str | None:
-    """What to say of well-known columns that a file has and nothing reads, with what to do about each; None: there are none."""
+def unread_columns(present: Sequence[str], wanted: Sequence[str], answers: Sequence[str] = ()) -> str | None:
+    """What to say of well-known columns that a file has and nothing reads, with what to do about each; None: there are none.
+
+    answers: the columns that are read as chosen and rejected. Where neither's name says which it is (response_a, response_b), any
+    column that may say so is named, and so are scores of the two.
+    """
     found = []
+    unsaid = bool(answers) and not any(_SAYS_WHAT_IT_IS.fullmatch(word) for name in answers for word in _words(name))
+    scores = _scores(answers, [name for name in present if name not in wanted]) if unsaid else {}
     for name in present:
         begun = next((advice for start, advice in _BEGINNINGS.items() if name.lower().startswith(start)), None)
         if (rated := _SCORE.fullmatch(name.lower())) is not None:
             begun = f"`fields.{rated.group(1) or rated.group(2)}_score` reads one"
-        advice = _KNOWN.get(name.lower(), begun)
+        if begun is None and unsaid and _may_say_better(name):
+            begun = _MAY_SAY
+        advice = scores.get(name) or _KNOWN.get(name.lower(), begun)
         if advice is not None and name not in (*wanted, "language"):
             found.append(f"{name[:80]} ({advice})")
     return f"columns that are not read: {', '.join(found)}" if found else None
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in _WORDS.findall(name)]
+
+
+def _may_say_better(name: str) -> bool:
+    words = _words(name)
+    return any(map(_SAYS_BETTER.fullmatch, words)) or words[-1:] == ["order"]
+
+
+def _scores(answers: Sequence[str], unread: Sequence[str]) -> dict[str, str]:
+    """Columns that rate the two answers, by their names: what differs in the answers' names differs in theirs."""
+    one, other = map(_words, answers)
+    begun = _shared(one, other)
+    ended = _shared(one[begun:][::-1], other[begun:][::-1])
+    mark, mark_of_other = (f" {' '.join(words[begun : len(words) - ended])} " for words in (one, other))
+    named = {f" {' '.join(_words(name))} ": name for name in unread}
+    found = {}
+    for words, name in named.items():
+        pair = named.get(words.replace(mark, mark_of_other))
+        if mark.strip() and mark in words and pair is not None and _RATED.intersection(words.split()):
+            found[name], found[pair] = (_RATES.format(side) for side in ("chosen", "rejected"))
+    return found
+
+
+def _shared(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many words two names begin with alike."""
+    return sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(one, other, strict=False)))
 
 
 def unread_folder(path: str) -> str | None:

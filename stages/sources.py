@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.config.base import Section
-from schemas.config.sources import PairSource, PromptSource, Source
+from schemas.config.sources import PairColumns, PairSource, PromptSource, Source
 from schemas.errors import UserError
 from stages.beside import unread_columns
 from stages.data import PREFIX, data_path
@@ -232,7 +232,8 @@ def _cut(
     if not head:
         return
     layout = Layout(name, head, wanted.required, wanted.optional, wanted.structured, wanted.lists, wanted.singles)
-    unread = unread_columns(wanted.present or layout.columns, [*wanted.required, *wanted.optional])
+    present, read = wanted.present or layout.columns, [*wanted.required, *wanted.optional]
+    unread = unread_columns(present, read, _unrated_answers(source))
     layout.notes.extend(filter(None, [unread]))
     split = own_split(source)
     rows, start = chain(head, rows), 1
@@ -247,6 +248,14 @@ def _cut(
         notes, layout.notes = layout.notes, []
         yield Batch(name, start, language, plain_rows, split, notes, layout.columns)
         start += len(batch)
+
+
+def _unrated_answers(source: Source) -> list[str]:
+    """The columns that are read as chosen and rejected, where no scores are read beside them."""
+    fields = getattr(source, "fields", None)
+    if not isinstance(fields, PairColumns) or fields.completions or getattr(fields, "chosen_score", None):
+        return []
+    return [fields.chosen, fields.rejected]
 
 
 def _paths(source: Source, language: str | None) -> list[tuple[Path, str]]:

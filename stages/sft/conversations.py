@@ -19,6 +19,7 @@ from stages.contract import Context, Drop, Stopped
 from stages.layout import missing_column
 from stages.sources import Batch, columns_of, excerpt, read_rows
 from stages.text.codes import UNKNOWN, standard
+from stages.text.forms import LEFT_OUT
 from stages.text.messages import BadRow, Messages, read_messages, read_prompt, too_long, with_system
 from stages.text.render import Renderer, RenderError, check_thoughts
 from stages.text.thoughts import Policy
@@ -34,7 +35,8 @@ IGNORED = -100
 class Conversations:
     """What was read. rows: (input_ids, labels) as the trainer takes them; table: `conversations`, in the same order.
 
-    hashes: of ids and labels; languages: of every row that came in; answers: learnt and, because the template rewrites them, only context.
+    hashes: of ids and labels; languages: of every row that came in; answers: learnt, only context because the template rewrites them, and
+    left out because the data says so.
     """
 
     rows: pa.Table = field(default_factory=_ROWS.empty_table)
@@ -142,7 +144,13 @@ def _add(found: Conversations, batch: Batch, fields: ConversationFields, rendere
             if beyond := too_long(list(cells.values()), renderer.longest_text):
                 raise BadRow("too_long", f"{beyond:,} characters > {renderer.longest_text:,}")
             messages, broken = _learnt(read_conversation(cells, fields), renderer, text.thoughts)
-            rendered = renderer.conversation_ids(messages)
+            answers, left_out = sum(message["role"] == "assistant" for message in messages), _left_out(cells, fields)
+            rendered = renderer.conversation_ids(messages, left_out)
+            if not any(rendered.learnt):
+                raise BadRow(
+                    "left_out",
+                    f"weight 0, train: false or the like on {len(left_out)} of {answers} answers, no other is learnt",
+                )
             if len(rendered.ids) > text.max_length:
                 raise BadRow("too_long", f"{len(rendered.ids)} tokens > {text.max_length}")
         except BadRow as bad:
@@ -165,11 +173,20 @@ def _add(found: Conversations, batch: Batch, fields: ConversationFields, rendere
                 "source_row": number,
             }
         )
-        answers = sum(message["role"] == "assistant" for message in messages)
-        found.answers.update(learnt=answers - rendered.context_only, context_only=rendered.context_only)
+        only = {"context_only": rendered.context_only, "left_out": len(left_out)}
+        found.answers.update(learnt=answers - sum(only.values()), **only)
         found.broken_marks += broken
     found.rows = pa.concat_tables([found.rows, pa.Table.from_pylist(ids, schema=_ROWS)])
     found.table = pa.concat_tables([found.table, pa.Table.from_pylist(rows, schema=SCHEMA)])
+
+
+def _left_out(cells: dict[str, Any], fields: ConversationFields) -> set[int]:
+    """The answers of a row, counted from 0, that the data leaves out of what is learnt."""
+    said = cells.get(fields.messages)
+    parts = [said] if said is not None else [cells.get(fields.prompt), cells.get(fields.completion)]
+    messages = [message for part in parts if isinstance(part, list) for message in part]
+    answers = [message for message in messages if message.get("role") == "assistant"]
+    return {place for place, answer in enumerate(answers) if answer.get(LEFT_OUT)}
 
 
 def _learnt(messages: Messages, renderer: Renderer, policy: Policy) -> tuple[Messages, int]:

@@ -72,13 +72,17 @@ def _run(session: Session) -> Iterator[Rows | Account]:
 
 
 def _notes(conversations: Conversations) -> list[str]:
-    context = conversations.answers["context_only"]
-    if not context:
-        return []
-    return [
-        f"{context} of {conversations.answers.total()} answers are context only: the chat template renders them differently"
-        " once the conversation goes on"
-    ]
+    answers, notes = conversations.answers, []
+    if context := answers["context_only"]:
+        notes.append(
+            f"{context} of {answers.total()} answers are context only: the chat template renders them differently once the"
+            " conversation goes on"
+        )
+    if left_out := answers["left_out"]:
+        notes.append(
+            f"{left_out} of {answers.total()} answers are not learnt, for the data says so (weight 0, train: false, ...)"
+        )
+    return notes
 
 
 def _identity(ctx: Context, conversations: Conversations) -> str:

@@ -1,4 +1,4 @@
-"""The forms in which data sets store a conversation, as one: a list of {role, content}, content a text.
+"""The forms in which data sets store a conversation, as one: a list of {role, content}, content a text (and `LEFT_OUT`).
 
 Known are lists of {role, content}, {from, value} (ShareGPT) and the like, one message instead of a list, a dict of a list
 of roles and one of contents, content in parts, thoughts in a field of their own; each of these also written as a text (`written.py`).
@@ -39,6 +39,11 @@ _UNREAD = frozenset(
     ("reasoning_details", "thought", "thoughts", "audio", "images", "image", "refusal", "documents", "function_call")
 )
 """Keys of messages that say something and are not read."""
+_LEARNT_KEYS = ("weight", "train", "training", "trainable", "loss", "loss_mask")
+"""Keys by which messages say whether they are learnt: OpenAI's, axolotl's, ms-swift's."""
+_LEFT_OUT = ("0", "0.0", "false")
+LEFT_OUT = "left_out"
+"""Key of an answer that the data leaves out of what is learnt: whoever learns from conversations looks at it."""
 _WRAPPERS = ("messages", "conversations", "conversation")
 _SYSTEM_KEYS = ("system", "system_prompt", "system_message", "instructions")
 """Keys of a system message beside the messages."""
@@ -168,6 +173,8 @@ def _message(message: dict[Any, Any], tell: Tell) -> dict[str, Any]:
     for key in _UNREAD.intersection(message):
         if _says(message[key]):
             tell(f"{key} of messages is not read")
+    if message.get("weight") not in (None, 0, 1):
+        tell("weight of messages is not read, but for 0")
     role = message.get(_key(message, _ROLE_KEYS) or "role")
     known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
     called = _says(message.get("tool_calls")) or (
@@ -192,6 +199,8 @@ def _message(message: dict[Any, Any], tell: Tell) -> dict[str, Any]:
     if thought and known == "assistant" and isinstance(content, str) and "</think>" not in content:
         tell("thoughts in a field of their own read as <think> blocks")
         content = f"<think>\n{thought}\n</think>\n\n{content}"
+    if known == "assistant" and any(str(message.get(key)).lower() in _LEFT_OUT for key in _LEARNT_KEYS):
+        return {"role": known, "content": content, LEFT_OUT: True}
     return {"role": known or role, "content": content}
 
 

@@ -7,7 +7,7 @@ after the end-of-turn token.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -211,15 +211,19 @@ class Renderer:
             rejected=self._through_end_of_turn(rejected_ids[split:]),
         )
 
-    def conversation_ids(self, messages: Iterable[Mapping[str, str]]) -> ConversationIds:
+    def conversation_ids(
+        self, messages: Iterable[Mapping[str, str]], left_out: Collection[int] = ()
+    ) -> ConversationIds:
         """Ids of a conversation that ends in an answer. Each answer, end of turn included, is split from what comes before it
-        as `pair_ids` does; one that later turns change (templates that leave out earlier thoughts) is only context."""
+        as `pair_ids` does; one that later turns change (templates that leave out earlier thoughts) is only context. left_out:
+        answers, counted from 0, that are not learnt."""
         prepared = self.prepare(messages, answers=True)
         if not prepared or prepared[-1]["role"] != "assistant":
             raise RenderError("A conversation must end in an answer", fix="Remove the last user message.")
         ids = self._through_end_of_turn(self._apply(prepared))
         learnt, context_only = [False] * len(ids), 0
-        for at in (n for n, message in enumerate(prepared) if message["role"] == "assistant"):
+        answers = [n for n, message in enumerate(prepared) if message["role"] == "assistant"]
+        for at in (at for place, at in enumerate(answers) if place not in left_out):
             answered = self._through_end_of_turn(self._apply(prepared[: at + 1]))
             start = _common_prefix(self._apply(prepared[:at], add_generation_prompt=True), answered)
             if start >= len(answered):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from schemas.config.sources import PairFields, PromptFields, Source
+from schemas.config.sources import PairFields, PairSource, PromptFields, Source
 from schemas.errors import UserError
 from stages.sources import BATCH_ROWS, columns_of, is_hub, local_files, read_rows
 
@@ -513,3 +513,53 @@ def test_columns_that_say_something_are_named(tmp_path: Path, name: str, says: s
     )
     (batch,) = read_rows(Source(path=str(path)), ["en"], ["prompt", name], ["language"])
     assert batch.notes == []
+
+
+_SAYS_WHICH = (
+    *("preferred", "vote", "verdict", "better", "preferred_response", "safer_response_id", "chosen_index"),
+    *("bestResponse", "human_preference", "preference_label", "is_flipped", "order", "answer_order"),
+    *("rank", "ranking", "winning_side"),
+)
+
+
+@pytest.mark.parametrize("name", _SAYS_WHICH)
+def test_what_may_say_which_answer_is_better_is_named_where_the_answers_names_do_not(tmp_path: Path, name: str) -> None:
+    def notes(one: str, other: str, **fields: Any) -> list[str]:
+        path = write_jsonl(tmp_path / "a.jsonl", [{"prompt_id": 1, "prompt": "a", one: "b", other: "c", name: 1}])
+        source = PairSource.model_validate({"path": str(path), "fields": {"chosen": one, "rejected": other, **fields}})
+        return [note for batch in read_rows(source, ["en"], ["prompt", one, other]) for note in batch.notes]
+
+    for one, other in (("response_a", "response_b"), ("gpt", "llama")):
+        (note,) = notes(one, other)
+        assert f"not read: {name} (it may say which answer is better" in note and "docs/own-pairs.md" in note
+    for one, other in (("chosen", "rejected"), ("chosenAnswer", "otherAnswer"), ("preferred_output", "other_output")):
+        assert notes(one, other) == []
+
+
+@pytest.mark.parametrize(
+    ("answers", "scores", "named"),
+    [
+        (("answer_0", "answer_1"), ("score_0", "score_1"), True),
+        (("human_ref_A", "human_ref_B"), ("score_A", "score_B"), True),
+        (("gpt4_answer", "llama_answer"), ("gpt4_rating", "llama_rating"), True),
+        (("answer_0", "answer_1"), ("score_2", "score_3"), False),
+        (("answer_0", "answer_1"), ("tokens_0", "tokens_1"), False),
+        (("good_answer", "bad_answer"), ("good_score", "bad_score"), False),
+    ],
+)
+def test_scores_of_the_two_answers_are_named(
+    tmp_path: Path, answers: tuple[str, str], scores: tuple[str, str], named: bool
+) -> None:
+    path = write_jsonl(
+        tmp_path / "a.jsonl", [{"prompt": "a", **dict.fromkeys(answers, "b"), **dict.fromkeys(scores, 1)}]
+    )
+
+    def notes(**more: str) -> str:
+        fields = {"chosen": answers[0], "rejected": answers[1], **more}
+        source = PairSource.model_validate({"path": str(path), "fields": fields})
+        wanted = ["prompt", *fields.values()]
+        return " ".join(note for batch in read_rows(source, ["en"], wanted) for note in batch.notes)
+
+    expected = [f"{name} (it may say which answer is better: `fields.{side}_score`" for name, side in zip(scores, ("chosen", "rejected"), strict=True)]  # fmt: skip
+    assert all((text in notes()) is named for text in expected)
+    assert notes(chosen_score=scores[0], rejected_score=scores[1]) == ""

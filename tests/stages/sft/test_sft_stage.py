@@ -14,7 +14,9 @@ from trl import SFTTrainer
 from schemas.errors import UserError
 from schemas.tables import TABLES
 from stages.contract import Stopped
+from stages.sft.conversations import IGNORED, load_conversations
 from stages.sft.stage import Sft
+from stages.text.render import load_renderer
 from tests.stages.sft.sft_bench import CONVERSATIONS, Killed, Recorder, turns
 from tests.stages.stage_context import collect
 
@@ -222,8 +224,6 @@ def test_what_cannot_be_is_refused_in_a_paragraph(bench: Any, case: str) -> None
 
 
 def test_answers_are_split_from_prompts_as_pairs_are(bench: Any) -> None:
-    from stages.text.render import load_renderer
-
     ctx = bench.context()
     renderer = load_renderer(ctx.models["start"], ctx.config.text)
     for row in CONVERSATIONS:
@@ -233,6 +233,35 @@ def test_answers_are_split_from_prompts_as_pairs_are(bench: Any) -> None:
         assert got.ids == [*pair.prompt, *pair.chosen]
         assert got.learnt[-len(pair.chosen) :] == [True] * len(pair.chosen)
         assert not got.learnt[len(got.ids) - len(pair.chosen) - 1]
+
+
+@pytest.mark.parametrize(
+    "says",
+    [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"loss": False}, {"loss_mask": 0}, {"training": "false"}],
+    ids=str,
+)
+def test_answers_that_the_data_leaves_out_are_not_learnt(bench: Any, says: dict[str, Any]) -> None:
+    def told(*which: int) -> dict[str, Any]:
+        """The river conversation, whose answers are its messages 2 and 4."""
+        messages = [dict(message) for message in CONVERSATIONS[1]["messages"]]
+        for at in which:
+            messages[at].update(says)
+        return {"messages": messages}
+
+    earlier, answer = told(2)["messages"], CONVERSATIONS[1]["messages"][4]["content"]
+    system = {"messages": [{"role": "system", "content": ""}, *told(2)["messages"][1:]]}
+    rows = [told(1), told(2), {"prompt": earlier[:-1], "completion": answer}, system, told(4), told(2, 4)]
+    ctx = bench.context(rows)
+    found = load_conversations(ctx, renderer := load_renderer(ctx.models["start"], ctx.config.text))
+    learnt = [
+        renderer.tokenizer.decode([label for label in row["labels"] if label != IGNORED])
+        for row in found.rows.to_pylist()
+    ]
+    first, last = (CONVERSATIONS[1]["messages"][at]["content"] + "<|im_end|>" for at in (2, 4))
+    assert learnt == [first + last, last, last, last, first]
+    assert [(drop.reason, drop.row_id[-2:]) for drop in found.drops] == [("left_out", ":6")]
+    assert found.answers == {"learnt": 6, "left_out": 4, "context_only": 0}
+    assert found.table["messages"][1].as_py() == CONVERSATIONS[1]["messages"]
 
 
 def test_the_tables_have_their_schemas_and_trl_its_methods(bench: Any) -> None:
