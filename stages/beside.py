@@ -1,4 +1,5 @@
-"""Columns of data sets that say something, and that nothing reads unless the config or the user does something about it."""
+"""Columns of data sets that say something, and that nothing reads unless the config or the user does something about it; and what to
+do with preference data that has no chosen and rejected."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 _OF_IT = "write chosen and rejected of it, docs/own-pairs.md"
+_OF_THEM = "write chosen and rejected of them, docs/own-pairs.md."
 _BETTER = f"it says which answer is better: {_OF_IT}"
 _MAY_SAY = f"it may say which answer is better, and nothing else here does: if so, {_OF_IT}"
 _RATES = (
@@ -22,6 +24,10 @@ _KNOWN = {
     **dict.fromkeys(("language", "lang", "locale", "language_code", "lang_code"), _SPOKEN),
     **dict.fromkeys(("label", "labels", "better_response_id", "overall_preference", "preference", "choice"), _BETTER),
     **dict.fromkeys(("preference_strength", "tie", "status"), _SURE),
+    **dict.fromkeys(
+        ("rejected_instruction", "rejected_prompt", "rejected_question"),
+        "a pair has one prompt here: where both answers are the same, and only the prompts differ, it is dropped as identical",
+    ),
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios", "tools"), _LEFT_OUT),
 }
 _BEGINNINGS = {"system": "`fields.system` reads one", "winner": _BETTER}
@@ -39,6 +45,27 @@ _SAYS_WHAT_IT_IS = re.compile(
 )
 """Words of an answer's column that say it is the better, or the worse, of the two."""
 _RATED = frozenset(("score", "scores", "rating", "ratings", "reward", "rewards", "votes", "upvotes", "helpfulness"))
+_ANSWER = frozenset(
+    (
+        "response",
+        "answer",
+        "output",
+        "completion",
+        "reply",
+        "candidate",
+        "generation",
+        "summary",
+        "ref",
+        "solution",
+        "text",
+        "chat",
+    )
+)
+_ALONE = ("completion", "response", "answer", "output", "reply", "generation")
+_SIDES = frozenset(
+    (("a", "b"), ("0", "1"), ("1", "2"), ("left", "right"), ("first", "second"), ("one", "two"), ("x", "y"))
+)
+_LISTS = ("completions", "responses", "answers", "candidates", "outputs", "generations", "replies")
 _FOLDER = re.compile(r"(?:^|/)((?:language|lang|locale|language_code|lang_code)=[^/]+)/", re.IGNORECASE)
 
 
@@ -61,6 +88,51 @@ def unread_columns(present: Sequence[str], wanted: Sequence[str], answers: Seque
         if advice is not None and name not in (*wanted, "language"):
             found.append(f"{name[:80]} ({advice})")
     return f"columns that are not read: {', '.join(found)}" if found else None
+
+
+def other_pairs(columns: Sequence[str]) -> str | None:
+    """What to do with preference data of a known form that has no columns chosen and rejected, by the names of those it has; None:
+    the form is not known."""
+    named = {name.lower(): name for name in columns}
+    if "preferred_output" in named and "non_preferred_output" in named:
+        prompt = f"prompt: {named['input']}, " if "input" in named else ""
+        return f"This is OpenAI's preference format: `fields: {{{prompt}chosen: preferred_output, rejected: non_preferred_output}}`."
+    if (answers := _two_answers(columns)) is not None:
+        rest = [name for name in columns if name not in answers]
+        said = [
+            n for n in rest if _may_say_better(n) or _KNOWN.get(n.lower()) == _BETTER or n in _scores(answers, rest)
+        ]
+        both = f"{answers[0]!r} and {answers[1]!r} are two answers"
+        if said:
+            return f"{both}, and {', '.join(map(repr, said))[:200]} may say which is better: {_OF_THEM}"
+        return f"{both}. Is one of them always the better? `fields: {{chosen: {answers[0]}, rejected: {answers[1]}}}`. Else {_OF_THEM}"
+    if "parent_id" in named and "role" in named:
+        return f"These are messages of trees, as OpenAssistant's are: {_OF_THEM}"
+    if (several := next((named[name] for name in _LISTS if name in named), None)) is not None:
+        return (
+            f"If {several!r} is a list of answers with scores: `fields: {{completions: {several}, completion_text: …, completion_score: …}}`, "
+            "docs/data.md."
+        )
+    single = [name for name in columns if _ANSWER.intersection(_words(name)) and not _may_say_better(name)]
+    if len(single) != 1 or single[0].lower() not in _ALONE:
+        return None
+    if single[0].lower() == "output" and "label" not in named:
+        return f"If 'output' is a list of two answers, the better one first: {_OF_THEM}"
+    return (
+        f"{single[0]!r} is one answer a row (unpaired data, as KTO's), and a pair is two answers to one prompt: put those of a prompt into"
+        " one row, docs/own-pairs.md."
+    )
+
+
+def _two_answers(columns: Sequence[str]) -> tuple[str, str] | None:
+    """Two columns that are answers by their names, and one as good as the other: response_a and response_b, human_ref_0 and human_ref_1."""
+    words = {tuple(_words(name)): name for name in columns}
+    for one in words:
+        for at, word in enumerate(one):
+            for mark in (other for mark, other in _SIDES if mark == word and _ANSWER.intersection(one)):
+                if (other := words.get((*one[:at], mark, *one[at + 1 :]))) is not None:
+                    return words[one], other
+    return None
 
 
 def _words(name: str) -> list[str]:

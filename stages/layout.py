@@ -5,12 +5,14 @@ What was read as what is said once a file (`notes`), never guessed in silence; a
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from schemas.errors import UserError
+from stages.beside import other_pairs
 from stages.cells import Unreadable, plain
 from stages.text.codes import standard
 from stages.text.dialogue import dialogue, looks_spoken
@@ -26,7 +28,7 @@ HALF = 0.5
 
 _OTHER_NAMES = {
     "prompt": ("question", "instruction", "input", "query", "problem", "user", "text", "messages", "conversations"),
-    "chosen": ("preferred", "accepted", "winner", "positive", "better", "response_chosen", "completions", "responses"),
+    "chosen": ("preferred", "accepted", "winner", "positive", "better", "response_chosen"),
     "rejected": ("dispreferred", "loser", "negative", "worse", "response_rejected"),
     "messages": ("conversations", "conversation", "dialogue", "dialog", "chat", "turns"),
     "completion": ("response", "answer", "output", "completions", "target"),
@@ -34,6 +36,31 @@ _OTHER_NAMES = {
     "group_id": ("group", "id", "translation_id", "task_id"),
     "system": ("system_prompt", "instruction"),
 }
+
+_ABOUT = frozenset(
+    (
+        "id",
+        "ids",
+        "index",
+        "idx",
+        "hash",
+        "len",
+        "length",
+        "tokens",
+        "score",
+        "rating",
+        "rank",
+        "model",
+        "source",
+        "language",
+        "lang",
+    )
+)
+"""Words of a column that is about another one."""
+_ALIKE = 0.75
+"""Likeness of two names, at least, of which one may be a slip for the other."""
+_IN_OTHERS = 0.05
+"""Share of the rows that lack a column, at least, that is no accident where all of them have another in its place."""
 
 
 class Layout:
@@ -71,6 +98,7 @@ class Layout:
         self._odd: dict[str, Counter[str]] = {}
         self._first_odd: dict[str, int] = {}
         self.notes: list[str] = []
+        self._note_lacking(head, required)
         self._readers = {column: self._reader(where, column, head) for column in self._wanted}
 
     def row(self, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,6 +114,22 @@ class Layout:
         ]
         if found:
             self.notes.append(f"taken as text, whatever they look like: {'; '.join(found)}")
+
+    def _note_lacking(self, head: Sequence[dict[str, Any]], required: Sequence[str]) -> None:
+        """Note columns that many rows do not have (not even empty), and have another in their place: files that were joined."""
+        for column in self._wanted:
+            lacking = [row for row in head if column not in row]
+            if not _IN_OTHERS * len(head) <= len(lacking) < len(head):
+                continue
+            having = {name for row in head if column in row for name in row}
+            instead = [name for name in lacking[0] if name not in having and all(name in row for row in lacking)]
+            named = [name for name in _OTHER_NAMES.get(column, ()) if name in instead]
+            if found := named or (instead if column in required else []):
+                self._say(
+                    column,
+                    f"{len(lacking):,} of the first {len(head):,} rows do not have it, and have {found[0][:80]!r}, which is not read:"
+                    " give rows of each kind in a file of their own, with `fields`",
+                )
 
     def _cell(self, column: str, value: Any) -> Any:
         try:
@@ -279,9 +323,12 @@ def _form(text: str) -> str | None:
 
 def missing_column(where: str, column: str, columns: Sequence[str]) -> UserError:
     """The error of a column that is not there: it names those that are, and the likeliest of them."""
-    nearest = get_close_matches(column, columns, n=1, cutoff=0.5)
+    nearest = get_close_matches(column, [name for name in columns if not _is_about(name, column)], n=1, cutoff=_ALIKE)
+    form = other_pairs(columns) if column in ("chosen", "rejected") and not nearest else None
+    if form is not None:
+        return _missing(where, column, columns, form)
+    nearest += [name for name in columns if _parts(name) >= _parts(column) and not _is_about(name, column)]
     nearest += [name for name in _OTHER_NAMES.get(column, ()) if name in columns]
-    nearest = nearest or get_close_matches(column, columns, n=1, cutoff=0.4)
     hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
     if len(columns) == 1 and column in columns[0]:
         hint = "Is `delimiter` right? There is one column only. "
@@ -293,9 +340,22 @@ def missing_column(where: str, column: str, columns: Sequence[str]) -> UserError
             f"These columns look like languages: give the source once for each, {{path: …, language: {name}, "
             f"fields: {{{column}: {name}}}}}."
         )
+    return _missing(where, column, columns, fix)
+
+
+def _missing(where: str, column: str, columns: Sequence[str], fix: str) -> UserError:
     shown = ", ".join(repr(name)[:80] for name in columns[:40]) + (", ..." if len(columns) > 40 else "")
     return UserError(
         f"there is no column {column!r}; the columns are {shown or 'none'}",
         where=where,
         fix=fix,
     )
+
+
+def _parts(name: str) -> set[str]:
+    return set(re.split(r"[\W_]+", name.lower()))
+
+
+def _is_about(name: str, column: str) -> bool:
+    """Whether a column says something about another one of the name `column`: prompt_id, chosen_score."""
+    return bool((_parts(name) - _parts(column)) & _ABOUT)

@@ -88,6 +88,12 @@ def _of_object(value: dict[str, Any], wanted: WantedColumns, path: str) -> Itera
         yield from (dict(zip(map(str, value["columns"]), row, strict=True)) for row in value["data"])
         return
     tables = {n: c for n, c in value.items() if isinstance(c, list) and c and all(isinstance(r, dict) for r in c)}
+    if "features" in value and all(isinstance(entry.get("row"), dict) for entry in tables.get("rows", [{}])):
+        raise UserError(
+            "this is a page of the Hugging Face dataset viewer: 100 rows at most, and long texts cut",
+            where=path,
+            fix="Give the data set's id as `path`, or save the whole: datasets.load_dataset(ID, split=...).to_json(FILE).",
+        )
     if len(tables) > 1 and not mine:
         raise UserError(
             f"the file holds several tables: {', '.join(repr(name)[:80] for name in list(tables)[:20])}",

@@ -27,6 +27,11 @@ _FIX = (
     "what you think, look at their `fields` and `language`."
 )
 
+_FIX_ANSWERED = (
+    "These are whole conversations, and a prompt ends in a user turn: write each without its last answer into a file, or learn from them "
+    "(`sft.sources`)."
+)
+
 
 class Prompts(TableStage):
     """TableStage: sources -> prompts. Units: rows of the sources, in their order.
@@ -101,7 +106,9 @@ class _Run:
         kept: Counter[str] = Counter()
         for (code, _), count in self.kept.items():
             kept[code] += count
-        refusal = without_languages(self.ctx, "prompts", empty, self.drops, kept=kept, fix=_FIX)
+        answered = sum(drop.reason == "no_user_turn" for drop in self.drops)
+        fix = _FIX_ANSWERED if 2 * answered > len(self.drops) else _FIX
+        refusal = without_languages(self.ctx, "prompts", empty, self.drops, kept=kept, fix=fix)
         stats = {"labels_overruled": float(overruled), "languages_without_prompts": float(len(empty))}
         yield Account(tallies, self.drops, stats, refusal=refusal)
 

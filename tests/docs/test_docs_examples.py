@@ -121,6 +121,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "instructions.jsonl").write_text(
         '{"instruction": "Add.", "input": "1, 2", "chosen": "3", "rejected": "4"}\n'
     )
+    (folder / "rated.jsonl").write_text('{"prompt": "Who?", "response": "I.", "helpfulness": 4}\n')
     rows_of = pytest.importorskip("stages.train.rows")
     rows_of.write_rows({"weight": pytest.importorskip("torch").ones(2, 3)}, folder / "checkpoint-50" / "weights")
     return folder

@@ -14,6 +14,7 @@ import pytest
 
 from schemas.config.sources import PairFields, PairSource, PromptFields, Source
 from schemas.errors import UserError
+from stages.layout import missing_column
 from stages.sources import BATCH_ROWS, columns_of, is_hub, local_files, read_rows
 
 ROWS = [{"prompt": f"question {i}", "language": "en", "n": i} for i in range(2500)]
@@ -442,6 +443,74 @@ def test_a_json_file_of_several_tables_is_refused_with_their_names(tmp_path: Pat
         read_rows(Source(path=str(path)), ["en"], ["prompt"])
 
 
+def test_a_page_of_the_dataset_viewer_is_refused_as_one(tmp_path: Path) -> None:
+    rows = [{"row_idx": 0, "row": {"prompt": "a"}, "truncated_cells": []}]
+    (tmp_path / "p.json").write_text(json.dumps({"features": [{"name": "prompt"}], "rows": rows, "partial": False}))
+    with pytest.raises(UserError, match=r"page of the Hugging Face dataset viewer.*load_dataset"):
+        read_rows(Source(path=str(tmp_path / "p.json")), ["en"], ["prompt"])
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ([{"question": "b", "id": 2}] * 3, "column prompt: 3 of the first 9 rows do not have it, and have 'question'"),
+        ([{"id": 2}] * 3, None),
+        ([{"prompt": None, "question": "b"}] * 3, None),
+        ([{"question": "b"}, {"id": 2}], None),
+    ],
+)
+def test_rows_that_have_another_column_in_place_of_a_wanted_one_are_said(
+    tmp_path: Path, others: list[dict[str, Any]], said: str | None
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a", "id": 1}] * 6 + others)
+    for required, optional in ((["prompt"], ["language"]), (["id"], ["prompt"])):
+        if required == ["prompt"] or all("id" in row for row in others):
+            (batch,) = read_rows(Source(path=str(path)), ["en"], required, optional)
+            assert [note.split(", which")[0] for note in batch.notes] == ([said] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ("prompt completion label", "'completion' is one answer a row (unpaired data"),
+        ("prompt response helpfulness correctness", "'response' is one answer a row (unpaired data"),
+        ("message_id parent_id text role rank", "messages of trees"),
+        ("context response1 response2 overall_preference", "'response1' and 'response2' are two answers, and 'overall_preference'"),
+        ("history human_ref_A human_ref_B score_A score_B", "and 'score_A', 'score_B' may say which is better"),
+        ("prompt chosen_index response_0 response_1", "and 'chosen_index' may say which is better"),
+        ("prompt response_a response_b", "`fields: {chosen: response_a, rejected: response_b}`"),
+        ("prompt answers", "`fields: {completions: answers,"),
+        ("instruction input output", "If 'output' is a list of two answers"),
+        ("input preferred_output non_preferred_output", "`fields: {prompt: input, chosen: preferred_output, rejected: non"),
+        ("prompt Chosen Rejected", "Did you mean 'Chosen'?"),
+        ("prompt response_chosen response_rejected", "Did you mean 'response_chosen'?"),
+        ("prompt choosen rejected responses", "Did you mean 'choosen'?"),
+        ("prompt preferred dispreferred", "Did you mean 'preferred'?"),
+        ("context correctness role completion_tokens chosen_score", ""),
+        ("text label", ""),
+        ("question answer bad_answer", ""),
+    ],
+)  # fmt: skip
+def test_preference_data_without_chosen_is_told_what_it_is_or_nothing_wrong(columns: str, says: str) -> None:
+    fix = missing_column("a.jsonl", "chosen", columns.split()).fix
+    assert says in fix and (bool(says) or fix == "Set the source's `fields` to the names of your columns.")
+
+
+@pytest.mark.parametrize(
+    ("column", "columns", "guess"),
+    [
+        ("prompt", ["prompt_id", "Prompt"], "Prompt"),
+        ("prompt", ["prompt_id", "prompt_tokens"], None),
+        ("prompt", ["user_prompt", "n"], "user_prompt"),
+        ("score_chosen", ["chosen_score"], "chosen_score"),
+        ("rejected", ["role", "correctness"], None),
+    ],
+)
+def test_a_column_is_guessed_where_its_name_says_so(column: str, columns: list[str], guess: str | None) -> None:
+    fix = missing_column("a.jsonl", column, columns).fix or ""
+    assert (f"Did you mean {guess!r}?" in fix) if guess else "Did you mean" not in fix
+
+
 def test_spaces_after_the_delimiters_of_a_csv_header_belong_to_no_cell(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
     path.write_text('prompt, chosen\n"a, b", "c, d"\n', encoding="utf-8")
@@ -503,6 +572,7 @@ def test_files_that_begin_with_a_frame_to_skip_are_decompressed(tmp_path: Path, 
         *((name, "how sure a preference is") for name in ("preference_strength", "tie", "status")),
         *((name, "`fields.rejected_score` reads one") for name in ("score_rejected", "rejected-rating", "Rejected_Scores")),
         ("videos", "no part of what is learnt"),
+        ("rejected_instruction", "a pair has one prompt here"),
     ],
 )  # fmt: skip
 def test_columns_that_say_something_are_named(tmp_path: Path, name: str, says: str) -> None:

@@ -54,6 +54,16 @@ def reasons(outcome: Any) -> dict[str, str]:
     return {drop.row_id.rsplit(":", 1)[1]: drop.reason for drop in outcome.drops}
 
 
+def test_whole_conversations_as_prompts_are_told_what_they_are(run_stage: Callable[..., Any], tmp_path: Path) -> None:
+    answered = [[{"from": "human", "value": text}, {"from": "gpt", "value": "So."}] for text in ENGLISH]
+    for texts, fix in (
+        (answered, "write each without its last answer"),
+        (["1", "2", answered[0]], "Add prompts in this"),
+    ):
+        with pytest.raises(UserError, match=fix):
+            run_stage(Prompts(), config([jsonl(tmp_path / "a.jsonl", rows(texts))], ["en"]))
+
+
 def test_shipped_prompts_are_kept_in_source_order_but_for_translations_of_training(
     run_stage: Callable[..., Any],
 ) -> None:
