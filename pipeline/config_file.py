@@ -6,6 +6,7 @@ import difflib
 import re
 import reprlib
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -19,6 +20,7 @@ from schemas.errors import UserError
 from schemas.paths import expanded
 from schemas.secrets import keep_secret
 from stages.data import PREFIX, data_path, read_data
+from stages.source_columns import not_utf8
 from stages.text.messages import storable
 
 _OPENS = (
@@ -30,6 +32,9 @@ _OPENS = (
 _UNKNOWN = "extra_forbidden"
 _NAME_TAG = "tag:yaml.org,2002:str"
 _CLOSES = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
+_OTHER_BASE = re.compile(r"[-+]?(?:0[0-7_]+|[0-9][0-9_]*(?::[0-9]+)+(?:\.[0-9_]*)?)")
+"""A number that YAML 1.1 takes for an octal or a sexagesimal one."""
+_NO_SPACE = re.compile("[\u00a0\u2000-\u200b\u202f\u205f\u3000]")
 _Loc = tuple[str | int, ...]
 _MAX_DEPTH = 32
 _MAX_DIGITS = 100
@@ -95,7 +100,8 @@ def _text(path: Path) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"The config cannot be read: {error}", where=str(path)) from error
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise not_utf8(f"{path}:{line}", raw, f"byte {error.start + 1}") from error
 
 
 def _leave_out(values: dict[str, Any], given: Sequence[str], say: Callable[[str], None]) -> None:
@@ -171,11 +177,39 @@ def _read(text: str, path: Path) -> tuple[Any, dict[_Loc, int | str]]:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise UserError(f"This is not valid YAML: {problem}", where=where) from error
+        raise UserError(f"This is not valid YAML: {problem}", where=where, fix=_fix(error, text)) from error
     except RecursionError:
         raise UserError("This YAML is nested too deep", where=str(path)) from None
     except ValueError as error:  # a date that is none, a number of thousands of digits
         raise UserError(f"A value cannot be read: {error}", where=str(path)) from error
+
+
+def _fix(error: yaml.YAMLError, text: str) -> str:
+    """What to do about broken YAML, as its lines show it; "" where they do not."""
+    problem, lines = str(getattr(error, "problem", None)), text.splitlines()
+    marks = [mark.line for mark in (getattr(error, name, None) for name in ("context_mark", "problem_mark")) if mark]
+    if "escape" in problem:
+        return "In double quotes a backslash begins an escape: put the text in single quotes."
+    if "'\\t'" in problem:
+        return "Indent with spaces, not with tabs."
+    if problem.startswith("mapping values"):
+        return "Put a text that holds a colon and a space in quotes."
+    for number in range(min(marks, default=0), min(max(marks, default=-1) + 1, len(lines))):
+        line = lines[number]
+        if (found := _NO_SPACE.search(line)) is not None:
+            return f"Line {number + 1} has {_named(found)}: write plain spaces."
+        before, mark, _ = line.partition(" #")
+        if (
+            problem.startswith("expected ',' or")
+            and mark
+            and sum(map(before.count, "{[")) > sum(map(before.count, "}]"))
+        ):
+            return f"Line {number + 1} ends at its ` #`, where a comment begins: put a text that holds one in quotes."
+    return ""
+
+
+def _named(space: re.Match[str]) -> str:
+    return f"U+{ord(space.group()):04X} (a no-break space or the like), which is no space to YAML"
 
 
 def _walk(node: yaml.Node, loc: _Loc, lines: dict[_Loc, int | str], path: Path) -> None:
@@ -189,6 +223,9 @@ def _walk(node: yaml.Node, loc: _Loc, lines: dict[_Loc, int | str], path: Path) 
             if not isinstance(key, yaml.ScalarNode):
                 raise UserError("A key of the config is no name", where=f"{path}:{key.start_mark.line + 1}")
             _check_scalar(key, path)
+            if key.style is None and (found := _NO_SPACE.search(key.value)) is not None:
+                where = f"{path}:{key.start_mark.line + 1}"
+                raise UserError(f"The key {key.value!r} has {_named(found)}", where=where, fix="Write plain spaces.")
             if key.tag.endswith(
                 ":bool"
             ):  # `on` (of execution) and `no` (Norwegian) are names here; YAML 1.1 takes them for truth values
@@ -210,6 +247,14 @@ def _check_scalar(node: yaml.ScalarNode, path: Path) -> None:
     where = f"{path}:{node.start_mark.line + 1}"
     if node.tag.endswith(":int") and len(node.value) > _MAX_DIGITS:
         raise UserError(f"A number has {len(node.value):,} digits", where=where)
+    if node.style is None and node.tag.endswith((":int", ":float")) and _OTHER_BASE.fullmatch(node.value):
+        value = yaml.SafeLoader("").construct_object(node)
+        if ":" in node.value or value != int(node.value):
+            raise UserError(
+                f"YAML reads {node.value} as {value} ({'to the base of 60' if ':' in node.value else 'octal'})",
+                where=where,
+                fix="Write the number that is meant without colons or zeros before it; put a text in quotes.",
+            )
     if storable(node.value) != node.value:
         raise UserError(
             "A text holds half of a character (a lone surrogate)",
@@ -286,13 +331,42 @@ def _explain(problem: dict[str, Any], lines: dict[_Loc, int | str], path: Path) 
         return f"The config key {key!r} is missing ({where})."
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
+    if problem["type"] == "invalid_key":
+        inside = ".".join(map(str, loc[:-1]))
+        return f"{inside}: {loc[-1]} is no key ({where}): in braces a comma parts two keys, also that of 1,000 or 0,5."
+    if problem["type"] in ("model_type", "dict_type"):
+        return f"{key}: {_as_section(loc, given)} ({where})."
     shown = "" if isinstance(given, (dict, list, BaseModel)) else f" (got {reprlib.repr(given)})"
     if problem["type"] == "string_type" and isinstance(given, bool):
         shown += ": YAML reads no, yes, on and off so; put the word in quotes"
+    elif problem["type"] == "string_type" and isinstance(given, int | float | date):
+        shown = (
+            f" (got {given}): YAML reads {'a date' if isinstance(given, date) else 'a number'} here; put it in quotes"
+        )
     return f"{key}: {message}{shown} ({where})." if key else f"{message} ({where})."
 
 
+def _as_section(loc: _Loc, given: Any) -> str:
+    """What to write instead of a value where a section is wanted: that value under the section's one key that must be given."""
+    if given is None:
+        return "this section is empty: write its keys below it, further in, or leave it out"
+    model = _model_at(loc)
+    needed = [] if model is None else [name for name, field in model.model_fields.items() if field.is_required()]
+    if len(needed) != 1 or not isinstance(given, str | list):
+        return "a section is wanted, of keys and values"
+    if get_origin(model.model_fields[needed[0]].annotation) is list and isinstance(given, str):
+        given = [given]
+    shown = yaml.safe_dump({needed[0]: given}, default_flow_style=True, allow_unicode=True, width=2**31).strip()
+    name = "" if isinstance(loc[-1], int) else f"{loc[-1]}: "
+    return f"a section is wanted, of keys and values: `{name}{shown[:200]}`"
+
+
 def _fields_at(loc: _Loc) -> list[str]:
+    return [] if (model := _model_at(loc)) is None else sorted(model.model_fields)
+
+
+def _model_at(loc: _Loc) -> Any:
+    """The section at a place; None where there is none."""
     model: Any = RunConfig
     named = False  # the step is a name in a mapping of sections, as in judge.criteria
     for step in loc:
@@ -300,12 +374,12 @@ def _fields_at(loc: _Loc) -> list[str]:
             named = False
             continue
         if step not in model.model_fields:
-            return []
+            return None
         annotation = model.model_fields[step].annotation
         model, named = _section(annotation), get_origin(annotation) is dict
         if model is None:
-            return []
-    return [] if named else sorted(model.model_fields)
+            return None
+    return None if named else model
 
 
 def _section(annotation: Any) -> Any:

@@ -68,6 +68,52 @@ def test_broken_yaml_and_tags_are_one_paragraph(write_config, text):
         load_config(write_config(text))
 
 
+_MINIMAL = "name: t\nlanguages: {seen: [en]}\nmodel: {policy: m}\nprompts: {sources: [{path: a.jsonl}]}\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("{seen: [en]}", "[en, de]", r"languages: a section is wanted.*`languages: \{seen: \[en, de\]\}` \(.*:2\)"),
+        ("{seen: [en]}", "en", r"`languages: \{seen: \[en\]\}`"),
+        ("{policy: m}", "some/path", r"model: a section is wanted.*`model: \{policy: some/path\}`"),
+        ("[{path: a.jsonl}]", "[a.jsonl]", r"prompts\.sources\.0: a section is wanted.*`\{path: a\.jsonl\}`"),
+        ("path: a.jsonl", "path: a.jsonl, fields: [prompt]", r"sources\.0\.fields: a section is wanted, of keys and values \("),
+        ("[{path: a.jsonl}]}", "[{path: a.jsonl}]}\ntrain:\n", r"train: this section is empty"),
+        ("path: a.jsonl", "path: a.jsonl, limit: 1,000", r"sources\.0: 0 is no key .*a comma parts two keys, also that of 1,000"),
+        ("name: t", "name: 2024-01-01", r"got 2024-01-01\): YAML reads a date here; put it in quotes"),
+        ("name: t", "name: 7", r"got 7\): YAML reads a number here; put it in quotes"),
+        ("name: t", "name: t\nseed: 010", r"YAML reads 010 as 8 \(octal\).*:2"),
+        ("path: a.jsonl", "path: a.jsonl, limit: 1:30", r"YAML reads 1:30 as 90 \(to the base of 60\)"),
+        ("name: t", "name: t\ntrain:\n\u00a0 method: lora", r"method' has U\+00A0.*no space to YAML.*:3.*plain spaces"),
+        ("name: t", "name: t\nseed:\u00a05", r"not valid YAML.*Line 2 has U\+00A0"),
+        ("path: a.jsonl", "path: my #1.jsonl", r"not valid YAML.*Line 4 ends at its ` #`.*in quotes"),
+        ("a.jsonl", '"C:\\data"', r"not valid YAML.*put the text in single quotes"),
+        ("name: t", "name: t\nbanner: a: b", r"not valid YAML.*colon and a space in quotes"),
+        ("name: t", "name: t\ntrain:\n\tmethod: lora", r"not valid YAML.*spaces, not with tabs"),
+    ],
+)  # fmt: skip
+def test_what_people_write_is_told_what_to_write(write_config, old, new, said):
+    with pytest.raises(UserError, match=said):
+        load_config(write_config(_MINIMAL.replace(old, new)))
+
+
+def test_numbers_and_comments_that_are_what_they_look_like_are_read(write_config):
+    text = _MINIMAL.replace("a.jsonl", "a.jsonl, limit: 1_000").replace("name: t", "name: '010' # mine\nseed: 0")
+    config = load_config(write_config(text + "train: {learning_rate: 1e-5} # {a\n"), ["train.seed=0x10"])
+    assert (config.name, config.seed, config.train.seed, config.prompts.sources[0].limit) == ("010", 0, 16, 1000)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"), [("latin-1", r"config\.yaml:2\).*Save the file as UTF-8"), ("utf-16", "UTF-16: save")]
+)
+def test_a_config_in_another_encoding_is_told_which(write_config, encoding, said):
+    path = write_config()
+    path.write_text(_MINIMAL.replace("name: t", "name: t\nbanner: grün"), encoding=encoding)
+    with pytest.raises(UserError, match=f"not UTF-8.*{said}"):
+        load_config(path)
+
+
 def test_missing_file_says_how_to_get_one(tmp_path):
     with pytest.raises(UserError, match="init"):
         load_config(tmp_path / "no.yaml")
