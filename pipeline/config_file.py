@@ -224,8 +224,11 @@ def _walk(node: yaml.Node, loc: _Loc, lines: dict[_Loc, int | str], path: Path) 
                 raise UserError("A key of the config is no name", where=f"{path}:{key.start_mark.line + 1}")
             _check_scalar(key, path)
             if key.style is None and (found := _NO_SPACE.search(key.value)) is not None:
-                where = f"{path}:{key.start_mark.line + 1}"
-                raise UserError(f"The key {key.value!r} has {_named(found)}", where=where, fix="Write plain spaces.")
+                raise UserError(
+                    f"The key {key.value!r} has {_named(found)}",
+                    where=f"{path}:{key.start_mark.line + 1}",
+                    fix="Write plain spaces.",
+                )
             if key.tag.endswith(
                 ":bool"
             ):  # `on` (of execution) and `no` (Norwegian) are names here; YAML 1.1 takes them for truth values
