@@ -10,7 +10,7 @@ from schemas.config.curation import PairsConfig
 from stages.contract import Context, Drop
 from stages.text.codes import UNKNOWN, same_language
 from stages.text.language import unidentifiable
-from stages.text.messages import BadRow, comparable
+from stages.text.messages import BadRow, comparable, is_blank
 from stages.text.refusals import refusal
 from stages.text.repetition import repetition
 from stages.text.thoughts import Policy, Thoughts
@@ -75,10 +75,10 @@ def collapse(usable: pl.DataFrame, judges: int) -> pl.DataFrame:
 def _key(text: str, thoughts: Thoughts, policy: Policy) -> tuple[bytes | None, str | None]:
     """(digest of what is learnt of a text, why nothing is)"""
     try:
-        same = comparable(thoughts.target(text, policy))
+        target = thoughts.target(text, policy)
     except BadRow as bad:
         return None, bad.reason if bad.reason != "empty" else None
-    return (blake2b(same.encode(), digest_size=16).digest() if same else None), None
+    return (None if is_blank(target) else blake2b(comparable(target).encode(), digest_size=16).digest()), None
 
 
 def _repetition(text: str, config: PairsConfig) -> float:

@@ -14,12 +14,12 @@ from schemas.errors import UserError
 from stages.cells import Unreadable
 from stages.layout import HALF, missing_column
 from stages.sources import Batch
-from stages.text.messages import BadRow
+from stages.text.messages import BadRow, clean
 
 _LONG_ENOUGH = 20
 """Characters of a prompt that answers do not begin with by chance; fewer in scripts that say more with each."""
 _DENSE_ENOUGH = 5
-_BY_CHANCE = 3
+BY_CHANCE = 3
 """Fewer prompts that answers begin with prove nothing, where there are more pairs."""
 _DENSE = re.compile(
     "[\u0e00-\u0e7f\u1100-\u11ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
@@ -58,17 +58,22 @@ def check_sides(batch: Batch, fields: PairFields) -> None:
         sides = [_last(_only(row.get(side)), "assistant") for side in (fields.chosen, fields.rejected)]
         answers = [text for text in sides if text is not None]
         pairs += len(answers) == 2
-        if len(answers) < 2 or len(prompt) < (_DENSE_ENOUGH if _DENSE.search(prompt) else _LONG_ENOUGH):
+        if len(answers) < 2 or not tells(prompt):
             continue
         told += 1
         if all(len(answer) > len(prompt) and answer.startswith(prompt) for answer in answers):
             repeated.append(prompt)
-    if repeated and len(repeated) >= max(HALF * told, min(_BY_CHANCE, pairs)):
+    if repeated and len(repeated) >= max(HALF * told, min(BY_CHANCE, pairs)):
         raise UserError(
             f"{fields.chosen!r} and {fields.rejected!r} repeat the prompt, for example {repeated[0][:60]!r}",
             where=batch.source,
             fix="Cut the prompt off the answers: they would be learnt with it.",
         )
+
+
+def tells(prompt: str) -> bool:
+    """Whether a prompt is so long that answers do not begin with it by chance."""
+    return len(prompt) >= (_DENSE_ENOUGH if _DENSE.search(prompt) else _LONG_ENOUGH)
 
 
 def check_completions(batch: Batch, fields: PairFields) -> None:
@@ -136,7 +141,7 @@ def _last(value: Any, role: str) -> str | None:
     """The text of a cell, or of its last message if that is `role`'s."""
     if isinstance(value, list) and value and isinstance(value[-1], dict) and value[-1].get("role") == role:
         value = value[-1].get("content")
-    return value.strip() if isinstance(value, str) else None
+    return clean(value).strip() if isinstance(value, str) else None
 
 
 def _only(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from schemas.ids import content_id
 from stages.contract import Context, Drop
-from stages.text.messages import BadRow, Messages, comparable
+from stages.text.messages import BadRow, Messages, same_text
 from stages.text.render import Renderer, RenderError, check_thoughts, load_renderer
 
 _EXCERPT = 200  # characters
@@ -65,16 +65,18 @@ class Finisher:
         return {name: float(self._counts[name]) for name in names}
 
     def notes(self) -> Iterator[str]:
-        """What was done to answers, for people."""
+        """What was done to answers and prompts, for people."""
         if left_out := self._counts["thoughts_left_out"]:
             yield f"{left_out:,} answers are learnt without the thought before them (text.thoughts: strip)"
         if broken := self._counts["neutralised_marks_in_answers"]:
             yield f"{broken:,} control marks of the model inside answers got a space (neutralised_marks_in_answers)"
+        if broken := self._counts["neutralised_marks"] - broken:
+            yield f"{broken:,} control marks of the model inside prompts got a space (neutralised_marks, those of answers apart)"
 
     def finish(self, drafts: Sequence[Draft]) -> tuple[list[dict[str, Any]], list[Drop]]:
         """(rows of the pairs table, drops).
 
-        Drop reasons: too_long, thought, broken_thought, empty, identical and duplicate (once thoughts and marks are gone); failed: cannot_render.
+        Drop reasons: too_long, thought, broken_thought, empty, identical (once thoughts are gone, or as tokens) and duplicate (once thoughts and marks are gone); failed: cannot_render.
         """
         rows: list[dict[str, Any]] = []
         drops: list[Drop] = []
@@ -95,11 +97,13 @@ class Finisher:
 
     def _row(self, draft: Draft) -> dict[str, Any]:
         targets = [self._target(text) for text in (draft.chosen, draft.rejected)]
-        if comparable(targets[0]) == comparable(targets[1]):
+        if same_text(targets[0], targets[1]):
             raise BadRow("identical", "without thoughts")
         prompt = self.renderer.prepare(draft.prompt, self._system)
         chosen, rejected = self._answer(targets[0]), self._answer(targets[1])
         ids = self.renderer.pair_ids(prompt, chosen, rejected)
+        if ids.chosen == ids.rejected:
+            raise BadRow("identical", "the same tokens")
         tokens = len(ids.prompt) + max(len(ids.chosen), len(ids.rejected))
         if tokens > self._longest:
             raise BadRow("too_long", f"{tokens} tokens > text.max_length {self._longest}")

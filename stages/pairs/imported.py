@@ -13,7 +13,9 @@ from schemas.ids import canonical_json, content_id
 from stages.beside import unread_folder
 from stages.cells import MISSING_WORDS
 from stages.contract import Context, Drop, Stopped
+from stages.layout import LOOKED_AT
 from stages.pairs.finish import Draft
+from stages.pairs.looks import Looks
 from stages.pairs.read import RawPair, is_several, pair_batches, pairs_of
 from stages.sources import Batch, excerpt, names_splits
 from stages.text.assign import Label, RunLanguages, Splitter, Spoken, group_of
@@ -28,6 +30,7 @@ MOST_KINDS = 30
 _LONGEST_KIND = 40
 _NO_ANSWERS = MISSING_WORDS | {"", "[]", "{}", "[deleted]", "[removed]", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!"}
 """Answers that may say that there is none: learnt all the same, and counted."""
+_LOST = "\ufffd"
 _NOTHING_WRONG = ("", "false", "0", "0.0", "no", "none", "ok")
 
 
@@ -36,7 +39,7 @@ class Imported:
 
     Unit row; a row with several pairs counts once a pair (`FILE:3#2`). Drop reasons: those of `pairs_of`, of RunLanguages
     (language_not_in_run, wrong_language, ...), refusal, rated_below, tie (scores that differ by less than pairs.min_margin), duplicate.
-    drops grows while drafting, stats too: on_policy_share (of the answers whose writer the data names), unread_scores, rated_below, labels_overruled, and rows by
+    drops grows while drafting, stats too: on_policy_share (of the answers whose writer the data names), unread_scores, rated_below, opposite_pairs (there both ways round), lost_characters (pairs with U+FFFD), labels_overruled, and rows by
     known error (`LABEL_ERRORS` and the kind).
     longest_text: characters from which a text is dropped (too_long) before anything looks at it.
     """
@@ -54,8 +57,10 @@ class Imported:
         )
         self._rows: Counter[str] = Counter()
         self._seen: dict[bytes, str] = {}
+        self._opposite: tuple[str, str] | None = None
         self._counts: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
+        self._first_lost = ""
         self.drops: list[Drop] = []
         self._readers = [(source, pair_batches(source, self._languages.codes)) for source in config.pairs.sources]
         for note in self._languages.notes:
@@ -74,6 +79,8 @@ class Imported:
             **({"on_policy_share": self._counts["own_answers"] / said} if said else {}),
             "unread_scores": float(self._counts["unread_scores"]),
             "rated_below": float(self._counts["rated_below"]),
+            "opposite_pairs": float(self._counts["opposite"]),
+            "lost_characters": float(self._counts["lost"]),
             "labels_overruled": float(self._languages.overruled),
             **{f"{LABEL_ERRORS}{kind}": float(count) for kind, count in self._errors.items()},
         }
@@ -85,6 +92,7 @@ class Imported:
     def drafts(self) -> Iterator[list[Draft]]:
         """A batch of drafts a batch of rows, in the order of the sources."""
         for source, batches in self._readers:
+            looks = Looks()
             for batch in batches:
                 if self._ctx.stop():
                     raise Stopped
@@ -93,7 +101,9 @@ class Imported:
                     batch.notes.append(folder)
                 for note in batch.notes:
                     self._ctx.progress.note(f"{batch.source}: {note}")
-                yield self._batch(batch, source)
+                yield self._batch(batch, source, looks)
+            for note in looks.notes():
+                self._ctx.progress.note(f"{source.path}: {note}")
         for note in self._summary():
             self._ctx.progress.note(note)
 
@@ -104,6 +114,16 @@ class Imported:
             yield f"{several:,} rows have several rejected answers: the first of each that is not chosen is taken (`many: all` takes every one)"
         if unsaid := self._counts["no_answer"]:
             yield f"{unsaid:,} pairs have an answer that may only say that there is none (NULL, NA, [], [deleted], ...): it is learnt as text"
+        if self._opposite is not None:
+            yield (
+                f"{self._counts['opposite']:,} pairs are there both ways round: one row prefers what another rejects, for example "
+                f"{self._opposite[0]} and {self._opposite[1]}. Both are learnt: leave out the wrong one, or both"
+            )
+        if lost := self._counts["lost"]:
+            yield (
+                f"{lost:,} pairs hold U+FFFD, which stands for characters that were lost before (or for half ones, which no table "
+                f"can hold), first {self._first_lost}: it is learnt as text"
+            )
         if below := self._counts["rated_below"]:
             yield f"{below:,} pairs are dropped because the data rates chosen below rejected (rated_below)"
         if said := self._counts["writers"]:
@@ -115,10 +135,12 @@ class Imported:
         if overruled := self._languages.overruled:
             yield f"{overruled:,} rows keep their label although the language identifier does not confirm it"
 
-    def _batch(self, batch: Batch, source: PairSource) -> list[Draft]:
+    def _batch(self, batch: Batch, source: PairSource, looks: Looks) -> list[Draft]:
         rows: list[tuple[str, dict[str, Any], Label | None, RawPair]] = []
         for number, cells in enumerate(batch.rows, start=batch.start):
             found = list(pairs_of(cells, source, self._longest))
+            if number <= LOOKED_AT:
+                looks.row(f"{batch.source}:{number}", cells, found)
             if error := label_error(_cell(cells, source.fields.label_error)):
                 self._errors[error] += len(found)
                 self._check_kinds(source)
@@ -146,6 +168,9 @@ class Imported:
                 several = cells.get(source.fields.rejected)
                 self._counts["several"] += source.many == "one" and is_several(several) and len(several or ()) > 1
                 self._counts["no_answer"] += bool({pair.chosen, pair.rejected} & _NO_ANSWERS)
+                if any(_LOST in text for text in (texts[2 * at], pair.chosen, pair.rejected)):
+                    self._counts["lost"] += 1
+                    self._first_lost = self._first_lost or row_id
             except BadRow as bad:
                 self._drop(row_id, language, bad, cells)
         return drafts
@@ -210,15 +235,25 @@ class Imported:
 
     def _check_new(self, row_id: str, language: str, pair: RawPair) -> None:
         asked = "\n".join(message["content"] for message in pair.prompt)
-        parts = [language, *(comparable(text) for text in (asked, pair.chosen, pair.rejected))]
-        digest = blake2b(canonical_json(parts).encode(), digest_size=16).digest()
-        first = self._seen.setdefault(digest, row_id)
-        if first != row_id:
-            raise BadRow("duplicate", f"of {first}")
+        asked, chosen, rejected = (comparable(text) for text in (asked, pair.chosen, pair.rejected))
+        if chosen == rejected:  # they differ in case or white space
+            chosen, rejected = pair.chosen, pair.rejected
+        digest = _digest(language, asked, chosen, rejected)
+        if (first := self._seen.get(digest)) is not None:
+            again = "the same pair, in a row of the same name: is the source listed twice?"
+            raise BadRow("duplicate", f"of {first}" if first != row_id else again)
+        self._seen[digest] = row_id
+        if (other := self._seen.get(_digest(language, asked, rejected, chosen))) is not None:
+            self._counts["opposite"] += 1
+            self._opposite = self._opposite or (other, row_id)
 
     def _drop(self, row_id: str, language: str | None, bad: BadRow, cells: dict[str, Any]) -> None:
         self._rows[language or UNKNOWN] += 1
         self.drops.append(Drop("row", row_id, language or UNKNOWN, bad.reason, bad.detail, text=excerpt(cells)))
+
+
+def _digest(*texts: str) -> bytes:
+    return blake2b(canonical_json(list(texts)).encode(), digest_size=16).digest()
 
 
 def _cell(cells: dict[str, Any], column: str | None) -> Any:

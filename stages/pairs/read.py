@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -11,7 +11,16 @@ from schemas.config.sources import PairSource
 from stages.cells import rating
 from stages.pairs.columns import check_completions, check_sides, completions_of
 from stages.sources import Batch, columns_of, read_rows
-from stages.text.messages import BadRow, Messages, comparable, read_messages, read_prompt, too_long, with_system
+from stages.text.messages import (
+    BadRow,
+    Messages,
+    comparable,
+    read_messages,
+    read_prompt,
+    same_text,
+    too_long,
+    with_system,
+)
 
 
 @dataclass(frozen=True)
@@ -28,15 +37,24 @@ class RawPair:
     writers: tuple[str, str] = ("", "")
 
 
-def read_pair(prompt: Any, chosen: Any, rejected: Any, system: Any = None) -> RawPair:
+Names = tuple[str, str, str]
+"""What the data calls prompt, chosen and rejected."""
+
+
+def read_pair(
+    prompt: Any, chosen: Any, rejected: Any, system: Any = None, names: Names = ("prompt", "chosen", "rejected")
+) -> RawPair:
     """Clean prompt and answers from texts or message lists.
 
     When chosen and rejected are whole conversations the messages they share are the prompt, as in TRL's `extract_prompt`;
     a prompt that ends in them, or in the first of them, is taken whole. Raises BadRow: as read_prompt, and no_prompt, prompt_differs (it and what is shared
-    have nothing in common), several_answers (more than one assistant message, or another role, after the shared part),
-    identical (the answers are the same after normalisation).
+    have nothing in common), several_answers (more than one assistant message, or another role, after the shared part), empty
+    (nothing after it), identical (the answers are the same text, what nobody sees left out).
     """
-    sides = [read_messages(side, role="assistant") for side in (chosen, rejected)]
+    sides = [
+        _read(name, side, lambda side: read_messages(side, role="assistant"))
+        for name, side in zip(names[1:], (chosen, rejected), strict=True)
+    ]
     if all(side[0]["role"] != "assistant" for side in sides):
         both = zip(*sides, strict=False)
         shared = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], both)]
@@ -47,14 +65,26 @@ def read_pair(prompt: Any, chosen: Any, rejected: Any, system: Any = None) -> Ra
         prompt, sides = _asked(prompt, shared), [side[len(shared) :] for side in sides]
     elif prompt is None:
         raise BadRow("no_prompt", "the answers are no whole conversations either")
-    messages = with_system(read_prompt(prompt), system)
-    for side in sides:
+    messages = with_system(_read(names[0], prompt, read_prompt), system)
+    for name, side in zip(names[1:], sides, strict=True):
+        if not side:
+            raise BadRow("empty", f"{name}: no answer after the prompt")
         if len(side) != 1 or side[0]["role"] != "assistant":
             raise BadRow("several_answers", f"{len(side)} messages after the prompt, roles {[m['role'] for m in side]}")
     answers = [side[0]["content"] for side in sides]
-    if comparable(answers[0]) == comparable(answers[1]):
-        raise BadRow("identical")
+    if same_text(answers[0], answers[1]):
+        raise BadRow("identical", "" if answers[0] == answers[1] else "but for characters that nobody sees")
     return RawPair(messages, answers[0], answers[1])
+
+
+def _read(name: str, value: Any, read: Callable[[Any], Messages]) -> Messages:
+    """What a cell says. Raises BadRow as `read` does, naming the column where it holds something else than text."""
+    try:
+        return read(value)
+    except BadRow as bad:
+        if bad.reason in ("not_text", "unknown_role"):
+            raise BadRow(bad.reason, f"{name}: {bad.detail}") from None
+        raise
 
 
 def _asked(prompt: Any, shared: Messages) -> Messages:
@@ -117,6 +147,8 @@ def pairs_of(cells: Mapping[str, Any], source: PairSource, longest: int) -> Iter
     """
     fields = source.fields
     prompt, system = (_cell(cells, name) for name in (fields.prompt, fields.system))
+    answered = f"{fields.completions}.{fields.completion_text}" if fields.completions else ""
+    names = (fields.prompt, answered or fields.chosen, answered or fields.rejected)
     try:
         sides = (_of_completions if fields.completions else _of_sides)(cells, source, longest)
     except BadRow as bad:
@@ -126,7 +158,7 @@ def pairs_of(cells: Mapping[str, Any], source: PairSource, longest: int) -> Iter
         try:
             if beyond := max(too_long(cell, longest) for cell in (prompt, side.chosen, side.rejected)):
                 raise BadRow("too_long", f"{beyond:,} characters > {longest:,}")
-            pair = read_pair(prompt, side.chosen, side.rejected, system)
+            pair = read_pair(prompt, side.chosen, side.rejected, system, names)
             values = _comparable_scores(side.scores)
             said = (_writer(side.writers[0]), _writer(side.writers[1]))
             yield RawPair(pair.prompt, pair.chosen, pair.rejected, *values, side.unread, said)
@@ -218,14 +250,16 @@ def _unread(scores: Iterable[Any]) -> int:
 
 
 def _same(one: Any, other: Any, longest: int) -> bool:
-    """Whether two answers say the same; False where one cannot be read, or is longer than `longest` characters."""
+    """Whether two answers are the same text; False where one cannot be read, or is longer than `longest` characters."""
     if too_long([one, other], longest):
         return False
     try:
-        said = [[comparable(m["content"]) for m in read_messages(answer, role="assistant")] for answer in (one, other)]
+        said = [read_messages(answer, role="assistant") for answer in (one, other)]
     except BadRow:
         return False
-    return said[0] == said[1]
+    return len(said[0]) == len(said[1]) and all(
+        same_text(mine["content"], yours["content"]) for mine, yours in zip(*said, strict=True)
+    )
 
 
 def _comparable_scores(cells: tuple[Any, Any]) -> tuple[float | None, float | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
@@ -18,6 +18,10 @@ from stages.text.refusals import without_phrases
 _SCHEMA = TABLES["pairs"].schema
 _FIX = (
     "More or longer answers help (generate.candidates, generate.sampling.max_tokens), and a smaller pairs.min_margin."
+)
+_FIX_TIES = (
+    "pairs.min_margin ({margin:g}) is a difference in the units of your own scores: make it smaller, 0 keeps every pair that is "
+    "not rated below; or leave chosen_score and rejected_score out of the source's `fields`."
 )
 _FIX_IMPORTED = "Look at pairs.sources (`fields`, `language`) and at what those reasons say."
 
@@ -61,9 +65,16 @@ class Pairs(TableStage):
         empty = [language for language in ctx.config.languages.seen if not train[language]]
         kept = Counter({entry.language: entry.kept for entry in tallies if entry.unit in ("row", "prompt")})
         fix = _FIX_IMPORTED if imported else _FIX
+        if imported and _mostly_ties(drops):
+            fix = _FIX_TIES.format(margin=ctx.config.pairs.min_margin)
         refusal = without_languages(ctx, "pairs", empty, drops, kept=kept, fix=fix)
         stats = {"languages_without_pairs": float(len(empty)), **finisher.stats, **origin.stats}
         yield Account(tallies, drops, stats, refusal=refusal)
+
+
+def _mostly_ties(drops: Sequence[Drop]) -> bool:
+    """Whether no reason is as common as scores that differ too little."""
+    return bool(drops) and Counter(drop.reason for drop in drops).most_common(1)[0][0] == "tie"
 
 
 def _without_refusals(ctx: Context) -> Iterator[str]:

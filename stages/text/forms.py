@@ -71,8 +71,17 @@ def conversation(value: Any, tell: Tell) -> Any:
     if not (isinstance(value, list) and value and all(isinstance(message, dict) for message in value)):
         return value
     if not any(_key(message, _ROLE_KEYS) for message in value):
-        return value
+        return _said_in_parts(value, tell)
     return [_message(message, tell) for message in value]
+
+
+def _said_in_parts(value: list[Any], tell: Tell) -> Any:
+    """The text of a list that is content in parts, without a message around it; any other list as it is. Raises BadRow for other parts."""
+    if not (all("type" in part for part in value) and any(part["type"] in _TEXT_PARTS for part in value)):
+        return value
+    text, thought = _joined(value)
+    tell("content in parts read as one text")
+    return f"<think>\n{thought}\n</think>\n\n{text}" if thought else text
 
 
 def written_conversation(text: str, tell: Tell) -> Any:

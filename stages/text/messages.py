@@ -6,6 +6,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from stages.cells import MISSING_WORDS, Unreadable
@@ -19,7 +20,13 @@ _FOREIGN = re.compile(r"[\x80-\x84\x86-\x9f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _WHOLE = 1e15
 """Beyond it a float is a measure, not a number that was whole."""
-_UNSEEN = "\u00ad\u034f\u180e\u200b\u200c\u200d\u2060\ufeff \n\t"
+_UNSEEN = (
+    "\u00ad\u034f\u115f\u1160\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\u2800\u3164\ufeff\uffa0"
+)
+_BLANK = re.compile(rf"[\s\u200c\u200d{_UNSEEN}]*")
+_INVISIBLE = re.compile(rf"[{_UNSEEN}]|[\u200c\u200d](?![^\x00-\x7f])|(?<![^\x00-\x7f])[\u200c\u200d]")
+"""What nobody sees; joiners between letters, marks or symbols that are not ASCII change how these are written."""
+_INDENT = re.compile(r"[ \t]*(?:\t|  )[ \t]*")
 _MISSING = ("nan", "NaN", "<NA>", "NaT")
 """How pandas writes that there is nothing; None and null may be answers."""
 _SPACE = re.compile(r"\s+")
@@ -41,9 +48,21 @@ def unspoken(message: Mapping[Any, Any]) -> BadRow:
 
 def clean(text: str) -> str:
     """NFC, newlines and what else parts lines or pages as \\n, no other control characters but tab, no byte order mark, lone surrogates
-    as U+FFFD, no outer space."""
+    as U+FFFD, no outer space (`unpadded`)."""
     text = _CONTROL.sub("", _BREAK.sub("\n", text))
-    return unicodedata.normalize("NFC", storable(text)).strip()
+    return unpadded(unicodedata.normalize("NFC", storable(text)))
+
+
+def unpadded(text: str) -> str:
+    """The text without white space around it; what indents the first of several lines (a tab, two spaces and more) stays: code and
+    Markdown mean something else without."""
+    text = text.rstrip()
+    bare = text.lstrip()
+    if len(bare) == len(text) or "\n" not in bare:
+        return bare
+    before = text[: len(text) - len(bare)]
+    indent = _INDENT.fullmatch(before, before.rfind("\n") + 1)
+    return f"{indent[0]}{bare}" if indent else bare
 
 
 def storable(text: str) -> str:
@@ -54,6 +73,22 @@ def storable(text: str) -> str:
 def comparable(text: str) -> str:
     """What two texts are compared by: NFC, casefolded, runs of white space as one space."""
     return _SPACE.sub(" ", unicodedata.normalize("NFC", text.casefold())).strip()
+
+
+def is_blank(text: str) -> bool:
+    """Whether a reader sees nothing of a text."""
+    return _BLANK.fullmatch(text) is not None
+
+
+def same_text(one: str, other: str) -> bool:
+    """Whether two texts are one to a reader: composed alike (NFC), and what nobody sees left out. Case and white space count."""
+    if one.isascii() and other.isascii():
+        return one == other
+    return _visible(one) == _visible(other)
+
+
+def _visible(text: str) -> str:
+    return unpadded(unicodedata.normalize("NFC", _INVISIBLE.sub("", text)))
 
 
 def read_messages(value: Any, role: str = "user") -> Messages:
@@ -73,21 +108,17 @@ def read_messages(value: Any, role: str = "user") -> Messages:
             raise BadRow("empty", f"{value.strip()!r} is how a missing value is written")
         value = [{"role": role, "content": value}]
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise BadRow("not_text", f"a value of type {type(value).__name__} instead of a text or a list of messages")
+        raise BadRow("not_text", f"{_kind(value)} instead of a text or a list of messages (role and content)")
     messages = [_message(message) for message in value]
     begun = next((n for n, message in enumerate(messages) if message["role"] != "system"), len(messages))
     for number, message in enumerate(messages[begun:], start=begun + 1):
-        if _is_empty(message):
+        if is_blank(message["content"]):
             which = f"message {number} of {len(messages)}, the {message['role']}'s, is empty"
             raise BadRow("empty", which if len(messages) > 1 else "")
-    said = [message for message in messages[:begun] if not _is_empty(message)] + messages[begun:]
+    said = [message for message in messages[:begun] if not is_blank(message["content"])] + messages[begun:]
     if not said:
         raise BadRow("empty")
     return said
-
-
-def _is_empty(message: dict[str, str]) -> bool:
-    return not message["content"].strip(_UNSEEN)
 
 
 def read_prompt(value: Any, system: Any = None) -> Messages:
@@ -130,11 +161,22 @@ def spoken(messages: Messages) -> str:
 
 
 def _written(value: Any) -> Any:
-    """A number as a text: the answer 7 is one in JSON, and pandas makes 7.0 of it."""
+    """A number as a text: the answer 7 is one in JSON, pandas makes 7.0 of it, and a decimal column 7.00."""
+    if isinstance(value, Decimal) and value.is_finite():
+        return f"{value.to_integral_value() if value == value.to_integral_value() else value.normalize():f}"
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return value
     whole = isinstance(value, float) and value.is_integer() and abs(value) < _WHOLE
     return str(int(value)) if whole else str(value)
+
+
+def _kind(value: Any) -> str:
+    """What a cell holds that is no text, for people."""
+    if isinstance(value, dict):
+        return f"an object with the keys {', '.join(map(str, value))[:80]}"
+    if isinstance(value, list):
+        return f"a list of {', '.join(sorted({type(one).__name__ for one in value}))[:80]}"
+    return f"a value of type {type(value).__name__}"
 
 
 def _message(message: dict[Any, Any]) -> dict[str, str]:

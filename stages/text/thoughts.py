@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stages.text.messages import BadRow
+from stages.text.messages import BadRow, unpadded
 
 Policy = Literal["keep", "strip", "drop"]
 
@@ -107,7 +107,7 @@ class Thoughts:
             raise BadRow("broken_thought", "marks of a thought that is not one whole thought before the answer")
         if found.thought is None:
             return answer
-        said = found.said.strip()
+        said = unpadded(found.said)
         if not said:
             raise BadRow("empty", "nothing after the thought")
         if not found.thought.strip() or policy == "strip":

@@ -16,7 +16,7 @@ from schemas.errors import UserError
 from stages.pairs.stage import Pairs
 from stages.text.dialogue import looks_spoken
 from stages.text.forms import written_conversation
-from stages.text.messages import clean, comparable
+from stages.text.messages import clean, same_text
 from stages.text.neutralise import Neutraliser, control_marks
 from stages.text.written import written_texts
 
@@ -111,6 +111,6 @@ def test_any_preference_file(
         assert row["language"] in ("en", "de") and row["split"] in ("train", "dev", "test")
         assert row["prompt"][-1]["role"] == "user"
         sides = [row[side][-1]["content"] for side in ("chosen", "rejected")]
-        assert comparable(sides[0]) != comparable(sides[1])
+        assert not same_text(sides[0], sides[1])
         if written is not None and all(is_plain(r.get("chosen", "")) for r in written) and "completions" not in fields:
             assert sides[0] in answers

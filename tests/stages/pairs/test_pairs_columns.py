@@ -186,6 +186,11 @@ def test_what_a_message_says_beside_its_content_is_said_to_be_left_out(tmp_path:
     [
         ({"prompt": ASK, "chosen": ASK + GOOD, "rejected": ASK + BAD}, {}, "repeat the prompt"),
         (
+            {"prompt": f"{ASK}\r\nBriefly.", "chosen": f"{ASK}\nBriefly. {GOOD}", "rejected": f"{ASK}\nBriefly. {BAD}"},
+            {},
+            "repeat the prompt",
+        ),
+        (
             {"chosen": f"Q: {ASK}\nA: {GOOD}", "rejected": f"Q: {ASK}\nA: {BAD}"},
             {},
             "no conversations in a form.*'Q: Which",
@@ -207,7 +212,7 @@ def test_what_a_message_says_beside_its_content_is_said_to_be_left_out(tmp_path:
         ),
         ({"prompt": ASK, "completions": [GOOD, BAD]}, {"fields": COMPLETIONS}, "no column 'overall_score'"),
     ],
-    ids=["repeated", "unknown-form", "no-score", "no-text", "rank", "no-scores"],
+    ids=["repeated", "repeated-crlf", "unknown-form", "no-score", "no-text", "rank", "no-scores"],
 )
 def test_columns_that_mean_something_else_are_refused(
     tmp_path: Path, row: dict[str, Any], source: dict[str, Any], says: str
@@ -298,7 +303,7 @@ def test_completions_left_out_for_their_scores_are_counted_once_a_row(
 
 @pytest.mark.parametrize("many", ["one", "all"])
 def test_a_worse_answer_that_says_the_same_as_the_best_is_passed_over(tmp_path: Path, many: str) -> None:
-    row = scored((GOOD, 9), (BAD, 5), (f" {GOOD.upper()}", 1))
+    row = scored((GOOD, 9), (BAD, 5), (f" {GOOD}\u200b", 1))
     found, _ = read(tmp_path, [row], fields=COMPLETIONS, many=many)
     assert answers(found) == [(GOOD, BAD)]
     (bad,), _ = read(tmp_path, [scored((GOOD, 9), (GOOD, 1))], fields=COMPLETIONS)
@@ -310,6 +315,55 @@ def test_the_first_rejected_answer_that_says_something_else_is_taken(tmp_path: P
     assert answers(found) == [(GOOD, BAD)]
     whole = {"chosen": messages(GOOD), "rejected": [messages(GOOD), messages(BAD)]}
     assert answers(read(tmp_path, [whole])[0]) == [(GOOD, BAD)]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("PARIS, OF COURSE.", "Paris, of course."), ("if x:\n    y = 1", "if x:\ny = 1"), ("One.\n\nTwo.", "One. Two.")],
+)
+def test_answers_that_differ_in_case_or_white_space_are_a_pair(tmp_path: Path, one: str, other: str) -> None:
+    assert answers(read(tmp_path, [{"prompt": ASK, "chosen": one, "rejected": other}])[0]) == [(one, other)]
+    assert answers(read(tmp_path, [{"prompt": ASK, "chosen": one, "rejected": [one, other]}])[0]) == [(one, other)]
+    found, _ = read(tmp_path, [scored((one, 9), (other, 1))], fields=COMPLETIONS)
+    assert answers(found) == [(one, other)]
+    (bad,), _ = read(tmp_path, [{"prompt": ASK, "chosen": one, "rejected": f"{one}\u200f"}])
+    assert (bad.reason, bad.detail) == ("identical", "but for characters that nobody sees")
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (
+            {"chosen": {"text": GOOD, "model": "x"}},
+            "chosen: an object with the keys text, model instead of a text or a list",
+        ),
+        ({"chosen": [{"user": ASK, "assistant": GOOD}]}, "chosen: a message with the keys user, assistant"),
+        ({"prompt": {"text": ASK}}, "prompt: an object with the keys text instead"),
+        ({"rejected": [["hi", BAD]]}, "rejected: a list of str instead"),
+        (
+            {"chosen": [{"type": "text", "text": GOOD}, {"type": "image", "url": "x"}]},
+            "chosen: content has a part of type 'image'",
+        ),
+    ],
+)
+def test_objects_that_are_no_messages_are_named_with_their_column(
+    tmp_path: Path, row: dict[str, Any], says: str
+) -> None:
+    (bad,), _ = read(tmp_path, [{"prompt": ASK, "chosen": GOOD, "rejected": BAD, **row}])
+    assert isinstance(bad, BadRow) and bad.detail.startswith(says)
+
+
+def test_content_in_parts_without_a_message_around_it_is_read(tmp_path: Path) -> None:
+    chosen = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": GOOD}]
+    found, notes = read(tmp_path, [{"prompt": ASK, "chosen": chosen, "rejected": [{"type": "text", "text": BAD}]}])
+    assert answers(found) == [(f"<think>\nHm.\n</think>\n\n{GOOD}", BAD)]
+    assert "column rejected: content in parts read as one text" in notes
+
+
+def test_an_answer_that_a_dialogue_does_not_come_to_is_empty(tmp_path: Path) -> None:
+    asked = f"\n\nHuman: {ASK}\n\nAssistant:"
+    (bad,), _ = read(tmp_path, [{"chosen": f"{asked} {GOOD}", "rejected": asked}])
+    assert (bad.reason, bad.detail) == ("empty", "rejected: no answer after the prompt")
 
 
 def test_scores_out_of_different_numbers_rank_nothing(tmp_path: Path) -> None:

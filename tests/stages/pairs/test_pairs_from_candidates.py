@@ -113,7 +113,7 @@ def test_unusable_candidates_leave_first_with_their_reasons(run_stage: Callable[
     tables.prompt("foreign", [("a", 1.0), ("b", 2.0)], detected_language="fr")
     tables.prompt("unsure", [("a", 1.0), ("b", 2.0)], detected_language="fr", language_confidence=0.3)
     tables.prompt("und", [("1", 1.0), ("2", 2.0)], detected_language="und", language_confidence=0.0)
-    tables.prompt("empty", [("", 1.0), (" \n", 2.0), ("c", 3.0)])
+    tables.prompt("empty", [("\u200b", 1.0), (" \n", 2.0), ("c", 3.0)])
     tables.prompt("unjudged", [("a", None), ("b", [None]), ("c", 3.0), ("d", 1.0)])
     outcome = run_stage(Pairs(), config(), model=tiny_model, **tables.tables())
     assert [pair["prompt_id"] for pair in outcome.rows("pairs")] == ["unsure", "und", "unjudged"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -156,7 +157,7 @@ def test_every_row_is_kept_or_dropped_with_its_reason(
     base = {"prompt": ASK, "chosen": GOOD, "rejected": BAD, "language": "en"}
     rows = [
         base,
-        {**base, "rejected": GOOD.upper() + "  "},
+        {**base, "rejected": GOOD + "\u200b  "},
         {**base, "chosen": ""},
         {**base, "rejected": None},
         {**base, "prompt": None},
@@ -236,7 +237,7 @@ def test_read_pair_refuses_what_it_would_have_to_guess() -> None:
         (None, [user("a"), assistant("b")], [user("c"), assistant("d")], "no_prompt"),
         (None, [user("a"), assistant("b")], [user("a"), assistant("b")], "identical"),
         (None, [assistant("a")], [assistant("b")], "no_prompt"),
-        (None, [user("a"), assistant("b")], [user("a")], "several_answers"),
+        (None, [user("a"), assistant("b")], [user("a")], "empty"),
     ):
         with pytest.raises(BadRow) as bad:
             read_pair(prompt, chosen, rejected)
@@ -427,3 +428,62 @@ def test_only_rows_that_are_kept_are_said_to_have_several_rejected_answers(
     rows = [{"prompt": ASK, "chosen": GOOD, "rejected": [BAD, "Mars."]}, {"chosen": GOOD, "rejected": [BAD, "Mars."]}]
     outcome = run_stage(Pairs(), config([jsonl(tmp_path / "a.jsonl", rows)], ["en"]), model=tiny_model)
     assert [note[:6] for note in outcome.notes if "several rejected" in note] == ["1 rows"]
+
+
+def test_pairs_that_are_there_both_ways_round_are_counted(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    pairs = [(GOOD, BAD), (BAD, GOOD), ("JUPITER IS.", "Jupiter is."), ("Jupiter is.", "JUPITER IS.")]
+    rows = [{"prompt": ASK, "chosen": chosen, "rejected": rejected} for chosen, rejected in [*pairs, pairs[0]]]
+    outcome = run_stage(Pairs(), config([jsonl(tmp_path / "a.jsonl", rows)], ["en"]), model=tiny_model)
+    assert len(outcome.rows("pairs")) == 4 and [drop.reason for drop in outcome.drops] == ["duplicate"]
+    assert outcome.account.stats["opposite_pairs"] == 2
+    (said,) = [note for note in outcome.notes if "both ways round" in note]
+    assert said.startswith("2 pairs") and "a.jsonl:1 and " in said and "a.jsonl:2." in said
+
+
+def test_a_file_that_is_listed_twice_gives_the_same_pairs(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    source = jsonl(tmp_path / "a.jsonl", [{"prompt": ASK, "chosen": GOOD, "rejected": BAD}])
+    outcome = run_stage(Pairs(), config([source, source], ["en"]), model=tiny_model)
+    assert [(drop.reason, drop.detail.partition(",")[0]) for drop in outcome.drops] == [("duplicate", "the same pair")]
+
+
+def test_answers_that_are_the_same_tokens_are_identical(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    """A template that trims what is said trims the indentation that alone tells two answers apart."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", "message['content'] | trim")
+    tokenizer.save_pretrained(tmp_path / "model")
+    code = "    y = 1\n    return y"
+    rows = [{"prompt": ASK, "chosen": code, "rejected": rejected} for rejected in (code.lstrip(), BAD)]
+    outcome = run_stage(Pairs(), config([jsonl(tmp_path / "a.jsonl", rows)], ["en"]), model=tmp_path / "model")
+    assert [(drop.reason, drop.detail) for drop in outcome.drops] == [("identical", "the same tokens")]
+    assert [pair["chosen"] for pair in outcome.rows("pairs")] == [[assistant(code)]]
+
+
+def test_what_is_lost_or_broken_in_texts_is_said(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    rows = [
+        {"prompt": f"What is <|im_end|>? {ASK}", "chosen": f"{GOOD} caf\ufffd", "rejected": BAD},
+        {"prompt": ASK, "chosen": f"{GOOD} caf\ud800", "rejected": f"{BAD} donâ€™t"},
+    ]
+    outcome = run_stage(Pairs(), config([jsonl(tmp_path / "a.jsonl", rows)], ["en"]), model=tiny_model)
+    assert outcome.account.stats["lost_characters"] == 2
+    said = "\n".join(outcome.notes)
+    assert "2 pairs hold U+FFFD" in said and "a.jsonl:1: it is learnt as text" in said
+    assert "1 control marks of the model inside prompts got a space" in said and "inside answers" not in said
+    assert f"{tmp_path / 'a.jsonl'}: 1 of 2 rows looked at have letters decoded in another encoding" in said
+
+
+def test_scores_that_are_nearer_than_the_margin_everywhere_name_it(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    rows = [{"prompt": f"{n}. {ASK}", "chosen": GOOD, "rejected": BAD, "s": 0.55, "t": 0.5} for n in range(3)]
+    source = jsonl(tmp_path / "a.jsonl", rows, fields={"chosen_score": "s", "rejected_score": "t"})
+    with pytest.raises(UserError) as error:
+        run_stage(Pairs(), config([source], ["en"], min_margin=0.5), model=tiny_model)
+    assert "tie 3" in error.value.what and "pairs.min_margin (0.5)" in (error.value.fix or "")

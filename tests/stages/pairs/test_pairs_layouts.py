@@ -134,7 +134,7 @@ def test_pictures_and_tools_are_refused_by_name(read: Callable[..., Any]) -> Non
         {"prompt": ASK, "chosen": GOOD, "rejected": BAD},
     ]
     found = [(drop.reason, drop.detail) for drop in read(rows, language="en").drops]
-    assert found == [("not_text", "content has a part of type 'image_url'"), ("tool_calls", "")]
+    assert found == [("not_text", "prompt: content has a part of type 'image_url'"), ("tool_calls", "")]
 
 
 @pytest.mark.parametrize(
@@ -522,7 +522,7 @@ def test_a_system_message_beside_messages_is_read_in_every_form(read: Callable[.
 
 def test_a_system_message_that_cannot_be_read_drops_the_row(read: Callable[..., Any]) -> None:
     rows = [pair({"messages": [user(ASK)], "system": [{"type": "image", "url": "x"}]}), pair(ASK)]
-    assert [drop.detail for drop in read(rows, language="en").drops] == ["content has a part of type 'image'"]
+    assert [drop.detail for drop in read(rows, language="en").drops] == ["prompt: content has a part of type 'image'"]
 
 
 def test_a_system_column_has_lists_of_one_text_as_the_prompt_has(read: Callable[..., Any]) -> None:

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import unicodedata
+from decimal import Decimal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.text.forms import conversation
-from stages.text.messages import BadRow, clean, comparable, read_prompt
+from stages.text.messages import BadRow, clean, comparable, is_blank, read_messages, read_prompt, same_text, unpadded
 
 ANY = st.text(st.characters(exclude_categories=()), max_size=60)
 
@@ -17,7 +18,8 @@ ANY = st.text(st.characters(exclude_categories=()), max_size=60)
 def test_clean_text_is_storable_stable_and_without_control_characters(text: str) -> None:
     cleaned = clean(text)
     assert cleaned.encode("utf-8").decode() == cleaned
-    assert clean(cleaned) == cleaned == cleaned.strip()
+    assert clean(cleaned) == cleaned == unpadded(cleaned)
+    assert cleaned.strip() == clean(text.strip()).strip()
     assert unicodedata.is_normalized("NFC", cleaned)
     assert not any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in cleaned)
 
@@ -26,6 +28,47 @@ def test_clean_text_is_storable_stable_and_without_control_characters(text: str)
 @given(ANY)
 def test_comparable_is_blind_to_case_and_spacing(text: str) -> None:
     assert comparable(f"  {text}\n\t") == comparable(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("    y = x + 0\n    return y", "    y = x + 0\n    return y"),
+        ("\n \n\ty = 1\n\treturn y\n\n", "\ty = 1\n\treturn y"),
+        ("\r\n    code\r\n\r\nand text", "    code\n\nand text"),
+        (" \t- one\n- two", " \t- one\n- two"),
+        (" Hi.\n\nHow are you?", "Hi.\n\nHow are you?"),
+        ("\n\n Hi.\nHow?", "Hi.\nHow?"),
+        ("    return y  \n", "return y"),
+        ("\u3000\u3000段落\n下一段", "段落\n下一段"),
+        ("    \u00a0y\n  z", "y\n  z"),
+    ],
+)
+def test_what_indents_the_first_of_several_lines_stays(text: str, kept: str) -> None:
+    assert read_messages(text, "assistant") == [{"role": "assistant", "content": kept}]
+    assert read_prompt([{"role": "user", "content": text}])[0]["content"] == kept
+
+
+@pytest.mark.parametrize(
+    "text", ["\u200f", "\u3164\u2800", " \u2066\u2069 ", "\u200b\u00a0\u200d", "\u115f\u1160\uffa0", "\u202a\n\u202c"]
+)
+def test_a_text_of_which_a_reader_sees_nothing_is_empty(text: str) -> None:
+    assert is_blank(text)
+    with pytest.raises(BadRow, match="empty"):
+        read_messages(text, "assistant")
+
+
+def test_two_texts_are_one_where_a_reader_sees_no_difference() -> None:
+    for one, other in (
+        ("Yes\u200b.", "Yes."),
+        ("\u200fشكرا", "شكرا"),
+        ("e\u0301", "é"),
+        ("a\u200db", "ab"),
+        ("é \u2800", "é"),
+    ):
+        assert same_text(one, other)
+    for one, other in (("yes", "YES"), ("é\n  b", "é\n b"), ("می‌خواهم", "میخواهم"), ("👩‍💻", "👩💻"), ("é", "è")):
+        assert not same_text(one, other)
 
 
 def test_joiners_and_direction_marks_of_real_scripts_survive() -> None:
@@ -82,6 +125,16 @@ def test_a_number_is_the_text_that_people_write_for_it(value: float, text: str) 
     """The answer 7 is a number in JSON; pandas makes 7.0 of it."""
     assert read_prompt(value) == [{"role": "user", "content": text}]
     assert read_prompt([{"role": "user", "content": value}]) == [{"role": "user", "content": text}]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("7.00", "7"), ("7.50", "7.5"), ("-0.250", "-0.25"), ("100", "100"), ("1E+3", "1000"), ("0.00", "0")],
+)
+def test_a_decimal_is_the_number_it_is(value: str, text: str) -> None:
+    assert read_prompt(Decimal(value))[0]["content"] == text
+    with pytest.raises(BadRow, match="not_text"):
+        read_prompt(Decimal("nan"))
 
 
 @pytest.mark.parametrize("between", ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x1f", "\x85", "\r", "\r\n"])

@@ -1,0 +1,105 @@
+"""What is said of a source's first rows: damaged texts, and answers that begin with their prompt or a label; nothing of healthy data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from schemas.config.sources import PairSource
+from stages.data import data_path
+from stages.pairs.looks import Looks
+from stages.pairs.read import pair_batches, pairs_of
+
+ASK = "Which planet of our solar system is the largest number {}?"
+
+
+def row(n: int, **cells: str) -> dict[str, Any]:
+    return {"prompt": ASK.format(n), "chosen": f"It is Jupiter {n}.", "rejected": f"It is Mars {n}."} | cells
+
+
+def notes(rows: list[dict[str, Any]]) -> list[str]:
+    source, looks = PairSource(path="x"), Looks()
+    for n, cells in enumerate(rows, start=1):
+        looks.row(f"f:{n}", cells, list(pairs_of(cells, source, 10_000)))
+    return list(looks.notes())
+
+
+@pytest.mark.parametrize(
+    ("dress", "beginning"),
+    [
+        (lambda r: {s: f"Q: {r['prompt']}\nA: {r[s]}" for s in ("chosen", "rejected")}, "'Q: Which planet"),
+        (lambda r: {s: f"**{r['prompt']}**\n\n{r[s]}" for s in ("chosen", "rejected")}, r"'\*\*Which planet"),
+        (lambda r: {"chosen": f"{r['prompt']} {r['chosen']}"}, "'Which planet"),
+        (lambda r: {"rejected": f"{r['prompt']} {r['rejected']}"}, "'Which planet"),
+        (lambda r: {"chosen": r["prompt"]}, "'Which planet"),
+        (lambda r: {s: f"### Response:\n{r[s]}" for s in ("chosen", "rejected")}, "'### Response:"),
+        (lambda r: {s: f"A: {r[s]}" for s in ("chosen", "rejected")}, "'A: It is Jupiter"),
+        (lambda r: {s: f"**Antwort:** {r[s]}" for s in ("chosen", "rejected")}, r"'\*\*Antwort"),
+        (lambda r: {s: f"答案：{r[s]}" for s in ("chosen", "rejected")}, "'答案：It"),
+    ],
+    ids=["q-a", "bold", "chosen", "rejected", "equal", "response", "a", "german", "chinese"],
+)
+def test_answers_that_begin_with_their_prompt_or_a_label_are_counted(dress: Any, beginning: str) -> None:
+    rows = [row(n) for n in range(8)]
+    (said,) = notes([one | dress(one) for one in rows[:5]] + rows[5:])
+    assert said.startswith("in 5 of 8 rows looked at an answer begins with its prompt or with a label")
+    assert beginning.replace("\\", "") in said and "in f:1:" in said
+    assert notes([one | dress(one) for one in rows[:3]] + rows[3:]) == []
+
+
+def test_answers_in_a_form_that_the_prompt_asks_for_are_not_said_to_have_a_label() -> None:
+    asked = "Is water wet? Reply in the form 'Answer: yes or no'."
+    assert notes([row(n, prompt=f"{n}. {asked}", chosen="Answer: yes", rejected="Answer: no") for n in range(9)]) == []
+    steps = {"chosen": "Step 1: we add.", "rejected": "Step 1: we guess."}
+    assert notes([row(n, **steps) for n in range(9)]) == []
+
+
+@pytest.mark.parametrize(
+    ("cells", "says"),
+    [
+        ({"prompt": "I donâ€™t say fÃ¼r"}, "letters decoded in another encoding"),
+        ({"chosen": "ÐŸÑ€Ð¸Ð²ÐµÑ‚"}, "letters decoded in another encoding"),
+        ({"chosen": "ä½ å¥½ä¸–ç•Œ"}, "letters decoded in another encoding"),
+        ({"chosen": "<p>It&#39;s &quot;fine&quot;</p>"}, "entities of HTML"),
+        ({"rejected": "Hm. &amp;#x200B;"}, "entities of HTML"),
+        ({"chosen": "\x1b[31mJupiter\x1b[0m"}, "escapes that colour a terminal"),
+        ({"chosen": "It is.\\n\\n1. One\\n2. Two"}, "line breaks or letters written as"),
+        ({"chosen": "a caf\\u00e9"}, "line breaks or letters written as"),
+        ({"chosen": "\\u041f\\u0440\\u0438"}, "line breaks or letters written as"),
+    ],
+)
+def test_damaged_texts_are_counted_once_a_kind_with_an_example(cells: dict[str, str], says: str) -> None:
+    (said,) = notes([row(n) for n in range(8)] + [row(8, **cells), row(9, **cells)])
+    assert says in said and said.startswith("2 of 10 rows looked at") and "in f:9: they would be learnt so" in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "« CAFÉ » : « déjà » à « 5 € » – « où ? » SÃO PAULO, “MANHÔ, naïve…",
+        "Größe: „Ä“, Ünlü – ÅÄÖ, 2.5 Å² and 5 Å³; piñata; ÇA VA ? Œuvre",
+        'print("one\\ntwo\\n") and $a \\neq b$, \\nabla \\nu, C:\\new, r"\\n"',
+        'json.dumps writes "\\u00e9" for é',
+        "```html\n&lt;p&gt;&quot;x&quot;\n```",
+        "AT&T, R&D; a &lt; b in XML",
+        "range [50m, 100m] and [31m",
+        "Việt Nam, Привет, 你好, שלום, नमस्ते, Ολλανδία",
+    ],
+)
+def test_healthy_texts_are_not_damaged(text: str) -> None:
+    assert notes([row(n, chosen=text) for n in range(5)]) == []
+
+
+def test_escaped_line_breaks_beside_real_ones_are_code() -> None:
+    rows = [row(n, chosen="One.\nTwo.") for n in range(5)] + [row(n, chosen="Ends.\\nTwo") for n in range(5)]
+    assert notes(rows) == []
+
+
+@pytest.mark.parametrize("code", ["en", "de", "fr", "ru", "zh", "ja", "ar", "hi", "sw"])
+def test_nothing_is_said_of_shipped_pairs(code: str) -> None:
+    source, looks = PairSource(path=str(data_path(f"authored_pairs/{code}.jsonl"))), Looks()
+    for batch in pair_batches(source, [code]):
+        for n, cells in enumerate(batch.rows):
+            looks.row(f"f:{n}", cells, list(pairs_of(cells, source, 10_000)))
+    assert list(looks.notes()) == []
