@@ -14,7 +14,7 @@ from schemas.errors import UserError
 from stages.cells import Unreadable
 from stages.layout import HALF, missing_column
 from stages.sources import Batch
-from stages.text.messages import BadRow, clean
+from stages.text.messages import BadRow, clean, kind_of
 
 _LONG_ENOUGH = 20
 """Characters of a prompt that answers do not begin with by chance; fewer in scripts that say more with each."""
@@ -116,8 +116,10 @@ def completions_of(cells: Mapping[str, Any], fields: PairFields) -> list[tuple[A
     if isinstance(value, Unreadable):
         raise BadRow(value.reason, value.detail)
     answers = _answers(value)
+    if not value:
+        raise BadRow("empty", "no completions")
     if not answers:
-        raise BadRow("empty" if not value else "not_text", "no completions" if not value else "completions are no list")
+        raise BadRow("not_text", f"{fields.completions}: {kind_of(value)} instead of a list of answers")
     if all(isinstance(answer, dict) for answer in answers):
         names = (fields.completion_text, fields.completion_score, fields.completion_model or "")
         return [(answer.get(names[0]), answer.get(names[1]), answer.get(names[2])) for answer in answers]

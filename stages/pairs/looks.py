@@ -33,9 +33,10 @@ _CONTINUED = "€‚ƒ„†‡ˆ‰Š‹ŒŽ•™š›œžŸ¡-º¼-¿"
 """What bytes of letters in UTF-8 are in Windows' encoding, less what may follow a capital at the end of a word."""
 _ANY = f"[{_CONTINUED}\xa0»“”‘’–—…˜]"
 _MOJIBAKE = re.compile(
-    rf"â€[™œ˜¦“”¢]|[ÂÃ][{_CONTINUED}]|[ÄÅ][€‚ƒ„†‡ˆ‰Š‹ŒŽ™š›œžŸ¡±¼½¾]|á[º»][{_CONTINUED}]|(?:[ÐÑØÙÎÏ]{_ANY}){{2}}|(?:[à-ï]{_ANY}{{2}}){{2}}"
+    rf"[Â-ï](?:(?<=â)€[™œ˜¦“”¢]|(?<=[ÂÃ])[{_CONTINUED}]|(?<=[ÄÅ])[€‚ƒ„†‡ˆ‰Š‹ŒŽ™š›œžŸ¡±¼½¾]|(?<=á)[º»][{_CONTINUED}]"
+    rf"|(?<=[ÐÑØÙÎÏ]){_ANY}[ÐÑØÙÎÏ]{_ANY}|(?<=[à-ï]){_ANY}{{2}}[à-ï]{_ANY}{{2}})"
 )
-_ENTITY = re.compile(r"&(?:#39|#x27|#34|quot|apos|#x200b);|&amp;(?:#\w{1,8}|[a-z]{2,8});", re.IGNORECASE)
+_ENTITY = re.compile(r"&(?:#39;|#x27;|#34;|quot;|apos;|#x200b;|amp;(?:#\w{1,8}|[a-z]{2,8});)", re.IGNORECASE)
 _ESCAPE = re.compile(r"(?<!\\)\\n(?:\\n|[ \t]*(?:[A-Z0-9#*-]|\Z))|(?<=\w)\\u0[0-9a-f]{3}|(?:\\u[0-9a-fA-F]{4}){2}")
 """Line breaks where sentences end, and letters inside words; not the `\\n` before a quotation mark or LaTeX's `\\neq`."""
 

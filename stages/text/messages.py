@@ -26,6 +26,8 @@ _UNSEEN = (
 _BLANK = re.compile(rf"[\s\u200c\u200d{_UNSEEN}]*")
 _INVISIBLE = re.compile(rf"[{_UNSEEN}]|[\u200c\u200d](?![^\x00-\x7f])|(?<![^\x00-\x7f])[\u200c\u200d]")
 """What nobody sees; joiners between letters, marks or symbols that are not ASCII change how these are written."""
+_BEGINNING = 100
+"""Characters in which two answers mostly differ already."""
 _INDENT = re.compile(r"[ \t]*(?:\t|  )[ \t]*")
 _MISSING = ("nan", "NaN", "<NA>", "NaT")
 """How pandas writes that there is nothing; None and null may be answers."""
@@ -82,9 +84,11 @@ def is_blank(text: str) -> bool:
 
 def same_text(one: str, other: str) -> bool:
     """Whether two texts are one to a reader: composed alike (NFC), and what nobody sees left out. Case and white space count."""
-    if one.isascii() and other.isascii():
+    if one == other or (one.isascii() and other.isascii()):
         return one == other
-    return _visible(one) == _visible(other)
+    begun = [_visible(text[:_BEGINNING]).lstrip() for text in (one, other)]
+    told = min(map(len, begun)) - 2  # what follows a beginning may change how its last characters are written
+    return (told <= 0 or begun[0][:told] == begun[1][:told]) and _visible(one) == _visible(other)
 
 
 def _visible(text: str) -> str:
@@ -108,7 +112,7 @@ def read_messages(value: Any, role: str = "user") -> Messages:
             raise BadRow("empty", f"{value.strip()!r} is how a missing value is written")
         value = [{"role": role, "content": value}]
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise BadRow("not_text", f"{_kind(value)} instead of a text or a list of messages (role and content)")
+        raise BadRow("not_text", f"{kind_of(value)} instead of a text or a list of messages (role and content)")
     messages = [_message(message) for message in value]
     begun = next((n for n, message in enumerate(messages) if message["role"] != "system"), len(messages))
     for number, message in enumerate(messages[begun:], start=begun + 1):
@@ -170,7 +174,7 @@ def _written(value: Any) -> Any:
     return str(int(value)) if whole else str(value)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """What a cell holds that is no text, for people."""
     if isinstance(value, dict):
         return f"an object with the keys {', '.join(map(str, value))[:80]}"

@@ -353,6 +353,12 @@ def test_objects_that_are_no_messages_are_named_with_their_column(
     assert isinstance(bad, BadRow) and bad.detail.startswith(says)
 
 
+def test_completions_that_are_no_list_are_named_with_their_keys(tmp_path: Path) -> None:
+    row = {"prompt": ASK, "completions": {"gpt": {"response": GOOD}, "other": {"response": BAD}}}
+    found, _ = read(tmp_path, [scored((GOOD, 2), (BAD, 1)), row], fields=COMPLETIONS)
+    assert found[1].detail == "completions: an object with the keys gpt, other instead of a list of answers"
+
+
 def test_content_in_parts_without_a_message_around_it_is_read(tmp_path: Path) -> None:
     chosen = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": GOOD}]
     found, notes = read(tmp_path, [{"prompt": ASK, "chosen": chosen, "rejected": [{"type": "text", "text": BAD}]}])

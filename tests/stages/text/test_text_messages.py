@@ -67,6 +67,8 @@ def test_two_texts_are_one_where_a_reader_sees_no_difference() -> None:
         ("é \u2800", "é"),
     ):
         assert same_text(one, other)
+        long = "word " * 40
+        assert same_text(f"{long}{other}", f"{long}{one}") and not same_text(f"{long}{one}", f"{long}{other}x")
     for one, other in (("yes", "YES"), ("é\n  b", "é\n b"), ("می‌خواهم", "میخواهم"), ("👩‍💻", "👩💻"), ("é", "è")):
         assert not same_text(one, other)
 
