@@ -212,3 +212,8 @@ def test_answers_in_channels_are_refused_rather_than_glued_together(make: Any, t
     )
     with pytest.raises(UserError, match="in channels"):
         refuse_channels(Renderer(tokenizer, TextConfig()))
+
+
+def test_code_after_a_thought_keeps_the_indentation_of_its_first_line() -> None:
+    answer = "<think>\nHm.\n</think>\n\n    y = 1\n    return y\n"
+    assert Thoughts("").target(answer, "strip") == "    y = 1\n    return y"
