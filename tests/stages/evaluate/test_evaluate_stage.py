@@ -140,7 +140,9 @@ def test_limits_are_kept_and_the_choice_does_not_depend_on_the_order(bench: Any,
 
 
 def test_rows_that_cannot_be_used_are_counted(bench: Any, run_evaluate: Any) -> None:
-    bench.authored.append({"group_id": "x", "language": "en", "prompt": "Q?", "chosen": "same", "rejected": " same\u200b"})
+    bench.authored.append(
+        {"group_id": "x", "language": "en", "prompt": "Q?", "chosen": "same", "rejected": " same\u200b"}
+    )
     bench.authored.append({"group_id": "y", "language": "fr", "prompt": "Q?", "chosen": "a", "rejected": "b"})
     bench.authored.append({"group_id": "z", "language": "en", "prompt": "Q " * 300, "chosen": "a", "rejected": "b"})
     bench.prompts = [{**r, "messages": [{"role": "user", "content": "long " * 300}]} for r in _prompts(bench)[-1:]]
