@@ -5,10 +5,8 @@ Everything wrong with a source is a UserError that names the file, and the line 
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -18,16 +16,16 @@ from schemas.config.base import Section
 from schemas.config.sources import PairColumns, PairSource, PromptSource, Source
 from schemas.errors import UserError
 from stages.beside import unread_columns
-from stages.data import PREFIX, data_path
+from stages.data import PREFIX
 from stages.layout import LOOKED_AT, Layout, missing_column
 from stages.opened import COMPRESSIONS, head_of
 from stages.source_columns import WantedColumns
 from stages.source_formats import ENDINGS, FORMATS
 from stages.source_hub import read_hub
+from stages.source_paths import PLACEHOLDER, files_named, is_glob, may_be_hub_id, refuse_address, several_splits
 from stages.text.messages import storable
 
 BATCH_ROWS = 1024
-_PLACEHOLDER = "{language}"
 
 
 @dataclass(frozen=True)
@@ -93,16 +91,16 @@ def is_hub(source: Source) -> bool:
     if source.format != "auto":
         return source.format == "hub"
     path = source.path
-    looks_local = path.startswith((PREFIX, "/", "./", "../", "~")) or _ending(path) or _is_glob(path)
-    return not looks_local and path.count("/") <= 1 and not os.path.exists(path)
+    looks_local = path.startswith((PREFIX, "/", "./", "../", "~")) or _ending(path) or is_glob(path)
+    return not looks_local and may_be_hub_id(path) and not os.path.exists(path)
 
 
 def hub_ids(sources: Iterable[Source], languages: Sequence[str]) -> list[str]:
     """The ids of the Hugging Face datasets among the sources, each once."""
     found: dict[str, None] = {}
     for source in filter(is_hub, sources):
-        filled = languages if _PLACEHOLDER in source.path else [""]
-        found |= dict.fromkeys(source.path.replace(_PLACEHOLDER, language) for language in filled)
+        filled = languages if PLACEHOLDER in source.path else [""]
+        found |= dict.fromkeys(source.path.replace(PLACEHOLDER, language) for language in filled)
     return list(found)
 
 
@@ -112,6 +110,7 @@ def local_files(source: Source, languages: Sequence[str]) -> list[SourceFile]:
     `{language}` in `package:` paths takes the base language's file if the code itself has none (zh for zh-Hans), and
     leaves out languages the package has no file for. Raises UserError for files that do not exist or cannot be of use.
     """
+    refuse_address(source.path)
     if is_hub(source):
         return []
     for key in ("name", "revision"):
@@ -124,8 +123,8 @@ def local_files(source: Source, languages: Sequence[str]) -> list[SourceFile]:
             fix=f"Leave `split: {source.split}` out, and name a file with the rows that are meant.",
         )
     found: list[SourceFile] = []
-    for language in languages if _PLACEHOLDER in source.path else [None]:
-        for path, name in _paths(source, language):
+    for language in languages if PLACEHOLDER in source.path else [None]:
+        for path, name in files_named(source.path, language):
             found.append(SourceFile(path, name, _format(source, path, name), language or source.language))
     return found
 
@@ -148,7 +147,7 @@ def read_rows(
     """
     wanted = WantedColumns(required, optional, source.delimiter, structured, lists or {}, singles)
     if is_hub(source):
-        filled = languages if any(_PLACEHOLDER in (text or "") for text in _hub_texts(source)) else [None]
+        filled = languages if any(PLACEHOLDER in (text or "") for text in _hub_texts(source)) else [None]
         hubs = [(_fill_hub(source, language), language or source.language) for language in filled]
         return _chain_hub(hubs, wanted, check)
     files = local_files(source, languages)
@@ -162,16 +161,19 @@ def read_rows(
         columns[file.name] = first.columns
         if check is not None:
             check(first)
-    if empty and not (columns and _is_glob(source.path)):
+    if empty and not (columns and is_glob(source.path)):
         raise _no_rows(empty[0])
-    if _PLACEHOLDER not in source.path:  # a file a language: what one has, its maker may have left out of another
+    if PLACEHOLDER not in source.path:  # a file a language: what one has, its maker may have left out of another
         _same_columns(columns, optional)
-    return _chain(files, source, wanted, empty)
-
-
-def _chain(files: Sequence[SourceFile], source: Source, wanted: WantedColumns, empty: Sequence[str]) -> Iterator[Batch]:
-    """The batches of the files that have rows; the first one says which have none."""
     notes = [f"left out, for they have no rows: {', '.join(empty[:5])}{', ...' if empty[5:] else ''}"] if empty else []
+    own_splits = source.split or getattr(getattr(source, "fields", None), "split", None)
+    if is_glob(source.path) and not own_splits:
+        notes += filter(None, [several_splits(source.path, columns, source.has_splits)])
+    return _chain(files, source, wanted, notes)
+
+
+def _chain(files: Sequence[SourceFile], source: Source, wanted: WantedColumns, notes: list[str]) -> Iterator[Batch]:
+    """The batches of the files that have rows; the first one has the notes on all of them."""
     for file in files:
         for batch in _batches(file, source, wanted):
             batch.notes.extend(notes)
@@ -258,66 +260,6 @@ def _unrated_answers(source: Source) -> list[str]:
     return [fields.chosen, fields.rejected]
 
 
-def _paths(source: Source, language: str | None) -> list[tuple[Path, str]]:
-    name = source.path.replace(_PLACEHOLDER, language) if language else source.path
-    if name.startswith(PREFIX):
-        return _packaged(source.path, name, language)
-    path = Path(os.path.expanduser(name))  # os.path: a name that cannot be a path is a file that is not there
-    if os.path.isfile(path):
-        return [(path, name)]
-    if os.path.isdir(path):
-        raise UserError(
-            f"{name} is a folder",
-            where="sources",
-            fix=f"Name the files in it, for example {name.rstrip('/')}/{_example_in(path)}.",
-        )
-    if _is_glob(name):
-        matches = sorted(match for match in glob.glob(str(path), recursive=True) if os.path.isfile(match))
-        if not matches:
-            raise UserError(
-                f"no file matches {name}", where="sources", fix=f"Look in {Path.cwd()} or give a full path."
-            )
-        return [(Path(match), match) for match in matches]
-    purpose = f" for language {language}" if language else ""
-    raise UserError(
-        f"there is no file {name}{purpose}",
-        where="sources",
-        fix=f"Paths are relative to {Path.cwd()}; a Hugging Face dataset needs `format: hub` if its id looks like a file.",
-    )
-
-
-_ABOUT = ("dataset_dict.json", "dataset_info.json", "state.json")
-"""Files that `datasets` saves beside the data."""
-
-
-def _example_in(folder: Path) -> str:
-    """A glob of the files in a folder, or one level down, that can be read."""
-    with suppress(OSError):
-        entries = sorted(islice(folder.iterdir(), 1000))
-        below = [entry for entry in entries if entry.is_dir()][:20]
-        for parent in (None, *below):
-            names = [path.name for path in (entries if parent is None else islice(parent.iterdir(), 1000))]
-            for ending in (".parquet", ".arrow", ".jsonl", ".csv", ".json"):
-                if any(name.endswith(ending) for name in names if name not in _ABOUT):
-                    return f"{parent.name}/*{ending}" if parent else f"*{ending}"
-    return "*.parquet"
-
-
-def _packaged(pattern: str, name: str, language: str | None) -> list[tuple[Path, str]]:
-    names = [name]
-    if language:
-        from stages.text.language import base_language
-
-        names.append(pattern.replace(_PLACEHOLDER, base_language(language)))
-    for candidate in names:
-        path = data_path(candidate)
-        if path.is_file():
-            return [(Path(str(path)), candidate)]
-    if language:
-        return []
-    raise UserError(f"the package has no file {name.removeprefix(PREFIX)}", where="sources")
-
-
 def _format(source: Source, path: Path, name: str) -> str:
     if source.format != "auto":
         return source.format
@@ -347,10 +289,6 @@ def _ending(path: str) -> bool:
     return Path(path).suffix.lower() in {*ENDINGS, *COMPRESSIONS, ".txt", ".zip"}
 
 
-def _is_glob(path: str) -> bool:
-    return any(mark in path for mark in "*?[")
-
-
 def _hub_texts(source: Source) -> list[str | None]:
     return [source.path, source.name, source.hub_split]
 
@@ -358,5 +296,5 @@ def _hub_texts(source: Source) -> list[str | None]:
 def _fill_hub(source: Source, language: str | None) -> Source:
     if language is None:
         return source
-    path, name, split = (text and text.replace(_PLACEHOLDER, language) for text in _hub_texts(source))
+    path, name, split = (text and text.replace(PLACEHOLDER, language) for text in _hub_texts(source))
     return source.model_copy(update={"path": path, "name": name, "split": split})

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from schemas.config.sources import PairFields, PairSource, PromptFields, Source
+from schemas.config.sources import PairFields, PairSource, PromptFields, PromptSource, Source
 from schemas.errors import UserError
 from stages.layout import missing_column
 from stages.sources import BATCH_ROWS, columns_of, is_hub, local_files, read_rows
@@ -361,6 +361,108 @@ def test_a_saved_dataset_dict_is_refused_with_the_files_one_level_down(tmp_path:
         (tmp_path / name).touch()
     with pytest.raises(UserError, match=r"is a folder.*/train/\*\.arrow"):
         local_files(Source(path=str(tmp_path)), [])
+
+
+def make_files(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(folder / name, [{"prompt": name}])
+
+
+@pytest.mark.parametrize(
+    ("names", "example"),
+    [
+        (["test/a.arrow", "train/a.arrow", "dataset_dict.json"], "train/*.arrow"),
+        (["data/test-00000.parquet", "data/train-00000.parquet"], "data/train*.parquet"),
+        (["test.jsonl", "Train.jsonl", "README.md"], "Train*.jsonl"),
+        (["test_a.csv", "validation_a.csv"], "validation*.csv"),
+        (["trainees.jsonl", "tests.jsonl"], "*.jsonl"),
+    ],
+)
+def test_examples_name_the_files_of_one_split_train_if_it_is_there(
+    tmp_path: Path, names: list[str], example: str
+) -> None:
+    make_files(tmp_path, *names)
+    with pytest.raises(UserError) as error:
+        local_files(Source(path=str(tmp_path)), [])
+    assert error.value.fix == f"Name the files in it, for example {tmp_path}/{example}."
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern", "kinds"),
+    [
+        (["data/train.jsonl", "data/test.jsonl"], "data/*.jsonl", ("train", "test")),
+        (["train-00000-of-00001.jsonl", "Test-00000-of-00001.jsonl"], "*.jsonl", ("train", "test")),
+        (["saved/train/a.jsonl", "saved/validation/a.jsonl"], "saved/*/*.jsonl", ("train", "dev")),
+        (["a/b/val_1.jsonl", "a/c/eval.x.jsonl", "a/c/test2.jsonl"], "a/**/*.jsonl", ("dev", "test")),
+        (["train/en/val.jsonl", "train/en/train.jsonl"], "train/*/*.jsonl", ("train", "dev")),
+        (["test/train-1.jsonl", "test/train-2.jsonl"], "test/*.jsonl", ()),
+        (["data/test-1.jsonl", "data/test-2.jsonl"], "data/*.jsonl", ()),
+        (["val.jsonl", "valid.jsonl", "dev.jsonl"], "*.jsonl", ()),
+        (["trainees.jsonl", "testing.jsonl", "developers.jsonl"], "*.jsonl", ()),
+        (["train/a.jsonl", "train/b.jsonl"], "train/[ab].jsonl", ()),
+    ],
+)
+def test_files_of_several_splits_in_one_source_are_said_once(
+    tmp_path: Path, names: list[str], pattern: str, kinds: tuple[str, ...]
+) -> None:
+    make_files(tmp_path, *names)
+
+    def notes(source: Source) -> list[str]:
+        return [note for batch in read_rows(source, ["en"], ["prompt"]) for note in batch.notes]
+
+    path = str(tmp_path / pattern)
+    found = notes(PromptSource(path=path))
+    assert len(found) == bool(kinds)
+    for kind in kinds:
+        assert f"{kind} ({tmp_path}" in found[0] and (kind == "train" or f"`split: {kind}`" in found[0])
+    assert ["all are read" in note for note in notes(Source(path=path))] == [True] * len(found)
+    split = PromptFields(split="prompt")
+    assert notes(PromptSource(path=path, split="train")) == notes(PromptSource(path=path, fields=split)) == []
+
+
+def test_a_link_to_nothing_is_refused_by_name_and_in_a_glob(tmp_path: Path) -> None:
+    make_files(tmp_path, "a.jsonl", "real/c.jsonl")
+    (tmp_path / "c.jsonl").symlink_to("real/c.jsonl")
+    assert len(local_files(Source(path=f"{tmp_path}/*.jsonl"), [])) == 2
+    (tmp_path / "b.jsonl").symlink_to("../gone/b.jsonl")
+    for name in ("b.jsonl", "*.jsonl"):
+        with pytest.raises(UserError, match=r"b\.jsonl is a link to \.\./gone/b\.jsonl, which is not there"):
+            local_files(Source(path=f"{tmp_path}/{name}"), [])
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        (
+            "https://huggingface.co/datasets/a/b/resolve/main/x.parquet?download=true",
+            "the id .*`path: a/b`, or download",
+        ),
+        ("https://huggingface.co/datasets/a/b", "`path: a/b`"),
+        ("hf://datasets/a/b/*.parquet", "`path: a/b`"),
+        ("https://example.org/x.jsonl?signature=abc", r"x\.jsonl is an address.*Download the file"),
+        ("s3://bucket/*.parquet", "is an address.*Download"),
+        ("GS://bucket/x.parquet", "is an address.*Download"),
+        ("file:///data/my%20pairs.jsonl", "Write the path itself: /data/my pairs.jsonl"),
+        ("data\\p.jsonl", r"no file data\\p\.jsonl.*with slashes: data/p\.jsonl"),
+        ("data\\*.jsonl", "no file matches .*with slashes"),
+        ("data\\p", "no file data.*with slashes"),
+        ("{a,b}.jsonl", "Braces are not expanded: give a source for each"),
+        ("data/{train,test}/*.jsonl", "Braces are not expanded"),
+        ("{lang}/p.jsonl", "`{lang}` is not filled in: write `{language}`"),
+        ("{language}/{split}", "`{split}` is not filled in"),
+    ],
+)
+def test_paths_that_are_not_read_here_say_what_to_write(path: str, says: str) -> None:
+    for format in ("auto", "hub") if "://" in path else ("auto",):
+        with pytest.raises(UserError, match=says) as error:
+            local_files(Source.model_validate({"path": path, "format": format}), ["en"])
+        assert "signature" not in str(error.value)
+
+
+def test_a_file_may_have_braces_and_backslashes_in_its_name(tmp_path: Path) -> None:
+    make_files(tmp_path, "{a,b}\\c.jsonl")
+    assert len(local_files(Source(path=f"{tmp_path}/{{a,b}}\\c.jsonl"), [])) == 1
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "arrow"])
