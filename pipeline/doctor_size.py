@@ -14,17 +14,13 @@ import psutil
 
 from pipeline.rundir import KEPT
 from schemas.config import RunConfig
-from schemas.config.sources import AuthoredSource, PairSource, Source
+from schemas.config.sources import Source
 from stages.catalog import BY_NAME
 from stages.checks.finding import Finding
 from stages.text.words import duration
 
 GB, GIB = 1e9, 2**30
 _COUNT_SECONDS = 20.0
-_MAY_BE_ABSENT = {
-    "prompts.sources": ("language", "group_id"),
-    "sft.sources": ("messages", "prompt", "completion", "language"),
-}
 _BYTES_PER_TOKEN = 4
 _ROW_BYTES = 300
 """Ids, scores and counts of a row, compressed; measured on the demo's tables."""
@@ -74,21 +70,16 @@ def rows_of_sources(config: RunConfig) -> Iterator[tuple[str, str, int | None, b
 
 
 def _rows(key: str, sources: list[Source], config: RunConfig) -> Iterator[tuple[str, str, int | None, bool]]:
-    from stages.pairs.read import pair_batches
-    from stages.sources import columns_of, is_hub, read_rows
+    from stages.source_kinds import batches_of
+    from stages.sources import is_hub
 
     languages = config.languages.codes
     for source in sources:
         if is_hub(source):
             yield key, source.path, None, False
             continue
-        if isinstance(source, PairSource | AuthoredSource):
-            batches = pair_batches(source if isinstance(source, PairSource) else source.pairs, languages)
-        else:
-            fields = source.fields  # type: ignore[attr-defined]
-            batches = read_rows(source, languages, *columns_of(fields, _MAY_BE_ABSENT[key]))
         begun, count, more = time.monotonic(), 0, False
-        for batch in batches:
+        for batch in batches_of(source, languages):
             count += len(batch.rows)
             if time.monotonic() - begun > _COUNT_SECONDS:
                 more = True

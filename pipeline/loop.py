@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from pipeline.lease import Lease, LeaseLost
 from pipeline.makers import Makers
 from pipeline.models import Models
 from pipeline.plan import Planner, State, waits_for
-from pipeline.preflight import look_at_models, preflight
+from pipeline.preflight import look_at_models, look_at_sources, notes_on, preflight
 from pipeline.report import refresh_report
 from pipeline.run_stage import StageRunner
 from pipeline.rundir import KeptDir, RunDir
@@ -39,6 +39,7 @@ from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import Machine
 from stages.schedule import Step
+from stages.sources import Batch
 from stages.spec import StageSpec
 
 
@@ -81,8 +82,8 @@ def run(config: RunConfig, selection: Selection, display: Display) -> RunOutcome
 
 
 def preview(config: RunConfig, selection: Selection) -> tuple[list[State], Callable[[], list[str]]]:
-    """What `run` would do, without doing it, and a look at the models it would read (see `look_at_models`). Raises UserError where `run`
-    would, before it does anything."""
+    """What `run` would do, without doing it, and what there is to say of the files and models it would read (`notes_on`,
+    `look_at_models`). Raises UserError where `run` would, before it does anything."""
     rundir = RunDir(config.folder)
     rundir.refuse_links()
     models = Models(config, rundir)
@@ -90,10 +91,11 @@ def preview(config: RunConfig, selection: Selection) -> tuple[list[State], Calla
     if any(step.spec.models for step in selection.of(planner.steps)):
         models.start()
     states = agenda(planner, selection)
-    work = _with_work(states, selection)
+    work, opened = _with_work(states, selection), list[Iterator[Batch]]()
     if work:
         specs, launch = [state.step.spec for state in work], launch_of(config)
         preflight(config, specs)
+        opened = look_at_sources(config, specs)
         EXECUTORS[config.execution.on].reach(config, specs, launch.count if launch else 1)
     returning = {
         file.path for state in states if state.kind == "kept" and state.manifest for file in state.manifest.files
@@ -104,7 +106,7 @@ def preview(config: RunConfig, selection: Selection) -> tuple[list[State], Calla
         (state.aside or rundir).parts(
             state.step.spec, state.step.round, state.committed
         )  # the run reads them when it goes on
-    return states, lambda: look_at_models(config, models, [state.step for state in work])
+    return states, lambda: notes_on(opened) + look_at_models(config, models, [state.step for state in work])
 
 
 def _with_work(states: list[State], selection: Selection) -> list[State]:
@@ -151,6 +153,7 @@ class _Loop:
             return outcome
         with self.display.busy("looking at models"):
             preflight(self.config, [state.step.spec for state in work])
+            look_at_sources(self.config, [state.step.spec for state in work])
             notes = look_at_models(self.config, self.models, [state.step for state in work])
         for note in notes:
             self.display.say(note)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -14,8 +14,13 @@ from schemas.config import RunConfig
 from schemas.config.trainer import TrainerConfig
 from schemas.errors import UserError
 from stages.schedule import Step
+from stages.source_kinds import batches_of
+from stages.sources import Batch, is_hub
 from stages.spec import Needs, StageSpec, config_value
 from stages.train.batches import check_batches
+
+_FILES = 20
+"""Files of one source that are looked into before any work: the first batch of each."""
 
 
 def preflight(config: RunConfig, specs: Iterable[StageSpec]) -> None:
@@ -28,6 +33,19 @@ def preflight(config: RunConfig, specs: Iterable[StageSpec]) -> None:
             _check(needs(config), spec.name)
         if spec.trains and (devices := _together(config, spec)):
             check_batches(config_value(config, spec.name), devices)
+
+
+def look_at_sources(config: RunConfig, specs: Iterable[StageSpec]) -> list[Iterator[Batch]]:
+    """The local sources of the stages, opened. Raises UserError as the stages would for files that are missing, broken from the start or
+    without the columns that are read; those of the hub are not asked for."""
+    sources = [source for spec in {spec.name: spec for spec in specs}.values() for source in spec.sources_of(config)]
+    return [batches_of(source, config.languages.codes, _FILES) for source in sources if not is_hub(source)]
+
+
+def notes_on(opened: Iterable[Iterator[Batch]]) -> list[str]:
+    """What the stages would say of how sources are read, as far as their first rows tell."""
+    firsts = [batch for batches in opened if (batch := next(batches, None)) is not None]
+    return [f"{batch.source}: {note}" for batch in firsts for note in batch.notes]
 
 
 def _together(config: RunConfig, spec: StageSpec) -> int:

@@ -138,19 +138,22 @@ def read_rows(
     structured: Sequence[str] = (),
     lists: Mapping[str, str] | None = None,
     singles: Sequence[str] = (),
+    most: int | None = None,
 ) -> Iterator[Batch]:
     """Batches of a source's rows, each row a dict of the required and optional columns (None where absent).
 
     Files of a glob that have no rows are left out, unless all are. Files are checked for existence, emptiness and columns when this is called, rows as they are read. A column that some
     files of a source have must be in all of them. check: raises UserError for a file's first batch that is of no use.
-    structured, lists, singles: columns whose texts are, or may be, lists (`stages.layout.Layout`).
+    structured, lists, singles: columns whose texts are, or may be, lists (`stages.layout.Layout`). most: local files, at most, that are
+    looked at and read; None: all.
     """
     wanted = WantedColumns(required, optional, source.delimiter, structured, lists or {}, singles)
     if is_hub(source):
         filled = languages if any(PLACEHOLDER in (text or "") for text in _hub_texts(source)) else [None]
         hubs = [(_fill_hub(source, language), language or source.language) for language in filled]
         return _chain_hub(hubs, wanted, check)
-    files = local_files(source, languages)
+    there = local_files(source, languages)
+    files = there[:most]
     columns: dict[str, Sequence[str]] = {}
     empty: list[str] = []
     for file in files:
@@ -161,14 +164,17 @@ def read_rows(
         columns[file.name] = first.columns
         if check is not None:
             check(first)
-    if empty and not (columns and is_glob(source.path)):
+    if empty and not (is_glob(source.path) and (columns or len(files) < len(there))):
         raise _no_rows(empty[0])
     if PLACEHOLDER not in source.path:  # a file a language: what one has, its maker may have left out of another
         _same_columns(columns, optional)
     notes = [f"left out, for they have no rows: {', '.join(empty[:5])}{', ...' if empty[5:] else ''}"] if empty else []
     own_splits = source.split or getattr(getattr(source, "fields", None), "split", None)
     if is_glob(source.path) and not own_splits:
-        notes += filter(None, [several_splits(source.path, columns, source.has_splits)])
+        notes += filter(
+            None,
+            [several_splits(source.path, (file.name for file in there if file.name not in empty), source.has_splits)],
+        )
     return _chain(files, source, wanted, notes)
 
 

@@ -15,7 +15,8 @@ from stages.cells import word
 from stages.contract import Context, Drop
 from stages.evaluate.heldout import HeldOutPrompt
 from stages.evaluate.leak import prompt_text
-from stages.sources import columns_of, excerpt, read_rows
+from stages.source_kinds import batches_of
+from stages.sources import excerpt
 from stages.text.assign import RunLanguages, Spoken
 from stages.text.codes import UNKNOWN
 from stages.text.language import Guess
@@ -88,9 +89,7 @@ class BaselineAnswers:
         ]
 
     def _read(self, source: AnswerSource) -> None:
-        fields = source.fields
-        required, optional = columns_of(fields, ("language",) if source.generator else ("language", "generator"))
-        for batch in read_rows(source, self._languages.codes, required, optional):
+        for batch in batches_of(source, self._languages.codes):
             for number, cells in enumerate(batch.rows, start=batch.start):
                 row_id, language = f"{batch.source}:{number}", UNKNOWN
                 try:

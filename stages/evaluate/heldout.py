@@ -17,8 +17,9 @@ from schemas.ids import content_id, seed_for
 from schemas.manifests import Tally
 from stages.contract import Context, Drop, tally
 from stages.evaluate.leak import TrainingRows, training_rows
-from stages.pairs.read import RawPair, pair_batches, pairs_of
-from stages.sources import columns_of, excerpt, local_files, read_rows
+from stages.pairs.read import RawPair, pairs_of
+from stages.source_kinds import batches_of
+from stages.sources import excerpt, local_files
 from stages.text.assign import RunLanguages, Spoken, group_of
 from stages.text.codes import UNKNOWN
 from stages.text.language import Guess
@@ -138,8 +139,7 @@ class HeldOut:
         """From `evaluate.prompts`: split test, or unseen. A prompt that comes twice is asked once."""
         known: set[str] = set()
         for source in self._config.prompts:
-            required, optional = columns_of(source.fields, ("language", "group_id", "system"))
-            for batch in read_rows(source, self._languages.codes, required, optional, singles=(source.fields.prompt,)):
+            for batch in batches_of(source, self._languages.codes):
                 for number, cells in enumerate(batch.rows, start=batch.start):
                     try:
                         row = self._prompt_of(source, batch.language, cells)
@@ -189,7 +189,7 @@ class HeldOut:
 
     def _authored(self) -> Iterator[_Candidate]:
         for source in (one.pairs for one in self._config.authored):
-            for batch in pair_batches(source, self._languages.codes):
+            for batch in batches_of(source, self._languages.codes):
                 for number, cells in enumerate(batch.rows, start=batch.start):
                     found = list(pairs_of(cells, source, self._renderer.longest_text))
                     for place, pair in enumerate(found, start=1):

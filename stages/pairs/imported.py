@@ -16,7 +16,8 @@ from stages.contract import Context, Drop, Stopped
 from stages.layout import LOOKED_AT
 from stages.pairs.finish import Draft
 from stages.pairs.looks import Looks
-from stages.pairs.read import RawPair, is_several, pair_batches, pairs_of
+from stages.pairs.read import RawPair, is_several, pairs_of
+from stages.source_kinds import batches_of
 from stages.sources import Batch, excerpt, names_splits
 from stages.text.assign import Label, RunLanguages, Splitter, Spoken, group_of
 from stages.text.codes import UNKNOWN
@@ -62,7 +63,7 @@ class Imported:
         self._errors: Counter[str] = Counter()
         self._first_lost = ""
         self.drops: list[Drop] = []
-        self._readers = [(source, pair_batches(source, self._languages.codes)) for source in config.pairs.sources]
+        self._readers = [(source, batches_of(source, self._languages.codes)) for source in config.pairs.sources]
         for note in self._languages.notes:
             ctx.progress.note(note)
 

@@ -125,18 +125,18 @@ def _joined(own: Messages, shared: Messages) -> Messages | None:
 _OPTIONAL = ("prompt", "language", "group_id")
 
 
-def pair_batches(source: PairSource, codes: Sequence[str]) -> Iterator[Batch]:
+def pair_batches(source: PairSource, codes: Sequence[str], most: int | None = None) -> Iterator[Batch]:
     """Batches of a preference data set. Raises UserError, before a row is given, for a column that is missing: `prompt` too,
-    unless chosen and rejected are whole conversations."""
+    unless chosen and rejected are whole conversations. most: as of `read_rows`."""
     fields = source.fields
     required, optional = columns_of(fields, _OPTIONAL)
     if fields.completions is None:
         lists, singles = {fields.rejected: fields.chosen}, (fields.prompt, fields.chosen, fields.rejected)
-        return read_rows(source, codes, required, optional, lambda b: check_sides(b, fields), (), lists, singles)
+        return read_rows(source, codes, required, optional, lambda b: check_sides(b, fields), (), lists, singles, most)
     optional.append(fields.completion_score)
     structured, asked = [fields.completions, fields.completion_score], (fields.prompt,)
     return read_rows(
-        source, codes, required, optional, lambda b: check_completions(b, fields), structured, singles=asked
+        source, codes, required, optional, lambda b: check_completions(b, fields), structured, singles=asked, most=most
     )
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.config.sources import PromptSource
 from schemas.ids import content_id
 from schemas.tables import TABLES
 from stages.contract import Account, Context, Drop, Rows, Stopped, TableStage, tally
 from stages.empty import without_languages
 from stages.prompts.duplicates import Deduplicator
 from stages.prompts.reading import PromptRow, Read, Reader, read_all
-from stages.sources import EXCERPT, Batch, columns_of, names_splits, read_rows
+from stages.source_kinds import batches_of
+from stages.sources import EXCERPT, names_splits
 from stages.text.assign import UNSEEN, Splitter, group_of
 from stages.text.messages import spoken
 
@@ -72,7 +72,7 @@ class _Run:
         self.overruled = 0
 
     def run(self) -> Iterator[Rows | Account]:
-        readers = [self._open(source) for source in self.config.sources]
+        readers = [batches_of(source, self.reader.languages.codes) for source in self.config.sources]
         for note in self.reader.languages.notes:
             self.ctx.progress.note(note)
         yield Rows("prompts", _SCHEMA.empty_table())
@@ -111,11 +111,6 @@ class _Run:
         refusal = without_languages(self.ctx, "prompts", empty, self.drops, kept=kept, fix=fix)
         stats = {"labels_overruled": float(overruled), "languages_without_prompts": float(len(empty))}
         yield Account(tallies, self.drops, stats, refusal=refusal)
-
-    def _open(self, source: PromptSource) -> Iterator[Batch]:
-        required, optional = columns_of(source.fields, ("language", "group_id"))
-        codes = self.reader.languages.codes
-        return read_rows(source, codes, required, optional, singles=(source.fields.prompt,))
 
     def _rows(self, read: Read) -> list[dict[str, Any]]:
         """Rows of the prompts table, less duplicates."""

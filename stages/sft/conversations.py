@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from schemas.config.model import TextConfig
-from schemas.config.sft import ConversationFields, ConversationSource
+from schemas.config.sft import ConversationFields
 from schemas.errors import UserError
 from schemas.ids import content_id
 from schemas.tables import TABLES
 from stages.cells import word
 from stages.contract import Context, Drop, Stopped
-from stages.layout import missing_column
-from stages.sources import Batch, columns_of, excerpt, read_rows
+from stages.source_kinds import batches_of
+from stages.sources import Batch, excerpt
 from stages.text.codes import UNKNOWN, standard
 from stages.text.forms import LEFT_OUT
 from stages.text.messages import BadRow, Messages, read_messages, read_prompt, too_long, with_system
@@ -25,7 +24,6 @@ from stages.text.render import Renderer, RenderError, check_thoughts
 from stages.text.thoughts import Policy
 
 SCHEMA = TABLES["conversations"].schema
-_OPTIONAL = ("messages", "prompt", "completion", "language")
 _ROWS = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
 IGNORED = -100
 """Label of a token that the loss leaves out."""
@@ -91,7 +89,7 @@ def load_conversations(ctx: Context, renderer: Renderer) -> Conversations:
     config, found = ctx.config, Conversations()
     codes = config.languages.codes
     check_thoughts(renderer, config.text.thoughts)
-    readers = [(source, _open(source, codes)) for source in config.sft.sources]
+    readers = [(source, batches_of(source, codes)) for source in config.sft.sources]
     for source, batches in readers:
         for batch in batches:
             if ctx.stop():
@@ -109,28 +107,6 @@ def load_conversations(ctx: Context, renderer: Renderer) -> Conversations:
             fix="Give conversations that fit text.max_length and the chat template, or look at the sources' `fields`.",
         )
     return found
-
-
-def _open(source: ConversationSource, codes: list[str]) -> Iterator[Batch]:
-    required, optional = columns_of(source.fields, _OPTIONAL)
-    fields = source.fields
-    singles = (fields.prompt, fields.completion)
-    return read_rows(source, codes, required, optional, lambda batch: _check_columns(batch, fields), singles=singles)
-
-
-def _check_columns(batch: Batch, fields: ConversationFields) -> None:
-    if fields.messages in batch.columns:
-        return
-    if fields.completion in batch.columns:
-        if fields.prompt not in batch.columns:
-            raise missing_column(batch.source, fields.prompt, batch.columns)
-        return
-    error = missing_column(batch.source, fields.messages, batch.columns)
-    raise UserError(
-        f"{error.what}; nor is there {fields.completion!r}, so that no row has a conversation",
-        where=error.where,
-        fix=error.fix,
-    )
 
 
 def _add(found: Conversations, batch: Batch, fields: ConversationFields, renderer: Renderer, text: TextConfig) -> None:
