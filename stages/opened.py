@@ -44,10 +44,17 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, file)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-        raise UserError(f"cannot be read: {reason}", where=str(path)) from error
+        damaged = not (isinstance(error, OSError) and error.errno)
+        fix = "The file is cut off or damaged: download or copy it again." if damaged else ""
+        raise UserError(f"cannot be read: {reason}", where=str(path), fix=fix) from error
 
 
-def _stream(path: Path) -> Any:
+def is_compressed(path: Path) -> bool:
+    """Whether all of a file is compressed. Raises UserError for an archive."""
+    return _compression(path) is not None
+
+
+def _compression(path: Path) -> str | None:
     with path.open("rb") as file:
         start = file.read(8)
         while (frame := _SKIPPED.match(start)) is not None:
@@ -60,7 +67,11 @@ def _stream(path: Path) -> Any:
                 where=str(path),
                 fix="Unpack it and name the files in it; save a spreadsheet as CSV.",
             )
-    kind = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
+    return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
+
+
+def _stream(path: Path) -> Any:
+    kind = _compression(path)
     if kind == "gzip":
         return gzip.open(path, "rb")
     if kind == "bz2":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,21 @@ from schemas.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+def without_boms(data: bytes) -> bytes:
+    """A text without the byte order marks that it begins with: files that have one may be joined, or get another."""
+    while data.startswith(BOM):
+        data = data[len(BOM) :]
+    return data
+
+
+def invisible(text: str, at: int) -> str:
+    """The name of a character that nobody sees, as a NUL byte or a zero-width space; empty for any other, and for spaces that are usual."""
+    one = text[at : at + 1]
+    if not one or one in " \t\r\n" or unicodedata.category(one) not in ("Cc", "Cf", "Zs", "Zl", "Zp"):
+        return ""
+    return f"U+{ord(one):04X} ({'a NUL byte' if one == chr(0) else unicodedata.name(one, 'a control character')})"
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import UserError
 from stages.opened import head_of, opened
-from stages.source_columns import BOM, UTF16, WantedColumns, not_utf8, refuse_twice
+from stages.source_columns import BOM, UTF16, WantedColumns, invisible, not_utf8, refuse_twice
 
 _CELL = 1 << 30  # characters
-_EXCEL = re.compile(rb"sep=(.)\r?\n")
-_DELIMITERS = ",\t;|"
+_BLANK = rb"(?:\xef\xbb\xbf|[ ,\t;|]*(?:\r\n?|\n))*"
+_BEFORE = re.compile(_BLANK + rb"(?:sep=(.)(?:\r\n?|\n))?" + _BLANK)
+_LINE_END = re.compile(r"\r\n?|\n")
+_MARK = BOM.decode()
+DELIMITERS = ",\t;|"
 _HEAD = 1 << 16
 
 
@@ -33,15 +36,16 @@ def read_csv(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
         raise not_utf8(str(path), head, "the first bytes")
     if b"\0" in head[:2]:
         raise not_utf8(str(path), UTF16[0], "the first bytes")
-    excel = _EXCEL.match(head.removeprefix(BOM))
-    skipped = excel.end() if excel else 0
-    delimiter = wanted.delimiter or (excel.group(1).decode() if excel else None)
-    delimiter = delimiter or _delimiter(head, wanted)
+    before, excel = before_header(head)
+    head = head[len(before) :]
+    lines_before = len(_LINE_END.findall(before.decode()))
+    skipped = len(before.removeprefix(BOM).decode())
+    delimiter = wanted.delimiter or excel or _delimiter(head, wanted)
     csv.field_size_limit(_CELL)
     number, delimiters, quoted = 0, list[int](), False
     with opened(path) as file, TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
         text.read(skipped)
-        spaced = _spaced(head[skipped:], delimiter)
+        spaced = _spaced(head, delimiter)
         lines = _counted(text, delimiter, spaced, delimiters)
         reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=spaced)
         try:
@@ -49,7 +53,7 @@ def read_csv(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
             refuse_twice(str(path), names)
             delimiters.clear()
             for row in reader:
-                number = reader.line_num + (excel is not None)
+                number = reader.line_num + lines_before
                 if not quoted and len(delimiters) > 1 and {*delimiters} == {len(names) - 1} != {0}:
                     quoted = _quotes(path, delimiter, spaced, skipped, len(names) - 1)
                     if not quoted:
@@ -59,7 +63,7 @@ def read_csv(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
                             fix='The file is written without quoting: write it as JSONL or Parquet, or put texts with quotes into quotes and each quote twice ("").',
                         )
                 delimiters.clear()
-                if row == names:
+                if row == names or (row and row[0].startswith(_MARK) and _joined(row, names)):
                     raise UserError(
                         "the header is there a second time",
                         where=f"{path}:{number}",
@@ -68,8 +72,9 @@ def read_csv(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
                 if len(row) == len(names):
                     yield dict(zip(names, row, strict=True))
                 elif row:
+                    unseen = f"; the row begins with {name}" if (name := invisible(row[0], 0)) else ""
                     raise UserError(
-                        f"broken CSV: {len(row)} fields, and the header has {len(names)}",
+                        f"broken CSV: {len(row)} fields, and the header has {len(names)}{unseen}",
                         where=f"{path}:{number}",
                         fix="Every row needs as many fields as the header; texts with delimiters, quotes or newlines must be quoted.",
                     )
@@ -80,9 +85,21 @@ def read_csv(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
         except csv.Error as error:
             raise UserError(
                 f"broken CSV: {error}",
-                where=f"{path}:{reader.line_num + (excel is not None)}",
+                where=f"{path}:{reader.line_num + lines_before}",
                 fix='A quote inside a quoted text is written twice (""), not as \\"; every quoted text ends in a quote.',
             ) from error
+
+
+def before_header(head: bytes) -> tuple[bytes, str | None]:
+    """(what comes before the header, the delimiter that it names): byte order marks, lines without a text, Excel's `sep=` line."""
+    found = _BEFORE.match(head)
+    assert found is not None, "it matches nothing, too"
+    return found.group(), found.group(1).decode("latin-1") if found.group(1) else None
+
+
+def _joined(row: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether a row is the header after the byte order mark of a file that was joined to another."""
+    return [row[0].lstrip(_MARK).strip('"'), *row[1:]] == names
 
 
 def _counted(lines: Iterable[str], delimiter: str, spaced: bool, counts: list[int]) -> Iterator[str]:
@@ -111,14 +128,14 @@ def _spaced(head: bytes, delimiter: str) -> bool:
 
 
 def _lines(head: bytes) -> list[str]:
-    return head.removeprefix(BOM).decode("utf-8", "replace").splitlines(keepends=True)
+    return head.decode("utf-8", "replace").splitlines(keepends=True)
 
 
 def _delimiter(head: bytes, wanted: WantedColumns) -> str:
     """The delimiter of the header line."""
     lines = _lines(head)
     best, rank = ",", (-1, -1)
-    for candidate in _DELIMITERS:
+    for candidate in DELIMITERS:
         try:
             names = next(iter(csv.reader(lines, delimiter=candidate)), [])
         except csv.Error:

@@ -10,7 +10,7 @@ from typing import Any
 
 from schemas.errors import UserError
 from stages.opened import opened
-from stages.source_columns import BOM, UTF16, WantedColumns, not_utf8
+from stages.source_columns import BOM, UTF16, WantedColumns, invisible, not_utf8, without_boms
 from stages.text.forms import is_conversation
 
 
@@ -18,8 +18,8 @@ def read_jsonl(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
     """One JSON object a line; blank lines are skipped."""
     with opened(path) as file:
         for number, line in enumerate(file, start=1):
-            if number == 1:
-                line = line.removeprefix(BOM)
+            if line.startswith(BOM):
+                line = without_boms(line)
             if line.strip():
                 yield _object(_decoded(line, f"{path}:{number}"), f"{path}:{number}")
 
@@ -27,7 +27,7 @@ def read_jsonl(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
 def read_json(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
     """JSON arrays of objects, one after another, an object that holds one, a table by columns, or JSONL under another name."""
     with opened(path) as file:
-        data = file.read().removeprefix(BOM)
+        data = without_boms(file.read())
     if data.startswith(UTF16) or not data.strip():
         yield from read_jsonl(path, wanted)
         return
@@ -65,7 +65,7 @@ def read_json(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
 
 
 def _after_space(text: str, at: int) -> int:
-    while at < len(text) and text[at].isspace():
+    while at < len(text) and (text[at].isspace() or text[at] == "\ufeff"):
         at += 1
     return at
 
@@ -168,7 +168,12 @@ def _parsed(text: str, at: int, where: str) -> tuple[Any, int]:
             if isinstance(error, json.JSONDecodeError)
             else "nested too deep"
         )
+        if isinstance(error, json.JSONDecodeError) and (unseen := invisible(text, error.pos)):
+            raise UserError(f"broken JSON: {reason}, where {unseen} stands", where=where, fix=_UNSEEN) from error
         raise UserError(f"broken JSON: {reason}", where=where, fix=_repair(text[at : at + 1])) from error
+
+
+_UNSEEN = "Take it out; where many NUL bytes end a file, its writing was cut off: write or copy it again."
 
 
 def _repair(start: str) -> str:
@@ -180,7 +185,9 @@ def _repair(start: str) -> str:
 def _object(text: str, where: str) -> dict[str, Any]:
     start = len(text) - len(text.lstrip())
     value, end = _parsed(text, start, where)
-    if text[end:].strip():
+    if rest := text[end:].strip():
+        if unseen := invisible(rest, 0):
+            raise UserError(f"broken JSON: after the value stands {unseen}", where=where, fix=_UNSEEN)
         raise UserError(
             f"broken JSON: more than one value on the line, at column {end + 1}", where=where, fix=_repair("{")
         )

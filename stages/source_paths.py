@@ -86,7 +86,12 @@ def _rewritten(name: str) -> str:
         return "Braces are not expanded: give a source for each, or a glob with `*`, `?` or `[ab]`."
     if found is not None:
         return f"`{found.group()}` is not filled in: write `{PLACEHOLDER}`, which stands for each language of the run."
-    return f"Write it with slashes: {name.replace(chr(92), '/')}." if "\\" in name else ""
+    if "\\" not in name:
+        return ""
+    windows = re.match(r"[A-Za-z]:\\|\\\\", name) is not None
+    return (
+        "Give the path that the file has here." if windows else f"Write it with slashes: {name.replace(chr(92), '/')}."
+    )
 
 
 def _refuse_broken_link(path: str) -> None:

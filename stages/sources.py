@@ -20,6 +20,7 @@ from stages.data import PREFIX
 from stages.layout import LOOKED_AT, Layout, missing_column
 from stages.opened import COMPRESSIONS, head_of
 from stages.source_columns import WantedColumns
+from stages.source_content import mistaken, told_apart
 from stages.source_formats import ENDINGS, FORMATS
 from stages.source_hub import read_hub
 from stages.source_paths import PLACEHOLDER, files_named, is_glob, may_be_hub_id, refuse_address, several_splits
@@ -157,13 +158,16 @@ def read_rows(
     columns: dict[str, Sequence[str]] = {}
     empty: list[str] = []
     for file in files:
-        first = next(_batches(file, source, wanted), None)
+        with told_apart(file.path, file.format, wanted):
+            first = next(_batches(file, source, wanted), None)
+            if first is not None and check is not None:
+                check(first)
         if first is None:
+            if (other := mistaken(file.path, file.format, wanted)) is not None:  # JSONL of one line is a CSV's header
+                raise other
             empty.append(file.name)
-            continue
-        columns[file.name] = first.columns
-        if check is not None:
-            check(first)
+        else:
+            columns[file.name] = first.columns
     if empty and not (is_glob(source.path) and (columns or len(files) < len(there))):
         raise _no_rows(empty[0])
     if PLACEHOLDER not in source.path:  # a file a language: what one has, its maker may have left out of another
@@ -271,7 +275,7 @@ def _format(source: Source, path: Path, name: str) -> str:
         return source.format
     known = ENDINGS.get(_plain_ending(name)) or _by_content(path)
     if known is None:
-        raise UserError(
+        raise mistaken(path, None, WantedColumns(())) or UserError(
             f"the format of {name} is not known from its ending",
             where="sources",
             fix="Readable are Parquet, Arrow, JSONL (one JSON object a line), JSON arrays and CSV or TSV, compressed or not: "

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +136,7 @@ def _truncated_parquet() -> bytes:
         ("a.csv", b"prompt\n\xff\xfe\n", "not UTF-8"),
         ("a.csv", b"prompt,n\nx,1\ny\n", "broken CSV"),
         ("a.parquet", _truncated_parquet(), "cannot be read as Parquet"),
-        ("a.parquet", b'{"prompt": "x"}', "cannot be read as Parquet"),
+        ("a.parquet", b"rubbish", "cannot be read as Parquet"),
         ("a.txt", b"x", "format of .* is not known"),
     ],
 )
@@ -363,6 +365,147 @@ def test_a_saved_dataset_dict_is_refused_with_the_files_one_level_down(tmp_path:
         local_files(Source(path=str(tmp_path)), [])
 
 
+def _tar() -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        member = tarfile.TarInfo("p.jsonl")
+        member.size = 16
+        archive.addfile(member, io.BytesIO(b'{"prompt": "x"}\n'))
+    return sink.getvalue()
+
+
+def _parquet(*names: str) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({name: ["x"] for name in names}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def _arrow() -> bytes:
+    sink = pa.BufferOutputStream()
+    table = pa.table({"prompt": ["x"]})
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n"
+_SHEET = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600)
+
+
+@pytest.mark.parametrize(
+    ("content", "names", "says"),
+    [
+        (_POINTER, ("p.jsonl", "p.json", "p.csv", "p.parquet", "p.arrow", "p.txt"), "pointer of Git LFS.*git lfs pull"),
+        (b"\n<!DOCTYPE html>\n<html>", ("p.jsonl", "p.json", "p.csv", "p.parquet"), "a page .*download the file again"),
+        (b'<?xml version="1.0"?><Error>', ("p.jsonl", "p.csv"), "a page .HTML or XML"),
+        (_parquet("prompt"), ("p.jsonl", "p.json", "p.csv", "p.arrow"), "the file is Parquet, .*`format: parquet`"),
+        (_arrow(), ("p.jsonl", "p.csv", "p.parquet"), "the file is Arrow, .*`format: arrow`"),
+        (b'{"prompt": "x"}\n', ("p.csv", "p.parquet", "p.arrow"), "the file is JSONL, .*`format: jsonl`"),
+        (b'{"prompt": "x"}\n', ("p.txt",), "the file is JSONL, which its name does not say.*`format: jsonl`"),
+        (b'[\n{"prompt": "x"}]', ("p.csv", "p.parquet"), "the file is JSON, .*`format: json`"),
+        (b'{\n"prompt": "x"}', ("p.csv", "p.parquet"), "the file is JSON, .*`format: json`"),
+        (b"id;prompt\n1;x\n", ("p.jsonl", "p.json", "p.parquet"), "looks like CSV, .*`format: csv`"),
+        (b"id,question\n1,x\n", ("p.jsonl",), "looks like CSV, .*`format: csv`"),
+        (_SHEET, ("p.csv", "p.jsonl", "p.xls"), "an Excel workbook .*as CSV"),
+        (_tar(), ("p.jsonl", "p.csv", "p.tar"), "a TAR archive.*Unpack"),
+        (gzip.compress(_tar()), ("p.jsonl.gz", "p.tar.gz", "p.tgz"), "a TAR archive.*Unpack"),
+        (gzip.compress(_parquet("prompt")), ("p.parquet", "p.parquet.gz"), "all of the file is compressed.*Decompress"),
+        (gzip.compress(_arrow()), ("p.arrow",), "all of the file is compressed.*Decompress"),
+        (gzip.compress(gzip.compress(b"{}")), ("p.jsonl.gz",), "compressed twice"),
+        (b"PK\x03\x04rest", ("p.parquet", "p.arrow", "p.csv"), "a ZIP archive.*Unpack"),
+        (b"FEA1\0\0\0\0", ("p.feather",), "Feather of version 1"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_file_that_is_something_else_than_its_name_says_is_called_that(
+    tmp_path: Path, content: bytes, names: tuple[str, ...], says: str
+) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=says) as error:
+            read_rows(Source(path=str(tmp_path / name)), ["en"], ["prompt"])
+        assert str(tmp_path / name) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("p.txt", b"Hello, you\nand, me\n", "format of .* is not known"),
+        ("p.csv", b"[prompt],chosen\nx,y\n", "no column 'prompt'"),
+        ("p.jsonl", b'{"prompt": "x"}\nprompt,chosen\n', r"broken JSON.*p\.jsonl:2"),
+        ("p.parquet", _parquet("other"), "no column 'prompt'"),
+    ],
+)
+def test_what_is_wrong_in_a_file_of_the_right_kind_is_still_said(
+    tmp_path: Path, name: str, content: bytes, says: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        read_rows(Source(path=str(tmp_path / name)), ["en"], ["prompt"])
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress], ids=["gzip", "bz2", "xz"])
+def test_compressed_data_that_is_cut_off_says_what_to_do(tmp_path: Path, compress: Any) -> None:
+    path = tmp_path / "p.jsonl"
+    write_jsonl(path, [{"prompt": f"{number * 7919:x}"} for number in range(20_000)])
+    path.write_bytes(compress(path.read_bytes())[:-300])
+    with pytest.raises(UserError, match=r"cannot be read.*p\.jsonl.*cut off or damaged: download"):
+        rows_of(Source(path=str(path)))
+
+
+@pytest.mark.parametrize("marks", [1, 2])
+def test_byte_order_marks_of_joined_files_are_no_text(tmp_path: Path, marks: int) -> None:
+    mark = b"\xef\xbb\xbf" * marks
+    one, two = b'{"prompt": "a"}\n', b'{"prompt": "b"}\n'
+    (tmp_path / "a.jsonl").write_bytes(mark + one + mark + two + mark)
+    (tmp_path / "a.json").write_bytes(mark + b"[" + one + b"]\n" + mark + b"[" + two + b"]" + mark)
+    (tmp_path / "a.csv").write_bytes(mark + b"prompt,n\na,1\nb,2\n")
+    for name in ("a.jsonl", "a.json", "a.csv"):
+        assert rows_of(Source(path=str(tmp_path / name))) == [{"prompt": "a"}, {"prompt": "b"}]
+    (tmp_path / "a.csv").write_bytes(mark + b'"prompt",n\na,1\n' + mark + b'"prompt",n\nb,2\n')
+    with pytest.raises(UserError, match=r"header is there a second time.*a\.csv:3"):
+        rows_of(Source(path=str(tmp_path / "a.csv")))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", b'{"prompt": "x"}\n' + bytes(9), r"U\+0000 \(a NUL byte\) stands.*a\.jsonl:2.*cut off"),
+        ("a.jsonl", b'{"prompt": "x"}' + bytes(9), r"after the value stands U\+0000.*a\.jsonl:1"),
+        ("a.jsonl", '{"prompt": "x"}\n\u200b{"prompt": "y"}\n'.encode(), r"U\+200B \(ZERO WIDTH SPACE\).*a\.jsonl:2"),
+        ("a.jsonl", '{"prompt":\u00a0"x"}\n'.encode(), r"U\+00A0 \(NO-BREAK SPACE\)"),
+        ("a.csv", b"prompt,n\nx,1\n" + bytes(9), r"1 fields, and the header has 2.*U\+0000 .*a\.csv:3"),
+    ],
+)
+def test_characters_that_nobody_sees_are_named(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        rows_of(Source(path=str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "mark"])
+@pytest.mark.parametrize("blank", [b"\n\n", b"\r\n", b" \t\n", b",,\n;;\n", b"\r", b"\nsep=,\n", b"sep=,\r\n\n"])
+def test_blank_lines_before_the_header_of_a_csv_are_none(tmp_path: Path, mark: bytes, blank: bytes) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(mark + blank + b'prompt,n\n"a\nb",1\nc,2\n')
+    expected = [{"prompt": "a\nb", "n": "1"}, {"prompt": "c", "n": "2"}]
+    assert rows_of(Source(path=str(path)), required=["prompt", "n"]) == expected
+    path.write_bytes(mark + blank + b"prompt,n\na,1\nb\n")
+    line = 3 + len(blank.replace(b"\r\n", b"\n").replace(b"\r", b"\n").splitlines())
+    with pytest.raises(UserError, match=rf"broken CSV: 1 fields.*a\.csv:{line}"):
+        rows_of(Source(path=str(path)))
+
+
+@pytest.mark.parametrize(
+    "first", ["# exported 2024", "My data,,", "My data", "source;2024", "\nAll pairs, of May", "sep=,\nPairs"]
+)
+def test_a_line_before_the_header_of_a_csv_is_named(tmp_path: Path, first: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"{first}\nprompt,chosen,rejected\na,b,c\n")
+    with pytest.raises(UserError, match=r"is not the header: a later one names.*'prompt,chosen,rejected'.*Take out"):
+        rows_of(Source(path=str(path)), required=["prompt", "chosen"])
+
+
 def make_files(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -447,6 +590,8 @@ def test_a_link_to_nothing_is_refused_by_name_and_in_a_glob(tmp_path: Path) -> N
         ("data\\p.jsonl", r"no file data\\p\.jsonl.*with slashes: data/p\.jsonl"),
         ("data\\*.jsonl", "no file matches .*with slashes"),
         ("data\\p", "no file data.*with slashes"),
+        ("C:\\data\\p.jsonl", "no file C:.*the path that the file has here"),
+        ("\\\\server\\p.jsonl", "no file .*the path that the file has here"),
         ("{a,b}.jsonl", "Braces are not expanded: give a source for each"),
         ("data/{train,test}/*.jsonl", "Braces are not expanded"),
         ("{lang}/p.jsonl", "`{lang}` is not filled in: write `{language}`"),
