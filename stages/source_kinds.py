@@ -10,7 +10,7 @@ from schemas.config.sources import AuthoredSource, PairSource, PromptSource, Sou
 from schemas.errors import UserError
 from stages.layout import missing_column
 from stages.pairs.read import pair_batches
-from stages.sources import Batch, columns_of, read_rows
+from stages.sources import Batch, columns_of, prompt_batches, read_rows
 
 _OF_CONVERSATIONS = ("messages", "prompt", "completion", "language")
 
@@ -33,8 +33,7 @@ def batches_of(source: Source, codes: Sequence[str], most: int | None = None) ->
             absent_ok = ("language",) if source.generator else ("language", "generator")
             return read_rows(source, codes, *columns_of(source.fields, absent_ok), most=most)
         case PromptSource() | PromptSetSource():
-            required, optional = columns_of(source.fields, ("language", "group_id"))
-            return read_rows(source, codes, required, optional, singles=(source.fields.prompt,), most=most)
+            return prompt_batches(source, codes, most)
     raise TypeError(f"no kind of source: {type(source).__name__}")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.config.base import Section
+from schemas.config.evaluation import PromptSetSource
 from schemas.config.sources import PairColumns, PairSource, PromptSource, Source
 from schemas.errors import UserError
 from stages.beside import unread_columns
@@ -180,6 +181,14 @@ def read_rows(
             [several_splits(source.path, (file.name for file in there if file.name not in empty), source.has_splits)],
         )
     return _chain(files, source, wanted, notes)
+
+
+def prompt_batches(
+    source: PromptSource | PromptSetSource, codes: Sequence[str], most: int | None = None
+) -> Iterator[Batch]:
+    """Batches of a data set of prompts. most: as of `read_rows`."""
+    required, optional = columns_of(source.fields, ("language", "group_id"))
+    return read_rows(source, codes, required, optional, singles=(source.fields.prompt,), most=most)
 
 
 def _chain(files: Sequence[SourceFile], source: Source, wanted: WantedColumns, notes: list[str]) -> Iterator[Batch]:

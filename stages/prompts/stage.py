@@ -16,8 +16,7 @@ from stages.contract import Account, Context, Drop, Rows, Stopped, TableStage, t
 from stages.empty import without_languages
 from stages.prompts.duplicates import Deduplicator
 from stages.prompts.reading import PromptRow, Read, Reader, read_all
-from stages.source_kinds import batches_of
-from stages.sources import EXCERPT, names_splits
+from stages.sources import EXCERPT, names_splits, prompt_batches
 from stages.text.assign import UNSEEN, Splitter, group_of
 from stages.text.messages import spoken
 
@@ -72,7 +71,7 @@ class _Run:
         self.overruled = 0
 
     def run(self) -> Iterator[Rows | Account]:
-        readers = [batches_of(source, self.reader.languages.codes) for source in self.config.sources]
+        readers = [prompt_batches(source, self.reader.languages.codes) for source in self.config.sources]
         for note in self.reader.languages.notes:
             self.ctx.progress.note(note)
         yield Rows("prompts", _SCHEMA.empty_table())
