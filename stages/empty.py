@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from schemas.errors import UserError
 from stages.contract import Context, Drop
@@ -13,25 +13,32 @@ _REASONS = 3
 
 
 def without_languages(
-    ctx: Context, table: str, empty: Sequence[str], drops: Sequence[Drop], *, kept: Mapping[str, int], fix: str
+    ctx: Context,
+    table: str,
+    empty: Sequence[str],
+    drops: Sequence[Drop],
+    *,
+    kept: Mapping[str, int],
+    fix: str,
+    why_held: Callable[[Sequence[str]], str] | None = None,
 ) -> UserError | None:
     """The refusal to go on without training rows in the languages `empty`; None (and a note a language) if that is allowed.
 
     table: prompts or pairs. kept: language -> rows that are left: in the languages `empty` they are held out. fix: what to do in this kind of run.
-    Without any language nothing is left to do, whatever the config says.
+    why_held: languages -> why rows of theirs are held out, if that is known. Without any language nothing is left to do, whatever the config says.
     """
     row = table.removesuffix("s")
     seen = ctx.config.languages.seen
     fix = f"{fix} The dropped rows: `python -m pipeline inspect {ctx.config.folder} dropped/{table}`."
     key = "pairs.on_empty_language"
     if empty and len(empty) == len(seen):
-        why = why_dropped(drops, sum(kept.values()))
+        why = why_dropped(drops, sum(kept.values()), why_held(ctx.config.languages.codes) if why_held else "")
         return UserError(f"there is no training {row} in any language: {why}", where=table, fix=fix)
     unknown = [drop for drop in drops if drop.language == UNKNOWN]
     why_empty = {}
     for language in empty:
         mine = [drop for drop in drops if drop.language == language]
-        why_empty[language] = why_dropped(mine, kept.get(language, 0))
+        why_empty[language] = why_dropped(mine, kept.get(language, 0), why_held([language]) if why_held else "")
         if not mine and unknown:
             why_empty[language] += f"; of unknown language: {why_dropped(unknown, 0)}"
     if empty and ctx.config.pairs.on_empty_language == "fail":
@@ -49,10 +56,11 @@ def without_languages(
     return None
 
 
-def why_dropped(drops: Sequence[Drop], held_out: int) -> str:
-    """The most frequent reasons, each with its count and one example, and how many rows are held out."""
+def why_dropped(drops: Sequence[Drop], held_out: int, why: str = "") -> str:
+    """The most frequent reasons, each with its count and one example, and how many rows are held out, and why."""
+    because = f" ({why})" if why else ""
     if not drops:
-        return f"{held_out:,} held out" if held_out else "no row came in"
+        return f"every row is held out, {held_out:,}{because}" if held_out else "no row came in"
     counts = Counter((drop.unit, drop.reason) for drop in drops)
     said = []
     for (unit, reason), count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:_REASONS]:
@@ -63,4 +71,4 @@ def why_dropped(drops: Sequence[Drop], held_out: int) -> str:
     rest = len(counts) - len(said)
     if rest > 0:
         said.append(f"{rest} more reasons")
-    return ", ".join(said) + (f"; held out: {held_out:,}" if held_out else "")
+    return ", ".join(said) + (f"; held out: {held_out:,}{because}" if held_out else "")

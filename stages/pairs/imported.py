@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -86,6 +86,11 @@ class Imported:
             **{f"{LABEL_ERRORS}{kind}": float(count) for kind, count in self._errors.items()},
         }
 
+    @property
+    def held_out(self) -> Callable[[Sequence[str]], str]:
+        """Languages -> why their rows are not trained on."""
+        return self._splitter.held_out
+
     def units(self) -> dict[str, Iterator[str]]:
         """unit -> the language of every row that came in."""
         return {"row": self._rows.elements()}
@@ -109,8 +114,7 @@ class Imported:
             self._ctx.progress.note(note)
 
     def _summary(self) -> Iterator[str]:
-        if self._splitter.moved:
-            yield f"{self._splitter.moved} rows took their translation group's split, not their own"
+        yield from self._splitter.notes()
         if several := self._counts["several"]:
             yield f"{several:,} rows have several rejected answers: the first of each that is not chosen is taken (`many: all` takes every one)"
         if unsaid := self._counts["no_answer"]:
@@ -191,7 +195,9 @@ class Imported:
             unit="row",
             row_id=row_id,
             language=language,
-            split=self._splitter.split(language, group_id, own or batch.split, row_id, source.splits if own else None),
+            split=self._splitter.split(
+                language, group_id, own or batch.split, row_id, source.splits if own else None, source.path
+            ),
             group_id=group_id,
             prompt_id=prompt_id,
             prompt=pair.prompt,

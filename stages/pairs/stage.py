@@ -67,7 +67,8 @@ class Pairs(TableStage):
         fix = _FIX_IMPORTED if imported else _FIX
         if imported and _mostly_ties(drops):
             fix = _FIX_TIES.format(margin=ctx.config.pairs.min_margin)
-        refusal = without_languages(ctx, "pairs", empty, drops, kept=kept, fix=fix)
+        why_held = origin.held_out if isinstance(origin, Imported) else None
+        refusal = without_languages(ctx, "pairs", empty, drops, kept=kept, fix=fix, why_held=why_held)
         stats = {"languages_without_pairs": float(len(empty)), **finisher.stats, **origin.stats}
         yield Account(tallies, drops, stats, refusal=refusal)
 

@@ -60,6 +60,7 @@ class _Run:
             self.config.dev_fraction,
             self.config.test_fraction,
             remember=any(map(names_splits, self.config.sources)),
+            where="prompts",
         )
         threshold = self.config.near_duplicate_threshold
         self.deduplicators = {code: Deduplicator(threshold) for code in self.reader.languages.codes}
@@ -93,10 +94,8 @@ class _Run:
             if len(clean := self._without_translations(table)):
                 yield Rows("prompts", clean)
         tallies = tally("row", self.rows_in.elements(), self.drops)
-        if self.splitter.moved:
-            self.ctx.progress.note(
-                f"{self.splitter.moved} rows took the split of their translation group instead of their own"
-            )
+        for note in self.splitter.notes():
+            self.ctx.progress.note(note)
         if overruled := self.overruled:
             self.ctx.progress.note(
                 f"{overruled:,} rows keep their label although the language identifier does not confirm it"
@@ -107,7 +106,8 @@ class _Run:
             kept[code] += count
         answered = sum(drop.reason == "no_user_turn" for drop in self.drops)
         fix = _FIX_ANSWERED if 2 * answered > len(self.drops) else _FIX
-        refusal = without_languages(self.ctx, "prompts", empty, self.drops, kept=kept, fix=fix)
+        why_held = self.splitter.held_out
+        refusal = without_languages(self.ctx, "prompts", empty, self.drops, kept=kept, fix=fix, why_held=why_held)
         stats = {"labels_overruled": float(overruled), "languages_without_prompts": float(len(empty))}
         yield Account(tallies, self.drops, stats, refusal=refusal)
 
@@ -131,8 +131,9 @@ class _Run:
         language = row.language
         prompt_id = content_id(language, row.messages)
         group_id = group_of(row.group, prompt_id)
-        names = self.config.sources[read.source].splits if row.split else None
-        split = self.splitter.split(language, group_id, row.split or read.split, row.row_id, names)
+        source = self.config.sources[read.source]
+        names = source.splits if row.split else None
+        split = self.splitter.split(language, group_id, row.split or read.split, row.row_id, names, source.path)
         self.kept[language, split] += 1
         if split == "train":
             self.trained_groups.add(group_id)

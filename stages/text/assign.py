@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,12 @@ _UNSAID = frozenset((UNKNOWN, "unknown", "unk", "undetermined", "unidentified", 
 """What data sets write where the language is not known: rows without a label."""
 _SPLITS = ("train", "dev", "test")
 _LONGEST = 2000  # characters looked at
+_SAID = 3
+"""Pairs of sources, at most, whose groups are said to meet."""
+_BY_NAME, _BY_GROUP, _BY_HASH, _OF_UNSEEN = "name", "group", "hash", "unseen"
+"""Why a row is not trained on."""
+_Given = tuple[str, str]
+"""The split of a translation group, and the source of the row that brought it."""
 
 
 Label = tuple[str, ...]
@@ -201,23 +208,40 @@ class Splitter:
     """Splits by hash of (seed, translation group): the same group is in the same split in every language and table.
 
     remember: some source may override the hash; what a group's first row got is then kept for the whole group.
-    moved: rows whose own override lost to their group's split.
+    where: the section with `sources` and fractions, for messages.
     """
 
     def __init__(
-        self, seed: int, unseen: Sequence[str], dev_fraction: float, test_fraction: float, remember: bool
+        self,
+        seed: int,
+        unseen: Sequence[str],
+        dev_fraction: float,
+        test_fraction: float,
+        remember: bool,
+        where: str = "pairs",
     ) -> None:
-        self._seed, self._unseen = seed, frozenset(unseen)
+        self._seed, self._unseen, self._where = seed, frozenset(unseen), where
         self._dev, self._test = dev_fraction, test_fraction
-        self._groups: dict[str, str] | None = {} if remember else None
-        self.moved = 0
+        self._groups: dict[str, _Given] | None = {} if remember else None
+        self._given: dict[_Given, _Given] = {}  # one object for each, however many groups there are
+        self._moved: Counter[str] = Counter()
+        self._followed: Counter[tuple[str, str, str]] = Counter()
+        self._first: dict[tuple[str, str, str], str] = {}
+        self._held: dict[str, Counter[str]] = defaultdict(Counter)
 
     def split(
-        self, language: str, group_id: str, override: Any, row_id: str, names: Mapping[str, str] | None = None
+        self,
+        language: str,
+        group_id: str,
+        override: Any,
+        row_id: str,
+        names: Mapping[str, str] | None = None,
+        source: str = "",
     ) -> str:
         """train, dev or test; unseen for every row of an unseen language.
 
-        override: the split that the row names, in the words of `names` if they are there. Raises UserError for another word.
+        override: the split that the row names, in the words of `names` if they are there. source: what the row is of, for messages.
+        Raises UserError for another word.
         """
         override = word(override)
         if override is not None:
@@ -230,13 +254,56 @@ class Splitter:
                 "`splits` says what other words mean, for example {validation: dev}.",
             )
         if language in self._unseen:
+            self._held[language][_OF_UNSEEN] += 1
             return UNSEEN
         hashed = self._hashed(group_id)
         if self._groups is None:
+            self._hold(language, hashed, _BY_HASH)
             return hashed
-        split = self._groups.setdefault(group_id, override or hashed)
-        self.moved += override is not None and override != split
+        own = (override or hashed, source)
+        split, by = self._groups.setdefault(group_id, self._given.setdefault(own, own))
+        moved = split != own[0]
+        if moved and override is not None:
+            self._moved[split] += 1
+        elif moved and by != source:
+            self._followed[source, split, by] += 1
+            self._first.setdefault((source, split, by), row_id)
+        self._hold(language, split, _BY_GROUP if moved else _BY_HASH if override is None else _BY_NAME)
         return split
+
+    def notes(self) -> Iterator[str]:
+        """What to say of rows that are in another split than their own, or than the hash gives, because of their translation group."""
+        fix = (
+            "where the ids only count the rows of each file, leave the column out "
+            f"({self._where}.sources[].fields.group_id: null) or make them unique (docs/data.md)"
+        )
+        if self._moved:
+            yield (
+                f"{self._moved.total():,} rows are in the split of an earlier row of their translation group instead of their own "
+                f"({', '.join(f'{count:,} in {split}' for split, count in self._moved.items())}); {fix}"
+            )
+        for (source, split, by), count in self._followed.most_common(_SAID):
+            yield (
+                f"{count:,} rows of {source} that name no split are in {split}, for their translation groups have rows of {by} there "
+                f"(for example {self._first[source, split, by]}); {fix}"
+            )
+
+    def held_out(self, languages: Sequence[str]) -> str:
+        """Why rows of these languages are not trained on, with counts; empty where none is held out."""
+        counts: Counter[str] = Counter()
+        for language in languages:
+            counts.update(self._held[language])
+        said = {
+            _BY_NAME: "by a `split` of their own",
+            _BY_GROUP: "with the rest of their translation group (`fields.group_id`)",
+            _BY_HASH: f"by {self._where}.dev_fraction and test_fraction",
+            _OF_UNSEEN: "in languages.unseen",
+        }
+        return ", ".join(f"{counts[why]:,} {words}" for why, words in said.items() if counts[why])
+
+    def _hold(self, language: str, split: str, why: str) -> None:
+        if split != "train":
+            self._held[language][why] += 1
 
     def _hashed(self, group_id: str) -> str:
         position = unit_interval(self._seed, "split", group_id)

@@ -259,6 +259,8 @@ def test_a_local_source_may_say_which_split_all_its_rows_are_in(
     splits = [pair["split"] for pair in found]
     assert splits[:12] == ["dev"] * 12 and splits[12:24] == ["test"] * 12
     assert set(splits[24:]) <= {"train", "dev"} and "train" in splits[24:]
+    with pytest.raises(UserError, match=r"in any language: every row is held out, 12 \(12 by a `split` of their own\)"):
+        run_stage(Pairs(), config([trusted], ["en"]), model=tiny_model)
     wrong = jsonl(tmp_path / "d.jsonl", rows("d"), split="checked")
     with pytest.raises(UserError, match="'checked' is not a split"):
         run_stage(Pairs(), config([wrong], ["en"]), model=tiny_model)

@@ -234,7 +234,7 @@ def test_a_split_column_overrides_the_hash_but_never_tears_a_group(
         )
     ]
     source = jsonl(tmp_path / "a.jsonl", data) | {"fields": {"split": "part"}}
-    with pytest.raises(UserError, match=r"no training prompt in de \(de: 1 held out\)"):
+    with pytest.raises(UserError, match=r"in de \(de: every row is held out, 1 \(1 with the rest of their translation"):
         run_stage(Prompts(), config([source], ["en", "de"]))
     outcome = run_stage(Prompts(), config([source], ["en"], ("de",)))
     assert [row["split"] for row in outcome.rows("prompts")] == ["test", "train", "dev", "train", "unseen"]

@@ -67,9 +67,29 @@ def test_split_shares_follow_the_fractions_and_ignore_the_language() -> None:
 def test_a_group_keeps_its_first_split_and_other_words_are_refused() -> None:
     splitter = Splitter(0, [], 0.0, 0.0, remember=True)
     assert [splitter.split("en", "g", own, "r") for own in ("test", "train", None)] == ["test"] * 3
-    assert splitter.moved == 1
+    assert len(splitter_notes := list(splitter.notes())) == 1 and "1 rows are in the split" in splitter_notes[0]
+    assert splitter.held_out(["en"]) == (
+        "1 by a `split` of their own, 2 with the rest of their translation group (`fields.group_id`)"
+    )
     with pytest.raises(UserError, match="'valid' is not a split"):
         splitter.split("en", "g", "valid", "file:3")
+
+
+def test_rows_that_another_source_holds_out_through_their_group_are_said() -> None:
+    splitter = Splitter(0, [], 0.0, 0.0, remember=True)
+    for number in range(3):
+        assert splitter.split("en", str(number), "test", f"test.jsonl:{number}", source="test.jsonl") == "test"
+    found = [splitter.split("en", str(n), None, f"train.jsonl:{n}", source="train.jsonl") for n in range(6)]
+    assert found == ["test"] * 3 + ["train"] * 3
+    (note,) = splitter.notes()
+    assert note.startswith("3 rows of train.jsonl that name no split are in test") and "fields.group_id: null" in note
+    # in one source, a split named once is meant for the whole group
+    splitter = Splitter(0, [], 0.0, 0.0, remember=True)
+    assert [splitter.split(code, "g", own, "r", source="a") for code, own in (("en", "test"), ("de", None))] == [
+        "test",
+        "test",
+    ]
+    assert not list(splitter.notes())
 
 
 def test_groups_default_to_the_row_itself() -> None:
