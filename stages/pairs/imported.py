@@ -29,6 +29,8 @@ LABEL_ERRORS = "label_error "
 """Begins the name of the stat that counts the rows with a known error of a kind, kept or not."""
 MOST_KINDS = 30
 _LONGEST_KIND = 40
+_STRAYS, _STRAYING = 2, 0.02
+"""Pairs of a language, and their share, from which it is said that the chosen answer is in another language: fewer may be the task."""
 _NO_ANSWERS = MISSING_WORDS | {"", "[]", "{}", "[deleted]", "[removed]", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!"}
 """Answers that may say that there is none: learnt all the same, and counted."""
 _LOST = "\ufffd"
@@ -40,8 +42,9 @@ class Imported:
 
     Unit row; a row with several pairs counts once a pair (`FILE:3#2`). Drop reasons: those of `pairs_of`, of RunLanguages
     (language_not_in_run, wrong_language, ...), refusal, rated_below, tie (scores that differ by less than pairs.min_margin), duplicate.
-    drops grows while drafting, stats too: on_policy_share (of the answers whose writer the data names), unread_scores, rated_below, opposite_pairs (there both ways round), lost_characters (pairs with U+FFFD), labels_overruled, and rows by
-    known error (`LABEL_ERRORS` and the kind).
+    drops grows while drafting, stats too: on_policy_share (of the answers whose writer the data names), unread_scores, rated_below,
+    opposite_pairs (there both ways round), lost_characters (pairs with U+FFFD), labels_overruled, off_language_chosen (pairs whose chosen answer
+    is in another language and whose rejected one is in their own), and rows by known error (`LABEL_ERRORS` and the kind).
     longest_text: characters from which a text is dropped (too_long) before anything looks at it.
     """
 
@@ -59,6 +62,9 @@ class Imported:
         self._rows: Counter[str] = Counter()
         self._seen: dict[bytes, str] = {}
         self._opposite: tuple[str, str] | None = None
+        self._kept: Counter[str] = Counter()
+        self._strays: Counter[str] = Counter()
+        self._first_stray: dict[str, str] = {}
         self._counts: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
         self._first_lost = ""
@@ -83,6 +89,7 @@ class Imported:
             "opposite_pairs": float(self._counts["opposite"]),
             "lost_characters": float(self._counts["lost"]),
             "labels_overruled": float(self._languages.overruled),
+            "off_language_chosen": float(self._strays.total()),
             **{f"{LABEL_ERRORS}{kind}": float(count) for kind, count in self._errors.items()},
         }
 
@@ -139,6 +146,13 @@ class Imported:
             yield f"{unread:,} scores cannot be read as a number: these pairs go on without, completions are left out"
         if overruled := self._languages.overruled:
             yield f"{overruled:,} rows keep their label although the language identifier does not confirm it"
+        for language, strays in self._strays.items():
+            if strays >= max(_STRAYS, _STRAYING * self._kept[language]):
+                yield (
+                    f"{strays:,} of {self._kept[language]:,} pairs in {language} have a chosen answer in another language and a rejected one "
+                    f"in {language} (for example {self._first_stray[language]}): training on them teaches not to answer in {language}; "
+                    "write these answers anew, or take the rows out"
+                )
 
     def _batch(self, batch: Batch, source: PairSource, looks: Looks) -> list[Draft]:
         rows: list[tuple[str, dict[str, Any], Label | None, RawPair]] = []
@@ -170,6 +184,10 @@ class Imported:
                 language = self._languages.settle(label, both)
                 drafts.append(self._draft(row_id, cells, language, pair, source, batch))
                 self._rows[language] += 1
+                self._kept[language] += 1
+                if self._languages.chosen_strays(language, *both, pair.rejected):
+                    self._strays[language] += 1
+                    self._first_stray.setdefault(language, row_id)
                 several = cells.get(source.fields.rejected)
                 self._counts["several"] += source.many == "one" and is_several(several) and len(several or ()) > 1
                 self._counts["no_answer"] += bool({pair.chosen, pair.rejected} & _NO_ANSWERS)

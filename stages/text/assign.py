@@ -51,6 +51,8 @@ in another language; of those whose language is left out of the run, 97% are fou
 _SEGMENT = re.compile(r"[\n\r\"“”„«»「」『』:：。！？!?]+|(?<=[.।]) ")
 _LEAST = 12  # characters of a segment that is looked at
 _SEGMENTS = 40
+_CODE, _CODED = re.compile(r"[{}\[\]()<>=;_#|\\]"), 0.04
+"""Characters of code without backticks, and their share from which an answer may be some."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,18 @@ class RunLanguages:
                 raise BadRow("wrong_language", f"{against.code} {against.alone:.2f}")
             self.overruled += 1
         return language
+
+    def chosen_strays(self, language: str, prompt: Spoken, chosen: Spoken, rejected: str) -> bool:
+        """Whether the identifier is sure that chosen is in another language and rejected in the pair's own, which is then learnt as a
+        fault. A task about a text in that other language is none, and neither is an answer with a passage in the pair's."""
+        if language in self._unidentifiable or self._verdict(language, chosen) != -1:
+            return False
+        if len(chosen.text) < _LEAST or len(_CODE.findall(chosen.text)) > _CODED * len(chosen.text):
+            return False
+        said = chosen.guess.code
+        (found,) = self.guess([rejected])
+        at_home = same_language(found.code, language) and found.alone >= SURE
+        return at_home and not (self._in_passing(language, [chosen]) or self._in_passing(said, [prompt]))
 
     def _verdict(self, language: str, part: Spoken) -> int:
         """1: the text is in the language, -1: it is in another one, 0: the identifier cannot say."""

@@ -225,6 +225,40 @@ def test_languages_come_from_the_text_when_nothing_names_them(
         run_stage(Pairs(), outcome_off, model=tiny_model)
 
 
+LABEL_DE, ENGLISH_ANSWER = "Die Hauptstadt heißt Paris und hat zwei Millionen Einwohner.", "Paris is the capital of the country."
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected", "strays"),
+    [
+        ("Wie heißt die Hauptstadt von Frankreich?", ENGLISH_ANSWER, LABEL_DE, True),
+        ("Wie heißt die Hauptstadt von Frankreich?", LABEL_DE, ENGLISH_ANSWER, False),
+        ("Wie heißt die Hauptstadt von Frankreich?", "Paris", LABEL_DE, False),
+        ("Wie gibt man das in Python aus?", "def capital(country):\n    return capitals[country]", LABEL_DE, False),
+        ("Übersetze ins Englische: Die Hauptstadt heißt Paris.", ENGLISH_ANSWER, "It is called Paris, the capital.", False),
+        ("Fasse zusammen: “Paris has been the capital of the country for a long time.”", ENGLISH_ANSWER, LABEL_DE, False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(("seen", "label"), [(["de"], "de"), (["de", "en"], "de"), (["de", "en", "fr"], None)])
+def test_chosen_answers_in_another_language_than_their_pair_are_said(
+    run_stage: Callable[..., Any],
+    tmp_path: Path,
+    tiny_model: Path,
+    prompt: str,
+    chosen: str,
+    rejected: str,
+    strays: bool,
+    seen: list[str],
+    label: str | None,
+) -> None:
+    rows = [{"prompt": f"{prompt} ({n})", "chosen": chosen, "rejected": rejected} for n in range(3)]
+    source = jsonl(tmp_path / "a.jsonl", rows, language=label)
+    cfg = config([source], seen, on_empty_language="skip")
+    outcome = run_stage(Pairs(), cfg, model=tiny_model)
+    said = [note for note in outcome.notes if "3 of 3 pairs in de have a chosen answer in another language" in note]
+    assert bool(said) == strays and outcome.account.stats["off_language_chosen"] == 3 * strays
+
+
 def test_a_missing_column_is_named(run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path) -> None:
     source = jsonl(tmp_path / "a.jsonl", [{"prompt": ASK, "choosen": GOOD, "rejected": BAD}])
     with pytest.raises(UserError, match=r"no column 'chosen'.*Did you mean 'choosen'"):
