@@ -1,10 +1,13 @@
-"""Paths as people write them: `~` and `$VARIABLES`."""
+"""Where the shipped files are, and paths as people write them: `~` and `$VARIABLES`."""
 
 from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
+DATA = Path(__file__).resolve().parents[1] / "data"
+"""Files shipped with the package, wherever it is installed."""
 _VARIABLE = re.compile(r"\$(?:\w+|\{\w+\})")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from schemas.errors import UserError
+from schemas.paths import DATA
 
 PREFIX = "package:"
-_DATA = Path(__file__).resolve().parents[1] / "data"
 _LONGEST_NAME = 255  # bytes, on every file system we know
 
 
@@ -23,7 +23,7 @@ def data_path(name: str) -> Path:
             f"{name!r} is not a file of the package",
             fix=f"After `{PREFIX}` give a path inside data/, for example {PREFIX}prompts/en.jsonl.",
         )
-    return _DATA.joinpath(*relative.parts)
+    return DATA.joinpath(*relative.parts)
 
 
 def read_data(name: str) -> str:

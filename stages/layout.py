@@ -12,9 +12,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from schemas.errors import UserError
+from schemas.languages import standard
 from stages.beside import other_pairs
 from stages.cells import Unreadable, plain
-from stages.text.codes import standard
 from stages.text.dialogue import dialogue, looks_spoken
 from stages.text.forms import conversation, written_conversation
 from stages.text.messages import BadRow

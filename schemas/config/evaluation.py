@@ -100,9 +100,11 @@ class BenchmarkConfig(Section):
     def _codes(cls, value: dict[str, str]) -> dict[str, str]:
         import langcodes
 
+        from schemas.languages import no_code
+
         for task, code in value.items():
             if not langcodes.tag_is_valid(code):
-                raise ValueError(f"{task}: {code!r} is not a BCP 47 language code (for example en, de, zh)")
+                raise ValueError(f"{task}: {no_code(code)}")
         return value
 
 

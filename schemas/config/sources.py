@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from schemas.config.base import FilePath, Section, other_than, semantic
 
@@ -49,6 +49,15 @@ class Source(Section):
     )
     language: str | None = semantic(None, "language of every row, when there is no such column")
     limit: int | None = semantic(None, "first rows of each file (hub: of the split) only", ge=1)
+
+    @field_validator("language")
+    @classmethod
+    def _a_language(cls, value: str | None) -> str | None:
+        from schemas.languages import no_code
+
+        if value is not None and (wrong := no_code(value, names_too=True)) is not None:
+            raise ValueError(wrong)
+        return value
 
     @property
     def hub_split(self) -> str:
@@ -185,13 +194,16 @@ class LanguageConfig(Section):
 
     @model_validator(mode="after")
     def _codes(self) -> LanguageConfig:
-        import langcodes
+        from schemas.languages import no_code, standard
 
+        spelt: dict[str | None, list[str]] = {}
         for code in self.codes:
-            if not langcodes.tag_is_valid(code) or not langcodes.Language.get(code).is_valid():
-                raise ValueError(f"{code!r} is not a BCP 47 language code (for example en, de, zh)")
-        if len({langcodes.standardize_tag(code) for code in self.codes}) != len(self.codes):
-            raise ValueError("languages: a language is listed twice in seen and unseen")
+            if (wrong := no_code(code)) is not None:
+                raise ValueError(wrong)
+            spelt.setdefault(standard(code), []).append(code)
+        for same in spelt.values():
+            if len(same) > 1:
+                raise ValueError(f"languages: {', '.join(same)} are one language, listed twice in seen and unseen")
         return self
 
     @property

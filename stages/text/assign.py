@@ -13,15 +13,16 @@ import langcodes
 from schemas.config.sources import LanguageConfig
 from schemas.errors import UserError
 from schemas.ids import unit_interval
+from schemas.languages import country_of, standard, told_from_country
 from stages.cells import cell_id, word
 from stages.text.codes import (
     UNKNOWN,
     base_language,
     counts_for,
+    macrolanguage,
     names_script,
     same_language,
     script_of,
-    standard,
     unusual_script,
 )
 from stages.text.language import Guess, guess, unidentifiable
@@ -76,7 +77,7 @@ class RunLanguages:
         self._config = config
         self._unidentifiable = set(unidentifiable(self.codes)) if config.identify else set(self.codes)
         self.notes = [
-            f"the identifier does not know {code}: its texts are taken as labelled"
+            f"the identifier does not know {code}: its texts are taken as labelled{_in_brackets(told_from_country(code))}"
             for code in self.codes
             if config.identify and code in self._unidentifiable
         ] + [
@@ -104,19 +105,31 @@ class RunLanguages:
         """
         tag = standard(code)
         if tag is None:
+            meant = country_of(code.strip())
+            hint = f"; did you mean {meant}?" if meant else ""
             raise BadRow(
-                "invalid_language", f"{code[:40]!r} is no BCP 47 code (en, de, zh-Hant) and no language's name"
+                "invalid_language", f"{code[:40]!r} is no BCP 47 code (en, de, zh-Hant) and no language's name{hint}"
             )
         same = next((language for language in self.codes if standard(language) == tag), None)
         if same is not None:
             return (same,)
-        related = [language for language in self.codes if counts_for(tag, language) and _script_fits(tag, language)]
+        related = [language for language in self.codes if counts_for(tag, language) and _script_may_fit(tag, language)]
         own = [language for language in related if base_language(language) == base_language(tag)]
-        related = own or related
+        related = sorted(own or related, key=lambda language: not _script_fits(tag, language))
         scripts = {script_of(language) for language in related}
-        if not related or (len(related) > 1 and len(scripts) < len(related)):
-            raise BadRow("language_not_in_run", tag)
+        if len(related) > 1 and len(scripts) < len(related):
+            parents = [language for language in related if langcodes.Language.get(language).territory is None]
+            if len(parents) != 1:
+                raise BadRow("language_not_in_run", f"{tag} stands for several of the run's: {', '.join(related)}")
+            related = parents
+        if not related:
+            raise BadRow("language_not_in_run", tag + _in_brackets(self._meant(tag)))
         return tuple(related)
+
+    def _meant(self, tag: str) -> str:
+        """What to say of a code that is that of a country in which a language of the run is spoken."""
+        meant = country_of(tag)
+        return told_from_country(tag) if meant and any(counts_for(meant, language) for language in self.codes) else ""
 
     def guess(self, texts: Sequence[str]) -> list[Guess]:
         """As stages.text.language.guess; und everywhere when the config turns identification off."""
@@ -142,7 +155,9 @@ class RunLanguages:
         if 1 not in verdicts:
             if -1 in verdicts and self._config.min_confidence > 0 and not self._in_passing(language, spoken):
                 against = spoken[verdicts.index(-1)].guess
-                raise BadRow("wrong_language", f"{against.code} {against.alone:.2f}")
+                meant = country_of(language)
+                hint = told_from_country(language) if meant and same_language(against.code, meant) else ""
+                raise BadRow("wrong_language", f"{against.code} {against.alone:.2f}{_in_brackets(hint)}")
             self.overruled += 1
         return language
 
@@ -333,7 +348,17 @@ def group_of(cell: Any, default: str) -> str:
 
 
 def _script_fits(tag: str, language: str) -> bool:
-    """Whether a code that names a script, or a country that has one of its own, can stand for the run's language."""
+    """Whether a code that names a script, or a country that has one of its own, says the script of the run's language."""
     if not names_script(language) or not (names_script(tag) or langcodes.Language.get(tag).territory):
         return True
     return script_of(tag) == script_of(language)
+
+
+def _script_may_fit(tag: str, language: str) -> bool:
+    """Whether texts of the code can be in the script of the run's language: a country settles that for Chinese alone, whose scripts
+    cannot always be told from the text; Serbian of Serbia is written in two."""
+    return _script_fits(tag, language) or not (names_script(tag) or macrolanguage(tag) == "zh")
+
+
+def _in_brackets(hint: str) -> str:
+    return f" ({hint})" if hint else ""

@@ -14,9 +14,9 @@ import yaml
 from lm_eval.tasks import TaskManager
 
 from schemas.errors import UserError, first_line
+from schemas.languages import standard
 from stages.evaluate.benchmarks.language import language_of
 from stages.evaluate.benchmarks.wanted import Task, Wanted
-from stages.text.codes import standard
 
 _WHERE = "evaluate.tasks"
 _CODE = "a function in Python"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from stages.text.codes import UNKNOWN, base_language, counts_for, named, names_script, script_of, standard
+from schemas.languages import named, standard
+from stages.text.codes import UNKNOWN, base_language, counts_for, names_script, script_of
 
 _WORDS = re.compile(r"[^A-Za-z]+")
 _SCRIPT_OR_COUNTRY = re.compile(r"[A-Z][a-z]{3}|[A-Z]{2}")

@@ -6,7 +6,7 @@ import pytest
 
 from schemas.config.sources import LanguageConfig
 from schemas.errors import UserError
-from stages.text.assign import RunLanguages, Splitter, group_of
+from stages.text.assign import RunLanguages, Splitter, Spoken, group_of
 from stages.text.messages import BadRow
 
 
@@ -26,6 +26,12 @@ def languages(*seen: str, **config: object) -> RunLanguages:
         (["pt-BR", "pt-PT"], "pt-PT", "pt-PT"),
         (["nb"], "no", "nb"),
         (["he"], "iw", "he"),
+        (["en", "en-GB"], "en-US", "en"),
+        (["en-GB", "en"], "en-AU", "en"),
+        (["pt", "pt-BR"], "pt-PT", "pt"),
+        (["es", "es-MX"], "es-419", "es"),
+        (["sr-Latn"], "sr-RS", "sr-Latn"),
+        (["ar", "arz"], "arb", "ar"),
     ],
 )
 def test_codes_stand_for_the_runs_language_they_are_a_variety_of(seen: list[str], code: str, language: str) -> None:
@@ -46,6 +52,32 @@ def test_other_codes_are_bad_rows(seen: list[str], code: str, reason: str) -> No
     with pytest.raises(BadRow) as bad:
         languages(*seen).match(code)
     assert bad.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("seen", "code", "detail"),
+    [
+        (["pt-BR", "pt-PT"], "pt", "pt stands for several of the run's: pt-BR, pt-PT"),
+        (["es-ES", "es-MX"], "es-419", "stands for several of the run's: es-ES, es-MX"),
+        (["nb", "nn"], "no", "stands for several of the run's: nb, nn"),
+        (["ko"], "kr", "kr (kr is Kanuri; Korean is ko)"),
+        (["de"], "kr", "kr"),
+        (["ja"], "jp", "did you mean ja?"),
+        (["zh"], "cn", "did you mean zh?"),
+    ],
+)
+def test_what_a_code_may_have_meant_is_said(seen: list[str], code: str, detail: str) -> None:
+    with pytest.raises(BadRow) as bad:
+        languages(*seen).match(code)
+    assert bad.value.detail.endswith(detail)
+
+
+def test_a_languages_code_that_is_a_countrys_too_is_explained() -> None:
+    assert "(kr is Kanuri; Korean is ko)" in languages("kr", "en").notes[0]
+    run = languages("se")
+    swedish = Spoken(text := "Vad heter huvudstaden i Sverige, och hur många bor där?", run.guess([text])[0])
+    with pytest.raises(BadRow, match=r"se is Northern Sami; Swedish is sv"):
+        run.settle(("se",), [swedish])
 
 
 def test_labels_come_from_the_cell_then_from_the_source() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from unicodedata import normalize
+
 import langcodes
 import pytest
 
 from schemas.config.sources import LanguageConfig
+from schemas.languages import standard
 from stages.text.assign import RunLanguages, Spoken
-from stages.text.codes import counts_for, macrolanguage, same_language, standard
+from stages.text.codes import counts_for, macrolanguage, same_language
 from stages.text.messages import BadRow
 from stages.text.scripts import script_in
 
@@ -56,10 +59,25 @@ ARABIC = [
         ("Western Persian", "pes"), ("Eastern Panjabi", "pa"), ("Spanish; Castilian", "es"), ("Catalan; Valencian", "ca"),
         ("English; German", None), ("Chinese, Mandarin", "zh"), ("Levantine Arabic", "apc"), ("हिंदी", "hi"), ("Azeri", "az"),
         ("普通话", "zh"), ("中文（简体）", "zh-Hans"), ("中文（繁體）", "zh-Hant"), (";", None), (", ", None),
+        ("\ufeffen", "en"), ("en\u200b", "en"), ("\u200fhe", "he"), ("ｅｎ", "en"), ("['en']", "en"), ('["de"]', "de"), ("[en]", None),
+        ("Slovene", "sl"), ("Persian (Farsi)", "fa"), ("Norwegian (Bokmål)", "nb"), ("Chinese - Simplified", "zh-Hans"),
+        ("Portuguese - Brazil", "pt-BR"), ("English, US", "en-US"), ("Frisian", "fy"), ("Hokkien", "nan"), ("Konkani", "kok"),
+        ("Modern Hebrew", "he"), ("Hebrew (modern)", "he"), ("português do Brasil", "pt-BR"), ("Latin American Spanish", "es-419"),
+        ("Arabic (Egyptian)", "arz"), ("Chinese (Cantonese)", "yue"), ("Swedish (sv)", "sv"), ("Portuguese (PT)", "pt-PT"),
+        ("Serbo-Croatian", "sr-Latn"), ("sh", "sr-Latn"), ("en, de", None), ("en,de", None), ("English, German", None),
+        ("Serbian, Croatian", None), ("Norwegian - Danish", None),
     ],
 )  # fmt: skip
 def test_codes_and_names_are_read_as_bcp_47(written: str, code: str | None) -> None:
     assert standard(written) == code
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("Français", "fr"), ("Español", "es"), ("Português", "pt"), ("Čeština", "cs"), ("Türkçe", "tr"), ("Tiếng Việt", "vi"), ("한국어", "ko")],
+)  # fmt: skip
+def test_names_in_decomposed_letters_are_read(name: str, code: str) -> None:
+    assert normalize("NFD", name) != name and standard(normalize("NFD", name)) == code
 
 
 def test_all_of_arabic_and_what_langcodes_leaves_out_count_for_their_macrolanguage() -> None:
@@ -117,6 +135,8 @@ TRADITIONAL, SIMPLIFIED = "請問香港最高的山是哪一座？請用完整�
         (["zh-Hant", "en"], None, SIMPLIFIED, "zh-Hant"),
         (["zh-Hant"], "zh", TRADITIONAL, "zh-Hant"),
         (["sr-Latn", "en"], None, "Koji je glavni grad Srbije i kada je osnovan? Objasni ukratko.", "sr-Latn"),
+        (["sr-Latn", "sr-Cyrl"], "sr-RS", "Који је главни град Србије и када је основан?", "sr-Cyrl"),
+        (["sr-Latn", "sr-Cyrl"], "sr-RS", "Koji je glavni grad Srbije i kada je osnovan? Objasni ukratko.", "sr-Latn"),
         (["sr-Latn", "sr-Cyrl"], "sr", "Који је главни град Србије и када је основан?", "sr-Cyrl"),
         (["uz-Cyrl", "en"], None, "Ўзбекистоннинг пойтахти қайси шаҳар ва у қачон ташкил топган?", "uz-Cyrl"),
         (
