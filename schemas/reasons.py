@@ -35,8 +35,8 @@ REASONS: dict[str, Reason] = {
     # language
     "invalid_language": Reason("prompts, pairs, evaluate: row", "its language is no BCP 47 code and no language's name (in English or in itself)", "`fields.language`, or the data"),
     "language_not_in_run": Reason("prompts, pairs, evaluate: row", "its language stands for none, or for more than one, of the run's", "`languages.seen`, `languages.unseen`"),
-    "no_language": Reason("prompts, pairs, evaluate: row", "no column says its language, and it is not identified: `languages.identify` is off, or the text is only digits, code or the like", "`fields.language`, the source's `language`, or `languages.identify`"),
-    "low_confidence": Reason("prompts, pairs, evaluate: row", "no column says its language, and the identifier is less sure than `languages.min_confidence`", "`fields.language`, `languages.min_confidence`"),
+    "no_language": Reason("prompts, pairs, evaluate: row", "no column says its language, the run has several, and it is not identified: `languages.identify` is off, or the text is only digits, code or the like", "`fields.language`, the source's `language`, or `languages.identify`"),
+    "low_confidence": Reason("prompts, pairs, evaluate: row", "no column says its language, the run has several, and the identifier is less sure than `languages.min_confidence`", "`fields.language`, the source's `language`, `languages.min_confidence`"),
     "wrong_language": Reason("prompts, pairs, evaluate: row; pairs: candidate", "rows: the identifier is sure that neither prompt nor answer is in the language of the label; candidates: identified as another language than the prompt's", "rows: `fields.language`, or `languages.min_confidence: 0`, with which labels always win; candidates: `generate.sampling.system_prompt`, `languages.min_confidence`; both: `languages.identify`"),
     # length and duplicates
     "too_short": Reason("prompts: row", "fewer characters than `prompts.min_chars`", "`prompts.min_chars`"),

@@ -19,7 +19,7 @@ from stages.pairs.looks import Looks
 from stages.pairs.read import RawPair, is_several, pairs_of
 from stages.source_kinds import batches_of
 from stages.sources import Batch, excerpt, names_splits
-from stages.text.assign import Label, RunLanguages, Splitter, Spoken, group_of
+from stages.text.assign import Label, RunLanguages, Splitter, Spoken, assumed_said, group_of
 from stages.text.codes import UNKNOWN
 from stages.text.messages import BadRow, comparable, spoken, storable
 from stages.text.refusals import refusal
@@ -146,6 +146,8 @@ class Imported:
             yield f"{unread:,} scores cannot be read as a number: these pairs go on without, completions are left out"
         if overruled := self._languages.overruled:
             yield f"{overruled:,} rows keep their label although the language identifier does not confirm it"
+        if assumed := self._languages.assumed:
+            yield assumed_said(assumed, self._languages.codes[0])
         for language, strays in self._strays.items():
             if strays >= max(_STRAYS, _STRAYING * self._kept[language]):
                 yield (

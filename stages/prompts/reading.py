@@ -51,7 +51,8 @@ class PromptRow:
 class Read:
     """A batch that was read: what is left of it, in order, and what went, of `count` rows.
 
-    overruled: rows that keep a label which the identifier does not confirm.
+    overruled: rows that keep a label which the identifier does not confirm. assumed: rows that are in the run's one language because
+    nothing says another.
     """
 
     source: int
@@ -62,6 +63,7 @@ class Read:
     drops: list[Drop]
     notes: list[str] = field(default_factory=list)
     overruled: int = 0
+    assumed: int = 0
 
 
 class Reader:
@@ -74,7 +76,7 @@ class Reader:
     def read(self, source: int, batch: Batch) -> Read:
         """The batch of `prompts.sources[source]`."""
         fields = self._config.prompts.sources[source].fields
-        before = self.languages.overruled
+        overruled, assumed = self.languages.overruled, self.languages.assumed
         drops: list[Drop] = []
         parsed: list[tuple[PromptRow, dict[str, object]]] = []
         for number, cells in enumerate(batch.rows, start=batch.start):
@@ -102,8 +104,17 @@ class Reader:
         near = self._config.prompts.near_duplicate_threshold < 1
         for row, key in zip(kept, keys_of(said, full, near), strict=True):
             row.key = key
-        overruled = self.languages.overruled - before
-        return Read(source, batch.source, batch.split, len(batch.rows), kept, drops, batch.notes, overruled)
+        return Read(
+            source,
+            batch.source,
+            batch.split,
+            len(batch.rows),
+            kept,
+            drops,
+            batch.notes,
+            overruled=self.languages.overruled - overruled,
+            assumed=self.languages.assumed - assumed,
+        )
 
     def _messages(self, cells: dict[str, object], fields: PromptFields) -> Messages:
         config, prompt = self._config.prompts, cells.get(fields.prompt)

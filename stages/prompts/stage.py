@@ -17,7 +17,7 @@ from stages.empty import without_languages
 from stages.prompts.duplicates import Deduplicator
 from stages.prompts.reading import PromptRow, Read, Reader, read_all
 from stages.sources import EXCERPT, names_splits, prompt_batches
-from stages.text.assign import UNSEEN, Splitter, group_of
+from stages.text.assign import UNSEEN, Splitter, assumed_said, group_of
 from stages.text.messages import spoken
 
 _SCHEMA = TABLES["prompts"].schema
@@ -69,7 +69,7 @@ class _Run:
         self.trained_groups: set[str] = set()
         self.unseen: list[pa.Table] = []
         self.drops: list[Drop] = []
-        self.overruled = 0
+        self.overruled = self.assumed = 0
 
     def run(self) -> Iterator[Rows | Account]:
         readers = [prompt_batches(source, self.reader.languages.codes) for source in self.config.sources]
@@ -100,6 +100,8 @@ class _Run:
             self.ctx.progress.note(
                 f"{overruled:,} rows keep their label although the language identifier does not confirm it"
             )
+        if self.assumed:
+            self.ctx.progress.note(assumed_said(self.assumed, self.reader.languages.codes[0]))
         empty = [code for code in self.ctx.config.languages.seen if not self.kept[code, "train"]]
         kept: Counter[str] = Counter()
         for (code, _), count in self.kept.items():
@@ -114,6 +116,7 @@ class _Run:
     def _rows(self, read: Read) -> list[dict[str, Any]]:
         """Rows of the prompts table, less duplicates."""
         self.overruled += read.overruled
+        self.assumed += read.assumed
         self.drops += read.drops
         self.rows_in.update(drop.language for drop in read.drops)
         return [self._row(row, read) for row in read.rows if self._is_new(row)]

@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import langcodes
 
@@ -68,12 +68,12 @@ class RunLanguages:
     """The run's languages: matches codes to them and checks texts against them.
 
     notes: languages the identifier does not know; for those nothing is dropped. overruled: rows that keep a label which the
-    identifier does not confirm.
+    identifier does not confirm. assumed: rows without a label that are in the run's one language because nothing says another.
     """
 
     def __init__(self, config: LanguageConfig) -> None:
         self.codes = config.codes
-        self.overruled = 0
+        self.overruled = self.assumed = 0
         self._config = config
         self._unidentifiable = set(unidentifiable(self.codes)) if config.identify else set(self.codes)
         self.notes = [
@@ -142,6 +142,8 @@ class RunLanguages:
         passage is in the label's: digits, code, romanised text, a translation task keep theirs. With min_confidence 0
         a label never loses.
 
+        In a run of one language a row without a label is in it unless the identifier is as sure as min_confidence of another.
+
         Raises BadRow: wrong_language; low_confidence, language_not_in_run, no_language (rows without a label).
         """
         if label is None:
@@ -201,7 +203,7 @@ class RunLanguages:
     def _identified(self, spoken: Sequence[Spoken]) -> str:
         """The language of a row without a label: the prompt's where it can be told, else the answer's, else that of both."""
         if not self._config.identify:
-            raise BadRow("no_language", "no language column, and languages.identify is off")
+            return self._only(spoken) or _unsaid("no_language", "languages.identify is off")
         least = self._config.min_confidence
         told = [part for part in spoken if part.guess.code != UNKNOWN and part.guess.confidence >= least]
         inside = [part for part in told if part.guess.code in set(map(base_language, self.codes))]
@@ -210,14 +212,23 @@ class RunLanguages:
             joined = Spoken(whole, self.guess([whole])[0])
             told = [joined] if joined.guess.code != UNKNOWN and joined.guess.confidence >= least else []
         if not told:
-            if least == 0 and len(self.codes) == 1:
-                return self.codes[0]
+            if (only := self._only(spoken)) is not None:
+                return only
             said = spoken[0].guess
             if said.code == UNKNOWN:
-                raise BadRow("no_language", "no language column, and nothing in the text says it")
-            raise BadRow("low_confidence", f"{said.code} {said.confidence:.2f} < {least}")
+                _unsaid("no_language", "nothing in the text says it")
+            _unsaid("low_confidence", f"{said.code} {said.confidence:.2f} < {least}")
         part = (inside if told[0].guess.alone < SURE and inside else told)[0]
         return self._written(self.match(part.guess.code), [part])
+
+    def _only(self, spoken: Sequence[Spoken]) -> str | None:
+        """The language of a run that has one, if nothing is in a script that it is not written in."""
+        wanted = script_of(self.codes[0])
+        found = {script_in(part.text) for part in spoken} - {None}
+        if len(self.codes) > 1 or (wanted and not all(fits(script, wanted) for script in found if script)):
+            return None
+        self.assumed += 1
+        return self.codes[0]
 
     def _written(self, label: Label, spoken: Sequence[Spoken]) -> str:
         """The one of the label's languages that is written as the text is; a language that is alone takes either Chinese."""
@@ -341,6 +352,14 @@ class Splitter:
         return "test" if position < self._dev + self._test else "train"
 
 
+def assumed_said(count: int, language: str) -> str:
+    """The note on rows whose language nothing says, in a run of one language."""
+    return (
+        f"{count:,} rows without a language are taken as {language}, the run's only one, for their texts are too short or have no words "
+        "to tell it; those in another language are dropped"
+    )
+
+
 def group_of(cell: Any, default: str) -> str:
     """The translation group a row names, or `default`."""
     name = cell_id(cell)
@@ -358,6 +377,10 @@ def _script_may_fit(tag: str, language: str) -> bool:
     """Whether texts of the code can be in the script of the run's language: a country settles that for Chinese alone, whose scripts
     cannot always be told from the text; Serbian of Serbia is written in two."""
     return _script_fits(tag, language) or not (names_script(tag) or macrolanguage(tag) == "zh")
+
+
+def _unsaid(reason: str, why: str) -> NoReturn:
+    raise BadRow(reason, f"{why}; no column says it, nor the source's `language`")
 
 
 def _in_brackets(hint: str) -> str:

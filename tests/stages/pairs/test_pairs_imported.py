@@ -225,6 +225,17 @@ def test_languages_come_from_the_text_when_nothing_names_them(
         run_stage(Pairs(), outcome_off, model=tiny_model)
 
 
+@pytest.mark.parametrize("label", [None, ["en"], "['en']"])
+def test_labels_in_a_list_of_one_and_rows_that_say_none(
+    run_stage: Callable[..., Any], tmp_path: Path, tiny_model: Path, label: Any
+) -> None:
+    rows = [{"prompt": f"{n}*12=?", "chosen": f"{n * 12}", "rejected": "7", "language": label} for n in range(3)]
+    outcome = run_stage(Pairs(), config([jsonl(tmp_path / "a.jsonl", rows, language=None)], ["en"]), model=tiny_model)
+    assert len(outcome.rows("pairs")) == 3
+    said = [note for note in outcome.notes if note.startswith("3 rows without a language are taken as en")]
+    assert len(said) == (label is None)
+
+
 LABEL_DE, ENGLISH_ANSWER = "Die Hauptstadt heißt Paris und hat zwei Millionen Einwohner.", "Paris is the capital of the country."
 
 

@@ -195,6 +195,15 @@ def test_rows_without_a_language_take_the_sources_or_are_identified(
     assert reasons(outcome) == {"2": "wrong_language", "3": "wrong_language"}
 
 
+def test_rows_whose_language_nothing_says_are_in_the_one_language_of_the_run(
+    run_stage: Callable[..., Any], tmp_path: Path
+) -> None:
+    source = jsonl(tmp_path / "a.jsonl", [{"prompt": text} for text in ("12*12=?", "Hi", ENGLISH[0], GERMAN[0])])
+    outcome = run_stage(Prompts(), config([source], ["en"]))
+    assert len(outcome.rows("prompts")) == 3 and reasons(outcome) == {"4": "language_not_in_run"}
+    assert [note for note in outcome.notes if note.startswith("2 rows without a language are taken as en")]
+
+
 def test_a_language_the_identifier_does_not_know_is_taken_as_labelled(
     run_stage: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -197,6 +197,16 @@ def test_a_wrong_label_is_found_in_prompt_and_answer_and_never_with_confidence_z
         settle(["en", "de"], None, "123", min_confidence=0)
 
 
+@pytest.mark.parametrize("texts", [["12*12=?", "144"], ["Hi", "Hello!"], ["ok", "Sure."]])
+def test_in_a_run_of_one_language_what_says_none_is_in_it(texts: list[str]) -> None:
+    assert settle(["en"], None, *texts) == "en" == settle(["en"], None, *texts, identify=False)
+    for seen, text in ((["en", "es"], texts), (["en"], ["Да", "Ок"]), (["en"], [GERMAN, "Morgen wird es regnen."])):
+        with pytest.raises(BadRow) as bad:
+            settle(seen, None, *text)
+        if len(seen) > 1:
+            assert "no column says it, nor the source's `language`" in bad.value.detail
+
+
 def test_rows_without_a_label_take_the_prompts_language_and_short_ones_that_of_both() -> None:
     assert settle(["en", "de"], None, "Translate into German, please: The weather is nice.", GERMAN) == "en"
     assert settle(["en", "de"], None, "7 * 6", GERMAN) == "de"
