@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from unicodedata import normalize
 
 from schemas.errors import UserError
 
@@ -49,6 +50,16 @@ class WantedColumns:
         self.present[:] = present
         found = [name for name in dict.fromkeys([*self.required, *self.optional]) if name in present]
         return found if found and set(self.required) <= set(present) else None
+
+
+def respelt(present: Iterable[str], wanted: Sequence[str]) -> dict[str, str]:
+    """Columns of a wanted name in other code points (é as one, or as e and its accent) -> the wanted name."""
+    missing = [name for name in wanted if not name.isascii()]
+    if not missing:
+        return {}
+    names = dict.fromkeys(present)
+    composed = {normalize("NFC", name): name for name in names}
+    return {composed[n]: name for name in missing if name not in names and (n := normalize("NFC", name)) in composed}
 
 
 def refuse_twice(where: str, names: Sequence[str]) -> None:

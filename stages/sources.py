@@ -20,7 +20,7 @@ from stages.beside import unread_columns
 from stages.data import PREFIX
 from stages.layout import LOOKED_AT, Layout, missing_column
 from stages.opened import COMPRESSIONS, head_of
-from stages.source_columns import WantedColumns
+from stages.source_columns import WantedColumns, respelt
 from stages.source_content import mistaken, told_apart
 from stages.source_formats import ENDINGS, FORMATS
 from stages.source_hub import read_hub
@@ -252,6 +252,9 @@ def _cut(
     head = list(islice(rows, LOOKED_AT))
     if not head:
         return
+    if spelt := respelt((column for row in head for column in row), [*wanted.required, *wanted.optional]):
+        head = [{spelt.get(column, column): cell for column, cell in row.items()} for row in head]
+        rows = ({spelt.get(column, column): cell for column, cell in row.items()} for row in rows)
     layout = Layout(name, head, wanted.required, wanted.optional, wanted.structured, wanted.lists, wanted.singles)
     present, read = wanted.present or layout.columns, [*wanted.required, *wanted.optional]
     unread = unread_columns(present, read, _unrated_answers(source))

@@ -9,6 +9,7 @@ import sys
 import tarfile
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -103,6 +104,22 @@ def test_a_wrong_column_name_lists_the_columns_and_suggests_one(tmp_path: Path) 
             rows_of(Source(path=str(tmp_path / f"a.{ending}")))
         for part in ("'prompt'", "'promt', 'lang'", "Did you mean 'promt'", f"a.{ending}"):
             assert part in str(error.value)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_column_names_are_found_however_their_accents_are_stored(tmp_path: Path, name: str, form: str) -> None:
+    column, wanted = normalize(form, "réponse"), normalize("NFD" if form == "NFC" else "NFC", "réponse")
+    rows = [{column: f"text {n}", "id": str(n)} for n in range(1500)]
+    if name == "a.csv":
+        lines = [f"{column},id", *(f"{row[column]},{row['id']}" for row in rows)]
+        (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+    elif name == "a.jsonl":
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    found = rows_of(Source(path=str(tmp_path / name)), required=[wanted])
+    assert [row[wanted] for row in found] == [row[column] for row in rows]
 
 
 def test_a_column_may_be_missing_from_some_rows_of_a_jsonl_file(tmp_path: Path) -> None:
