@@ -203,7 +203,7 @@ class LanguageConfig(Section):
             spelt.setdefault(standard(code), []).append(code)
         for same in spelt.values():
             if len(same) > 1:
-                raise ValueError(f"languages: {', '.join(same)} are one language, listed twice in seen and unseen")
+                raise ValueError(f"{', '.join(same)} are one language, listed twice in seen and unseen")
         return self
 
     @property

@@ -187,7 +187,7 @@ class Imported:
                 drafts.append(self._draft(row_id, cells, language, pair, source, batch))
                 self._rows[language] += 1
                 self._kept[language] += 1
-                if self._languages.chosen_strays(language, *both, pair.rejected):
+                if self._languages.chosen_strays(language, both[0], both[1], pair.rejected):
                     self._strays[language] += 1
                     self._first_stray.setdefault(language, row_id)
                 several = cells.get(source.fields.rejected)
