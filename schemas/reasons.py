@@ -21,14 +21,14 @@ class Reason:
 # fmt: off
 REASONS: dict[str, Reason] = {
     # rows of sources, as they are read
-    "empty": Reason("prompts, sft, pairs, evaluate: row; pairs: candidate", "there is no text", "the data, or the source's `fields`; candidates: `generate.sampling`"),
+    "empty": Reason("prompts, sft, pairs, evaluate: row; pairs: candidate", "there is no text, or only invisible characters; pairs: nothing after the prompt", "the data, or the source's `fields`; candidates: `generate.sampling`"),
     "not_text": Reason("prompts, sft, pairs, evaluate: row", "something else than a text or a list of text messages, for example an image; or a text with leftovers of another encoding, or with a key twice in its JSON", "the data, or the source's `fields`"),
     "tool_calls": Reason("prompts, sft, pairs, evaluate: row", "the conversation calls tools, which is not supported", "the data"),
     "unknown_role": Reason("prompts, sft, pairs, evaluate: row", "a message's role is none that is known (docs/data.md)", "the data"),
     "no_user_turn": Reason("prompts, sft, pairs, evaluate: row", "the prompt does not end in a user turn; sft: or an answer comes before any", "the data"),
     "no_prompt": Reason("pairs, evaluate: row", "no prompt is given, and chosen and rejected are no conversations that begin alike", "`fields.prompt`, or the data"),
     "prompt_differs": Reason("pairs, evaluate: row", "chosen and rejected are whole conversations, and the prompt is neither what they begin with nor ends in it", "`fields.prompt`, or the data"),
-    "several_answers": Reason("sft, pairs, evaluate: row", "where one assistant message is expected there are several, none, or another role", "the data"),
+    "several_answers": Reason("sft, pairs, evaluate: row", "where one assistant message is expected there are several, or another role; sft: or none", "the data"),
     "no_conversation": Reason("sft: row", "there are neither messages nor a completion", "`sft.sources[].fields`, or the data"),
     "no_answer": Reason("sft: row", "the conversation does not end in an answer", "the data"),
     "left_out": Reason("sft: row", "the data leaves every answer of the conversation out of what is learnt (weight 0, train: false, loss: false)", "the data"),
@@ -65,7 +65,7 @@ REASONS: dict[str, Reason] = {
     "broken_thought": Reason("pairs: candidate, row; sft: row", "an answer has marks of a thought that is not one whole thought before what it says: the chat template would cut it up", "the data; `generate.sampling.max_tokens` where thoughts are cut off"),
     "too_few_candidates": Reason("pairs: prompt, row", "fewer than two usable answers, own pairs: with a score; `dropped/pairs` has why the others left", "`generate.candidates`, or what those reasons say; own pairs: `fields.completion_score`"),
     "rated_below": Reason("pairs: row", "the data rates chosen below rejected", "the data, or `fields.chosen_score`, `fields.rejected_score`: leave them out to ignore the ratings"),
-    "identical": Reason("pairs: prompt, row; evaluate: row; aggregate, gradients: pair", "the answers are the same text, or the same tokens", "`generate.sampling.temperature`, `generate.candidates`; own pairs: the data"),
+    "identical": Reason("pairs: prompt, row; evaluate: row; aggregate, gradients: pair", "the answers are the same text (characters that nobody sees left out; of generated ones case and white space too), or the same tokens", "`generate.sampling.temperature`, `generate.candidates`; own pairs: the data"),
     "tie": Reason("pairs: prompt, row", "the scores of best and worst answer (own pairs: of chosen and rejected) differ by less than `pairs.min_margin`; generated pairs: or not at all", "`pairs.min_margin`, `generate.candidates`, `judge.votes` (additive)"),
     "repetitive": Reason("pairs: candidate", "a larger share of its runs of 16 characters than `pairs.max_repetition` occurred in it before", "`pairs.max_repetition`, `generate.sampling`"),
     "refusal": Reason("pairs: candidate, row", "`pairs.drop_refusals` is on, and a phrase of refusal stands in its first two sentences (it is in detail); own pairs: one of the two answers does", "`pairs.drop_refusals`"),
