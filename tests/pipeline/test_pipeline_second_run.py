@@ -302,7 +302,9 @@ def test_what_a_fork_leaves_without_a_use_is_left_out_and_said(fake):
     fake("select.by=random", "select.seed=5")
     forked = fork(fake.root, Path("other"), ["select.by=margin"])
     assert forked.config.select.seed is None and forked.config.select.by == "margin"
-    assert "Select.seed has no use with select.by: margin (it belongs to select.by: random): it is left out." in told(forked)
+    assert "Select.seed has no use with select.by: margin (it belongs to select.by: random): it is left out." in told(
+        forked
+    )
     assert config_of(fake.root, ["select.by=margin"]).select.seed is None
     with pytest.raises(UserError, match=r"select\.seed has no use with select\.by: margin"):
         fork(fake.root, Path("third"), ["select.by=margin", "select.seed=6"])

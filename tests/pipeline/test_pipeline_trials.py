@@ -44,7 +44,9 @@ def test_every_seed_has_every_arm_with_equal_steps_and_folders_of_their_own(writ
         ({"mask": "gradient", "learn": False}, {"train.allo.forget_max_steps": 5}),
     ],
 )
-def test_every_part_of_a_training_has_its_steps(allo: dict, parts: dict[str, int], write_config, tmp_path: Path) -> None:
+def test_every_part_of_a_training_has_its_steps(
+    allo: dict, parts: dict[str, int], write_config, tmp_path: Path
+) -> None:
     """Forgetting goes over each selection's own pairs otherwise, and `learn: false` takes no train.max_steps."""
     path = write_config(train={"batch_size": 8, "method": "full", "allo": allo})
     arm = arm_of("random")

@@ -79,7 +79,9 @@ def test_a_kind_that_is_held_out_whole_is_not_told(tmp_path: Path) -> None:
     )
     held.write_parquet(files["pairs"][0])
     total = float(held.filter(label_error="flip").height)
-    assert sentences(known_errors(files["pairs"], files["curated"], files["rejected"], {"label_error flip": total})) == []
+    assert (
+        sentences(known_errors(files["pairs"], files["curated"], files["rejected"], {"label_error flip": total})) == []
+    )
 
 
 def test_data_that_says_nothing_has_no_known_errors(tmp_path: Path) -> None:

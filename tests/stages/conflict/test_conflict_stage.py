@@ -408,7 +408,10 @@ def test_without_trusted_pairs_the_target_is_refused(tmp_path):
         ({"conflict": {"language_weights": {"en": 2}, "surgery": "mgda"}}, "no use with conflict.surgery: mgda"),
         ({"conflict": {"target": "dev", "score": "others"}}, "no use with conflict.target: dev"),
         ({"conflict": {"target": "dev"}, "rounds": 2}, "needs rounds: 1"),
-        ({"conflict": {"target": "dev"}, "prompts": {"sources": [{"path": "p"}], "dev_fraction": 0}}, "no source says which of its rows are trusted"),
+        (
+            {"conflict": {"target": "dev"}, "prompts": {"sources": [{"path": "p"}], "dev_fraction": 0}},
+            "no source says which of its rows are trusted",
+        ),
         ({"conflict": {"target": "dev"}, "gradients": {"sketch": {"method": "one_sided"}}}, "two_sided"),
     ],
 )

@@ -236,7 +236,10 @@ def test_labels_in_a_list_of_one_and_rows_that_say_none(
     assert len(said) == (label is None)
 
 
-LABEL_DE, ENGLISH_ANSWER = "Die Hauptstadt heißt Paris und hat zwei Millionen Einwohner.", "Paris is the capital of the country."
+LABEL_DE, ENGLISH_ANSWER = (
+    "Die Hauptstadt heißt Paris und hat zwei Millionen Einwohner.",
+    "Paris is the capital of the country.",
+)
 
 
 @pytest.mark.parametrize(
