@@ -75,7 +75,7 @@ def trained_alone(folder: Path, specs: Sequence[ArmSpec], progress: Progress) ->
     from stages.compare.lengths import trained_on
 
     config = config_of(folder)
-    _scored(recorded_planner(config, folder).states(), 0, arms_of([])[0], folder)
+    _scored(recorded_planner(config, folder).states(), 0, ArmSpec(OWN, ()), folder)
     with TemporaryDirectory(prefix="congrad-compare-") as scratch:
         arms = (
             _arm(folder, config, spec, 0, Path(scratch, str(number)), progress, False)

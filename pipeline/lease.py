@@ -1,9 +1,10 @@
 """One writer per run directory: a lease file with a heartbeat, on plain files so that it works on NFS.
 
 A lease is taken by creating the file exclusively. Whether its holder lives is decided without comparing clocks: on the
-same machine (same boot, same process namespace) by its process; elsewhere by watching whether the heartbeat changes. A
-stale lease is replaced by rename, and the taker reads it back: the last rename wins. A holder that finds another's
-lease in place of its own stops: the heartbeat looks every few seconds, the run loop before every manifest it writes.
+same machine (same boot, same process namespace) by its process; elsewhere by watching whether the heartbeat changes
+(`status` alone believes a heartbeat that is young by the clock here). A stale lease is replaced by rename, and the taker
+reads it back: the last rename wins. A holder that finds another's lease in place of its own stops: the heartbeat looks
+every few seconds, the run loop before every manifest it writes.
 """
 
 from __future__ import annotations

@@ -36,6 +36,8 @@ from stages.train.batches import steps_of
 UNTRAINED = "untrained"
 LAST = "evaluate"
 _STEPS, _FORGETTING = "train.max_steps", "train.allo.forget_max_steps"
+_EPOCHS = {_STEPS: "train.epochs", _FORGETTING: "train.allo.forget_epochs"}
+"""What they take the place of, and what has no use beside them."""
 _EQUAL = (
     "rounds",
     "select.seed",
@@ -141,10 +143,8 @@ def planned(folder: Path, arms: Sequence[ArmSpec], own: Sequence[RunConfig], see
     for seed in range(seeds):
         for arm, config, name in zip(arms, own, names, strict=True):
             drawn = (f"select.seed={seed}",) if config.select.by == "random" else ()
-            length = [f"{key}={steps}" for key, steps in _lengths(config, fewest).items()]
-            length += [
-                f"{key.replace('max_steps', 'epochs')}=1.0" for key in _lengths(config, fewest)
-            ]  # no use beside steps
+            parts = _lengths(config, fewest).items()
+            length = [one for key, steps in parts for one in (f"{key}={steps}", f"{_EPOCHS[key]}=1.0")]
             settings = (*arm.settings, *drawn, f"train.seed={seed}", *length)
             trials.append(Trial(arm, seed, folder / f"{name}-seed{seed}", settings))
     return trials

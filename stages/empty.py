@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from schemas.errors import UserError
+from schemas.languages import UNKNOWN
 from stages.contract import Context, Drop
-from stages.text.codes import UNKNOWN
 
 _REASONS = 3
 

@@ -6,7 +6,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from unicodedata import normalize
 
 from schemas.errors import UserError
 
@@ -58,8 +57,12 @@ def respelt(present: Iterable[str], wanted: Sequence[str]) -> dict[str, str]:
     if not missing:
         return {}
     names = dict.fromkeys(present)
-    composed = {normalize("NFC", name): name for name in names}
-    return {composed[n]: name for name in missing if name not in names and (n := normalize("NFC", name)) in composed}
+    composed = {unicodedata.normalize("NFC", name): name for name in names}
+    return {
+        composed[n]: name
+        for name in missing
+        if name not in names and (n := unicodedata.normalize("NFC", name)) in composed
+    }
 
 
 def refuse_twice(where: str, names: Sequence[str]) -> None:

@@ -160,7 +160,7 @@ def _beginning(names: Sequence[str]) -> str:
 def _packaged(pattern: str, name: str, language: str | None) -> list[tuple[Path, str]]:
     names = [name]
     if language:
-        from stages.text.language import base_language
+        from schemas.languages import base_language
 
         names.append(pattern.replace(PLACEHOLDER, base_language(language)))
     for candidate in names:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 from schemas.config import RunConfig
+from schemas.languages import UNKNOWN
 from stages.evaluate.benchmarks.measuring import described
 from stages.evaluate.benchmarks.wanted import wanted_of
-from stages.text.codes import UNKNOWN
 
 _NAMED = 5
 

@@ -6,8 +6,8 @@ import json
 from functools import lru_cache
 from typing import Any
 
+from schemas.languages import base_language
 from stages.data import data_path
-from stages.text.language import base_language
 
 
 @lru_cache(maxsize=64)

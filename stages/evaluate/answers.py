@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from schemas.config.model import EngineConfig
 from schemas.ids import content_id, seed_for
+from schemas.languages import UNKNOWN
 from schemas.tables import TABLES
 from stages.contract import Context, Drop, Stopped
 from stages.engines import Wanted, shared_engine, shared_engines
@@ -17,7 +18,7 @@ from stages.engines.base import Completion, Engine, Request
 from stages.engines.replies import Asked, Usage, asked, estimate
 from stages.evaluate.heldout import HeldOutPrompt
 from stages.evaluate.metrics import Measurement
-from stages.text.language import UNKNOWN, identify, same_language, unidentifiable
+from stages.text.language import identify, same_language, unidentifiable
 from stages.text.refusals import refusal, without_phrases
 from stages.text.render import Renderer, RenderError
 from stages.text.repetition import repetition

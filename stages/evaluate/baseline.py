@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from schemas.config.evaluation import AnswerSource
 from schemas.errors import UserError
+from schemas.languages import UNKNOWN
 from stages.cells import word
 from stages.contract import Context, Drop
 from stages.evaluate.heldout import HeldOutPrompt
@@ -18,7 +19,6 @@ from stages.evaluate.leak import prompt_text
 from stages.source_kinds import batches_of
 from stages.sources import excerpt
 from stages.text.assign import RunLanguages, Spoken
-from stages.text.codes import UNKNOWN
 from stages.text.language import Guess
 from stages.text.messages import BadRow, read_messages, read_prompt
 from stages.text.render import Renderer

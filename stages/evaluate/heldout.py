@@ -14,6 +14,7 @@ from schemas.config.evaluation import PromptSetSource
 from schemas.config.sources import PairSource, Source
 from schemas.errors import UserError
 from schemas.ids import content_id, seed_for
+from schemas.languages import UNKNOWN
 from schemas.manifests import Tally
 from stages.contract import Context, Drop, tally
 from stages.evaluate.leak import TrainingRows, training_rows
@@ -21,7 +22,6 @@ from stages.pairs.read import RawPair, pairs_of
 from stages.source_kinds import batches_of
 from stages.sources import excerpt, local_files
 from stages.text.assign import RunLanguages, Spoken, group_of
-from stages.text.codes import UNKNOWN
 from stages.text.language import Guess
 from stages.text.messages import BadRow, Messages, read_prompt, spoken
 from stages.text.render import PairIds, Renderer, RenderError

@@ -8,13 +8,14 @@ from typing import Any
 import pyarrow as pa
 
 from schemas.ids import content_id, seed_for
+from schemas.languages import UNKNOWN
 from schemas.tables import TABLES
 from stages.contract import Context, Drop, Part, Shard, ShardStage, tally
 from stages.engines import shared_engine
 from stages.engines.base import Completion, Engine, Request
 from stages.engines.replies import Asked, Usage, asked, tell_cost
 from stages.engines.sharded import OpenShard, Results, run_shards
-from stages.text.language import UNKNOWN, identify
+from stages.text.language import identify
 from stages.text.render import Renderer, RenderError, check_thoughts, refuse_channels
 
 

@@ -10,8 +10,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from schemas.errors import UserError
+from schemas.languages import base_language
 from stages.data import PREFIX, data_path
-from stages.text.language import base_language, same_language
+from stages.text.language import same_language
 
 FALLBACK = "en"
 

@@ -7,8 +7,9 @@ from hashlib import blake2b
 import polars as pl
 
 from schemas.config.curation import PairsConfig
+from schemas.languages import UNKNOWN
 from stages.contract import Context, Drop
-from stages.text.codes import UNKNOWN, same_language
+from stages.text.codes import same_language
 from stages.text.language import unidentifiable
 from stages.text.messages import BadRow, comparable, is_blank
 from stages.text.refusals import refusal

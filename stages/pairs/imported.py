@@ -10,6 +10,7 @@ from typing import Any
 from schemas.config.sources import PairSource
 from schemas.errors import UserError
 from schemas.ids import canonical_json, content_id
+from schemas.languages import UNKNOWN
 from stages.beside import unread_folder
 from stages.cells import MISSING_WORDS
 from stages.contract import Context, Drop, Stopped
@@ -20,7 +21,6 @@ from stages.pairs.read import RawPair, is_several, pairs_of
 from stages.source_kinds import batches_of
 from stages.sources import Batch, excerpt, names_splits
 from stages.text.assign import Label, RunLanguages, Splitter, Spoken, assumed_said, group_of
-from stages.text.codes import UNKNOWN
 from stages.text.messages import BadRow, comparable, spoken, storable
 from stages.text.refusals import refusal
 from stages.text.thoughts import Thoughts

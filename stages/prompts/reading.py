@@ -14,13 +14,13 @@ from threading import Thread
 from schemas.config import RunConfig
 from schemas.config.sources import PromptFields
 from schemas.errors import UserError
+from schemas.languages import UNKNOWN
 from stages.cells import cell_id, word
 from stages.children import Child, ChildDied, start_child
 from stages.contract import Drop
 from stages.prompts.duplicates import TextKey, keys_of
 from stages.sources import Batch, excerpt
 from stages.text.assign import Label, RunLanguages, Spoken
-from stages.text.codes import UNKNOWN
 from stages.text.messages import BadRow, Messages, read_prompt, spoken, too_long
 
 _FEW = 4

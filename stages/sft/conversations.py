@@ -12,13 +12,12 @@ from schemas.config.model import TextConfig
 from schemas.config.sft import ConversationFields
 from schemas.errors import UserError
 from schemas.ids import content_id
-from schemas.languages import standard
+from schemas.languages import UNKNOWN, standard
 from schemas.tables import TABLES
 from stages.cells import word
 from stages.contract import Context, Drop, Stopped
 from stages.source_kinds import batches_of
 from stages.sources import Batch, excerpt
-from stages.text.codes import UNKNOWN
 from stages.text.forms import LEFT_OUT
 from stages.text.messages import BadRow, Messages, read_messages, read_prompt, too_long, with_system
 from stages.text.render import Renderer, RenderError, check_thoughts

@@ -13,18 +13,9 @@ import langcodes
 from schemas.config.sources import LanguageConfig
 from schemas.errors import UserError
 from schemas.ids import unit_interval
-from schemas.languages import country_of, standard, told_from_country
+from schemas.languages import UNKNOWN, base_language, country_of, macrolanguage, standard, told_from_country
 from stages.cells import cell_id, word
-from stages.text.codes import (
-    UNKNOWN,
-    base_language,
-    counts_for,
-    macrolanguage,
-    names_script,
-    same_language,
-    script_of,
-    unusual_script,
-)
+from stages.text.codes import counts_for, names_script, same_language, script_of, unusual_script
 from stages.text.language import Guess, guess, unidentifiable
 from stages.text.messages import BadRow, clean
 from stages.text.scripts import fits, script_in

@@ -8,20 +8,7 @@ from functools import lru_cache
 
 import langcodes
 
-from schemas.languages import UNKNOWN, base_language, macrolanguage
-
-__all__ = [
-    "UNKNOWN",
-    "base_language",
-    "counts_for",
-    "hub_codes",
-    "in_order",
-    "macrolanguage",
-    "names_script",
-    "same_language",
-    "script_of",
-    "unusual_script",
-]
+from schemas.languages import base_language, macrolanguage
 
 _HUB = re.compile(r"(?!und$)[a-z]{2,3}")
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from stages.text.codes import UNKNOWN, base_language, counts_for, macrolanguage, same_language
+from schemas.languages import UNKNOWN, base_language, macrolanguage
+from stages.text.codes import counts_for, same_language
 from stages.text.scripts import script_in
 
 __all__ = ["UNKNOWN", "Guess", "base_language", "guess", "identify", "same_language", "unidentifiable"]

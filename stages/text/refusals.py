@@ -13,8 +13,8 @@ from functools import lru_cache
 
 import yaml
 
+from schemas.languages import base_language, macrolanguage
 from stages.data import read_data
-from stages.text.codes import base_language, macrolanguage
 
 _PHRASES, _REPORTED = "refusals/phrases.yaml", "refusals/reported.yaml"
 _EVERYWHERE = "en"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from schemas.languages import named, standard
-from stages.text.codes import UNKNOWN, base_language, counts_for, names_script, script_of
+from schemas.languages import UNKNOWN, base_language, named, standard
+from stages.text.codes import counts_for, names_script, script_of
 
 _WORDS = re.compile(r"[^A-Za-z]+")
 _SCRIPT_OR_COUNTRY = re.compile(r"[A-Z][a-z]{3}|[A-Z]{2}")

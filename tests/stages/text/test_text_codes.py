@@ -8,9 +8,9 @@ import langcodes
 import pytest
 
 from schemas.config.sources import LanguageConfig
-from schemas.languages import standard
+from schemas.languages import macrolanguage, standard
 from stages.text.assign import RunLanguages, Spoken
-from stages.text.codes import counts_for, macrolanguage, same_language
+from stages.text.codes import counts_for, same_language
 from stages.text.messages import BadRow
 from stages.text.scripts import script_in
 

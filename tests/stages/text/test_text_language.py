@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from schemas.languages import base_language
 from stages.data import data_path
-from stages.text.language import base_language, identify, same_language, unidentifiable
+from stages.text.language import identify, same_language, unidentifiable
 
 LANGUAGES = ["en", "de", "es", "fr", "ru", "zh", "ja", "ar", "hi", "sw", "it", "ko", "th"]
 
