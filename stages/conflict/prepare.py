@@ -18,6 +18,7 @@ from stages.conflict.stream import Chunks, Columns, as_slice, on_device, scaled
 from stages.conflict.table import log_ratios
 from stages.contract import Context
 from stages.gradients.omegas import ema_omegas, mean_omegas
+from stages.gradients.trusted import no_trusted
 from stages.gradients.weights import PairWeights, pair_weights
 from stages.surgery.methods import Surgery, surgery
 
@@ -49,11 +50,7 @@ class Prepared:
         language_N = torch.tensor([index[code] for code in store.frame["language"]], dtype=torch.int64)
         in_n = torch.tensor((store.frame["split"] == config.target).to_list()).nonzero()[:, 0]
         if not len(in_n):
-            raise UserError(
-                f"No pair of the {config.target} split has a gradient, and these make the directions",
-                where=f"conflict.target: {config.target}",
-                fix="Give trusted pairs (pairs.sources[].split: dev, or pairs.dev_fraction), or set conflict.target: train.",
-            )
+            raise no_trusted(f"No pair of the {config.target} split has a gradient", config.target)
         omega_N = torch.zeros(len(language_N), dtype=torch.float64)
         if config.direction == "ema":
             omega_N[in_n] = ema_omegas(language_N[in_n], len(languages), config.ema_gamma, config.ema_batch)

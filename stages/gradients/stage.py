@@ -30,6 +30,7 @@ from stages.gradients.relevance import Relevance, relevance_columns
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import Sketcher, Unsketchable
 from stages.gradients.store import sketch_columns, store_metadata
+from stages.gradients.trusted import refuse_without_trusted
 from stages.gradients.unfinished import Pass, Unfinished
 from stages.gradients.work import Work, forward_cost, pair_tokens, sketch_cost
 from stages.models.device import device_of, dtype_of, refuse_float16
@@ -51,7 +52,8 @@ class Gradients(ShardStage):
     """
 
     def run(self, ctx: Context, shards: Iterator[Shard]) -> Iterator[Part]:
-        """See ShardStage.run. Raises UserError for models that cannot be sketched."""
+        """See ShardStage.run. Raises UserError for models that cannot be sketched, and where no pair is trusted that should be."""
+        refuse_without_trusted(ctx)
         yield from sketch_shards(ctx, shards, Worker)
 
 

@@ -202,6 +202,13 @@ def test_held_out_pairs_are_not_input_and_long_ones_are_dropped_with_their_lengt
     assert {d.reason for d in drops} == {"too_long"} and all("tokens > 40" in d.detail for d in drops)
 
 
+def test_without_a_trusted_pair_nothing_is_loaded(tmp_path, models, monkeypatch):
+    """They fell away before (duplicates of others): hours of gradients for the same refusal are not made first."""
+    monkeypatch.setattr("stages.gradients.stage.sketch_shards", lambda *_: pytest.fail("refused before"))
+    with pytest.raises(UserError, match="No pair is in the dev split, and these make the directions"):
+        run(tmp_path, models, pairs(10, 3), config(conflict={"target": "dev"}))
+
+
 def test_an_empty_shard_has_the_same_schema(tmp_path, models):
     table = pairs(10, 5)
     held_out = table.filter(pa.compute.equal(table.column("split"), "test"))
