@@ -20,7 +20,10 @@ from schemas.columns import (
 )
 from schemas.gradient_tables import GRADIENT_TABLES, gradients_schema, products_schema
 
-__all__ = ["COSINES", "MESSAGES", "TABLES", "Table", "gradients_schema", "products_schema", "schema_of"]
+__all__ = ["COSINES", "FEW_PAIRS", "MESSAGES", "TABLES", "Table", "gradients_schema", "products_schema", "schema_of"]
+
+FEW_PAIRS = 20
+"""A language with fewer is flagged: its direction is mostly noise."""
 
 _CURATED = [
     PAIR_ID,

@@ -244,14 +244,6 @@ class ArtifactStage(TableStage):
     """A TableStage with a folder of its own, `ctx.own_folder`."""
 
 
-STAGE_KINDS: Mapping[str, type[ShardStage | TableStage]] = {
-    "shard": ShardStage,
-    "table": TableStage,
-    "artifact": ArtifactStage,
-}
-"""The base class of the stages of a kind."""
-
-
 def tally(unit: str, languages_in: Iterable[str], drops: Iterable[Drop]) -> list[Tally]:
     """Account one unit per language: in from `languages_in` (one entry a row), kept is what was not dropped."""
     rows_in = Counter(languages_in)

@@ -39,7 +39,7 @@ class Section(BaseModel):
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """YAML's yes and no are True and False, which pydantic takes for 1 and 0."""
-        if isinstance(value, bool):
+        if any(isinstance(each, bool) for each in _members(value)):
             kinds = _kinds(cls.model_fields[info.field_name or ""].annotation)
             if {int, float} & kinds and bool not in kinds:
                 raise ValueError("a number is wanted, and no truth value")
@@ -60,6 +60,13 @@ class Section(BaseModel):
             for name, default in defaults.items()
             if isinstance(default, BaseModel)
         }
+
+
+def _members(value: Any) -> list[Any]:
+    """The values of a list or mapping, or the one value."""
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _kinds(annotation: Any) -> set[Any]:

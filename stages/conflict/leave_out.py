@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from schemas.tables import FEW_PAIRS
 from stages.conflict.merged import Left, Merged
 from stages.conflict.scores import PairScores
 from stages.surgery.methods import Surgery
@@ -78,10 +79,9 @@ class LeaveOut:
         method: Surgery,
         count_L: Tensor,
         refit: bool,
-        min_pairs: int,
     ) -> None:
         self.language_N, self.omega_N = language_N, omega_N.to(torch.float64)
-        self.method, self.refit, self.min_pairs = method, refit, min_pairs
+        self.method, self.refit = method, refit
         self.gram_SLL, self.count_L = gram_SLL, count_L
         self.weight_SL = method(self.gram_SLL)
         length_SL = gram_SLL.diagonal(dim1=-2, dim2=-1)
@@ -133,7 +133,7 @@ class LeaveOut:
         own_count_gm = self.count_L[self.language_N[index_gm]]
         flags["zero_gradient"][index_gm] = norm_gm == 0
         flags["single_language"][index_gm] = not several
-        flags["few_pairs"][index_gm] = own_count_gm < self.min_pairs
+        flags["few_pairs"][index_gm] = own_count_gm < FEW_PAIRS
         flags["no_own_direction"][index_gm] = ~own_there_gm
         flags["no_direction"][index_gm] = ~scores.score_all_valid[index_gm] & (norm_gm > 0)
         flags["no_other_direction"][index_gm] = several & ~scores.score_others_valid[index_gm] & (norm_gm > 0)

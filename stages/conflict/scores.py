@@ -11,7 +11,7 @@ from stages.conflict.scratch import Scratch
 
 FLAGS = ("zero_gradient", "single_language", "few_pairs", "no_own_direction", "no_direction", "no_other_direction")
 """zero_gradient: |g| = 0. single_language: no second language has a direction; the score is against the one there is.
-few_pairs: fewer than `min_pairs` in the language. no_own_direction: nothing of the language is left after leaving out.
+few_pairs: fewer than `FEW_PAIRS` in the language. no_own_direction: nothing of the language is left after leaving out.
 no_direction: the merged direction left has no length. no_other_direction: that of the other languages has none (they leave with the pair, or
 the surgery gives them no weight)."""
 _COSINE_BYTES = 2**27

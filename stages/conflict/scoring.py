@@ -31,7 +31,6 @@ def score_sketches(
     scale_D: Tensor | None = None,
     group_N: Tensor | None = None,
     refit: bool = False,
-    min_pairs: int = 20,
     count_L: Tensor | None = None,
     waiting_bytes: int = WAITING_BYTES,
     scratch_folder: Path | None = None,
@@ -65,7 +64,6 @@ def score_sketches(
                 columns=columns,
                 scale_D=scale_D,
                 refit=refit,
-                min_pairs=min_pairs,
                 count_L=count_L,
                 scratch_folder=scratch_folder,
                 waiting=put_aside,
@@ -74,7 +72,7 @@ def score_sketches(
     products = _InnerProducts(directions_LD, columns, scale_D)
     if count_L is None:
         count_L = torch.bincount(language_N, minlength=n_languages)
-    leave_out = LeaveOut(language_N, omega_N, products.gram_SLL, method, count_L, refit, min_pairs)
+    leave_out = LeaveOut(language_N, omega_N, products.gram_SLL, method, count_L, refit)
     scores = PairScores(n, n_languages, scratch_folder)
     for block in () if waiting.complete else blocks(chunks):
         (alone_m,) = (waiting.layout.slot_N[block.start : block.stop] < 0).nonzero(as_tuple=True)
@@ -106,7 +104,6 @@ def score_products(
     *,
     count_L: Tensor,
     refit: bool = False,
-    min_pairs: int = 20,
     scratch_folder: Path | None = None,
 ) -> PairScores:
     """`score_sketches` with every pair leaving alone, from a stream of inner products instead of sketches.
@@ -114,7 +111,7 @@ def score_products(
     chunks: (<g_i, G_k> [n, S, L], |g_i|^2 [n, S]) of consecutive pairs; gram_SLL = <G_l, G_k>; count_L: pairs in each
     direction. Raises ValueError when the stream and `language_N` differ in length.
     """
-    leave_out = LeaveOut(language_N, omega_N, gram_SLL, method, count_L, refit, min_pairs)
+    leave_out = LeaveOut(language_N, omega_N, gram_SLL, method, count_L, refit)
     scores = PairScores(language_N.shape[0], gram_SLL.shape[-1], scratch_folder)
     start, total = 0, language_N.shape[0]
     for a_nSL, square_nS in chunks:

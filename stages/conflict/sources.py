@@ -25,9 +25,6 @@ from stages.contract import Context
 from stages.models.device import device_of
 from stages.surgery.methods import Surgery
 
-MIN_PAIRS = 20
-"""A language with fewer pairs is flagged: its direction is mostly noise."""
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -145,7 +142,6 @@ class SketchSource:
             columns=columns,
             scale_D=self._scale_D,
             refit=self._ctx.config.conflict.refit,
-            min_pairs=MIN_PAIRS,
             count_L=self.count_L,
             scratch_folder=self._ctx.scratch,
             waiting=self._waiting,
@@ -194,7 +190,6 @@ class ProductSource:
             method,
             count_L=self.count_L,
             refit=self._ctx.config.conflict.refit,
-            min_pairs=MIN_PAIRS,
             scratch_folder=self._ctx.scratch,
         )
 

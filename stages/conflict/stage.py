@@ -12,11 +12,11 @@ import pyarrow as pa
 from torch import Tensor
 
 from schemas.errors import UserError
-from schemas.tables import TABLES
+from schemas.tables import FEW_PAIRS, TABLES
 from stages.conflict.directions import cosines, count_conflicts, grams
 from stages.conflict.prepare import surgery_of
 from stages.conflict.scores import PairScores
-from stages.conflict.sources import MIN_PAIRS, GradientSource, open_source
+from stages.conflict.sources import GradientSource, open_source
 from stages.conflict.stream import Columns
 from stages.conflict.table import held_rows, score_rows
 from stages.contract import Account, Context, Rows, TableStage, tally
@@ -73,9 +73,9 @@ def _notes(source: GradientSource, target: Literal["train", "dev"]) -> list[str]
             f"{source.frame.height - trusted} training pairs are scored against the directions of {trusted} pairs of the {target} split"
         )
     counts = dict(zip(source.languages, source.count_L.tolist(), strict=True))
-    few = [f"{language} {count}" for language, count in counts.items() if count < MIN_PAIRS]
+    few = [f"{language} {count}" for language, count in counts.items() if count < FEW_PAIRS]
     if few:
-        notes.append(f"fewer than {MIN_PAIRS} pairs ({', '.join(few)}): these languages' directions are mostly noise")
+        notes.append(f"fewer than {FEW_PAIRS} pairs ({', '.join(few)}): these languages' directions are mostly noise")
     if len(counts) == 1:
         (language,) = counts
         notes.append(f"one language only ({language}): pairs are scored against their own language's direction")

@@ -11,12 +11,12 @@ import numpy as np
 from markupsafe import Markup
 
 from schemas.manifests import StageManifest
+from schemas.tables import FEW_PAIRS
 from stages.report.charts import value_bar
 from stages.report.data import Tables
 from stages.report.text import fixed
 from stages.text.codes import in_order
 
-FEW_PAIRS = 20
 MANY = 24
 """More languages than this are a map of colours in an order that puts the alike side by side, of the whole model alone."""
 _STEPS = 5

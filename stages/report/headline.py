@@ -15,7 +15,7 @@ from stages.evaluate.metrics import WIN_RATES
 from stages.report.conflicts import Conflicts
 from stages.report.data import Tables
 from stages.report.results import ALL, Results
-from stages.report.text import count, number, percent
+from stages.report.text import count, fixed, percent
 from stages.schedule import schedule
 
 
@@ -53,7 +53,7 @@ def cards(tables: Tables, conflicts: Sequence[Conflicts], results: Sequence[Resu
         model = conflicts[-1].scopes[0]
         detail = "whole model, cosine below zero"
         if model.expected is not None:
-            detail += f"; noise alone would give about {number(model.expected)}"
+            detail += f"; noise alone would give about {fixed(model.expected)}"
         found.append(Card("Language pairs in conflict", f"{model.negative} of {model.compared}", detail))
     return found
 

@@ -134,6 +134,7 @@ def test_wrong_type_names_key_and_value(write_config):
     [
         ("select.keep=2", r"\(given as select.keep=2\)"),
         ("select.keep=true", r"a number is wanted, and no truth value \(got True\)"),
+        ("conflict.language_weights={en: true}", r"language_weights: a number is wanted, and no truth value"),
         (
             "languages.seen=[no, de]",
             r"got False\): YAML reads no, yes, on and off so; put the word in quotes \(given as lang",

@@ -119,9 +119,13 @@ def test_a_node_that_is_killed_costs_its_shards_and_one_that_joins_works_along(n
     begun = Counter(e["part"] for e in events(root, "part_started") if e["stage"] == "generate")
     done = Counter(e["part"] for e in events(root, "part_done") if e["stage"] == "generate")
     assert len(done) == _PARTS and set(done.values()) == {1}
-    assert sum(begun.values()) <= _PARTS + 1, "only what the lost node held was begun again"
+    notes = [e["message"] for e in events(root, "note")]
+    deaths = sum("a worker died" in note for note in notes)  # on a machine that is busy Ray may lose another node
+    assert deaths >= 1 and sum(begun.values()) <= _PARTS + deaths, (
+        f"only what a lost worker held was begun again: {begun}, {notes}"
+    )
     assert "node-c" in {e["place"] for e in events(root, "part_done") if e["stage"] == "generate"}
-    assert any("node-b" in e["message"] for e in events(root, "note"))
+    assert any("node-b" in note for note in notes)
     assert not said, "Ray's own words stay out of the terminal"
     assert all((root / "logs" / e["log"]).is_file() for e in events(root, "worker_started"))
 

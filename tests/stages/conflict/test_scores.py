@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import UserError
+from schemas.tables import FEW_PAIRS
 from stages.conflict.directions import directions, signed_directions
 from stages.conflict.scores import FLAGS, PairScores
 from stages.conflict.scoring import score_products, score_sketches
@@ -201,7 +202,8 @@ def test_empty_languages_do_not_count(stream) -> None:
 
 
 def test_language_with_one_pair_is_scored_against_the_others(stream) -> None:
-    got = run(torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, -1.0]]), [0, 1, 1], 2, stream, min_pairs=2)
+    many = FEW_PAIRS // 2
+    got = run(torch.tensor([[1.0, 0.0], *[[1.0, 1.0], [1.0, -1.0]] * many]), [0, *[1] * 2 * many], 2, stream)
     assert optional(got, "cosine_own")[0] is None
     assert optional(got, "score_all")[0] == pytest.approx(1.0)
     assert optional(got, "score_others")[0] == pytest.approx(1.0)
