@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -90,9 +91,11 @@ def _arm(
     """The arm with the tables it selects from; scores that the run has not are made in `scratch`."""
     from stages.compare.pool import Arm
 
-    config = (
-        config_of(folder, spec.settings, lambda said: progress.note(f"{spec.name}: {said}")) if spec.settings else own
-    )
+    try:
+        said = partial(_noted, progress, spec.name)
+        config = config_of(folder, spec.settings, said) if spec.settings else own
+    except UserError as error:
+        raise UserError(f"{_who(spec)} cannot be compared: {error.what}", fix=error.fix) from error
     states = recorded_planner(config, folder).states()
     scoring, selecting = _scored(states, round_, spec, folder), _maker(states, "curated", round_)
     if with_own and spec.settings and all(_same(state, config, own) for state in (scoring, selecting)):
@@ -122,9 +125,14 @@ def _scored(states: Sequence[State], round_: int, spec: ArmSpec, folder: Path) -
             where=str(folder),
             fix="Bring the run up to date first: congrad run CONFIG."
             if spec.name == OWN
-            else "What is compared may differ in select and conflict. For anything before: congrad fork RUN NEW --set key=value.",
+            else "An arm may differ in select and in conflict, but for conflict.target, whose pairs have no gradients here. For anything else:"
+            " congrad fork RUN NEW --set key=value.",
         )
     return scoring
+
+
+def _noted(progress: Progress, name: str, said: str) -> None:
+    progress.note(f"{name}: {said}")
 
 
 def _who(spec: ArmSpec) -> str:

@@ -12,6 +12,7 @@ from pipeline import __version__
 from pipeline.account import totals
 from schemas.config import RunConfig
 from schemas.manifests import StageManifest
+from schemas.reasons import OFF_TOPIC
 from stages.sources import hub_ids
 from stages.text.codes import hub_codes
 from stages.text.markdown import escape
@@ -49,7 +50,7 @@ def dataset_card(config: RunConfig, round_: int, contents: Contents, made: Seque
         "",
         _origin(config),
         "",
-        _selection(config, round_),
+        _held_back(made) + _selection(config, round_),
         "",
         "| stage | in | kept | dropped, by reason |",
         "| --- | ---: | ---: | --- |",
@@ -124,6 +125,15 @@ def _origin(config: RunConfig) -> str:
     )
 
 
+def _held_back(made: Sequence[StageManifest]) -> str:
+    """What the relevance gate did, whatever the rest was selected by."""
+    held = sum(row["dropped"].get(OFF_TOPIC, 0) for manifest in made for row in totals(manifest.tallies))
+    if not held:
+        return ""
+    what = "1 pair was" if held == 1 else f"{held:,} pairs were"
+    return f"{what} left out before: the prompt makes an answer of it no likelier than other prompts do. "
+
+
 def _selection(config: RunConfig, round_: int) -> str:
     select, conflict = config.select, config.conflict
     where = f"In round {round_} " if config.rounds > 1 else ""
@@ -133,13 +143,8 @@ def _selection(config: RunConfig, round_: int) -> str:
     trusted = f" of trusted pairs (the {conflict.target} split, which is not in this data set)"
     others = " of the other languages"
     weighted = ", ".join(f"{code} {weight:g}" for code, weight in conflict.language_weights.items())
-    gate = (
-        "Pairs with an answer that its prompt makes no likelier than other prompts do were left out before. "
-        if config.gradients.relevance and conflict.relevance.sides != "none"
-        else ""
-    )
     return (
-        f"{gate}{_capital(where + share)} were kept by gradient conflict: the agreement of a pair's DPO gradient with the direction merged over languages"
+        f"{_capital(where + share)} were kept by gradient conflict: the agreement of a pair's DPO gradient with the direction merged over languages"
         f" by {escape(conflict.surgery)}{trusted if conflict.target != 'train' else others if conflict.score == 'others' else ''}."
         f"{f' Languages weigh {escape(weighted)} in it, the others 1.' if weighted else ''}"
         " This follows ConGrad (arXiv 2503.23777), whose code was never published; the share kept, the"

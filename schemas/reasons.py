@@ -18,6 +18,9 @@ class Reason:
     failed: bool = False
 
 
+OFF_TOPIC = "off_topic"
+"""Of pairs that the relevance gate holds back: the reason in rejected, and the flag in scores."""
+
 # fmt: off
 REASONS: dict[str, Reason] = {
     # rows of sources, as they are read

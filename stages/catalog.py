@@ -165,7 +165,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("scores", "gram", "directions"),
         ("languages.seen", "conflict", "gradients.relevance", "loss", "execution"),
         kept_rows=(("pair",), "scores"),
-        version=7,
+        version=8,
         needs=(needs.model, needs.surgery_solvers),
     ),
     StageSpec(
@@ -176,7 +176,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("curated", "rejected"),
         ("select",),
         kept_rows=(("pair",), "curated"),
-        version=3,
+        version=4,
     ),
     StageSpec(
         "train",

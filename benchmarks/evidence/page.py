@@ -22,7 +22,6 @@ _SHOWN = (
     "mean_direction",
     "other_languages",
     "own_language",
-    "smallest_gap",
     "medium_influence",
     "lossdiff_irm",
     "shortest",

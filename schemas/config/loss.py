@@ -15,7 +15,7 @@ _SORTS = (
 _REFUSED = {
     "aot": _SORTS,
     "aot_unpaired": _SORTS,
-    "kto": "takes single answers with a label, and what is curated here is pairs: train TRL's KTOTrainer on the judgements table",
+    "kto": "takes single answers with a label, and what is curated here is pairs: give TRL's KTOTrainer the answers of candidates with a label made of their scores in judgements",
     "rpo": "is DPO with a likelihood term on chosen (DPO + NLL): set type: sigmoid and loss.nll to its weight",
     "cpo": "is not offered: simpo with loss.nll is the same without the sum over tokens (CPO-SimPO)",
     "orpo": "is a loss of odds, which no curation weight is derived for in this version: simpo needs no reference either",

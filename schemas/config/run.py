@@ -190,6 +190,13 @@ class RunConfig(Section):
                 f"conflict.target: {conflict.target} needs trusted pairs, {key}.dev_fraction is 0, and no source says which of its rows are"
                 f" trusted: set split: dev on a source in {key}.sources, or raise {key}.dev_fraction"
             )
+        held_out, key = (self.pairs, "pairs") if self.imported else (self.prompts, "prompts")
+        unnamed = [source.path for source in held_out.sources if not source.names_split]
+        if conflict.target != "train" and held_out.dev_fraction and 0 < len(unnamed) < len(held_out.sources):
+            raise ValueError(
+                f"conflict.target: {conflict.target}: {key}.dev_fraction {held_out.dev_fraction:g} would put rows of {unnamed[0]} among the"
+                f" trusted pairs, unchecked: set {key}.dev_fraction: 0, or split: train on that source"
+            )
         if conflict.target != "train" and self.rounds > 1:
             raise ValueError(
                 f"conflict.target: {conflict.target} needs rounds: 1: held-out pairs are made in round 0, with its model"
@@ -216,7 +223,7 @@ class RunConfig(Section):
     def _no_dev(self) -> bool:
         """Whether no pair can be of the dev split."""
         held_out = self.pairs if self.imported else self.prompts
-        return not held_out.dev_fraction and not any(s.split or s.splits or s.fields.split for s in held_out.sources)
+        return not held_out.dev_fraction and not any(source.names_split for source in held_out.sources)
 
     def judge_engine(self, judge: Judge) -> EngineConfig:
         """The engine a judge runs on."""

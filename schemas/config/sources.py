@@ -64,6 +64,12 @@ class Source(Section):
         """The split that is read of a Hugging Face dataset."""
         return self.split or "train"
 
+    @property
+    def names_split(self) -> bool:
+        """Whether anything says which split its rows are in."""
+        columns = getattr(self, "fields", None)
+        return bool(self.split or getattr(self, "splits", None) or getattr(columns, "split", None))
+
 
 Splits = dict[str, Literal["train", "dev", "test"]]
 _SPLITS = (

@@ -10,12 +10,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from schemas.errors import UserError
 from stages.contract import Context
-from stages.gradients.relevance import COLUMNS, cuts, notes, relevant
-
-OFF_TOPIC = "off_topic"
-"""The flag in scores, and the reason in rejected."""
+from stages.gradients.relevance import COLUMNS, all_off_topic, cuts, notes, relevant
 
 
 @dataclass(frozen=True)
@@ -34,6 +30,7 @@ class Gate:
         config = ctx.config.conflict.relevance
         said: list[str] = []
         stats: dict[str, float] = {}
+        questioned = frame["split"] == "train"  # trusted pairs are not
         if "relevant" in frame.columns:
             passes = frame["relevant"]
         elif not ctx.config.gradients.relevance or config.sides == "none":
@@ -41,23 +38,17 @@ class Gate:
         else:
             present = set(frame["language"])
             languages = [code for code in ctx.config.languages.seen if code in present]
-            found = cuts(
-                frame.filter(pl.col("null_chosen").is_not_null()).select("language", *COLUMNS), languages, config
-            )
-            # trusted pairs are not questioned
-            passes, said = relevant(frame, found) | (frame["split"] != "train"), notes(found)
+            found = cuts(frame.filter(questioned).select("language", *COLUMNS), languages, config)
+            passes, said = relevant(frame, found) | ~questioned, notes(found)
             stats = {f"relevance_cut/{cut.side}/{cut.language}": cut.value for cut in found if cut.value is not None}
         held = frame.filter(~passes)
         if held.height:
-            each = held.group_by("language").len().sort("language").rows()
-            counts = ", ".join(f"{language} {count}" for language, count in each)
+            of = frame.filter(questioned)["language"].value_counts()
+            each = held["language"].value_counts(name="held").join(of, on="language").sort("language")
+            counts = ", ".join(f"{language} {count} of {all_}" for language, count, all_ in each.rows())
             said.append(
-                f"{held.height} of {frame.height} pairs are off-topic, in no direction and not kept ({counts}): conflict.relevance"
+                f"{held.height} of {int(questioned.sum())} pairs are off-topic, in no direction and not kept ({counts}): conflict.relevance"
             )
-        if held.height == frame.height:
-            raise UserError(
-                "Every pair is off-topic: no answer is likelier under its prompt than answers to other prompts are",
-                where="conflict.relevance",
-                fix="Look at the pairs, or let all pass: conflict.relevance.sides: none.",
-            )
+        if held.height == int(questioned.sum()):
+            raise all_off_topic()
         return cls(passes, held, said, {"off_topic_pairs": float(held.height), **stats})

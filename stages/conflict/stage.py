@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import torch
 from torch import Tensor
 
 from schemas.errors import UserError
@@ -21,6 +22,9 @@ from stages.conflict.stream import Columns
 from stages.conflict.table import held_rows, score_rows
 from stages.contract import Account, Context, Rows, TableStage, tally
 from stages.surgery.methods import Surgery
+
+_FEW_TRUSTED = 8
+"""Of trusted pairs, which carry no wrong labels, as many do nearly what many do (docs/evidence.md)."""
 
 
 class Conflict(TableStage):
@@ -40,9 +44,9 @@ class Conflict(TableStage):
             for note in measured.notes:
                 ctx.progress.note(note)
             with closing(source.score(measured.directions_LD, list(used.values()), method)) as scores:
-                if missing := _without_score(scores, config.against):
-                    ctx.progress.note(missing)
                 start, trained = 0, source.frame["split"] == "train"
+                if missing := _without_score(scores, config.against, torch.from_numpy(trained.to_numpy())):
+                    ctx.progress.note(missing)
                 others = config.against == "others"
                 for rows in score_rows(source.frame, source.languages, scores, source.weight_N, others):
                     yield Rows("scores", rows.filter(trained[start : start + len(rows)].to_arrow()))
@@ -53,7 +57,7 @@ class Conflict(TableStage):
         yield Rows("gram", _gram_rows(list(scopes), source.languages, grams_SLL, measured.negative_SL))
         counts = source.count_L.tolist()
         yield Rows("directions", _direction_rows(used, source.languages, measured.directions_LD, method, counts))
-        count = len(source.languages)
+        count = sum(number > 0 for number in counts)
         stats = {
             "conflicting_language_pairs": float(count_conflicts(grams_SLL[0])),
             "language_pairs": float(count * (count - 1) // 2),
@@ -73,24 +77,28 @@ def _notes(source: GradientSource, target: Literal["train", "dev"]) -> list[str]
             f"{source.frame.height - trusted} training pairs are scored against the directions of {trusted} pairs of the {target} split"
         )
     counts = dict(zip(source.languages, source.count_L.tolist(), strict=True))
-    few = [f"{language} {count}" for language, count in counts.items() if count < FEW_PAIRS]
+    least, which = (FEW_PAIRS, "pairs") if target == "train" else (_FEW_TRUSTED, "trusted pairs")
+    few = [
+        f"{language} {count}" for language, count in counts.items() if count < least and (count or target == "train")
+    ]
     if few:
-        notes.append(f"fewer than {FEW_PAIRS} pairs ({', '.join(few)}): these languages' directions are mostly noise")
+        notes.append(f"fewer than {least} {which} ({', '.join(few)}): these languages' directions are mostly noise")
     if len(counts) == 1:
         (language,) = counts
         notes.append(f"one language only ({language}): pairs are scored against their own language's direction")
     return notes
 
 
-def _without_score(scores: PairScores, used: Literal["all", "others"]) -> str | None:
-    """How many pairs have no score, and why. Raises UserError where none has one."""
-    _, valid_N = scores.used(used == "others")
-    total = len(valid_N)
-    if bool(valid_N.all()):
+def _without_score(scores: PairScores, used: Literal["all", "others"], trained_N: Tensor) -> str | None:
+    """How many training pairs have no score, and why. Raises UserError where none has one."""
+    valid_n = scores.used(used == "others")[1][trained_N]
+    total = len(valid_n)
+    if bool(valid_n.all()):
         return None
-    zero = int(scores.flags["zero_gradient"].sum())
-    gone = int((scores.alone & ~scores.flags["zero_gradient"]).sum())
-    rest = int((~valid_N).sum()) - zero - int((scores.alone & ~valid_N & ~scores.flags["zero_gradient"]).sum())
+    zero_n, alone_n = scores.flags["zero_gradient"][trained_N], scores.alone[trained_N]
+    zero = int(zero_n.sum())
+    gone = int((alone_n & ~zero_n).sum())
+    rest = int((~valid_n).sum()) - zero - int((alone_n & ~valid_n & ~zero_n).sum())
     why = []
     if zero:
         why.append(f"{zero} have a gradient of zero (the loss gives them no weight, or both answers the same gradient)")
@@ -100,8 +108,8 @@ def _without_score(scores: PairScores, used: Literal["all", "others"]) -> str | 
         )
     if rest > 0:
         why.append(f"{rest} have no direction left to compare with (conflict.surgery, conflict.score)")
-    if bool(valid_N.any()):
-        return f"{int((~valid_N).sum())} of {total} pairs have no score: {'; '.join(why)}"
+    if bool(valid_n.any()):
+        return f"{int((~valid_n).sum())} of {total} pairs have no score: {'; '.join(why)}"
     fix = (
         "Let pairs leave alone: conflict.leave_out: pair."
         if gone

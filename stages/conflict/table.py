@@ -9,8 +9,8 @@ import polars as pl
 import pyarrow as pa
 from torch import Tensor
 
+from schemas.reasons import OFF_TOPIC
 from schemas.tables import COSINES, TABLES
-from stages.conflict.gate import OFF_TOPIC
 from stages.conflict.scores import FLAGS, PairScores
 
 _ROWS = 65_536

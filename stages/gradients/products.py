@@ -20,7 +20,7 @@ from stages.contract import Context, Drop
 from stages.gradients.items import Item
 from stages.gradients.pair_sketches import PairSketches
 from stages.gradients.projections import SketchLayout
-from stages.gradients.relevance import COLUMNS
+from stages.gradients.relevance import COLUMNS, all_off_topic
 from stages.gradients.store import GROUPS_KEY, LANGUAGES_KEY, LAYOUT_KEY
 from stages.gradients.sums import Sums, sums_key
 
@@ -53,10 +53,12 @@ class Products:
 
     @classmethod
     def open(cls, ctx: Context, metadata: dict[bytes, bytes]) -> Products:
-        """Read the first pass. Raises UserError if it was made with other layers, projections, another model or direction."""
+        """Read the first pass. Raises UserError if it was made with other layers, projections, another model or direction, or holds every pair back."""
         sums = Sums.open(ctx, sums_key(metadata, ctx.config.conflict))
         columns = ("pair_id", "ref_logp_chosen", "ref_logp_rejected", *COLUMNS)
         contributions = ctx.scan("contributions").select(columns)
+        if not sums.languages and not contributions.head(1).collect().is_empty():
+            raise all_off_topic()
         return cls(SketchLayout.from_json(metadata[LAYOUT_KEY].decode()), metadata, sums, contributions)
 
     def known(self, items: list[Item], drops: list[Drop]) -> list[Item]:

@@ -3,7 +3,8 @@
 An answer to another question is no likelier under the prompt than without one, whatever it prefers. What "no likelier" is, the model is asked
 too: some answers of every language are looked at under another prompt of that language (the null), and an answer that is not above a quantile
 of these is no answer to its prompt. x0 keeps the prompt's system message and has one user turn of three dots: every template renders it (many
-refuse an empty turn), it asks for nothing, and what a system message does to an answer is no relevance.
+refuse an empty turn), it asks for nothing, and what a system message does to an answer is no relevance. Where the template has no system role,
+the message that the run itself puts before every prompt stays too; one that came with an imported prompt cannot be told from the user's words.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import polars as pl
 
 from schemas.config.curation import RelevanceConfig
+from schemas.errors import UserError
 from schemas.ids import seed_for
 from stages.contract import Context
 from stages.gradients.batching import TokenBudget
@@ -41,13 +43,15 @@ _LOOKS, _BEGINNING = 32, 1000
 """How many prompts are looked at to find one that is not alike, and how many characters of each."""
 _NUMBER = re.compile(r"\d+")
 _MOST = 0.5
-"""A cut that more of a language's answers than this share miss says that the model cannot tell: there is no gate then."""
+"""A cut that more answers than this share miss, of those it is made of or of the language's own, says that the model cannot tell: there is no
+gate then."""
 Side = Literal["chosen", "rejected"]
 
 
 @dataclass(frozen=True)
 class Relevance:
-    """What one worker measures relevance with. others: pair_id -> the prompt its answers are also looked at under. plain: tokens of x0."""
+    """What one worker measures relevance with. others: pair_id -> the prompt its answers are also looked at under. plain: tokens of x0. folded: see
+    `folded_prompt`."""
 
     model: Any
     renderer: Renderer
@@ -55,6 +59,7 @@ class Relevance:
     longest: int
     others: Mapping[str, Messages]
     plain: int
+    folded: str
 
     @classmethod
     def of(cls, ctx: Context, model: Any, renderer: Renderer, budget: TokenBudget) -> Relevance | None:
@@ -62,19 +67,20 @@ class Relevance:
         config = ctx.config
         if not config.gradients.relevance:
             return None
-        others = other_prompts(ctx.scan("pairs"), config.gradients.relevance_null, config.seed)
+        folded = folded_prompt(renderer, None if config.imported else config.generate.sampling.system_prompt)
+        others = other_prompts(ctx.scan("pairs"), config.gradients.relevance_null, config.seed, folded)
         try:
             plain = len(renderer.prompt_ids(says_nothing([])))
         except RenderError:  # then nothing is measured either
             plain = 0
-        return cls(model, renderer, budget, config.text.max_length, others, plain)
+        return cls(model, renderer, budget, config.text.max_length, others, plain, folded)
 
     def cost(self, items: Sequence[Item], own: bool) -> int:
         """Of `measure`, about: it is not known before the other prompts are rendered. own: whether that under the prompt is computed too."""
         total = 0
         for item in items:
             pair = item.pair
-            nothing = len(pair.prompt) if item.row["prompt"][0]["role"] == "system" else self.plain
+            nothing = len(pair.prompt) if self.folded or item.row["prompt"][0]["role"] == "system" else self.plain
             looks = 1 + (item.pair_id in self.others) + own
             total += 2 * nothing + looks * (len(pair.chosen) + len(pair.rejected)) + (looks - 1) * 2 * len(pair.prompt)
         return total
@@ -89,7 +95,7 @@ class Relevance:
         prompt [N, 2]; None: computed here. did: told the cost of every forward. What cannot be known is NaN: an answer that does not fit in memory beside the other prompt."""
         tasks: list[tuple[Item, str, Pair | None]] = []
         for item in items:
-            tasks.append((item, "nothing", self._pair(item, says_nothing(item.row["prompt"]))))
+            tasks.append((item, "nothing", self._pair(item, says_nothing(item.row["prompt"], self.folded))))
             if item.pair_id in self.others:
                 tasks.append((item, "other", self._pair(item, self.others[item.pair_id])))
             if own is None:
@@ -130,17 +136,28 @@ class Relevance:
         return pair if pair.longest <= self.longest else None
 
 
-def says_nothing(prompt: Messages) -> Messages:
-    """x0 of a prompt."""
+def folded_prompt(renderer: Renderer, system_prompt: str | None) -> str:
+    """What stands before the user's words because the template has no system role; empty where nothing does."""
+    if not system_prompt or renderer.has_system_role:
+        return ""
+    (message,) = renderer.prepare([{"role": "user", "content": NOTHING}], system_prompt)
+    return message["content"].removesuffix(NOTHING)
+
+
+def says_nothing(prompt: Messages, folded: str = "") -> Messages:
+    """x0 of a prompt. folded: see `folded_prompt`."""
+    if folded and prompt[0]["content"].startswith(folded):
+        return [{"role": "user", "content": folded + NOTHING}]
     return [message for message in prompt[:1] if message["role"] == "system"] + [{"role": "user", "content": NOTHING}]
 
 
-def other_prompts(pairs: pl.LazyFrame, count: int, seed: int) -> dict[str, Messages]:
+def other_prompts(pairs: pl.LazyFrame, count: int, seed: int, folded: str = "") -> dict[str, Messages]:
     """pair_id -> the prompt of another training pair of its language, for up to `count` pairs of each.
 
     The pairs of a language in the order of their ids are shuffled by the seed; each of the first `count` takes the prompt of the next one (the
     last that of the first) that is of another translation group and says something else, if it can one that is not alike: what answers one of
-    two prompts from one template is no answer to nothing under the other. It depends on no shard and on no order of rows.
+    two prompts from one template is no answer to nothing under the other. A pair beside which all say the same has none. It depends on no shard
+    and on no order of rows.
     """
     known = pairs.filter(pl.col("split") == "train").select("pair_id", "prompt_id", "group_id", "language")
     drawn: list[list[tuple[str, str, str]]] = []
@@ -150,23 +167,29 @@ def other_prompts(pairs: pl.LazyFrame, count: int, seed: int) -> dict[str, Messa
     wanted = pairs.filter(pl.col("pair_id").is_in(sorted(row[0] for rows in drawn for row in rows)))
     prompts: dict[str, Messages] = dict(wanted.select("pair_id", "prompt").collect().rows())
     found: dict[str, Messages] = {}
+    kept = lru_cache(2 * _LOOKS)  # the next prompts are soon looked at again
+    said = kept(lambda pair_id: _said(prompts[pair_id], folded))
+    grams = kept(lambda pair_id: _grams(said(pair_id)))
     for rows in drawn:
-        grams = lru_cache(2 * _LOOKS)(
-            lambda pair_id: _grams(prompts[pair_id])
-        )  # the next prompts are soon looked at again
         for n, (pair_id, prompt_id, group_id) in enumerate(rows):
             following = (rows[(n + k) % len(rows)] for k in range(1, len(rows)))
-            apart = list(islice((row[0] for row in following if row[1] != prompt_id and row[2] != group_id), _LOOKS))
+            others = (row[0] for row in following if row[1] != prompt_id and row[2] != group_id)
+            apart = list(islice((other for other in others if said(other) != said(pair_id)), _LOOKS))
             unlike = (other for other in apart if _similarity(grams(pair_id), grams(other)) < _ALIKE)
             if (other := next(unlike, apart[0] if apart else None)) is not None:
                 found[pair_id] = prompts[other]
     return found
 
 
-def _grams(prompt: Messages) -> frozenset[str]:
-    """Character 3-grams of what the user and the assistant say in a prompt's beginning, all numbers alike."""
-    text = " ".join(message["content"] for message in prompt if message["role"] != "system")[:_BEGINNING]
-    text = _NUMBER.sub("0", comparable(text))
+def _said(prompt: Messages, folded: str) -> str:
+    """What the user and the assistant say."""
+    said = " ".join(message["content"] for message in prompt if message["role"] != "system")
+    return comparable(said.removeprefix(folded))
+
+
+def _grams(said: str) -> frozenset[str]:
+    """Character 3-grams of a beginning, all numbers alike."""
+    text = _NUMBER.sub("0", said[:_BEGINNING])
     return frozenset(text[i : i + 3] for i in range(max(1, len(text) - 2)))
 
 
@@ -193,9 +216,9 @@ class Cut:
 def cuts(sample: pl.DataFrame, languages: Sequence[str], config: RelevanceConfig) -> list[Cut]:
     """The cut of every language and of every side that the gate looks at.
 
-    sample: language and `COLUMNS`; only rows with a null count. A quantile q of n values is one only with n (1 - q) >= 1: a language with fewer
-    takes that of all languages together, and where these are too few there is no gate. Nor is there one where more than half of the sample's
-    own answers miss the cut: the model cannot tell there.
+    sample: language and `COLUMNS`; the cut is made of the rows with a null. A quantile q of n values is one only with n (1 - q) >= 1: a language
+    with fewer takes that of all languages together, and where these are too few there is no gate. Nor is there one where more than half of the
+    answers it is made of, or of the language's own, miss the cut: the model cannot tell there.
     """
     sides: tuple[Side, ...] = {"none": (), "both": ("chosen", "rejected")}.get(config.sides, (config.sides,))  # type: ignore[assignment]
     least = math.ceil(round(1 / (1 - config.quantile), 9))
@@ -213,9 +236,12 @@ def cuts(sample: pl.DataFrame, languages: Sequence[str], config: RelevanceConfig
                 found.append(Cut(language, side, None, mine.height, pooled, why))
                 continue
             value = float(mine[null].quantile(config.quantile, "higher"))  # type: ignore[arg-type]
-            missed = int((mine[own] <= value).sum()) / mine.height
-            if missed > _MOST:
-                why = f"{missed:.0%} of the {side} answers are no likelier under their own prompt than others are"
+            theirs = sample.filter(pl.col("language") == language)[own].fill_nan(None).drop_nulls()
+            whose = {"": theirs} | ({" of all languages": mine[own]} if pooled else {})
+            missed = {who: int((values <= value).sum()) / max(len(values), 1) for who, values in whose.items()}
+            if (share := max(missed.values())) > _MOST:
+                who = max(missed, key=missed.__getitem__)
+                why = f"{share:.0%} of the {side} answers{who} are no likelier under their own prompt than others are"
                 found.append(Cut(language, side, None, mine.height, pooled, why))
             else:
                 found.append(Cut(language, side, value, mine.height, pooled))
@@ -234,6 +260,15 @@ def notes(found: Sequence[Cut]) -> list[str]:
             f"{names}: too few pairs for a cut of their own: the gate against off-topic answers takes that of all languages together"
         )
     return said
+
+
+def all_off_topic() -> UserError:
+    """The error of a run in which the gate holds back every pair."""
+    return UserError(
+        "Every pair is off-topic: no answer is likelier under its prompt than answers to other prompts are",
+        where="conflict.relevance",
+        fix="Look at the pairs, or let all pass: conflict.relevance.sides: none.",
+    )
 
 
 def relevant(frame: pl.DataFrame, found: Sequence[Cut]) -> pl.Series:

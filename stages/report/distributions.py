@@ -139,7 +139,7 @@ def sides(tables: Tables, round_: int, languages: Sequence[str], judge: JudgeCon
         title = f"Judge score: {criterion}" if criterion else "Judge score"
         built.append(_sides(title, unit, frame, languages, whole=False, bounds=bounds))
     names = ["relevance_chosen", "relevance_rejected", "null_chosen", "null_rejected"]
-    measured = tables.read("gradients", round_, ["language", *names])
+    measured = tables.read("gradients", round_, ["split", "language", *names]).filter(split="train")
     own = measured.select("language", *names[:2]).drop_nulls()
     other = pl.concat([measured[name] for name in names[2:]]).drop_nulls()
     built.append(

@@ -11,6 +11,7 @@ import polars as pl
 from schemas.config import RunConfig
 from schemas.config.curation import SelectConfig
 from schemas.manifests import StageManifest
+from schemas.reasons import OFF_TOPIC
 from stages.evaluate.metrics import WIN_RATES
 from stages.report.conflicts import Conflicts
 from stages.report.data import Tables
@@ -28,7 +29,7 @@ class Card:
     detail: str
 
 
-_UNSCORED = ("no_score", "off_topic")
+_UNSCORED = ("no_score", OFF_TOPIC)
 """Reasons of pairs that select did not rank."""
 _LEFT_OUT = {"pair": "the pair", "answers": "pairs that share an answer", "group": "shared answers and translations"}
 

@@ -98,7 +98,7 @@ FILTERS: Mapping[str, Filter] = {
     "random": Filter((), _random),
     "margin": Filter(("chosen_score", "rejected_score"), _expression(_JUDGED), _UNJUDGED),
     "implicit": Filter(("implicit_margin",), _expression(_IMPLICIT), implicit=True),
-    "smallest_gap": Filter(("implicit_margin",), _expression(-_IMPLICIT.abs()), implicit=True),
+    "smallest_gap": Filter(("implicit_margin",), _expression(-_IMPLICIT), implicit=True),
     "medium_influence": Filter(("score", "gradient_norm"), _expression(_middle(_INFLUENCE))),
     "lossdiff_irm": Filter(
         ("score", "gradient_norm", "implicit_margin"),

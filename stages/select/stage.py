@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 
 from schemas.config.curation import SelectConfig
 from schemas.errors import UserError
+from schemas.reasons import OFF_TOPIC
 from schemas.tables import TABLES
 from stages.contract import Account, Context, Drop, Rows, Stopped, TableStage, tally
 from stages.select.filters import FILTERS, ranking
 
 _BATCH = 4096
-BELOW_CUT, NO_SCORE, CROWDED, OFF_TOPIC = "below_cut", "no_score", "crowded_cell", "off_topic"
+BELOW_CUT, NO_SCORE, CROWDED = "below_cut", "no_score", "crowded_cell"
 
 
 class Select(TableStage):
@@ -106,7 +107,7 @@ def rank(pairs: pl.DataFrame, config: SelectConfig) -> pl.DataFrame:
 
 def _rounded(count: pl.Expr) -> pl.Expr:
     """Rounded half up, at least 1."""
-    return (count + 0.5).floor().cast(pl.Int64).clip(lower_bound=1)
+    return (count.round(9) + 0.5).floor().cast(pl.Int64).clip(lower_bound=1)  # 50 * 0.29 is 14.499999999999998
 
 
 def read_pairs(ctx: Context) -> pl.DataFrame:
@@ -146,9 +147,15 @@ def valued(frame: pl.DataFrame, by: str, seed: Sequence[object]) -> pl.DataFrame
 
 
 def _notes(ranked: pl.DataFrame, config: SelectConfig) -> list[str]:
-    """What could not be ranked; what crowded cells did; with a global quota, the languages that keep less than half of the share they would have
-    kept of their own."""
+    """What could not be ranked; the languages of which nothing is kept; what crowded cells did; with a global quota, the languages that keep less
+    than half of the share they would have kept of their own."""
     notes = []
+    languages = (
+        ranked.filter("pool")
+        .group_by("language")
+        .agg(n=pl.len(), ranked=pl.col("used").count(), kept=pl.col("reason").is_null().sum())
+        .sort("language")
+    )
     if unranked := int((ranked["pool"] & ranked["used"].is_null()).sum()):
         kept, pool = ranked["reason"].null_count(), pl.col("pool")
         full = rank(
@@ -160,6 +167,9 @@ def _notes(ranked: pl.DataFrame, config: SelectConfig) -> list[str]:
         notes.append(
             f"{config.by} cannot rank {unranked} of {int(ranked['pool'].sum())} pairs with a conflict score: {filled}"
         )
+    if none := languages.filter(pl.col("ranked") == 0).select("language", "n").rows():
+        each = ", ".join(f"{language} ({n} pairs)" for language, n in none)
+        notes.append(f"nothing is kept of {each}: {config.by} cannot rank any of them")
     if config.diversity.cells:
         crowded, held = (ranked["reason"] == CROWDED).sum(), ranked["reason"].null_count()
         plain = rank(ranked.drop("cell", "reason", "detail", strict=False), config)["reason"].null_count()
@@ -170,16 +180,10 @@ def _notes(ranked: pl.DataFrame, config: SelectConfig) -> list[str]:
             )
     if config.quota != "global":
         return notes
-    counts = (
-        ranked.filter(pl.col("used").is_not_null())
-        .group_by("language")
-        .agg(n=pl.len(), kept=pl.col("reason").is_null().sum())
-        .filter(pl.col("kept") < pl.col("n") * config.keep / 2)
-        .sort("language")
-    )
+    starved = languages.filter((pl.col("ranked") > 0) & (pl.col("kept") < pl.col("n") * config.keep / 2))
     return notes + [
         f"the global quota starves {language}: {kept} of {n} pairs kept, {config.keep:.0%} would be {n * config.keep:.0f}"
-        for language, n, kept in counts.select("language", "n", "kept").iter_rows()
+        for language, n, kept in starved.select("language", "n", "kept").iter_rows()
     ]
 
 

@@ -13,6 +13,7 @@ from pipeline.config_file import dump, load_config
 from pipeline.dataset_card import Contents, dataset_card
 from pipeline.export_folder import MARK, push
 from schemas.errors import UserError
+from schemas.manifests import StageManifest, Tally
 from tests.pipeline.hub_server import hub_server
 
 
@@ -78,8 +79,7 @@ def test_the_card_counts_what_is_loaded_and_says_how_it_was_made(exported, tmp_p
         ({"conflict": {"target": "dev"}}, "of trusted pairs (the dev split", "of the other languages"),
         ({"conflict": {"score": "others"}}, "of the other languages", "trusted"),
         ({"conflict": {"language_weights": {"de": 2}}}, "Languages weigh de 2 in it, the others 1.", "trusted"),
-        ({"gradients": {"relevance": False}}, "agreement of a pair's", "no likelier"),
-        ({}, "makes no likelier than other prompts do were left out", "Languages weigh"),
+        ({}, "agreement of a pair's", "no likelier"),
         ({"card": {"dataset_license": "cc-by-4.0"}}, "license: cc-by-4.0", "license: apache"),
     ],
 )
@@ -87,6 +87,15 @@ def test_the_card_says_the_truth_about_labels_selection_and_licence(write_config
     config = load_config(write_config(**changes))
     card = dataset_card(config, 0, Contents("data/x", {"en": 2}, 1, 1), [])
     assert said in card and unsaid not in card
+
+
+@pytest.mark.parametrize("by", ["conflict", "random"])
+def test_the_card_counts_what_the_gate_held_back_whatever_selects(write_config, by):
+    config = load_config(write_config(select={"by": by}))
+    tally = Tally(unit="pair", language="en", rows_in=9, kept=3, dropped={"off_topic": 4, "below_cut": 2})
+    made = StageManifest(stage="select", round=0, fingerprint="f", content="c", files=[], tallies=[tally])
+    card = dataset_card(config, 0, Contents("data/x", {"en": 3}, 1, 1), [made])
+    assert "4 pairs were left out before: the prompt makes an answer of it no likelier" in card
 
 
 def test_the_hubs_own_classes_read_both_cards_and_lose_nothing(write_config, exported, tmp_path):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from schemas.docs import documents
-from schemas.reasons import REASONS, explained
+from schemas.reasons import OFF_TOPIC, REASONS, explained
 from stages.catalog import BY_NAME
 
 STAGES = Path(__file__).resolve().parents[2] / "stages"
@@ -38,7 +38,7 @@ class Module:
         self.name = path.relative_to(STAGES).as_posix()
         self.stage = path.stem if path.stem in BY_NAME else self.name.split("/")[0]
         self.nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-        self.constants = dict(self._constants())
+        self.constants = {"OFF_TOPIC": OFF_TOPIC} | dict(self._constants())
 
     def found(self) -> Iterator[Found]:
         """By calls of Drop, BadRow, Unreadable, `Item.dropped` and functions with a parameter `reason`; in columns; by CHOOSERS."""

@@ -394,6 +394,43 @@ def test_one_trusted_language_is_enough(tmp_path):
     assert all(row["score"] is not None for row in got["scores"].to_pylist())
 
 
+def test_only_training_pairs_count_for_what_cannot_be_scored_or_is_off_topic(tmp_path):
+    """Trusted pairs make directions; they are neither scored nor questioned."""
+    g_ND, languages = draw(24, 6)
+    splits = ["train"] * 12 + ["dev"] * 12
+    unscored = g_ND.clone()
+    unscored[:12] = 0
+    with pytest.raises(UserError, match="No pair can have a conflict score: 12 have a gradient of zero"):
+        run(tmp_path, config(target="dev"), *tables(unscored, languages, splits=splits))
+    few = g_ND.clone()
+    few[12:18] = 0
+    _, _, notes = run(tmp_path, config(target="dev"), *tables(few, languages, splits=splits))
+    assert not any("have no score" in note for note in notes)
+    n = 40
+    g_ND, languages = draw(n, 3)
+    low, high = [0.0] * 15, [3.0] * 15
+    null = [i / 15 for i in range(30)]
+    relevance = {
+        "relevance_chosen": low + high,
+        "relevance_rejected": high + low,
+        "null_chosen": null,
+        "null_rejected": null,
+    }
+    relevance = {name: values + [None] * 10 for name, values in relevance.items()}  # the trusted ones have no null
+    parts = tables(g_ND, ["en"] * n, splits=["train"] * 30 + ["dev"] * 10, relevance=relevance)
+    with pytest.raises(UserError, match="Every pair is off-topic"):
+        run(tmp_path, config(target="dev", relevance={"sides": "both"}), *parts)
+
+
+def test_few_trusted_pairs_are_named_and_languages_without_any_are_not(tmp_path):
+    g_ND, languages = draw(70, 6)
+    languages = [*languages[:60], *["de"] * 3, *["en"] * 7]
+    parts = tables(g_ND, languages, splits=["train"] * 60 + ["dev"] * 10)
+    _, account, notes = run(tmp_path, config(target="dev"), *parts)
+    assert "fewer than 8 trusted pairs (en 7, de 3): these languages' directions are mostly noise" in notes
+    assert account.stats["language_pairs"] == 1
+
+
 def test_without_trusted_pairs_the_target_is_refused(tmp_path):
     with pytest.raises(UserError, match="No pair of the dev split"):
         run(tmp_path, config(target="dev"), *tables(*draw(12, 1)))
@@ -413,6 +450,13 @@ def test_without_trusted_pairs_the_target_is_refused(tmp_path):
             "no source says which of its rows are trusted",
         ),
         ({"conflict": {"target": "dev"}, "gradients": {"sketch": {"method": "one_sided"}}}, "two_sided"),
+        (
+            {
+                "conflict": {"target": "dev"},
+                "prompts": {"sources": [{"path": "checked", "split": "dev"}, {"path": "rest"}]},
+            },
+            r"dev_fraction 0.05 would put rows of rest among the trusted pairs, unchecked: set prompts.dev_fraction: 0",
+        ),
     ],
 )
 def test_what_weights_and_target_cannot_be_is_refused_before_the_run(changes, why):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -9,10 +11,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from schemas.config.curation import RelevanceConfig
+from schemas.config.model import TextConfig
+from schemas.errors import UserError
 from schemas.tables import TABLES
-from stages.gradients.relevance import COLUMNS, cuts, other_prompts, relevant
+from stages.gradients.relevance import COLUMNS, cuts, folded_prompt, other_prompts, relevant, says_nothing
 from stages.gradients.stage import Gradients
-from stages.text.render import load_renderer
+from stages.text.render import Renderer, load_renderer
+from tests.conftest import CHATML
 from tests.stages.gradients.one_sided_bench import both_passes, config, table
 from tests.stages.stage_context import context, shards
 
@@ -191,3 +196,51 @@ def test_one_sided_sums_leave_out_what_the_gate_holds_back(tmp_path, models, mon
         assert scores.pop(row["pair_id"])["score"] == pytest.approx(row["score"], abs=1e-4)
     assert set(scores) == off and all(row["flags"] == ["off_topic"] for row in scores.values())
     assert account.stats["off_topic_pairs"] == len(off)
+
+
+def test_one_sided_sums_of_nothing_say_why(tmp_path, models, monkeypatch):
+    from stages.gradients import aggregate
+
+    monkeypatch.setattr(aggregate, "relevant", lambda frame, found: pl.Series([False] * frame.height))
+    with pytest.raises(UserError, match="Every pair is off-topic"):
+        both_passes(tmp_path, models, table(8, 2), config(relevance_null=10))
+
+
+def test_a_small_language_that_the_model_does_not_know_has_no_gate():
+    """The cut of all is that of the languages it knows well: the other's answers would all miss it."""
+    strong = [2.0 + n / 100 for n in range(100)], [n / 100 for n in range(100)]
+    frame = sample(en=strong, sw=([0.4] * 10, [0.1] * 10), de=([2.0] * 10, [0.1] * 10))
+    en, sw, de = cuts(frame, ["en", "sw", "de"], RelevanceConfig())
+    assert de.value == pytest.approx(en.value, abs=0.1) and de.pooled
+    assert (
+        sw.value is None
+        and sw.why == "100% of the chosen answers are no likelier under their own prompt than others are"
+    )
+    blind = sample(en=([0.0] * 100, [n / 100 for n in range(100)]), de=([9.0] * 10, [0.1] * 10))
+    assert "91% of the chosen answers of all languages" in cuts(blind, ["de"], RelevanceConfig())[0].why
+
+
+def test_the_same_question_is_no_other_prompt():
+    """Under another system message or in other letters: what answers it is an answer."""
+    pairs = asked("Wie viel ist 3 × 7?", "wie viel ist  3 × 7?", "Wie viel ist 4 × 9?")
+    found = {pair_id: prompt[-1]["content"] for pair_id, prompt in other_prompts(pairs.lazy(), 256, 0).items()}
+    assert found["p00"] == found["p01"] == "Wie viel ist 4 × 9?" and len(found) == 3
+    assert other_prompts(pairs.head(2).lazy(), 256, 0) == {}
+
+
+def test_a_system_message_that_the_template_folds_stays_in_what_says_nothing(tiny_tokenizer):
+    taking, without = Renderer(tiny_tokenizer, TextConfig()), copy.deepcopy(tiny_tokenizer)
+    without.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + CHATML
+    folding = Renderer(without, TextConfig())
+    folded = folded_prompt(folding, "Answer in one word.")
+    assert folded == "Answer in one word.\n\n"
+    assert folded_prompt(taking, "Answer in one word.") == folded_prompt(folding, None) == ""
+    prompt = folding.prepare([{"role": "user", "content": "Was ist Eis?"}], "Answer in one word.")
+    assert says_nothing(prompt, folded) == [{"role": "user", "content": f"{folded}..."}]
+    texts = ["Was ist Eis?", "Nenne drei Flüsse in Asien", "Wer schrieb den Faust?"]
+    pairs = asked(*(f"{folded * 20}{text}" for text in texts)).with_columns(
+        prompt=pl.col("prompt").list.slice(1)
+    )  # alike in what is folded alone
+    plain = asked(*texts)
+    said = {key: prompt[-1]["content"][-9:] for key, prompt in other_prompts(pairs.lazy(), 9, 0, folded * 20).items()}
+    assert said == {key: prompt[-1]["content"][-9:] for key, prompt in other_prompts(plain.lazy(), 9, 0).items()}

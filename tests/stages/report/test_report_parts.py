@@ -194,6 +194,12 @@ def test_relevance_is_drawn_beside_that_of_answers_under_another_prompt(build_ru
     (relevance,) = (one for one in sides(Tables(builder.run.inputs), 0, []) if one.beside)
     assert relevance.beside == "under another prompt" and "line-other" in relevance.chart
     assert [row[3] for row in relevance.rows] == pytest.approx([0.4, 0.4])
+    path = builder.run.inputs["gradients:0"][0]
+    frame = pl.read_parquet(path).with_row_index()
+    split = pl.when(pl.col("index") == 0).then(pl.lit("dev")).otherwise("split")  # a trusted pair
+    frame.with_columns(split=split).drop("index").write_parquet(path)
+    (trained,) = (one for one in sides(Tables(builder.run.inputs), 0, []) if one.beside)
+    assert sum(row[1] for row in trained.rows) == sum(row[1] for row in relevance.rows) - 1
     for name, columns in (("gradients:0", ["relevance_chosen", "null_chosen", "null_rejected"]),):
         for path in builder.run.inputs[name]:
             frame = pl.read_parquet(path)

@@ -50,7 +50,7 @@ def literal(row: dict[str, Any], by: str) -> float:
         "conflict": row["score"],
         "margin": row["chosen_score"] - row["rejected_score"],
         "implicit": row["implicit_margin"],
-        "smallest_gap": -abs(row["implicit_margin"]),
+        "smallest_gap": -row["implicit_margin"],
         "logp_margin": row["logp_margin"],
         "mean_direction": row["score_mean"],
         "own_language": row["cosine_own"],

@@ -126,6 +126,26 @@ def test_a_ranking_that_knows_less_keeps_as_many_as_conflict_or_says_how_many_it
     assert [note for note in outcome.notes if "cannot rank" in note] == [f"{said}: {more}"]
 
 
+@pytest.mark.parametrize("quota", ["language", "global"])
+def test_a_language_of_which_nothing_can_be_ranked_is_named(quota: str, run_stage: Callable[..., Any]) -> None:
+    pairs = [
+        pair(f"{code}{i}", code, margin=1.0 + i if code == "en" else None) for i in range(6) for code in ("en", "de")
+    ]
+    scores = {row["pair_id"]: 0.1 for row in pairs}
+    outcome = run_stage(Select(), config(by="margin", keep=0.5, quota=quota), **tables(pairs, scores))
+    assert "nothing is kept of de (6 pairs): margin cannot rank any of them" in outcome.notes
+
+
+@pytest.mark.parametrize(
+    ("n", "keep", "count"), [(50, 0.29, 15), (100, 0.145, 15), (10, 0.35, 4), (10, 0.25, 3), (9, 0.5, 5)]
+)
+def test_halves_are_rounded_up_whatever_binary_numbers_make_of_the_share(n: int, keep: float, count: int) -> None:
+    frame = pl.DataFrame(
+        {"pair_id": [f"{i:03}" for i in range(n)], "language": "en", "used": [float(i) for i in range(n)]}
+    )
+    assert rank(frame, SelectConfig(keep=keep))["reason"].null_count() == count
+
+
 @pytest.mark.parametrize(("high", "starved"), [(1, True), (2, True), (3, False)])
 def test_a_language_starves_that_keeps_less_than_half_of_its_own_share(
     high: int, starved: bool, run_stage: Callable[..., Any]
