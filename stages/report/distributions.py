@@ -106,7 +106,7 @@ class Sides:
 
 
 def sides(tables: Tables, round_: int, languages: Sequence[str], judge: JudgeConfig | None = None) -> list[Sides]:
-    """Lengths (tokens where gradients were computed, else characters), judge scores and relevance of a round's pairs.
+    """Lengths (tokens where gradients were computed, else characters), judge scores and relevance of a round's training pairs.
 
     judge: who scored them, a figure for each criterion; None: the scores came with the data.
     """
@@ -116,22 +116,14 @@ def sides(tables: Tables, round_: int, languages: Sequence[str], judge: JudgeCon
         .filter(split="train")
         .drop("split")
     )
+    pairs = tables.scan("pairs", round_).filter(split="train")
     unit = "tokens"
     if lengths.is_empty():
         unit = "characters"
-        text = "{}_text"
-        lengths = (
-            tables.scan("pairs", round_)
-            .select(
-                "language",
-                *(_characters(side).alias(text.format(side)) for side in ("chosen", "rejected")),
-            )
-            .collect()
-        )
+        characters = (_characters(side).alias(f"{side}_text") for side in ("chosen", "rejected"))
+        lengths = pairs.select("language", *characters).collect()
     built.append(_sides("Answer length", unit, lengths, languages, whole=True))
-    judged = tables.scan("pairs", round_).filter(
-        pl.col("chosen_score").is_not_null() & pl.col("rejected_score").is_not_null()
-    )
+    judged = pairs.filter(pl.col("chosen_score").is_not_null() & pl.col("rejected_score").is_not_null())
     for criterion in judge.criteria if judge and judge.criteria else [""]:
         unit, bounds = judge.scale_of(criterion) if judge else ("the data's own", None)
         mine = judged.filter(criterion=criterion) if criterion else judged
