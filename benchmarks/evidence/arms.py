@@ -16,7 +16,9 @@ ARMS = ("all", "random", "curated", "baseline", "oracle")
 CELLS = tuple((pool, arm) for pool, (_, share) in POOLS.items() for arm in ARMS if share or arm != "oracle")
 """(pool, arm). Of an undamaged pool the oracle's half is the random one."""
 MANY = tuple(
-    (pool, arm) for pool, arm in CELLS if pool in ("undamaged", "40% flips") and arm in ("random", "curated", "oracle")
+    (pool, arm)
+    for pool, arm in CELLS
+    if pool in ("undamaged", "20% flips", "40% flips") and arm in ("random", "curated", "oracle")
 )
 """Of these, those that are measured with `SPLIT` held-out pairs in either group of languages too."""
 SPLIT = 400
