@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.api import Run, run
-    from pipeline.config_file import load_config
+    from pipeline.existing import config_given as load_config
 
 __version__ = "0.1.0"
 __all__ = ["Run", "__version__", "load_config", "run"]
 
-_PUBLIC = {"Run": "pipeline.api", "run": "pipeline.api", "load_config": "pipeline.config_file"}
+_PUBLIC = {
+    "Run": ("pipeline.api", "Run"),
+    "run": ("pipeline.api", "run"),
+    "load_config": ("pipeline.existing", "config_given"),
+}
 
 
 def __getattr__(name: str) -> Any:
     """The public names, when they are first used."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+    module, attribute = _PUBLIC[name]
+    return getattr(import_module(module), attribute)

@@ -38,6 +38,7 @@ def run(
     """
     from pipeline.loop import run as bring_up_to_date
 
+    _refuse_text(settings=settings, force=force)
     if isinstance(config, RunConfig):
         if settings:
             raise ValueError(
@@ -57,7 +58,7 @@ class Run:
 
     def __init__(self, run: str | Path) -> None:
         """run: its directory, or the name of one under runs/. Raises UserError if there is none."""
-        self.folder = find_run(Path(run))
+        self.folder = find_run(Path(run)).absolute()
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
@@ -99,12 +100,19 @@ class Run:
         """Other selections beside the run's own, as `congrad compare`; without arms, the default ones."""
         from pipeline.compare import comparison
 
+        _refuse_negative(examples=examples)
+        for arm in arms:
+            if not isinstance(arm, str):
+                raise TypeError(
+                    f"an arm is a text, as compare('random', 'select.keep=0.3'), and no {type(arm).__name__}"
+                )
         return comparison(self.folder, arms, round, progress or Silent(), examples)
 
     def explain(self, pair_id: str, neighbours: int = 5, round: int = 0) -> dict[str, Any]:
         """All that is known of a pair, as `congrad explain --json`; a beginning of its id will do. Raises UserError where none or several fit."""
         from pipeline.explain import explanation, find_pair
 
+        _refuse_negative(neighbours=neighbours)
         with reading(self.folder):
             files = tables_of(self.folder, round)
             return explanation(self.config, files, find_pair(files, pair_id, str(self.folder)), neighbours, round)
@@ -133,5 +141,21 @@ class Run:
     def report(self, *arms: str) -> Path:
         """Write report.html, with `arms` beside the run's own selection; its path."""
         from pipeline.report import report_now
+        from pipeline.storage import storage_error
 
-        return report_now(self.config, arms)
+        try:
+            return report_now(self.config, arms)
+        except OSError as error:
+            raise (storage_error(error, None, "report") or error) from error
+
+
+def _refuse_negative(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 0:
+            raise ValueError(f"{name} is a number of 0 or more, and {number} was given")
+
+
+def _refuse_text(**lists: Sequence[str]) -> None:
+    for name, values in lists.items():
+        if isinstance(values, str):
+            raise TypeError(f"{name} is a list of texts: {name}=[{values!r}]")

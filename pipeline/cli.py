@@ -218,10 +218,10 @@ def doctor(
 ) -> None:
     """Checks before a long run: a line each, and what to do. Exit code 1 when something would go wrong."""
     with errors(debug):
-        from pipeline.config_file import load_config
         from pipeline.doctor import print_doctor
+        from pipeline.existing import config_given
 
-        if print_doctor(load_config(config, sets or [], run_dir), quick, as_json):
+        if print_doctor(config_given(config, sets or [], run_dir), quick, as_json):
             raise typer.Exit(1)
 
 

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -16,6 +17,8 @@ from typer.core import TyperGroup
 from schemas.errors import UserError
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of every wrong command line; it has no public name
+_running: ContextVar[str] = ContextVar("_running", default="")
+"""The command, by its name: typer has no public way to the context of the one that runs."""
 
 
 class Commands(TyperGroup):
@@ -28,6 +31,11 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with _quoting():
             return super().invoke(ctx)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        _running.set(name or "")
+        return name, command, rest
 
 
 @contextmanager
@@ -100,5 +108,5 @@ def errors(debug: bool) -> Iterator[None]:
     except OSError as error:  # a target that cannot be written, a file that may not be read
         from pipeline.storage import storage_error
 
-        known = storage_error(error, Path())
+        known = storage_error(error, None, _running.get())
         fail(str(known or UserError(error.strerror or str(error), where=os.fsdecode(error.filename or ""))), 1)

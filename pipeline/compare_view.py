@@ -1,8 +1,8 @@
-"""What `compare` prints: tables of 80 columns, an arm a column, and the texts that only one arm keeps."""
+"""What `compare` prints: tables that fit the terminal, an arm a column, and the texts that only one arm keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from string import ascii_uppercase
 
@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.console import Terminal
+from pipeline.widths import in_parts, room, width_of
 from stages.compare.figures import MEASURES, Comparison, Selected
 
-_WIDE = 6  # arms that stand side by side in 80 columns
+_LABEL = 26  # columns of a terminal; what is longer wraps
 _TEXT = 400
 
 
@@ -28,9 +29,9 @@ def print_comparison(found: Comparison, as_json: bool) -> None:
         settings = f"  ({' '.join(arm.settings)})" if arm.settings and " ".join(arm.settings) not in said[1:] else ""
         console.print(Text(f"{marks[arm.name]}  {arm.name}{settings}"), soft_wrap=True)
     console.print(Text(pool_line(found)), soft_wrap=True)
-    for start in range(0, len(found.arms), _WIDE):
+    for table in _tables(found, marks, room(console), _LABEL if console.is_terminal else None):
         console.print()
-        console.print(_table(found, found.arms[start : start + _WIDE], marks))
+        console.print(table)
     for arm in found.arms:
         if arm.examples:
             _print_only(console, arm, marks[arm.name])
@@ -51,17 +52,22 @@ def pool_line(found: Comparison) -> str:
     return line + (f" (cannot rank: {', '.join(missing)})" if missing else "") + "."
 
 
-def _table(found: Comparison, arms: Sequence[Selected], marks: dict[str, str]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    table.add_column("", max_width=26, no_wrap=True, overflow="ellipsis")
-    for title in ("pool", *(marks[arm.name] for arm in arms)):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in _rows(found, arms, marks):
-        table.add_row(*map(Text, row))
-    return table
+def _tables(found: Comparison, marks: dict[str, str], width: int, label: int | None) -> Iterable[Table]:
+    """As many arms a table as `width` has room for. label: the most that labels take of it."""
+    labels, pool, *arms = map(list, zip(["", "pool", *marks.values()], *_rows(found, marks), strict=True))
+    taken = min(width_of(labels), label or width) + 1 + width_of(pool)
+    for part in in_parts(arms, width - taken, 1):
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+        table.add_column("", max_width=label, overflow="fold")
+        for title, *_ in (pool, *part):
+            table.add_column(title, justify="right", no_wrap=True)
+        for cells in zip(labels[1:], pool[1:], *(column[1:] for column in part), strict=True):
+            table.add_row(*map(Text, cells))
+        yield table
 
 
-def _rows(found: Comparison, arms: Sequence[Selected], marks: dict[str, str]) -> Iterable[list[str]]:
+def _rows(found: Comparison, marks: dict[str, str]) -> Iterable[list[str]]:
+    arms = found.arms
     yield ["pairs kept", f"{found.pool:,}", *(f"{arm.kept:,}" for arm in arms)]
     for language, count in found.languages.items():
         yield [f"  {language}", f"{count:,}", *(f"{arm.languages[language]:,}" for arm in arms)]

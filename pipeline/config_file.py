@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import reprlib
 from collections.abc import Callable, Sequence
@@ -79,7 +80,8 @@ def _text(path: Path) -> str:
     if str(path).startswith(PREFIX):
         return read_data(str(path))
     try:
-        with Path(expanded(str(path))).open("rb") as handle:
+        there = path if os.path.exists(path) else Path(expanded(str(path)))
+        with there.open("rb") as handle:
             raw = handle.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         raise UserError(

@@ -137,7 +137,12 @@ def _held_back(made: Sequence[StageManifest]) -> str:
 def _selection(config: RunConfig, round_: int) -> str:
     select, conflict = config.select, config.conflict
     where = f"In round {round_} " if config.rounds > 1 else ""
-    share = f"the best {100 * select.keep:g}% of the pairs {'of each language' if select.quota == 'language' else 'of all languages'}"
+    whose = "of each language" if select.quota == "language" else "of all languages"
+    criteria = " and criterion" if config.judge.criteria and not config.imported else ""
+    spread = select.diversity
+    share = f"the best {100 * select.keep:g}% of the pairs {whose}{criteria}"
+    if spread.cells:
+        share += f", at most {100 * spread.share:g}% of them from one of {spread.cells} cells of alike gradients,"
     if select.by != "conflict":
         return f"{_capital(where + share)} were kept by {escape(select.by)} (`select.by`), a baseline, not by gradient conflict."
     trusted = f" of trusted pairs (the {conflict.target} split, which is not in this data set)"

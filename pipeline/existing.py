@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.config_file import load_config
 from schemas.config import RunConfig
+from schemas.config.run import NAME
 from schemas.errors import UserError
 from schemas.paths import expanded
 
@@ -20,8 +23,9 @@ def usable_path(path: Path) -> Path:
 
 
 def find_run(run: Path) -> Path:
-    """The run directory of a path or a name under runs/. Raises UserError if there is none."""
-    given = usable_path(run)
+    """The run directory of a path, as it is or with `~` and variables written out, or of a name under runs/. Raises UserError if there is
+    none."""
+    given = run if os.path.exists(run / "run.yaml") else usable_path(run)
     for folder in (given, Path("runs") / given):
         try:
             (folder / "run.yaml").stat()
@@ -37,9 +41,13 @@ def find_run(run: Path) -> Path:
     )
 
 
-def config_given(path: Path, settings: Sequence[str] = (), run_dir: Path | None = None) -> RunConfig:
-    """The config that somebody runs, as `load_config`; a run's own run.yaml is that run's wherever it lies now, unless `run_dir` or a
-    setting says where the run is to be."""
+def config_given(path: str | Path, settings: Sequence[str] = (), run_dir: Path | None = None) -> RunConfig:
+    """The validated config of a YAML file, or of a shipped one (`package:configs/demo.yaml`), with `a.b=value` settings applied. A run's own
+    run.yaml is that run's wherever it lies now, unless `run_dir` or a setting says where the run is to be.
+
+    Raises UserError naming the file, the line and the key.
+    """
+    path = Path(path)
     config, folder = load_config(path, settings, run_dir), usable_path(path).parent
     own = path.name == "run.yaml" and ((folder / "_state").is_dir() or any(folder.glob("round-*/_state")))
     named = run_dir is not None or any(text.partition("=")[0] in ("name", "run_dir") for text in settings)
@@ -58,3 +66,16 @@ def config_of(
     """
     config = load_config(folder / "run.yaml", settings, leaves_out=say)
     return config.model_copy(update={"run_dir": folder.resolve().parent, "name": folder.resolve().name})
+
+
+def recordable(config: RunConfig) -> RunConfig:
+    """The config as run.yaml can hold it. A folder may have been renamed to what is no run's name, or moved to where a path would be filled in
+    when it is read; who reads a run goes by where it lies."""
+    try:
+        reads = expanded(str(config.run_dir)) == str(config.run_dir) and str(config.run_dir).isprintable()
+    except ValueError:
+        reads = False
+    changes: dict[str, object] = {} if reads else {"run_dir": Path("runs")}
+    if not re.fullmatch(NAME, config.name):
+        changes["name"] = "renamed"
+    return config.model_copy(update=changes)

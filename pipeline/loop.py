@@ -21,6 +21,7 @@ from pipeline.events import Events
 from pipeline.executor import Executor
 from pipeline.executor_errors import Defect, ending
 from pipeline.executors import EXECUTORS, Place
+from pipeline.existing import recordable
 from pipeline.history import last_error
 from pipeline.launch import follow, gathered, launch_of
 from pipeline.lease import Lease, LeaseLost
@@ -218,7 +219,7 @@ class _Loop:
 
     def _keep_config(self) -> None:
         """run.yaml says what the run directory is asked to hold; what it holds of other settings is not current."""
-        text = config_file.dump(self.config)
+        text = config_file.dump(recordable(self.config))
         if not self.rundir.config.exists() or self.rundir.config.read_text(encoding="utf-8") != text:
             files.write_text(self.rundir.config, text)
 

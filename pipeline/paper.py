@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import polars as pl
 
-from pipeline.existing import config_of, find_run
+from pipeline.existing import config_of, find_run, usable_path
 from pipeline.inspect import tables_of
 from pipeline.paper_table import BOLD, PaperTable, as_csv, is_above, latex, markdown
 from pipeline.trials import UNTRAINED
@@ -119,7 +120,18 @@ def _named(text: str) -> tuple[str, Path, bool]:
 
 
 def _folder(text: str) -> Path:
-    return Path(text) if (Path(text) / TRIALS).is_file() else find_run(Path(text))
+    """Of a comparison or a run, by its path or its name under runs/."""
+    given = usable_path(Path(text))
+    for folder in (given, Path("runs") / given):
+        if os.path.isfile(folder / TRIALS):
+            return folder
+        if os.path.isfile(folder / "run.yaml"):
+            break
+    try:
+        return find_run(given)
+    except UserError as error:
+        fix = f"{error.fix} Or a folder of compare --train (it holds {TRIALS}), by its path or name too."
+        raise UserError(error.what, where=text, fix=fix) from None
 
 
 def _run(folder: Path, name: str) -> list[tuple[str, pl.DataFrame]]:

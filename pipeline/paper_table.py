@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from stages.evaluate.metrics import CONTROLLED, WIN_RATES
+from stages.text.markdown import escape
 
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -53,10 +54,10 @@ def as_csv(figures: pl.DataFrame) -> str:
 
 def markdown(table: PaperTable) -> str:
     """A pipe table."""
-    head = ["", *(f"{group}: {title}" for group, title in table.columns)]
+    head = ["", *(escape(f"{group}: {title}") for group, title in table.columns)]
     lines = [head, ["---"] * len(head)]
-    lines += [[arm, *(f"**{text}**" if best else text for text, best in cells)] for arm, cells in table.rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    lines += [[escape(arm), *(f"**{text}**" if best else text for text, best in cells)] for arm, cells in table.rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def latex(table: PaperTable) -> str:
@@ -72,7 +73,8 @@ def latex(table: PaperTable) -> str:
 
 
 def _row(cells: list[str]) -> str:
-    return " & ".join(cells) + r" \\"
+    row = " & ".join(cells)
+    return ("{}" if row.startswith(("[", "*")) else "") + row + r" \\"  # else an argument of the command before it
 
 
 def _tex(text: str) -> str:

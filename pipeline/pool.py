@@ -284,8 +284,8 @@ class Pool:
             raise UserError(
                 f"{job.order.spec.name}: {job.deaths} worker processes died one after another without finishing a shard; "
                 f"the last by {cause}",
-                where=str(seat.member.log),
-                fix="Look at the end of that log; fewer execution.workers or smaller batches need less memory. "
+                where=str(seat.member.log) if seat.member.log.exists() else "they wrote no log",
+                fix="Look at the end of the log; fewer execution.workers or smaller batches need less memory. "
                 "Nothing that was finished is lost: the same command continues.",
             )
         job.reports.note(f"a worker died ({cause}); starting another")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,15 @@ from pipeline.pace import in_words
 from pipeline.plan import Planner, State
 from pipeline.rundir import RunDir
 from pipeline.selection import Selection
+from pipeline.widths import in_parts, room, width_of
 from schemas.config import RunConfig
 from schemas.manifests import StagePlan
 from stages.schedule import Step
+from stages.text.words import duration
 
 _SILENT = 5  # seconds
-_WIDE = 1000  # columns: where nobody looks at a terminal, nothing need be cut
+_COLUMNS = ("stage", "state", "parts", "rows in", "kept", "dropped", "failed", "time", "rows/s")
+_SPARE = ("rows/s", "failed", "dropped")  # left out in this order where all do not fit; `failed` only if nothing did
 
 
 def states_of(folder: Path) -> list[State]:
@@ -76,19 +79,21 @@ def _print_status(folder: Path, as_json: bool) -> None:
     console = Terminal()
     print_states(states, console)
     if holder:
-        console.print(Text(printable(f"Running now: process {holder['pid']} on {holder['host']}.")))
+        console.print(Text(printable(f"Running now: process {holder['pid']} on {holder['host']}.")), soft_wrap=True)
     if holder and (now := progress(folder)):
-        console.print(Text(printable(_progress_line(now))))
+        console.print(Text(printable(_progress_line(now))), soft_wrap=True)
         for place, at in now.get("places", {}).items() if len(now.get("places", {})) > 1 else ():
-            console.print(Text(printable(f"  {place}: {at['done']:,} {now['unit']}, {at['per_s']:,.4g}/s")))
+            console.print(
+                Text(printable(f"  {place}: {at['done']:,} {now['unit']}, {at['per_s']:,.4g}/s")), soft_wrap=True
+            )
     upcoming = next((s for s in states if s.kind != "done"), None)
     if upcoming is None:
         console.print("Everything is up to date.")
     else:
-        console.print(Text(printable(f"Next: {upcoming.step.title} ({'; '.join(upcoming.why)}).")))
+        console.print(Text(printable(f"Next: {upcoming.step.title} ({'; '.join(upcoming.why)}).")), soft_wrap=True)
     if (error := last_error(folder, bool(holder))) and upcoming is not None:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(error["time"]))
-        console.print(Text(printable(f"Last error ({when}): {error['error']}"), style="red"))
+        console.print(Text(printable(f"Last error ({when}): {error['error']}"), style="red"), soft_wrap=True)
 
 
 def _progress_line(event: dict[str, Any]) -> str:
@@ -101,28 +106,46 @@ def _progress_line(event: dict[str, Any]) -> str:
 
 
 def print_states(states: list[State], console: Terminal | None = None) -> None:
-    """A table of steps (state, parts, rows in, kept, dropped, failed, time) that fits 80 columns; below it why rows were
-    dropped and why a step is not done, a line a step. Piped, nothing is cut or wrapped."""
+    """A table of steps (state, parts, rows in, kept, dropped, failed, time), less what does not fit the terminal; below it why
+    rows were dropped and why a step is not done, a line a step. Piped, nothing is left out or wrapped."""
     console = console or Terminal()
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for name in ("stage", "state", "parts"):
-        table.add_column(name, no_wrap=True)
-    for name in ("rows in", "kept", "dropped", "failed", "time", "rows/s"):
-        table.add_column(name, justify="right", no_wrap=True)
+    width = room(console)
+    cells: list[Sequence[str]] = []
     lines = []
     for state in states:
         rows: list[dict[str, Any]] = totals(state.manifest.tallies) if state.manifest else []
         parts = f"{state.parts_done}/{len(state.plan.shards)}" if state.plan and state.kind != "waiting" else ""
         first = rows[0] if rows else {}
-        table.add_row(state.step.title, state.kind, parts, *_cells(first), _time(state), _rate(first, state))
-        for row in rows[1:]:
-            table.add_row("", "", "", *_cells(row), "", "")
+        cells.append((state.step.title, state.kind, parts, *_cells(first), _time(state), _rate(first, state)))
+        cells += [("", "", "", *_cells(row), "", "") for row in rows[1:]]
         lines += [f"{state.step.title}, {row['unit']}s dropped: {_reasons(row)}" for row in rows if row["dropped"]]
         if state.kind not in ("waiting", "new", "done") and state.why:
             lines.append(f"{state.step.title}: {'; '.join(state.why)}")
-    console.print(table, width=None if console.is_terminal else _WIDE)
+    for number, table in enumerate(_tables(cells, width)):
+        if number:
+            console.print()
+        console.print(table)
     for line in lines:
         console.print(Text(printable(line), style="dim"), soft_wrap=not console.is_terminal)
+
+
+def _tables(rows: Sequence[Sequence[str]], width: int) -> list[Table]:
+    """One table without the spare columns that do not fit `width`, or several where that is not enough."""
+    columns = {name: [name, *cells] for name, *cells in zip(_COLUMNS, *rows, strict=True)}
+    for name in _SPARE:
+        fits = sum(1 + width_of(column) for column in columns.values()) - 1 <= width
+        if not fits and (name != "failed" or set(columns[name][1:]) <= {"", "0"}):
+            del columns[name]
+    first, *others = columns.values()
+    tables = []
+    for part in in_parts(others, width - width_of(first), 1):
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+        for name, *_ in (first, *part):
+            table.add_column(name, justify="left" if name in _COLUMNS[:3] else "right", no_wrap=True)
+        for cells in zip(first[1:], *(column[1:] for column in part), strict=True):
+            table.add_row(*map(Text, cells))
+        tables.append(table)
+    return tables
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, str, str, str]:
@@ -137,12 +160,15 @@ def _cells(row: dict[str, Any]) -> tuple[str, str, str, str]:
 
 
 def _time(state: State) -> str:
-    return f"{state.manifest.seconds:,.0f} s" if state.manifest else ""
+    return duration(state.manifest.seconds) if state.manifest else ""
 
 
 def _rate(row: dict[str, Any], state: State) -> str:
     seconds = state.manifest.seconds if state.manifest else 0.0
-    return f"{row['in'] / seconds:,.3g}" if row and seconds else ""
+    if not row or not seconds:
+        return ""
+    rate = row["in"] / seconds
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _reasons(row: dict[str, Any]) -> str:

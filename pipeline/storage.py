@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -27,16 +28,26 @@ _OBJECT_MOUNTS = (
 _ANOTHER = "Choose another folder with --run-dir, on a local disk or NFS."
 _CONTINUES = "What is committed stays; the same command continues."
 _ADVICE = {
-    errno.ENOSPC: ("The disk is full", "Free some space. "),
-    errno.EDQUOT: ("The disk quota is used up", "Free some space, or have the quota raised. "),
-    errno.EFBIG: ("A file reached the size limit of this shell or file system", "Raise `ulimit -f`. "),
-    errno.EROFS: ("The file system is read-only", "Have it mounted writable, or use another --run-dir. "),
-    errno.EACCES: ("A file or folder may not be accessed", "Change its owner or permissions. "),
-    errno.EPERM: ("A file or folder may not be changed", "Change its owner or permissions. "),
-    errno.EIO: ("The disk reports an error", "Check the disk and the system's log. "),
-    errno.ESTALE: ("The network file system lost a file that was open", "Check the mount. "),
-    errno.EMFILE: ("Too many files are open", "Raise `ulimit -n`. "),
+    errno.ENOSPC: ("The disk is full", "Free some space"),
+    errno.EDQUOT: ("The disk quota is used up", "Free some space, or have the quota raised"),
+    errno.EFBIG: ("A file reached the size limit of this shell or file system", "Raise `ulimit -f`"),
+    errno.EROFS: ("The file system is read-only", "Have it mounted writable"),
+    errno.EACCES: ("A file or folder may not be accessed", "Change its owner or permissions"),
+    errno.EPERM: ("A file or folder may not be changed", "Change its owner or permissions"),
+    errno.EIO: ("The disk reports an error", "Check the disk and the system's log"),
+    errno.ESTALE: ("The network file system lost a file that was open", "Check the mount"),
+    errno.EMFILE: ("Too many files are open", "Raise `ulimit -n`"),
 }
+_RESUMING = ("run", "compare")
+_ELSEWHERE = {
+    "run": "use another --run-dir",
+    "doctor": "use another --run-dir",
+    "export": "name another folder with --out",
+    "compare": "name another folder with --out",
+}
+"""Of the commands that can be told where to write."""
+_TEMPORARY = re.compile(r"(?<![^/])\.([^/]+)\.[0-9a-f]{32}\.tmp(?![^/])")
+"""As `files.temporary_beside` makes of a name."""
 _TEXTS = {
     "No space left on device": errno.ENOSPC,
     "Disk quota exceeded": errno.EDQUOT,
@@ -90,20 +101,30 @@ def mount_type(folder: Path, mounts: Path) -> str:
     return kind
 
 
-def storage_error(error: BaseException, root: Path) -> UserError | None:
-    """The user's error behind an exception, if a disk is what failed: libraries wrap and reword it."""
+def storage_error(error: BaseException, root: Path | None, command: str = "run") -> UserError | None:
+    """The user's error behind an exception, if a disk is what failed: libraries wrap and reword it.
+
+    root: the run directory, where a run is going on; command: the one that failed, which the advice is for.
+    """
     for cause in sorted(_chain(error), key=lambda found: not isinstance(found, OSError)):  # it names the file
-        if isinstance(cause, FileNotFoundError | NotADirectoryError) and not root.is_dir():
+        if isinstance(cause, FileNotFoundError | NotADirectoryError) and root and not root.is_dir():
             fix = "It was moved, deleted or unmounted while the run was going on. Put it back; the same command continues."
             return UserError("The run directory is gone", where=str(root), fix=fix)
         number = cause.errno if isinstance(cause, OSError) else None
         if number not in _ADVICE:
             number = next((n for text, n in _TEXTS.items() if text in str(cause)), None)
         if number is not None:
-            what, fix = _ADVICE[number]
             name = cause.filename if isinstance(cause, OSError) else None
-            return UserError(what, where=os.fsdecode(name) if name else str(root), fix=fix + _CONTINUES)
+            where = _TEMPORARY.sub(r"\1", os.fsdecode(name)) if name else str(root or "")
+            return UserError(_ADVICE[number][0], where=where, fix=_fix(number, command))
     return None
+
+
+def _fix(number: int, command: str) -> str:
+    resumes, elsewhere = command in _RESUMING, _ELSEWHERE.get(command)
+    full = number in (errno.ENOSPC, errno.EDQUOT) and not resumes  # what resumes does so where it was
+    other = f", or {elsewhere}" if elsewhere and (full or number == errno.EROFS) else ""
+    return f"{_ADVICE[number][1]}{other}." + (f" {_CONTINUES}" if resumes else "")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

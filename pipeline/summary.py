@@ -15,6 +15,7 @@ from pipeline.console import Terminal, printable
 from pipeline.inspect import table_files, tables_of
 from pipeline.rundir import RunDir
 from pipeline.status import states_of
+from pipeline.widths import in_parts, width_of
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.manifests import StageManifest, Tally
@@ -37,47 +38,45 @@ def print_summary(config: RunConfig) -> None:
         ("Cosine between the languages' gradient directions (negative: they conflict)", _conflict),
         ("Preference accuracy (higher mean log-probability on chosen), 95% interval", _accuracy),
     ):
-        table = make(folder, last)
-        if table is not None:
-            console.print(f"\n{title}", style="italic")
+        for number, table in enumerate(make(folder, last, console.width)):
+            console.print("" if number else f"\n{title}", style="italic")
             console.print(table)
     for line in _known_errors(folder, last, manifests):
         console.print(Text(printable(line), style="bold"), soft_wrap=not console.is_terminal)
     console.print()
     if config.banner:
-        console.print(Text(printable(config.banner), style="bold"))
-    console.print(Text(printable(_next(folder, manifests))))
+        console.print(Text(printable(config.banner), style="bold"), soft_wrap=True)
+    console.print(Text(printable(_next(folder, manifests))), soft_wrap=True)
 
 
 def _rows(manifests: list[StageManifest], width: int) -> list[Table]:
     """Rows kept, of how many: a line per language, a column per stage and unit; as many tables as `width` asks for."""
     languages = sorted({t.language for m in manifests for t in m.tallies})
     first = ["", *languages, "all"]
-    tables, used = [], width
+    columns = []
     for manifest in manifests:
         for row in totals(manifest.tallies):
             title = f"{manifest.stage} {manifest.round}" if manifest.round else manifest.stage
             found = [_tally(manifest, row["unit"], language) for language in languages]
             cells = [_kept_of(t.kept, t.rows_in) if t else "" for t in found]
-            column = [f"{title}\n{row['unit']}s", *cells, _kept_of(row["kept"], row["in"])]
-            needed = 2 + max(len(line) for cell in column for line in cell.split("\n"))
-            if used + needed > width:
-                tables.append([first])
-                used = max(len(name) for name in first)
-            tables[-1].append(column)
-            used += needed
-    return [_table(columns) for columns in tables]
+            columns.append([f"{title}\n{row['unit']}s", *cells, _kept_of(row["kept"], row["in"])])
+    return [_table([first, *part]) for part in in_parts(columns, width - width_of(first), 2)]
 
 
 def _table(columns: list[list[str]]) -> Table:
     """Columns of a header and its cells; the last row is their sum."""
-    table = Table(box=None, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column[0], justify="right" if number else "left", no_wrap=True)
+    table = _headed(columns)
     *rows, last = zip(*(column[1:] for column in columns), strict=True)
     for cells in rows:
         table.add_row(*(Text(printable(cell)) for cell in cells))
     table.add_row(*(Text(printable(cell)) for cell in last), style="bold")
+    return table
+
+
+def _headed(columns: list[list[str]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column[0], justify="right" if number else "left", no_wrap=True)
     return table
 
 
@@ -110,34 +109,35 @@ def _reasons(manifest: StageManifest) -> list[str]:
     return lines
 
 
-def _conflict(folder: Path, round_: int) -> Table | None:
+def _conflict(folder: Path, round_: int, width: int) -> list[Table]:
+    """The matrix, a line per language; as many tables as `width` asks for."""
     frame = _read(folder, "gram", round_)
     if frame is None:
-        return None
+        return []
     frame = frame.filter(pl.col("scope") == "model")
     languages = sorted(frame["language"].unique())
     cosines = {(row["language"], row["other"]): row["cosine"] for row in frame.iter_rows(named=True)}
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    for name in languages:
-        table.add_column(name, justify="right")
-    for language in languages:
-        cells = []
-        for other in languages:
-            value = cosines.get((language, other))
-            style = "" if value is None or value >= 0 else "bold red"
-            cells.append(Text("" if value is None else f"{value:+.2f}", style=style))
-        table.add_row(language, *cells)
-    return table
+    columns = [[other, *(_cosine(cosines.get((language, other))) for language in languages)] for other in languages]
+    first, tables = ["", *languages], []
+    for part in in_parts(columns, width - width_of(first), 2):
+        table = _headed([first, *part])
+        for language, *cells in zip(languages, *(column[1:] for column in part), strict=True):
+            table.add_row(language, *(Text(cell, style="bold red" if cell.startswith("-") else "") for cell in cells))
+        tables.append(table)
+    return tables
 
 
-def _accuracy(folder: Path, round_: int) -> Table | None:
+def _cosine(value: float | None) -> str:
+    return "" if value is None else f"{value:+.2f}"
+
+
+def _accuracy(folder: Path, round_: int, width: int) -> list[Table]:
     frame = _read(folder, "evaluation", round_)
     if frame is None:
-        return None
+        return []
     frame = frame.filter((pl.col("metric") == "accuracy") & (pl.col("language") == "all") & (pl.col("n") > 0))
     if frame.is_empty():
-        return None
+        return []
     table = Table(box=None, pad_edge=False)
     for name in ("pairs", "before", "after", "n"):
         table.add_column(name)
@@ -145,7 +145,7 @@ def _accuracy(folder: Path, round_: int) -> Table | None:
         rows = {row["model"]: row for row in frame.filter(pl.col("split") == split).iter_rows(named=True)}
         cells = [_measured(rows.get(model)) for model in ("before", "after")]
         table.add_row(split, *cells, str(next(iter(rows.values()))["n"]))
-    return table
+    return [table]
 
 
 def _known_errors(folder: Path, round_: int, manifests: list[StageManifest]) -> list[str]:

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from types import ModuleType
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
@@ -128,7 +129,7 @@ def start_child(
     ours, theirs = context.Pipe()
     parent = os.getpid() if method == "spawn" else 0  # another process forks it otherwise
     process = context.Process(target=_enter, args=(parent, leads, entry, theirs, arguments), name=name)
-    with _environment(environment or {}):
+    with _environment(environment or {}), _unknown_main():
         process.start()
     theirs.close()
     return Child(process, ours, leads)
@@ -169,6 +170,17 @@ def _keep_locks_here() -> None:
         from tqdm import tqdm
 
         tqdm.set_lock(threading.RLock())
+
+
+@contextmanager
+def _unknown_main() -> Iterator[None]:
+    """A spawned process runs its parent's script first, for what may be defined there: one that starts a run would start it again."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextmanager

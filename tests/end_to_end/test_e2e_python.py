@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +104,52 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(folder: Path, monkeyp
         exec(compile("".join(cell["source"]), "docs/curate.ipynb", "exec"), names)  # noqa: S102
     assert len(names["strict"].curated()) < len(names["mine"].curated())  # type: ignore[attr-defined]
     assert (folder / "runs" / "notebook" / "report.html").exists()
+    assert names["lowest"]["score"].null_count() == 0  # type: ignore[attr-defined]
+
+
+def test_a_run_in_another_folder_under_any_name_is_that_run(
+    folder: Path, inline_command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renamed to what is no run's name, copied, and opened before the working folder changed."""
+    mine = pipeline.run("mine.yaml", until="select", quiet=True)
+    for name in ("my run", "Köln", "a$b/copy"):
+        there = folder / "elsewhere" / name
+        shutil.copytree(mine.folder, there)
+        monkeypatch.chdir(there.parent)
+        pipeline.run(load_config(f"{there.name}/run.yaml", ["select.keep=0.25"]), until="select", quiet=True)
+        copied = Run(there.name)
+        assert copied.config.select.keep == 0.25 and copied.states["select"] == "done"
+        assert len(copied.curated()) < len(mine.curated()) and mine.config.select.keep == 0.5
+        inline_command("status", there.name)
+    assert mine.states["select"] == "done"
+
+
+def test_what_is_no_number_or_text_of_the_kind_is_refused(folder: Path) -> None:
+    mine = pipeline.run("mine.yaml", until="select", quiet=True)
+    with pytest.raises(ValueError, match="neighbours is a number of 0 or more, and -3 was given"):
+        mine.explain("1", neighbours=-3)
+    with pytest.raises(ValueError, match="examples"):
+        mine.compare("random", examples=-1)
+    with pytest.raises(TypeError, match="an arm is a text"):
+        mine.compare(["random"])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"force=\['select'\]"):
+        pipeline.run("mine.yaml", force="select", quiet=True)
+
+
+def test_a_script_that_guards_nothing_runs_once(tmp_path: Path, tiny_model: Path) -> None:
+    """Workers are processes of their own, and would run the script again."""
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(imported_config(tmp_path, tiny_model)), encoding="utf-8")
+    script = "from pipeline import run\nprint('begins', flush=True)\nprint(run('mine.yaml', until='pairs', quiet=True).states['pairs'])\n"
+    (tmp_path / "plain.py").write_text(script, encoding="utf-8")
+    root = str(Path(pipeline.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "plain.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": root},
+    )
+    assert done.stdout.split() == ["begins", "done"], done.stderr
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

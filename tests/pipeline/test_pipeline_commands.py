@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import sys
@@ -21,6 +22,7 @@ from pipeline.config_file import dump, load_config
 from pipeline.console import printable
 from pipeline.plan import Inputs, Planner
 from pipeline.rundir import RunDir
+from schemas.files import temporary_beside
 from schemas.manifests import Tally
 from schemas.sketches import sketch_array
 from schemas.tables import TABLES
@@ -105,6 +107,29 @@ def test_inspect_names_the_tables_there_are(finished):
 def test_unknown_run_is_one_paragraph(tmp_path):
     result = CliRunner().invoke(app, ["status", str(tmp_path / "none")])
     assert result.exit_code == 1 and "no run here" in result.output and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "advice"),
+    [
+        ("export", errno.EROFS, "Have it mounted writable, or name another folder with --out."),
+        ("export", errno.ENOSPC, "Free some space, or name another folder with --out."),
+        ("report", errno.EROFS, "Have it mounted writable."),
+        ("table", errno.ENOSPC, "Free some space."),
+        ("status", errno.EACCES, "Change its owner or permissions."),
+        ("run", errno.ENOSPC, "Free some space. What is committed stays; the same command continues."),
+        ("run", errno.EROFS, "Have it mounted writable, or use another --run-dir. What is committed stays; the same c"),
+    ],
+)
+def test_advice_on_a_failing_disk_is_for_the_command_and_names_its_target(monkeypatch, command, number, advice):
+    def fails(*_: object) -> None:
+        raise OSError(number, "no", str(temporary_beside(Path("/mine/export")) / "data.parquet"))
+
+    for call in ("existing.find_run", "existing.config_given", "paper.gathered"):
+        monkeypatch.setattr(f"pipeline.{call}", fails)
+    said = CliRunner().invoke(app, [command, "mine"]).output
+    assert f"(/mine/export/data.parquet). {advice}" in said
+    assert command == "run" or said.rstrip().endswith(advice)
 
 
 def test_status_json_is_machine_readable(finished):

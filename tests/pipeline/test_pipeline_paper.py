@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import paper
 from pipeline.paper import Papers, form_of, gathered, table_of, written
-from pipeline.paper_table import is_above
+from pipeline.paper_table import PaperTable, is_above, latex, markdown
 from schemas.errors import UserError
 
 KEYS = ["model", "split", "language", "metric", "value", "low", "high", "n"]
@@ -157,6 +157,34 @@ def test_two_comparisons_stand_in_one_table_under_their_names(tmp_path: Path) ->
         gathered(folders[:2])
 
 
+@pytest.mark.parametrize("there", [None, "run.yaml", "evaluation.parquet"])
+def test_a_comparison_is_found_by_its_name_under_runs(
+    runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str | None
+) -> None:
+    """But what is at the path itself goes first."""
+    row = {"seed": 0, "split": "test", "language": "all", "metric": "accuracy", "value": 0.5, "n": 40}
+    (tmp_path / "runs/h-trained").mkdir(parents=True)
+    pl.DataFrame([{"arm": "conflict", **row}]).write_parquet(tmp_path / "runs/h-trained/evaluation.parquet")
+    monkeypatch.chdir(tmp_path)
+    if there == "run.yaml":
+        runs("h-trained", run_rows(0.6, 0.05))
+    elif there:
+        (tmp_path / "h-trained").mkdir()
+        pl.DataFrame([{"arm": "nearer", **row}]).write_parquet(tmp_path / "h-trained" / there)
+    methods = {None: ["conflict"], "run.yaml": ["base", "h-trained"], "evaluation.parquet": ["nearer"]}
+    assert list(cells(gathered(["h-trained"]))) == methods[there]
+
+
+def test_names_do_not_change_the_table_that_they_stand_in() -> None:
+    figure = [("0.5 [0.4, 0.6]", False)]
+    table = PaperTable([("seen", "x|y")], [("[2pt] a", figure), ("*", figure), ("a\\|b\nc", figure), ("a_b", figure)])
+    lines = markdown(table).splitlines()
+    assert lines[0] == "|  | seen: x&#124;y |"
+    assert lines[4:] == ["| a&#92;&#124;b c | 0.5 [0.4, 0.6] |", "| a_b | 0.5 [0.4, 0.6] |"]
+    rows = latex(table).splitlines()[4:8]
+    assert rows[0].startswith("{}[2pt] a &") and rows[1].startswith("{}* &") and rows[3].startswith(r"a\_b &")
+
+
 def test_wrong_command_lines_are_refused(runs: Any, tmp_path: Path) -> None:
     one = runs("a", run_rows(0.6, 0.05))
     with pytest.raises(UserError, match="Two methods are called 'a'"):
@@ -165,7 +193,7 @@ def test_wrong_command_lines_are_refused(runs: Any, tmp_path: Path) -> None:
     (tmp_path / "empty" / "run.yaml").touch()
     with pytest.raises(UserError, match="has no evaluation"):
         gathered([str(tmp_path / "empty")])
-    with pytest.raises(UserError, match="There is no run here"):
+    with pytest.raises(UserError, match=r"There is no run here.*evaluation\.parquet.*by its path or name"):
         gathered([str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match="There is no form 'pdf'"):
         form_of("pdf")
