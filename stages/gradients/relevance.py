@@ -4,17 +4,19 @@ An answer to another question is no likelier under the prompt than without one, 
 too: some answers of every language are looked at under another prompt of that language (the null), and an answer that is not above a quantile
 of these is no answer to its prompt. x0 keeps the prompt's system message and has one user turn of three dots: every template renders it (many
 refuse an empty turn), it asks for nothing, and what a system message does to an answer is no relevance. Where the template has no system role,
-the message that the run itself puts before every prompt stays too; one that came with an imported prompt cannot be told from the user's words.
+the paragraphs that all prompts of a language begin with are taken for one (`folded_prompts`).
 """
 
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -51,7 +53,7 @@ Side = Literal["chosen", "rejected"]
 @dataclass(frozen=True)
 class Relevance:
     """What one worker measures relevance with. others: pair_id -> the prompt its answers are also looked at under. plain: tokens of x0. folded: see
-    `folded_prompt`."""
+    `folded_prompts`."""
 
     model: Any
     renderer: Renderer
@@ -59,7 +61,7 @@ class Relevance:
     longest: int
     others: Mapping[str, Messages]
     plain: int
-    folded: str
+    folded: Mapping[str, str]
 
     @classmethod
     def of(cls, ctx: Context, model: Any, renderer: Renderer, budget: TokenBudget) -> Relevance | None:
@@ -67,7 +69,7 @@ class Relevance:
         config = ctx.config
         if not config.gradients.relevance:
             return None
-        folded = folded_prompt(renderer, None if config.imported else config.generate.sampling.system_prompt)
+        folded = {} if renderer.has_system_role else folded_prompts(ctx.scan("pairs"))
         others = other_prompts(ctx.scan("pairs"), config.gradients.relevance_null, config.seed, folded)
         try:
             plain = len(renderer.prompt_ids(says_nothing([])))
@@ -95,7 +97,13 @@ class Relevance:
         prompt [N, 2]; None: computed here. did: told the cost of every forward. What cannot be known is NaN: an answer that does not fit in memory beside the other prompt."""
         tasks: list[tuple[Item, str, Pair | None]] = []
         for item in items:
-            tasks.append((item, "nothing", self._pair(item, says_nothing(item.row["prompt"], self.folded))))
+            tasks.append(
+                (
+                    item,
+                    "nothing",
+                    self._pair(item, says_nothing(item.row["prompt"], self.folded.get(item.language, ""))),
+                )
+            )
             if item.pair_id in self.others:
                 tasks.append((item, "other", self._pair(item, self.others[item.pair_id])))
             if own is None:
@@ -136,22 +144,28 @@ class Relevance:
         return pair if pair.longest <= self.longest else None
 
 
-def folded_prompt(renderer: Renderer, system_prompt: str | None) -> str:
-    """What stands before the user's words because the template has no system role; empty where nothing does."""
-    if not system_prompt or renderer.has_system_role:
-        return ""
-    (message,) = renderer.prepare([{"role": "user", "content": NOTHING}], system_prompt)
-    return message["content"].removesuffix(NOTHING)
+def folded_prompts(pairs: pl.LazyFrame) -> dict[str, str]:
+    """Language -> the paragraphs that its training prompts all begin with: a system message that stands before the user's words, where the
+    template has no system role. Languages without any are left out."""
+    begins = pl.col("prompt").list.first().struct.field("content")
+    ends = pairs.filter(pl.col("split") == "train").group_by("language").agg(low=begins.min(), high=begins.max())
+    shared = {
+        language: os.path.commonprefix([low, high])  # noqa: RUF071: of texts, character by character
+        for language, low, high in ends.filter(pl.col("low") != pl.col("high")).collect().iter_rows()
+    }
+    return {language: text[: text.rindex("\n\n") + 2] for language, text in shared.items() if "\n\n" in text}
 
 
 def says_nothing(prompt: Messages, folded: str = "") -> Messages:
-    """x0 of a prompt. folded: see `folded_prompt`."""
+    """x0 of a prompt. folded: of its language, see `folded_prompts`."""
     if folded and prompt[0]["content"].startswith(folded):
         return [{"role": "user", "content": folded + NOTHING}]
     return [message for message in prompt[:1] if message["role"] == "system"] + [{"role": "user", "content": NOTHING}]
 
 
-def other_prompts(pairs: pl.LazyFrame, count: int, seed: int, folded: str = "") -> dict[str, Messages]:
+def other_prompts(
+    pairs: pl.LazyFrame, count: int, seed: int, folded: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Messages]:
     """pair_id -> the prompt of another training pair of its language, for up to `count` pairs of each.
 
     The pairs of a language in the order of their ids are shuffled by the seed; each of the first `count` takes the prompt of the next one (the
@@ -165,16 +179,17 @@ def other_prompts(pairs: pl.LazyFrame, count: int, seed: int, folded: str = "") 
         order = np.random.default_rng(seed_for(seed, "relevance", language)).permutation(mine.height)[:count]
         drawn.append(mine.drop("language")[order.tolist()].rows())
     wanted = pairs.filter(pl.col("pair_id").is_in(sorted(row[0] for rows in drawn for row in rows)))
-    prompts: dict[str, Messages] = dict(wanted.select("pair_id", "prompt").collect().rows())
+    prompts: dict[str, Messages] = {}
+    said: dict[str, str] = {}
+    for pair_id, language, prompt in wanted.select("pair_id", "language", "prompt").collect().iter_rows():
+        prompts[pair_id], said[pair_id] = prompt, _said(prompt, folded.get(language, ""))
     found: dict[str, Messages] = {}
-    kept = lru_cache(2 * _LOOKS)  # the next prompts are soon looked at again
-    said = kept(lambda pair_id: _said(prompts[pair_id], folded))
-    grams = kept(lambda pair_id: _grams(said(pair_id)))
+    grams = lru_cache(2 * _LOOKS)(lambda pair_id: _grams(said[pair_id]))  # the next prompts are soon looked at again
     for rows in drawn:
         for n, (pair_id, prompt_id, group_id) in enumerate(rows):
             following = (rows[(n + k) % len(rows)] for k in range(1, len(rows)))
             others = (row[0] for row in following if row[1] != prompt_id and row[2] != group_id)
-            apart = list(islice((other for other in others if said(other) != said(pair_id)), _LOOKS))
+            apart = list(islice((other for other in others if said[other] != said[pair_id]), _LOOKS))
             unlike = (other for other in apart if _similarity(grams(pair_id), grams(other)) < _ALIKE)
             if (other := next(unlike, apart[0] if apart else None)) is not None:
                 found[pair_id] = prompts[other]

@@ -54,7 +54,7 @@ def test_pairs_are_ranked_by_implicit_rewards_and_trained_on(
     both = scores.join(told.select("pair_id", "margin"), on="pair_id")
     assert both["margin"].to_list() == pytest.approx(both["implicit_margin"].to_list(), abs=1e-4)
     assert (both["margin"].abs() > 1e-3).mean() > 0.9
-    rank = pl.col("implicit_margin") if by == "implicit" else -pl.col("implicit_margin").abs()
+    rank = pl.col("implicit_margin") * (1 if by == "implicit" else -1)
     for _, mine in scores.with_columns(rank=rank).filter(pl.col("score").is_not_null()).group_by("language"):
         best = mine.sort("rank", descending=True)["pair_id"].head(
             mine["pair_id"].is_in(curated["pair_id"].implode()).sum()

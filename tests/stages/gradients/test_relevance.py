@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -11,12 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from schemas.config.curation import RelevanceConfig
-from schemas.config.model import TextConfig
 from schemas.errors import UserError
 from schemas.tables import TABLES
-from stages.gradients.relevance import COLUMNS, cuts, folded_prompt, other_prompts, relevant, says_nothing
+from stages.gradients.relevance import COLUMNS, cuts, folded_prompts, other_prompts, relevant, says_nothing
 from stages.gradients.stage import Gradients
-from stages.text.render import Renderer, load_renderer
+from stages.text.render import load_renderer
 from tests.conftest import CHATML
 from tests.stages.gradients.one_sided_bench import both_passes, config, table
 from tests.stages.stage_context import context, shards
@@ -228,19 +225,38 @@ def test_the_same_question_is_no_other_prompt():
     assert other_prompts(pairs.head(2).lazy(), 256, 0) == {}
 
 
-def test_a_system_message_that_the_template_folds_stays_in_what_says_nothing(tiny_tokenizer):
-    taking, without = Renderer(tiny_tokenizer, TextConfig()), copy.deepcopy(tiny_tokenizer)
-    without.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + CHATML
-    folding = Renderer(without, TextConfig())
-    folded = folded_prompt(folding, "Answer in one word.")
-    assert folded == "Answer in one word.\n\n"
-    assert folded_prompt(taking, "Answer in one word.") == folded_prompt(folding, None) == ""
-    prompt = folding.prepare([{"role": "user", "content": "Was ist Eis?"}], "Answer in one word.")
-    assert says_nothing(prompt, folded) == [{"role": "user", "content": f"{folded}..."}]
-    texts = ["Was ist Eis?", "Nenne drei Flüsse in Asien", "Wer schrieb den Faust?"]
-    pairs = asked(*(f"{folded * 20}{text}" for text in texts)).with_columns(
-        prompt=pl.col("prompt").list.slice(1)
-    )  # alike in what is folded alone
-    plain = asked(*texts)
-    said = {key: prompt[-1]["content"][-9:] for key, prompt in other_prompts(pairs.lazy(), 9, 0, folded * 20).items()}
+def test_a_system_message_that_the_template_folds_stays_in_what_says_nothing():
+    """It is what all prompts of a language begin with."""
+    folded = "Answer in one word.\n\n"
+    texts = ["Was ist Eis?", "Nenne drei Flüsse in Asien", "Wer schrieb den Faust?\n\nUnd wann?"]
+    plain = asked(*texts).with_columns(prompt=pl.col("prompt").list.slice(1))
+    begun = asked(*(f"{folded}{text}" for text in texts)).with_columns(prompt=pl.col("prompt").list.slice(1))
+    other = asked("One?", "Another?", language="en")
+    found = folded_prompts(pl.concat([begun, other]).lazy())
+    assert found == {"de": folded} and folded_prompts(plain.lazy()) == folded_prompts(begun.head(1).lazy()) == {}
+    assert says_nothing(begun["prompt"][0].to_list(), folded) == [{"role": "user", "content": f"{folded}..."}]
+    assert says_nothing(plain["prompt"][0].to_list()) == [{"role": "user", "content": "..."}]
+    long = {"de": folded * 20}
+    alike = asked(*(f"{long['de']}{text}" for text in texts)).with_columns(prompt=pl.col("prompt").list.slice(1))
+    said = {key: prompt[-1]["content"][-9:] for key, prompt in other_prompts(alike.lazy(), 9, 0, long).items()}
     assert said == {key: prompt[-1]["content"][-9:] for key, prompt in other_prompts(plain.lazy(), 9, 0).items()}
+
+
+def test_relevance_is_measured_against_what_the_template_folds(tmp_path, models):
+    """Every prompt begins with the same paragraph: with a template that has a system role it is the user's, with one that has none a system message."""
+    pairs = table(12, 4)
+    rows = pairs.to_pylist()
+    for row in rows:
+        row["prompt"][0]["content"] = f"be brief\n\n{row['prompt'][0]['content']}"
+    begun = pa.Table.from_pylist(rows, schema=pairs.schema)
+    template = tmp_path / "template.jinja"
+    template.write_text("{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + CHATML)
+    settings = config(sketch=TWO_SIDED)
+    folding = settings.model_copy(update={"text": settings.text.model_copy(update={"chat_template": str(template)})})
+    got = []
+    for one in (settings, folding):
+        ctx = context(tmp_path, one, models, pairs=begun)
+        parts = sorted(Gradients().run(ctx, shards(begun, 12)), key=lambda part: part.index)
+        got.append(pa.concat_tables([part.tables["gradients"] for part in parts]))
+    assert got[0]["logp_chosen"].to_pylist() == pytest.approx(got[1]["logp_chosen"].to_pylist(), abs=1e-4)
+    assert got[0]["relevance_chosen"].to_pylist() != pytest.approx(got[1]["relevance_chosen"].to_pylist(), abs=1e-4)
