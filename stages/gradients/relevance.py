@@ -150,7 +150,7 @@ def folded_prompts(pairs: pl.LazyFrame) -> dict[str, str]:
     begins = pl.col("prompt").list.first().struct.field("content")
     ends = pairs.filter(pl.col("split") == "train").group_by("language").agg(low=begins.min(), high=begins.max())
     shared = {
-        language: os.path.commonprefix([low, high])  # noqa: RUF071: of texts, character by character
+        language: os.path.commonprefix([low, high])  # noqa: RUF071
         for language, low, high in ends.filter(pl.col("low") != pl.col("high")).collect().iter_rows()
     }
     return {language: text[: text.rindex("\n\n") + 2] for language, text in shared.items() if "\n\n" in text}
