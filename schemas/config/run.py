@@ -191,7 +191,7 @@ class RunConfig(Section):
                 f" trusted: set split: dev on a source in {key}.sources, or raise {key}.dev_fraction"
             )
         held_out, key = (self.pairs, "pairs") if self.imported else (self.prompts, "prompts")
-        unnamed = [source.path for source in held_out.sources if not source.names_split]
+        unnamed = [source.path for source in held_out.sources if not source.may_name_split]
         if conflict.target != "train" and held_out.dev_fraction and 0 < len(unnamed) < len(held_out.sources):
             raise ValueError(
                 f"conflict.target: {conflict.target}: {key}.dev_fraction {held_out.dev_fraction:g} would put rows of {unnamed[0]} among the"
@@ -223,7 +223,7 @@ class RunConfig(Section):
     def _no_dev(self) -> bool:
         """Whether no pair can be of the dev split."""
         held_out = self.pairs if self.imported else self.prompts
-        return not held_out.dev_fraction and not any(source.names_split for source in held_out.sources)
+        return not held_out.dev_fraction and not any(source.may_name_split for source in held_out.sources)
 
     def judge_engine(self, judge: Judge) -> EngineConfig:
         """The engine a judge runs on."""

@@ -65,8 +65,9 @@ class Source(Section):
         return self.split or "train"
 
     @property
-    def names_split(self) -> bool:
-        """Whether anything says which split its rows are in."""
+    def may_name_split(self) -> bool:
+        """Whether a key speaks of the split of its rows. Of a data set on the hub, which only its path can tell, `split` alone does not
+        (`stages.sources.names_splits`)."""
         columns = getattr(self, "fields", None)
         return bool(self.split or getattr(self, "splits", None) or getattr(columns, "split", None))
 
