@@ -20,7 +20,7 @@ from pipeline.doctor_machine import installation, run_directory
 from pipeline.doctor_size import Sizes, needs, rows_of_sources, times
 from pipeline.executors import EXECUTORS
 from pipeline.models import Models
-from pipeline.preflight import preflight
+from pipeline.preflight import check_splits, preflight
 from pipeline.rundir import RunDir
 from schemas.config import RunConfig
 from schemas.errors import UserError
@@ -113,6 +113,7 @@ class Doctor:
             yield Finding("packages", "ok", "every stage finds its packages and the files the config names")
 
     def _sources(self) -> Iterator[Finding]:
+        check_splits(self.config)
         for key, source, rows, more in rows_of_sources(self.config):
             count = f"{'at least ' if more else ''}{rows:,} rows" if rows is not None else "a hub dataset: not fetched"
             values: dict[str, float | str] = {} if rows is None else {key: rows}

@@ -47,8 +47,10 @@ class Forked:
     copied: int = 0
 
 
-def fork(old: Path, new: Path, settings: Sequence[str]) -> Forked:
+def fork(old: Path, new: Path, settings: Sequence[str], command: str = "fork") -> Forked:
     """Make the run `new` (a path, or a name beside the old run) of the run `old` with `a.b=value` settings changed.
+
+    command: the one that wants it, which advice on disks is for.
 
     Raises UserError where there is something already, where a setting is wrong, and where a finished file is not what was recorded.
     """
@@ -68,7 +70,7 @@ def fork(old: Path, new: Path, settings: Sequence[str]) -> Forked:
         raise UserError("There is something already", where=str(target), fix="Name another run, or delete it first.")
     rundir = RunDir(old)
     states = _planner(config, old, rundir).states()
-    ensure_usable(target.parent)
+    ensure_usable(target.parent, command)
     forked = Forked(config, [s for s in states if s.is_current], [s for s in states if not s.is_current], without)
     with files.publishing(target) as folder:
         folder.mkdir()

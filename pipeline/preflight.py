@@ -15,7 +15,7 @@ from schemas.config.trainer import TrainerConfig
 from schemas.errors import UserError
 from stages.schedule import Step
 from stages.source_kinds import batches_of
-from stages.sources import Batch, is_hub
+from stages.sources import Batch, is_hub, names_splits
 from stages.spec import Needs, StageSpec, config_value
 from stages.train.batches import check_batches
 
@@ -37,9 +37,18 @@ def preflight(config: RunConfig, specs: Iterable[StageSpec]) -> None:
 
 def look_at_sources(config: RunConfig, specs: Iterable[StageSpec]) -> list[Iterator[Batch]]:
     """The local sources of the stages, opened. Raises UserError as the stages would for files that are missing, broken from the start or
-    without the columns that are read; those of the hub are not asked for."""
+    without the columns that are read; those of the hub are not asked for. And for a dev split that is needed and will have no rows."""
+    check_splits(config)
     sources = [source for spec in {spec.name: spec for spec in specs}.values() for source in spec.sources_of(config)]
     return [batches_of(source, config.languages.codes, _FILES) for source in sources if not is_hub(source)]
+
+
+def check_splits(config: RunConfig) -> None:
+    """Raise UserError where the dev split is needed and the sources leave it empty, or mix what is checked with what is not."""
+    try:
+        config.check_dev(names_splits)
+    except ValueError as error:
+        raise UserError(str(error), where="pairs.sources" if config.imported else "prompts.sources") from error
 
 
 def notes_on(opened: Iterable[Iterator[Batch]]) -> list[str]:

@@ -25,7 +25,6 @@ _OBJECT_MOUNTS = (
     "ossfs",
     "cosfs",
 )
-_ANOTHER = "Choose another folder with --run-dir, on a local disk or NFS."
 _CONTINUES = "What is committed stays; the same command continues."
 _ADVICE = {
     errno.ENOSPC: ("The disk is full", "Free some space"),
@@ -44,6 +43,7 @@ _ELSEWHERE = {
     "doctor": "use another --run-dir",
     "export": "name another folder with --out",
     "compare": "name another folder with --out",
+    "fork": "name another place for the new run",
 }
 """Of the commands that can be told where to write."""
 _TEMPORARY = re.compile(r"(?<![^/])\.([^/]+)\.[0-9a-f]{32}\.tmp(?![^/])")
@@ -56,32 +56,35 @@ _TEXTS = {
 }
 
 
-def ensure_usable(folder: Path) -> None:
+def ensure_usable(folder: Path, command: str = "run") -> None:
     """Create the run directory and check that files can be written, replaced, appended to and renamed in it.
+
+    command: the one that wants it, which the advice is for.
 
     Raises UserError naming the folder: it cannot be written, or it is an object store mounted as a folder, where a
     rename is a copy that a crash leaves half done.
     """
+    another = f"{_elsewhere(command)}, on a local disk or NFS."
     try:
         files.make_folder(folder)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise _unwritable(folder, error, command) from error
     kind = mount_type(folder, Path("/proc/self/mounts"))
     if kind.removeprefix("fuse.") in _OBJECT_MOUNTS:
         raise UserError(
             f"The run directory lies on an object store ({kind}), which has no atomic rename",
             where=str(folder),
-            fix=_ANOTHER,
+            fix=another,
         )
     probe = folder / f".probe-{uuid.uuid4().hex}"
     try:
         problem = _problem(probe)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise _unwritable(folder, error, command) from error
     finally:
         shutil.rmtree(probe, ignore_errors=True)
     if problem:
-        raise UserError(f"The run directory's file system cannot be used: {problem}", where=str(folder), fix=_ANOTHER)
+        raise UserError(f"The run directory's file system cannot be used: {problem}", where=str(folder), fix=another)
 
 
 def mount_type(folder: Path, mounts: Path) -> str:
@@ -165,11 +168,15 @@ def _problem(probe: Path) -> str:
     return "" if log.read_bytes() == b"xx" else "what is appended to a file replaces it"
 
 
-def _unwritable(folder: Path, error: OSError) -> UserError:
+def _elsewhere(command: str) -> str:
+    return _ELSEWHERE[command].capitalize()
+
+
+def _unwritable(folder: Path, error: OSError, command: str) -> UserError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return storage_error(error, folder) or UserError("The disk is full", where=str(folder))
+        return storage_error(error, folder, command) or UserError("The disk is full", where=str(folder))
     return UserError(
         f"The run directory cannot be written: {error.strerror}",
         where=str(folder),
-        fix="Choose another with --run-dir, or free it.",
+        fix=f"{_elsewhere(command)}, or have this one made writable.",
     )

@@ -205,7 +205,7 @@ def _prepare(source: Path, trial: Trial) -> None:
     """Fork the run for the trial, or make sure that what is there is this very trial."""
     if not trial.folder.exists():
         trial.folder.parent.mkdir(parents=True, exist_ok=True)
-        fork(source, trial.folder.resolve(), trial.settings)
+        fork(source, trial.folder.resolve(), trial.settings, "compare")
         return
     settings = [*trial.settings, f'name="{trial.folder.name}"']
     wanted = load_config(source / "run.yaml", settings, trial.folder.parent, leaves_out=lambda message: None)

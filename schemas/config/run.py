@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from schemas.config.judging import Judge, JudgeConfig
 from schemas.config.loss import LossConfig
 from schemas.config.model import EngineConfig, ModelConfig, TextConfig
 from schemas.config.sft import SftConfig
-from schemas.config.sources import LanguageConfig, PromptsConfig
+from schemas.config.sources import LanguageConfig, PairSource, PromptsConfig, PromptSource
 from schemas.config.training import ExecutionConfig, ReportConfig, TrainConfig
 from schemas.config.used import Useless, unused
 from schemas.engines import ENGINES, MOST_OF_A_GPU
@@ -164,6 +164,7 @@ class RunConfig(Section):
             )
         self._judges()
         self._objectives()
+        self.check_dev(lambda source: source.may_name_split)
         self._sides()
         self._references()
         self._models()
@@ -184,26 +185,13 @@ class RunConfig(Section):
             raise ValueError(
                 f"conflict.target: {conflict.target} needs gradients.sketch.method: two_sided: one_sided sums the pairs that are scored"
             )
-        if conflict.target != "train" and self._no_dev:
-            key = "pairs" if self.imported else "prompts"
-            raise ValueError(
-                f"conflict.target: {conflict.target} needs trusted pairs, {key}.dev_fraction is 0, and no source says which of its rows are"
-                f" trusted: set split: dev on a source in {key}.sources, or raise {key}.dev_fraction"
-            )
-        held_out, key = (self.pairs, "pairs") if self.imported else (self.prompts, "prompts")
-        unnamed = [source.path for source in held_out.sources if not source.may_name_split]
-        if conflict.target != "train" and held_out.dev_fraction and 0 < len(unnamed) < len(held_out.sources):
-            raise ValueError(
-                f"conflict.target: {conflict.target}: {key}.dev_fraction {held_out.dev_fraction:g} would put rows of {unnamed[0]} among the"
-                f" trusted pairs, unchecked: set {key}.dev_fraction: 0, or split: train on that source"
-            )
         if conflict.target != "train" and self.rounds > 1:
             raise ValueError(
                 f"conflict.target: {conflict.target} needs rounds: 1: held-out pairs are made in round 0, with its model"
             )
 
     def _objectives(self) -> None:
-        """Objectives named after a criterion are the criteria of the judge; a rank that is searched needs dev pairs."""
+        """Objectives named after a criterion are the criteria of the judge."""
         criteria = self.judge.criteria
         for objective in self.train.orthalign.objectives:
             if objective.criterion is not None and objective.criterion not in criteria:
@@ -212,18 +200,34 @@ class RunConfig(Section):
                     f"train.orthalign.objectives: {objective.name} is no criterion of judge.criteria ({known}): name one of"
                     " them, or write the objective as {name: …, where: …}"
                 )
-        if self.train.orthalign.rank == "search" and self._no_dev:
-            key = "pairs" if self.imported else "prompts"
+
+    def check_dev(self, names_split: Callable[[PromptSource | PairSource], bool]) -> None:
+        """Raise ValueError where pairs of the dev split are needed and there can be none, or would be others than were meant.
+
+        names_split: whether rows of a source may be in a split that is not drawn by hash. The config knows what its keys say
+        (`may_name_split`), the stages also what lies on the hub (`stages.sources.names_splits`).
+        """
+        key, held_out = ("pairs", self.pairs) if self.imported else ("prompts", self.prompts)
+        target, fraction = self.conflict.target, held_out.dev_fraction
+        unnamed = [source.path for source in held_out.sources if not names_split(source)]
+        none = not fraction and len(unnamed) == len(held_out.sources)
+        if target != "train" and none:
+            raise ValueError(
+                f"conflict.target: {target} needs trusted pairs, {key}.dev_fraction is 0, and no source says which of its rows are"
+                f" trusted: set split: dev on a source in {key}.sources (a data set on the hub: splits: {{its split: dev}}), or raise"
+                f" {key}.dev_fraction"
+            )
+        if target != "train" and fraction and 0 < len(unnamed) < len(held_out.sources):
+            raise ValueError(
+                f"conflict.target: {target}: {key}.dev_fraction {fraction:g} would put rows of {unnamed[0]} among the"
+                f" trusted pairs, unchecked: set {key}.dev_fraction: 0, or split: train on that source (a data set on the hub: splits:"
+                " {its split: train})"
+            )
+        if self.train.orthalign.rank == "search" and none:
             raise ValueError(
                 f"train.orthalign.rank: search needs dev pairs, {key}.dev_fraction is 0, and no source says which of its rows are dev:"
                 f" raise {key}.dev_fraction, name the split in {key}.sources (fields.split, split, splits), or use rank: energy"
             )
-
-    @property
-    def _no_dev(self) -> bool:
-        """Whether no pair can be of the dev split."""
-        held_out = self.pairs if self.imported else self.prompts
-        return not held_out.dev_fraction and not any(source.may_name_split for source in held_out.sources)
 
     def judge_engine(self, judge: Judge) -> EngineConfig:
         """The engine a judge runs on."""

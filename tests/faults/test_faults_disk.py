@@ -104,6 +104,19 @@ def test_a_file_system_without_rename_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_advice_is_for_the_command_that_wants_the_folder(tmp_path):
+    with (
+        failing("replace", errno.ENOTSUP),
+        pytest.raises(UserError, match=r"Name another place for the new run") as error,
+    ):
+        ensure_usable(tmp_path, "fork")
+    assert "--run-dir" not in str(error.value)
+    with failing("replace", errno.ENOTSUP), pytest.raises(UserError, match=r"Name another folder with --out"):
+        ensure_usable(tmp_path, "compare")
+    full = OSError(errno.ENOSPC, "No space left on device", "x")
+    assert "name another place for the new run" in str(storage_error(full, None, "fork"))
+
+
 def test_a_rename_that_only_copies_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
         os, "replace", lambda a, b: Path(b).write_bytes(Path(a).read_bytes()) if Path(a).is_file() else 0

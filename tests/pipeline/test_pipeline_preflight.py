@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.console import Display
+from pipeline.doctor import Doctor
 from pipeline.loop import preview, run
 from pipeline.preflight import _FILES, look_at_sources, notes_on
 from pipeline.selection import Selection
@@ -26,6 +27,35 @@ def _given(key: str, path: Path) -> RunConfig:
     for section in reversed(sections):
         value = {section: value}
     return RunConfig.model_validate(_COMMON | ({} if key in ("prompts.sources", "pairs.sources") else _PAIRS) | value)
+
+
+_HUB = {"path": "owner/of-the-hub", "split": "train_prefs"}
+_CHECKED = {"path": "checked.jsonl", "split": "dev"}
+
+
+@pytest.mark.parametrize(
+    ("sources", "fraction", "says"),
+    [
+        ([_HUB], 0, "needs trusted pairs.*splits: {its split: dev}"),
+        ([_HUB, _CHECKED], 0.05, "would put rows of owner/of-the-hub among the trusted pairs"),
+        ([_HUB, _CHECKED], 0, None),
+        ([_HUB | {"splits": {"train_prefs": "train"}}, _CHECKED], 0.05, None),
+        ([_HUB], 0.05, None),
+    ],
+)
+def test_a_split_of_the_hub_says_nothing_of_which_pairs_are_trusted(
+    tmp_path: Path, sources: list[dict[str, Any]], fraction: float, says: str | None
+) -> None:
+    """`split` names what is read there; whether it is for training only `splits` says."""
+    given = {"pairs": {"sources": sources, "dev_fraction": fraction}, "conflict": {"target": "dev"}}
+    config = RunConfig.model_validate(_COMMON | given | {"run_dir": str(tmp_path)})
+    if says is None:
+        look_at_sources(config, [])
+        return
+    with pytest.raises(UserError, match=says):
+        look_at_sources(config, [])
+    found = [finding for finding in Doctor(config, quick=True).run(lambda name: None) if finding.check == "sources"]
+    assert [finding.state for finding in found] == ["problem"]
 
 
 @pytest.mark.parametrize(
