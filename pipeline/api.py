@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.console import Display, quietly
-from pipeline.damage import reading
+from pipeline.damage import reading, refuse_damaged
 from pipeline.existing import config_given, config_of, find_run
 from pipeline.inspect import scan_table, table_files, tables_of
 from pipeline.selection import Selection
@@ -91,10 +91,17 @@ class Run:
         return self.table("scores", round).join(decided, on="pair_id", how="left", maintain_order="left")
 
     def curated(self, round: int = 0) -> Dataset:
-        """The curated pairs in memory, as TRL's DPOTrainer takes them: prompt, chosen, rejected as messages, and what is known of each."""
+        """The curated pairs in memory, as TRL's DPOTrainer takes them: prompt, chosen, rejected as messages, and what is known of each.
+
+        Raises UserError for a file that is no longer what was written: what is trained on is read with its hash, as an export reads it.
+        """
         from stages.select.dataset import as_dataset
 
-        return as_dataset(table_files(self.folder, "curated", round))
+        parts = table_files(self.folder, "curated", round)
+        for state in states_of(self.folder):
+            if state.step.round == round and "curated" in state.step.spec.writes and state.manifest is not None:
+                refuse_damaged(self.folder, "curated", state.manifest.table_files("curated"))
+        return as_dataset(parts)
 
     def compare(self, *arms: str, round: int = 0, examples: int = 3, progress: Progress | None = None) -> Comparison:
         """Other selections beside the run's own, as `congrad compare`; without arms, the default ones."""

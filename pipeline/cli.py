@@ -194,6 +194,8 @@ def export(
 
         folder = find_run(run)
         config = config_of(folder, sets or ())
+        if out == "":
+            raise UserError("--out is empty", where="--out", fix="Give a folder, or leave --out away.")
         url = out if out and is_remote(out) else None
         own = folder / ("export" if what == "dataset" else f"export-{what}")
         target = usable_path(Path(out)) if out and not url else own

@@ -106,7 +106,7 @@ def errors(debug: bool) -> Iterator[None]:
     except BrokenPipeError:  # whoever read has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a target that cannot be written, a file that may not be read
-        from pipeline.storage import storage_error
+        from pipeline.storage import shown_path, storage_error
 
         known = storage_error(error, None, _running.get())
-        fail(str(known or UserError(error.strerror or str(error), where=os.fsdecode(error.filename or ""))), 1)
+        fail(str(known or UserError(error.strerror or str(error), where=shown_path(error.filename))), 1)

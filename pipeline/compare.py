@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,8 +61,9 @@ def side_by_side(
     with_own = any(spec.name == OWN for spec in specs)
     with TemporaryDirectory(prefix="congrad-compare-") as scratch:
         arms: list[Arm] = []
+        anew = _Anew(Path(scratch), progress)
         for spec in specs:
-            arm = _arm(folder, config, spec, round_, Path(scratch, str(len(arms))), progress, with_own)
+            arm = _arm(folder, config, spec, round_, anew, with_own)
             if default and spec.name != OWN and (reason := why_not(arm, round_)):
                 progress.note(f"{spec.name} is left out: {reason}")
                 continue
@@ -78,21 +80,36 @@ def trained_alone(folder: Path, specs: Sequence[ArmSpec], progress: Progress) ->
     config = config_of(folder)
     _scored(recorded_planner(config, folder).states(), 0, ArmSpec(OWN, ()), folder)
     with TemporaryDirectory(prefix="congrad-compare-") as scratch:
-        arms = (
-            _arm(folder, config, spec, 0, Path(scratch, str(number)), progress, False)
-            for number, spec in enumerate(specs)
-        )
-        return [trained_on(arm, 0) for arm in arms]
+        anew = _Anew(Path(scratch), progress)
+        return [trained_on(_arm(folder, config, spec, 0, anew, False), 0) for spec in specs]
 
 
-def _arm(
-    folder: Path, own: RunConfig, spec: ArmSpec, round_: int, scratch: Path, progress: Progress, with_own: bool
-) -> Arm:
-    """The arm with the tables it selects from; scores that the run has not are made in `scratch`."""
+@dataclass
+class _Anew:
+    """Scores that a run has not, made in `scratch`: once for all arms that score alike."""
+
+    scratch: Path
+    progress: Progress
+    _made: dict[str, Path] = field(default_factory=dict)
+
+    def scores(self, config: RunConfig, round_: int, inputs: Mapping[str, list[Path]], note: str) -> Path:
+        from stages.compare.rescore import rescored
+
+        settings = config.model_dump_json(exclude={"select"})
+        if settings not in self._made:
+            self.progress.note(note)
+            folder = self.scratch / str(len(self._made))
+            folder.mkdir()
+            self._made[settings] = rescored(config, round_, inputs, folder, self.progress)
+        return self._made[settings]
+
+
+def _arm(folder: Path, own: RunConfig, spec: ArmSpec, round_: int, anew: _Anew, with_own: bool) -> Arm:
+    """The arm with the tables it selects from."""
     from stages.compare.pool import Arm
 
     try:
-        said = partial(_noted, progress, spec.name)
+        said = partial(_noted, anew.progress, spec.name)
         config = config_of(folder, spec.settings, said) if spec.settings else own
     except UserError as error:
         raise UserError(f"{_who(spec)} cannot be compared: {error.what}", fix=error.fix) from error
@@ -107,11 +124,7 @@ def _arm(
     if scoring.kind == "done" and scoring.manifest is not None:
         scores = [folder / file.path for file in scoring.manifest.table_files("scores")]
     else:
-        from stages.compare.rescore import rescored
-
-        progress.note(f"{spec.name}: scored anew ({'; '.join(scoring.why)})")
-        scratch.mkdir()
-        scores = [rescored(config, round_, inputs, scratch, progress)]
+        scores = [anew.scores(config, round_, inputs, f"{spec.name}: scored anew ({'; '.join(scoring.why)})")]
     tables = {name: files for name, files in inputs.items() if name in ("pairs", "gradients")}
     return Arm(spec.name, config, tables | {"scores": scores}, spec.settings)
 

@@ -99,7 +99,11 @@ def number(value: float | None) -> str:
 def _print_only(console: Terminal, arm: Selected, letter: str) -> None:
     console.print()
     console.print(
-        Text(f"Only {letter} ({arm.name}) keeps {arm.only:,} pairs, for example", style="bold"), soft_wrap=True
+        Text(
+            f"Only {letter} ({arm.name}) keeps {arm.only:,} pair{'' if arm.only == 1 else 's'}, for example",
+            style="bold",
+        ),
+        soft_wrap=True,
     )
     for example in arm.examples:
         console.print(Text(f"  {example.pair_id} ({example.language})"), soft_wrap=True)

@@ -326,7 +326,7 @@ def _explain(problem: dict[str, Any], lines: dict[_Loc, int | str], path: Path) 
     loc: _Loc = tuple(problem["loc"])
     key = ".".join(str(p) for p in loc)
     line = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
-    where = f"given as {line}" if isinstance(line, str) else f"{path}:{line}" if line else str(path)
+    where = f"given as {line}" if isinstance(line, str) else f"{path}:{line}" if line else _together(lines, path)
     if problem["type"] == _UNKNOWN:
         known = _fields_at(loc[:-1])
         close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
@@ -349,6 +349,12 @@ def _explain(problem: dict[str, Any], lines: dict[_Loc, int | str], path: Path) 
             f" (got {given}): YAML reads {'a date' if isinstance(given, date) else 'a number'} here; put it in quotes"
         )
     return f"{key}: {message}{shown} ({where})." if key else f"{message} ({where})."
+
+
+def _together(lines: dict[_Loc, int | str], path: Path) -> str:
+    """Where a problem of several keys is: in the file, and in what was set beside it."""
+    settings = list(dict.fromkeys(line for line in lines.values() if isinstance(line, str)))
+    return f"{path} with {', '.join(settings)}" if settings else str(path)
 
 
 def _as_section(loc: _Loc, given: Any) -> str:

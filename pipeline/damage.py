@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.rundir import RunDir
 from pipeline.status import states_of
+from schemas import files
 from schemas.errors import UserError
+from schemas.manifests import FileRecord
 
 
 def no_longer(what: str, path: Path | str) -> UserError:
@@ -18,6 +20,13 @@ def no_longer(what: str, path: Path | str) -> UserError:
         where=str(path),
         fix="Delete it and run again: the stage that made it makes it anew, or continues from its last checkpoint.",
     )
+
+
+def refuse_damaged(folder: Path, table: str, records: Sequence[FileRecord]) -> None:
+    """Read the files of a table of the run. Raises UserError for the first that is no longer what was written."""
+    bad = next((record for record in records if not files.is_intact(folder, record, thorough=True)), None)
+    if bad is not None:
+        raise no_longer(f"part of {table}", folder / bad.path)
 
 
 def damage(folder: Path) -> UserError | None:

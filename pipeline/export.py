@@ -9,15 +9,14 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 
-from pipeline.damage import no_longer
+from pipeline.damage import refuse_damaged
 from pipeline.dataset_card import Contents, dataset_card
 from pipeline.export_folder import exporting
 from pipeline.export_folder import push as send
 from pipeline.fingerprint import content_of
-from pipeline.plan import State
+from pipeline.plan import State, not_current
 from pipeline.selection import refuse_round
 from pipeline.status import recorded_planner
-from schemas import files
 from schemas.config import RunConfig
 from schemas.errors import UserError
 from schemas.ids import content_id
@@ -39,8 +38,7 @@ def export_dataset(config: RunConfig, out: Path, round_: int | None, push: str |
     assert made.manifest is not None
     records = made.manifest.table_files(_TABLE)
     parts = [config.folder / record.path for record in records]
-    if bad := [record for record in records if not files.is_intact(config.folder, record, thorough=True)]:
-        raise no_longer(f"part of {_TABLE}", config.folder / bad[0].path)
+    refuse_damaged(config.folder, _TABLE, records)
     content = content_id(content_of(records))[:16]
     counts = pl.scan_parquet(parts, glob=False).group_by("language").len().sort("language").collect().rows()
     names = [f"data/train-{index:05d}-of-{len(parts):05d}-{content}.parquet" for index in range(len(parts))]
@@ -64,7 +62,7 @@ def finished(
 ) -> State:
     """The step that is exported: of the round asked for, or the last that is finished and current.
 
-    Raises UserError, with what is other, for results of other settings: nothing else is ever given away.
+    Raises UserError, with the reason, for results that are not current: nothing else is ever given away.
     """
     steps = [s for s in states if of(s.step.spec)]
     if round_ is not None:
@@ -76,9 +74,11 @@ def finished(
     where, last = str(config.folder), steps[-1] if steps else None
     if last is not None and last.kind in ("changed", "stale"):
         raise UserError(
-            f"The {what} that is there is of other settings than the run's: {'; '.join(last.why)}",
+            f"The {what} that is there is not current: {not_current(last)}",
             where=where,
-            fix="Run the pipeline with the settings you want, then export: results that were finished are found, not made anew.",
+            fix="Run it again: congrad run CONFIG."
+            if last.lost
+            else "Run the pipeline with the settings you want, then export: results that were finished are found, not made anew.",
         )
     raise UserError(
         f"Round {round_ or 0} of this run has no finished {what}",

@@ -71,12 +71,13 @@ def completed(card: str, config: RunConfig, round_: int) -> str:
             task_type="text-generation",
             task_name="Text generation",
             dataset_type="held-out" if split != "benchmark" else "lm-evaluation-harness",
-            dataset_name=f"{config.name}, {split} ({n} items)"
+            dataset_name=f"{config.name}, {split}" if split != "benchmark" else metric.rpartition("/")[0] or metric,
+            dataset_config=language
             if split != "benchmark"
-            else f"{metric.rpartition('/')[0] or metric} ({n} items)",
-            dataset_config=language,
+            else metric.rpartition("/")[0] or metric,  # one entry for each
             dataset_split=split,
             metric_type=metric.rpartition("/")[2],
+            metric_name=f"{metric.rpartition('/')[2]} ({n} items)",
             metric_value=round(value, 6),
         )
         for split, language, metric, value, n in _measured(config, round_)

@@ -10,7 +10,7 @@ from rich.text import Text
 from pipeline.commit import refused_path
 from pipeline.console import Terminal, printable
 from pipeline.damage import damage
-from pipeline.plan import State
+from pipeline.plan import State, not_current
 from pipeline.rundir import RunDir
 from pipeline.selection import refuse_round
 from pipeline.status import states_of
@@ -52,15 +52,15 @@ def tables_of(folder: Path, round_: int) -> dict[str, list[Path]]:
     return found
 
 
-def tables_of_other_settings(folder: Path, round_: int) -> dict[str, tuple[list[Path], str]]:
-    """Tables that lie where the run's would, and were made with other settings: (files, what is other)."""
+def tables_not_current(folder: Path, round_: int) -> dict[str, tuple[list[Path], str]]:
+    """Tables that lie where the run's would, and are not current: (files, why)."""
     found: dict[str, tuple[list[Path], str]] = {}
     rundir = RunDir(folder)
     for state in states_of(folder):
         old = rundir.stage(state.step.spec, state.step.round)
         if state.kind in ("changed", "stale") and old is not None and _is_of(state, round_):
             tables = _tables(folder, state, old)
-            found |= {name: (paths, "; ".join(state.why)) for name, paths in tables.items()}
+            found |= {name: (paths, not_current(state)) for name, paths in tables.items()}
     return found
 
 
@@ -89,11 +89,11 @@ def print_rows(folder: Path, table: str, where: str | None, lang: str | None, li
     try:
         files = table_files(folder, table, round_)
     except UserError:
-        others = tables_of_other_settings(folder, round_)
+        others = tables_not_current(folder, round_)
         if table not in others:
             raise
         files, why = others[table]
-        console.print(Text(printable(f"Made with other settings than the run's now: {why}"), style="yellow"))
+        console.print(Text(printable(f"Not current: {why}"), style="yellow"))
     with foreign(lambda error: _unreadable(folder, table, files, error)):
         frame = _scan(table, files)
         names = frame.collect_schema().names()

@@ -36,6 +36,7 @@ class State:
     manifest: of what is finished and current. seconds: of work that what is there took. committed: of a half-done one,
         its parts and the seconds that each took.
     behind: the steps whose results it reads and that are not current. aside: where its results lie, if they are kept aside.
+    gone: which of its finished files are not there.
     """
 
     step: Step
@@ -48,6 +49,7 @@ class State:
     behind: list[State] = field(default_factory=list)
     seconds: float = 0.0
     aside: KeptDir | None = None
+    gone: str = ""
     _tables: dict[str, tuple[list[FileRecord], str]] = field(default_factory=dict, repr=False)
 
     def table(self, name: str) -> tuple[list[FileRecord], str]:
@@ -68,6 +70,11 @@ class State:
         """The first step made with other settings that this one goes back to; itself, if what it reads is current."""
         first = next((cause for behind in self.behind if (cause := behind.cause)), None)
         return first or (self if self.kind == "changed" else None)
+
+    @property
+    def lost(self) -> str:
+        """Which files are not there of the first finished step that this one goes back to and that lacks some; empty: of none."""
+        return next((lost for behind in self.behind if (lost := behind.lost)), self.gone)
 
     @property
     def parts_done(self) -> int:
@@ -154,20 +161,18 @@ class Planner:
         """The state of a step whose plan is the one that lies `there`."""
         manifest = there.stage(step.spec, step.round)
         whole = manifest is not None and manifest.fingerprint == plan.fingerprint
-        why = []
+        missing = ""
         if manifest and whole:
             if there.are_there(step.spec, step.round, manifest.files):
                 return State(step, "done", plan=plan, manifest=manifest, inputs=inputs, seconds=manifest.seconds)
             gone = [file.path for file in manifest.files if not there.are_there(step.spec, step.round, [file])]
             more = f" and {len(gone) - 1} more files are" if len(gone) > 1 else " is"
-            why = [
-                f"it was finished, and {gone[0]}{more} gone or cut short"
-                if gone
-                else "it was finished, and files are gone"
-            ]
+            missing = f"{gone[0]}{more} gone or cut short" if gone else "files are gone"
         committed = there.committed(step.spec, step.round, plan.fingerprint)
+        why = [f"it was finished, and {missing}"] if missing else []
         why.append(f"{len(committed)} of {len(plan.shards)} parts are done")
-        return State(step, "resume", why, plan, committed=committed, inputs=inputs, seconds=sum(committed.values()))
+        seconds = sum(committed.values())
+        return State(step, "resume", why, plan, committed=committed, inputs=inputs, seconds=seconds, gone=missing)
 
     def _look(self, step: Step, found: dict[Step, State]) -> tuple[Inputs, list[State]]:
         """The files of every table the step reads, and the steps that must be brought up to date first."""
@@ -245,7 +250,12 @@ def waits_for(state: State) -> str:
     if state.inputs.missing:
         return f"waits for {', '.join(state.inputs.missing)}"
     titles = ", ".join(behind.step.title for behind in state.behind)
-    cause = state.cause
-    if cause is None:
-        return f"waits for {titles}"
-    return f"waits for {titles}, since {cause.step.title} was made with other settings: {'; '.join(cause.why)}"
+    if (cause := state.cause) is not None:
+        return f"waits for {titles}, since {cause.step.title} was made with other settings: {'; '.join(cause.why)}"
+    return f"waits for {titles}, since {state.lost}" if state.lost else f"waits for {titles}"
+
+
+def not_current(state: State) -> str:
+    """Why what is there of a step is not current."""
+    why = "; ".join(state.why)
+    return f"made with other settings than the run's now: {why}" if state.kind == "changed" else why

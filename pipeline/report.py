@@ -11,7 +11,7 @@ from pipeline.arms import arms_of
 from pipeline.compare import comparison
 from pipeline.damage import reading
 from pipeline.executor_errors import StageFailed
-from pipeline.plan import Planner, State
+from pipeline.plan import Planner, State, not_current
 from pipeline.rundir import RunDir
 from pipeline.status import recorded_planner
 from schemas.config import RunConfig
@@ -85,8 +85,8 @@ def _compared(rundir: RunDir, states: list[State], arms: Sequence[str]) -> dict[
 
 
 def _left_out(states: list[State]) -> dict[str, str]:
-    """title -> why, of results that are there and that the page must not show beside the others: they are of other settings."""
-    return {s.step.title: "; ".join(s.why) for s in states if s.kind in ("changed", "stale") and s.seconds}
+    """title -> why, of results that are there and that the page must not show beside the others: they are not current."""
+    return {s.step.title: not_current(s) for s in states if s.kind in ("changed", "stale") and s.seconds}
 
 
 def _tables(rundir: RunDir, states: list[State]) -> dict[str, list[Path]]:

@@ -118,9 +118,14 @@ def storage_error(error: BaseException, root: Path | None, command: str = "run")
             number = next((n for text, n in _TEXTS.items() if text in str(cause)), None)
         if number is not None:
             name = cause.filename if isinstance(cause, OSError) else None
-            where = _TEMPORARY.sub(r"\1", os.fsdecode(name)) if name else str(root or "")
+            where = shown_path(name) if name else str(root or "")
             return UserError(_ADVICE[number][0], where=where, fix=_fix(number, command))
     return None
+
+
+def shown_path(name: str | bytes | None) -> str:
+    """A file as people know it: not the temporary name that it has until it is whole."""
+    return _TEMPORARY.sub(r"\1", os.fsdecode(name)) if name else ""
 
 
 def _fix(number: int, command: str) -> str:

@@ -48,7 +48,7 @@ def write_page(
 ) -> None:
     """Write the page from whatever tables and manifests there are; a reader never sees half of it.
 
-    left_out: stage -> why, of results that are there and not given here, since they were made with other settings.
+    left_out: stage -> why, of results that are there and not given here, since they are not current.
     compared: round -> the run's selection beside others, or why there is none; arms: which ones were asked for.
     """
     page = render(

@@ -8,6 +8,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from pipeline import Run
+from schemas.errors import UserError
 from tests.faults.inline import InlineExecutor
 
 
@@ -53,6 +55,32 @@ def test_what_the_run_has_not_stored_is_refused_by_name(run, inline_command) -> 
     }.items():
         done = inline_command("compare", str(run), "--arm", arm, check=False)
         assert done.exit_code == 1 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_scores_that_are_gone_are_made_once_for_all_arms_and_the_cause_is_named(run, inline_command, tmp_path) -> None:
+    """`margin` is left out on the way, since these pairs have no judge scores."""
+    inline_command("fork", str(run), str(tmp_path / "copy"))
+    (part,) = (tmp_path / "copy" / "round-0" / "scores").glob("*.parquet")
+    part.unlink()
+    done = inline_command("compare", str(tmp_path / "copy"), "--examples", "0")
+    said = " ".join(done.output.split())
+    assert said.count("scored anew") == 1 and "margin is left out" in said and "kept by no other" in said
+    lost = f"waits for conflict, since round-0/scores/{part.name} is gone or cut short"
+    assert lost in " ".join(inline_command("inspect", str(tmp_path / "copy"), "curated").stdout.split())
+    refused = inline_command("export", str(tmp_path / "copy"), check=False)
+    assert lost in refused.stderr and "other settings" not in refused.stderr
+
+
+def test_what_is_trained_on_is_read_with_its_hash(run, inline_command, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("os.link", lambda *_, **__: (_ for _ in ()).throw(OSError(18, "Invalid cross-device link")))
+    inline_command("fork", str(run), str(tmp_path / "copy"))
+    assert Run(tmp_path / "copy").curated().num_rows
+    (part,) = (tmp_path / "copy" / "round-0" / "curated").glob("*.parquet")
+    whole = bytearray(part.read_bytes())
+    whole[len(whole) // 2] ^= 255
+    part.write_bytes(whole)
+    with pytest.raises(UserError, match="no longer what was written"):
+        Run(tmp_path / "copy").curated()
 
 
 def test_the_table_and_the_report_show_the_arms(run, inline_command) -> None:

@@ -82,6 +82,10 @@ def evaluated(config: RunConfig, digest: str) -> None:
         {"model": model, "split": "test", "language": "en", "metric": "accuracy", "value": value, "n": 12}
         for model, value in (("before", 0.5), ("after", 0.75), ("after", None))
     ]
+    rows.append(rows[1] | {"metric": "refused", "value": 0.1, "n": 4})
+    rows += [
+        rows[1] | {"split": "benchmark", "metric": f"{task}/acc", "value": 0.3, "n": 9} for task in ("mmlu", "xnli")
+    ]
     pl.DataFrame(rows, schema={c: pl.Schema(TABLES["evaluation"].schema)[c] for c in rows[0]}).write_parquet(path)
     finish(rundir, "evaluate", [files.record(rundir.root, path, "evaluation", 3)], {"model trained": digest})
 
@@ -111,10 +115,19 @@ def test_the_card_is_completed_with_licence_and_what_was_measured_of_this_model(
     assert "model-index" not in header(export_model(config, out, "model", None, None, False))
     evaluated(config, trained_digest(config))
     (index,) = header(export_model(config, out, "model", 0, None, False))["model-index"]
-    (result,) = index["results"]
-    assert result["metrics"] == [{"type": "accuracy", "value": 0.75}] and result["dataset"]["config"] == "en"
+    by_name = {result["dataset"]["name"]: result for result in index["results"]}
+    assert by_name["t, test"]["metrics"] == [
+        {"type": "accuracy", "value": 0.75, "name": "accuracy (12 items)"},
+        {"type": "refused", "value": 0.1, "name": "refused (4 items)"},
+    ]
+    assert by_name["t, test"]["dataset"]["config"] == "en"
+    assert [by_name[task]["metrics"] for task in ("mmlu", "xnli")] == [
+        [{"type": "acc", "value": 0.3, "name": "acc (9 items)"}]
+    ] * 2, "one entry for each benchmark"
     assert index["name"] == "t, round 0"
-    (read,) = ModelCard.load(out / "README.md").data.eval_results  # which checks the model-index
+    read = next(
+        r for r in ModelCard.load(out / "README.md").data.eval_results if r.metric_type == "accuracy"
+    )  # which checks the model-index
     assert (read.metric_value, read.dataset_split, read.dataset_config) == (0.75, "test", "en")
     assert {p.name for p in out.iterdir()} == {"README.md", "weights.safetensors", MARK}
     assert "# t, round 0" in (out / "README.md").read_text()

@@ -18,7 +18,7 @@ from pipeline.existing import config_of
 from pipeline.fork import fork
 from pipeline.fork_view import told
 from pipeline.history import last_error
-from pipeline.inspect import table_files, tables_of, tables_of_other_settings
+from pipeline.inspect import table_files, tables_not_current, tables_of
 from pipeline.loop import preview, run
 from pipeline.report import _left_out, _tables, report_now
 from pipeline.rundir import RunDir
@@ -121,7 +121,7 @@ def test_every_stage_changed_in_turn_leaves_nothing_of_other_settings_among_what
         kinds = {s.step.spec.name: s.kind for s in states_of(fake.root)}
         at = order.index(stage)
         assert [kinds[name] for name in order] == ["done"] * at + ["changed"] + ["stale"] * (3 - at)
-        current, others = tables_of(fake.root, 0), tables_of_other_settings(fake.root, 0)
+        current, others = tables_of(fake.root, 0), tables_not_current(fake.root, 0)
         for name, table in tables.items():
             assert (table in current) == (order.index(name) < at)
             assert (table in others) == (order.index(name) >= at)
@@ -130,11 +130,9 @@ def test_every_stage_changed_in_turn_leaves_nothing_of_other_settings_among_what
                 with pytest.raises(UserError):
                     table_files(fake.root, table, 0)
                 looked = CliRunner().invoke(app, ["inspect", str(fake.root), table])
-                assert looked.exit_code == 0 and "Made with other settings than the run's now" in looked.stdout
+                assert looked.exit_code == 0 and "Not current: " in looked.stdout
             else:
-                assert (
-                    "Made with other settings" not in CliRunner().invoke(app, ["inspect", str(fake.root), table]).stdout
-                )
+                assert "Not current" not in CliRunner().invoke(app, ["inspect", str(fake.root), table]).stdout
         states = states_of(fake.root)
         shown, left_out = _tables(RunDir(fake.root), states), _left_out(states)
         assert {name.split(":")[0] for name in shown} == {t for n, t in tables.items() if order.index(n) < at}
@@ -144,7 +142,7 @@ def test_every_stage_changed_in_turn_leaves_nothing_of_other_settings_among_what
             sent = CliRunner().invoke(app, ["export", str(fake.root), "--what", what, "--out", str(out)])
             if order.index(maker) >= at:
                 assert sent.exit_code == 1 and not out.exists(), sent.output
-                assert "is of other settings than the run's" in sent.stderr
+                assert "that is there is not current: " in sent.stderr
             else:
                 assert sent.exit_code == 0 and out.exists(), sent.output
 

@@ -187,7 +187,7 @@ def test_every_part_says_what_it_was_made_from_and_what_is_left_out(build_run, t
     write_page(tmp_path / "r.html", run.config, Tables(run.inputs), run.manifests, why)
     words = Page((tmp_path / "r.html").read_text(encoding="utf-8")).words
     assert "Made by select with select.keep 0.7, select.by margin ." in words
-    assert "Not shown, since it is of other settings than these: train : waits for select" in words
+    assert "Not shown, since it is not current: train : waits for select" in words
     assert not is_current(tmp_path / "r.html", run.config, run.manifests)
     assert is_current(tmp_path / "r.html", run.config, run.manifests, why)
 
