@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -68,7 +68,8 @@ class Layout:
 
     notes: what was read as what, not said yet. Raises UserError: a required column that is missing, texts that were
     rendered with a chat template already, conversations written in a way that is not read. structured: columns whose texts
-    are lists, whatever they look like, and never messages themselves. lists: columns whose texts may be lists of texts -> the
+    are lists, whatever they look like, and never messages themselves -> the key of the text in each of their objects (None: they hold no
+    texts). lists: columns whose texts may be lists of texts -> the
     column beside it whose texts then are none. singles: columns of one text a row, each in a list of its own where the first
     of them, what is asked, has such lists.
     """
@@ -79,15 +80,15 @@ class Layout:
         head: Sequence[dict[str, Any]],
         required: Sequence[str],
         optional: Sequence[str],
-        structured: Sequence[str] = (),
+        structured: Mapping[str, str | None] | None = None,
         lists: Mapping[str, str] | None = None,
         singles: Sequence[str] = (),
     ) -> None:
-        self._structured, self._lists = structured, lists or {}
+        self._structured, self._lists = structured or {}, lists or {}
         answers = {*self._lists, *self._lists.values()}
         self._one = [column for column in singles if column not in answers]
         self._asked = singles[:1]
-        self._singles = singles if singles and _mostly_lists(_texts(singles[0], head)) else ()
+        self._singles = singles if singles and _mostly_lists(_texts([row.get(singles[0]) for row in head])) else ()
         self.columns = list(dict.fromkeys(column for row in head for column in row))
         for column in required:
             if column not in self.columns:
@@ -100,6 +101,11 @@ class Layout:
         self.notes: list[str] = []
         self._note_lacking(head, required)
         self._readers = {column: self._reader(where, column, head) for column in self._wanted}
+        self._answers = {
+            f"{column}.{key}": self._reader_of(where, f"{column}.{key}", _answers_in(column, key, head), head)
+            for column, key in self._structured.items()
+            if key is not None
+        }
 
     def row(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """The wanted cells of a row, plain (`stages.cells.plain`), conversations as messages; None where there is none."""
@@ -132,32 +138,45 @@ class Layout:
                 )
 
     def _cell(self, column: str, value: Any) -> Any:
+        if column not in self._structured:
+            return self._read(column, self._readers[column], value, column in self._one)
+        reader, key = self._readers[column], self._structured[column]
         try:
             value = plain(value)
-            if (
-                column in self._one
-                and (only := _only(value)) is not None
-                and written_conversation(only, _silent) is None
-            ):
-                self._say(column, "a list of one text read as that text")
-                value = only
-            reader = self._readers[column]
             if reader is not None and isinstance(value, str):
                 value = plain(reader(value))
-            if isinstance(value, str):
-                self._look(column, value)
+        except RecursionError:
+            return Unreadable("not_text", "nested too deep")
+        if key is None:
+            return value
+        name = f"{column}.{key}"
+        return each_answer(value, key, lambda answer: self._read(name, self._answers[name], answer, True))
+
+    def _read(self, column: str, reader: Callable[[str], Any] | None, value: Any, one: bool) -> Any:
+        """What a cell says: messages, where it is a conversation in a form that is known. one: a list of one text is that text."""
+        try:
+            value = plain(value)
+            if one and (only := _only(value)) is not None and written_conversation(only, _silent) is None:
+                self._say(column, "a list of one text read as that text")
+                value = only
+            if reader is not None and isinstance(value, str):
+                value = plain(reader(value))
             if isinstance(value, list) and value and all(isinstance(inner, str) for inner in value):
                 value = self._messages(column, value)
             if isinstance(value, list) and value and all(isinstance(inner, list) for inner in value):
-                return [conversation(inner, lambda note: self._say(column, note)) for inner in value]
-            return value if column in self._structured else conversation(value, lambda note: self._say(column, note))
+                value = [conversation(inner, lambda note: self._say(column, note)) for inner in value]
+            else:
+                value = conversation(value, lambda note: self._say(column, note))
         except BadRow as bad:
             return Unreadable(bad.reason, bad.detail)
         except RecursionError:
             return Unreadable("not_text", "nested too deep")
+        for text in _texts_of(value):
+            self._look(column, text)
+        return value
 
     def _look(self, column: str, text: str) -> None:
-        """Count a text of a column that is text by what else it looks like."""
+        """Count a text of a column, or of a message in it, by what else it looks like."""
         if (form := _form(text)) is not None:
             self._odd.setdefault(column, Counter())[form] += 1
             self._first_odd.setdefault(column, self._rows)
@@ -180,14 +199,21 @@ class Layout:
             self.notes.append(said)
 
     def _reader(self, where: str, column: str, head: Sequence[dict[str, Any]]) -> Callable[[str], Any] | None:
-        """What makes messages of the column's texts, if half of them at least are not just text."""
-        texts = _texts(column, head, column in self._one)
+        """What makes messages of the column's texts, if half of them at least are not just text; lists of those of a structured one."""
+        if column in self._structured:
+            return lambda text: written_lists(text, lambda note: self._say(column, note))
+        return self._reader_of(where, column, [row.get(column) for row in head], head)
+
+    def _reader_of(
+        self, where: str, column: str, cells: Sequence[Any], head: Sequence[dict[str, Any]]
+    ) -> Callable[[str], Any] | None:
+        """What makes messages of the texts in these cells. head: the rows that they are from."""
+        texts = _texts(cells, column in self._one or column not in self._wanted)
 
         def tell(note: str) -> None:
             self._say(column, note)
 
-        if column in self._structured:
-            return lambda text: written_lists(text, tell)
+        _refuse_rendered(where, column, cells)
         forms = Counter(map(_form, texts))
         shares = {form: forms[form] / max(1, len(texts)) for form in _FORMS}
         if shares[_WRITTEN] >= HALF:
@@ -205,7 +231,7 @@ class Layout:
             )
             return _single
         if column in self._lists and _mostly_lists(texts):
-            beside = _texts(self._lists[column], head)
+            beside = _texts([row.get(self._lists[column]) for row in head])
             if not (_mostly_lists(beside) or _share(beside, _is_structure) >= HALF):
                 return lambda text: text if (value := written_texts(text, tell)) is None else value
             self._say(column, f"lists of texts, as {self._lists[column]} has them too, are taken as text")
@@ -251,9 +277,57 @@ def _ends(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:50]} ... {text[-25:]}"
 
 
-def _texts(column: str, head: Sequence[dict[str, Any]], one: bool = False) -> list[str]:
-    """The texts of a column; one: those in lists of one too."""
-    cells = [row.get(column) for row in head]
+def each_answer(value: Any, key: str, of: Callable[[Any], Any]) -> Any:
+    """Answers in a cell (objects with a text under `key`, a dict of lists side by side, or texts) with `of` what each says in its place."""
+    if isinstance(value, dict) and isinstance(said := value.get(key), list):
+        return value | {key: [of(one) for one in said]}
+    if not isinstance(value, list):
+        return value
+    return [(one | {key: of(one[key])} if key in one else one) if isinstance(one, dict) else of(one) for one in value]
+
+
+def _answers_in(column: str, key: str, head: Sequence[dict[str, Any]]) -> list[Any]:
+    found: list[Any] = []
+    for cell in (row.get(column) for row in head):
+        value = plain(written_lists(cell, _silent) if isinstance(cell, str) else cell)
+        each_answer(value, key, found.append)
+    return found
+
+
+def _texts_of(value: Any) -> Iterator[str]:
+    """A text, or those of messages, of several texts and of several conversations."""
+    if isinstance(value, str):
+        yield value
+    for inner in value if isinstance(value, list) else ():
+        yield from _texts_of(inner.get("content") if isinstance(inner, dict) else inner)
+
+
+def _refuse_rendered(where: str, column: str, cells: Sequence[Any]) -> None:
+    """Raise UserError where half of the cells hold what a chat template has rendered, in a text or in a message."""
+    found = [list(_texts_of(_as_read(cell))) for cell in cells]
+    rendered = [text for texts in found if (text := next(filter(looks_rendered, texts), None)) is not None]
+    if rendered and len(rendered) >= HALF * sum(map(bool, found)):
+        raise UserError(
+            f"column {column!r} holds texts that a chat template has rendered already, for example {_ends(rendered[0])!r}",
+            where=where,
+            fix="Give plain texts or lists of messages: the model's own template is put around them here.",
+        )
+
+
+def _as_read(cell: Any) -> Any:
+    """A cell as it is read if it is a conversation, else as it is; None where it cannot be."""
+    try:
+        value = plain(cell)
+        if isinstance(value, str):
+            written = written_conversation(value, _silent)
+            value = written if written is not None else dialogue(value) if looks_spoken(value) else value
+        return conversation(value, _silent)
+    except (BadRow, RecursionError):
+        return None
+
+
+def _texts(cells: Sequence[Any], one: bool = False) -> list[str]:
+    """The texts among cells; one: those in lists of one too."""
     shown = [cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell for cell in cells]
     found = [_only(cell) or cell for cell in shown] if one else shown
     return [text for text in found if isinstance(text, str) and text.strip()]
@@ -304,10 +378,6 @@ _FORMS: dict[str, Callable[[str], bool]] = {
 }
 """What texts may be instead of plain text -> whether one looks like it."""
 _REFUSED = {
-    _RENDERED: (
-        "texts that a chat template has rendered already",
-        "Give plain texts or lists of messages: the model's own template is put around them here.",
-    ),
     _NOTED: (_NOTED, "Write each as JSON: a list of {role, content}."),
     _TURNED: (_TURNED, "Name the turns 'Human:' and 'Assistant:', or write each as JSON: a list of {role, content}."),
 }

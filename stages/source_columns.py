@@ -39,7 +39,7 @@ class WantedColumns:
     required: Sequence[str]
     optional: Sequence[str] = ()
     delimiter: str | None = None
-    structured: Sequence[str] = ()
+    structured: Mapping[str, str | None] = field(default_factory=dict)
     lists: Mapping[str, str] = field(default_factory=dict)
     singles: Sequence[str] = ()
     present: list[str] = field(default_factory=list)

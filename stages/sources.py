@@ -137,7 +137,7 @@ def read_rows(
     required: Sequence[str] = (),
     optional: Sequence[str] = (),
     check: Callable[[Batch], None] | None = None,
-    structured: Sequence[str] = (),
+    structured: Mapping[str, str | None] | None = None,
     lists: Mapping[str, str] | None = None,
     singles: Sequence[str] = (),
     most: int | None = None,
@@ -149,7 +149,7 @@ def read_rows(
     structured, lists, singles: columns whose texts are, or may be, lists (`stages.layout.Layout`). most: local files, at most, that are
     looked at and read; None: all.
     """
-    wanted = WantedColumns(required, optional, source.delimiter, structured, lists or {}, singles)
+    wanted = WantedColumns(required, optional, source.delimiter, structured or {}, lists or {}, singles)
     if is_hub(source):
         filled = languages if any(PLACEHOLDER in (text or "") for text in _hub_texts(source)) else [None]
         hubs = [(_fill_hub(source, language), language or source.language) for language in filled]

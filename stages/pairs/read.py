@@ -132,9 +132,11 @@ def pair_batches(source: PairSource, codes: Sequence[str], most: int | None = No
     required, optional = columns_of(fields, _OPTIONAL)
     if fields.completions is None:
         lists, singles = {fields.rejected: fields.chosen}, (fields.prompt, fields.chosen, fields.rejected)
-        return read_rows(source, codes, required, optional, lambda b: check_sides(b, fields), (), lists, singles, most)
+        return read_rows(
+            source, codes, required, optional, lambda b: check_sides(b, fields), None, lists, singles, most
+        )
     optional.append(fields.completion_score)
-    structured, asked = [fields.completions, fields.completion_score], (fields.prompt,)
+    structured, asked = {fields.completions: fields.completion_text, fields.completion_score: None}, (fields.prompt,)
     return read_rows(
         source, codes, required, optional, lambda b: check_completions(b, fields), structured, singles=asked, most=most
     )

@@ -49,6 +49,21 @@ _SYSTEM_KEYS = ("system", "system_prompt", "system_message", "instructions")
 """Keys of a system message beside the messages."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
+_OTHER_PARTS = (
+    *(
+        "image",
+        "image_url",
+        "input_image",
+        "audio",
+        "audio_url",
+        "input_audio",
+        "video",
+        "video_url",
+        "file",
+        "input_file",
+    ),
+)
+"""Parts that are no text: whoever reads them refuses the row."""
 _STRUCTURE = re.compile(r"""\s*(?:"\s*)?(?:array\()?[\[{]""")
 _WRITTEN = re.compile(
     r"""\s*(?:array\()?\[?\s*\{\s*\\*["'](?:role|from|speaker|content|value|messages|conversations)\\*["']\s*:"""
@@ -77,7 +92,10 @@ def conversation(value: Any, tell: Tell) -> Any:
 
 def _said_in_parts(value: list[Any], tell: Tell) -> Any:
     """The text of a list that is content in parts, without a message around it; any other list as it is. Raises BadRow for other parts."""
-    if not (all("type" in part for part in value) and any(part["type"] in _TEXT_PARTS for part in value)):
+    if not (
+        _are_parts(value)
+        or (all("type" in part for part in value) and any(part["type"] in _TEXT_PARTS for part in value))
+    ):
         return value
     text, thought = _joined(value)
     tell("content in parts read as one text")
@@ -98,12 +116,36 @@ def written_conversation(text: str, tell: Tell) -> Any:
     if how is None:
         broken = _WRITTEN.match(text) is not None
         return Unreadable("not_text", "messages written as a text that cannot be parsed") if broken else None
-    if not is_conversation(value):
+    if isinstance(value, dict) and _is_part(value):
+        value = [value]
+    if not (is_conversation(value) or _are_parts(value)):
         return None
     if repeats(value):
         return Unreadable("not_text", TWICE)
-    tell(f"{how} read as messages")
+    tell(f"{how} read as {'one text' if _are_parts(value) else 'messages'}")
     return value
+
+
+def _are_parts(value: Any) -> bool:
+    """Whether a value is content in parts, without a message around it."""
+    return isinstance(value, list) and bool(value) and all(map(_is_part, value))
+
+
+def _is_part(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(kind := value.get("type"), str):
+        return False
+    return (
+        kind in _OTHER_PARTS or kind in _THOUGHT_PARTS or (kind in _TEXT_PARTS and isinstance(value.get("text"), str))
+    )
+
+
+def _parts_written(text: str) -> list[Any] | None:
+    """The parts that a text is, as JSON or Python writes them; None for any other text."""
+    if not _STRUCTURE.match(bare(text)):
+        return None
+    value, _ = parsed(bare(text))
+    value = [value] if isinstance(value, dict) else value
+    return value if _are_parts(value) else None
 
 
 def is_conversation(value: Any) -> bool:
@@ -199,6 +241,8 @@ def _message(message: dict[Any, Any], tell: Tell) -> dict[str, Any]:
     thought = next((message[key] for key in _THOUGHT_KEYS if isinstance(message.get(key), str)), "").strip()
     if isinstance(content, dict):
         content = [content]
+    if isinstance(content, str) and (parts := _parts_written(content)) is not None:
+        content = parts
     if isinstance(content, list):
         content, inside = _joined(content)
         thought = thought or inside

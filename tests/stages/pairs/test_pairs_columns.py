@@ -395,3 +395,128 @@ def test_a_system_column_may_hold_a_message(tmp_path: Path) -> None:
 def test_texts_that_only_begin_as_messages_are_looked_at_once(tmp_path: Path, text: str) -> None:
     found, _ = read(tmp_path, [{"prompt": ASK, "chosen": text, "rejected": BAD}])
     assert len(found) == 1
+
+
+def part(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr], ids=["json", "python"])
+@pytest.mark.parametrize(
+    "dress",
+    [
+        lambda role, written: [{"role": role, "content": written}],
+        lambda role, written: [{"from": role, "value": written}],
+        lambda role, written: written,
+    ],
+    ids=["messages", "sharegpt", "bare"],
+)
+def test_content_in_parts_that_is_written_as_text_is_read(
+    tmp_path: Path, write: Callable[[Any], str], dress: Callable[[str, str], Any]
+) -> None:
+    row = {
+        "prompt": dress("user", write(part(ASK))),
+        "chosen": dress("assistant", write(part(GOOD))),
+        "rejected": dress("assistant", write([*part(BAD), *part("And so on.")])),
+    }
+    found, notes = read(tmp_path, [row])
+    assert answers(found) == [(GOOD, f"{BAD}\nAnd so on.")]
+    assert any("parts read as one text" in note for note in notes)
+    found, _ = read(
+        tmp_path, [row | {"rejected": dress("assistant", write([{"type": "image_url", "image_url": "x"}]))}]
+    )
+    assert [bad.reason for bad in found] == ["not_text"] and "image_url" in found[0].detail
+
+
+def test_one_part_as_a_cell_is_its_text(tmp_path: Path) -> None:
+    row = {
+        "prompt": json.dumps(part(ASK)[0]),
+        "chosen": json.dumps(part(GOOD)[0]),
+        "rejected": json.dumps(part(BAD)[0]),
+    }
+    assert answers(read(tmp_path, [row])[0]) == [(GOOD, BAD)]
+
+
+def test_objects_with_a_type_that_are_no_parts_stay_text(tmp_path: Path) -> None:
+    asked = json.dumps([{"type": "string", "text": "x"}])
+    found, notes = read(
+        tmp_path, [{"prompt": ASK, "chosen": asked, "rejected": [{"role": "assistant", "content": asked + " "}]}]
+    )
+    assert [pair.reason for pair in found] == ["identical"]  # both are that text
+    assert not any("parts" in note for note in notes)
+
+
+MARKED = f"{GOOD}<|eot_id|>"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"chosen": messages(MARKED), "rejected": messages(f"{BAD}<|eot_id|>")},
+        {"chosen": json.dumps(messages(f"{GOOD}</s>")), "rejected": json.dumps(messages(f"{BAD}</s>"))},
+        {"prompt": [{"role": "user", "content": f"<s>[INST] {ASK} [/INST]"}], "chosen": GOOD, "rejected": BAD},
+        {"prompt": ASK, "chosen": [MARKED], "rejected": [BAD]},
+        {"prompt": ASK, "chosen": GOOD, "rejected": [f"{BAD}<|eot_id|>", f"{WORSE}<|eot_id|>"]},
+        {"chosen": f"\n\nHuman: {ASK}\n\nAssistant: {GOOD}<eos>", "rejected": f"\n\nHuman: {ASK}\n\nAssistant: {BAD}<eos>"},
+    ],
+    ids=["messages", "json", "prompt", "lists of one", "several", "dialogue"],
+)  # fmt: skip
+def test_what_a_template_left_is_refused_in_messages_lists_and_dialogues_too(
+    tmp_path: Path, row: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError, match="chat template has rendered already"):
+        read(tmp_path, [row, row])
+    clean = {"prompt": ASK, "chosen": GOOD, "rejected": BAD}
+    _, notes = read(tmp_path, [row, *[clean] * 9])
+    assert any(" rendered by a chat template" in note or "are taken as text" in note for note in notes), notes
+
+
+SCORED = [{"response": GOOD, "score": 5}, {"response": BAD, "score": 1}]
+
+
+@pytest.mark.parametrize(
+    "dress",
+    [
+        lambda text: json.dumps([{"role": "assistant", "content": text}]),
+        lambda text: [{"role": "assistant", "content": text}],
+        lambda text: [{"from": "gpt", "value": text}],
+        lambda text: {"role": "assistant", "content": text},
+        lambda text: {"role": "model", "parts": [{"text": text}]},
+        lambda text: [{"role": "assistant", "content": part(text)}],
+        part,
+        lambda text: json.dumps(part(text)),
+        lambda text: [text],
+    ],
+    ids=["json", "messages", "sharegpt", "one", "gemini", "in parts", "parts", "parts as json", "list of one"],
+)
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_answers_among_completions_may_have_any_form(tmp_path: Path, dress: Any, side_by_side: bool) -> None:
+    scored: Any = [answer | {"response": dress(str(answer["response"]))} for answer in SCORED]
+    if side_by_side:
+        scored = {key: [answer[key] for answer in scored] for key in ("response", "score")}
+    fields = {"completions": "c", "completion_text": "response", "completion_score": "score"}
+    found, _ = read(tmp_path, [{"prompt": ASK, "c": scored}], fields=fields)
+    assert answers(found) == [(GOOD, BAD)]
+
+
+def test_completions_that_a_template_left_its_marks_on_are_refused(tmp_path: Path) -> None:
+    fields = {"completions": "c", "completion_text": "response", "completion_score": "score"}
+    rows = [{"prompt": ASK, "c": [answer | {"response": f"{answer['response']}<|eot_id|>"} for answer in SCORED]}]
+    for given in (rows, [rows[0] | {"c": json.dumps(rows[0]["c"])}]):
+        with pytest.raises(UserError, match=r"'c\.response' holds texts that a chat template has rendered already"):
+            read(tmp_path, given, fields=fields)
+    thought = [{"role": "assistant", "reasoning_content": "Think.", "content": GOOD}]
+    found, _ = read(tmp_path, [{"prompt": ASK, "c": [{"response": thought, "score": 5}, SCORED[1]]}], fields=fields)
+    assert found[0].chosen == f"<think>\nThink.\n</think>\n\n{GOOD}"
+    picture = [{"role": "assistant", "content": [{"type": "image_url", "image_url": "x"}]}]
+    scored = [*SCORED, {"response": picture, "score": 3}]
+    assert answers(read(tmp_path, [{"prompt": ASK, "c": scored}], fields=fields)[0]) == [(GOOD, BAD)]
+
+
+def test_a_dialogue_inside_a_message_is_counted(tmp_path: Path) -> None:
+    asked = [
+        {"role": "user", "content": f"\n\nHuman: {ASK}\n\nAssistant: Paris.\n\nHuman: Are you sure?\n\nAssistant:"}
+    ]
+    found, notes = read(tmp_path, [{"prompt": asked, "chosen": GOOD, "rejected": BAD}])
+    assert isinstance(found[0], RawPair)
+    assert any("column prompt: 1 dialogues written as one text" in note for note in notes), notes
