@@ -21,7 +21,6 @@ _SURE = "it may say how sure a preference is, or that there is none: leave such 
 _KNOWN = {
     **dict.fromkeys(("input", "history", "context", "initial_reason_steps"), _ASKED),
     "split": "`fields.split` of prompts and pairs reads it",
-    **dict.fromkeys(("language", "lang", "locale", "language_code", "lang_code"), _SPOKEN),
     **dict.fromkeys(("label", "labels", "better_response_id", "overall_preference", "preference", "choice"), _BETTER),
     **dict.fromkeys(("preference_strength", "tie", "status"), _SURE),
     **dict.fromkeys(
@@ -30,7 +29,20 @@ _KNOWN = {
     ),
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios", "tools"), _LEFT_OUT),
 }
-_BEGINNINGS = {"system": "`fields.system` reads one", "winner": _BETTER}
+_SYSTEM = "`fields.system` reads one"
+_BEGINNINGS = {"system": _SYSTEM, "winner": _BETTER}
+_OF = "target|tgt|source|src|prompt|question|instruction|input|answer|response|output|text|row|user"
+_NAMED = (
+    (
+        re.compile(
+            rf"(?:(?:{_OF}) )?(?:languages?|lang|lng|locale)(?: (?:code|id|tag|name|iso|key))?"
+            r"|(?:lang(?:uage)? )?iso(?: code)?(?: 639)?(?: [1-3])?(?: code)?"
+        ),
+        _SPOKEN,
+    ),
+    (re.compile(r"sys(?: (?:prompt|message|msg|instruction))?|personas?"), _SYSTEM),
+)
+"""Names by their words, whichever way they are written: target_language, promptLang, ISO-639-1."""
 _SCORE = re.compile(
     r"(?:(?:score|rating|reward)s?[ _-](chosen|rejected)|(chosen|rejected)[ _-](?:score|rating|reward)s?)"
 )
@@ -84,6 +96,8 @@ def unread_columns(present: Sequence[str], wanted: Sequence[str], answers: Seque
             begun = f"`fields.{rated.group(1) or rated.group(2)}_score` reads one"
         if begun is None and unsaid and _may_say_better(name):
             begun = _MAY_SAY
+        words = " ".join(_words(name))
+        begun = begun or next((advice for pattern, advice in _NAMED if pattern.fullmatch(words)), None)
         advice = scores.get(name) or _KNOWN.get(name.lower(), begun)
         if advice is not None and name not in (*wanted, "language"):
             found.append(f"{name[:80]} ({advice})")

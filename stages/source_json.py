@@ -55,7 +55,7 @@ def read_json(path: Path, wanted: WantedColumns) -> Iterator[dict[str, Any]]:
             number += 1
             where = f"{path}, element {number}"
             value, at = _parsed(text, at, where)
-            yield _checked(value, where)
+            yield _checked(value, where, in_array=True)
             at = _skip(text, at, where)
         if at >= len(text):
             raise UserError(
@@ -194,15 +194,22 @@ def _object(text: str, where: str) -> dict[str, Any]:
     return _checked(value, where)
 
 
-def _checked(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
+def _checked(value: Any, where: str, in_array: bool = False) -> dict[str, Any]:
+    """The row. Raises UserError for what is none; in_array: it is an element of an array already."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, list) and value and (in_array or not any(isinstance(cell, dict) for cell in value)):
         raise UserError(
-            f"it holds a {type(value).__name__}, not a JSON object",
+            "it holds a list, not a JSON object: rows are lists, without the names of their columns",
             where=where,
-            fix='Every row is an object, for example {"prompt": "...", "language": "en"}; '
-            "an array of rows is `format: json` (or a name ending in .json).",
+            fix='Write rows as objects, {"prompt": "...", "language": "en"}: in pandas `to_json(FILE, orient="records")`, not "values".',
         )
-    return value
+    array = "" if in_array else "; an array of rows is `format: json` (or a name ending in .json)"
+    raise UserError(
+        f"it holds a {type(value).__name__}, not a JSON object",
+        where=where,
+        fix=f'Every row is an object, for example {{"prompt": "...", "language": "en"}}{array}.',
+    )
 
 
 def _decoded(data: bytes, where: str) -> str:

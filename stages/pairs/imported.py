@@ -22,6 +22,7 @@ from stages.source_kinds import batches_of
 from stages.sources import Batch, excerpt, names_splits
 from stages.text.assign import Label, RunLanguages, Splitter, Spoken, assumed_said, group_of
 from stages.text.messages import BadRow, comparable, spoken, storable
+from stages.text.misread import has_lost
 from stages.text.refusals import refusal
 from stages.text.thoughts import Thoughts
 
@@ -33,7 +34,6 @@ _STRAYS, _STRAYING = 2, 0.02
 """Pairs of a language, and their share, from which it is said that the chosen answer is in another language: fewer may be the task."""
 _NO_ANSWERS = MISSING_WORDS | {"", "[]", "{}", "[deleted]", "[removed]", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!"}
 """Answers that may say that there is none: learnt all the same, and counted."""
-_LOST = "\ufffd"
 _NOTHING_WRONG = ("", "false", "0", "0.0", "no", "none", "ok")
 
 
@@ -43,7 +43,7 @@ class Imported:
     Unit row; a row with several pairs counts once a pair (`FILE:3#2`). Drop reasons: those of `pairs_of`, of RunLanguages
     (language_not_in_run, wrong_language, ...), refusal, rated_below, tie (scores that differ by less than pairs.min_margin), duplicate.
     drops grows while drafting, stats too: on_policy_share (of the answers whose writer the data names), unread_scores, rated_below,
-    opposite_pairs (there both ways round), lost_characters (pairs with U+FFFD), labels_overruled, off_language_chosen (pairs whose chosen answer
+    opposite_pairs (there both ways round), lost_characters (pairs with U+FFFD, or ï¿½), labels_overruled, off_language_chosen (pairs whose chosen answer
     is in another language and whose rejected one is in their own), and rows by known error (`LABEL_ERRORS` and the kind).
     longest_text: characters from which a text is dropped (too_long) before anything looks at it.
     """
@@ -193,7 +193,7 @@ class Imported:
                 several = cells.get(source.fields.rejected)
                 self._counts["several"] += source.many == "one" and is_several(several) and len(several or ()) > 1
                 self._counts["no_answer"] += bool({pair.chosen, pair.rejected} & _NO_ANSWERS)
-                if any(_LOST in text for text in (texts[2 * at], pair.chosen, pair.rejected)):
+                if any(map(has_lost, (texts[2 * at], pair.chosen, pair.rejected))):
                     self._counts["lost"] += 1
                     self._first_lost = self._first_lost or row_id
             except BadRow as bad:

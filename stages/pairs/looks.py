@@ -15,6 +15,7 @@ from stages.layout import HALF
 from stages.pairs.columns import BY_CHANCE, tells
 from stages.pairs.read import RawPair
 from stages.text.messages import BadRow
+from stages.text.misread import misread
 from stages.text.written import inside
 
 _AROUND = 24
@@ -29,33 +30,36 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 """What a template or a file puts before an answer: "Answer:", "### Response:"."""
-_CONTINUED = "€‚ƒ„†‡ˆ‰Š‹ŒŽ•™š›œžŸ¡-º¼-¿"
-"""What bytes of letters in UTF-8 are in Windows' encoding, less what may follow a capital at the end of a word."""
-_ANY = f"[{_CONTINUED}\xa0»“”‘’–—…˜]"
-_MOJIBAKE = re.compile(
-    rf"[Â-ï](?:(?<=â)€[™œ˜¦“”¢]|(?<=[ÂÃ])[{_CONTINUED}]|(?<=[ÄÅ])[€‚ƒ„†‡ˆ‰Š‹ŒŽ™š›œžŸ¡±¼½¾]|(?<=á)[º»][{_CONTINUED}]"
-    rf"|(?<=[ÐÑØÙÎÏ]){_ANY}[ÐÑØÙÎÏ]{_ANY}|(?<=[à-ï]){_ANY}{{2}}[à-ï]{_ANY}{{2}})"
-)
 _ENTITY = re.compile(r"&(?:#39;|#x27;|#34;|quot;|apos;|#x200b;|amp;(?:#\w{1,8}|[a-z]{2,8});)", re.IGNORECASE)
 _ESCAPE = re.compile(r"(?<!\\)\\n(?:\\n|[ \t]*(?:[A-Z0-9#*-]|\Z))|(?<=\w)\\u0[0-9a-f]{3}|(?:\\u[0-9a-fA-F]{4}){2}")
 """Line breaks where sentences end, and letters inside words; not the `\\n` before a quotation mark or LaTeX's `\\neq`."""
+_EXCEL = re.compile(r"_x00[01][0-9A-F]_")
+_BEFORE = "[a-z0-9.,;:!?)]"
+_TOKENS = re.compile(
+    r"(?<![`\"'“‘«「])(?:<0x[0-9A-F]{2}>|<(?:unk|pad)>)(?![`\"'”’»」])|(?<!\S)⁇(?!\S)|▁\w{1,40}[^\w\s]{0,3}▁\w{1,40}[^\w\s]{0,3}▁"
+    rf"|{_BEFORE}(?:Ġ|ĊĊ?)[^\sĠĊ](?s:.{{0,200}}?){_BEFORE}(?:Ġ|ĊĊ?)[^\sĠĊ]|(?:(?<!\S)Ġ[a-z0-9]+\s){{3}}"
+)
+"""Bytes, unknown tokens, and what stands for spaces and line breaks. Ġ and Ċ are letters of Maltese: there they begin words, and do
+not follow small letters twice, nor begin three words in a row."""
 
 
 @dataclass(frozen=True)
 class _Damage:
-    """least: share of the rows that is worth saying."""
+    """pattern: None for letters of another encoding. least: share of the rows that is worth saying."""
 
     what: str
-    pattern: re.Pattern[str]
+    pattern: re.Pattern[str] | None
     least: float
 
 
 _ESCAPED = _Damage(r"line breaks or letters written as \n, \u00e9", _ESCAPE, 0.1)
 _DAMAGES = (
     _Damage("escapes that colour a terminal (of which [31m and the like are left)", re.compile(r"\x1b\[[0-9;?]*[A-Za-z]"), 0.0),
-    _Damage("letters decoded in another encoding than their own (â€™, Ã¼)", _MOJIBAKE, 0.01),
+    _Damage("letters decoded in another encoding than their own (â€™, Ã¼)", None, 0.01),
     _Damage("entities of HTML (&#39;, &quot;)", _ENTITY, 0.02),
     _ESCAPED,
+    _Damage("escapes of Excel (_x000D_)", _EXCEL, 0.01),
+    _Damage("what a tokenizer left (<0x0A>, <unk>, Ġ for spaces)", _TOKENS, 0.01),
 )  # fmt: skip
 
 
@@ -120,9 +124,11 @@ class Looks:
 
 def _find(damage: _Damage, text: str) -> re.Match[str] | None:
     """Where a text has a damage; fenced code may hold entities, and a text with line breaks of its own escaped ones."""
+    if damage.pattern is None:
+        return misread(text)
     if (damage.pattern is _ENTITY and "```" in text) or (damage is _ESCAPED and ("\\" not in text or "\n" in text)):
         return None
-    return None if damage.pattern is _MOJIBAKE and text.isascii() else damage.pattern.search(text)
+    return damage.pattern.search(text)
 
 
 def _around(found: re.Match[str]) -> str:

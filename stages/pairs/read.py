@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -37,6 +39,8 @@ class RawPair:
     writers: tuple[str, str] = ("", "")
 
 
+_UNSPACED = re.compile(r"[\u0e00-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+"""Thai, Lao, Tibetan, Burmese, Khmer, kana and Han, which put no spaces between words."""
 Names = tuple[str, str, str]
 """What the data calls prompt, chosen and rejected."""
 
@@ -101,7 +105,7 @@ def _asked(prompt: Any, shared: Messages) -> Messages:
     last = next((text for role, text in reversed(begun) if role == "user"), begun[-1][1])
     if len(turns) == 1:
         said = comparable(turns[0]["content"])
-        known = last in said or any(said in text for _, text in begun)
+        known = _stands_in(last, said) or any(_stands_in(said, text) for _, text in begun)
     else:
         known = all((message["role"], comparable(message["content"])) in begun for message in turns)
     if known:
@@ -109,6 +113,22 @@ def _asked(prompt: Any, shared: Messages) -> Messages:
     raise BadRow(
         "prompt_differs", f"prompt {own[-1]['content'][:60]!r}, the conversations {shared[-1]['content'][:60]!r}"
     )
+
+
+def _stands_in(said: str, text: str) -> bool:
+    """Whether a text stands in another and cuts no word of it; scripts that put no spaces between words have none to cut."""
+    at = text.find(said)
+    while at >= 0:
+        end = at + len(said)
+        if not (_is_in_word(text[max(0, at - 1) : at + 1]) or _is_in_word(text[end - 1 : end + 1])):
+            return True
+        at = text.find(said, at + 1)
+    return False
+
+
+def _is_in_word(two: str) -> bool:
+    """Whether there are two characters, and both are of one word."""
+    return len(two) == 2 and all(unicodedata.category(sign)[0] in "LMN" and not _UNSPACED.match(sign) for sign in two)
 
 
 def _joined(own: Messages, shared: Messages) -> Messages | None:

@@ -40,6 +40,11 @@ SURE = 0.7
 """The identifier's probability among all languages from which it is believed rather than a label. Of 5,000 prompts in 13
 languages that are labelled right it says otherwise in 82, with this certainty in 66, of which all but 3 are tasks about a text
 in another language; of those whose language is left out of the run, 97% are found with it."""
+_LIKELY, _CERTAIN = 0.5, 0.9
+"""The identifier's probability among all languages from which a text is taken for one outside the run against another text of its
+row: where the run's languages have at most INSIDE of it, and where they have more. Of 41,742 rows of the Declaration of Human Rights
+in a near relative of the run's language (58 runs; prompts cut at 30 to 120 characters) 1,285 are taken for that language instead of
+6,917; of 29,907 in the run's own none is lost. With 0.8 instead of 0.9, 10 Indonesian ones are lost as Malay."""
 _SEGMENT = re.compile(r"[\n\r\"“”„«»「」『』:：。！？!?]+|(?<=[.।]) ")
 _LEAST = 12  # characters of a segment that is looked at
 _SEGMENTS = 40
@@ -98,6 +103,8 @@ class RunLanguages:
         if tag is None:
             meant = country_of(code.strip())
             hint = f"; did you mean {meant}?" if meant else ""
+            if code.strip().isdecimal():
+                hint = ": it is the number of a class; write the names of the languages into the column"
             raise BadRow(
                 "invalid_language", f"{code[:40]!r} is no BCP 47 code (en, de, zh-Hant) and no language's name{hint}"
             )
@@ -210,7 +217,20 @@ class RunLanguages:
                 _unsaid("no_language", "nothing in the text says it")
             _unsaid("low_confidence", f"{said.code} {said.confidence:.2f} < {least}")
         part = (inside if told[0].guess.alone < SURE and inside else told)[0]
-        return self._written(self.match(part.guess.code), [part])
+        return self._written(self.match(self._neighbour(part, told) or part.guess.code), [part])
+
+    def _neighbour(self, part: Spoken, told: Sequence[Spoken]) -> str | None:
+        """The language outside the run that another text of the row is in, if part may be in it too and is hardly in the run's (a
+        Bulgarian prompt: ru 0.12). An answer in a language that the prompt cannot be in (a translation) says nothing against it."""
+        if part.guess.alone >= SURE:
+            return None
+        inside = set(map(base_language, self.codes))
+        for said in (other.guess for other in told if other is not part):
+            strongest = max(said.outside, key=said.outside.__getitem__, default="")
+            least = _CERTAIN if said.code in inside else _LIKELY
+            if strongest in part.guess.outside and said.outside[strongest] >= least:
+                return strongest
+        return None
 
     def _only(self, spoken: Sequence[Spoken]) -> str | None:
         """The language of a run that has one, if nothing is in a script that it is not written in."""

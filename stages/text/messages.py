@@ -28,7 +28,8 @@ _INVISIBLE = re.compile(rf"[{_UNSEEN}]|[\u200c\u200d](?![^\x00-\x7f])|(?<![^\x00
 """What nobody sees; joiners between letters, marks or symbols that are not ASCII change how these are written."""
 _BEGINNING = 100
 """Characters in which two answers mostly differ already."""
-_INDENT = re.compile(r"[ \t]*(?:\t|  )[ \t]*")
+_INDENT = re.compile(r"[ \t\u3000]*(?:\t|  |\u3000)[ \t\u3000]*")
+"""Of code and Markdown, and of paragraphs in Chinese and Japanese."""
 _MISSING = ("nan", "NaN", "<NA>", "NaT")
 """How pandas writes that there is nothing; None and null may be answers."""
 _SPACE = re.compile(r"\s+")
@@ -56,8 +57,8 @@ def clean(text: str) -> str:
 
 
 def unpadded(text: str) -> str:
-    """The text without white space around it; what indents the first of several lines (a tab, two spaces and more) stays: code and
-    Markdown mean something else without."""
+    """The text without white space around it; what indents the first of several lines (a tab, two spaces and more, an ideographic
+    one) stays: code and Markdown mean something else without."""
     text = text.rstrip()
     bare = text.lstrip()
     if len(bare) == len(text) or "\n" not in bare:

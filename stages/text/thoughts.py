@@ -31,6 +31,11 @@ _TAG = r"<(?P<name>think|thinking|thoughts?|reasoning|seed:think|details(?=\s[^<
 """A mark in other letters or with attributes: <Think>, <think duration="3">, <details type="reasoning">."""
 _TAGGED = re.compile(rf"(?P<opening>{_TAG})(?P<thought>.*?)(?P<closing></(?P=name)\s*>)", re.IGNORECASE | re.DOTALL)
 _CUT_OFF = re.compile(rf"{_TAG}.*?(?:</(?P=name)\s*>|\Z)", re.IGNORECASE | re.DOTALL)
+_WRAPPED = re.compile(
+    r"\s*<(?P<name>(?:final[ _-]?)?(?:answer|output|response|reply|solution))\s*>(?P<said>(?:(?!</?(?P=name)\b).)*)</(?P=name)\s*>\s*",
+    re.IGNORECASE | re.DOTALL,
+)
+"""What some models put around all that they say after a thought."""
 _SENTENCE = ".!?。！？…"
 
 
@@ -98,7 +103,8 @@ class Thoughts:
         return text.strip()
 
     def target(self, answer: str, policy: Policy) -> str:
-        """What is learnt of an answer. A thought that is empty says nothing: templates put theirs in its place.
+        """What is learnt of an answer. A thought that is empty says nothing: templates put theirs in its place. Where thoughts are left
+        out, an element around all that is said after one (<answer> ... </answer>) is too.
 
         Raises BadRow: thought (policy drop), broken_thought, empty (nothing is said after it).
         """
@@ -110,7 +116,9 @@ class Thoughts:
         said = unpadded(found.said)
         if not said:
             raise BadRow("empty", "nothing after the thought")
-        if not found.thought.strip() or policy == "strip":
+        if policy == "strip":
+            return _unwrapped(said)
+        if not found.thought.strip():
             return said
         if policy == "drop":
             raise BadRow("thought", f"{len(found.thought)} characters, text.thoughts: drop")
@@ -143,6 +151,17 @@ def _parts(answer: str, at: int, mark: str) -> bool:
         return True
     between = before[-1] in _SENTENCE and after[:1].isalnum()
     return between and not any(before.count(quote) % 2 for quote in '"`') and before.count("“") == before.count("”")
+
+
+def _unwrapped(said: str) -> str:
+    """What is said in an element that is all there is. Raises BadRow: empty."""
+    found = _WRAPPED.fullmatch(said)
+    if found is None:
+        return said
+    inside = unpadded(found["said"])
+    if not inside:
+        raise BadRow("empty", f"nothing in <{found['name']}> after the thought")
+    return inside
 
 
 def _closing(opening: str) -> str:

@@ -128,7 +128,7 @@ def test_a_model_that_is_named_otherwise_is_seen_until_a_run_has_looked_at_it(ru
     before["model"]["policy"] = str(other)
     (mine / "run.yaml").write_text(yaml.safe_dump(before))
     assert {state.kind for state in states_of(mine) if state.step.title == "gradients"} == {"changed"}
-    with pytest.raises(UserError, match="not current: .*made with other settings"):
+    with pytest.raises(UserError, match=r"not current: .*made with other settings"):
         export_dataset(config_of(mine), tmp_path / "given", None, None, False)
 
 

@@ -281,6 +281,17 @@ def test_json_arrays_and_arrow_files_are_read(tmp_path: Path) -> None:
         ("a.json", b'[{"prompt": "x"}', "the array has no end"),
         ("a.json", b'[{"prompt": "x"} {"prompt": "y"}]', "no comma between"),
         ("a.json", b"[1]", "holds a int, not a JSON object.*element 1"),
+        (
+            "a.json",
+            b'[["a", "b"], ["c", "d"]]',
+            r"rows are lists, without the names of their columns.*element 1.*orient=\"records\"",
+        ),
+        (
+            "a.jsonl",
+            b'["a", [{"role": "user"}]]\n',
+            r"rows are lists, without the names of their columns.*orient=\"records\"",
+        ),
+        ("a.jsonl", b'[{"prompt": "a"}]\n', r"holds a list, not a JSON object.*`format: json`"),
         ("a.json", b'[{"prompt": "x"}]\n{"prompt": "y"}', r"more after the array.*a\.json:2"),
         ("a.json", b'[{"prompt": "x"}]]', r"more after the array.*a\.json:1"),
         ("a.json", b'[{"prompt": "x"}] [{"prompt": "y"}', "the array has no end"),
@@ -830,7 +841,10 @@ def test_files_that_begin_with_a_frame_to_skip_are_decompressed(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        *((name, "`fields.language` reads one") for name in ("lang", "Locale", "language_code", "Language")),
+        *((name, "`fields.language` reads one") for name in (
+            "lang", "Locale", "language_code", "Language", "target_language", "prompt_lang", "language_id", "lng", "iso", "promptLanguage", "ISO-639-1",
+        )),
+        *((name, "`fields.system` reads one") for name in ("sys", "persona", "sys_prompt")),
         *((name, "part of what is asked") for name in ("context", "initial_reason_steps")),
         *((name, "which answer is better") for name in ("preference", "choice")),
         *((name, "how sure a preference is") for name in ("preference_strength", "tie", "status")),
@@ -846,6 +860,15 @@ def test_columns_that_say_something_are_named(tmp_path: Path, name: str, says: s
         "it may say ", ""
     )
     (batch,) = read_rows(Source(path=str(path)), ["en"], ["prompt", name], ["language"])
+    assert batch.notes == []
+
+
+@pytest.mark.parametrize(
+    "name", ["programming_language", "language_model", "lang_score", "isolated", "person", "analysis"]
+)
+def test_columns_whose_names_only_sound_like_a_language_are_not_named(tmp_path: Path, name: str) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a", "language": "en", name: "x"}])
+    (batch,) = read_rows(Source(path=str(path)), ["en"], ["prompt"], ["language"])
     assert batch.notes == []
 
 

@@ -138,6 +138,28 @@ def test_a_prompt_beside_whole_conversations_is_taken_where_it_says_more(
 
 
 @pytest.mark.parametrize(
+    ("prompt", "asked", "known"),
+    [
+        ("Hi", "What is this?", False),
+        ("क", "काम कैसे करें?", False),
+        ("Hi", "Hi, what is this?", True),
+        ("What is this? Answer in short.", "What is this?", True),
+        ("What is this", "hi", False),
+        ("曼谷有多大", "请问曼谷有多大？", True),
+        ("กรุงเทพใหญ่แค่ไหน", "ถามหน่อยกรุงเทพใหญ่แค่ไหนครับ", True),
+        ("어디", "서울은 어디?", True),
+    ],
+)
+def test_a_prompt_belongs_to_a_turn_that_it_stands_in_as_words(prompt: str, asked: str, known: bool) -> None:
+    sides = [user(asked), assistant(GOOD)], [user(asked), assistant(BAD)]
+    if known:
+        assert read_pair(prompt, *sides).prompt == [user(asked)]
+        return
+    with pytest.raises(BadRow, match="prompt_differs"):
+        read_pair(prompt, *sides)
+
+
+@pytest.mark.parametrize(
     "prompt",
     [
         "You write in rhymes.",
@@ -520,13 +542,14 @@ def test_what_is_lost_or_broken_in_texts_is_said(
     rows = [
         {"prompt": f"What is <|im_end|>? {ASK}", "chosen": f"{GOOD} caf\ufffd", "rejected": BAD},
         {"prompt": ASK, "chosen": f"{GOOD} caf\ud800", "rejected": f"{BAD} donâ€™t"},
+        {"prompt": f"{ASK} Say so.", "chosen": f"{GOOD} donï¿½t", "rejected": BAD},
     ]
     outcome = run_stage(Pairs(), config([jsonl(tmp_path / "a.jsonl", rows)], ["en"]), model=tiny_model)
-    assert outcome.account.stats["lost_characters"] == 2
+    assert outcome.account.stats["lost_characters"] == 3
     said = "\n".join(outcome.notes)
-    assert "2 pairs hold U+FFFD" in said and "a.jsonl:1: it is learnt as text" in said
+    assert "3 pairs hold U+FFFD" in said and "a.jsonl:1: it is learnt as text" in said
     assert "1 control marks of the model inside prompts got a space" in said and "inside answers" not in said
-    assert f"{tmp_path / 'a.jsonl'}: 1 of 2 rows looked at have letters decoded in another encoding" in said
+    assert f"{tmp_path / 'a.jsonl'}: 2 of 3 rows looked at have letters decoded in another encoding" in said
 
 
 def test_scores_that_are_nearer_than_the_margin_everywhere_name_it(

@@ -10,6 +10,7 @@ from schemas.config.sources import PairSource
 from stages.data import data_path
 from stages.pairs.looks import Looks
 from stages.pairs.read import pair_batches, pairs_of
+from stages.text.misread import misread
 
 ASK = "Which planet of our solar system is the largest number {}?"
 
@@ -61,6 +62,17 @@ def test_answers_in_a_form_that_the_prompt_asks_for_are_not_said_to_have_a_label
         ({"prompt": "I donâ€™t say fÃ¼r"}, "letters decoded in another encoding"),
         ({"chosen": "ÐŸÑ€Ð¸Ð²ÐµÑ‚"}, "letters decoded in another encoding"),
         ({"chosen": "ä½ å¥½ä¸–ç•Œ"}, "letters decoded in another encoding"),
+        ({"chosen": "Iï¿½m lost"}, "letters decoded in another encoding"),
+        ({"chosen": "Great ðŸ˜Š"}, "letters decoded in another encoding"),
+        ({"chosen": "锟斤拷锟斤拷"}, "letters decoded in another encoding"),
+        ({"chosen": "A row_x000D_\nand another_x000D_"}, "escapes of Excel"),
+        ({"chosen": "First.<0x0A>Second."}, "what a tokenizer left"),
+        ({"chosen": "the <unk> of it <pad> <pad>"}, "what a tokenizer left"),
+        ({"chosen": "It is ⁇ then"}, "what a tokenizer left"),
+        ({"chosen": "HelloĠworld,ĠhowĠareĠyou"}, "what a tokenizer left"),
+        ({"chosen": "ĠtheĠ cat Ġthe Ġcat Ġsat down"}, "what a tokenizer left"),
+        ({"chosen": "Hello.ĊĊHowĠare you"}, "what a tokenizer left"),
+        ({"chosen": "▁Hello,▁world▁again"}, "what a tokenizer left"),
         ({"chosen": "<p>It&#39;s &quot;fine&quot;</p>"}, "entities of HTML"),
         ({"rejected": "Hm. &amp;#x200B;"}, "entities of HTML"),
         ({"chosen": "\x1b[31mJupiter\x1b[0m"}, "escapes that colour a terminal"),
@@ -75,8 +87,35 @@ def test_damaged_texts_are_counted_once_a_kind_with_an_example(cells: dict[str, 
 
 
 @pytest.mark.parametrize(
+    ("meant", "pages"),
+    [
+        ("Привет, как дела?", "cp1250 cp1251 cp1252 cp437 cp850"),
+        ("C’est un café très agréable", "cp1250 cp1251 cp1252 cp1254 cp1256 mac_roman cp437 cp850"),
+        ("Größe und Mädchen für alle", "cp1250 cp1251 cp1252 cp1254 mac_roman cp437 cp850"),
+        ("你好世界，我们在这里吃饭", "cp1250 cp1251 cp1252 mac_roman cp437 cp850"),
+        ("नमस्ते दुनिया", "cp1250 cp1251 cp1252 mac_roman cp437 cp850"),
+        ("السلام عليكم", "cp1252 mac_roman cp437 cp850"),
+        ("Nice 😊🤔", "cp1250 cp1251 cp1252 cp1254 mac_roman cp437 cp850"),
+        ("lost \ufffd\ufffd", "cp1250 cp1251 cp1252 cp1254 mac_roman cp437 cp850 cp866 koi8_r gbk"),
+    ],
+)
+def test_utf_8_that_was_read_in_another_encoding_is_found(meant: str, pages: str) -> None:
+    """The oracle is Python's codecs; bytes that an encoding has no character for are lost, as they mostly are."""
+    missed = [page for page in pages.split() if misread(meant.encode().decode(page, "ignore")) is None]
+    assert missed == [] and misread(meant) is None
+
+
+@pytest.mark.parametrize(
     "text",
     [
+        "n√π, 2√x, sin√π and f√±1; ∫√∞, x√²; ΔxΔ² and pΓ±q",
+        "┌──┐ │Name│ └─┴─┘ Start─┐ src├──main ─┼┤ │Значение│е│е│",
+        "Ăştia sunt; ÄÖÜ®, CAFÉ®, „Ä“; СІРІ, УСІ РІДНІ, Срђан, срџба, Ђорђе, 220 В±10%, 25 В°C, Г§",
+        "煎饼馃子和联通，李锟，斤两，拷贝；てとなにとはひとのはなし、ｱｲｳｴｵ",
+        "Ακολουθούν ερωτήσεις, ΑΚΟΛΟΥΘΟΎΝ, α», «β…»",
+        "ы ё лёд, зелёный©, Ещё одно; ответАвтор",
+        "Ġorġ ta' Ġermanja, Ċentru, MAĠĠORANZA, FAĊĊATA, l-Ġgantija u Ġiljan",
+        'The tokens `<unk>` and "<pad>" and `<0x0A>`; really?? ▁▂▃▄ a_x000G_ and _x1F600_',
         "« CAFÉ » : « déjà » à « 5 € » – « où ? » SÃO PAULO, “MANHÔ, naïve…",
         "Größe: „Ä“, Ünlü – ÅÄÖ, 2.5 Å² and 5 Å³; piñata; ÇA VA ? Œuvre",
         'print("one\\ntwo\\n") and $a \\neq b$, \\nabla \\nu, C:\\new, r"\\n"',

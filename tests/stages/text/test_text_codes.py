@@ -9,7 +9,7 @@ import pytest
 
 from schemas.config.sources import LanguageConfig
 from schemas.languages import macrolanguage, standard
-from stages.text.assign import RunLanguages, Spoken
+from stages.text.assign import SURE, RunLanguages, Spoken
 from stages.text.codes import counts_for, same_language
 from stages.text.messages import BadRow
 from stages.text.scripts import script_in
@@ -213,6 +213,77 @@ def test_rows_without_a_label_take_the_prompts_language_and_short_ones_that_of_b
 
 
 @pytest.mark.parametrize(
+    ("run", "prompt", "answer", "found"),
+    [
+        (
+            "ru",
+            "Какво е демокрация?",
+            "Демокрацията е форма на управление, при която властта принадлежи на народа.",
+            "bg",
+        ),
+        (
+            "da",
+            "Hva er hovedstaden i Norge?",
+            "Hovedstaden i Norge er Oslo. Byen ligger innerst i Oslofjorden og har mange innbyggere.",
+            "no",
+        ),
+        ("da", "Hvorfor er himmelen blå?", "Himmelen er blå fordi luften sprer det blå lyset mer enn det røde.", "no"),
+        (
+            "ca",
+            "¿Qué es la inflación?",
+            "La inflación es el aumento general de los precios durante un período de tiempo.",
+            "es",
+        ),
+        ("hi", "नेपालको राजधानी कुन हो?", "नेपालको राजधानी काठमाडौं हो। यो सहर देशको सबैभन्दा ठूलो सहर हो।", "ne"),
+        ("hi", "आकाश निळे का दिसते?", "हवेतील कण निळा प्रकाश जास्त विखुरतात म्हणून आकाश निळे दिसते.", "mr"),
+    ],
+)
+def test_rows_without_a_label_in_a_near_relative_of_the_runs_language_are_none_of_it(
+    run: str, prompt: str, answer: str, found: str
+) -> None:
+    languages = RunLanguages(LanguageConfig(seen=[run, "en"]))
+    first, _ = languages.guess([prompt, answer])
+    assert first.code == run and first.alone < SURE
+    with pytest.raises(BadRow) as bad:
+        settle([run, "en"], None, prompt, answer)
+    assert (bad.value.reason, bad.value.detail) == ("language_not_in_run", found)
+
+
+@pytest.mark.parametrize(
+    ("run", "other", "prompt", "answer"),
+    [
+        (
+            "de",
+            "en",
+            "Wer ist Larry Page?",
+            "Larry Page is one of the founders of Google, which he led for some years.",
+        ),
+        ("de", "ar", "Wer ist Larry Page?", "```python\nprint(1)\n```"),
+        (
+            "de",
+            "ar",
+            "Wer ist Larry Page?",
+            "Larry Page est un informaticien américain, l'un des fondateurs de Google.",
+        ),
+        ("en", "ar", "What is Atlantis?", GERMAN),
+        ("hi", "ar", "भारत की राजधानी क्या है?", "दिल्ली"),
+        (
+            "hi",
+            "ar",
+            "भारत की राजधानी क्या है?",
+            "La capitale de l'Inde est New Delhi, une ville de plusieurs millions d'habitants.",
+        ),
+    ],
+)
+def test_short_prompts_of_the_run_keep_their_rows_whatever_the_answer_is_in(
+    run: str, other: str, prompt: str, answer: str
+) -> None:
+    languages = RunLanguages(LanguageConfig(seen=[run, other]))
+    assert languages.guess([prompt])[0].alone < SURE
+    assert settle([run, other], None, prompt, answer) == run
+
+
+@pytest.mark.parametrize(
     ("text", "script"),
     [
         (TRADITIONAL, "Hant"),
@@ -244,3 +315,9 @@ def test_words_for_a_language_that_is_not_known_are_no_label(word: str) -> None:
     run = RunLanguages(LanguageConfig(seen=["en", "de"], identify=False))
     assert run.label(word, None) is None
     assert run.label(word, "German") == ("de",)
+
+
+def test_a_class_number_is_called_one() -> None:
+    with pytest.raises(BadRow) as bad:
+        RunLanguages(LanguageConfig(seen=["en", "de"])).match("0")
+    assert "number of a class" in bad.value.detail

@@ -40,7 +40,9 @@ def test_comparable_is_blind_to_case_and_spacing(text: str) -> None:
         (" Hi.\n\nHow are you?", "Hi.\n\nHow are you?"),
         ("\n\n Hi.\nHow?", "Hi.\nHow?"),
         ("    return y  \n", "return y"),
-        ("\u3000\u3000段落\n下一段", "段落\n下一段"),
+        ("\u3000\u3000段落\n\u3000\u3000下一段", "\u3000\u3000段落\n\u3000\u3000下一段"),
+        ("\n\u3000段落\n\u3000次の段落\u3000\n", "\u3000段落\n\u3000次の段落"),
+        ("\u3000\u3000段落\u3000", "段落"),
         ("    \u00a0y\n  z", "y\n  z"),
     ],
 )

@@ -217,3 +217,30 @@ def test_answers_in_channels_are_refused_rather_than_glued_together(make: Any, t
 def test_code_after_a_thought_keeps_the_indentation_of_its_first_line() -> None:
     answer = "<think>\nHm.\n</think>\n\n    y = 1\n    return y\n"
     assert Thoughts("").target(answer, "strip") == "    y = 1\n    return y"
+
+
+@pytest.mark.parametrize(
+    ("said", "learnt"),
+    [
+        ("<answer>R</answer>", "R"),
+        ("<Output>\nC\n</Output>", "C"),
+        ("<final_answer>\n    y = 1\n    return y\n</final_answer >\n", "    y = 1\n    return y"),
+        ("<RESPONSE>a <b>c</b></response>", "a <b>c</b>"),
+        *((text, text) for text in (
+            "<answer>R</answer> and more", "So: <answer>R</answer>", "<answer>1</answer>\n<answer>2</answer>", "<answer>R", "<p>R</p>",
+            "<answers>R</answers>", "<answer><answer>R</answer></answer>", "<answer>R</output>",
+        )),
+    ],
+)  # fmt: skip
+def test_an_element_around_all_that_is_said_after_a_thought_goes_with_it(said: str, learnt: str) -> None:
+    thoughts = Thoughts("")
+    whole = f"<Thought>hm</Thought>\n{said}"
+    assert thoughts.target(whole, "strip") == learnt
+    assert thoughts.target(whole, "keep") == whole
+    for policy in ("strip", "keep", "drop"):
+        assert thoughts.target(said, policy) == said  # no thought, no change
+
+
+def test_an_empty_element_after_a_thought_says_nothing() -> None:
+    with pytest.raises(BadRow, match="empty"):
+        Thoughts("").target("<think>hm</think><answer>\n</answer>", "strip")
