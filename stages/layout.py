@@ -289,8 +289,10 @@ def each_answer(value: Any, key: str, of: Callable[[Any], Any]) -> Any:
 def _answers_in(column: str, key: str, head: Sequence[dict[str, Any]]) -> list[Any]:
     found: list[Any] = []
     for cell in (row.get(column) for row in head):
-        value = plain(written_lists(cell, _silent) if isinstance(cell, str) else cell)
-        each_answer(value, key, found.append)
+        try:
+            each_answer(plain(written_lists(cell, _silent) if isinstance(cell, str) else cell), key, found.append)
+        except RecursionError:
+            continue  # said of its row
     return found
 
 

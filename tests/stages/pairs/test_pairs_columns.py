@@ -520,3 +520,10 @@ def test_a_dialogue_inside_a_message_is_counted(tmp_path: Path) -> None:
     found, notes = read(tmp_path, [{"prompt": asked, "chosen": GOOD, "rejected": BAD}])
     assert isinstance(found[0], RawPair)
     assert any("column prompt: 1 dialogues written as one text" in note for note in notes), notes
+
+
+def test_an_answer_that_is_nested_too_deep_is_dropped(tmp_path: Path) -> None:
+    fields = {"completions": "c", "completion_text": "response", "completion_score": "score"}
+    deep = json.loads("[" * 900 + "]" * 900)
+    found, _ = read(tmp_path, [{"prompt": ASK, "c": [*SCORED, {"response": deep, "score": 9}]}], fields=fields)
+    assert [bad.reason for bad in found] == ["not_text"]
