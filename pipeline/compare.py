@@ -39,12 +39,18 @@ def comparison(folder: Path, texts: Sequence[str], round_: int, progress: Progre
     config = config_of(folder)
     specs = arms_of(texts or [name for name in DEFAULT if name != config.select.by])
     for spec in specs:
-        for setting in spec.settings:
-            if setting.partition(".")[0] not in _COMPARED:
+        for key, _, value in (setting.partition("=") for setting in spec.settings):
+            if key.partition(".")[0] not in _COMPARED:
                 raise UserError(
-                    f"{_who(spec)} cannot be compared: {setting.partition('=')[0]} is no setting of {' or '.join(_COMPARED)}",
+                    f"{_who(spec)} cannot be compared: {key} is no setting of {' or '.join(_COMPARED)}",
                     where="--arm",
                     fix="For anything else: congrad fork RUN NEW --set key=value.",
+                )
+            if key == "conflict.target" and value.strip() != config.conflict.target:
+                raise UserError(
+                    f"{_who(spec)} cannot be compared: conflict.target is the same in all arms, since other pairs would need gradients",
+                    where="--arm",
+                    fix="In a run of its own: congrad fork RUN NEW --set conflict.target=….",
                 )
     with reading(folder):
         return side_by_side(folder, specs, round_, progress, examples, default=not texts)

@@ -51,7 +51,7 @@ def test_what_the_run_has_not_stored_is_refused_by_name(run, inline_command) -> 
         "select.kep=0.1": "did you mean 'keep'",
         "margn": "There is no filter 'margn'",
         "smallest_gap": "The arm 'smallest_gap' cannot be compared: select.by: smallest_gap goes by implicit rewards",
-        "conflict.target=dev": "but for conflict.target",
+        "conflict.target=dev": "conflict.target is the same in all arms",
     }.items():
         done = inline_command("compare", str(run), "--arm", arm, check=False)
         assert done.exit_code == 1 and said in done.stderr and "Traceback" not in done.stderr
