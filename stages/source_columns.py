@@ -32,7 +32,7 @@ def invisible(text: str, at: int) -> str:
 class WantedColumns:
     """What is looked for in a file: columns it must have, columns it may have, and a CSV file's delimiter (None: found out).
 
-    structured: columns whose texts are lists. lists, singles: those whose texts may be (`stages.layout.Layout`).
+    structured: columns whose texts are lists -> the key of the text in them. lists, singles: those whose texts may be lists (`stages.layout.Layout`).
     present: all the columns of a file whose rows come with the wanted ones only, once it is opened.
     """
 

@@ -50,20 +50,12 @@ _SYSTEM_KEYS = ("system", "system_prompt", "system_message", "instructions")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
 _OTHER_PARTS = (
-    *(
-        "image",
-        "image_url",
-        "input_image",
-        "audio",
-        "audio_url",
-        "input_audio",
-        "video",
-        "video_url",
-        "file",
-        "input_file",
-    ),
+    *("image", "image_url", "input_image", "audio", "audio_url", "input_audio"),
+    *("video", "video_url", "file", "input_file"),
 )
 """Parts that are no text: whoever reads them refuses the row."""
+_PAYLOADS = ("source", "image_url", "url", "text")
+"""Keys of what a part holds, where it is not under the name of its type."""
 _STRUCTURE = re.compile(r"""\s*(?:"\s*)?(?:array\()?[\[{]""")
 _WRITTEN = re.compile(
     r"""\s*(?:array\()?\[?\s*\{\s*\\*["'](?:role|from|speaker|content|value|messages|conversations)\\*["']\s*:"""
@@ -132,19 +124,22 @@ def _are_parts(value: Any) -> bool:
 
 
 def _is_part(value: Any) -> bool:
+    """Whether an object is a part: it holds what its type says. Other JSON has types, too."""
     if not isinstance(value, dict) or not isinstance(kind := value.get("type"), str):
         return False
-    return (
-        kind in _OTHER_PARTS or kind in _THOUGHT_PARTS or (kind in _TEXT_PARTS and isinstance(value.get("text"), str))
-    )
+    if kind in _TEXT_PARTS:
+        return isinstance(value.get("text"), str)
+    holds = len(value) == 1 or any(
+        key in value for key in (kind, *_PAYLOADS)
+    )  # alone: the picture is in another column
+    return kind in (*_THOUGHT_PARTS, *_OTHER_PARTS) and holds
 
 
 def _parts_written(text: str) -> list[Any] | None:
-    """The parts that a text is, as JSON or Python writes them; None for any other text."""
+    """The list of parts that a text is, as JSON or Python writes it; None for any other text, a single object too."""
     if not _STRUCTURE.match(bare(text)):
         return None
     value, _ = parsed(bare(text))
-    value = [value] if isinstance(value, dict) else value
     return value if _are_parts(value) else None
 
 

@@ -426,6 +426,9 @@ def test_content_in_parts_that_is_written_as_text_is_read(
         tmp_path, [row | {"rejected": dress("assistant", write([{"type": "image_url", "image_url": "x"}]))}]
     )
     assert [bad.reason for bad in found] == ["not_text"] and "image_url" in found[0].detail
+    beside = write([{"type": "image"}, *part(BAD)])  # the picture is in another column
+    found, _ = read(tmp_path, [row | {"rejected": dress("assistant", beside)}])
+    assert [bad.reason for bad in found] == ["not_text"] and "'image'" in found[0].detail
 
 
 def test_one_part_as_a_cell_is_its_text(tmp_path: Path) -> None:
@@ -444,6 +447,12 @@ def test_objects_with_a_type_that_are_no_parts_stay_text(tmp_path: Path) -> None
     )
     assert [pair.reason for pair in found] == ["identical"]  # both are that text
     assert not any("parts" in note for note in notes)
+    for answer in ('[{"type": "file", "name": "a.txt"}]', '{"type": "text", "text": "a"}'):
+        turn = [{"role": "assistant", "content": answer}]
+        (pair,), _ = read(
+            tmp_path, [{"prompt": ASK, "chosen": turn, "rejected": [{"role": "assistant", "content": "No."}]}]
+        )
+        assert pair.chosen == answer
 
 
 MARKED = f"{GOOD}<|eot_id|>"
