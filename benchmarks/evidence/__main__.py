@@ -1,10 +1,11 @@
-"""Evidence: does curation do what it says, on real answers? Four resumable studies, a Parquet row per arm and seed.
+"""Evidence: does curation do what it says, on real answers? Five resumable studies, a Parquet row per arm and seed.
 
     python -m benchmarks.evidence sketch   --work FOLDER --data answers.parquet [--threads 1]
     python -m benchmarks.evidence real     --work FOLDER --data answers.parquet [--seeds 10]
     python -m benchmarks.evidence trusted  --work FOLDER --data answers.parquet [--seeds 10]
     python -m benchmarks.evidence predict  --work FOLDER --data answers.parquet [--steps 30]
     python -m benchmarks.evidence training --work FOLDER --data answers.parquet [--seeds 5] [--only "40% flips"]
+    python -m benchmarks.evidence methods  --work FOLDER --data answers.parquet [--seeds 3] [--only AdamW]
     python -m benchmarks.evidence print
 
 --data: Parquet with the columns id (equal for translations), language, prompt, model, answer. `sketch` makes an ordinary, resumable run per model; the
@@ -32,7 +33,7 @@ def say(line: str) -> None:
 def main(given: list[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=("sketch", "real", "trusted", "predict", "training", "print"))
+    parser.add_argument("study", choices=("sketch", "real", "trusted", "predict", "training", "methods", "print"))
     parser.add_argument("--work", type=Path, help="folder of runs and models")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--rows", type=Path, default=page.ROWS)
@@ -42,12 +43,14 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=Pool().count, help="in each language and contrast")
     parser.add_argument("--words", type=int, default=Pool().words)
     parser.add_argument("--questions", type=int, default=0, help="of these only the first; 0: all")
-    parser.add_argument("--seeds", type=int, default=0, help="0: ten for `real` and `trusted`, five for `training`")
+    parser.add_argument("--seeds", type=int, default=0, help="0: ten (training: five, methods: three)")
     parser.add_argument("--steps", type=int, default=30, help="predict: steps on random pairs")
     parser.add_argument(
         "--deciles", type=int, default=1, help="predict: languages with a step on every tenth of their pairs"
     )
-    parser.add_argument("--only", nargs="+", default=[""], help="training: cells with one of these in their name")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="training, methods: those with one of these in their name"
+    )
     parser.add_argument("--held-out", type=int, default=40, help="training: held-out pairs a language")
     parser.add_argument(
         "--split",
@@ -63,10 +66,15 @@ def main(given: list[str] | None = None) -> int:
         return 0
     if arguments.work is None or arguments.data is None:
         parser.error(f"{arguments.study} needs --work and --data")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     pool = Pool(tuple(arguments.languages.split(",")), arguments.pairs, words=arguments.words)
     contrasts = tuple(arguments.contrasts.split(","))
     questions = arguments.questions or pool.count
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if arguments.study == "methods":
+        from benchmarks.evidence import methods
+
+        study = methods.Study(arguments.work.resolve() / "methods", methods.MODEL, methods.POOL, arguments.held_out)
+        return study.fill(results, arguments.data, range(arguments.seeds or 3), arguments.only, say)
     for model in arguments.models.split(","):
         work = arguments.work.resolve() / model.rpartition(":")[2].replace("/", "--")
         if arguments.study == "sketch":

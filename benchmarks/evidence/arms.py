@@ -1,4 +1,4 @@
-"""What study 3 compares: pools, their arms and the languages."""
+"""What studies 3 and 4 compare: pools, their arms, the languages and the methods."""
 
 from __future__ import annotations
 
@@ -18,6 +18,21 @@ CELLS = tuple((pool, arm) for pool, (_, share) in POOLS.items() for arm in ARMS 
 MANY = tuple((pool, arm) for pool, arm in CELLS if pool != "10% flips" and arm in ("random", "curated", "oracle"))
 """Of these, those that are measured with `SPLIT` held-out pairs in either group of languages too."""
 SPLIT = 400
+
+METHODS = (
+    "AdamW",
+    "DPO beta 1",
+    "offline linear, SFT share 0.5",
+    "OnDARE paper, alpha 0.002",
+    "OnTIES paper, alpha 0.002",
+    "anchor, alpha 0.03",
+    "DPO, random 10%",
+    "DPO, top 10%",
+    "forgetting and learning",
+)
+"""What study 4 trains on one objective, as `benchmarks.quality` names it."""
+SEQUENCE = ("mixed DPO, as many steps in all", "sequential DPO", "OrthAlign, left")
+"""What it trains on two, of these names."""
 
 
 def table_of(split: int = 0) -> str:

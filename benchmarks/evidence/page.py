@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.evidence.arms import CELLS, MANY, SEEN, SPLIT, UNSEEN, table_of
+from benchmarks.evidence.arms import CELLS, MANY, METHODS, SEEN, SEQUENCE, SPLIT, UNSEEN, table_of
 from benchmarks.evidence.gain import held_out_gain, tax_gain
 from benchmarks.quality.results import MISSING, Results, Values, shown
 from stages.compare.seeds import Mean
@@ -38,6 +38,19 @@ _DAMAGES = (
     "language 25%",
     "conflict",
 )
+_TAX = {"tax: tuned": "tax/tuned", "tax: text": "tax/text"}
+_ALONE = {
+    "reward accuracy": "reward/real",
+    "unseen languages": "reward/unseen",
+    "margin": "margin/real",
+    "right language": "reward/language",
+} | _TAX
+_IN_TURN = {
+    "real, when trained": "own/real",
+    "real, at the end": "reward/real",
+    "language, at the end": "reward/language",
+    "unseen languages": "reward/unseen",
+} | _TAX
 
 
 def write(results: Results) -> None:
@@ -53,6 +66,8 @@ def write(results: Results) -> None:
         ("gain", _gain(results, CELLS)),
         ("training-split", _training(results, MANY, SPLIT)),
         ("gain-split", _gain(results, MANY, SPLIT)),
+        ("methods", _methods(results, METHODS, _ALONE)),
+        ("sequence", _methods(results, SEQUENCE, _IN_TURN)),
     ):
         text, count = re.subn(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: m[1] + table + m[2], text, flags=re.S)  # noqa: B023
         if count != 1:
@@ -178,6 +193,15 @@ def _training(results: Results, cells: Sequence[tuple[str, str]], split: int = 0
         found = rows(results, table_of(split), f"{pool}, {arm}")
         figures = [shown(found, lambda values, name=name: values.get(name, float("nan"))) for name in columns.values()]  # type: ignore[misc]
         lines.append(f"| {pool}, {arm} | {len(found)} | {' | '.join(figures)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _methods(results: Results, names: Sequence[str], columns: Mapping[str, str]) -> str:
+    lines = [f"| method | seeds | {' | '.join(columns)} |", "| --- | ---: |" + " ---: |" * len(columns)]
+    for method in names:
+        found = rows(results, "methods", method)
+        figures = [shown(found, lambda values, name=name: values.get(name, float("nan"))) for name in columns.values()]  # type: ignore[misc]
+        lines.append(f"| {method} | {len(found)} | {' | '.join(figures)} |")
     return "\n".join(lines) + "\n"
 
 

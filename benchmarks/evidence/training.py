@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ class Bench:
         }
         world = self.world(0)
         renderer = world.renderer
-        self.ids = {name: [_pair(renderer, row) for row in rows] for name, rows in self.held_out.items()}
+        self.ids = {name: [pair_of(renderer, row) for row in rows] for name, rows in self.held_out.items()}
         self.text = world.text()
         self.start = self._logps(world, self.model)
         self.start_text = self._text(world, self.model)
@@ -156,9 +156,9 @@ class Bench:
         for name in self.ids:
             figures = accuracies(found[name], self.start[name])
             values |= {f"accuracy/{name}": figures["accuracy"], f"reward_accuracy/{name}": figures["reward_accuracy"]}
-            gains = _gains(found[name], self.start[name])
-            values[f"margin/{name}"] = sum(gains) / len(gains)
-            values |= {f"gain/{name}/{number:03d}": gain for number, gain in enumerate(gains)}
+            margins = gains(found[name], self.start[name])
+            values[f"margin/{name}"] = sum(margins) / len(margins)
+            values |= {f"gain/{name}/{number:03d}": gain for number, gain in enumerate(margins)}
             values[f"chosen/{name}"] = _chosen(found[name], self.start[name])
             values[f"accuracy_before/{name}"] = accuracies(self.start[name], self.start[name])["accuracy"]
         values["tax"] = self._text(world, trained) - self.start_text
@@ -196,13 +196,14 @@ class Bench:
         return -float(torch.cat(logprobs_of_rows(loaded, rows, TokenBudget(_BUDGET))).double().mean())
 
 
-def _pair(renderer: Renderer, row: dict[str, str]) -> Pair:
+def pair_of(renderer: Renderer, row: Mapping[str, str]) -> Pair:
+    """Token ids of a held-out pair."""
     sides = ([{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected"))
     ids = renderer.pair_ids([{"role": "user", "content": row["prompt"]}], *sides)
     return Pair(tuple(ids.prompt), tuple(ids.chosen), tuple(ids.rejected))
 
 
-def _gains(now: Scores, start: Scores) -> list[float]:
+def gains(now: Scores, start: Scores) -> list[float]:
     """Of every pair what training added to log p(chosen) - log p(rejected)."""
     return [
         float((w.double() - w0.double()).sum() - (r.double() - r0.double()).sum())

@@ -16,7 +16,6 @@ from benchmarks.quality.training import named
 from schemas.config.training import TrainConfig
 from stages.train.optimizers.masks import random_mask
 
-OBJECTIVES = ("helpful", "language")
 SHARE = 0.1
 _MASK = {"mask": "warmup", "warmup_steps": 20, "learn_ratio": SHARE}
 _FORGET = {"forget_ratio": SHARE, "forget_max_steps": 10}
@@ -43,12 +42,12 @@ def _untouched(bench: Bench, settings: Mapping[str, Any]) -> Values:
 def _trained(bench: Bench, settings: Mapping[str, Any]) -> Values:
     if "allo" in settings and "allo" not in TrainConfig.model_fields:
         raise LookupError("this version has no train.allo")
-    return bench.measure(bench.train("now", OBJECTIVES, **settings).model)
+    return bench.measure(bench.train("now", bench.together, **settings).model)
 
 
 def _random(bench: Bench, settings: Mapping[str, Any]) -> Values:
     hooks = masked_gradients(settings["share"], bench.world.seed)
-    return bench.measure(bench.train("now", OBJECTIVES, hooks=hooks).model)
+    return bench.measure(bench.train("now", bench.together, hooks=hooks).model)
 
 
 @contextmanager

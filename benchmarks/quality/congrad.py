@@ -20,7 +20,6 @@ from stages.contract import Context, Part, Rows, Shard
 from stages.gradients.stage import Gradients
 from stages.select.stage import Select
 
-OBJECTIVES = ("helpful", "language")
 DAMAGED = 0.3
 SELECTIONS: dict[str, dict[str, Any]] = {
     "unfiltered": {"by": "random", "keep": 1.0},
@@ -67,7 +66,7 @@ def damage(rows: list[dict[str, str]], share: float, seed: int) -> tuple[list[di
 
 def _curated(bench: Bench, settings: Mapping[str, Any]) -> Values:
     world, folder = bench.world, bench.scratch / scores_name(settings["damaged"])
-    rows = [row for row in bench.rows(*OBJECTIVES) if row["split"] == "train"]
+    rows = [row for row in bench.rows(*bench.together) if row["split"] == "train"]
     rows, hit = damage(rows, settings["damaged"], world.seed)
     bad = {f"{rows[n]['group_id']}-{rows[n]['language']}" for n in hit}
     tables = _scored(bench, folder, rows)

@@ -8,20 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality.corpus import preference_rows
-from benchmarks.quality.measure import Measure
 from benchmarks.quality.results import Values
 from benchmarks.quality.training import Trained, train
 from benchmarks.quality.world import World
 from stages.contract import ModelRef
 
+TOGETHER = ("helpful", "language")
+"""The objectives that are trained at once where a table is of no sequence."""
+
 
 @dataclass
 class Bench:
-    """A world, how its models are measured, and where models are kept that several methods of a table share."""
+    """A world, how its models are measured, and where models are kept that several methods of a table share.
+
+    together: the objectives that a method trains on which is of no sequence of them.
+    """
 
     world: World
-    measure: Measure
+    measure: Callable[[ModelRef], Values]
     scratch: Path
+    together: tuple[str, ...] = TOGETHER
 
     def rows(self, *objectives: str) -> list[dict[str, str]]:
         """The pairs of some objectives: those of the train split to train on, the held-out ones as dev."""

@@ -11,7 +11,6 @@ from benchmarks.quality.results import Values
 from benchmarks.quality.training import Average, averaged, model_in, variant, weights_of
 from stages.contract import ModelRef
 
-OBJECTIVES = ("helpful", "language")
 RESERVE = 0.5
 """Share of entries that DARE and TIES keep, offline and online."""
 
@@ -47,12 +46,12 @@ def _trained(bench: Bench, settings: Mapping[str, Any]) -> Values:
         given["learning_rate"] = bench.world.size.learning_rate * given.pop("times")
     if "shorter" in given:
         given["max_steps"] = bench.world.size.steps // given.pop("shorter")
-    return bench.measure(bench.train("now", OBJECTIVES, **given).model)
+    return bench.measure(bench.train("now", bench.together, **given).model)
 
 
 def _average(bench: Bench, settings: Mapping[str, Any]) -> Values:
     averages: Average = {}
-    model = bench.train("now", OBJECTIVES, hooks=averaged(settings["decay"], averages)).model
+    model = bench.train("now", bench.together, hooks=averaged(settings["decay"], averages)).model
     return bench.measure(variant(bench.world, bench.scratch / "average", model, averages))
 
 
@@ -76,6 +75,6 @@ def _shared(bench: Bench) -> ModelRef:
     folder = bench.scratch / "adamw"
     if (folder / "finished").is_file():
         return model_in(bench.world, folder)
-    model = bench.train("adamw", OBJECTIVES).model
+    model = bench.train("adamw", bench.together).model
     (folder / "finished").touch()
     return model

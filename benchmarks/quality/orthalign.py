@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.quality.methods import Bench, Method
@@ -12,20 +12,19 @@ from stages.train.optimizers import Protected
 
 SEQUENCES = {"two": ("helpful", "harmless"), "three": ("helpful", "harmless", "language")}
 Q_MAX = 16
-"""Most directions protected a matrix, an objective: the smallest matrix of the sanity check has 48 outputs."""
+"""Of the sanity check: its smallest matrix has 48 outputs."""
 
 
-def methods(length: str) -> list[Method]:
-    """The lines of the table of two or of three objectives."""
-    order = SEQUENCES[length]
+def methods(order: Sequence[str], q_max: int = Q_MAX) -> list[Method]:
+    """The lines of the table of a sequence of objectives. q_max: most directions protected a matrix, an objective."""
     found = [
         Method("SFT, not trained", _untouched, {"order": order}),
         Method("mixed DPO, as many steps in all", _mixed, {"order": order}),
         Method("sequential DPO", _sequential, {"order": order}),
     ]
-    found.append(Method("gradient-hook projection", _sequential, {"order": order, "q_max": Q_MAX}))
+    found.append(Method("gradient-hook projection", _sequential, {"order": order, "q_max": q_max}))
     for side in ("left", "right"):
-        found.append(Method(f"OrthAlign, {side}", _orthalign, {"order": order, "side": side, "q_max": Q_MAX}))
+        found.append(Method(f"OrthAlign, {side}", _orthalign, {"order": order, "side": side, "q_max": q_max}))
     return found
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from benchmarks.quality import allo, congrad, omo, orthalign
-from benchmarks.quality.methods import Bench, Method
+from benchmarks.quality.methods import TOGETHER, Bench, Method
 from benchmarks.quality.results import Cell, Results, Values, markdown
 from benchmarks.quality.world import World
 from schemas.ids import content_id
@@ -60,21 +60,19 @@ def _retention(length: str) -> Table:
     columns[f"{order[-1]}, at the end"] = _plain(f"reward/{order[-1]}")
     columns["mean at the end"] = _mean("reward", order)
     columns |= {"answered": _plain("answered"), "refused (private)": _plain("refused")}
-    return Table(f"OrthAlign: {' → '.join(order)}", orthalign.methods(length), columns | _TAX)
+    return Table(f"OrthAlign: {' → '.join(order)}", orthalign.methods(order), columns | _TAX)
 
 
 TABLES: dict[str, Table] = {
-    "omo": Table("Online merging: reward and tax", omo.methods(), _rewards(omo.OBJECTIVES) | _TAX),
+    "omo": Table("Online merging: reward and tax", omo.methods(), _rewards(TOGETHER) | _TAX),
     "orthalign-two": _retention("two"),
     "orthalign-three": _retention("three"),
     "congrad": Table(
         "Curation and optimizer",
         congrad.methods(),
-        {"damaged, of what is trained on": lambda v, s: v.get("damaged", float("nan"))}
-        | _rewards(congrad.OBJECTIVES)
-        | _TAX,
+        {"damaged, of what is trained on": lambda v, s: v.get("damaged", float("nan"))} | _rewards(TOGETHER) | _TAX,
     ),
-    "allo": Table("ALLO: few weights, forgetting before learning", allo.methods(), _rewards(allo.OBJECTIVES) | _TAX),
+    "allo": Table("ALLO: few weights, forgetting before learning", allo.methods(), _rewards(TOGETHER) | _TAX),
 }
 
 

@@ -13,7 +13,9 @@ from scipy import stats
 
 from benchmarks.evidence import page
 from benchmarks.evidence.answers import CONTRASTS, Answers, Pool, cut
+from benchmarks.evidence.arms import METHODS, SEEN, SEQUENCE, UNSEEN
 from benchmarks.evidence.gain import held_out_gain, tax_gain
+from benchmarks.evidence.methods import TAXED, TUNED, TUTOR, Study, methods
 from benchmarks.evidence.predict import DECILE, RANDOM, drawn
 from benchmarks.evidence.training import Setup
 from benchmarks.evidence.trusted import with_trusted
@@ -83,6 +85,44 @@ def test_many_held_out_pairs_are_of_short_prompts_first_and_rows_of_another_tabl
     assert len({cell.identity for cell in cells}) == 3
 
 
+def test_methods_are_tuned_on_prompts_that_nothing_else_is_about() -> None:
+    languages, pool = (*SEEN, *UNSEEN), Pool((*SEEN, "ru"), 4, strong="good", weak="poor", words=30)
+    texts = {
+        (f"{id_}", code, model): f"{model} {id_} {code} " + "word " * (20 + id_ % 7)
+        for id_ in range(120)
+        for code in languages
+        for model in ("good", "poor", TUTOR)
+    }
+    answers = Answers({(id_, code): f"question {id_} {code}" for id_, code, _ in texts}, texts)
+    study = Study(Path(), "model", pool, held_out=5)
+    tuned, taxed = study.tuning(answers)
+    held_out, made = study.held_out_rows(answers), pool.pairs(answers)
+    assert {len(turns) for turns in tuned.values()} == {TUNED} and set(tuned) == set(languages)
+    assert len(taxed) == TAXED * len(languages)
+    learnt = {turn.prompt.split()[1] for turns in tuned.values() for turn in turns}
+    assert not learnt & {turn.prompt.split()[1] for turn in taxed}
+    elsewhere = {row["group_id"] for rows in held_out.values() for row in rows} | {row["kind"] for row in made["real"]}
+    assert not (learnt | {turn.prompt.split()[1] for turn in taxed}) & elsewhere
+    assert [len(held_out[name]) for name in ("real", "language", "unseen")] == [15, 15, 10]
+    for real, language in zip(held_out["real"], held_out["language"], strict=True):
+        assert real["prompt"] == language["prompt"] and language["chosen"].split()[:3] == [
+            "good",
+            real["group_id"],
+            real["language"],
+        ]
+        model, id_, code = language["rejected"].split()[:3]
+        assert (model, id_) == ("good", real["group_id"]) and code != real["language"]
+    with pytest.raises(ValueError, match="are needed"):
+        replace(study, held_out=60).tuning(answers)
+
+
+def test_a_method_is_a_cell_of_its_own() -> None:
+    found, study = methods(), Study(Path(), "model", POOL)
+    assert tuple(found) == METHODS + SEQUENCE
+    assert len({study.cell(method, 0).identity for method in found.values()}) == len(found)
+    assert study.cell(found["AdamW"], 0).identity != replace(study, held_out=41).cell(found["AdamW"], 0).identity
+
+
 def test_too_few_prompts_are_refused(answers: Answers) -> None:
     with pytest.raises(ValueError, match="are needed"):
         Pool(("de", "fr"), 11, strong="good", weak="poor").pairs(answers)
@@ -134,6 +174,8 @@ def test_rows_of_other_settings_are_not_mixed_and_what_is_not_there_is_missing(t
                 "gain",
                 "training-split",
                 "gain-split",
+                "methods",
+                "sequence",
             )
         )
     )
@@ -144,6 +186,7 @@ def test_rows_of_other_settings_are_not_mixed_and_what_is_not_there_is_missing(t
     text = (tmp_path / "evidence.md").read_text()
     assert f"| {method} | 2 | 0.80 | missing |" in text and f"| {method} | 2 | 5.0% |" in text
     assert "| 40% flips, curated | 0 | missing |" in text and "old" not in text
+    assert "| AdamW | 0 | missing |" in text and "| OrthAlign, left | 0 | missing |" in text
 
 
 @pytest.mark.parametrize("figure", ["reward_accuracy", "margin"])
