@@ -113,7 +113,7 @@ def test_methods_are_tuned_on_prompts_that_nothing_else_is_about() -> None:
         model, id_, code = language["rejected"].split()[:3]
         assert (model, id_) == ("good", real["group_id"]) and code != real["language"]
     with pytest.raises(ValueError, match="are needed"):
-        replace(study, held_out=60).tuning(answers)
+        replace(study, held_out=100).tuning(answers)
 
 
 def test_a_method_is_a_cell_of_its_own() -> None:
