@@ -53,7 +53,7 @@ TUTOR = "gpt-4-0613"
 """Whose answers the fine-tuning learns."""
 TUNED, TAXED, WORDS = 24, 8, 80
 """Prompts of the fine-tuning and of its held-out conversations; most words of their answers."""
-SFT: dict[str, Any] = {"method": "full", "learning_rate": 2e-5, "batch_size": 8, "micro_batch_size": 2, "epochs": 1.0}
+SFT: dict[str, Any] = {"method": "full", "learning_rate": 2e-5, "batch_size": 8, "micro_batch_size": 8, "epochs": 1.0}
 SIZE = Size(steps=25, learning_rate=1e-5)
 BATCH: dict[str, Any] = {"batch_size": 2, "micro_batch_size": 2}
 POOL = Pool(words=20)
