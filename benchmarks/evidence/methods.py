@@ -189,7 +189,12 @@ class RealBench(Bench):
         world = World(seed, folder, SIZE, resolve(study.model), sft, Questions({}, {}, {}), "bfloat16")
         made, held_out = study.pool.pairs(answers), study.held_out_rows(answers)
         pairs = [
-            {**row, "objective": name, "split": split}
+            {
+                **row,
+                "group_id": f"{name}-{row['group_id']}",
+                "objective": name,
+                "split": split,
+            }  # a pair's id is made of it
             for name in ("real", "language")
             for split, rows in (("train", made[name]), ("test", held_out[name]))
             for row in rows

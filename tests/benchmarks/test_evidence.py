@@ -22,6 +22,7 @@ from benchmarks.evidence.trusted import with_trusted
 from benchmarks.planted.damage import DamagedSet
 from benchmarks.planted.sketches import Sketches
 from benchmarks.quality.results import Cell, Results
+from benchmarks.quality.world import Size, own_world
 
 POOL = Pool(("de", "fr"), 4, strong="good", weak="poor", words=30)
 
@@ -114,6 +115,51 @@ def test_methods_are_tuned_on_prompts_that_nothing_else_is_about() -> None:
         assert (model, id_) == ("good", real["group_id"]) and code != real["language"]
     with pytest.raises(ValueError, match="are needed"):
         replace(study, held_out=100).tuning(answers)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    small = Size(hidden=16, layers=1, vocabulary=320, pretraining=2, tuning=2, questions=(2, 2, 1), steps=2)
+    yield own_world(tmp_path_factory.mktemp("work"), 0, small, lambda line: None).folder / "base"
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+def test_methods_are_trained_from_a_model_that_the_sft_stage_made(
+    pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    languages = (*SEEN, *UNSEEN)
+    rows = [
+        {
+            "id": id_,
+            "language": code,
+            "prompt": f"question {id_} {code}",
+            "model": model,
+            "answer": f"{model} {id_} {code} " + "word " * 20,
+        }
+        for id_ in range(20)
+        for code in languages
+        for model in ("good", "poor", TUTOR)
+    ]
+    data, said = tmp_path / "answers.parquet", list[str]()
+    pl.DataFrame(rows).write_parquet(data)
+    for name, value in (("TUNED", 2), ("TAXED", 1), ("SIZE", Size(steps=2, learning_rate=1e-2))):
+        monkeypatch.setattr(f"benchmarks.evidence.methods.{name}", value)
+    pool = Pool((*SEEN, "ru"), 2, strong="good", weak="poor", words=24)
+    study, results = Study(tmp_path / "work", str(pretrained), pool, held_out=2), Results(tmp_path / "rows")
+    only = ["AdamW", "offline", "OnDARE", "sequential", "OrthAlign"]
+    assert study.fill(results, data, [0], only, said.append) == 0 and len(said) == 5
+    found = {name: results.read(study.cell(method, 0)) for name, method in methods().items()}
+    assert {name for name, values in found.items() if values is None} == {
+        n for n in found if not any(o in n for o in only)
+    }
+    trained, merged = found["AdamW"], found["offline linear, SFT share 0.5"]
+    assert trained["margin/real"] > merged["margin/real"] > 0  # half the way back to the model that training began from
+    assert set(trained) >= {"reward/real", "reward/unseen", "reward/language", "tax/text", "tax/tuned"}
+    assert {"own/real", "own/language"} <= set(found["OrthAlign, left"]) & set(found["sequential DPO"])
+    assert study.fill(results, data, [0], only, said.append) == 0 and len(said) == 5
 
 
 def test_a_method_is_a_cell_of_its_own() -> None:
