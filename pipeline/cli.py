@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -247,7 +248,11 @@ def init(
                 file.write(text)
         except FileExistsError:
             raise UserError("The file exists already", where=str(path), fix="Name another.") from None
-        except FileNotFoundError:
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                with suppress(OSError):  # half of it is written
+                    target.unlink()
+                raise
             raise UserError("There is no folder for the file", where=str(path), fix="Make it first.") from None
         first = "Set model.policy and prompts.sources, then: " if source == "starter" else "Look through it, then: "
         echo(

@@ -18,7 +18,7 @@ from schemas.config import RunConfig
 from schemas.config.gone import instead_of
 from schemas.config.used import Useless
 from schemas.errors import UserError
-from schemas.paths import expanded
+from schemas.paths import expanded, refuse_undecodable
 from schemas.secrets import keep_secret
 from stages.data import PREFIX, data_path, read_data
 from stages.source_columns import not_utf8
@@ -72,6 +72,16 @@ def load_config(
             f"--run-dir is the folder that holds runs, and this one is a run itself: {config.folder} would be made in it",
             where=f"--run-dir {config.run_dir}",
             fix=f"To go on with that run: --run-dir {config.run_dir.parent} --set name={config.run_dir.name}.",
+        )
+    refuse_undecodable(config.folder, "run_dir")
+    from pipeline.rundir import is_managed, run_around
+
+    around = run_around(config.folder.parent.resolve() / config.folder.name)
+    if around is not None and is_managed(around, config.folder.parent.resolve() / config.folder.name):
+        raise UserError(
+            f"The run would lie in the tables of another, which that one deletes: {config.folder}",
+            where="run_dir",
+            fix=f"Name a place outside of {around}.",
         )
     return config
 

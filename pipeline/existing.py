@@ -11,11 +11,12 @@ from pipeline.config_file import load_config
 from schemas.config import RunConfig
 from schemas.config.run import NAME
 from schemas.errors import UserError
-from schemas.paths import expanded
+from schemas.paths import expanded, refuse_undecodable
 
 
 def usable_path(path: Path) -> Path:
     """The path with `~` and variables written out. Raises UserError where that cannot be."""
+    refuse_undecodable(os.path.abspath(path), "path")
     try:
         return Path(expanded(str(path)))
     except ValueError as error:
@@ -35,6 +36,7 @@ def find_run(run: Path) -> Path:
             ) from None
         except (OSError, ValueError):
             continue
+        refuse_undecodable(os.path.abspath(folder), "the run's directory")
         return folder
     raise UserError(
         "There is no run here", where=str(run), fix="Give a run directory (it holds run.yaml), or a name under runs/."

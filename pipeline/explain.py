@@ -136,7 +136,7 @@ def _print_conflict(console: Terminal, conflict: dict[str, Any]) -> None:
         cosines = {code: value for code, value in group["cosines"].items() if value is not None}
         lowest = sorted(cosines, key=lambda code: cosines[code])[:3]
         texts = [group["name"], f"{group['contribution']:+.4f}", _number(group["cosine"]), f"{group['share']:.1%}"]
-        texts.append("  ".join(f"{code} {cosines[code]:+.2f}" for code in lowest))
+        texts.append("  ".join(f"{code}\u00a0{cosines[code]:+.2f}" for code in lowest))
         table.add_row(*(Text(printable(text)) for text in texts))
     console.print()
     console.print(

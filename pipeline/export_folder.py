@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from pipeline.rundir import is_managed, run_around
 from schemas import files
 from schemas.errors import UserError, first_line, foreign
 
@@ -67,6 +68,13 @@ def _refuse(out: Path) -> None:
             "An export takes the place of a folder, which this one does not allow",
             where=f"{out}: {'you are in it' if Path.cwd().is_relative_to(out) else 'a disk is mounted there'}",
             fix="Name a folder in it with --out.",
+        )
+    real = Path(os.path.realpath(out.parent), out.name)
+    if (run := run_around(real)) is not None and is_managed(run, real):
+        raise UserError(
+            "This folder lies where a run keeps its tables, and deletes them when they are made anew",
+            where=str(out),
+            fix=f"Name a folder outside of {run} with --out, or one beside its tables, such as {run / 'export'}.",
         )
     if not out.is_dir():
         return

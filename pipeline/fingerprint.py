@@ -58,7 +58,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         elif name.startswith("input "):
             inputs.append(f"{name} changed")
         elif name.startswith(("model ", "file ")):
-            contents.append(f"{name} changed")
+            contents.append(f"{name} {'is new' if old is None else 'is no longer used' if new is None else 'changed'}")
         else:
             settings += _setting(name, old, new)
     return [*settings, *contents] or inputs

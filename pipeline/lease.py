@@ -178,7 +178,7 @@ def _held(path: Path, holder: dict[str, Any]) -> UserError:
     return UserError(
         f"Another run is working in this directory ({_who(holder)})",
         where=str(path.parent),
-        fix="Wait for it, stop it, or use another --run-dir.",
+        fix="Wait for it, stop it, or use another run directory.",
     )
 
 

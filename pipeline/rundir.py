@@ -20,6 +20,23 @@ KEPT = "_kept"
 _UNFINISHED = "unfinished-"
 
 
+def run_around(path: Path) -> Path | None:
+    """The run that a path lies in, however deep; None where it lies in none."""
+    return next((folder for folder in path.absolute().parents if is_run(folder)), None)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run: a config may be called run.yaml too."""
+    return (folder / "run.yaml").exists() and (folder / "events.jsonl").exists()
+
+
+def is_managed(run: Path, path: Path) -> bool:
+    """Whether a path in a run's directory lies where the run writes and deletes."""
+    name = path.absolute().relative_to(run).parts[0]
+    owned = {name for spec in STAGES for name in (spec.name, *spec.writes)} | {"logs", KEPT}
+    return name.startswith("_") or name.startswith("round-") or name in owned
+
+
 class RunDir:
     """Paths and state of one run directory. Reads and writes no tables.
 

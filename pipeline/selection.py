@@ -39,6 +39,10 @@ class Selection:
                     f"This run has no stage {name!r}",
                     fix=f"Its stages: {', '.join(dict.fromkeys(names))}. (The report is a command: `congrad report RUN`.)",
                 )
+        if self.stage is not None and (self.first or self.last):
+            raise UserError(
+                "--stage runs one stage alone", where="--from, --until", fix="Leave --stage out, or --from and --until."
+            )
         if self.round is not None:
             refuse_round(self.round, (s.round for s in steps if s.spec.per_round), "--round")
         order = list(dict.fromkeys(names))

@@ -22,7 +22,7 @@ _NO_LANGUAGE = frozenset((UNKNOWN, "mul", "mis", "zxx"))
 _NOTE = re.compile(
     r"\s*\((?:macrolanguage|individual language|[0-9c. -]+)\)|^(?:Modern|Standard) (?=Greek|Hebrew)", re.IGNORECASE
 )
-_LOCALE = re.compile(r"\A([A-Za-z]{2,3}(?:_[A-Z]{2})?)(?:\.[\w-]{1,20})?(?:@euro)?\Z")
+_LOCALE = re.compile(r"\A([A-Za-z]{2,3}(?:_[A-Z][a-z]{3})?(?:_[A-Z]{2})?)(?:\.[\w-]{1,20})?(?:@euro)?\Z")
 """Locales as POSIX names them: "de_AT.UTF-8"."""
 _LIST_OF_ONE = re.compile(r"""\A\[\s*(["'])([^"'\[\]]+)\1\s*\]\Z""")
 _ANY_HAN = "Hani"

@@ -6,9 +6,23 @@ import os
 import re
 from pathlib import Path
 
+from schemas.errors import UserError
+
 DATA = Path(__file__).resolve().parents[1] / "data"
 """Files shipped with the package, wherever it is installed."""
 _VARIABLE = re.compile(r"\$(?:\w+|\{\w+\})")
+
+
+def refuse_undecodable(path: Path | str, where: str) -> None:
+    """Raise UserError for a path whose bytes are no text: neither JSON nor Polars takes it."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(
+            f"The name of this file or folder is no UTF-8: {str(path)!a}",
+            where=where,
+            fix="Rename it. (In a locale such as C every name with other letters than ASCII is none: LC_ALL=C.UTF-8.)",
+        ) from None
 
 
 def expanded(text: str) -> str:

@@ -15,6 +15,7 @@ _RATES = (
     "it may say which answer is better: `fields.{}_score` reads one, and pairs that are the wrong way round are dropped"
 )
 _ASKED = "part of what is asked: put it into the prompt, docs/own-pairs.md"
+_MAY_BE_ASKED = "it may be part of what is asked: if so, put it into the prompt, docs/own-pairs.md"
 _LEFT_OUT = "no part of what is learnt"
 _SPOKEN = "`fields.language` reads one"
 _SURE = "it may say how sure a preference is, or that there is none: leave such rows out of the data"
@@ -22,7 +23,10 @@ _KNOWN = {
     **dict.fromkeys(("input", "history", "context", "initial_reason_steps"), _ASKED),
     "split": "`fields.split` of prompts and pairs reads it",
     **dict.fromkeys(("label", "labels", "better_response_id", "overall_preference", "preference", "choice"), _BETTER),
-    **dict.fromkeys(("preference_strength", "tie", "status"), _SURE),
+    **dict.fromkeys(
+        ("preferred", "human_preference", "chosen_is_better", "is_flipped", "flipped", "is_swapped", "swapped"), _BETTER
+    ),
+    **dict.fromkeys(("preference_strength", "tie", "status", "agreement", "margin", "score_diff"), _SURE),
     **dict.fromkeys(
         ("rejected_instruction", "rejected_prompt", "rejected_question"),
         "a pair has one prompt here: where both answers are the same, and only the prompts differ, it is dropped as identical",
@@ -39,6 +43,14 @@ _NAMED = (
             r"|(?:lang(?:uage)? )?iso(?: code)?(?: 639)?(?: [1-3])?(?: code)?"
         ),
         _SPOKEN,
+    ),
+    (
+        re.compile(
+            r"(?:(?:chat|conversation|conv|dialog(?:ue)?|message) )?history|(?:previous|prior|past) (?:turns?|messages?|dialog(?:ue)?)"
+            r"|(?:source |reference |input |retrieved |supporting )?(?:context|document|doc|passage|article|paragraph|evidence|background|knowledge)s?"
+            r"(?: (?:text|messages?))?|(?:answer )?(?:options|choices)|source text|premise|table|few shot(?: examples)?|demonstrations"
+        ),
+        _MAY_BE_ASKED,
     ),
     (re.compile(r"sys(?: (?:prompt|message|msg|instruction))?|personas?"), _SYSTEM),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -111,6 +112,17 @@ def rating(value: Any) -> Rating | None:
         return None
     scale = 100.0 if found.group(3) else float(found.group(2).replace(",", ".")) if found.group(2) else None
     return Rating(number, scale)
+
+
+def ratings(values: Sequence[Any]) -> list[Rating | None]:
+    """`rating` of cells that are compared: "4,125" is a number with decimals where another one shows that a comma begins them ("0,900", "3,5")."""
+    shown = any(isinstance(value, str) and "," in value and rating(value) is not None for value in values)
+    return [rating(value.replace(",", ".")) if shown and may_be_thousands(value) else rating(value) for value in values]
+
+
+def may_be_thousands(value: Any) -> bool:
+    """Whether a cell is a number like "4,125", which is four or four thousand."""
+    return isinstance(value, str) and value.count(",") == 1 and _THOUSANDS.fullmatch(value.strip()) is not None
 
 
 def _digits(value: int) -> str:

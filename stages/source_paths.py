@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from schemas.errors import UserError
+from schemas.paths import refuse_undecodable
 from stages.data import PREFIX, data_path
 
 PLACEHOLDER = "{language}"
@@ -45,6 +46,7 @@ def files_named(pattern: str, language: str | None) -> list[tuple[Path, str]]:
     if name.startswith(PREFIX):
         return _packaged(pattern, name, language)
     path = Path(os.path.expanduser(name))  # os.path: a name that cannot be a path is a file that is not there
+    refuse_undecodable(path, "sources")
     if os.path.isfile(path):
         return [(path, name)]
     if os.path.isdir(path):
@@ -55,6 +57,7 @@ def files_named(pattern: str, language: str | None) -> list[tuple[Path, str]]:
         matches = sorted(glob.glob(str(path), recursive=True))
         for match in matches:
             _refuse_broken_link(match)
+            refuse_undecodable(match, "sources")
         if files := [(Path(match), match) for match in matches if os.path.isfile(match)]:
             return files
         fix = _rewritten(name) or f"Look in {Path.cwd()} or give a full path."

@@ -28,11 +28,40 @@ _DENSE = re.compile(
 _RANKS = frozenset(
     (
         *("rank", "ranks", "ranking", "rankings", "place", "position", "order", "loss", "perplexity", "ppl"),
-        *("cost", "costs", "penalty", "penalties", "error", "errors", "mistakes", "distance"),
+        *(
+            "cost",
+            "costs",
+            "penalty",
+            "penalties",
+            "error",
+            "errors",
+            "mistakes",
+            "distance",
+            "logloss",
+            "mse",
+            "brier",
+        ),
+        *("violation", "violations", "regret", "worst", "platz", "rang", "classement", "puesto"),
     )
 )
 _RATINGS = frozenset(("score", "scores", "rating", "ratings", "reward", "rewards", "win", "wins"))
-_HARMS = frozenset(("severity", "toxicity", "harm", "harmfulness", "nll", "wer", "cer"))
+_HARMS = frozenset(
+    (
+        *(
+            "severity",
+            "toxicity",
+            "toxic",
+            "harm",
+            "harmful",
+            "harmfulness",
+            "unsafe",
+            "risk",
+            "hallucination",
+            "hallucinations",
+        ),
+        *("bias", "nll", "wer", "cer"),
+    )
+)
 """Less is better of a score of one, too."""
 _AGAINST = frozenset(("non", "no", "anti", "reward", "rewards", "reduction", "avoidance"))
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -101,8 +130,11 @@ def check_completions(batch: Batch, fields: PairFields) -> None:
 def _refuse_rank(field: str, column: str | None) -> None:
     """Raise UserError for a column of which less is better, by the words of its name: `rank`, `avgPPL`, `toxicity_score`, but not
     `rank_score`."""
-    words = {word.lower() for word in _WORDS.findall(column or "")}
-    if (words & _RANKS and not words & _RATINGS) or (words & _HARMS and not words & _AGAINST):
+    named = [word.lower() for word in _WORDS.findall(column or "")]
+    words = set(named)
+    rank = words & _RANKS and (not words & _RATINGS or named[-1] in ("rank", "ranks", "ranking", "rankings"))
+    unlikely = {"neg", "negative"} & words and {"log", "logp", "likelihood", "logprob", "logprobs"} & words
+    if rank or unlikely or (words & _HARMS and not words & _AGAINST):
         raise UserError(
             f"{column!r} is a rank or a loss, a cost or a harm, of which less is better",
             where=f"fields.{field}",
@@ -152,8 +184,8 @@ def _only(value: Any) -> Any:
 
 
 def _needs_prompt(rows: Sequence[Mapping[str, Any]], fields: PairFields) -> bool:
-    """Whether no row does without a prompt: in not one chosen and rejected are whole conversations, or cannot be read."""
-    return not any(all(_is_whole(row.get(side)) for side in (fields.chosen, fields.rejected)) for row in rows)
+    """Whether no row does without a prompt: in not one is chosen or rejected a whole conversation, or cannot be read."""
+    return not any(_is_whole(row.get(side)) for row in rows for side in (fields.chosen, fields.rejected))
 
 
 def _is_whole(value: Any) -> bool:

@@ -13,6 +13,7 @@ from stages.text.messages import BadRow, Messages, same_text
 from stages.text.render import Renderer, RenderError, check_thoughts, load_renderer
 
 _EXCERPT = 200  # characters
+_SHOWN = 3  # marks
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Finisher:
         )
         check_thoughts(self.renderer, self._policy)
         self._counts: Counter[str] = Counter()
+        self._marks: dict[str, Counter[str]] = {"answers": Counter(), "prompts": Counter()}
         self._pair_ids: set[bytes] = set()
         for note in self.renderer.notes:
             ctx.progress.note(note)
@@ -69,14 +71,25 @@ class Finisher:
         if left_out := self._counts["thoughts_left_out"]:
             yield f"{left_out:,} answers are learnt without the thought before them (text.thoughts: strip)"
         if broken := self._counts["neutralised_marks_in_answers"]:
-            yield f"{broken:,} control marks of the model inside answers got a space (neutralised_marks_in_answers)"
+            yield f"{broken:,} control marks of the model inside answers got a space{self._shown('answers')} (neutralised_marks_in_answers)"
         if broken := self._counts["neutralised_marks"] - broken:
-            yield f"{broken:,} control marks of the model inside prompts got a space (neutralised_marks, those of answers apart)"
+            yield f"{broken:,} control marks of the model inside prompts got a space{self._shown('prompts')} (neutralised_marks, those of answers apart)"
+
+    def _shown(self, where: str) -> str:
+        found = [mark for mark, _ in self._marks[where].most_common(_SHOWN)]
+        return f", for example {', '.join(found)}," if found else ""
+
+    def _break_marks(self, where: str, text: str) -> int:
+        """Count the control marks of a text, and keep which they are."""
+        broken = self.renderer.neutralise(text)[1]
+        if broken:
+            self._marks[where].update(self.renderer.neutralise.marks_in(text))
+        return broken
 
     def finish(self, drafts: Sequence[Draft]) -> tuple[list[dict[str, Any]], list[Drop]]:
         """(rows of the pairs table, drops).
 
-        Drop reasons: too_long, thought, broken_thought, empty, identical (once thoughts are gone, or as tokens) and duplicate (once thoughts and marks are gone); failed: cannot_render.
+        Drop reasons: too_long, thought, broken_thought, tool_calls (of rows), empty, identical (once thoughts are gone, or as tokens) and duplicate (once thoughts and marks are gone); failed: cannot_render.
         """
         rows: list[dict[str, Any]] = []
         drops: list[Drop] = []
@@ -97,6 +110,8 @@ class Finisher:
 
     def _row(self, draft: Draft) -> dict[str, Any]:
         targets = [self._target(text) for text in (draft.chosen, draft.rejected)]
+        if draft.unit == "row" and any(map(self.renderer.calls_tools, targets)):
+            raise BadRow("tool_calls", "written as text, in the model's own marks")
         if same_text(targets[0], targets[1]):
             raise BadRow("identical", "without thoughts")
         prompt = self.renderer.prepare(draft.prompt, self._system)
@@ -107,7 +122,7 @@ class Finisher:
         tokens = len(ids.prompt) + max(len(ids.chosen), len(ids.rejected))
         if tokens > self._longest:
             raise BadRow("too_long", f"{tokens} tokens > text.max_length {self._longest}")
-        self._counts["neutralised_marks"] += sum(self.renderer.neutralise(m["content"])[1] for m in draft.prompt)
+        self._counts["neutralised_marks"] += sum(self._break_marks("prompts", m["content"]) for m in draft.prompt)
         pair_id = content_id(draft.prompt_id, chosen, rejected, *filter(None, [draft.criterion]))
         if (key := bytes.fromhex(pair_id)) in self._pair_ids:
             raise BadRow("duplicate", "the same pair, once thoughts and marks are gone")
@@ -140,4 +155,6 @@ class Finisher:
         harmless, broken = self.renderer.neutral_answer(text)
         self._counts["neutralised_marks"] += broken
         self._counts["neutralised_marks_in_answers"] += broken
+        if broken:
+            self._marks["answers"].update(self.renderer.neutralise.marks_in(text))
         return [{"role": "assistant", "content": harmless}]

@@ -14,8 +14,10 @@ from typing import Any
 from stages.layout import HALF
 from stages.pairs.columns import BY_CHANCE, tells
 from stages.pairs.read import RawPair
+from stages.text.dialogue import COLON
 from stages.text.messages import BadRow
 from stages.text.misread import misread
+from stages.text.unread import USERS
 from stages.text.written import inside
 
 _AROUND = 24
@@ -26,10 +28,16 @@ _NAMES = (
     "|Antwoord|Odpowiedź|Ответ|Відповідь|Cevap|Yanıt|回答|答案|答|回复|応答|답변|응답|الإجابة|الرد|उत्तर|คำตอบ|Jawaban|Trả lời|Jibu"
 )
 _LABEL = re.compile(
-    rf"(?:#{{1,6}} ?)?[*_]{{0,2}}(?P<name>{_NAMES})[*_]{{0,2}} ?[:：]|#{{1,6}} ?(?P<head>{_NAMES})[ \t]*\n",
+    rf"(?:#{{1,6}} ?)?[*_]{{0,2}}(?P<name>{_NAMES})[*_]{{0,2}} ?[:：]|#{{1,6}} ?(?P<head>{_NAMES})[ \t]*\n|<(?P<tag>{_NAMES})>",
     re.IGNORECASE,
 )
-"""What a template or a file puts before an answer: "Answer:", "### Response:"."""
+"""What a template or a file puts before an answer: "Answer:", "### Response:", "<assistant>"."""
+_RUN_ON = re.compile(
+    rf"\n[ \t]*(?:(?:#{{1,6}} ?)?[*_]{{0,2}}(?:{USERS})[*_]{{0,2}}{COLON}|#{{1,6}} ?(?:{USERS})[ \t]*(?:\n|\Z))"
+)
+"""Where a model that was not stopped speaks for the user."""
+_SEEN = 0.02
+"""Share of the pairs from which on such a thing is said."""
 _ENTITY = re.compile(r"&(?:#39;|#x27;|#34;|quot;|apos;|#x200b;|amp;(?:#\w{1,8}|[a-z]{2,8});)", re.IGNORECASE)
 _ESCAPE = re.compile(r"(?<!\\)\\n(?:\\n|[ \t]*(?:[A-Z0-9#*-]|\Z))|(?<=\w)\\u0[0-9a-f]{3}|(?:\\u[0-9a-fA-F]{4}){2}")
 """Line breaks where sentences end, and letters inside words; not the `\\n` before a quotation mark or LaTeX's `\\neq`."""
@@ -94,6 +102,16 @@ class Looks:
                 f"in {begun:,} of {self._pairs:,} rows looked at an answer begins with its prompt or with a label, for example "
                 f"{self._examples['begun']}: it would be learnt as part of the answer. Cut it off, or leave it if it belongs there"
             )
+        if (untold := self._counts["untold"]) and untold >= _SEEN * self._pairs:
+            yield (
+                f"in {untold:,} of {self._pairs:,} rows looked at the prompt says more than the conversations, for example {self._examples['untold']}: "
+                "the conversations are what is taken. If it belongs to what is asked, put it into them"
+            )
+        if (run_on := self._counts["run on"]) and run_on >= _SEEN * self._pairs:
+            yield (
+                f"in {run_on:,} of {self._pairs:,} rows looked at an answer goes on with the user's next turn, for example "
+                f"{self._examples['run on']}: it would be learnt so. Cut it off, or leave it if it belongs there"
+            )
         for damage in _DAMAGES:
             count = self._counts[damage.what]
             if not count or count < damage.least * self._rows:
@@ -105,9 +123,17 @@ class Looks:
                 "they would be learnt so. Mend them in the data"
             )
 
+    def _note(self, kind: str, example: str) -> None:
+        self._counts[kind] += 1
+        self._examples.setdefault(kind, example)
+
     def _answers(self, row_id: str, pair: RawPair) -> None:
         self._pairs += 1
         prompt, answers = pair.prompt[-1]["content"], (pair.chosen, pair.rejected)
+        if pair.untold:
+            self._note("untold", f"{pair.untold[:_SHOWN]!r} in {row_id}")
+        if (run_on := next(filter(None, map(_RUN_ON.search, answers)), None)) is not None:
+            self._note("run on", f"{_around(run_on)!r} in {row_id}")
         told = tells(prompt)
         self._told += told
         repeating = [answer for answer in answers if told and answer.find(prompt, 0, len(prompt) + _AROUND) >= 0]
@@ -138,4 +164,4 @@ def _around(found: re.Match[str]) -> str:
 def _label(answer: str) -> str:
     """The label that an answer begins with, casefolded; empty where there is none."""
     found = _LABEL.match(answer)
-    return (found["name"] or found["head"]).casefold() if found else ""
+    return (found["name"] or found["head"] or found["tag"]).casefold() if found else ""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any, NamedTuple
 
 from schemas.config.sources import PairSource
-from stages.cells import rating
+from stages.cells import may_be_thousands, ratings
 from stages.pairs.columns import check_completions, check_sides, completions_of
 from stages.sources import Batch, columns_of, read_rows
 from stages.text.messages import (
@@ -28,7 +28,8 @@ from stages.text.messages import (
 @dataclass(frozen=True)
 class RawPair:
     """A pair as the data has it, cleaned; prompt ends in a user turn. unread: scores that are written and could not be read.
-    writers: the models that wrote chosen and rejected, empty where the data does not say."""
+    writers: the models that wrote chosen and rejected, empty where the data does not say. untold: a `prompt` that says more than the conversations,
+    which are what is taken."""
 
     prompt: Messages
     chosen: str
@@ -37,6 +38,7 @@ class RawPair:
     rejected_score: float | None = None
     unread: int = 0
     writers: tuple[str, str] = ("", "")
+    untold: str = ""
 
 
 _UNSPACED = re.compile(r"[\u0e00-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
@@ -50,7 +52,8 @@ def read_pair(
 ) -> RawPair:
     """Clean prompt and answers from texts or message lists.
 
-    When chosen and rejected are whole conversations the messages they share are the prompt, as in TRL's `extract_prompt`;
+    When chosen and rejected are whole conversations the messages they share are the prompt, as in TRL's `extract_prompt`; where one is, and the
+    other an answer alone, it answers the same;
     a prompt that ends in them, or in the first of them, is taken whole. Raises BadRow: as read_prompt, and no_prompt, prompt_differs (it and what is shared
     have nothing in common), several_answers (more than one assistant message, or another role, after the shared part), empty
     (nothing after it), identical (the answers are the same text, what nobody sees left out).
@@ -59,6 +62,10 @@ def read_pair(
         _read(name, side, lambda side: read_messages(side, role="assistant"))
         for name, side in zip(names[1:], (chosen, rejected), strict=True)
     ]
+    untold = ""
+    for whole, other in ((0, 1), (1, 0)):
+        if len(sides[whole]) > 1 and sides[whole][-1]["role"] == "assistant" and _is_answer(sides[other]):
+            sides[other] = [*sides[whole][:-1], *sides[other]]
     if all(side[0]["role"] != "assistant" for side in sides):
         both = zip(*sides, strict=False)
         shared = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], both)]
@@ -66,7 +73,7 @@ def read_pair(
             raise BadRow("no_prompt", "the two conversations share no message")
         if all(len(side) == len(shared) for side in sides):
             raise BadRow("identical")
-        prompt, sides = _asked(prompt, shared), [side[len(shared) :] for side in sides]
+        (prompt, untold), sides = _asked(prompt, shared), [side[len(shared) :] for side in sides]
     elif prompt is None:
         raise BadRow("no_prompt", "the answers are no whole conversations either")
     messages = with_system(_read(names[0], prompt, read_prompt), system)
@@ -78,7 +85,11 @@ def read_pair(
     answers = [side[0]["content"] for side in sides]
     if same_text(answers[0], answers[1]):
         raise BadRow("identical", "" if answers[0] == answers[1] else "but for characters that nobody sees")
-    return RawPair(messages, answers[0], answers[1])
+    return RawPair(messages, answers[0], answers[1], untold=untold)
+
+
+def _is_answer(side: Messages) -> bool:
+    return len(side) == 1 and side[0]["role"] == "assistant"
 
 
 def _read(name: str, value: Any, read: Callable[[Any], Messages]) -> Messages:
@@ -91,25 +102,29 @@ def _read(name: str, value: Any, read: Callable[[Any], Messages]) -> Messages:
         raise
 
 
-def _asked(prompt: Any, shared: Messages) -> Messages:
-    """What was asked: what the conversations share, after what `prompt` says before it. Raises BadRow: prompt_differs."""
+def _asked(prompt: Any, shared: Messages) -> tuple[Messages, str]:
+    """What was asked: what the conversations share, after what `prompt` says before it; and a `prompt` that says more around their last question.
+    Raises BadRow: prompt_differs."""
     try:
         own = read_messages(prompt)
     except BadRow:
-        return shared
+        return shared, ""
     turns = [message for message in own if message["role"] != "system"]
     unanswered = own[:-1] if own[-1]["role"] == "assistant" else own
     if (joined := _joined(own, shared) or _joined(unanswered, shared)) is not None:
-        return joined
+        return joined, ""
     begun = [(message["role"], comparable(message["content"])) for message in shared]
     last = next((text for role, text in reversed(begun) if role == "user"), begun[-1][1])
+    untold = ""
     if len(turns) == 1:
         said = comparable(turns[0]["content"])
-        known = _stands_in(last, said) or any(_stands_in(said, text) for _, text in begun)
+        known = any(_stands_in(said, text) for _, text in begun)
+        if not known and _stands_in(last, said):
+            known, untold = True, turns[0]["content"]
     else:
         known = all((message["role"], comparable(message["content"])) in begun for message in turns)
     if known:
-        return with_system(shared, own[0]["content"] if own[0]["role"] == "system" else None)
+        return with_system(shared, own[0]["content"] if own[0]["role"] == "system" else None), untold
     raise BadRow(
         "prompt_differs", f"prompt {own[-1]['content'][:60]!r}, the conversations {shared[-1]['content'][:60]!r}"
     )
@@ -183,7 +198,7 @@ def pairs_of(cells: Mapping[str, Any], source: PairSource, longest: int) -> Iter
             pair = read_pair(prompt, side.chosen, side.rejected, system, names)
             values = _comparable_scores(side.scores)
             said = (_writer(side.writers[0]), _writer(side.writers[1]))
-            yield RawPair(pair.prompt, pair.chosen, pair.rejected, *values, side.unread, said)
+            yield replace(pair, chosen_score=values[0], rejected_score=values[1], unread=side.unread, writers=said)
         except BadRow as bad:
             yield bad
 
@@ -208,6 +223,7 @@ def _of_sides(cells: Mapping[str, Any], source: PairSource, longest: int) -> lis
         if len(chosen) > 1:
             raise BadRow("several_answers", f"chosen is a list of {len(chosen)} answers")
         chosen = chosen[0]
+        given[0] = given[0][0] if isinstance(given[0], list) and len(given[0]) == 1 else given[0]
     if not isinstance(rejected, list) or not is_several(rejected):
         return [Sides(chosen, rejected, (given[0], given[1]), (by[0], by[1]), _unread(given))]
     scores, writers = (_for_each(cell, len(rejected)) for cell in (given[1], by[1]))
@@ -244,10 +260,23 @@ def _of_completions(cells: Mapping[str, Any], source: PairSource, longest: int) 
     """Best against worst of scored answers, or best against all that are worse; ties in favour of the first. Answers that say the same
     as the best are passed over, if there are others."""
     answers = [entry for entry in completions_of(cells, source.fields) if entry[0] is not None]
+    found_of = ratings([score for _, score, _ in answers])
     scored = [
-        (answer, found, score, writer) for answer, score, writer in answers if (found := rating(score)) is not None
+        (answer, found, score, writer)
+        for (answer, score, writer), found in zip(answers, found_of, strict=True)
+        if found is not None
     ]
-    unread = _unread(score for _, score, _ in answers)
+    unread = _unread([score for _, score, _ in answers])
+    told = [
+        score
+        for (_, score, _), found in zip(answers, found_of, strict=True)
+        if found is None and may_be_thousands(score)
+    ]
+    if told and scored:
+        raise BadRow(
+            "too_few_candidates",
+            f"the score {told[0]!r} may be {told[0].replace(',', '.')} or {told[0].replace(',', '')}",
+        )
     if len(scored) < 2:
         beside = f", {unread} scores that cannot be read" if unread else ""
         raise BadRow("too_few_candidates", f"{len(scored)} answers with a score{beside}")
@@ -266,9 +295,9 @@ def _of_completions(cells: Mapping[str, Any], source: PairSource, longest: int) 
     ]
 
 
-def _unread(scores: Iterable[Any]) -> int:
+def _unread(scores: Sequence[Any]) -> int:
     """How many scores are written and cannot be read."""
-    return sum(score is not None and rating(score) is None for score in scores)
+    return sum(score is not None and found is None for score, found in zip(scores, ratings(scores), strict=True))
 
 
 def _same(one: Any, other: Any, longest: int) -> bool:
@@ -286,7 +315,7 @@ def _same(one: Any, other: Any, longest: int) -> bool:
 
 def _comparable_scores(cells: tuple[Any, Any]) -> tuple[float | None, float | None]:
     """The two scores; none where they are out of different numbers (7/10 and 4/5)."""
-    chosen, rejected = (rating(cell) for cell in cells)
+    chosen, rejected = ratings(cells)
     if chosen and rejected and chosen.out_of != rejected.out_of:
         return None, None
     return chosen.value if chosen else None, rejected.value if rejected else None

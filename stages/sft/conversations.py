@@ -168,12 +168,15 @@ def _left_out(cells: dict[str, Any], fields: ConversationFields) -> set[int]:
 def _learnt(messages: Messages, renderer: Renderer, policy: Policy) -> tuple[Messages, int]:
     """The messages with control marks broken and thoughts as the policy says, and how many marks were broken.
 
-    Raises BadRow as `Thoughts.target` does.
+    Raises BadRow as `Thoughts.target` does, and tool_calls.
     """
     neutral, broken = [], 0
     for message in messages:
         if message["role"] == "assistant":
-            content, count = renderer.neutral_answer(renderer.thoughts.target(message["content"], policy))
+            target = renderer.thoughts.target(message["content"], policy)
+            if renderer.calls_tools(target):
+                raise BadRow("tool_calls", "written as text, in the model's own marks")
+            content, count = renderer.neutral_answer(target)
         else:
             content, count = renderer.neutralise(message["content"])
         neutral.append({"role": message["role"], "content": content})

@@ -18,11 +18,73 @@ from stages.cells import cell_id, word
 from stages.text.codes import counts_for, names_script, same_language, script_of, unusual_script
 from stages.text.language import Guess, guess, unidentifiable
 from stages.text.messages import BadRow, clean
-from stages.text.scripts import fits, script_in
+from stages.text.scripts import encodes, fits, script_in
 
 UNSEEN = "unseen"
 _UNSAID = frozenset((UNKNOWN, "unknown", "unk", "undetermined", "unidentified", "n/a", "-", "?"))
 """What data sets write where the language is not known: rows without a label."""
+_CODE_LANGUAGES = frozenset(
+    (
+        *(
+            "python",
+            "py",
+            "javascript",
+            "js",
+            "typescript",
+            "java",
+            "c",
+            "c++",
+            "cpp",
+            "c#",
+            "csharp",
+            "f#",
+            "rust",
+            "go",
+            "golang",
+            "ruby",
+        ),
+        *(
+            "php",
+            "kotlin",
+            "scala",
+            "perl",
+            "haskell",
+            "bash",
+            "shell",
+            "html",
+            "css",
+            "sql",
+            "matlab",
+            "fortran",
+            "objective-c",
+            "powershell",
+        ),
+        *(
+            "markdown",
+            "json",
+            "yaml",
+            "swift",
+            "julia",
+            "dart",
+            "r",
+            "verilog",
+            "assembly",
+            "elixir",
+            "erlang",
+            "clojure",
+            "lisp",
+            "scheme",
+        ),
+        *("ocaml", "solidity", "cuda", "latex", "vb", "groovy", "code"),
+    )
+)
+"""What sets of code write into `language`: it says nothing of the language that is spoken. Some are codes of languages without data (cpp, css)."""
+_BY_SCRIPT = ("ku",)
+"""Macrolanguages whose members the identifier takes for each other, and the script tells apart."""
+_TITLE = 40
+"""Characters that Japanese may do without kana for."""
+_ASKS_IN_CHINESE = re.compile("[你您們们嗎吗麼么請请這这怎誰谁哪她它什]")
+"""Signs of Chinese that Japanese written in Chinese characters alone has not."""
 _SPLITS = ("train", "dev", "test")
 _LONGEST = 2000  # characters looked at
 _SAID = 3
@@ -88,7 +150,7 @@ class RunLanguages:
         Raises BadRow as `match` does.
         """
         code = str(cell).strip() if cell == "nan" and "nan" in self.codes else word(cell)
-        wanted = default if code is None or code.casefold() in _UNSAID else code
+        wanted = default if code is None or code.casefold() in _UNSAID | _CODE_LANGUAGES else code
         return None if wanted is None else self.match(wanted)
 
     def match(self, code: str) -> Label:
@@ -204,6 +266,7 @@ class RunLanguages:
             return self._only(spoken) or _unsaid("no_language", "languages.identify is off")
         least = self._config.min_confidence
         told = [part for part in spoken if part.guess.code != UNKNOWN and part.guess.confidence >= least]
+        told = _japanese(told) or told
         inside = [part for part in told if part.guess.code in set(map(base_language, self.codes))]
         if not told and len(spoken) > 1:
             whole = "\n".join(part.text for part in spoken)
@@ -217,7 +280,7 @@ class RunLanguages:
                 _unsaid("no_language", "nothing in the text says it")
             _unsaid("low_confidence", f"{said.code} {said.confidence:.2f} < {least}")
         part = (inside if told[0].guess.alone < SURE and inside else told)[0]
-        return self._written(self.match(self._neighbour(part, told) or part.guess.code), [part])
+        return self._written(self.match(self._neighbour(part, told) or part.guess.code), [part], labelled=False)
 
     def _neighbour(self, part: Spoken, told: Sequence[Spoken]) -> str | None:
         """The language outside the run that another text of the row is in, if part may be in it too and is hardly in the run's (a
@@ -241,8 +304,9 @@ class RunLanguages:
         self.assumed += 1
         return self.codes[0]
 
-    def _written(self, label: Label, spoken: Sequence[Spoken]) -> str:
-        """The one of the label's languages that is written as the text is; a language that is alone takes either Chinese."""
+    def _written(self, label: Label, spoken: Sequence[Spoken], labelled: bool = True) -> str:
+        """The one of the label's languages that is written as the text is; a language that is alone takes either Chinese. Without a label, of a
+        macrolanguage whose members are written in scripts of their own, the run's that is written so (ckb and kmr)."""
         script = next((found for part in spoken if (found := script_in(part.text)) is not None), None)
         if script is None:
             return label[0]
@@ -250,9 +314,29 @@ class RunLanguages:
         if fitting:
             return fitting[0]
         either = script in ("Hans", "Hant") and len(label) == 1
+        wide = macrolanguage(label[0])
+        if not labelled and wide in _BY_SCRIPT and wide not in map(base_language, label):
+            for language in self.codes:
+                if macrolanguage(language) == wide and fits(script, script_of(language) or script):
+                    return language
+            raise BadRow("language_not_in_run", f"{wide} in the script {script}")
         if either or not any(names_script(language) for language in label):
             return label[0]
         raise BadRow("language_not_in_run", f"{base_language(label[0])} in the script {script}")
+
+
+def _japanese(told: Sequence[Spoken]) -> list[Spoken]:
+    """The texts in Japanese of a row whose other texts are Chinese characters that Japanese has too (a title of kanji alone); else none."""
+    found = [part for part in told if part.guess.code == "ja" and script_in(part.text) == "Jpan"]
+    rest = [part for part in told if part not in found]
+    alike = all(
+        part.guess.code == "zh"
+        and len(part.text) <= _TITLE
+        and encodes(part.text, "cp932")
+        and not _ASKS_IN_CHINESE.search(part.text)
+        for part in rest
+    )
+    return found if rest and alike else []
 
 
 class Splitter:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 _MARK_IN_TEMPLATE = re.compile(r"<\|[^|<>\s]{1,60}\|>|\[/?[A-Z_]{2,40}\]|<</?[A-Z]{2,40}>>")
+_LOOKS_LIKE_ONE = re.compile(r"[<>\[\]|{}｜▁]")
 
 
 def control_marks(tokenizer: Any, template: str) -> tuple[list[str], frozenset[int]]:
@@ -14,17 +15,22 @@ def control_marks(tokenizer: Any, template: str) -> tuple[list[str], frozenset[i
 
     They are the tokenizer's special tokens, added tokens that the chat template mentions (<think>, <tool_call>),
     and what looks like a mark in the template itself ([INST], <|user|>), which need not be one token.
-    Added tokens that are only whitespace or ordinary text (Gemma has newlines and HTML tags) are left alone.
+    Added tokens that are only whitespace or ordinary text (Gemma has newlines and HTML tags) are left alone, and so are padding and unknown tokens
+    that are ordinary text ("!"): they end nothing.
     """
+    ends = {tokenizer.bos_token, tokenizer.eos_token}
+    ordinary = {
+        t for t in (tokenizer.pad_token, tokenizer.unk_token) if t and t not in ends and not _LOOKS_LIKE_ONE.search(t)
+    }
     marks: set[str] = set(_MARK_IN_TEMPLATE.findall(template))
     ids: set[int] = set()
     for token_id, token in tokenizer.added_tokens_decoder.items():
         text = token.content
-        if text.strip() and (token.special or (text in template and not text.isalnum())):
+        if text.strip() and text not in ordinary and (token.special or (text in template and not text.isalnum())):
             marks.add(text)
             ids.add(token_id)
     for text in tokenizer.all_special_tokens:
-        if text.strip():
+        if text.strip() and text not in ordinary:
             marks.add(text)
             ids.add(tokenizer.convert_tokens_to_ids(text))
     return sorted(marks, key=lambda mark: (-len(mark), mark)), frozenset(ids)
@@ -56,6 +62,10 @@ class Neutraliser:
             text = text[:start] + _break(text[start:stop]) + text[stop:]
             count += 1
         return text, count
+
+    def marks_in(self, text: str) -> list[str]:
+        """The control marks that stand in a text, each once."""
+        return list(dict.fromkeys(self._pattern.findall(text))) if self._pattern is not None else []
 
     def _control_span(self, text: str) -> tuple[int, int] | None:
         """Characters that still tokenise to a control token, for example after the tokenizer's normalisation."""

@@ -7,7 +7,8 @@ after the end-of-turn token.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -81,6 +82,9 @@ def load_tokenizer(model: ModelRef, trust_remote_code: bool = False) -> Any:
         )
 
 
+_CALL = re.compile(r"(?:tool|function)[-_ ]?calls?", re.IGNORECASE)
+
+
 class Renderer:
     """Renders conversations with the run's chat template and tokenises them.
 
@@ -111,6 +115,7 @@ class Renderer:
         if not self.has_system_role:
             action = "folded into the first user turn" if text.system_role == "fold" else "refused"
             self.notes.append(f"the chat template has no system role: system messages are {action}")
+        self.notes += self._look()
         self.end_of_turn = self._find_end_of_turn()
         self.stop_ids: tuple[int, ...] = tuple(
             sorted({self.end_of_turn, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
@@ -141,6 +146,10 @@ class Renderer:
             return self.neutralise(text)
         (thought, in_thought), (said, in_said) = self.neutralise(found.thought), self.neutralise(found.said)
         return f"{found.opening}{thought}{found.closing}{said}", in_thought + in_said
+
+    def calls_tools(self, text: str) -> bool:
+        """Whether an answer is a call of a tool in marks of this model (<tool_call>): neutralised, it would be learnt as something else."""
+        return any(_CALL.search(mark) for mark in self.neutralise.marks_in(text))
 
     def prepare(
         self, messages: Iterable[Mapping[str, str]], system_prompt: str | None = None, answers: bool = False
@@ -282,6 +291,43 @@ class Renderer:
             return self._apply(swapped) != self._apply(messages)
         except RenderError:
             return True
+
+    def _look(self) -> Iterator[str]:
+        """What to say of a template that leaves out what was said, or puts something between a prompt and its answer. Raises UserError where it leaves
+        out the question or the answer itself."""
+        earlier, answer, question = "earlier probe 4211", "answer probe 5317", "question probe 6421"
+        asked = [{"role": "user", "content": question}]
+        try:
+            prompt = self._apply(asked, add_generation_prompt=True)
+            whole = self._apply([*asked, {"role": "assistant", "content": answer}])
+        except RenderError:
+            return  # said of the conversations that it refuses
+        if question not in self._text(prompt) or answer not in self._text(whole):
+            raise UserError(
+                "The chat template leaves out what a message says, or part of it",
+                where="text.chat_template",
+                fix="Templates of models that see images may want content in parts: text.chat_template sets another one.",
+            )
+        common = _common_prefix(prompt, whole)
+        if (unlearnt := self._text(prompt[common:])).strip():
+            yield (
+                f"the chat template asks for an answer with {unlearnt!r}, which no answer in the data begins with: "
+                "answers are learnt without it, and generated after it"
+            )
+        if (before := self._text(whole[common:]).partition(answer)[0]).strip():
+            yield f"the chat template puts {before!r} before an answer and not into the prompt for one: it is learnt as part of the answer"
+        try:
+            turns = self._apply(
+                [{"role": "user", "content": earlier}, {"role": "assistant", "content": answer}, *asked],
+                add_generation_prompt=True,
+            )
+        except RenderError:
+            return
+        if earlier not in self._text(turns) or answer not in self._text(turns):
+            yield "the chat template leaves out earlier turns: answers to later questions are learnt without them"
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids)))
 
     def _find_end_of_turn(self) -> int:
         """The first control token after an assistant message's content."""

@@ -47,12 +47,13 @@ def _chinese(text: str) -> str:
 
 @lru_cache(maxsize=32768)
 def _only_in(char: str, encoding: str, other: str) -> bool:
-    return "\u4e00" <= char <= "\u9fff" and _encodes(char, encoding) and not _encodes(char, other)
+    return "\u4e00" <= char <= "\u9fff" and encodes(char, encoding) and not encodes(char, other)
 
 
-def _encodes(char: str, encoding: str) -> bool:
+def encodes(text: str, encoding: str) -> bool:
+    """Whether an encoding has all characters of a text."""
     try:
-        char.encode(encoding)
+        text.encode(encoding)
     except UnicodeEncodeError:
         return False
     return True

@@ -11,7 +11,7 @@ from stages.text.written import UNSEEN, bare
 
 _LAST = 100  # characters
 _MARK = (
-    r"<[|｜][^<>|｜\s]{1,40}[|｜]?>|\[\|[^\[\]|\s]{1,40}\|\]|\[/?INST\]|\[(?:SYSTEM_PROMPT|AVAILABLE_TOOLS|gMASK)\]"
+    r"<[|｜][^<>|｜\s]{1,40}[|｜]?>|\[\|[^\[\]|\s]{1,40}\|\]|\[/?INST\]|\[(?:SYSTEM_PROMPT|AVAILABLE_TOOLS|gMASK|EOS)\]|<reserved_10[0-9]>"
     r"|<(?:start_of_turn|end_of_turn|extra_id_1|BOS_TOKEN|bos|eos|seed:[be]os)>|(?:GPT4 Correct|Math Correct|Code) (?:User|Assistant):"
 )
 _BEGUN, _ENDED = re.compile(rf"\s*(?:<s>\s*)?(?:{_MARK})"), re.compile(rf"(?:{_MARK}|</s>)\s*\Z")
@@ -22,7 +22,7 @@ middle of a text may be spoken of, and are neutralised."""
 _HARMONY = re.compile(r"\s*(?:analysis|commentary)(?=\S)")
 """How gpt-oss's answers begin where the marks were left out; `assistantfinal` follows."""
 _THOUGHTS = Thoughts("")
-_USERS = (
+USERS = (
     "Human|User|Mensch|Nutzer|Benutzer|Humain|Utilisateur|Humano|Usuario|Usuário|Umano|Utente|Mens|Gebruiker|Människa|Användare"
     "|Bruker|Bruger|Käyttäjä|Człowiek|Użytkownik|Uživatel|Používateľ|Felhasználó|Utilizator|Человек|Пользователь|Людина|Користувач"
     "|Χρήστης|Kullanıcı|İnsan|人类|人類|用户|用戶|使用者|人間|ユーザー|인간|사용자|المستخدم|الإنسان|کاربر|انسان|משתמש|उपयोगकर्ता|मानव"
@@ -32,7 +32,7 @@ _ASSISTANTS = (
     "Assistant|Bot|AI|Assistent|Asistente|Assistente|Asystent|Asistent|Asszisztens|Avustaja|Ассистент|Помощник|Асистент|Помічник"
     "|Βοηθός|Asistan|助手|助理|アシスタント|어시스턴트|도우미|المساعد|مساعد|دستیار|עוזר|सहायक|সহকারী|ผู้ช่วย|Trợ lý|Asisten|Msaidizi"
 )
-_EITHER = f"System|{_USERS}|{_ASSISTANTS}"
+_EITHER = f"System|{USERS}|{_ASSISTANTS}"
 _OTHER_TURN = re.compile(
     rf"(?:\A|(?<=[\n>]))[ \t{UNSEEN}]*(?:(?:#{{1,6}} ?)?({_EITHER}){COLON}|#{{1,6}} ?({_EITHER})[ \t]*(?=\n|\Z)"
     rf"|\*\*({_EITHER})(?:{COLON}\s?\*\*|\*\*{COLON})|[<\[【]({_EITHER})[>\]】])",
@@ -111,7 +111,7 @@ def looks_turned(text: str) -> bool:
     if _OTHER_TURN.match(text) is None:
         return False
     names = {mark[mark.lastindex or 0].casefold() for mark in _OTHER_TURN.finditer(text)}
-    return all(not names.isdisjoint(side.casefold().split("|")) for side in (_USERS, _ASSISTANTS))
+    return all(not names.isdisjoint(side.casefold().split("|")) for side in (USERS, _ASSISTANTS))
 
 
 def outer_names(text: str) -> tuple[str, str] | None:

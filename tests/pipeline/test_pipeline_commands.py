@@ -206,6 +206,20 @@ def test_init_writes_a_valid_config_and_never_overwrites(tmp_path):
     assert again.exit_code == 1 and "exists already" in again.output
 
 
+def test_init_on_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def opened(path, *arguments, **given):
+        path.touch()
+        return Full()
+
+    monkeypatch.setattr(Path, "open", opened)
+    done = CliRunner().invoke(app, ["init", str(tmp_path / "mine.yaml")])
+    assert done.exit_code == 1 and not (tmp_path / "mine.yaml").exists()
+
+
 @pytest.mark.parametrize(
     "name",
     sorted(

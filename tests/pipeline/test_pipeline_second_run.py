@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from pipeline.config_file import dump, load_config
 from pipeline.console import Display
 from pipeline.executor_errors import StageFailed
 from pipeline.existing import config_of
+from pipeline.export import export_dataset
 from pipeline.fork import fork
 from pipeline.fork_view import told
 from pipeline.history import last_error
@@ -233,6 +235,8 @@ def test_a_refusal_names_the_setting_the_stages_and_the_command(fake):
         ({"p.sources": [{"path": "a", "limit": 1}]}, {"p.sources": [{"path": "a", "limit": 2}]}, "p.sources.0.limit: 1 -> 2"),
         ({"p.sources": [{"path": "a"}]}, {"p.sources": []}, "p.sources: 1 -> 0 entries"),
         ({"model.judge": None}, {"model.judge": "big"}, "model.judge: none -> big"),
+        ({"file /a": "4f" * 32}, {}, "file /a is no longer used"),
+        ({}, {"file /b": "4f" * 32}, "file /b is new"),
         ({"input scores": "4f" * 32}, {"input scores": "5e" * 32}, "input scores changed"),
         ({"train.x": 1e-05}, {"train.x": 2e-05}, "train.x: 1e-05 -> 2e-05"),
         ({"a.b": True}, {"a.b": False}, "a.b: true -> false"),
@@ -308,11 +312,46 @@ def test_what_a_fork_leaves_without_a_use_is_left_out_and_said(fake):
         fork(fake.root, Path("third"), ["select.by=margin", "select.seed=6"])
 
 
+def test_nothing_is_put_where_a_run_deletes_its_tables(fake):
+    fake()
+    config = config_of(fake.root)
+    for out in ("round-0/curated/mine", "_kept", "round-1", "prompts/x"):
+        with pytest.raises(UserError, match="This folder lies where a run keeps its tables"):
+            export_dataset(config, fake.root / out, 0, None, False)
+    with pytest.raises(UserError, match="The run would lie in the tables of another"):
+        load_config(fake.path, [], fake.root / "round-0" / "curated")
+    assert export_dataset(config, fake.root / "export", 0, None, False).is_dir()
+    assert export_dataset(config, fake.root / "mine" / "deeper", 0, None, False).is_dir()
+
+
+def test_a_run_whose_path_is_no_text_is_refused_before_work(fake):
+    fake()
+    other = fake.root.parent / os.fsdecode(b"caf\xe9")
+    fake.root.rename(other)
+    for command in (
+        ["run", str(other / "run.yaml"), "--dry-run"],
+        ["inspect", str(other), "curated"],
+        ["status", str(other)],
+    ):
+        done = CliRunner().invoke(app, command)
+        assert (
+            done.exit_code == 1
+            and r"is no UTF-8: '" in done.output.replace("'", r"'")
+            and "Traceback" not in done.output
+        )
+
+
+def test_one_stage_and_a_range_of_them_is_refused(fake):
+    with pytest.raises(UserError, match="--stage runs one stage alone"):
+        fake(stage="select", first="generate")
+
+
 @pytest.mark.parametrize(
     ("new", "settings", "words"),
     [
         ("sp ace", [], "'sp ace' is no name for a run"),
         ("t/inner", [], "would lie inside another"),
+        ("t/round-0/curated/inner", [], "would lie inside another"),
         ("other", ["name=x"], "said by NEW, not by name=x"),
         ("other", ["run_dir=/x"], "said by NEW"),
     ],

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import sys
 import tarfile
 from pathlib import Path
@@ -838,6 +839,12 @@ def test_files_that_begin_with_a_frame_to_skip_are_decompressed(tmp_path: Path, 
     assert rows_of(Source(path=str(tmp_path / "a.jsonl"))) == [{"prompt": "a"}] * frames
 
 
+def test_a_file_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"q\xe9.jsonl")).write_text('{"prompt": "a"}\n')
+    with pytest.raises(UserError, match="is no UTF-8"):
+        list(read_rows(Source(path=str(tmp_path / "q*.jsonl")), ["en"], ["prompt"], []))
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -846,7 +853,10 @@ def test_files_that_begin_with_a_frame_to_skip_are_decompressed(tmp_path: Path, 
         )),
         *((name, "`fields.system` reads one") for name in ("sys", "persona", "sys_prompt")),
         *((name, "part of what is asked") for name in ("context", "initial_reason_steps")),
-        *((name, "which answer is better") for name in ("preference", "choice")),
+        *((name, "it may be part of what is asked") for name in (
+            "options", "choices", "passage", "chat_history", "conversation_history", "previousTurns", "documents", "source_text", "evidence",
+        )),
+        *((name, "which answer is better") for name in ("preference", "choice", "is_flipped", "chosen_is_better")),
         *((name, "how sure a preference is") for name in ("preference_strength", "tie", "status")),
         *((name, "`fields.rejected_score` reads one") for name in ("score_rejected", "rejected-rating", "Rejected_Scores")),
         ("videos", "no part of what is learnt"),

@@ -226,6 +226,7 @@ def test_columns_that_mean_something_else_are_refused(
     [
         *("ranks", "avg_ranking", "Rank2", "modelPPL", "dpoLoss", "final-position", "perplexity", "cost", "penalty", "errors"),
         *("severity_level", "nll", "toxicity", "toxicity_score", "harmRating", "edit_distance", "WER", "order"),
+        *("reward_rank", "ratings-ranking", "neg_log_likelihood", "hallucination_score", "unsafe_score", "Platz"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("field", ["chosen_score", "rejected_score", "completion_score"])
@@ -240,7 +241,7 @@ def test_scores_of_which_less_is_better_are_refused_by_their_names(tmp_path: Pat
     "name",
     [
         *("rank_score", "lossReward", "replacement", "glossary", "workplace", "Elo", "reorder", "harmless_score"),
-        *("non_toxicity", "harm_reduction", "accost", "reward_minus_cost", "terror"),
+        *("non_toxicity", "harm_reduction", "accost", "reward_minus_cost", "terror", "log_likelihood", "negativity"),
     ],
 )
 def test_names_that_only_hold_the_letters_of_rank_or_loss_are_scores(tmp_path: Path, name: str) -> None:
@@ -536,3 +537,42 @@ def test_an_answer_that_is_nested_too_deep_is_dropped(tmp_path: Path) -> None:
     deep = json.loads("[" * 900 + "]" * 900)
     found, _ = read(tmp_path, [{"prompt": ASK, "c": [*SCORED, {"response": deep, "score": 9}]}], fields=fields)
     assert [bad.reason for bad in found] == ["not_text"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        (("4,125", "0,900", "0,500"), (4.125, 0.5)),
+        (("4,125", "3,5", "0,500"), (4.125, 0.5)),
+        (("4,125", "0.9", "0.5"), "'4,125' may be 4.125 or 4125"),
+        (("4,125", "3,250", "1,500"), "0 answers with a score"),
+    ],
+    ids=["three-digits", "one-digit", "points", "unsaid"],
+)
+def test_a_comma_is_read_as_the_others_of_the_row_are(tmp_path: Path, scores: tuple[str, ...], expected: Any) -> None:
+    row = {
+        "prompt": ASK,
+        "completions": [
+            {"response": text, "overall_score": score} for text, score in zip((GOOD, WORSE, BAD), scores, strict=True)
+        ],
+    }
+    (found,), _ = read(tmp_path, [row], fields=COMPLETIONS)
+    if isinstance(expected, str):
+        assert isinstance(found, BadRow) and found.reason == "too_few_candidates" and expected in found.detail
+    else:
+        assert (found.chosen, found.rejected, found.chosen_score, found.rejected_score) == (GOOD, BAD, *expected)
+
+
+def test_scores_beside_lists_of_one_answer_are_read_of_either_side(tmp_path: Path) -> None:
+    row = {"prompt": ASK, "chosen": [GOOD], "rejected": [BAD], "s": [3.0], "t": [2.0]}
+    (found,), _ = read(tmp_path, [row], fields={"chosen_score": "s", "rejected_score": "t"})
+    assert (found.chosen_score, found.rejected_score) == (3.0, 2.0)
+
+
+@pytest.mark.parametrize("whole", ["chosen", "rejected"])
+def test_a_whole_conversation_beside_an_answer_alone_says_what_both_answer(tmp_path: Path, whole: str) -> None:
+    asked = [{"role": "user", "content": ASK}]
+    texts = {"chosen": GOOD, "rejected": BAD}
+    row = {**texts, whole: [*asked, {"role": "assistant", "content": texts[whole]}]}
+    (found,), _ = read(tmp_path, [row])
+    assert (found.prompt, found.chosen, found.rejected) == ([{**asked[0], "content": ASK.strip()}], GOOD, BAD)

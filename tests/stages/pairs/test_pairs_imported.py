@@ -303,7 +303,8 @@ def test_a_missing_column_is_named(run_stage: Callable[..., Any], tmp_path: Path
 
 def test_read_pair_refuses_what_it_would_have_to_guess() -> None:
     for prompt, chosen, rejected, reason in (
-        ("x", "a", [user("y"), assistant("b")], "several_answers"),
+        ("x", "a", [user("y"), assistant("b")], "prompt_differs"),
+        ("x", [assistant("a"), assistant("b")], "c", "several_answers"),
         (None, [user("a"), assistant("b")], [user("c"), assistant("d")], "no_prompt"),
         (None, [user("a"), assistant("b")], [user("a"), assistant("b")], "identical"),
         (None, [assistant("a")], [assistant("b")], "no_prompt"),

@@ -37,9 +37,10 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
         (lambda r: {s: f"### Response:\n{r[s]}" for s in ("chosen", "rejected")}, "'### Response:"),
         (lambda r: {s: f"A: {r[s]}" for s in ("chosen", "rejected")}, "'A: It is Jupiter"),
         (lambda r: {s: f"**Antwort:** {r[s]}" for s in ("chosen", "rejected")}, r"'\*\*Antwort"),
+        (lambda r: {s: f"<assistant>{r[s]}</assistant>" for s in ("chosen", "rejected")}, "'<assistant>It"),
         (lambda r: {s: f"答案：{r[s]}" for s in ("chosen", "rejected")}, "'答案：It"),
     ],
-    ids=["q-a", "bold", "chosen", "rejected", "equal", "response", "a", "german", "chinese"],
+    ids=["q-a", "bold", "chosen", "rejected", "equal", "response", "a", "german", "tag", "chinese"],
 )
 def test_answers_that_begin_with_their_prompt_or_a_label_are_counted(dress: Any, beginning: str) -> None:
     rows = [row(n) for n in range(8)]
@@ -142,3 +143,28 @@ def test_nothing_is_said_of_shipped_pairs(code: str) -> None:
         for n, cells in enumerate(batch.rows):
             looks.row(f"f:{n}", cells, list(pairs_of(cells, source, 10_000)))
     assert list(looks.notes()) == []
+
+
+def test_a_prompt_that_says_more_than_the_conversations_is_said() -> None:
+    def talk(n: int, answer: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": ASK.format(n)}, {"role": "assistant", "content": answer}]
+
+    rows = [row(n, chosen=talk(n, "Jupiter."), rejected=talk(n, "Mars.")) for n in range(8)]
+    assert notes(rows) == []
+    (said,) = notes(
+        [one | {"prompt": f"Text: All planets are stones.\n\n{one['prompt']}"} for one in rows[:1]] + rows[1:]
+    )
+    assert said.startswith(
+        "in 1 of 8 rows looked at the prompt says more than the conversations, for example 'Text: All planets"
+    )
+
+
+@pytest.mark.parametrize(
+    "ending",
+    ["\n\nHuman: And the smallest?\n\nAssistant: Mercury.", "\n\nUser:", "\n### Human\nMore", "\n\n**用户：** 还有"],
+)
+def test_answers_that_go_on_with_the_users_turn_are_said(ending: str) -> None:
+    rows = [row(n) for n in range(8)]
+    (said,) = notes([rows[0] | {"rejected": f"It is Mars.{ending}"}, *rows[1:]])
+    assert said.startswith("in 1 of 8 rows looked at an answer goes on with the user's next turn") and "in f:1" in said
+    assert notes([rows[0] | {"rejected": "The user: human\n\nHumans: many"}, *rows[1:]]) == []

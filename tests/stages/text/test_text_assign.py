@@ -84,6 +84,35 @@ def test_labels_come_from_the_cell_then_from_the_source() -> None:
     run = languages("en", "de")
     assert [run.label(cell, "de") for cell in ("en", " ", None, "und")] == [("en",), ("de",), ("de",), ("de",)]
     assert run.label(None, None) is None
+    assert [run.label(cell, None) for cell in ("python", "C++", "javascript", "R")] == [None] * 4
+
+
+def identified(run: RunLanguages, *texts: str) -> str:
+    return run.settle(None, [Spoken(text, found) for text, found in zip(texts, run.guess(texts), strict=True)])
+
+
+@pytest.mark.parametrize("seen", [("ja",), ("ja", "zh"), ("en", "ja", "zh-Hans")])
+def test_a_title_of_chinese_characters_is_in_the_language_of_its_japanese_answer(seen: tuple[str, ...]) -> None:
+    run, answer = languages(*seen), "選挙の結果はこちらです。現職が当選しました。"
+    for title in ("東京都知事選挙結果", "明治維新概要", "日本国憲法第九条全文"):
+        assert identified(run, title, answer) == "ja"
+    for asked in ("请把这句话翻译成日语", "請翻譯這句話成日語"):
+        if len(seen) > 1:
+            assert identified(run, asked, answer).startswith("zh")
+        else:
+            with pytest.raises(BadRow, match="language_not_in_run"):
+                identified(run, asked, answer)
+
+
+def test_kurdish_without_a_label_is_told_by_its_script() -> None:
+    sorani = "کەی زانکۆی سەلاحەددین دامەزراوە و چەند قوتابی هەیە؟"
+    kurmanji = "Zanîngeha Dihokê kengî hatiye damezrandin û çend xwendekar lê hene?"
+    both = languages("kmr", "ckb")
+    assert (identified(both, sorani), identified(both, kurmanji)) == ("ckb", "kmr")
+    for one, other in (("ckb", kurmanji), ("kmr", sorani)):
+        with pytest.raises(BadRow, match="language_not_in_run"):
+            identified(languages(one, "en"), other)
+    assert identified(languages("ku"), sorani) == "ku" == identified(languages("ku", "en"), kurmanji)
 
 
 def test_split_shares_follow_the_fractions_and_ignore_the_language() -> None:

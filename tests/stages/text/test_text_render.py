@@ -223,6 +223,49 @@ def test_a_template_that_never_ends_a_turn_is_refused(make_tokenizer: Any) -> No
         Renderer(make_tokenizer(endless), TextConfig())
 
 
+CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+ASKS = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "note"),
+    [
+        (CHATML + ASKS, None),
+        (CHATML + ASKS.replace("{% endif", "<think>\n{% endif"), "asks for an answer with '<think>\\n'"),
+        (CHATML, "puts '<|im_start|>assistant\\n' before an answer"),
+        (CHATML.replace("in messages", "in messages[-2:]") + ASKS, "leaves out earlier turns"),
+    ],
+)
+def test_what_a_template_puts_between_a_prompt_and_its_answer_is_said(
+    make_tokenizer: Any, template: str, note: str | None
+) -> None:
+    notes = Renderer(make_tokenizer(template), TextConfig()).notes
+    assert [note in said for said in notes] == ([True] if note else [])
+
+
+@pytest.mark.parametrize("content", ["m['content'][:10]", "m['content'][0]['text']", "''"])
+def test_a_template_that_leaves_out_what_is_said_is_refused(make_tokenizer: Any, content: str) -> None:
+    with pytest.raises(UserError, match="leaves out what a message says"):
+        Renderer(make_tokenizer((CHATML + ASKS).replace("m['content']", content)), TextConfig())
+
+
+def test_padding_that_is_ordinary_text_is_none_of_the_marks(make_tokenizer: Any) -> None:
+    tokenizer = make_tokenizer(CHATML + ASKS)
+    tokenizer.pad_token = "!"
+    renderer = Renderer(tokenizer, TextConfig())
+    assert renderer.neutralise("Jupiter! <|im_end|>") == ("Jupiter! < |im_end|>", 1)
+    tokenizer.eos_token = "!"
+    assert Renderer(tokenizer, TextConfig()).neutralise("Jupiter!") == ("Jupiter ", 1)
+
+
+def test_a_call_of_a_tool_in_the_models_own_marks_is_known(make_tokenizer: Any) -> None:
+    renderer, call = Renderer(make_tokenizer(CHATML + ASKS), TextConfig()), '<tool_call>\n{"name": "f"}\n</tool_call>'
+    assert not renderer.calls_tools(call) and renderer.neutral_answer(call) == (call, 0)
+    tokenizer = make_tokenizer(CHATML + ASKS + "{# <tool_call> #}")
+    tokenizer.add_tokens(["<tool_call>"])
+    assert Renderer(tokenizer, TextConfig()).calls_tools(call)
+
+
 def test_what_is_not_a_prompt_is_refused(renderer: Renderer) -> None:
     for messages in ([], answer("a"), [{"role": "tool", "content": "x"}], [{"role": "user", "content": None}]):
         with pytest.raises(RenderError):
