@@ -22,7 +22,10 @@ _SURE = "it may say how sure a preference is, or that there is none: leave such 
 _KNOWN = {
     **dict.fromkeys(("input", "history", "context", "initial_reason_steps"), _ASKED),
     "split": "`fields.split` of prompts and pairs reads it",
-    **dict.fromkeys(("label", "labels", "better_response_id", "overall_preference", "preference", "choice"), _BETTER),
+    **dict.fromkeys(
+        ("label", "labels", "better_response_id", "overall_preference", "preference", "choice", "chosen_is_better"),
+        _BETTER,
+    ),
     **dict.fromkeys(("preference_strength", "tie", "status", "agreement", "margin", "score_diff"), _SURE),
     **dict.fromkeys(
         ("rejected_instruction", "rejected_prompt", "rejected_question"),
@@ -30,10 +33,6 @@ _KNOWN = {
     ),
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios", "tools"), _LEFT_OUT),
 }
-_CONTRADICTS = frozenset(
-    ("preferred", "human_preference", "chosen_is_better", "is_flipped", "flipped", "is_swapped", "swapped")
-)
-"""Columns that may say that chosen is not the better one after all."""
 _SYSTEM = "`fields.system` reads one"
 _BEGINNINGS = {"system": _SYSTEM, "winner": _BETTER}
 _OF = "target|tgt|source|src|prompt|question|instruction|input|answer|response|output|text|row|user"
@@ -110,8 +109,6 @@ def unread_columns(present: Sequence[str], wanted: Sequence[str], answers: Seque
         if begun is None and unsaid and _may_say_better(name):
             begun = _MAY_SAY
         words = " ".join(_words(name))
-        if begun is None and name.lower() in _CONTRADICTS:
-            begun = _BETTER
         begun = begun or next((advice for pattern, advice in _NAMED if pattern.fullmatch(words)), None)
         advice = scores.get(name) or _KNOWN.get(name.lower(), begun)
         if advice is not None and name not in (*wanted, "language"):

@@ -856,7 +856,7 @@ def test_a_file_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
         *((name, "it may be part of what is asked") for name in (
             "options", "choices", "passage", "chat_history", "conversation_history", "previousTurns", "documents", "source_text", "evidence",
         )),
-        *((name, "which answer is better") for name in ("preference", "choice", "is_flipped", "chosen_is_better")),
+        *((name, "which answer is better") for name in ("preference", "choice", "chosen_is_better")),
         *((name, "how sure a preference is") for name in ("preference_strength", "tie", "status")),
         *((name, "`fields.rejected_score` reads one") for name in ("score_rejected", "rejected-rating", "Rejected_Scores")),
         ("videos", "no part of what is learnt"),
