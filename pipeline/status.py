@@ -130,13 +130,17 @@ def print_states(states: list[State], console: Terminal | None = None) -> None:
 
 
 def _tables(rows: Sequence[Sequence[str]], width: int) -> list[Table]:
-    """One table without the spare columns that do not fit `width`, or several where that is not enough."""
-    columns = {name: [name, *cells] for name, *cells in zip(_COLUMNS, *rows, strict=True)}
+    """One table without the spare columns that do not fit `width`, or all columns in several where that is not enough."""
+    every = {name: [name, *cells] for name, *cells in zip(_COLUMNS, *rows, strict=True)}
+    columns = dict(every)
+
+    def fits() -> bool:
+        return sum(1 + width_of(column) for column in columns.values()) - 1 <= width
+
     for name in _SPARE:
-        fits = sum(1 + width_of(column) for column in columns.values()) - 1 <= width
-        if not fits and (name != "failed" or set(columns[name][1:]) <= {"", "0"}):
+        if not fits() and (name != "failed" or set(columns[name][1:]) <= {"", "0"}):
             del columns[name]
-    first, *others = columns.values()
+    first, *others = (columns if fits() else every).values()
     tables = []
     for part in in_parts(others, width - width_of(first), 1):
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))

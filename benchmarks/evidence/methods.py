@@ -172,7 +172,7 @@ class Study:
 
 @dataclass
 class RealBench(Bench):
-    """The pairs of study 3's pool, and how a model does on what is held out.
+    """Undamaged pairs of both kinds, and how a model does on what is held out.
 
     Values: accuracy/NAME and reward/NAME of the held-out pairs; margin/real, nats; tax/tuned and tax/text: rise of the loss against the fine-tuned
     model, nats a token.
@@ -188,13 +188,8 @@ class RealBench(Bench):
         sft = resolve(str(study.work / "tuned" / "sft" / "model"), cache=study.work / "cache")
         world = World(seed, folder, SIZE, resolve(study.model), sft, Questions({}, {}, {}), "bfloat16")
         made, held_out = study.pool.pairs(answers), study.held_out_rows(answers)
-        pairs = [
-            {
-                **row,
-                "group_id": f"{name}-{row['group_id']}",
-                "objective": name,
-                "split": split,
-            }  # a pair's id is made of it
+        pairs = [  # the group is part of a pair's id, and both kinds are of the same prompts
+            {**row, "group_id": f"{name}-{row['group_id']}", "objective": name, "split": split}
             for name in ("real", "language")
             for split, rows in (("train", made[name]), ("test", held_out[name]))
             for row in rows

@@ -25,43 +25,16 @@ _DENSE = re.compile(
     "[\u0e00-\u0e7f\u1100-\u11ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 """Chinese characters, kana, Hangul, Thai."""
-_RANKS = frozenset(
-    (
-        *("rank", "ranks", "ranking", "rankings", "place", "position", "order", "loss", "perplexity", "ppl"),
-        *(
-            "cost",
-            "costs",
-            "penalty",
-            "penalties",
-            "error",
-            "errors",
-            "mistakes",
-            "distance",
-            "logloss",
-            "mse",
-            "brier",
-        ),
-        *("violation", "violations", "regret", "worst", "platz", "rang", "classement", "puesto"),
-    )
-)
+_RANKS = frozenset((
+    "rank", "ranks", "ranking", "rankings", "place", "position", "order", "loss", "perplexity", "ppl", "cost", "costs", "penalty",
+    "penalties", "error", "errors", "mistakes", "distance", "logloss", "mse", "brier", "violation", "violations", "regret", "worst",
+    "platz", "rang", "classement", "puesto",
+))  # fmt: skip
 _RATINGS = frozenset(("score", "scores", "rating", "ratings", "reward", "rewards", "win", "wins"))
-_HARMS = frozenset(
-    (
-        *(
-            "severity",
-            "toxicity",
-            "toxic",
-            "harm",
-            "harmful",
-            "harmfulness",
-            "unsafe",
-            "risk",
-            "hallucination",
-            "hallucinations",
-        ),
-        *("bias", "nll", "wer", "cer"),
-    )
-)
+_HARMS = frozenset((
+    "severity", "toxicity", "toxic", "harm", "harmful", "harmfulness", "unsafe", "risk", "hallucination", "hallucinations", "bias",
+    "nll", "wer", "cer",
+))  # fmt: skip
 """Less is better of a score of one, too."""
 _AGAINST = frozenset(("non", "no", "anti", "reward", "rewards", "reduction", "avoidance"))
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")

@@ -79,12 +79,11 @@ class Finisher:
         found = [mark for mark, _ in self._marks[where].most_common(_SHOWN)]
         return f", for example {', '.join(found)}," if found else ""
 
-    def _break_marks(self, where: str, text: str) -> int:
-        """Count the control marks of a text, and keep which they are."""
-        broken = self.renderer.neutralise(text)[1]
+    def _count(self, where: str, text: str, broken: int) -> None:
+        """So many control marks of a text were broken: keep which they are."""
+        self._counts["neutralised_marks"] += broken
         if broken:
             self._marks[where].update(self.renderer.neutralise.marks_in(text))
-        return broken
 
     def finish(self, drafts: Sequence[Draft]) -> tuple[list[dict[str, Any]], list[Drop]]:
         """(rows of the pairs table, drops).
@@ -122,7 +121,8 @@ class Finisher:
         tokens = len(ids.prompt) + max(len(ids.chosen), len(ids.rejected))
         if tokens > self._longest:
             raise BadRow("too_long", f"{tokens} tokens > text.max_length {self._longest}")
-        self._counts["neutralised_marks"] += sum(self._break_marks("prompts", m["content"]) for m in draft.prompt)
+        for message in draft.prompt:
+            self._count("prompts", message["content"], self.renderer.neutralise(message["content"])[1])
         pair_id = content_id(draft.prompt_id, chosen, rejected, *filter(None, [draft.criterion]))
         if (key := bytes.fromhex(pair_id)) in self._pair_ids:
             raise BadRow("duplicate", "the same pair, once thoughts and marks are gone")
@@ -153,8 +153,6 @@ class Finisher:
 
     def _answer(self, text: str) -> Messages:
         harmless, broken = self.renderer.neutral_answer(text)
-        self._counts["neutralised_marks"] += broken
         self._counts["neutralised_marks_in_answers"] += broken
-        if broken:
-            self._marks["answers"].update(self.renderer.neutralise.marks_in(text))
+        self._count("answers", text, broken)
         return [{"role": "assistant", "content": harmless}]

@@ -23,61 +23,12 @@ from stages.text.scripts import encodes, fits, script_in
 UNSEEN = "unseen"
 _UNSAID = frozenset((UNKNOWN, "unknown", "unk", "undetermined", "unidentified", "n/a", "-", "?"))
 """What data sets write where the language is not known: rows without a label."""
-_CODE_LANGUAGES = frozenset(
-    (
-        *(
-            "python",
-            "py",
-            "javascript",
-            "js",
-            "typescript",
-            "java",
-            "c",
-            "c++",
-            "cpp",
-            "c#",
-            "csharp",
-            "f#",
-            "rust",
-            "go",
-            "golang",
-            "ruby",
-        ),
-        *(
-            "php",
-            "kotlin",
-            "scala",
-            "perl",
-            "haskell",
-            "bash",
-            "shell",
-            "html",
-            "css",
-            "sql",
-            "matlab",
-            "fortran",
-            "objective-c",
-            "powershell",
-        ),
-        *(
-            "markdown",
-            "json",
-            "yaml",
-            "swift",
-            "julia",
-            "dart",
-            "r",
-            "verilog",
-            "assembly",
-            "elixir",
-            "erlang",
-            "clojure",
-            "lisp",
-            "scheme",
-        ),
-        *("ocaml", "solidity", "cuda", "latex", "vb", "groovy", "code"),
-    )
-)
+_CODE_LANGUAGES = frozenset((
+    "python", "py", "javascript", "js", "typescript", "java", "c", "c++", "cpp", "c#", "csharp", "f#", "rust", "go", "golang",
+    "ruby", "php", "kotlin", "scala", "perl", "haskell", "bash", "shell", "html", "css", "sql", "matlab", "fortran", "objective-c",
+    "powershell", "markdown", "json", "yaml", "swift", "julia", "dart", "r", "verilog", "assembly", "elixir", "erlang", "clojure",
+    "lisp", "scheme", "ocaml", "solidity", "cuda", "latex", "vb", "groovy", "code",
+))  # fmt: skip
 """What sets of code write into `language`: it says nothing of the language that is spoken. Some are codes of languages without data (cpp, css)."""
 _BY_SCRIPT = ("ku",)
 """Macrolanguages whose members the identifier takes for each other, and the script tells apart."""
