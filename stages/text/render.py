@@ -302,7 +302,7 @@ class Renderer:
             whole = self._apply([*asked, {"role": "assistant", "content": answer}])
         except RenderError:
             return  # said of the conversations that it refuses
-        if question not in self._text(prompt) or answer not in self._text(whole):
+        if not (self._says(prompt, question) and self._says(whole, answer)):
             raise UserError(
                 "The chat template leaves out what a message says, or part of it",
                 where="text.chat_template",
@@ -323,8 +323,13 @@ class Renderer:
             )
         except RenderError:
             return
-        if earlier not in self._text(turns) or answer not in self._text(turns):
+        if not (self._says(turns, earlier) and self._says(turns, answer)):
             yield "the chat template leaves out earlier turns: answers to later questions are learnt without them"
+
+    def _says(self, ids: Sequence[int], probe: str) -> bool:
+        """Whether a text is in it; case and white space are the tokenizer's matter."""
+        one, other = ("".join(text.casefold().split()) for text in (probe, self._text(ids)))
+        return one in other
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids)))
