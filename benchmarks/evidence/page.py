@@ -66,8 +66,8 @@ def write(results: Results) -> None:
         ("gain", _gain(results, CELLS)),
         ("training-split", _training(results, MANY, SPLIT)),
         ("gain-split", _gain(results, MANY, SPLIT)),
-        ("methods", _methods(results, METHODS, _ALONE)),
-        ("sequence", _methods(results, SEQUENCE, _IN_TURN)),
+        ("methods", _figures(results, "methods", "method", METHODS, _ALONE)),
+        ("sequence", _figures(results, "methods", "method", SEQUENCE, _IN_TURN)),
     ):
         text, count = re.subn(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: m[1] + table + m[2], text, flags=re.S)  # noqa: B023
         if count != 1:
@@ -188,18 +188,14 @@ def _training(results: Results, cells: Sequence[tuple[str, str]], split: int = 0
         "log p(chosen)": "chosen/seen",
         "tax": "tax",
     }
-    lines = [f"| pool, arm | seeds | {' | '.join(columns)} |", "| --- | ---: |" + " ---: |" * len(columns)]
-    for pool, arm in cells:
-        found = rows(results, table_of(split), f"{pool}, {arm}")
-        figures = [shown(found, lambda values, name=name: values.get(name, float("nan"))) for name in columns.values()]  # type: ignore[misc]
-        lines.append(f"| {pool}, {arm} | {len(found)} | {' | '.join(figures)} |")
-    return "\n".join(lines) + "\n"
+    return _figures(results, table_of(split), "pool, arm", [f"{pool}, {arm}" for pool, arm in cells], columns)
 
 
-def _methods(results: Results, names: Sequence[str], columns: Mapping[str, str]) -> str:
-    lines = [f"| method | seeds | {' | '.join(columns)} |", "| --- | ---: |" + " ---: |" * len(columns)]
-    for method in names:
-        found = rows(results, "methods", method)
+def _figures(results: Results, table: str, what: str, methods: Sequence[str], columns: Mapping[str, str]) -> str:
+    """A line a method: how many seeds it has, and its figures. columns: title -> name of the value."""
+    lines = [f"| {what} | seeds | {' | '.join(columns)} |", "| --- | ---: |" + " ---: |" * len(columns)]
+    for method in methods:
+        found = rows(results, table, method)
         figures = [shown(found, lambda values, name=name: values.get(name, float("nan"))) for name in columns.values()]  # type: ignore[misc]
         lines.append(f"| {method} | {len(found)} | {' | '.join(figures)} |")
     return "\n".join(lines) + "\n"

@@ -266,7 +266,7 @@ def _of_completions(cells: Mapping[str, Any], source: PairSource, longest: int) 
         for (answer, score, writer), found in zip(answers, found_of, strict=True)
         if found is not None
     ]
-    unread = _unread([score for _, score, _ in answers])
+    unread = sum(score is not None and found is None for (_, score, _), found in zip(answers, found_of, strict=True))
     told = [
         score
         for (_, score, _), found in zip(answers, found_of, strict=True)

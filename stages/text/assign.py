@@ -30,6 +30,7 @@ _CODE_LANGUAGES = frozenset((
     "lisp", "scheme", "ocaml", "solidity", "cuda", "latex", "vb", "groovy", "code",
 ))  # fmt: skip
 """What sets of code write into `language`: it says nothing of the language that is spoken. Some are codes of languages without data (cpp, css)."""
+_UNTOLD = _UNSAID | _CODE_LANGUAGES
 _BY_SCRIPT = ("ku",)
 """Macrolanguages whose members the identifier takes for each other, and the script tells apart."""
 _TITLE = 40
@@ -101,7 +102,7 @@ class RunLanguages:
         Raises BadRow as `match` does.
         """
         code = str(cell).strip() if cell == "nan" and "nan" in self.codes else word(cell)
-        wanted = default if code is None or code.casefold() in _UNSAID | _CODE_LANGUAGES else code
+        wanted = default if code is None or code.casefold() in _UNTOLD else code
         return None if wanted is None else self.match(wanted)
 
     def match(self, code: str) -> Label:
