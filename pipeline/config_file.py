@@ -74,15 +74,6 @@ def load_config(
             fix=f"To go on with that run: --run-dir {config.run_dir.parent} --set name={config.run_dir.name}.",
         )
     refuse_undecodable(config.folder, "run_dir")
-    from pipeline.rundir import is_managed, run_around
-
-    around = run_around(config.folder.parent.resolve() / config.folder.name)
-    if around is not None and is_managed(around, config.folder.parent.resolve() / config.folder.name):
-        raise UserError(
-            f"The run would lie in the tables of another, which that one deletes: {config.folder}",
-            where="run_dir",
-            fix=f"Name a place outside of {around}.",
-        )
     return config
 
 

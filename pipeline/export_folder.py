@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from pipeline.rundir import is_managed, run_around
+from pipeline.rundir import run_that_owns
 from schemas import files
 from schemas.errors import UserError, first_line, foreign
 
@@ -69,8 +69,7 @@ def _refuse(out: Path) -> None:
             where=f"{out}: {'you are in it' if Path.cwd().is_relative_to(out) else 'a disk is mounted there'}",
             fix="Name a folder in it with --out.",
         )
-    real = Path(os.path.realpath(out.parent), out.name)
-    if (run := run_around(real)) is not None and is_managed(run, real):
+    if (run := run_that_owns(out)) is not None:
         raise UserError(
             "This folder lies where a run keeps its tables, and deletes them when they are made anew",
             where=str(out),

@@ -60,7 +60,7 @@ def fork(old: Path, new: Path, settings: Sequence[str], command: str = "fork") -
         raise UserError(f"Where the new run lies is said by NEW, not by {placing}", where="--set", fix="Leave it out.")
     if not _NAME.fullmatch(target.name):
         raise UserError(f"{target.name!r} is no name for a run", where=str(new), fix=f"A name is {_NAME.pattern}.")
-    if (target.parent / "run.yaml").exists() or run_around(target.parent.resolve() / target.name) is not None:
+    if (target.parent / "run.yaml").exists() or run_around(target) is not None:
         raise UserError("The new run would lie inside another", where=str(target), fix="Name a place outside of it.")
     without: list[str] = []
     config = load_config(

@@ -67,7 +67,7 @@ def run(config: RunConfig, selection: Selection, display: Display) -> RunOutcome
     try:
         with StopSignals() as signals, gathered(config, launch, display) as machines:
             ensure_usable(rundir.root)
-            rundir.refuse_links()
+            rundir.refuse_place()
             with Lease(rundir.root, display.say) as lease:
                 try:
                     outcome = _Loop(config, rundir, selection, display, lease, signals, machines).run()
@@ -86,7 +86,7 @@ def preview(config: RunConfig, selection: Selection) -> tuple[list[State], Calla
     """What `run` would do, without doing it, and what there is to say of the files and models it would read (`notes_on`,
     `look_at_models`). Raises UserError where `run` would, before it does anything."""
     rundir = RunDir(config.folder)
-    rundir.refuse_links()
+    rundir.refuse_place()
     models = Models(config, rundir)
     planner = Planner(config, rundir, models.digests, lambda spec: config_files(spec, config))
     if any(step.spec.models for step in selection.of(planner.steps)):

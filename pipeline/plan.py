@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from pipeline.fingerprint import content_of, differences, fingerprint, ingredients
@@ -46,7 +47,7 @@ class State:
     manifest: StageManifest | None = None
     committed: dict[int, float] = field(default_factory=dict)
     inputs: Inputs = field(default_factory=Inputs)
-    behind: list[State] = field(default_factory=list)
+    behind: list[State] = field(default_factory=list, repr=False)
     seconds: float = 0.0
     aside: KeptDir | None = None
     gone: str = ""
@@ -68,10 +69,13 @@ class State:
     @property
     def cause(self) -> State | None:
         """The first step made with other settings that this one goes back to; itself, if what it reads is current."""
-        first = next((cause for behind in self.behind if (cause := behind.cause)), None)
-        return first or (self if self.kind == "changed" else None)
+        return self._cause_behind or (self if self.kind == "changed" else None)
 
-    @property
+    @cached_property
+    def _cause_behind(self) -> State | None:
+        return next((cause for behind in self.behind if (cause := behind.cause)), None)
+
+    @cached_property
     def lost(self) -> str:
         """Which files are not there of the first finished step that this one goes back to and that lacks some; empty: of none."""
         return next((lost for behind in self.behind if (lost := behind.lost)), self.gone)

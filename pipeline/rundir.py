@@ -21,27 +21,33 @@ _UNFINISHED = "unfinished-"
 
 
 def run_around(path: Path) -> Path | None:
-    """The run that a path lies in, however deep; None where it lies in none."""
-    return next((folder for folder in path.absolute().parents if is_run(folder)), None)
+    """The run that a path lies in, however deep, behind links too; None where it lies in none."""
+    return next((folder for folder in _real(path).parents if _is_run(folder)), None)
 
 
-def is_run(folder: Path) -> bool:
+def run_that_owns(path: Path) -> Path | None:
+    """The run that a path lies in where that run writes and deletes; None where it lies in none, or elsewhere in one."""
+    if (run := run_around(path)) is None:
+        return None
+    name = _real(path).relative_to(run).parts[0]
+    owned = {name for spec in STAGES for name in (spec.name, *spec.writes)} | {"logs", KEPT}
+    return run if name.startswith(("_", "round-")) or name in owned else None
+
+
+def _is_run(folder: Path) -> bool:
     """Whether a folder is a run: a config may be called run.yaml too."""
     return (folder / "run.yaml").exists() and (folder / "events.jsonl").exists()
 
 
-def is_managed(run: Path, path: Path) -> bool:
-    """Whether a path in a run's directory lies where the run writes and deletes."""
-    name = path.absolute().relative_to(run).parts[0]
-    owned = {name for spec in STAGES for name in (spec.name, *spec.writes)} | {"logs", KEPT}
-    return name.startswith("_") or name.startswith("round-") or name in owned
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path.parent), path.name)
 
 
 class RunDir:
     """Paths and state of one run directory. Reads and writes no tables.
 
     The run directory itself may lie behind a link; nothing in it may be one, for what is written to or deleted from a folder would
-    be another's. `refuse_links` looks at all of it, and every path that is handed out is looked at again.
+    be another's. `refuse_place` looks at all of it, and every path that is handed out is looked at again.
     """
 
     def __init__(self, root: Path) -> None:
@@ -71,8 +77,14 @@ class RunDir:
         """Holds unfinished files; emptied by the driver when it takes the lease."""
         return self._own(self.root / "_tmp")
 
-    def refuse_links(self) -> None:
-        """Raise UserError for a link anywhere in the run directory, before anything is written or deleted."""
+    def refuse_place(self) -> None:
+        """Before anything is written or deleted: raise UserError where the run lies in another's tables, and for a link anywhere in its directory."""
+        if (other := run_that_owns(self.root)) is not None:
+            raise UserError(
+                f"The run would lie in the tables of another, which that one deletes: {self.root}",
+                where="run_dir",
+                fix=f"Name a place outside of {other}.",
+            )
         for folder, folders, names in os.walk(self.root):
             for name in (*folders, *names):
                 _refuse_link(Path(folder, name))

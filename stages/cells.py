@@ -22,7 +22,7 @@ _WHOLE = re.compile(r"([+-]?\d{1,30})\.0+")
 _RATING = re.compile(
     r"([+-]?(?:\d{1,15}(?:[.,]\d{0,15})?|[.,]\d{1,15})(?:[eE][+-]?\d{1,3})?)\s*(?:(?:/|⁄|out of|of)\s*(\d{1,9}(?:[.,]\d{1,9})?)|(%))?"
 )
-_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,28 @@ class Rating:
     out_of: float | None = None
 
 
-def rating(value: Any) -> Rating | None:
-    """The rating that a cell holds: 7, "7", "7.5", "1,5", "7/10", "7 out of 10", "85%"; None for anything else.
+@dataclass(frozen=True)
+class Unsure:
+    """A number such as "4,125", whose comma begins decimals or groups thousands. decimal: it as the first; number: as it is written."""
 
-    "1,000" could be one or a thousand: None.
+    number: str
+    decimal: Rating
+
+
+def ratings(values: Sequence[Any]) -> list[Rating | Unsure | None]:
+    """The rating that each cell holds: 7, "7", "7.5", "1,5", "7/10", "7 out of 10", "85%"; None for anything else.
+
+    The cells are compared with each other: "4,125" is a number with decimals where another of them shows that a comma begins these ("0,900", "3,5").
     """
+    found = [_rating(value) for value in values]
+    shown = any(
+        isinstance(r, Rating) and isinstance(value, str) and "," in value
+        for r, value in zip(found, values, strict=True)
+    )
+    return [r.decimal if shown and isinstance(r, Unsure) else r for r in found]
+
+
+def _rating(value: Any) -> Rating | Unsure | None:
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, (int, float, Decimal)):
@@ -102,27 +119,14 @@ def rating(value: Any) -> Rating | None:
         except OverflowError:
             return None
         return Rating(number) if math.isfinite(number) else None
-    if not isinstance(value, str) or len(value) > 60:
-        return None
-    found = _RATING.fullmatch(value.strip())
-    if found is None or _THOUSANDS.fullmatch(found.group(1)):
+    if not isinstance(value, str) or len(value) > 60 or (found := _RATING.fullmatch(value.strip())) is None:
         return None
     number = float(found.group(1).replace(",", "."))
     if not math.isfinite(number):
         return None
     scale = 100.0 if found.group(3) else float(found.group(2).replace(",", ".")) if found.group(2) else None
-    return Rating(number, scale)
-
-
-def ratings(values: Sequence[Any]) -> list[Rating | None]:
-    """`rating` of cells that are compared: "4,125" is a number with decimals where another one shows that a comma begins them ("0,900", "3,5")."""
-    shown = any(isinstance(value, str) and "," in value and rating(value) is not None for value in values)
-    return [rating(value.replace(",", ".")) if shown and may_be_thousands(value) else rating(value) for value in values]
-
-
-def may_be_thousands(value: Any) -> bool:
-    """Whether a cell is a number like "4,125", which is four or four thousand."""
-    return isinstance(value, str) and value.count(",") == 1 and _THOUSANDS.fullmatch(value.strip()) is not None
+    read = Rating(number, scale)
+    return Unsure(found.group(1), read) if _THOUSANDS.fullmatch(found.group(1)) else read
 
 
 def _digits(value: int) -> str:

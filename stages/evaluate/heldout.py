@@ -213,8 +213,8 @@ class HeldOut:
             raise BadRow("no_language", "authored pairs need a language column or the source's language")
         if isinstance(pair, BadRow):
             raise pair
-        thoughts, policy = self._renderer.thoughts, self._ctx.config.text.thoughts
-        chosen, rejected = thoughts.target(pair.chosen, policy), thoughts.target(pair.rejected, policy)
+        policy = self._ctx.config.text.thoughts
+        chosen, rejected = self._renderer.thoughts.targets(pair.chosen, pair.rejected, policy)
         texts = [spoken(pair.prompt), pair.chosen]
         language = self._languages.settle(label, [Spoken(text, Guess(UNKNOWN, 0.0, 0.0)) for text in texts])
         prompt_id = content_id(language, pair.prompt)

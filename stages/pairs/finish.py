@@ -57,7 +57,7 @@ class Finisher:
         self._counts: Counter[str] = Counter()
         self._marks: dict[str, Counter[str]] = {"answers": Counter(), "prompts": Counter()}
         self._pair_ids: set[bytes] = set()
-        for note in self.renderer.notes:
+        for note in (*self.renderer.notes, *self.renderer.notes_on_learning):
             ctx.progress.note(note)
 
     @property
@@ -108,7 +108,7 @@ class Finisher:
         return rows, drops
 
     def _row(self, draft: Draft) -> dict[str, Any]:
-        targets = [self._target(text) for text in (draft.chosen, draft.rejected)]
+        targets = self._targets(draft.chosen, draft.rejected)
         if draft.unit == "row" and any(map(self.renderer.calls_tools, targets)):
             raise BadRow("tool_calls", "written as text, in the model's own marks")
         if same_text(targets[0], targets[1]):
@@ -146,10 +146,10 @@ class Finisher:
             "label_error": draft.label_error,
         }
 
-    def _target(self, text: str) -> str:
-        target = self.renderer.thoughts.target(text, self._policy)
-        self._counts["thoughts_left_out"] += target != text and len(target) < len(text)
-        return target
+    def _targets(self, chosen: str, rejected: str) -> tuple[str, str]:
+        targets = self.renderer.thoughts.targets(chosen, rejected, self._policy)
+        self._counts["thoughts_left_out"] += (len(targets[0]) < len(chosen)) + (len(targets[1]) < len(rejected))
+        return targets
 
     def _answer(self, text: str) -> Messages:
         harmless, broken = self.renderer.neutral_answer(text)

@@ -10,7 +10,7 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 from schemas.config.sources import PairSource
-from stages.cells import may_be_thousands, ratings
+from stages.cells import Rating, Unsure, ratings
 from stages.pairs.columns import check_completions, check_sides, completions_of
 from stages.sources import Batch, columns_of, read_rows
 from stages.text.messages import (
@@ -196,7 +196,7 @@ def pairs_of(cells: Mapping[str, Any], source: PairSource, longest: int) -> Iter
             if beyond := max(too_long(cell, longest) for cell in (prompt, side.chosen, side.rejected)):
                 raise BadRow("too_long", f"{beyond:,} characters > {longest:,}")
             pair = read_pair(prompt, side.chosen, side.rejected, system, names)
-            values = _comparable_scores(side.scores)
+            values = _comparable(side.scores)
             said = (_writer(side.writers[0]), _writer(side.writers[1]))
             yield replace(pair, chosen_score=values[0], rejected_score=values[1], unread=side.unread, writers=said)
         except BadRow as bad:
@@ -204,11 +204,11 @@ def pairs_of(cells: Mapping[str, Any], source: PairSource, longest: int) -> Iter
 
 
 class Sides(NamedTuple):
-    """Cells of a pair: its answers, their scores, who wrote them. unread: scores that are written and cannot be read."""
+    """Cells of a pair: its answers, what they are rated, who wrote them. unread: scores that are written and cannot be read."""
 
     chosen: Any
     rejected: Any
-    scores: tuple[Any, Any]
+    scores: tuple[Rating | None, Rating | None]
     writers: tuple[Any, Any]
     unread: int
 
@@ -225,10 +225,10 @@ def _of_sides(cells: Mapping[str, Any], source: PairSource, longest: int) -> lis
         chosen = chosen[0]
         given[0] = given[0][0] if isinstance(given[0], list) and len(given[0]) == 1 else given[0]
     if not isinstance(rejected, list) or not is_several(rejected):
-        return [Sides(chosen, rejected, (given[0], given[1]), (by[0], by[1]), _unread(given))]
+        return [_sides(chosen, rejected, given, by)]
     scores, writers = (_for_each(cell, len(rejected)) for cell in (given[1], by[1]))
     sides = [
-        Sides(chosen, answer, (given[0], score), (by[0], writer), _unread((given[0], score)))
+        _sides(chosen, answer, (given[0], score), (by[0], writer))
         for answer, score, writer in zip(rejected, scores, writers, strict=True)
         if answer is not None
     ]
@@ -237,6 +237,21 @@ def _of_sides(cells: Mapping[str, Any], source: PairSource, longest: int) -> lis
     if source.many == "all":
         return sides
     return [next((side for side in sides if not _same(chosen, side.rejected, longest)), sides[0])]
+
+
+def _sides(chosen: Any, rejected: Any, scores: Sequence[Any], writers: Sequence[Any]) -> Sides:
+    (one, other), unread = _rated(scores)
+    return Sides(chosen, rejected, (_sure(one), _sure(other)), (writers[0], writers[1]), unread)
+
+
+def _rated(scores: Sequence[Any]) -> tuple[list[Rating | Unsure | None], int]:
+    """The ratings of scores that are compared, and how many are written and cannot be read."""
+    found = ratings(scores)
+    return found, sum(score is not None and _sure(rating) is None for score, rating in zip(scores, found, strict=True))
+
+
+def _sure(rating: Rating | Unsure | None) -> Rating | None:
+    return rating if isinstance(rating, Rating) else None
 
 
 def _for_each(cell: Any, count: int) -> list[Any]:
@@ -260,27 +275,20 @@ def _of_completions(cells: Mapping[str, Any], source: PairSource, longest: int) 
     """Best against worst of scored answers, or best against all that are worse; ties in favour of the first. Answers that say the same
     as the best are passed over, if there are others."""
     answers = [entry for entry in completions_of(cells, source.fields) if entry[0] is not None]
-    found_of = ratings([score for _, score, _ in answers])
+    found, unread = _rated([score for _, score, _ in answers])
     scored = [
-        (answer, found, score, writer)
-        for (answer, score, writer), found in zip(answers, found_of, strict=True)
-        if found is not None
+        (answer, rating, writer)
+        for (answer, _, writer), rating in zip(answers, found, strict=True)
+        if isinstance(rating, Rating)
     ]
-    unread = sum(score is not None and found is None for (_, score, _), found in zip(answers, found_of, strict=True))
-    told = [
-        score
-        for (_, score, _), found in zip(answers, found_of, strict=True)
-        if found is None and may_be_thousands(score)
-    ]
-    if told and scored:
-        raise BadRow(
-            "too_few_candidates",
-            f"the score {told[0]!r} may be {told[0].replace(',', '.')} or {told[0].replace(',', '')}",
-        )
+    unsure = next((rating.number for rating in found if isinstance(rating, Unsure)), None)
+    if unsure and scored:
+        one, other = unsure.replace(",", "."), unsure.replace(",", "")
+        raise BadRow("too_few_candidates", f"the score {unsure!r} may be {one} or {other}")
     if len(scored) < 2:
         beside = f", {unread} scores that cannot be read" if unread else ""
         raise BadRow("too_few_candidates", f"{len(scored)} answers with a score{beside}")
-    if len({found.out_of for _, found, _, _ in scored}) > 1:
+    if len({rating.out_of for _, rating, _ in scored}) > 1:
         raise BadRow("too_few_candidates", "the scores are out of different numbers (7/10 and 80%)")
     best = max(scored, key=lambda entry: entry[1].value)
     worse = [entry for entry in scored if entry[1].value < best[1].value]
@@ -290,14 +298,9 @@ def _of_completions(cells: Mapping[str, Any], source: PairSource, longest: int) 
     if source.many == "one":
         worse = [min(worse, key=lambda entry: entry[1].value)]
     return [
-        Sides(best[0], entry[0], (best[2], entry[2]), (best[3], entry[3]), 0 if place else unread)
+        Sides(best[0], entry[0], (best[1], entry[1]), (best[2], entry[2]), 0 if place else unread)
         for place, entry in enumerate(worse)
     ]
-
-
-def _unread(scores: Sequence[Any]) -> int:
-    """How many scores are written and cannot be read."""
-    return sum(score is not None and found is None for score, found in zip(scores, ratings(scores), strict=True))
 
 
 def _same(one: Any, other: Any, longest: int) -> bool:
@@ -313,9 +316,9 @@ def _same(one: Any, other: Any, longest: int) -> bool:
     )
 
 
-def _comparable_scores(cells: tuple[Any, Any]) -> tuple[float | None, float | None]:
+def _comparable(scores: tuple[Rating | None, Rating | None]) -> tuple[float | None, float | None]:
     """The two scores; none where they are out of different numbers (7/10 and 4/5)."""
-    chosen, rejected = ratings(cells)
+    chosen, rejected = scores
     if chosen and rejected and chosen.out_of != rejected.out_of:
         return None, None
     return chosen.value if chosen else None, rejected.value if rejected else None

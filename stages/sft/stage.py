@@ -42,7 +42,7 @@ def _run(session: Session) -> Iterator[Rows | Account]:
     config, sft = session.config, session.config.sft
     conversations = load_conversations(session.ctx, session.renderer)
     plan = plan_batches(len(conversations), sft)
-    for line in (*session.renderer.notes, *plan.notes, *_notes(conversations)):
+    for line in (*session.renderer.notes, *session.renderer.notes_on_learning, *plan.notes, *_notes(conversations)):
         session.note(line)
 
     model = session.load()

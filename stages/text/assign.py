@@ -18,7 +18,7 @@ from stages.cells import cell_id, word
 from stages.text.codes import counts_for, names_script, same_language, script_of, unusual_script
 from stages.text.language import Guess, guess, unidentifiable
 from stages.text.messages import BadRow, clean
-from stages.text.scripts import encodes, fits, script_in
+from stages.text.scripts import fits, may_be_japanese, script_in
 
 UNSEEN = "unseen"
 _UNSAID = frozenset((UNKNOWN, "unknown", "unk", "undetermined", "unidentified", "n/a", "-", "?"))
@@ -35,8 +35,8 @@ _BY_SCRIPT = ("ku",)
 """Macrolanguages whose members the identifier takes for each other, and the script tells apart."""
 _TITLE = 40
 """Characters that Japanese may do without kana for."""
-_ASKS_IN_CHINESE = re.compile("[你您們们嗎吗麼么請请這这怎誰谁哪她它什]")
-"""Signs of Chinese that Japanese written in Chinese characters alone has not."""
+_ASKS_IN_CHINESE = re.compile("[你您們们嗎吗麼么請请這这怎誰谁哪她它什很吧呢啊]|日[文語语]")
+"""Signs of Chinese that Japanese written in Chinese characters alone has not, and Chinese names of Japanese."""
 _SPLITS = ("train", "dev", "test")
 _LONGEST = 2000  # characters looked at
 _SAID = 3
@@ -284,7 +284,7 @@ def _japanese(told: Sequence[Spoken]) -> list[Spoken]:
     alike = all(
         part.guess.code == "zh"
         and len(part.text) <= _TITLE
-        and encodes(part.text, "cp932")
+        and may_be_japanese(part.text)
         and not _ASKS_IN_CHINESE.search(part.text)
         for part in rest
     )

@@ -82,13 +82,15 @@ def load_tokenizer(model: ModelRef, trust_remote_code: bool = False) -> Any:
         )
 
 
-_CALL = re.compile(r"(?:tool|function)[-_ ]?calls?", re.IGNORECASE)
+_CALL = re.compile(r"toolcall|functioncall|pythontag|startaction|actionstart|^(?:call|plugin)$", re.IGNORECASE)
+"""The letters of a mark that begins a call of a tool: <tool_call>, <｜tool▁calls▁begin｜>, <|python_tag|>, <|START_ACTION|>, <|call|>."""
+_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 
 
 class Renderer:
     """Renders conversations with the run's chat template and tokenises them.
 
-    tokenizer: with the template that is used (dates pinned): hand it to TRL. notes: for people.
+    tokenizer: with the template that is used (dates pinned): hand it to TRL. notes: for people; notes_on_learning: on what is learnt of answers.
     end_of_turn: id that ends an answer. stop_ids: ids at which an engine must stop.
     Raises UserError when the tokenizer is not a fast one, or its template has no end-of-turn token.
     """
@@ -115,7 +117,7 @@ class Renderer:
         if not self.has_system_role:
             action = "folded into the first user turn" if text.system_role == "fold" else "refused"
             self.notes.append(f"the chat template has no system role: system messages are {action}")
-        self.notes += self._look()
+        self.notes_on_learning: list[str] = list(self._look(keeps_thoughts=text.thoughts == "keep"))
         self.end_of_turn = self._find_end_of_turn()
         self.stop_ids: tuple[int, ...] = tuple(
             sorted({self.end_of_turn, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
@@ -148,8 +150,11 @@ class Renderer:
         return f"{found.opening}{thought}{found.closing}{said}", in_thought + in_said
 
     def calls_tools(self, text: str) -> bool:
-        """Whether an answer is a call of a tool in marks of this model (<tool_call>): neutralised, it would be learnt as something else."""
-        return any(_CALL.search(mark) for mark in self.neutralise.marks_in(text))
+        """Whether an answer calls a tool in marks of this model (<tool_call>): neutralised, it would be learnt as something else. A mark in code
+        or in quotation marks is spoken of."""
+        calls = [mark for mark in self.neutralise.marks_in(text) if _CALL.search(re.sub(r"[\W_]", "", mark))]
+        said = _CODE.sub("", text) if calls else ""
+        return any(re.search(rf"(?<![\"'“‘«]){re.escape(mark)}|{re.escape(mark)}(?![\"'”’»])", said) for mark in calls)
 
     def prepare(
         self, messages: Iterable[Mapping[str, str]], system_prompt: str | None = None, answers: bool = False
@@ -292,7 +297,7 @@ class Renderer:
         except RenderError:
             return True
 
-    def _look(self) -> Iterator[str]:
+    def _look(self, keeps_thoughts: bool) -> Iterator[str]:
         """What to say of a template that leaves out what was said, or puts something between a prompt and its answer. Raises UserError where it leaves
         out the question or the answer itself."""
         earlier, answer, question = "earlier probe 4211", "answer probe 5317", "question probe 6421"
@@ -302,19 +307,22 @@ class Renderer:
             whole = self._apply([*asked, {"role": "assistant", "content": answer}])
         except RenderError:
             return  # said of the conversations that it refuses
-        if not (self._says(prompt, question) and self._says(whole, answer)):
+        if not (_search(question, self._text(prompt)) and _search(answer, self._text(whole))):
             raise UserError(
                 "The chat template leaves out what a message says, or part of it",
                 where="text.chat_template",
                 fix="Templates of models that see images may want content in parts: text.chat_template sets another one.",
             )
         common = _common_prefix(prompt, whole)
-        if (unlearnt := self._text(prompt[common:])).strip():
+        unlearnt = self._text(prompt[common:])
+        if unlearnt.strip() and not (keeps_thoughts and self.thoughts.opened_by(unlearnt)):
             yield (
                 f"the chat template asks for an answer with {unlearnt!r}, which no answer in the data begins with: "
                 "answers are learnt without it, and generated after it"
             )
-        if (before := self._text(whole[common:]).partition(answer)[0]).strip():
+        told = self._text(whole[common:])
+        found = _search(answer, told)
+        if found is not None and (before := told[: found.start()]).strip():
             yield f"the chat template puts {before!r} before an answer and not into the prompt for one: it is learnt as part of the answer"
         try:
             turns = self._apply(
@@ -323,13 +331,8 @@ class Renderer:
             )
         except RenderError:
             return
-        if not (self._says(turns, earlier) and self._says(turns, answer)):
+        if not (_search(earlier, self._text(turns)) and _search(answer, self._text(turns))):
             yield "the chat template leaves out earlier turns: answers to later questions are learnt without them"
-
-    def _says(self, ids: Sequence[int], probe: str) -> bool:
-        """Whether a text is in it; case and white space are the tokenizer's matter."""
-        one, other = ("".join(text.casefold().split()) for text in (probe, self._text(ids)))
-        return one in other
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids)))
@@ -372,6 +375,11 @@ def refuse_channels(renderer: Renderer) -> None:
             where="model.policy",
             fix="Give pairs of your own (pairs.sources): gradients and training of such a model work; or set text.chat_template.",
         )
+
+
+def _search(probe: str, text: str) -> re.Match[str] | None:
+    """A probe in a text, whatever case and white space its template gives it."""
+    return re.search(r"\s*".join(map(re.escape, "".join(probe.split()))), text, re.IGNORECASE)
 
 
 def _common_prefix(ids: Sequence[int], other: Sequence[int]) -> int:

@@ -59,6 +59,17 @@ def encodes(text: str, encoding: str) -> bool:
     return True
 
 
+def may_be_japanese(text: str) -> bool:
+    """Whether modern Japanese has every Chinese character of a text: those of the first level of JIS X 0208, and of the second those that no
+    one has simplified (檬 and 漱; not 寫, 譯 and 氣, which Japanese writes 写, 訳 and 気)."""
+    return all(_is_kanji(char) for char in text if "\u4e00" <= char <= "\u9fff")
+
+
+def _is_kanji(char: str) -> bool:
+    common = b"\xb0" <= char.encode("euc_jp", "replace")[:1] <= b"\xcf"
+    return common or (encodes(char, "cp932") and encodes(char, "gb2312"))
+
+
 @lru_cache(maxsize=32768)
 def _script(char: str) -> str | None:
     if not char.isalpha():

@@ -124,6 +124,20 @@ class Thoughts:
             raise BadRow("thought", f"{len(found.thought)} characters, text.thoughts: drop")
         return answer if found.opening else f"{self._opening_of(found.closing)}\n{answer}"
 
+    def targets(self, chosen: str, rejected: str, policy: Policy) -> tuple[str, str]:
+        """What is learnt of a pair's answers: `target` of each. Where one has a thought that is left out, an element around all of the other goes too:
+        the two differ in what they say, not in their form.
+
+        Raises BadRow as `target` does.
+        """
+        answers = (chosen, rejected)
+        thought = [self.split(answer).thought is not None for answer in answers]
+        one, other = (
+            target if has or policy != "strip" or not any(thought) else _unwrapped(target)
+            for has, target in zip(thought, (self.target(answer, policy) for answer in answers), strict=True)
+        )
+        return one, other
+
     def opened_by(self, prompt: str) -> str:
         """The mark that a rendered prompt ends in, so that the answer begins inside a thought; "" if it does not."""
         end = prompt.rstrip()

@@ -41,7 +41,11 @@ def train_job(ctx: Context) -> Outcome:
     session = Session.of(ctx, train, ctx.models["policy"])
     pairs = load_pairs(ctx, session.renderer)
     plan = plan_last(len(pairs), train, world_size())
-    for line in (*session.renderer.notes, *(() if train.way == "sequence" else plan.notes)):
+    for line in (
+        *session.renderer.notes,
+        *session.renderer.notes_on_learning,
+        *(() if train.way == "sequence" else plan.notes),
+    ):
         session.note(line)
 
     model = session.load()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from pipeline.loop import preview, run
 from pipeline.report import _left_out, _tables, report_now
 from pipeline.rundir import RunDir
 from pipeline.selection import Selection
-from pipeline.status import states_of
+from pipeline.status import recorded_planner, states_of
 from schemas.errors import UserError
 from stages.catalog import BY_NAME
 from tests.faults.inline import FakeRun, InlineExecutor, fake_pipeline
@@ -318,10 +319,35 @@ def test_nothing_is_put_where_a_run_deletes_its_tables(fake):
     for out in ("round-0/curated/mine", "_kept", "round-1", "prompts/x"):
         with pytest.raises(UserError, match="This folder lies where a run keeps its tables"):
             export_dataset(config, fake.root / out, 0, None, False)
-    with pytest.raises(UserError, match="The run would lie in the tables of another"):
-        load_config(fake.path, [], fake.root / "round-0" / "curated")
+    inside = load_config(fake.path, [], fake.root / "round-0" / "curated")
+    for begin in (preview, partial(run, display=Display(quiet=True))):
+        with pytest.raises(UserError, match="The run would lie in the tables of another"):
+            begin(inside, Selection())
     assert export_dataset(config, fake.root / "export", 0, None, False).is_dir()
     assert export_dataset(config, fake.root / "mine" / "deeper", 0, None, False).is_dir()
+
+
+@pytest.mark.parametrize("place", ["round-0/pairs", "logs", "_state", "."])
+def test_a_run_is_looked_at_from_anywhere_in_it(fake, place, monkeypatch):
+    """Its own run.yaml says `run_dir: runs`, which is not there from there."""
+    fake()
+    record = fake.root / "run.yaml"
+    values = yaml.safe_load(record.read_text(encoding="utf-8"))
+    record.write_text(yaml.safe_dump(values | {"run_dir": "runs"}), encoding="utf-8")
+    (fake.root / place).mkdir(exist_ok=True, parents=True)
+    monkeypatch.chdir(fake.root / place)
+    for given in (fake.root, Path(os.path.relpath(fake.root))):
+        assert all(state.is_current for state in states_of(given)) and config_of(given).folder == fake.root.resolve()
+        for command in (["status", str(given)], ["inspect", str(given), "curated"], ["report", str(given)]):
+            done = CliRunner().invoke(app, command, catch_exceptions=False)
+            assert done.exit_code == 0, done.output
+
+
+def test_what_many_rounds_wait_for_is_found_at_once(write_config, tmp_path):
+    """A step of a round goes back to the rounds before by more ways the more there are: some 30 times as many a round."""
+    states = recorded_planner(load_config(write_config(rounds=40)), tmp_path / "none").states()
+    assert len(states) > 250 and all(state.why for state in states)
+    assert states[-1].cause is None and not states[-1].lost
 
 
 def test_a_run_whose_path_is_no_text_is_refused_before_work(fake):
@@ -334,11 +360,7 @@ def test_a_run_whose_path_is_no_text_is_refused_before_work(fake):
         ["status", str(other)],
     ):
         done = CliRunner().invoke(app, command)
-        assert (
-            done.exit_code == 1
-            and r"is no UTF-8: '" in done.output.replace("'", r"'")
-            and "Traceback" not in done.output
-        )
+        assert done.exit_code == 1 and r"is no UTF-8: '" in done.output and "Traceback" not in done.output
 
 
 def test_one_stage_and_a_range_of_them_is_refused(fake):

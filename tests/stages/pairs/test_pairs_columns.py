@@ -546,8 +546,10 @@ def test_an_answer_that_is_nested_too_deep_is_dropped(tmp_path: Path) -> None:
         (("4,125", "3,5", "0,500"), (4.125, 0.5)),
         (("4,125", "0.9", "0.5"), "'4,125' may be 4.125 or 4125"),
         (("4,125", "3,250", "1,500"), "0 answers with a score"),
+        (("4,125/5", "3,5/5", "2,5/5"), (4.125, 2.5)),
+        (("4,125 out of 5", "3.5/5", "2.5/5"), "'4,125' may be 4.125 or 4125"),
     ],
-    ids=["three-digits", "one-digit", "points", "unsaid"],
+    ids=["three-digits", "one-digit", "points", "unsaid", "of-a-scale", "points-of-a-scale"],
 )
 def test_a_comma_is_read_as_the_others_of_the_row_are(tmp_path: Path, scores: tuple[str, ...], expected: Any) -> None:
     row = {

@@ -94,9 +94,15 @@ def identified(run: RunLanguages, *texts: str) -> str:
 @pytest.mark.parametrize("seen", [("ja",), ("ja", "zh"), ("en", "ja", "zh-Hans")])
 def test_a_title_of_chinese_characters_is_in_the_language_of_its_japanese_answer(seen: tuple[str, ...]) -> None:
     run, answer = languages(*seen), "選挙の結果はこちらです。現職が当選しました。"
-    for title in ("東京都知事選挙結果", "明治維新概要", "日本国憲法第九条全文"):
+    for title in ("東京都知事選挙結果", "明治維新概要", "日本国憲法第九条全文", "夏目漱石略歴"):
         assert identified(run, title, answer) == "ja"
-    for asked in ("请把这句话翻译成日语", "請翻譯這句話成日語"):
+    for asked in (
+        "请把这句话翻译成日语",
+        "請翻譯這句話成日語",
+        "用日文寫一首詩",
+        "翻譯：今天天氣很好",
+        "以日文介紹富士山",
+    ):
         if len(seen) > 1:
             assert identified(run, asked, answer).startswith("zh")
         else:

@@ -234,13 +234,19 @@ ASKS = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
         (CHATML + ASKS.replace("{% endif", "<think>\n{% endif"), "asks for an answer with '<think>\\n'"),
         (CHATML, "puts '<|im_start|>assistant\\n' before an answer"),
         (CHATML.replace("in messages", "in messages[-2:]") + ASKS, "leaves out earlier turns"),
+        (CHATML.replace("m['content']", "m['content'] | capitalize") + ASKS, None),
     ],
 )
 def test_what_a_template_puts_between_a_prompt_and_its_answer_is_said(
     make_tokenizer: Any, template: str, note: str | None
 ) -> None:
-    notes = Renderer(make_tokenizer(template), TextConfig()).notes
+    notes = Renderer(make_tokenizer(template), TextConfig()).notes_on_learning
     assert [note in said for said in notes] == ([True] if note else [])
+
+
+def test_a_thought_that_the_prompt_opens_is_no_surprise_where_thoughts_are_kept(make_tokenizer: Any) -> None:
+    tokenizer = make_tokenizer(CHATML + ASKS.replace("{% endif", "<think>\n{% endif"))
+    assert not Renderer(tokenizer, TextConfig(thoughts="keep")).notes_on_learning
 
 
 @pytest.mark.parametrize("content", ["m['content'][:10]", "m['content'][0]['text']", "''"])
@@ -263,7 +269,31 @@ def test_a_call_of_a_tool_in_the_models_own_marks_is_known(make_tokenizer: Any) 
     assert not renderer.calls_tools(call) and renderer.neutral_answer(call) == (call, 0)
     tokenizer = make_tokenizer(CHATML + ASKS + "{# <tool_call> #}")
     tokenizer.add_tokens(["<tool_call>"])
-    assert Renderer(tokenizer, TextConfig()).calls_tools(call)
+    renderer = Renderer(tokenizer, TextConfig())
+    assert renderer.calls_tools(call) and renderer.calls_tools(f"Let me look.{call}")
+    for spoken_of in ("Write it between `<tool_call>` and the end.", 'The mark "<tool_call>".', f"```\n{call}\n```"):
+        assert not renderer.calls_tools(spoken_of)
+
+
+@pytest.mark.parametrize(
+    ("mark", "calls"),
+    [
+        ("[TOOL_CALLS]", True),
+        ("<｜tool▁calls▁begin｜>", True),
+        ("<|python_tag|>", True),
+        ("<|START_ACTION|>", True),
+        ("<|action_start|>", True),
+        ("<start_function_call>", True),
+        ("<|tool_calls_section_begin|>", True),
+        ("<|call|>", True),
+        ("<|eom_id|>", False),
+        ("[AVAILABLE_TOOLS]", False),
+    ],
+)
+def test_calls_of_tools_are_known_in_the_marks_of_other_models(make_tokenizer: Any, mark: str, calls: bool) -> None:
+    tokenizer = make_tokenizer(CHATML + ASKS)
+    tokenizer.add_special_tokens({"additional_special_tokens": [mark]})
+    assert Renderer(tokenizer, TextConfig()).calls_tools(f'{mark}{{"name": "f"}}') == calls
 
 
 def test_what_is_not_a_prompt_is_refused(renderer: Renderer) -> None:

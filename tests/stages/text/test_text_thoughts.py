@@ -241,6 +241,13 @@ def test_an_element_around_all_that_is_said_after_a_thought_goes_with_it(said: s
         assert thoughts.target(said, policy) == said  # no thought, no change
 
 
+def test_an_element_goes_from_both_answers_of_a_pair_or_from_neither() -> None:
+    thoughts, thinks, short = Thoughts(""), "<think>2+2</think><answer>4</answer>", "<answer>5</answer>"
+    assert thoughts.targets(thinks, short, "strip") == ("4", "5") == thoughts.targets(short, thinks, "strip")[::-1]
+    assert thoughts.targets(short, short, "strip") == (short, short)
+    assert thoughts.targets(thinks, short, "keep") == (thinks, short)
+
+
 def test_an_empty_element_after_a_thought_says_nothing() -> None:
     with pytest.raises(BadRow, match="empty"):
         Thoughts("").target("<think>hm</think><answer>\n</answer>", "strip")
