@@ -18,7 +18,7 @@ from stages.cells import Unreadable, plain
 from stages.text.dialogue import dialogue, looks_spoken
 from stages.text.forms import conversation, written_conversation
 from stages.text.messages import BadRow
-from stages.text.unread import looks_noted, looks_rendered, looks_turned, outer_names
+from stages.text.unread import last_name, looks_noted, looks_rendered, looks_turned, outer_names
 from stages.text.written import boxed_key, printed_bytes, quoted_text, written_lists, written_texts
 
 LOOKED_AT = 1000
@@ -266,6 +266,11 @@ class Layout:
             f"objects with one text, under the key {key[:40]!r}": boxes,
             **{f"begun by '{one}:' and ended by '{other}:'": count for (one, other), count in named.most_common(1)},
         }
+        if not named:
+            found |= {
+                f"ended by {name!r}": count
+                for name, count in Counter(filter(None, map(last_name, texts))).most_common(1)
+            }
         for what, count in found.items():
             if count >= HALF * max(1, len(texts)):
                 self._say(column, f"{count / len(texts):.1%} of the texts are {what}, and are taken as text")

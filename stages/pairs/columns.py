@@ -28,15 +28,21 @@ _DENSE = re.compile(
 _RANKS = frozenset((
     "rank", "ranks", "ranking", "rankings", "place", "position", "order", "loss", "perplexity", "ppl", "cost", "costs", "penalty",
     "penalties", "error", "errors", "mistakes", "distance", "logloss", "mse", "brier", "violation", "violations", "regret", "worst",
+    "badness", "issues", "downvotes", "dislikes", "dispreference", "uncertainty", "entropy", "variance",
     "platz", "rang", "classement", "puesto",
 ))  # fmt: skip
-_RATINGS = frozenset(("score", "scores", "rating", "ratings", "reward", "rewards", "win", "wins"))
+_RATINGS = frozenset(("score", "scores", "rating", "ratings", "reward", "rewards", "win", "wins", "vote", "votes"))
 _HARMS = frozenset((
     "severity", "toxicity", "toxic", "harm", "harmful", "harmfulness", "unsafe", "risk", "hallucination", "hallucinations", "bias",
-    "nll", "wer", "cer",
+    "nll", "wer", "cer", "ter", "mqm",
 ))  # fmt: skip
 """Less is better of a score of one, too."""
-_AGAINST = frozenset(("non", "no", "anti", "reward", "rewards", "reduction", "avoidance"))
+_NOT = frozenset((
+    "not", "no", "non", "anti", "free", "less", "low", "neg", "negative", "negated", "minus", "inverse", "inverted", "reduction", "avoidance",
+    "effectiveness", "efficiency",
+))  # fmt: skip
+"""Words that turn it round: `neg_rank`, `not_toxic`, `error_free`."""
+_LIKELIHOODS = frozenset(("likelihood", "likelihoods", "log", "logp", "logps", "logprob", "logprobs"))
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
@@ -103,15 +109,18 @@ def check_completions(batch: Batch, fields: PairFields) -> None:
 def _refuse_rank(field: str, column: str | None) -> None:
     """Raise UserError for a column of which less is better, by the words of its name: `rank`, `avgPPL`, `toxicity_score`, but not
     `rank_score`."""
-    named = [word.lower() for word in _WORDS.findall(column or "")]
+    column = column or ""
+    named = [word.lower() for word in _WORDS.findall(column)]
     words = set(named)
+    turned = bool(words & _NOT) or column.startswith("-")
     rank = words & _RANKS and (not words & _RATINGS or named[-1] in ("rank", "ranks", "ranking", "rankings"))
-    unlikely = {"neg", "negative"} & words and {"log", "logp", "likelihood", "logprob", "logprobs"} & words
-    if rank or unlikely or (words & _HARMS and not words & _AGAINST):
+    harm = (words & _HARMS and not words & {"reward", "rewards"}) or any(word.endswith("toxicity") for word in words)
+    unlikely = ("neg" in words and words & _LIKELIHOODS) or {"negative", "likelihood"} <= words
+    if unlikely or ((rank or harm) and not turned):
         raise UserError(
-            f"{column!r} is a rank or a loss, a cost or a harm, of which less is better",
+            f"by its name, {column!r} is a rank or a loss, a cost or a harm, of which less is better",
             where=f"fields.{field}",
-            fix="Name a score of which more is better: write one into the data, for example the rank with a minus.",
+            fix="Name a score of which more is better: write one into the data, for example the rank with a minus as `neg_rank`.",
         )
 
 

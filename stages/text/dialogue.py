@@ -9,10 +9,18 @@ from stages.text.forms import ROLES
 from stages.text.written import UNSEEN, bare
 
 COLON = r"\s?[:：]"
-_FULL = "Human|User|Assistant|System|Bot|AI|GPT"
-_OPENING = re.compile(rf"\s*(?:#{{1,4}} ?)?(?:Human|User|H|System){COLON}", re.IGNORECASE)
-_ANSWER = re.compile(rf"\n\s*[{UNSEEN}]*(?:#{{1,4}} ?)?(?:Assistant|A|Bot|AI|GPT){COLON}", re.IGNORECASE)
-_NAMED = re.compile(rf"\s*(?:#{{1,4}} ?)?(?:Human|User|Assistant){COLON}\s*\S", re.IGNORECASE)
+_USER = "Human|User|Prompter"
+_ANSWERING = "Assistant|Bot|Chatbot|AI|GPT|ChatGPT|GPT-?[34](?:\\.\\d)?|Claude|Bard|LaMDA"
+_FULL = f"{_USER}|System|{_ANSWERING}"
+_OPENING = re.compile(rf"\s*(?:#{{1,4}} ?)?(?:{_USER}|H|System){COLON}", re.IGNORECASE)
+_ANSWER = re.compile(rf"\n\s*[{UNSEEN}]*(?:#{{1,4}} ?)?(?:A|{_ANSWERING}){COLON}", re.IGNORECASE)
+_NAMED = re.compile(rf"\s*(?:#{{1,4}} ?)?(?:{_USER}|Assistant){COLON}\s*\S", re.IGNORECASE)
+_INTRODUCED = re.compile(
+    rf"\S(?s:.*?)\n[{UNSEEN}\s]*(?:{_USER}){COLON}(?s:.*)\n[{UNSEEN}\s]*(?:{_ANSWERING}){COLON}\s*\Z", re.IGNORECASE
+)
+"""A preamble, a user's turn, and at the end the name of who is to answer."""
+_USERS = re.compile(rf"^\s*(?:#{{1,4}} ?)?(?:{_USER}){COLON}", re.IGNORECASE | re.MULTILINE)
+_NAME_LAST = re.compile(r"\n[^\S\n]*[^\W\d][\w .-]{0,20}\s?[:：]\Z")
 _TURNS = tuple(
     tuple(
         re.compile(rf"(?:\A\s*|{apart})[{UNSEEN}]*((?:#{{1,4}} ?)?(?:{names})){COLON}", re.IGNORECASE)
@@ -36,12 +44,21 @@ def looks_spoken(text: str) -> bool:
     named in full (Human, User, Assistant)."""
     text = bare(text)
     return (
-        _NAMED.match(text) is not None
+        (_NAMED.match(text) is not None and not unanswered(text))
         or _on_one_line(text)
         or _instructed(text)
         or (_OPENING.match(text) is not None and _ANSWER.search(text) is not None)
+        or _introduced(text)
         or len(_hashed(text)) > 1
     )
+
+
+def unanswered(text: str) -> bool:
+    """Whether a text begins with a user's turn and goes on with one, or with a name at its end, and nobody that is known answers."""
+    text = bare(text).rstrip()
+    if _OPENING.match(text) is None or _ANSWER.search(text) is not None or _on_one_line(text) or _inline(text):
+        return False
+    return len(_USERS.findall(text)) > 1 or ("\n" in text and _NAME_LAST.search(text) is not None)
 
 
 def dialogue(text: str) -> list[dict[str, str]]:
@@ -60,7 +77,7 @@ def dialogue(text: str) -> list[dict[str, str]]:
         return _turns(text, list(_CAPITALS.finditer(text)))
     if _instructed(text):
         return _turns(text, list(_ALPACA.finditer(text)))
-    apart, any_line = _TURNS[0] if _TURNS[0][1].match(text) else _TURNS[1]
+    apart, any_line = _TURNS[0] if _TURNS[0][1].match(text) or _introduced(text) else _TURNS[1]
     marks, spaced = (_of_two(turn.finditer(text)) for turn in (any_line, apart))
     if set(map(_name, spaced)) == set(map(_name, marks)):
         marks = spaced
@@ -108,7 +125,11 @@ def _name(mark: re.Match[str]) -> str:
 
 
 def _role(name: str) -> str:
-    return _SHORT.get(name) or ROLES[name]
+    return _SHORT.get(name) or ROLES.get(name, "assistant")
+
+
+def _introduced(text: str) -> bool:
+    return text.rstrip()[-1:] in (":", "：") and _INTRODUCED.match(text.rstrip()) is not None
 
 
 def _on_one_line(text: str) -> bool:

@@ -61,6 +61,11 @@ _WRITTEN = re.compile(
     r"""\s*(?:array\()?\[?\s*\{\s*\\*["'](?:role|from|speaker|content|value|messages|conversations)\\*["']\s*:"""
 )
 
+_NAMED = re.compile(r"""["'](?:role|from|speaker|author|type)\\*["']\s*:""")
+"""A key that every message or part of one has, as any notation writes it."""
+_ALONGSIDE = frozenset(("type", "text", "annotations", "logprobs", "cache_control", "citations"))
+"""Keys of a part that is text: it has no others with something in them."""
+
 
 def conversation(value: Any, tell: Tell) -> Any:
     """`value` as messages if it is a conversation in a form that is known, else as it is.
@@ -100,7 +105,7 @@ def written_conversation(text: str, tell: Tell) -> Any:
     Unreadable for a text that begins as one and cannot be parsed, or has a key twice in one object.
     """
     text = bare(text)
-    if not _STRUCTURE.match(text):
+    if not _STRUCTURE.match(text) or not (_NAMED.search(text) or _WRITTEN.match(text)):
         return None
     value, how = parsed(text)
     if isinstance(value, str) and _STRUCTURE.match(value):  # JSON in JSON
@@ -128,18 +133,20 @@ def _is_part(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(kind := value.get("type"), str):
         return False
     if kind in _TEXT_PARTS:
-        return isinstance(value.get("text"), str)
-    holds = len(value) == 1 or any(
+        others = value.keys() - _ALONGSIDE
+        return isinstance(value.get("text"), str) and all(value[key] is None for key in others)
+    holds = len(value) == 1 or any(  # alone: the picture is in another column
         key in value for key in (kind, *_PAYLOADS)
-    )  # alone: the picture is in another column
+    )
     return kind in (*_THOUGHT_PARTS, *_OTHER_PARTS) and holds
 
 
 def _parts_written(text: str) -> list[Any] | None:
     """The list of parts that a text is, as JSON or Python writes it; None for any other text, a single object too."""
-    if not _STRUCTURE.match(bare(text)):
+    text = bare(text)
+    if not _STRUCTURE.match(text) or not _NAMED.search(text):
         return None
-    value, _ = parsed(bare(text))
+    value, _ = parsed(text)
     return value if _are_parts(value) else None
 
 

@@ -28,7 +28,7 @@ _INVISIBLE = re.compile(rf"[{_UNSEEN}]|[\u200c\u200d](?![^\x00-\x7f])|(?<![^\x00
 """What nobody sees; joiners between letters, marks or symbols that are not ASCII change how these are written."""
 _BEGINNING = 100
 """Characters in which two answers mostly differ already."""
-_INDENT = re.compile(r"[ \t\u3000]*(?:\t|  |\u3000)[ \t\u3000]*")
+_INDENT = frozenset(" \t\u3000")
 """Of code and Markdown, and of paragraphs in Chinese and Japanese."""
 _MISSING = ("nan", "NaN", "<NA>", "NaT")
 """How pandas writes that there is nothing; None and null may be answers."""
@@ -64,8 +64,10 @@ def unpadded(text: str) -> str:
     if len(bare) == len(text) or "\n" not in bare:
         return bare
     before = text[: len(text) - len(bare)]
-    indent = _INDENT.fullmatch(before, before.rfind("\n") + 1)
-    return f"{indent[0]}{bare}" if indent else bare
+    indent = before[before.rfind("\n") + 1 :]
+    return (
+        f"{indent}{bare}" if set(indent) <= _INDENT and any(mark in indent for mark in ("\t", "  ", "\u3000")) else bare
+    )
 
 
 def storable(text: str) -> str:

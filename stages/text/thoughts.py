@@ -36,6 +36,7 @@ _WRAPPED = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 """What some models put around all that they say after a thought."""
+_SOLUTION = re.compile(r"\s*<\|begin_of_solution\|>(?P<said>.*)<\|end_of_solution\|>\s*", re.DOTALL)
 _SENTENCE = ".!?。！？…"
 
 
@@ -167,14 +168,15 @@ def _parts(answer: str, at: int, mark: str) -> bool:
     return between and not any(before.count(quote) % 2 for quote in '"`') and before.count("“") == before.count("”")
 
 
+def unwrapped(said: str) -> str:
+    """What is said in an element that is all there is."""
+    found = _WRAPPED.fullmatch(said) or _SOLUTION.fullmatch(said)
+    return said if found is None else unpadded(found["said"])
+
+
 def _unwrapped(said: str) -> str:
-    """What is said in an element that is all there is. Raises BadRow: empty."""
-    found = _WRAPPED.fullmatch(said)
-    if found is None:
-        return said
-    inside = unpadded(found["said"])
-    if not inside:
-        raise BadRow("empty", f"nothing in <{found['name']}> after the thought")
+    if not (inside := unwrapped(said)):
+        raise BadRow("empty", "nothing in the element after the thought")
     return inside
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 
-from stages.text.dialogue import COLON
+from stages.text.dialogue import COLON, unanswered
 from stages.text.forms import written_conversation
-from stages.text.thoughts import Thoughts
+from stages.text.thoughts import Thoughts, unwrapped
 from stages.text.written import UNSEEN, bare
 
 _LAST = 100  # characters
 _MARK = (
-    r"<[|｜][^<>|｜\s]{1,40}[|｜]?>|\[\|[^\[\]|\s]{1,40}\|\]|\[/?INST\]|\[(?:SYSTEM_PROMPT|AVAILABLE_TOOLS|gMASK|EOS)\]|<reserved_10[0-9]>"
-    r"|<(?:start_of_turn|end_of_turn|extra_id_1|BOS_TOKEN|bos|eos|seed:[be]os)>|(?:GPT4 Correct|Math Correct|Code) (?:User|Assistant):"
+    r"<[|｜][^<>|｜\s]{1,40}[|｜]?>|\[\|[^\[\]|\s]{1,40}\|\]|\[/?INST\]|\[(?:SYSTEM_PROMPT|AVAILABLE_TOOLS|gMASK|EOS|SEP|CLS)\]|<reserved_10[0-9]>"
+    r"|<(?:start_of_turn|end_of_turn|extra_id_1|BOS_TOKEN|bos|eo[adhmst]|seed:[be]os)>|(?:GPT4 Correct|Math Correct|Code) (?:User|Assistant):"
 )
 _BEGUN, _ENDED = re.compile(rf"\s*(?:<s>\s*)?(?:{_MARK})"), re.compile(rf"(?:{_MARK}|</s>)\s*\Z")
 """A control mark where a template puts one: `<|...|>` and DeepSeek's `<｜...｜>`, and those that are written otherwise."""
@@ -21,6 +21,10 @@ _TURNED = re.compile(r"</s>\s*(?:<s>\s*)?\[INST\]|<extra_id_1>(?:System|User|Ass
 middle of a text may be spoken of, and are neutralised."""
 _HARMONY = re.compile(r"\s*(?:analysis|commentary)(?=\S)")
 """How gpt-oss's answers begin where the marks were left out; `assistantfinal` follows."""
+_DECODED = re.compile(
+    r"\s*(?:(?:assistant|model)\n|(?:system|user)\n(?s:.*)(?:(?<=[\n.?!。？！])|(?<=[.?!]\s))(?:assistant|model)[^\S\n]*(?:\n|\Z))"
+)
+"""The names of turns, which templates write as text, where the marks around them were left out in decoding."""
 _THOUGHTS = Thoughts("")
 USERS = (
     "Human|User|Mensch|Nutzer|Benutzer|Humain|Utilisateur|Humano|Usuario|Usuário|Umano|Utente|Mens|Gebruiker|Människa|Användare"
@@ -49,6 +53,7 @@ _FIRST_NAME, _LAST_NAME = (
     re.compile(rf"{name}\s?[:：]{end}")
     for name, end in ((r"([^\s:：][^\n:：]{0,30}?)", ""), (r"[^\S\n]*([^\s:：][^\n:：]{0,30}?)", r"\s*"))
 )
+_LAST_LABEL = re.compile(r"[^\S\n]*([^\s:：#@][^\n:：]{0,30}?\s?[:：]|(?:#{1,6}|@@) ?[^\s:：#@][^\n:：]{0,30})\s*")
 _GAP = r"""(?:[\s"'`“”„‘’«»\\]|&(?:quot|apos|\#3[49]);)*"""
 _SPEAKER = "user|human|assistant|system|gpt|chatgpt|bot|chatbot|model|ai|developer|prompter|tool"
 _MEMBER = "role|from|speaker|author|type|content|value|text|message|messages|conversations|conversation|data"
@@ -71,7 +76,7 @@ _LANGCHAIN = re.compile(r"""content=(?=['"])""")
 
 def looks_rendered(text: str) -> bool:
     """Whether a text begins or ends as a chat template's output does, or has its turns; a thought before the answer aside."""
-    return _has_marks(text) and _has_marks(_THOUGHTS.split(text).said)
+    return _has_marks(text) and _has_marks(unwrapped(_THOUGHTS.split(text).said))
 
 
 def _has_marks(text: str) -> bool:
@@ -80,6 +85,7 @@ def _has_marks(text: str) -> bool:
         or _ENDED.search(text, max(0, len(text) - _LAST)) is not None
         or _TURNED.search(text) is not None
         or (_HARMONY.match(text) is not None and "assistantfinal" in text)
+        or _DECODED.match(text) is not None
     )
 
 
@@ -108,10 +114,19 @@ def looks_turned(text: str) -> bool:
     if "#" in text and [mark.lastgroup for mark in _OTHER_ALPACA.finditer(text)][:2] == ["asked", "answer"]:
         return True
     text = bare(text)
+    if unanswered(text):
+        return True
     if _OTHER_TURN.match(text) is None:
         return False
     names = {mark[mark.lastindex or 0].casefold() for mark in _OTHER_TURN.finditer(text)}
     return all(not names.isdisjoint(side.casefold().split("|")) for side in (USERS, _ASSISTANTS))
+
+
+def last_name(text: str) -> str | None:
+    """The label or heading that the last of several lines is: "Answer:", "### Assistant"."""
+    text = bare(text).rstrip()
+    found = _LAST_LABEL.fullmatch(text, text.rfind("\n") + 1) if "\n" in text else None
+    return found and found[1]
 
 
 def outer_names(text: str) -> tuple[str, str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stages.text.dialogue import dialogue, looks_spoken
-from stages.text.unread import looks_noted, looks_rendered, looks_turned, outer_names
+from stages.text.unread import last_name, looks_noted, looks_rendered, looks_turned, outer_names
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,12 @@ RENDERED = (
     "Yes.<seed:eos>",
     "\ufeff<|im_start|>user\nHi?",
     "analysisThe user asks.assistantfinalThe capital.",
-    "<|begin_of_thought|>Hm.<|end_of_thought|>\n\n<|begin_of_solution|>Yes.<|end_of_solution|>",
+    "Yes.<eoa>",
+    "Yes. [SEP]",
+    "assistant\n\nYes.",
+    "system\nBe kind.\nuser\nHi?\nassistant\n",
+    "user\n\nHi?assistant\n\n",
+    "user\nHi?\nmodel\nYes.",
 )
 
 
@@ -110,6 +115,9 @@ def test_what_a_template_rendered_is_told_anywhere(text: str) -> None:
     "text",
     [
         "<|begin_of_thought|>Hm.<|end_of_thought|>\n\nYes.",
+        "<|begin_of_thought|>Hm.<|end_of_thought|>\n\n<|begin_of_solution|>Yes.<|end_of_solution|>",
+        "user\nroot\nadmin",
+        "Assistant professors\nteach.",
         "<|START_THINKING|>Hm.<|END_THINKING|>Yes.",
         '{"type": "object", "properties": {"role": {"type": "string"}, "content": {"type": "string"}}}',
         '[["name", "age"], ["Ann", 3]]',
@@ -133,3 +141,48 @@ def test_what_a_text_begins_and_ends_with_is_found() -> None:
     assert outer_names("Frage: Was?\nAntwort:") == ("Frage", "Antwort")
     for text in ("Frage: Was?\nAntwort: Das.", "Frage: Was?\nFrage:", "Antwort:", "Was?\nAntwort:"):
         assert outer_names(text) is None
+
+
+USERS_TURN, ANSWER = {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}
+
+
+@pytest.mark.parametrize(
+    ("text", "turns"),
+    [
+        ("User: Hi?\nChatGPT: Yes.\nUser: Hi?\nChatGPT:", [USERS_TURN, ANSWER, USERS_TURN]),
+        ("USER: Hi?\nLAMDA: Yes.\nUSER: Hi?", [USERS_TURN, ANSWER, USERS_TURN]),
+        ("prompter: Hi?\nassistant: Yes.\nprompter: Hi?", [USERS_TURN, ANSWER, USERS_TURN]),
+        ("prompter: Hi?", [USERS_TURN]),
+        ("Be kind.\n\nHuman: Hi?\n\nAssistant:", [{"role": "system", "content": "Be kind."}, USERS_TURN]),
+        (
+            "Be kind.\nUser: Hi?\nAssistant: Yes.\nUser: Hi?\nAssistant: ",
+            [{"role": "system", "content": "Be kind."}, USERS_TURN, ANSWER, USERS_TURN],
+        ),
+    ],
+)
+def test_dialogues_with_other_names_and_a_preamble_are_read(text: str, turns: list[dict[str, str]]) -> None:
+    assert looks_spoken(text) and dialogue(text) == turns
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["User: Hi?\nFalcon: Yes.\nUser: Hi?", "User: Hi?\nMistral Large:", "Human: Hi?\n\nPi: Yes.\n\nHuman: Hi?\n\nPi:"],
+)
+def test_dialogues_whose_answers_have_names_of_their_own_are_not_half_read(text: str) -> None:
+    assert looks_turned(text) and not looks_spoken(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["Summarise:\n\nUser: Hi?\nAssistant: Yes.", "User: Hi?", "User: My car.\nModel: Focus"]
+)
+def test_a_task_about_a_dialogue_is_not_taken_apart(text: str) -> None:
+    assert not looks_turned(text)
+    if looks_spoken(text):
+        assert len(dialogue(text)) == 1
+
+
+def test_the_label_that_texts_end_with_is_found() -> None:
+    assert last_name("Hi?\n\nAssistant:") == "Assistant:" and last_name("[Round 1]\n\n问：Hi\n\n答：") == "答："
+    assert last_name("Hi?\n@@ Response\n") == "@@ Response"
+    for text in ("Answer:", "Hi?\nAnswer: yes", "Hi?\nWhat is meant by all of this, and why should anyone care:"):
+        assert last_name(text) is None
