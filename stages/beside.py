@@ -17,6 +17,7 @@ _RATES = (
 _ASKED = "part of what is asked: put it into the prompt, docs/own-pairs.md"
 _MAY_BE_ASKED = "it may be part of what is asked: if so, put it into the prompt, docs/own-pairs.md"
 _LEFT_OUT = "no part of what is learnt"
+_UNSEEN = "not seen: a question about it is learnt without it; leave such rows out of the data"
 _SPOKEN = "`fields.language` reads one"
 _SURE = "it may say how sure a preference is, or that there is none: leave such rows out of the data"
 _KNOWN = {
@@ -26,12 +27,14 @@ _KNOWN = {
         ("label", "labels", "better_response_id", "overall_preference", "preference", "choice", "chosen_is_better"),
         _BETTER,
     ),
-    **dict.fromkeys(("preference_strength", "tie", "status", "agreement", "margin", "score_diff"), _SURE),
+    "preference_strength": f"its sign may say which answer is better, its size how sure that is: if so, {_OF_IT}",
+    **dict.fromkeys(("tie", "status", "agreement", "margin", "score_diff"), _SURE),
     **dict.fromkeys(
         ("rejected_instruction", "rejected_prompt", "rejected_question"),
         "a pair has one prompt here: where both answers are the same, and only the prompts differ, it is dropped as identical",
     ),
-    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios", "tools"), _LEFT_OUT),
+    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), _UNSEEN),
+    "tools": _LEFT_OUT,
 }
 _SYSTEM = "`fields.system` reads one"
 _BEGINNINGS = {"system": _SYSTEM, "winner": _BETTER}
@@ -48,7 +51,8 @@ _NAMED = (
         re.compile(
             r"(?:(?:chat|conversation|conv|dialog(?:ue)?|message) )?history|(?:previous|prior|past) (?:turns?|messages?|dialog(?:ue)?)"
             r"|(?:source |reference |input |retrieved |supporting )?(?:context|document|doc|passage|article|paragraph|evidence|background|knowledge)s?"
-            r"(?: (?:text|messages?))?|(?:answer )?(?:options|choices)|source text|premise|table|few shot(?: examples)?|demonstrations"
+            r"(?: (?:text|string|messages?))?|(?:answer )?(?:options|choices)|(?:answer )?(?:option|choice) (?:[a-j]|[0-9])|op[a-e]|[a-e]"
+            r"|source text|premise|hypothesis|table|schema|facts?|story|(?:starter )?code|inputs|dialog(?:ue)?|few shot(?: examples)?|demonstrations"
         ),
         _MAY_BE_ASKED,
     ),
@@ -60,7 +64,8 @@ _SCORE = re.compile(
 )
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
 _SAYS_BETTER = re.compile(
-    r"prefer\w*|favou?r\w*|better|best|safer|chosen|accepted|winn?\w*|won|votes?|voted|verdicts?|judge?ments?|flip\w*|swap\w*|rank\w*"
+    r"prefer\w*|prefs?|favou?r\w*|better|best|safer|superior|chosen|accepted|winn?\w*|won|votes?|voted|verdicts?|judge?ments?|flip\w*|swap\w*"
+    r"|rank\w*|select\w*|pick(?:ed)?|labels?|gold|annotat\w*|decisions?|results?|outcomes?|compar\w*|conclusions?|likert|majority|consensus"
 )
 """Words of a column that may say which of two answers is better; so does a column whose last word is `order`."""
 _SAYS_WHAT_IT_IS = re.compile(
@@ -85,21 +90,32 @@ _ANSWER = frozenset(
         "chat",
     )
 )
+_ABOUT_THE_ROW = frozenset((
+    "id", "ids", "uuid", "index", "idx", "hash", "number", "len", "length", "tokens", "model", "models", "source", "url", "date", "time", "timestamp",
+    "license", "category", "categories", "topic", "domain", "task", "type", "split", "subset", "dataset", "language", "languages", "lang", "locale",
+    "turn", "turns", "system", "tools", "metadata", "meta", "version", "name", "title", "tags", "prompt", "question", "instruction", "query", "input",
+))  # fmt: skip
+"""Words of a column that says something of the row, and not which of its answers is better."""
 _ALONE = ("completion", "response", "answer", "output", "reply", "generation")
-_SIDES = frozenset(
+SIDES = frozenset(
     (("a", "b"), ("0", "1"), ("1", "2"), ("left", "right"), ("first", "second"), ("one", "two"), ("x", "y"))
+)
+_ROLES = ("role", "from", "speaker", "author")
+_CONVERSATIONS = (
+    *("conversation_id", "conv_id", "dialog_id", "dialogue_id", "thread_id", "message_tree_id", "session_id"),
+    *("turn", "turn_id", "turn_index", "message_id"),
 )
 _LISTS = ("completions", "responses", "answers", "candidates", "outputs", "generations", "replies")
 _FOLDER = re.compile(r"(?:^|/)((?:language|lang|locale|language_code|lang_code)=[^/]+)/", re.IGNORECASE)
 
 
-def unread_columns(present: Sequence[str], wanted: Sequence[str], answers: Sequence[str] = ()) -> str | None:
-    """What to say of well-known columns that a file has and nothing reads, with what to do about each; None: there are none.
+def unread_columns(present: Sequence[str], wanted: Sequence[str], answers: Sequence[str] = ()) -> list[str]:
+    """What to say of well-known columns that a file has and nothing reads, with what to do about each.
 
     answers: the columns that are read as chosen and rejected. Where neither's name says which it is (response_a, response_b), any
-    column that may say so is named, and so are scores of the two.
+    column that may say so is named, and so are scores of the two; where none of these is there, all that may hold it.
     """
-    found = []
+    found, told = [], False
     unsaid = bool(answers) and not any(_SAYS_WHAT_IT_IS.fullmatch(word) for name in answers for word in _words(name))
     scores = _scores(answers, [name for name in present if name not in wanted]) if unsaid else {}
     for name in present:
@@ -113,7 +129,12 @@ def unread_columns(present: Sequence[str], wanted: Sequence[str], answers: Seque
         advice = scores.get(name) or _KNOWN.get(name.lower(), begun)
         if advice is not None and name not in (*wanted, "language"):
             found.append(f"{name[:80]} ({advice})")
-    return f"columns that are not read: {', '.join(found)}" if found else None
+            told |= advice in (_MAY_SAY, _BETTER) or name in scores
+    notes = [f"columns that are not read: {', '.join(found)}"] if found else []
+    if unsaid and not told and (rest := _may_hold_it([name for name in present if name not in wanted])):
+        both = " and ".join(map(repr, answers))
+        notes.append(f"nothing that is read says which of {both} is better: where {_some(rest)} does, {_OF_IT}")
+    return notes
 
 
 def other_pairs(columns: Sequence[str]) -> str | None:
@@ -131,9 +152,12 @@ def other_pairs(columns: Sequence[str]) -> str | None:
         both = f"{answers[0]!r} and {answers[1]!r} are two answers"
         if said:
             return f"{both}, and {', '.join(map(repr, said))[:200]} may say which is better: {_OF_THEM}"
-        return f"{both}. Is one of them always the better? `fields: {{chosen: {answers[0]}, rejected: {answers[1]}}}`. Else {_OF_THEM}"
-    if "parent_id" in named and "role" in named:
-        return f"These are messages of trees, as OpenAssistant's are: {_OF_THEM}"
+        always = f"`fields: {{chosen: {answers[0]}, rejected: {answers[1]}}}`"
+        if may := _may_hold_it(rest):
+            return f"{both}. Where {_some(may)} says which is better, {_OF_THEM} Only if one of the two always is: {always}."
+        return f"{both}. Is one of them always the better? {always}. Else {_OF_THEM}"
+    if (messages := a_message_a_row(columns)) is not None:
+        return f"{messages}: {_OF_THEM}"
     if (several := next((named[name] for name in _LISTS if name in named), None)) is not None:
         return (
             f"If {several!r} is a list of answers with scores: `fields: {{completions: {several}, completion_text: …, completion_score: …}}`, "
@@ -150,12 +174,38 @@ def other_pairs(columns: Sequence[str]) -> str | None:
     )
 
 
+def has_answers(columns: Sequence[str]) -> bool:
+    """Whether columns hold two answers, or a list of them, by their names."""
+    return _two_answers(columns) is not None or any(name.lower() in _LISTS for name in columns)
+
+
+def a_message_a_row(columns: Sequence[str]) -> str | None:
+    """What to say of a file whose rows are messages of conversations, by the names of its columns; None: they are not."""
+    named = {name.lower(): name for name in columns}
+    if (role := next((named[name] for name in _ROLES if name in named), None)) is None:
+        return None
+    if "parent_id" in named:
+        return "These are messages of trees, as OpenAssistant's are"
+    if (conversation := next((named[name] for name in _CONVERSATIONS if name in named), None)) is not None:
+        return f"A row is one message of a conversation ({conversation!r}, {role!r})"
+    return None
+
+
+def _may_hold_it(names: Sequence[str]) -> list[str]:
+    """The columns that may say which of two answers is better, whatever they are called."""
+    return [name for name in names if not _ABOUT_THE_ROW.intersection(_words(name))]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (", ..." if names[5:] else "")
+
+
 def _two_answers(columns: Sequence[str]) -> tuple[str, str] | None:
     """Two columns that are answers by their names, and one as good as the other: response_a and response_b, human_ref_0 and human_ref_1."""
     words = {tuple(_words(name)): name for name in columns}
     for one in words:
         for at, word in enumerate(one):
-            for mark in (other for mark, other in _SIDES if mark == word and _ANSWER.intersection(one)):
+            for mark in (other for mark, other in SIDES if mark == word and _ANSWER.intersection(one)):
                 if (other := words.get((*one[:at], mark, *one[at + 1 :]))) is not None:
                     return words[one], other
     return None

@@ -37,6 +37,8 @@ _OTHER_NAMES = {
     "system": ("system_prompt", "instruction"),
 }
 
+_OTHERS = frozenset(("system", "sys", "meta", "negative", "template"))
+"""Words of a column that is another one than what it otherwise names: system_prompt."""
 _ABOUT = frozenset(
     (
         "id",
@@ -225,6 +227,10 @@ class Layout:
             if shares[form] >= HALF:
                 example = _ends(next(text for text in texts if _form(text) == form))
                 raise UserError(f"column {column!r} holds {what}, for example {example!r}", where=where, fix=fix)
+        several = next((name for name, chosen in self._lists.items() if chosen == column), None)
+        if several and _one_against_several(texts, _texts([row.get(several) for row in head])):
+            self._say(column, "lists of one text read as that text")
+            return lambda text: text if (value := written_texts(text, _silent)) is None else value
         if column in self._singles:
             self._say(
                 column, f"lists of texts, as {self._singles[0]} has them: a list of one text is read as that text"
@@ -232,7 +238,9 @@ class Layout:
             return _single
         if column in self._lists and _mostly_lists(texts):
             beside = _texts([row.get(self._lists[column]) for row in head])
-            if not (_mostly_lists(beside) or _share(beside, _is_structure) >= HALF):
+            if _one_against_several(beside, texts) or not (
+                _mostly_lists(beside) or _share(beside, _is_structure) >= HALF
+            ):
                 return lambda text: text if (value := written_texts(text, tell)) is None else value
             self._say(column, f"lists of texts, as {self._lists[column]} has them too, are taken as text")
         elif self._singles and column not in self._lists.values() and _mostly_lists(texts):
@@ -359,6 +367,15 @@ def _is_structure(text: str) -> bool:
     return text.lstrip()[:1] in ("[", "{") and not isinstance(written_lists(text, _silent), Unreadable)
 
 
+def _one_against_several(chosen: Sequence[str], rejected: Sequence[str]) -> bool:
+    """Whether texts are lists of the one answer, and those beside them of several that are worse."""
+    lengths = [[len(written_texts(text, _silent) or ()) for text in side] for side in (chosen, rejected)]
+    return all(
+        sum(fits) >= HALF * max(1, len(fits))
+        for fits in ([length == 1 for length in lengths[0]], [length > 1 for length in lengths[1]])
+    )
+
+
 def _single(text: str) -> Any:
     """The one text of a list that is written as a text; a longer list as it is, and so is any other text."""
     texts = written_texts(text, _silent)
@@ -404,8 +421,9 @@ def missing_column(where: str, column: str, columns: Sequence[str]) -> UserError
     form = other_pairs(columns) if column in ("chosen", "rejected") and not nearest else None
     if form is not None:
         return _missing(where, column, columns, form)
-    nearest += [name for name in columns if _parts(name) >= _parts(column) and not _is_about(name, column)]
-    nearest += [name for name in _OTHER_NAMES.get(column, ()) if name in columns]
+    parts = [name for name in columns if _parts(name) >= _parts(column) and not _is_about(name, column)]
+    others = [name for name in _OTHER_NAMES.get(column, ()) if name in columns]
+    nearest += [name for name in parts if not _parts(name) & _OTHERS] + others
     hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
     if len(columns) == 1 and column in columns[0]:
         hint = "Is `delimiter` right? There is one column only. "

@@ -16,7 +16,7 @@ from schemas.config.base import Section
 from schemas.config.evaluation import PromptSetSource
 from schemas.config.sources import PairColumns, PairSource, PromptSource, Source
 from schemas.errors import UserError
-from stages.beside import unread_columns
+from stages.beside import a_message_a_row, unread_columns
 from stages.data import PREFIX
 from stages.layout import LOOKED_AT, Layout, missing_column
 from stages.opened import COMPRESSIONS, head_of
@@ -188,7 +188,18 @@ def prompt_batches(
 ) -> Iterator[Batch]:
     """Batches of a data set of prompts. most: as of `read_rows`."""
     required, optional = columns_of(source.fields, ("language", "group_id"))
-    return read_rows(source, codes, required, optional, singles=(source.fields.prompt,), most=most)
+    return read_rows(source, codes, required, optional, _check_prompts, singles=(source.fields.prompt,), most=most)
+
+
+def _check_prompts(batch: Batch) -> None:
+    """Raise UserError for rows that are messages of conversations: answers, and questions without what was said before."""
+    if (said := a_message_a_row(batch.columns)) is not None:
+        raise UserError(
+            f"{said}: answers would be read as prompts",
+            where=batch.source,
+            fix="Write a row for each prompt, without the column that says who speaks: the first messages of users, or whole conversations as "
+            "lists of messages.",
+        )
 
 
 def _chain(files: Sequence[SourceFile], source: Source, wanted: WantedColumns, notes: list[str]) -> Iterator[Batch]:
@@ -257,8 +268,7 @@ def _cut(
         rows = ({spelt.get(column, column): cell for column, cell in row.items()} for row in rows)
     layout = Layout(name, head, wanted.required, wanted.optional, wanted.structured, wanted.lists, wanted.singles)
     present, read = wanted.present or layout.columns, [*wanted.required, *wanted.optional]
-    unread = unread_columns(present, read, _unrated_answers(source))
-    layout.notes.extend(filter(None, [unread]))
+    layout.notes.extend(unread_columns(present, read, _unrated_answers(source)))
     split = own_split(source)
     rows, start = chain(head, rows), 1
     del head

@@ -11,6 +11,7 @@ from typing import Any
 
 from schemas.config.sources import PairFields
 from schemas.errors import UserError
+from stages.beside import SIDES, has_answers
 from stages.cells import Unreadable
 from stages.layout import HALF, missing_column
 from stages.sources import Batch
@@ -43,6 +44,7 @@ _NOT = frozenset((
 ))  # fmt: skip
 """Words that turn it round: `neg_rank`, `not_toxic`, `error_free`."""
 _LIKELIHOODS = frozenset(("likelihood", "likelihoods", "log", "logp", "logps", "logprob", "logprobs"))
+_MARKS = frozenset(frozenset((cased(one), cased(other))) for one, other in SIDES for cased in (str.lower, str.upper))
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
@@ -60,6 +62,7 @@ def check_sides(batch: Batch, fields: PairFields) -> None:
             where=error.where,
             fix=f"{error.fix} The forms are in docs/data.md.",
         )
+    _refuse_names(batch, fields)
     repeated, told, pairs = [], 0, 0
     for row in batch.rows:
         prompt = _last(row.get(fields.prompt), "user") or ""
@@ -76,6 +79,21 @@ def check_sides(batch: Batch, fields: PairFields) -> None:
             f"{fields.chosen!r} and {fields.rejected!r} repeat the prompt, for example {repeated[0][:60]!r}",
             where=batch.source,
             fix="Cut the prompt off the answers: they would be learnt with it.",
+        )
+
+
+def _refuse_names(batch: Batch, fields: PairFields) -> None:
+    """Raise UserError where chosen and rejected name answers that are elsewhere in the row: other columns, or places in a list."""
+    elsewhere = set(batch.columns) - {fields.prompt, fields.chosen, fields.rejected}
+    marks = _MARKS if has_answers(sorted(elsewhere)) else frozenset()
+    sides = [(str(row.get(fields.chosen)).strip(), str(row.get(fields.rejected)).strip()) for row in batch.rows]
+    naming = [side for side in sides if side[0] != side[1] and (elsewhere.issuperset(side) or frozenset(side) in marks)]
+    if naming and len(naming) >= HALF * len(sides):
+        one, other = naming[0]
+        raise UserError(
+            f"{fields.chosen!r} and {fields.rejected!r} hold names of answers ({one[:40]!r}, {other[:40]!r}), not what they say",
+            where=batch.source,
+            fix="Write the texts that they name into them: docs/own-pairs.md has the lines, with a winner.",
         )
 
 

@@ -19,7 +19,7 @@ import pytest
 from schemas.config.sources import PairFields, PairSource, PromptFields, PromptSource, Source
 from schemas.errors import UserError
 from stages.layout import missing_column
-from stages.sources import BATCH_ROWS, columns_of, is_hub, local_files, read_rows
+from stages.sources import BATCH_ROWS, columns_of, is_hub, local_files, prompt_batches, read_rows
 
 ROWS = [{"prompt": f"question {i}", "language": "en", "n": i} for i in range(2500)]
 
@@ -754,7 +754,10 @@ def test_rows_that_have_another_column_in_place_of_a_wanted_one_are_said(
         ("context response1 response2 overall_preference", "'response1' and 'response2' are two answers, and 'overall_preference'"),
         ("history human_ref_A human_ref_B score_A score_B", "and 'score_A', 'score_B' may say which is better"),
         ("prompt chosen_index response_0 response_1", "and 'chosen_index' may say which is better"),
-        ("prompt response_a response_b", "`fields: {chosen: response_a, rejected: response_b}`"),
+        ("prompt response_a response_b", "always the better? `fields: {chosen: response_a, rejected: response_b}`"),
+        ("text completion_a completion_b overall_pref", "'completion_b' are two answers, and 'overall_pref' may say which is better"),
+        ("question_body answer1_body answer2_body score", "Where 'score' says which is better, write"),
+        ("instruction response1 response2 annotator1", "and 'annotator1' may say which is better"),
         ("prompt answers", "`fields: {completions: answers,"),
         ("instruction input output", "If 'output' is a list of two answers"),
         ("input preferred_output non_preferred_output", "`fields: {prompt: input, chosen: preferred_output, rejected: non"),
@@ -778,6 +781,7 @@ def test_preference_data_without_chosen_is_told_what_it_is_or_nothing_wrong(colu
         ("prompt", ["prompt_id", "Prompt"], "Prompt"),
         ("prompt", ["prompt_id", "prompt_tokens"], None),
         ("prompt", ["user_prompt", "n"], "user_prompt"),
+        ("prompt", ["system_prompt", "question"], "question"),
         ("score_chosen", ["chosen_score"], "chosen_score"),
         ("rejected", ["role", "correctness"], None),
     ],
@@ -854,12 +858,13 @@ def test_a_file_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
         *((name, "`fields.system` reads one") for name in ("sys", "persona", "sys_prompt")),
         *((name, "part of what is asked") for name in ("context", "initial_reason_steps")),
         *((name, "it may be part of what is asked") for name in (
-            "options", "choices", "passage", "chat_history", "conversation_history", "previousTurns", "documents", "source_text", "evidence",
+            "options", "choices", "option_a", "choice1", "opb", "hypothesis", "starter_code", "passage", "chat_history", "conversation_history", "previousTurns", "documents", "source_text", "evidence",
         )),
         *((name, "which answer is better") for name in ("preference", "choice", "chosen_is_better")),
-        *((name, "how sure a preference is") for name in ("preference_strength", "tie", "status")),
+        *((name, "how sure a preference is") for name in ("tie", "status")),
         *((name, "`fields.rejected_score` reads one") for name in ("score_rejected", "rejected-rating", "Rejected_Scores")),
-        ("videos", "no part of what is learnt"),
+        ("videos", "not seen: a question about it"),
+        ("preference_strength", "its sign may say which answer is better"),
         ("rejected_instruction", "a pair has one prompt here"),
     ],
 )  # fmt: skip
@@ -885,7 +890,18 @@ def test_columns_whose_names_only_sound_like_a_language_are_not_named(tmp_path: 
 _SAYS_WHICH = (
     *("preferred", "vote", "verdict", "better", "preferred_response", "safer_response_id", "chosen_index"),
     *("bestResponse", "human_preference", "preference_label", "is_flipped", "order", "answer_order"),
-    *("rank", "ranking", "winning_side"),
+    *(
+        "rank",
+        "ranking",
+        "winning_side",
+        "overall_pref",
+        "pick",
+        "selected_response",
+        "gold_label",
+        "annotator1",
+        "comparison",
+        "outcome",
+    ),
 )
 
 
@@ -901,6 +917,36 @@ def test_what_may_say_which_answer_is_better_is_named_where_the_answers_names_do
         assert f"not read: {name} (it may say which answer is better" in note and "docs/own-pairs.md" in note
     for one, other in (("chosen", "rejected"), ("chosenAnswer", "otherAnswer"), ("preferred_output", "other_output")):
         assert notes(one, other) == []
+
+
+def test_where_no_name_says_which_answer_is_better_all_that_may_hold_it_are_named(tmp_path: Path) -> None:
+    row = {"prompt_id": 1, "prompt": "a", "response_a": "b", "response_b": "c", "side": "b", "source": "x", "turns": 1}
+
+    def notes(row: dict[str, Any], **fields: Any) -> list[str]:
+        path = write_jsonl(tmp_path / "a.jsonl", [row])
+        source = PairSource.model_validate(
+            {"path": str(path), "fields": {"chosen": "response_a", "rejected": "response_b", **fields}}
+        )
+        return [
+            note for batch in read_rows(source, ["en"], ["prompt", "response_a", "response_b"]) for note in batch.notes
+        ]
+
+    (note,) = notes(row)
+    assert note.startswith(
+        "nothing that is read says which of 'response_a' and 'response_b' is better: where 'side' does, write"
+    )
+    assert notes({name: cell for name, cell in row.items() if name != "side"}) == []
+    assert notes(row, chosen_score="side") == []
+
+
+@pytest.mark.parametrize(
+    "columns", ["text role parent_id lang", "content role conv_id turn", "text from conversation_id"]
+)
+def test_rows_that_are_messages_of_conversations_are_no_prompts(tmp_path: Path, columns: str) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [dict.fromkeys(columns.split(), "a")])
+    source = PromptSource.model_validate({"path": str(path), "fields": {"prompt": columns.split()[0]}})
+    with pytest.raises(UserError, match="answers would be read as prompts"):
+        list(prompt_batches(source, ["en"]))
 
 
 @pytest.mark.parametrize(

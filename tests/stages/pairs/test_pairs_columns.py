@@ -109,6 +109,31 @@ def test_answers_may_be_lists_where_prompts_are_none(tmp_path: Path) -> None:
     assert answers(found) == [('["red"]', '["blue"]')]
 
 
+def test_one_answer_in_a_list_against_several_is_that_answer(tmp_path: Path) -> None:
+    """As pandas writes RewardBench 2 into a CSV, and JSON in cells."""
+    for written in (str, json.dumps):
+        row = {"prompt": ASK, "chosen": written([GOOD]), "rejected": written([BAD, WORSE])}
+        for ending in ("csv", "jsonl"):
+            found, _ = read(tmp_path, [row], ending)
+            assert answers(found) == [(GOOD, BAD)]
+
+
+@pytest.mark.parametrize(
+    ("beside", "chosen", "rejected"),
+    [
+        ({"response_a": GOOD, "response_b": BAD}, "response_a", "response_b"),
+        ({"response_A": GOOD, "response_B": BAD}, "B", "A"),
+        ({"responses": [GOOD, BAD]}, 0, 1),
+        ({"gpt-4": GOOD, "alpaca-7b": BAD}, "gpt-4", "alpaca-7b"),
+    ],
+)
+def test_names_of_answers_are_no_answers(tmp_path: Path, beside: dict[str, Any], chosen: Any, rejected: Any) -> None:
+    rows = [{"prompt": f"{ASK} {n}", **beside, "chosen": chosen, "rejected": rejected} for n in range(3)]
+    with pytest.raises(UserError, match="hold names of answers"):
+        read(tmp_path, rows)
+    assert read(tmp_path, [{"prompt": ASK, "chosen": chosen, "rejected": rejected, "n": 1}])[0]
+
+
 def test_a_prompt_that_is_json_of_another_kind_stays_text(tmp_path: Path) -> None:
     code = '[{"role": "admin", "id": 7}]'
     found, _ = read(tmp_path, [{"prompt": code, "chosen": GOOD, "rejected": BAD}])
@@ -227,6 +252,7 @@ def test_columns_that_mean_something_else_are_refused(
         *("ranks", "avg_ranking", "Rank2", "modelPPL", "dpoLoss", "final-position", "perplexity", "cost", "penalty", "errors"),
         *("severity_level", "nll", "toxicity", "toxicity_score", "harmRating", "edit_distance", "WER", "order"),
         *("reward_rank", "ratings-ranking", "neg_log_likelihood", "hallucination_score", "unsafe_score", "Platz"),
+        *("ter", "mqm", "badness", "downvotes", "lmtoxicity", "num_issues", "neg_logps"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("field", ["chosen_score", "rejected_score", "completion_score"])
@@ -241,6 +267,17 @@ def test_scores_of_which_less_is_better_are_refused_by_their_names(tmp_path: Pat
     "name",
     [
         *("rank_score", "lossReward", "replacement", "glossary", "workplace", "Elo", "reorder", "harmless_score"),
+        *(
+            "neg_rank",
+            "minus_rank",
+            "-rank",
+            "not_toxic",
+            "less_toxic",
+            "error_free",
+            "low_risk",
+            "first_place_votes",
+            "positive_logprob",
+        ),
         *("non_toxicity", "harm_reduction", "accost", "reward_minus_cost", "terror", "log_likelihood", "negativity"),
     ],
 )
