@@ -19,8 +19,17 @@ from schemas.paths import DATA
 
 UNKNOWN = "und"
 _NO_LANGUAGE = frozenset((UNKNOWN, "mul", "mis", "zxx"))
+_UNSAID = frozenset((
+    UNKNOWN, "unknown", "unk", "undetermined", "unidentified", "nolang", "multilingual", "multi", "mixed", "other", "others", "various", "n/a", "-", "?",
+))  # fmt: skip
+"""What data sets write where the language is not known, or one of many."""
+_ALSO_CODE = frozenset((
+    *("cpp", "css", "xml", "tex", "ada", "nim", "tsx", "lua", "tcl", "awk", "asm", "elm", "nix", "coq", "sas", "yml", "bat", "py"),
+    *("code", "html", "plaintext", "go", "c", "r", "assembly", "cuda", "shell script", "jupyter notebook", "pl/sql", "latex"),
+))  # fmt: skip
+"""Programming languages by names that Pygments lacks, or that are codes of languages of which there is hardly any data."""
 _NOTE = re.compile(
-    r"\s*\((?:macrolanguage|individual language|[0-9c. -]+)\)|^(?:Modern|Standard) (?=Greek|Hebrew)", re.IGNORECASE
+    r"\s*\((?:macrolanguage|individual(?: language)?|[0-9c. -]+)\)|^(?:Modern|Standard) (?=Greek|Hebrew)", re.IGNORECASE
 )
 _LOCALE = re.compile(r"\A([A-Za-z]{2,3}(?:_[A-Z][a-z]{3})?(?:_[A-Z]{2})?)(?:\.[\w-]{1,20})?(?:@euro)?\Z")
 """Locales as POSIX names them: "de_AT.UTF-8"."""
@@ -74,11 +83,17 @@ def named(name: str) -> str | None:
     """
     if len(name) > _LONGEST:
         return None
-    if len(parts := _plain(name).split(";")) > 1:
+    if len(parts := re.split("[;/]", _plain(name))) > 1:
         codes = {named(part) for part in parts}
         return codes.pop() if len(codes) == 1 else None
     words = _NOTE.sub("", " ".join(parts[0].casefold().replace("_", " ").split()))
-    found = _names().get(words) or _turned(words) or _qualified(words)
+    found = (
+        _names().get(words)
+        or _turned(words)
+        or _qualified(words)
+        or _beside(words)
+        or _unaccented_names().get(_unaccented(words))
+    )
     return langcodes.standardize_tag(found) if found else None
 
 
@@ -106,6 +121,32 @@ def _qualified(words: str) -> str | None:
     if (whole := _names().get(_NOTE.sub("", f"{part} {name}"))) is not None:
         return whole
     return other if other and base in (other, macrolanguage(other)) else None
+
+
+def _beside(words: str) -> str | None:
+    """Of "serbian latin", "chinese-simplified" and "us english": a script or a country beside the name."""
+    parts = words.replace("-", " ").split()
+    for name, part in ((parts[:-1], parts[-1:]), (parts[1:], parts[:1])):
+        base, more = _names().get(" ".join(name)), _parts().get(" ".join(part))
+        if base is not None and more is not None:
+            return f"{base}-{more}"
+    return None
+
+
+def says_none(label: str) -> bool:
+    """Whether a label of a row's language says nothing of the language that is spoken: that it is not known, or a programming language, which
+    sets of code write there."""
+    word = label.strip().casefold()
+    return word in _UNSAID or word in _code_languages()
+
+
+@lru_cache(maxsize=1)
+def _code_languages() -> frozenset[str]:
+    """Names of programming languages as Pygments knows them, casefolded, that are no language's code or name."""
+    from pygments.lexers import get_all_lexers
+
+    names = {alias.casefold() for name, aliases, _, _ in get_all_lexers() for alias in (name, *aliases)}
+    return frozenset(name for name in names if standard(name) is None) | _ALSO_CODE
 
 
 def country_of(code: str) -> str | None:
@@ -228,6 +269,20 @@ def _english() -> dict[str, str]:
         for entry in parse_registry()
         if entry.get("Type") == "language"
     }
+
+
+@lru_cache(maxsize=1)
+def _unaccented_names() -> dict[str, str]:
+    """Names without the marks on their letters, of one language each -> code: "bokmal"."""
+    of_name: dict[str, set[str]] = defaultdict(set)
+    for name, code in _names().items():
+        of_name[_unaccented(name)].add(code)
+    return {name: codes.pop() for name, codes in of_name.items() if len(codes) == 1}
+
+
+def _unaccented(text: str) -> str:
+    """Latin letters without their marks."""
+    return re.sub("(?<=[a-z])[\u0300-\u036f]+", "", normalize("NFD", text))
 
 
 def _plain(text: str) -> str:

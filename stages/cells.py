@@ -20,7 +20,7 @@ MISSING_WORDS = frozenset(
 _LONGEST_ID = 64  # bytes
 _WHOLE = re.compile(r"([+-]?\d{1,30})\.0+")
 _RATING = re.compile(
-    r"([+-]?(?:\d{1,15}(?:[.,]\d{0,15})?|[.,]\d{1,15})(?:[eE][+-]?\d{1,3})?)\s*(?:(?:/|⁄|out of|of)\s*(\d{1,9}(?:[.,]\d{1,9})?)|(%))?"
+    r"([+\u2212-]?(?:\d{1,15}(?:[.,]\d{0,15})?|[.,]\d{1,15})(?:[eE][+-]?\d{1,3})?)\s*(?:(?:/|⁄|out of|of)\s*(\d{1,9}(?:[.,]\d{1,9})?)|(%))?"
 )
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
 
@@ -121,7 +121,7 @@ def _rating(value: Any) -> Rating | Unsure | None:
         return Rating(number) if math.isfinite(number) else None
     if not isinstance(value, str) or len(value) > 60 or (found := _RATING.fullmatch(value.strip())) is None:
         return None
-    number = float(found.group(1).replace(",", "."))
+    number = float(found.group(1).replace(",", ".").replace("\u2212", "-"))
     if not math.isfinite(number):
         return None
     scale = 100.0 if found.group(3) else float(found.group(2).replace(",", ".")) if found.group(2) else None

@@ -204,6 +204,16 @@ def _checked(value: Any, where: str, in_array: bool = False) -> dict[str, Any]:
             where=where,
             fix='Write rows as objects, {"prompt": "...", "language": "en"}: in pandas `to_json(FILE, orient="records")`, not "values".',
         )
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(one, dict) and one.keys() & {"role", "from"} for one in value)
+    ):
+        raise UserError(
+            "it holds a list of messages, not a JSON object",
+            where=where,
+            fix='Every row is an object: put the messages under a name, {"messages": [...]}.',
+        )
     array = "" if in_array else "; an array of rows is `format: json` (or a name ending in .json)"
     raise UserError(
         f"it holds a {type(value).__name__}, not a JSON object",

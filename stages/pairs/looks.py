@@ -24,7 +24,7 @@ _AROUND = 24
 """Characters that may stand before a prompt that an answer repeats, and that are shown around a damage."""
 _SHOWN = 60
 _NAMES = (
-    "Response|Answer|A|Reply|Output|Completion|Assistant|AI|Bot|GPT|ChatGPT|Model|Antwort|Réponse|Respuesta|Resposta|Risposta"
+    "TL;DR|Response|Answer|A|Reply|Output|Completion|Assistant|AI|Bot|GPT|ChatGPT|Model|Antwort|Réponse|Respuesta|Resposta|Risposta"
     "|Antwoord|Odpowiedź|Ответ|Відповідь|Cevap|Yanıt|回答|答案|答|回复|応答|답변|응답|الإجابة|الرد|उत्तर|คำตอบ|Jawaban|Trả lời|Jibu"
 )
 _LABEL = re.compile(
@@ -64,6 +64,7 @@ _ESCAPED = _Damage(r"line breaks or letters written as \n, \u00e9", _ESCAPE, 0.1
 _DAMAGES = (
     _Damage("escapes that colour a terminal (of which [31m and the like are left)", re.compile(r"\x1b\[[0-9;?]*[A-Za-z]"), 0.0),
     _Damage("letters decoded in another encoding than their own (â€™, Ã¼)", None, 0.01),
+    _Damage("markup of HTML (<p>)", re.compile(r"\A\s*<(?:p|div)>"), 0.1),
     _Damage("entities of HTML (&#39;, &quot;)", _ENTITY, 0.02),
     _ESCAPED,
     _Damage("escapes of Excel (_x000D_)", _EXCEL, 0.01),

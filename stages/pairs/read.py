@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from schemas.config.sources import PairSource
 from stages.cells import Rating, Unsure, ratings
-from stages.pairs.columns import check_completions, check_sides, completions_of
+from stages.pairs.columns import check_completions, check_sides, completions_of, tells
 from stages.sources import Batch, columns_of, read_rows
 from stages.text.messages import (
     BadRow,
@@ -118,7 +118,9 @@ def _asked(prompt: Any, shared: Messages) -> tuple[Messages, str]:
     untold = ""
     if len(turns) == 1:
         said = comparable(turns[0]["content"])
-        known = any(_stands_in(said, text) for _, text in begun)
+        known = any(
+            _stands_in(said, text) or (tells(said) and text.startswith(said)) for _, text in begun
+        )  # or a preview, cut off
         if not known and _stands_in(last, said):
             known, untold = True, turns[0]["content"]
     else:

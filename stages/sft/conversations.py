@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -12,13 +13,14 @@ from schemas.config.model import TextConfig
 from schemas.config.sft import ConversationFields
 from schemas.errors import UserError
 from schemas.ids import content_id
-from schemas.languages import UNKNOWN, standard
+from schemas.languages import UNKNOWN, says_none, standard
 from schemas.tables import TABLES
 from stages.cells import word
 from stages.contract import Context, Drop, Stopped
+from stages.empty import why_dropped
 from stages.source_kinds import batches_of
 from stages.sources import Batch, excerpt
-from stages.text.forms import LEFT_OUT
+from stages.text.forms import LEFT_OUT, in_turn
 from stages.text.messages import BadRow, Messages, read_messages, read_prompt, too_long, with_system
 from stages.text.render import Renderer, RenderError, check_thoughts
 from stages.text.thoughts import Policy
@@ -34,7 +36,7 @@ class Conversations:
     """What was read. rows: (input_ids, labels) as the trainer takes them; table: `conversations`, in the same order.
 
     hashes: of ids and labels; languages: of every row that came in; answers: learnt, only context because the template rewrites them, and
-    left out because the data says so.
+    left out because the data says so. in_a_row: conversations with an answer right after another; in_turn: those that are lists of texts.
     """
 
     rows: pa.Table = field(default_factory=_ROWS.empty_table)
@@ -43,6 +45,8 @@ class Conversations:
     drops: list[Drop] = field(default_factory=list)
     answers: Counter[str] = field(default_factory=Counter)
     broken_marks: int = 0
+    in_a_row: int = 0
+    in_turn: int = 0
     hashes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -99,10 +103,8 @@ def load_conversations(ctx: Context, renderer: Renderer) -> Conversations:
             _add(found, batch, source.fields, renderer, config.text)
             ctx.progress.advance(0, rows_read=float(len(found.languages)))
     if not len(found):
-        reasons = Counter(drop.reason for drop in found.drops)
         raise UserError(
-            f"no conversation is left to learn from: {len(found.languages)} rows in, "
-            + ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items())),
+            f"no conversation is left to learn from: {len(found.languages)} rows in, " + why_dropped(found.drops, 0),
             where="sft.sources",
             fix="Give conversations that fit text.max_length and the chat template, or look at the sources' `fields`.",
         )
@@ -116,6 +118,8 @@ def _add(found: Conversations, batch: Batch, fields: ConversationFields, rendere
         label = cells.get(fields.language) if fields.language else None
         language, row_id = _code(word(label) or batch.language), f"{batch.source}:{number}"
         found.languages.append(language)
+        said = cells.get(fields.messages)
+        cells = {**cells, fields.messages: in_turn(said)}
         try:
             if beyond := too_long(list(cells.values()), renderer.longest_text):
                 raise BadRow("too_long", f"{beyond:,} characters > {renderer.longest_text:,}")
@@ -151,6 +155,9 @@ def _add(found: Conversations, batch: Batch, fields: ConversationFields, rendere
         )
         only = {"context_only": rendered.context_only, "left_out": len(left_out)}
         found.answers.update(learnt=answers - sum(only.values()), **only)
+        roles = [message["role"] for message in messages]
+        found.in_turn += cells[fields.messages] is not said
+        found.in_a_row += any(one == other == "assistant" for one, other in pairwise(roles))
         found.broken_marks += broken
     found.rows = pa.concat_tables([found.rows, pa.Table.from_pylist(ids, schema=_ROWS)])
     found.table = pa.concat_tables([found.table, pa.Table.from_pylist(rows, schema=SCHEMA)])
@@ -186,4 +193,4 @@ def _learnt(messages: Messages, renderer: Renderer, policy: Policy) -> tuple[Mes
 
 def _code(label: Any) -> str:
     """A row's language as a BCP 47 code, und where the data says nothing that is one. Any language may be learnt from."""
-    return (standard(label) if label else None) or UNKNOWN
+    return (standard(label) if label and not says_none(label) else None) or UNKNOWN

@@ -82,6 +82,15 @@ def _notes(conversations: Conversations) -> list[str]:
         notes.append(
             f"{left_out} of {answers.total()} answers are not learnt, for the data says so (weight 0, train: false, ...)"
         )
+    if conversations.in_turn:
+        notes.append(
+            f"{conversations.in_turn} conversations are lists of texts: read as the user's and the assistant's in turn"
+        )
+    if conversations.in_a_row:
+        notes.append(
+            f"{conversations.in_a_row} conversations have an answer right after another, and both are learnt: where they are answers to one "
+            "turn, keep one in the data"
+        )
     return notes
 
 

@@ -13,7 +13,7 @@ import langcodes
 from schemas.config.sources import LanguageConfig
 from schemas.errors import UserError
 from schemas.ids import unit_interval
-from schemas.languages import UNKNOWN, base_language, country_of, macrolanguage, standard, told_from_country
+from schemas.languages import UNKNOWN, base_language, country_of, macrolanguage, says_none, standard, told_from_country
 from stages.cells import cell_id, word
 from stages.text.codes import counts_for, names_script, same_language, script_of, unusual_script
 from stages.text.language import Guess, guess, unidentifiable
@@ -21,16 +21,6 @@ from stages.text.messages import BadRow, clean
 from stages.text.scripts import fits, may_be_japanese, script_in
 
 UNSEEN = "unseen"
-_UNSAID = frozenset((UNKNOWN, "unknown", "unk", "undetermined", "unidentified", "n/a", "-", "?"))
-"""What data sets write where the language is not known: rows without a label."""
-_CODE_LANGUAGES = frozenset((
-    "python", "py", "javascript", "js", "typescript", "java", "c", "c++", "cpp", "c#", "csharp", "f#", "rust", "go", "golang",
-    "ruby", "php", "kotlin", "scala", "perl", "haskell", "bash", "shell", "html", "css", "sql", "matlab", "fortran", "objective-c",
-    "powershell", "markdown", "json", "yaml", "swift", "julia", "dart", "r", "verilog", "assembly", "elixir", "erlang", "clojure",
-    "lisp", "scheme", "ocaml", "solidity", "cuda", "latex", "vb", "groovy", "code",
-))  # fmt: skip
-"""What sets of code write into `language`: it says nothing of the language that is spoken. Some are codes of languages without data (cpp, css)."""
-_UNTOLD = _UNSAID | _CODE_LANGUAGES
 _BY_SCRIPT = ("ku",)
 """Macrolanguages whose members the identifier takes for each other, and the script tells apart."""
 _TITLE = 40
@@ -102,7 +92,9 @@ class RunLanguages:
         Raises BadRow as `match` does.
         """
         code = str(cell).strip() if cell == "nan" and "nan" in self.codes else word(cell)
-        wanted = default if code is None or code.casefold() in _UNTOLD else code
+        if code is not None and says_none(code) and code.casefold() not in map(str.casefold, self.codes):
+            code = None
+        wanted = code or default
         return None if wanted is None else self.match(wanted)
 
     def match(self, code: str) -> Label:

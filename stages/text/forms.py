@@ -44,6 +44,13 @@ _LEARNT_KEYS = ("weight", "train", "training", "trainable", "loss", "loss_mask")
 _LEFT_OUT = ("0", "0.0", "false")
 LEFT_OUT = "left_out"
 """Key of an answer that the data leaves out of what is learnt: whoever learns from conversations looks at it."""
+_TAKEN_KEYS = ("if_chosen", "is_chosen", "chosen", "is_selected", "selected")
+"""Keys by which answers to one turn say which of them the conversation went on with: PRISM's."""
+_EXCHANGES = (
+    *(("input", "output"), ("human", "assistant"), ("user", "assistant"), ("human", "gpt"), ("question", "answer")),
+    *(("instruction", "output"), ("instruction", "response"), ("prompt", "response"), ("prompt", "completion")),
+)
+"""Keys of an object that is a question and its answer, in lists that are conversations."""
 _WRAPPERS = ("messages", "conversations", "conversation")
 _SYSTEM_KEYS = ("system", "system_prompt", "system_message", "instructions")
 """Keys of a system message beside the messages."""
@@ -83,8 +90,41 @@ def conversation(value: Any, tell: Tell) -> Any:
     if not (isinstance(value, list) and value and all(isinstance(message, dict) for message in value)):
         return value
     if not any(_key(message, _ROLE_KEYS) for message in value):
-        return _said_in_parts(value, tell)
-    return [_message(message, tell) for message in value]
+        exchanges = _exchanges(value, tell)
+        return _said_in_parts(value, tell) if exchanges is None else exchanges
+    went_on = [message for message in value if not any(message.get(key) is False for key in _TAKEN_KEYS)]
+    if len(went_on) < len(value):
+        tell(f"answers that the conversation did not go on with ({', '.join(_TAKEN_KEYS)}: false) are left out")
+    return [_message(message, tell) for message in went_on]
+
+
+def _exchanges(value: list[dict[Any, Any]], tell: Tell) -> list[dict[str, str]] | None:
+    """The messages of objects that hold a question and its answer each, a system message before the first; None: they do not."""
+    names = next(
+        (pair for pair in _EXCHANGES if all(isinstance(one.get(key), str) for one in value for key in pair)), None
+    )
+    if names is None:
+        return None
+    tell(f"{names[0]} and {names[1]} of a conversation read as its turns")
+    said = next((one for key in _SYSTEM_KEYS if isinstance(one := value[0].get(key), str) and one.strip()), None)
+    turns = [
+        {"role": role, "content": one[key]}
+        for one in value
+        for role, key in zip(("user", "assistant"), names, strict=True)
+    ]
+    return [{"role": "system", "content": said}, *turns] if said else turns
+
+
+def in_turn(value: Any) -> Any:
+    """A list of texts as messages, the user's and the assistant's in turn, also where an exchange each is a list of two; of lists of a role and a
+    text as these say; anything else as it is."""
+    if isinstance(value, list) and value and all(isinstance(one, list) and len(one) == 2 for one in value):
+        if all(isinstance(role, str) and role.strip().lower() in ROLES for role, _ in value):
+            return [{"role": ROLES[role.strip().lower()], "content": text} for role, text in value]
+        value = [text for exchange in value for text in exchange]
+    if not (isinstance(value, list) and len(value) > 1 and all(isinstance(text, str) for text in value)):
+        return value
+    return [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(value)]
 
 
 def _said_in_parts(value: list[Any], tell: Tell) -> Any:

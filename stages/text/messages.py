@@ -141,7 +141,7 @@ def with_system(messages: Messages, system: Any) -> Messages:
     if system is None or messages[0]["role"] == "system":
         return messages
     if isinstance(system, list) and len(system) == 1 and isinstance(system[0], dict):
-        system = system[0].get("content")
+        system = system[0].get("content", system[0].get("text"))
     if not isinstance(system, str):
         raise BadRow("not_text", f"the system message is a {type(system).__name__}")
     content = _readable(system)

@@ -375,7 +375,7 @@ def test_answers_that_differ_in_case_or_white_space_are_a_pair(tmp_path: Path, o
             {"chosen": {"text": GOOD, "model": "x"}},
             "chosen: an object with the keys text, model instead of a text or a list",
         ),
-        ({"chosen": [{"user": ASK, "assistant": GOOD}]}, "chosen: a message with the keys user, assistant"),
+        ({"chosen": [{"asker": ASK, "replier": GOOD}]}, "chosen: a message with the keys asker, replier"),
         ({"prompt": {"text": ASK}}, "prompt: an object with the keys text instead"),
         ({"rejected": [["hi", BAD]]}, "rejected: a list of str instead"),
         (

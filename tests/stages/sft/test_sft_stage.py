@@ -204,7 +204,11 @@ def test_an_answer_that_the_template_changes_later_is_context_only(bench: Any, t
 
 REFUSED: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     "columns": ([{"question": "q", "answer": "a"}], {}, "no row has a conversation"),
-    "nothing left": ([{"messages": turns("q")}], {}, "no conversation is left to learn from: 1 rows in, no_answer 1"),
+    "nothing left": (
+        [{"messages": turns("q")}],
+        {},
+        "no conversation is left to learn from: 1 rows in, row no_answer 1 (for example",
+    ),
     "batches": (CONVERSATIONS, {"batch_size": 3, "micro_batch_size": 2}, "sft.batch_size 3 is not a multiple"),
     "targets": (CONVERSATIONS, {"method": "lora", "lora": {"target_modules": ["nope"]}}, "cannot adapt nope"),
     "diverges": (
@@ -233,6 +237,41 @@ def test_answers_are_split_from_prompts_as_pairs_are(bench: Any) -> None:
         assert got.ids == [*pair.prompt, *pair.chosen]
         assert got.learnt[-len(pair.chosen) :] == [True] * len(pair.chosen)
         assert not got.learnt[len(got.ids) - len(pair.chosen) - 1]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        ["Hi?", "Yes.", "Why?", "So."],
+        [["Hi?", "Yes."], ["Why?", "So."]],
+        [["human", "Hi?"], ["assistant", "Yes."], ["human", "Why?"], ["assistant", "So."]],
+        [{"input": "Hi?", "output": "Yes."}, {"input": "Why?", "output": "So."}],
+        [{"human": "Hi?", "assistant": "Yes."}, {"human": "Why?", "assistant": "So."}],
+        [
+            {"role": "user", "content": "Hi?"},
+            {"role": "model", "content": "Yes.", "if_chosen": True},
+            {"role": "model", "content": "No.", "if_chosen": False},
+            {"role": "user", "content": "Why?"},
+            {"role": "assistant", "content": "So."},
+        ],
+    ],
+    ids=["texts", "exchanges", "roles first", "input and output", "human and assistant", "answers passed over"],
+)
+def test_conversations_in_other_forms_are_read(bench: Any, messages: list[Any]) -> None:
+    ctx = bench.context([{"messages": messages}])
+    found = load_conversations(ctx, load_renderer(ctx.models["start"], ctx.config.text))
+    (read,) = found.table["messages"].to_pylist()
+    assert [(one["role"], one["content"]) for one in read] == [
+        ("user", "Hi?"), ("assistant", "Yes."), ("user", "Why?"), ("assistant", "So."),
+    ]  # fmt: skip
+    assert found.in_turn == isinstance(messages[0], str | list) and not found.in_a_row
+
+
+def test_two_answers_in_a_row_are_counted_and_said(bench: Any) -> None:
+    answers = [{"role": "assistant", "content": text} for text in ("Yes.", "No.")]
+    ctx = bench.context([{"messages": [{"role": "user", "content": "Hi?"}, *answers]}])
+    found = load_conversations(ctx, load_renderer(ctx.models["start"], ctx.config.text))
+    assert len(found) == found.in_a_row == 1
 
 
 @pytest.mark.parametrize(
