@@ -24,6 +24,9 @@ from benchmarks.evidence import page
 from benchmarks.evidence.answers import CONTRASTS, Pool
 from benchmarks.quality.results import Results
 
+_FIXED = ("models", "languages", "pairs", "words", "split")
+"""Options that the methods study has no use for."""
+
 
 def say(line: str) -> None:
     """A line for people, at once."""
@@ -71,6 +74,9 @@ def main(given: list[str] | None = None) -> int:
     contrasts = tuple(arguments.contrasts.split(","))
     questions = arguments.questions or pool.count
     if arguments.study == "methods":
+        fixed = [name for name in _FIXED if getattr(arguments, name) != parser.get_default(name)]
+        if fixed:
+            parser.error(f"the methods study has its own model and pairs: leave --{', --'.join(fixed)} out")
         from benchmarks.evidence import methods
 
         study = methods.Study(arguments.work.resolve() / "methods", methods.MODEL, methods.POOL, arguments.held_out)

@@ -82,9 +82,12 @@ class Study:
 
     def cell(self, method: Method, seed: int) -> Cell:
         """A row of the study."""
+        return Cell(TABLE, method.name, seed, self.identity(method.name, dict(method.settings)))
+
+    def identity(self, name: str, settings: dict[str, Any]) -> str:
+        """What a model that a method trains depends on, but for the seed."""
         facts = (self.model, asdict(self.pool), self.held_out, SEEN, UNSEEN, TUTOR, TUNED, TAXED, WORDS, SFT)
-        settings = (method.name, asdict(SIZE), BATCH, dict(method.settings))
-        return Cell(TABLE, method.name, seed, content_id(VERSION, *facts, *settings))
+        return content_id(VERSION, *facts, name, asdict(SIZE), BATCH, settings)
 
     def fill(
         self, results: Results, data: Path, seeds: Sequence[int], only: Sequence[str], say: Callable[[str], None]
@@ -195,7 +198,8 @@ class RealBench(Bench):
             for row in rows
             if row["language"] in SEEN
         ]
-        return cls(world, _Measure(world, held_out, study.tuning(answers)[1]), folder / "scratch", ("real",), pairs)
+        scratch = folder / f"scratch-{study.identity('adamw', {})}"  # a model that is kept is of these settings
+        return cls(world, _Measure(world, held_out, study.tuning(answers)[1]), scratch, ("real",), pairs)
 
     def rows(self, *objectives: str) -> list[dict[str, str]]:
         """The pairs of some objectives."""

@@ -12,6 +12,7 @@ import torch
 from scipy import stats
 
 from benchmarks.evidence import page
+from benchmarks.evidence.__main__ import main
 from benchmarks.evidence.answers import CONTRASTS, Answers, Pool, cut
 from benchmarks.evidence.arms import METHODS, SEEN, SEQUENCE, UNSEEN
 from benchmarks.evidence.gain import held_out_gain, tax_gain
@@ -256,3 +257,9 @@ def test_a_gain_is_of_the_same_seeds_and_its_interval_over_seeds_and_prompts(fig
     assert (found.mean - found.low, found.high - found.mean) == pytest.approx((half, half), rel=1e-3)
     assert tax_gain(rows).mean == pytest.approx((gain_SAQL[:, 0, 0, 0] - gain_SAQL[:, 1, 0, 0]).mean())
     assert held_out_gain(rows[:1], figure, "seen", 2).low is None
+
+
+def test_options_without_a_use_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["methods", "--work", str(tmp_path), "--data", "a.parquet", "--words", "9", "--split", "400"])
+    assert "leave --words, --split out" in capsys.readouterr().err

@@ -293,6 +293,11 @@ def test_json_arrays_and_arrow_files_are_read(tmp_path: Path) -> None:
             r"rows are lists, without the names of their columns.*orient=\"records\"",
         ),
         ("a.jsonl", b'[{"prompt": "a"}]\n', r"holds a list, not a JSON object.*`format: json`"),
+        (
+            "a.jsonl",
+            b'[{"role": "user", "content": "a"}]\n',
+            r"holds a list of messages.*put the messages under a name",
+        ),
         ("a.json", b'[{"prompt": "x"}]\n{"prompt": "y"}', r"more after the array.*a\.json:2"),
         ("a.json", b'[{"prompt": "x"}]]', r"more after the array.*a\.json:1"),
         ("a.json", b'[{"prompt": "x"}] [{"prompt": "y"}', "the array has no end"),

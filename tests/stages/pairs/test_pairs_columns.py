@@ -422,8 +422,9 @@ def test_an_answer_that_only_says_that_there_is_none_is_missing(tmp_path: Path, 
     assert isinstance(found[0], BadRow) and found[0].reason == "empty"
 
 
-def test_a_system_column_may_hold_a_message(tmp_path: Path) -> None:
-    row = {"system": [{"role": "system", "content": "Be brief."}], "prompt": ASK, "chosen": GOOD, "rejected": BAD}
+@pytest.mark.parametrize("said", [{"role": "system", "content": "Be brief."}, {"text": "Be brief."}])
+def test_a_system_column_may_hold_a_message(tmp_path: Path, said: dict[str, str]) -> None:
+    row = {"system": [said], "prompt": ASK, "chosen": GOOD, "rejected": BAD}
     found, _ = read(tmp_path, [row], fields={"system": "system"})
     assert found[0].prompt[0] == {"role": "system", "content": "Be brief."}
 

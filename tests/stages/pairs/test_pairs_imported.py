@@ -145,6 +145,8 @@ def test_a_prompt_beside_whole_conversations_is_taken_where_it_says_more(
         ("Hi", "Hi, what is this?", True),
         ("What is this? Answer in short.", "What is this?", True),
         ("What is this", "hi", False),
+        ("What is the capital of Fra", "What is the capital of France?", True),
+        ("is the capital of France and of It", "What is the capital of France and of Italy?", False),
         ("曼谷有多大", "请问曼谷有多大？", True),
         ("กรุงเทพใหญ่แค่ไหน", "ถามหน่อยกรุงเทพใหญ่แค่ไหนครับ", True),
         ("어디", "서울은 어디?", True),

@@ -251,6 +251,7 @@ def test_ratings_are_read_as_people_write_them_and_never_drop_a_pair(read: Calla
     scores = [
         ("7/10", "3/10"),
         ("1,5", "1"),
+        ("\u22120.5", "\u22121"),
         ("85%", "20 %"),
         ("4/5", "3/10"),
         ("good", "bad"),
@@ -262,7 +263,7 @@ def test_ratings_are_read_as_people_write_them_and_never_drop_a_pair(read: Calla
     ]
     outcome = read(rows, language="en", fields={"chosen_score": "c", "rejected_score": "r"})
     assert [(pair["chosen_score"], pair["rejected_score"]) for pair in outcome.rows("pairs")] == [
-        (7.0, 3.0), (1.5, 1.0), (85.0, 20.0), (None, None), (None, None), (None, 2.0), (None, 1.0)
+        (7.0, 3.0), (1.5, 1.0), (-0.5, -1.0), (85.0, 20.0), (None, None), (None, None), (None, 2.0), (None, 1.0)
     ]  # fmt: skip
     assert outcome.account.stats["unread_scores"] == 4
     assert any("4 scores cannot be read" in note for note in outcome.notes)

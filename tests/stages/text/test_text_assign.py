@@ -84,7 +84,9 @@ def test_labels_come_from_the_cell_then_from_the_source() -> None:
     run = languages("en", "de")
     assert [run.label(cell, "de") for cell in ("en", " ", None, "und")] == [("en",), ("de",), ("de",), ("de",)]
     assert run.label(None, None) is None
-    assert [run.label(cell, None) for cell in ("python", "C++", "javascript", "R")] == [None] * 4
+    assert [
+        run.label(cell, None) for cell in ("python", "C++", "R", "lua", "cobol", "jsx", "XML", "Nolang", "mixed")
+    ] == [None] * 9
 
 
 def identified(run: RunLanguages, *texts: str) -> str:

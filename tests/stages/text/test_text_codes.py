@@ -66,6 +66,9 @@ ARABIC = [
         ("Arabic (Egyptian)", "arz"), ("Chinese (Cantonese)", "yue"), ("Swedish (sv)", "sv"), ("Portuguese (PT)", "pt-PT"),
         ("Serbo-Croatian", "sr-Latn"), ("sh", "sr-Latn"), ("en, de", None), ("en,de", None), ("English, German", None),
         ("Serbian, Croatian", None), ("Norwegian - Danish", None),
+        ("serbian_latin", "sr-Latn"), ("Chinese-Simplified", "zh-Hans"), ("US English", "en-US"), ("Persian/Farsi", "fa"), ("en/de", None),
+        ("nepali_(individual)", "ne"), ("Bokmal", "nb"), ("Yorùbá", "yo"), ("turkce", "tr"), ("Toba Batak", "bbc"), ("繁体中文", "zh-Hant"),
+        ("new english", None), ("english latin american", None),
     ],
 )  # fmt: skip
 def test_codes_and_names_are_read_as_bcp_47(written: str, code: str | None) -> None:
