@@ -32,7 +32,10 @@ _TURNS = tuple(
 _HASHED = re.compile(rf"(?<!#)(#{{1,4}} ?(?:{_FULL})){COLON}", re.IGNORECASE)
 """Turns of guanaco's dialogues: "### Human: ...### Assistant: ...", on a line of their own or not."""
 _INLINE = re.compile(rf"(?:\A\s*|(?<=[\s。！？]))(Human|User|Assistant){COLON}", re.IGNORECASE)
-_CAPITALS = re.compile(r"(?:\A|\s|</s>)(USER|HUMAN|ASSISTANT|SYSTEM):")
+_CAPITALS = re.compile(r"(?:\A|\s|</s>)(USER|HUMAN|ASSISTANT|GPT|SYSTEM):")
+_CAPITAL_ANSWER = re.compile("(?:ASSISTANT|GPT):")
+_KOALA = "BEGINNING OF CONVERSATION:"
+"""What Koala's and Safe-RLHF's template puts before the first turn; it says nothing."""
 """Turns of dialogues on one line, as Vicuna's: "... USER: ... ASSISTANT: ..."."""
 _ALPACA = re.compile(r"^(#{1,4} ?(?:Instruction|Response))\s?:", re.IGNORECASE | re.MULTILINE)
 """Turns of Alpaca's template: "### Instruction: ... ### Response: ..."; an "### Input:" belongs to the instruction."""
@@ -134,10 +137,11 @@ def _introduced(text: str) -> bool:
 
 def _on_one_line(text: str) -> bool:
     """Whether a user's turn and an assistant's follow it in capitals, the assistant's not on a line of its own."""
-    first = _CAPITALS.search(text) if "ASSISTANT:" in text else None
-    if first is None or first.group(1) == "ASSISTANT":
+    first = _CAPITALS.search(text) if "ASSISTANT:" in text or "GPT:" in text else None
+    if first is None or first.group(1) in ("ASSISTANT", "GPT"):
         return False
-    answer = text.find("ASSISTANT:", first.end())
+    found = _CAPITAL_ANSWER.search(text, first.end())
+    answer = found.start() if found else 0
     return answer > 0 and "\n" not in text[first.end() : answer].strip(" ")[-1:] and text[answer - 1] in " >"
 
 
@@ -149,7 +153,7 @@ def _instructed(text: str) -> bool:
 
 def _turns(text: str, marks: Sequence[re.Match[str]]) -> list[dict[str, str]]:
     """The messages that begin at the marks; what stands before the first is the system's."""
-    before = text[: marks[0].start()].strip()
+    before = text[: marks[0].start()].strip().removeprefix(_KOALA).strip()
     messages = [{"role": "system", "content": before}] if before else []
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
         content = text[mark.end() : following.start() if following else len(text)].strip()

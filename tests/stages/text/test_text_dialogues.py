@@ -153,6 +153,8 @@ USERS_TURN, ANSWER = {"role": "user", "content": "Hi?"}, {"role": "assistant", "
         ("USER: Hi?\nLAMDA: Yes.\nUSER: Hi?", [USERS_TURN, ANSWER, USERS_TURN]),
         ("prompter: Hi?\nassistant: Yes.\nprompter: Hi?", [USERS_TURN, ANSWER, USERS_TURN]),
         ("prompter: Hi?", [USERS_TURN]),
+        ("BEGINNING OF CONVERSATION: USER: Hi? GPT:Yes.</s>USER: Hi? GPT:", [USERS_TURN, ANSWER, USERS_TURN]),
+        ("BEGINNING OF CONVERSATION: USER: Hi? ASSISTANT:", [USERS_TURN]),
         ("Be kind.\n\nHuman: Hi?\n\nAssistant:", [{"role": "system", "content": "Be kind."}, USERS_TURN]),
         (
             "Be kind.\nUser: Hi?\nAssistant: Yes.\nUser: Hi?\nAssistant: ",
