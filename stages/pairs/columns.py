@@ -116,7 +116,7 @@ def check_completions(batch: Batch, fields: PairFields) -> None:
         keys = Counter(name for answer in keyed for name in answer)
         if keyed and key not in keys:
             names = [str(name) for name, _ in keys.most_common(40)]
-            nearest = get_close_matches(key, names, n=1, cutoff=0.6)
+            nearest = get_close_matches(key, names, n=1, cutoff=0.55)
             raise UserError(
                 f"no answer in {fields.completions!r} has the key {key!r}; the keys are {', '.join(map(repr, names))[:800]}",
                 where=batch.source,
