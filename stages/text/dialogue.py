@@ -13,13 +13,11 @@ _USER = "Human|User|Prompter"
 _ANSWERING = "Assistant|Bot|Chatbot|AI|GPT|ChatGPT|GPT-?[34](?:\\.\\d)?|Claude|Bard|LaMDA"
 _FULL = f"{_USER}|System|{_ANSWERING}"
 _OPENING = re.compile(rf"\s*(?:#{{1,4}} ?)?(?:{_USER}|H|System){COLON}", re.IGNORECASE)
-_ANSWER = re.compile(rf"\n\s*[{UNSEEN}]*(?:#{{1,4}} ?)?(?:A|{_ANSWERING}){COLON}", re.IGNORECASE)
+_ANSWER = re.compile(rf"\n[^\S\n]*[{UNSEEN}]*(?:#{{1,4}} ?)?(?:A|{_ANSWERING}){COLON}", re.IGNORECASE)
 _NAMED = re.compile(rf"\s*(?:#{{1,4}} ?)?(?:{_USER}|Assistant){COLON}\s*\S", re.IGNORECASE)
-_INTRODUCED = re.compile(
-    rf"\S(?s:.*?)\n[{UNSEEN}\s]*(?:{_USER}){COLON}(?s:.*)\n[{UNSEEN}\s]*(?:{_ANSWERING}){COLON}\s*\Z", re.IGNORECASE
-)
-"""A preamble, a user's turn, and at the end the name of who is to answer."""
-_USERS = re.compile(rf"^\s*(?:#{{1,4}} ?)?(?:{_USER}){COLON}", re.IGNORECASE | re.MULTILINE)
+_ANSWERER = re.compile(rf"\n[^\S\n]*[{UNSEEN}]*(?:#{{1,4}} ?)?(?:{_ANSWERING}){COLON}", re.IGNORECASE)
+"""A last line that is the name of who is to answer."""
+_USERS = re.compile(rf"^[^\S\n]*[{UNSEEN}]*(?:#{{1,4}} ?)?(?:{_USER}){COLON}", re.IGNORECASE | re.MULTILINE)
 _NAME_LAST = re.compile(r"\n[^\S\n]*[^\W\d][\w .-]{0,20}\s?[:：]\Z")
 _TURNS = tuple(
     tuple(
@@ -132,7 +130,13 @@ def _role(name: str) -> str:
 
 
 def _introduced(text: str) -> bool:
-    return text.rstrip()[-1:] in (":", "：") and _INTRODUCED.match(text.rstrip()) is not None
+    """Whether a text has a preamble, a user's turn, and at its end the name of who is to answer."""
+    text = text.rstrip()
+    last = text.rfind("\n")
+    if last < 0 or _ANSWERER.fullmatch(text, last) is None:
+        return False
+    user = _USERS.search(text, 0, last)
+    return user is not None and bool(text[: user.start()].strip())
 
 
 def _on_one_line(text: str) -> bool:
