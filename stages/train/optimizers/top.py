@@ -95,23 +95,24 @@ def _cut_streamed(magnitudes: Iterable[torch.Tensor], k: int) -> Cut:
 
     The k-th largest so far never exceeds the k-th largest of all, so what is below it is passed over; of equal ones the first stay.
     """
-    values, places = np.empty(0), np.empty(0, dtype=np.int64)
-    limit, first = 0.0, 0
+    values: list[np.ndarray] = []
+    places: list[np.ndarray] = []
+    limit, first, held = 0.0, 0, 0
     for part in magnitudes:
         given = part.numpy()
         if not first:
             limit = _below(given, k)
-        full = len(values) >= k
-        found = np.flatnonzero(given > limit if full else given >= limit)
-        values = np.concatenate([values, given[found]]) if len(values) else given[found]
-        places = np.concatenate([places, found + first])
-        first += len(given)
-        if len(values) > k + (k >> 1) + _BLOCK:
-            values, places, limit = _best(values, places, k)
-    if len(values) < k:  # NaN, which keeps itself
+        found = np.flatnonzero(given > limit if held >= k else given >= limit)
+        values.append(given[found])
+        places.append(found + first)
+        first, held = first + len(given), held + len(found)
+        if held > k + (k >> 1) + _BLOCK:
+            value, place, limit = _best(np.concatenate(values), np.concatenate(places), k)
+            values, places, held = [value], [place], k
+    if held < k:  # NaN, which keeps itself
         return EVERYTHING
-    values, places, limit = _best(values, places, k)
-    return Cut(limit, int(places[values == limit][-1]))
+    value, place, limit = _best(np.concatenate(values), np.concatenate(places), k)
+    return Cut(limit, int(place[value == limit][-1]))
 
 
 def _below(given: np.ndarray, k: int) -> float:
