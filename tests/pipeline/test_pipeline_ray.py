@@ -121,7 +121,8 @@ def test_a_node_that_is_killed_costs_its_shards_and_one_that_joins_works_along(n
     assert len(done) == _PARTS and set(done.values()) == {1}
     notes = [e["message"] for e in events(root, "note")]
     deaths = sum("a worker died" in note for note in notes)  # on a machine that is busy Ray may lose another node
-    assert deaths >= 1 and sum(begun.values()) <= _PARTS + deaths, (
+    held = 2 * deaths  # the part a worker is at, and the one before while the word that it is done is on its way
+    assert deaths >= 1 and sum(begun.values()) <= _PARTS + held, (
         f"only what a lost worker held was begun again: {begun}, {notes}"
     )
     assert "node-c" in {e["place"] for e in events(root, "part_done") if e["stage"] == "generate"}
