@@ -24,8 +24,8 @@ _UNSAID = frozenset((
 ))  # fmt: skip
 """What data sets write where the language is not known, or one of many."""
 _ALSO_CODE = frozenset((
-    *("cpp", "css", "xml", "tex", "ada", "nim", "tsx", "lua", "tcl", "awk", "asm", "elm", "nix", "coq", "sas", "yml", "bat", "py"),
-    *("code", "html", "plaintext", "go", "c", "r", "assembly", "cuda", "shell script", "jupyter notebook", "pl/sql", "latex"),
+    *("cpp", "css", "xml", "tex", "ada", "nim", "tsx", "lua", "tcl", "awk", "asm", "elm", "nix", "coq", "sas", "yml", "bat"),
+    *("code", "plaintext", "assembly", "shell script", "jupyter notebook", "pl/sql"),
 ))  # fmt: skip
 """Programming languages by names that Pygments lacks, or that are codes of languages of which there is hardly any data."""
 _NOTE = re.compile(

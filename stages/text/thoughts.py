@@ -131,12 +131,9 @@ class Thoughts:
 
         Raises BadRow as `target` does.
         """
-        answers = (chosen, rejected)
-        thought = [self.split(answer).thought is not None for answer in answers]
-        one, other = (
-            target if has or policy != "strip" or not any(thought) else _unwrapped(target)
-            for has, target in zip(thought, (self.target(answer, policy) for answer in answers), strict=True)
-        )
+        one, other = self.target(chosen, policy), self.target(rejected, policy)
+        if policy == "strip" and (one is chosen) != (other is rejected):  # a thought was left out of the other alone
+            one, other = (_unwrapped(one), other) if one is chosen else (one, _unwrapped(other))
         return one, other
 
     def opened_by(self, prompt: str) -> str:
