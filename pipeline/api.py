@@ -82,9 +82,12 @@ class Run:
         return scan_table(self.folder, name, round)
 
     def scores(self, round: int = 0) -> pl.LazyFrame:
-        """The table `scores`, with whether each pair was kept and, if not, why (`kept`, `reason`)."""
+        """The table `scores`, with whether each pair was kept and, if not, why (`kept`, `reason`; null before the stage select)."""
         import polars as pl
 
+        if "curated" not in self.tables(round):
+            undecided = pl.lit(None, pl.Boolean).alias("kept"), pl.lit(None, pl.String).alias("reason")
+            return self.table("scores", round).with_columns(*undecided)
         kept = self.table("curated", round).select("pair_id", kept=pl.lit(True), reason=pl.lit(None, pl.String))
         gone = self.table("rejected", round).select("pair_id", "reason", kept=pl.lit(False))
         decided = pl.concat([kept, gone.select("pair_id", "kept", "reason")])

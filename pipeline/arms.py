@@ -38,7 +38,7 @@ def arm_of(text: str) -> ArmSpec:
         raise UserError(f"This arm cannot be read: {error}", where=f"--arm {text!r}") from None
     if not words or (colon and not label.strip()):
         raise UserError("This arm says nothing", where=f"--arm {text!r}", fix=_HOW)
-    if len(filters := [word for word in words if word == ALL or word in _FILTERS]) > 1:
+    if len(filters := [word for word in words if word == ALL or word in _FILTERS or word.startswith(_BY)]) > 1:
         raise UserError(
             f"An arm ranks by one filter, not by {' and '.join(filters)}", where=f"--arm {text!r}", fix=_HOW
         )
@@ -46,6 +46,7 @@ def arm_of(text: str) -> ArmSpec:
     return ArmSpec(label.strip() if colon else " ".join(map(_shown, words)), settings)
 
 
+_BY = ("by=", "select.by=")
 _HOW = f"Give a filter ({', '.join(_FILTERS)}), {ALL}, or settings: --arm 'select.keep=0.3 conflict.surgery=mean'."
 
 

@@ -18,6 +18,7 @@ Arms = Annotated[
         metavar="ARM",
     ),
 ]
+_SEEDS, _EXAMPLES = 3, 3
 
 
 def compare(
@@ -30,11 +31,13 @@ def compare(
             metavar="ARM,ARM",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="--train: trainings of each", min=1, max=1000)] = 3,
+    seeds: Annotated[int, typer.Option(help="--train: trainings of each", min=1, max=1000)] = _SEEDS,
     out: Annotated[
         Path | None, typer.Option(help="--train: folder of the runs (default: NAME-trained beside the run)")
     ] = None,
-    examples: Annotated[int, typer.Option(help="pairs to show that only one keeps, per arm", min=0, max=1000)] = 3,
+    examples: Annotated[
+        int, typer.Option(help="pairs to show that only one keeps, per arm", min=0, max=1000)
+    ] = _EXAMPLES,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
     round_: Shown = 0,
     quiet: Quiet = False,
@@ -51,6 +54,9 @@ def compare(
         from schemas.errors import UserError
         from stages.contract import Silent
 
+        unused = [name for name, given in (("--examples", examples != _EXAMPLES), ("--round", round_ != 0)) if given]
+        if train is not None and unused:
+            raise UserError(f"{unused[0]} has no use with --train", fix="Leave it out.")
         if train is not None:
             from pipeline.trials import trained
             from pipeline.trials_view import print_trials, write_tables
@@ -63,6 +69,8 @@ def compare(
             return
         if out is not None:
             raise UserError("--out is the folder of trained selections", fix="Give --train too, or leave it out.")
+        if seeds != _SEEDS:
+            raise UserError("--seeds is how often a selection is trained", fix="Give --train too, or leave it out.")
         found = comparison(find_run(run), arm or [], round_, Silent(Display(quiet).say), examples)
         print_comparison(found, as_json)
 

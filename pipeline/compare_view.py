@@ -25,8 +25,8 @@ def print_comparison(found: Comparison, as_json: bool) -> None:
         return
     marks = {arm.name: mark(n) for n, arm in enumerate(found.arms)}
     for arm in found.arms:
-        said = [*arm.settings, f"select.{arm.name}", f"select.by={arm.name}"]
-        settings = f"  ({' '.join(arm.settings)})" if arm.settings and " ".join(arm.settings) not in said[1:] else ""
+        said = (arm.name, f"select.{arm.name}", f"select.by={arm.name}")
+        settings = f"  ({' '.join(arm.settings)})" if arm.settings and " ".join(arm.settings) not in said else ""
         console.print(Text(f"{marks[arm.name]}  {arm.name}{settings}"), soft_wrap=True)
     console.print(Text(pool_line(found)), soft_wrap=True)
     for table in _tables(found, marks, room(console), _LABEL if console.is_terminal else None):

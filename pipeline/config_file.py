@@ -108,9 +108,9 @@ def _text(path: Path) -> str:
 
 
 def _leave_out(values: dict[str, Any], given: Sequence[str], say: Callable[[str], None]) -> None:
-    """Take keys out of the values as long as one has no use and `given` does not name it."""
+    """Take keys out of the values as long as one has no use and `given` names neither it nor a part of it."""
     while (useless := _useless(values)) is not None and not any(
-        f"{useless.key}.".startswith(f"{key}.") for key in given
+        f"{useless.key}.".startswith(f"{key}.") or key.startswith(f"{useless.key}.") for key in given
     ):
         *parents, last = useless.key.split(".")
         target: Any = values

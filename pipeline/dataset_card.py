@@ -56,6 +56,7 @@ def dataset_card(config: RunConfig, round_: int, contents: Contents, made: Seque
         "| --- | ---: | ---: | --- |",
         *(row for manifest in made for row in _rows(manifest)),
         "",
+        *_HELD_OUT * _holds_out(made),
         "## What the labels are worth",
         "",
         _labels(config),
@@ -159,6 +160,18 @@ def _selection(config: RunConfig, round_: int) -> str:
 
 def _capital(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
+
+
+_HELD_OUT = ["Pairs that are held out for evaluation go no further than the stage pairs.", ""]
+
+
+def _holds_out(made: Sequence[StageManifest]) -> bool:
+    """Whether the stage pairs keeps more than the next one begins with."""
+    count = {m.stage: totals(m.tallies) for m in made}
+    kept, begun = (
+        sum(row[what] for row in count.get(stage, [])) for stage, what in (("pairs", "kept"), ("gradients", "in"))
+    )
+    return begun < kept
 
 
 def _rows(manifest: StageManifest) -> list[str]:

@@ -51,7 +51,9 @@ def config_given(path: str | Path, settings: Sequence[str] = (), run_dir: Path |
     """
     path = Path(path)
     config, folder = load_config(path, settings, run_dir), usable_path(path).parent
-    own = path.name == "run.yaml" and ((folder / "_state").is_dir() or any(folder.glob("round-*/_state")))
+    own = path.name == "run.yaml" and any(
+        next(folder.glob(sign), None) for sign in ("_state", "round-*/_state", "events.jsonl")
+    )
     named = run_dir is not None or any(text.partition("=")[0] in ("name", "run_dir") for text in settings)
     if own and not named and config.folder.resolve() != folder.resolve():
         return config_of(folder, settings)

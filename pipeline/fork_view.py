@@ -13,7 +13,7 @@ def told(forked: Forked) -> str:
     folder = forked.config.folder
     size = ", ".join(f"{_bytes(n)} {how}" for n, how in ((forked.linked, "linked"), (forked.copied, "copied")) if n)
     shared = ", ".join(state.step.title for state in forked.shared)
-    lines = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in forked.without]
+    lines = [f"{sentence}." for sentence in forked.without]  # each begins with a key
     lines += [f"Shared with it: {shared or 'nothing'}" + (f" ({size})" if size else "")]
     if forked.left:
         lines.append(f"To do: {'; '.join(_why(state) for state in forked.left)}")

@@ -164,7 +164,8 @@ def _folders(arms: Sequence[ArmSpec]) -> list[str]:
     names: list[str] = []
     for arm in arms:
         plain = re.sub(r"[^A-Za-z0-9.=_-]+", "-", arm.name).replace("=", "-").strip("-._")[:60] or "arm"
-        names.append(plain if plain.casefold() not in map(str.casefold, names) else f"{plain}-{len(names) + 1}")
+        free = (plain, *(f"{plain}-{n}" for n in range(len(names) + 1, len(names) + len(arms) + 1)))
+        names.append(next(name for name in free if name.casefold() not in map(str.casefold, names)))
     return names
 
 
@@ -213,9 +214,12 @@ def _prepare(source: Path, trial: Trial) -> None:
     here = RunDir(trial.folder)
     if changed := changed_settings(there, wanted):
         more = f", and {len(changed) - 3} more" if changed[3:] else ""
+        longer = any(line.startswith((_STEPS, _FORGETTING)) for line in changed)
+        length = (
+            ": its length is that of the selection with the fewest pairs, of all that are compared" if longer else ""
+        )
         raise UserError(
-            f"This training was made with other settings than it would have now ({'; '.join(changed[:3])}{more}): its length is that of the selection"
-            " with the fewest pairs, of all that are compared",
+            f"This training was made with other settings than it would have now ({'; '.join(changed[:3])}{more}){length}",
             where=str(trial.folder),
             fix="Compare into another folder (--out FOLDER), or the selections that were compared there.",
         )

@@ -134,7 +134,7 @@ STAGES: tuple[StageSpec, ...] = (
         ),
         ("policy", "reference"),
         kept_rows=(("pair",), "contributions"),
-        version=5,
+        version=6,
         when=("gradients.sketch.method", "one_sided"),
         size="gradients.aggregate_size",
         only=("split", "conflict.splits"),
@@ -165,7 +165,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("scores", "gram", "directions"),
         ("languages.seen", "conflict", "gradients.relevance", "loss", "execution"),
         kept_rows=(("pair",), "scores"),
-        version=8,
+        version=9,
         needs=(needs.model, needs.surgery_solvers),
     ),
     StageSpec(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from schemas.config.base import Section, execution, other_than, semantic
 from schemas.config.judging import GENERATED
@@ -175,9 +176,16 @@ class RelevanceConfig(Section):
         "the answers that must answer the prompt; none: no pair is dropped",
         used_when={"gradients.relevance": True},
     )
+    off_topic_cost: float = semantic(
+        3.0,
+        "dropping pays where an off-topic pair that passes costs as much as this many good ones that are dropped; 1000: all up to the quantile",
+        used_when={"gradients.relevance": True, ".sides": other_than("none")},
+        gt=0,
+        le=1e6,
+    )
     quantile: float = semantic(
         0.95,
-        "drop a pair whose answer is no more relevant than this share of answers under other prompts of its language",
+        "what is more relevant than this share of answers under other prompts of its language always passes",
         used_when={"gradients.relevance": True, ".sides": other_than("none")},
         gt=0,
         lt=1,
@@ -198,6 +206,15 @@ class ConflictConfig(Section):
         "train: directions from the training pairs, each left out when it is scored; dev: directions from the dev split, a set you trust "
         "(pairs.sources[].split: dev): all training pairs are scored against all of its languages",
     )
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _names_a_split(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            raise ValueError(
+                "it is a split: give trusted pairs in pairs.sources with `split: dev`, and `target: dev` here"
+            )
+        return value
 
     relevance: RelevanceConfig = semantic(RelevanceConfig(), "the gate before the directions")
 

@@ -107,7 +107,9 @@ def _without_score(scores: PairScores, used: Literal["all", "others"], trained_N
             f"with {gone} every pair of the other languages leaves (they hang together by shared answers or translation groups: conflict.leave_out)"
         )
     if rest > 0:
-        why.append(f"{rest} have no direction left to compare with (conflict.surgery, conflict.score)")
+        why.append(
+            f"{rest} have no direction left to compare with (conflict.surgery, conflict.score, conflict.language_weights)"
+        )
     if bool(valid_n.any()):
         return f"{int((~valid_n).sum())} of {total} pairs have no score: {'; '.join(why)}"
     fix = (

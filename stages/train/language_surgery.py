@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class LanguageSurgeryTrainer(ColumnTrainer):
     """A PairTrainer whose rows have the number of their language. method: of `stages.surgery`.
 
     A step costs as many backward passes over smaller batches, and as much memory for gradients as there are languages in it. TRL's
-    figures of a step are means over those batches.
+    figures of a step are means over its pairs, as without.
     """
 
     columns = (COLUMN,)
@@ -59,11 +60,16 @@ class LanguageSurgeryTrainer(ColumnTrainer):
     ) -> torch.Tensor:
         """A backward pass for each language of the micro-batch; after the step's last one the merged gradient is in place."""
         languages = inputs.pop(COLUMN).tolist()
-        losses = []
+        losses, pairs = [], []
+        had = {name: len(values) for name, values in self._metrics["train"].items()}
         for language in sorted(set(languages)):
             mine = [pair for pair, its in enumerate(languages) if its == language]
             losses.append(super().training_step(model, some_pairs(inputs, mine), num_items_in_batch))
+            pairs.append(len(mine))
             self._keep_apart(language)
+        for name, values in self._metrics["train"].items():
+            if len(each := values[had.get(name, 0) :]) == len(pairs):  # TRL's own mean would be over languages
+                values[had.get(name, 0) :] = [float(np.average(each, weights=pairs))]
         if self.accelerator.sync_gradients:
             self._figures = place_resolved(dict(self.model.named_parameters()), self._apart, self._method, self._seed())
             self._apart = {}

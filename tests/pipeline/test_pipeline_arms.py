@@ -19,6 +19,8 @@ from schemas.errors import UserError
         ("margin keep=0.3", "margin keep=0.3", ("select.by=margin", "select.keep=0.3")),  # as the table shows it
         ("random margin", "", "ranks by one filter, not by random and margin"),
         ("all shortest", "", "ranks by one filter"),
+        ("'select.by=shortest' by=longest", "", "ranks by one filter"),
+        ("margin select.by=margin", "", "ranks by one filter"),
         ("my own: select.keep=0.3", "my own", ("select.keep=0.3",)),
         ("a: b: margin", "a", "There is no filter 'b:'"),
         ("languages.seen='[en, de]'", "languages.seen=[en, de]", ("languages.seen=[en, de]",)),

@@ -7,16 +7,18 @@ import os
 from functools import partial
 from pathlib import Path
 
+import polars as pl
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from pipeline.agenda import intention
+from pipeline.api import Run
 from pipeline.cli import app
 from pipeline.config_file import dump, load_config
 from pipeline.console import Display
 from pipeline.executor_errors import StageFailed
-from pipeline.existing import config_of
+from pipeline.existing import config_given, config_of
 from pipeline.export import export_dataset
 from pipeline.fork import fork
 from pipeline.fork_view import told
@@ -305,12 +307,36 @@ def test_what_a_fork_leaves_without_a_use_is_left_out_and_said(fake):
     fake("select.by=random", "select.seed=5")
     forked = fork(fake.root, Path("other"), ["select.by=margin"])
     assert forked.config.select.seed is None and forked.config.select.by == "margin"
-    assert "Select.seed has no use with select.by: margin (it belongs to select.by: random): it is left out." in told(
+    assert "select.seed has no use with select.by: margin (it belongs to select.by: random): it is left out." in told(
         forked
     )
     assert config_of(fake.root, ["select.by=margin"]).select.seed is None
     with pytest.raises(UserError, match=r"select\.seed has no use with select\.by: margin"):
         fork(fake.root, Path("third"), ["select.by=margin", "select.seed=6"])
+    for given in ("conflict.language_weights.en=2", "conflict.language_weights={en: 2}"):
+        with pytest.raises(UserError, match=r"conflict\.language_weights has no use with conflict\.surgery: mgda"):
+            fork(fake.root, Path("third"), ["conflict.surgery=mgda", given])
+
+
+def test_a_fork_that_shares_nothing_is_where_it_was_moved_to(fake, tmp_path):
+    fake()
+    fork(fake.root, tmp_path / "other", ["seed=3"])
+    (tmp_path / "other").rename(tmp_path / "moved")
+    assert config_given(tmp_path / "moved" / "run.yaml").folder.resolve() == (tmp_path / "moved").resolve()
+
+
+def test_scores_are_there_before_select_has_decided(fake, monkeypatch):
+    fake()
+    monkeypatch.setattr(Run, "tables", lambda self, round=0: ["scores"])
+    monkeypatch.setattr(Run, "table", lambda self, name, round=0: {"scores": pl.LazyFrame({"score": [0.5]})}[name])
+    assert Run(fake.root).scores().collect().rows() == [(0.5, None, None)]
+
+
+@pytest.mark.parametrize(("options", "said"), [(["--seeds", "2"], "--seeds is how often"), (["--train", "all", "--examples", "5"], "--examples has no use with --train"), (["--train", "all", "--round", "1"], "--round has no use with --train")])  # fmt: skip
+def test_options_of_compare_without_a_use_are_refused(fake, options, said):
+    fake()
+    told_ = CliRunner().invoke(app, ["compare", str(fake.root), *options])
+    assert told_.exit_code != 0 and said in told_.stderr
 
 
 def test_nothing_is_put_where_a_run_deletes_its_tables(fake):

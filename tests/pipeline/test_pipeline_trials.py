@@ -30,6 +30,7 @@ def test_every_seed_has_every_arm_with_equal_steps_and_folders_of_their_own(writ
     assert all({f"train.seed={t.seed}", "train.max_steps=17"} <= set(t.settings) for t in trials)
     drawn = {t.arm.name: [s for s in t.settings if s.startswith("select.seed")] for t in trials if t.seed == 2}
     assert drawn == {"conflict": [], "random": ["select.seed=2"], "a/b": [], "a?b": []}
+    assert len(set(trials_module._folders([arm_of(f"{name}: all") for name in ("a-b-3", "a-b", "a b", "a/b")]))) == 4
     for trial in trials:  # every one is a config that can be run
         load_config(write_config(), [*trial.settings, f'name="{trial.folder.name}"'])
 

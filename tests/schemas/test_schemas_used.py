@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from schemas.config import RunConfig
 from schemas.config.base import Not, conditions_of
+from schemas.config.curation import ConflictConfig
 from schemas.config.used import Unused, in_words, unused
 
 BASE: dict[str, Any] = {
@@ -252,3 +253,8 @@ def test_a_section_given_in_part_takes_the_rest_from_its_own_default() -> None:
     config = RunConfig.model_validate(BASE | {"evaluate": {"sampling": {"max_tokens": 9}}})
     assert (config.evaluate.sampling.temperature, config.evaluate.sampling.max_tokens) == (0.0, 9)
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_trusted_pairs_under_the_target_are_told_where_they_go():
+    with pytest.raises(ValueError, match=r"pairs\.sources with `split: dev`"):
+        ConflictConfig.model_validate({"target": {"sources": ["trusted.jsonl"]}})

@@ -310,9 +310,9 @@ def test_nulls_of_a_sample_are_those_of_all_pairs(languages, fresh_seed):
 
 
 def _gated(languages: list[str], off: set[int]) -> dict[str, list[float | None]]:
-    """Answers under other prompts are at -1 .. 1; those in `off` are no better under their own, the others at 3."""
+    """Answers under other prompts are at -1 .. 1; those in `off` are worse than half of these under their own, the others at 3."""
     n = len(languages)
-    own = [0.5 if i in off else 3.0 for i in range(n)]
+    own = [-0.5 if i in off else 3.0 for i in range(n)]
     null = [-1 + 2 * i / n for i in range(n)]
     return {"relevance_chosen": own, "relevance_rejected": [5.0] * n, "null_chosen": null, "null_rejected": null}
 
@@ -408,7 +408,7 @@ def test_only_training_pairs_count_for_what_cannot_be_scored_or_is_off_topic(tmp
     assert not any("have no score" in note for note in notes)
     n = 40
     g_ND, languages = draw(n, 3)
-    low, high = [0.0] * 15, [3.0] * 15
+    low, high = [1.5] * 15, [3.0] * 15
     null = [i / 15 for i in range(30)]
     relevance = {
         "relevance_chosen": low + high,
@@ -419,7 +419,7 @@ def test_only_training_pairs_count_for_what_cannot_be_scored_or_is_off_topic(tmp
     relevance = {name: values + [None] * 10 for name, values in relevance.items()}  # the trusted ones have no null
     parts = tables(g_ND, ["en"] * n, splits=["train"] * 30 + ["dev"] * 10, relevance=relevance)
     with pytest.raises(UserError, match="Every pair is off-topic"):
-        run(tmp_path, config(target="dev", relevance={"sides": "both"}), *parts)
+        run(tmp_path, config(target="dev", relevance={"sides": "both", "off_topic_cost": 1000}), *parts)
 
 
 def test_few_trusted_pairs_are_named_and_languages_without_any_are_not(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -11,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from schemas.config.curation import RelevanceConfig
 from schemas.errors import UserError
 from schemas.tables import TABLES
-from stages.gradients.relevance import COLUMNS, cuts, folded_prompts, other_prompts, relevant, says_nothing
+from stages.gradients.relevance import COLUMNS, cuts, folded_prompts, notes, other_prompts, relevant, says_nothing
 from stages.gradients.stage import Gradients
 from stages.text.render import load_renderer
 from tests.conftest import CHATML
@@ -150,7 +152,7 @@ def sample(**languages: tuple[list[float], list[float]]) -> pl.DataFrame:
 def test_the_cut_is_the_quantile_of_the_language_or_of_all_where_it_has_too_few():
     hundred = [n / 100 for n in range(100)]
     frame = sample(en=([2.0] * 100, hundred), de=([3.0] * 3, [0.0, 5.0, 0.0]))
-    en, de, fr = cuts(frame, ["en", "de", "fr"], RelevanceConfig(quantile=0.9))
+    en, de, fr = cuts(frame, ["en", "de", "fr"], RelevanceConfig(quantile=0.9, off_topic_cost=1000))
     assert (en.value, en.n, en.pooled) == (0.9, 100, False)
     assert de.pooled and de.n == 103 and fr.value == de.value == pytest.approx(0.91, abs=0.02)
     passes = relevant(
@@ -165,6 +167,50 @@ def test_where_nothing_can_be_told_there_is_no_gate():
         (cut,) = cuts(frame, ["en"], RelevanceConfig())
         assert cut.value is None and why in cut.why
         assert relevant(frame, [cut]).all()
+
+
+def by_trying(own: list[float], null: list[float], config: RelevanceConfig) -> float | None:
+    """The cut by its definition: no cut, and every value of the null from the lowest on."""
+    n = len(null)
+    p = [(1 + sum(other >= value for other in null)) / (n + 1) for value in own]
+    share = min(1, (1 + sum(one > 0.5 for one in p)) / (n / 2))
+    best, most = None, 0.0
+    for cut in sorted(value for value in null if value <= pl.Series(null).quantile(config.quantile, "higher")):
+        off, dropped = share * sum(value <= cut for value in null), sum(value <= cut for value in own)
+        if dropped <= n / 2 and (gain := config.off_topic_cost * off - (dropped - off)) > most + 1e-9:
+            best, most = cut, gain
+    return best if share <= 0.5 else None
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_cut_is_where_dropping_gains_most(seed):
+    r = random.Random(seed)
+    n, grain = r.choice([20, 41, 200]), r.choice([1, 100])
+    null = [round(r.gauss(0, 1) * grain) / grain for _ in range(n)]
+    own = [round(r.gauss(0 if r.random() < 0.15 * (seed % 4) else 3, 1) * grain) / grain for _ in range(n)]
+    config = RelevanceConfig(quantile=0.9, off_topic_cost=r.choice([0.25, 1.0, 3.0, 100]))
+    (cut,) = cuts(sample(en=(own, null)), ["en"], config)
+    assert cut.value == by_trying(own, null, config) and (cut.value is None or not cut.why)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.1, 0.25, 0.4])
+def test_good_answers_pay_for_off_topic_ones_and_not_for_none(share):
+    """Good answers overlap with the null, as a weak model's do: its 95% quantile would cost a fifth of them."""
+    r = random.Random(0)
+    n = 4000
+    off = [r.random() < share for _ in range(n)]
+    null = [r.gauss(0, 1) for _ in range(n)]
+    own = [r.gauss(0 if one else 2.5, 1) for one in off]
+    (cut,) = cuts(sample(en=(own, null)), ["en"], RelevanceConfig())
+
+    def cost(value: float) -> float:
+        pairs = list(zip(own, off, strict=True))
+        return sum(3 * (r > value) if bad else r <= value for r, bad in pairs) / n
+
+    assert cut.value is not None and notes([cut]) == []
+    best = min(cost(value) for value in sorted(null)[::20])  # knowing which are off-topic
+    assert cost(cut.value) <= 1.1 * best + 0.005
+    assert cost(cut.value) < 0.6 * cost(pl.Series(null).quantile(0.95)) or share > 0.1
 
 
 def test_one_sided_sums_leave_out_what_the_gate_holds_back(tmp_path, models, monkeypatch):
@@ -205,16 +251,17 @@ def test_one_sided_sums_of_nothing_say_why(tmp_path, models, monkeypatch):
 
 def test_a_small_language_that_the_model_does_not_know_has_no_gate():
     """The cut of all is that of the languages it knows well: the other's answers would all miss it."""
+    quantile = RelevanceConfig(off_topic_cost=1000)
     strong = [2.0 + n / 100 for n in range(100)], [n / 100 for n in range(100)]
     frame = sample(en=strong, sw=([0.4] * 10, [0.1] * 10), de=([2.0] * 10, [0.1] * 10))
-    en, sw, de = cuts(frame, ["en", "sw", "de"], RelevanceConfig())
+    en, sw, de = cuts(frame, ["en", "sw", "de"], quantile)
     assert de.value == pytest.approx(en.value, abs=0.1) and de.pooled
     assert (
         sw.value is None
         and sw.why == "100% of the chosen answers are no likelier under their own prompt than others are"
     )
     blind = sample(en=([0.0] * 100, [n / 100 for n in range(100)]), de=([9.0] * 10, [0.1] * 10))
-    assert "91% of the chosen answers of all languages" in cuts(blind, ["de"], RelevanceConfig())[0].why
+    assert "100% of the chosen answers of all languages" in cuts(blind, ["de"], quantile)[0].why
 
 
 def test_the_same_question_is_no_other_prompt():

@@ -232,3 +232,21 @@ def test_a_stopped_training_ends_with_the_same_weights(workbench: Any) -> None:
 def test_what_does_not_go_together_is_refused(workbench: Any, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         workbench.context("refused", **{"method": "lora", **settings}, language_surgery="pcgrad")
+
+
+def test_figures_of_a_step_are_means_over_its_pairs_as_without_surgery(workbench: Any) -> None:
+    """Four pairs of one language and two of the other, or so, in a batch; before the first step both trainings have the same weights. float32: 1e-4."""
+    rows = workbench.read("curated").to_pylist()
+    for n, row in enumerate(rows):
+        row["language"] = "de" if n % 3 == 0 else "en"
+    workbench.write("curated", pa.Table.from_pylist(rows, schema=TABLES["curated"].schema))
+    settings = SETTINGS | {"micro_batch_size": 6, "max_steps": 1}
+    figures = []
+    for name, extra in (("plain", {}), ("apart", {"language_surgery": "pcgrad"})):
+        logged = train(workbench.context(name, **settings, **extra))
+        figures.append({row["name"]: row["value"] for row in logged if row["step"] == 1})
+    plain, apart = figures
+    same = [name for name in plain if name.startswith(("logps/", "rewards/"))]
+    assert len(same) >= 4
+    for name in same:
+        assert apart[name] == pytest.approx(plain[name], rel=1e-4, abs=1e-4), name
