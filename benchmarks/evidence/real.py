@@ -21,7 +21,7 @@ from schemas.ids import content_id
 from stages.gradients.projections import SketchLayout
 from stages.gradients.store import LAYOUT_KEY
 
-VERSION = 3
+VERSION = 4
 """Raise it when a change of code changes figures: rows of another version count as missing."""
 KINDS = ("flip", "twins", "off_topic", "language", "conflict")
 TABLE = "real"

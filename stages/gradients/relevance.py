@@ -270,14 +270,15 @@ def cuts(sample: pl.DataFrame, languages: Sequence[str], config: RelevanceConfig
 def _off_topic(own_N: np.ndarray, null_N: np.ndarray) -> float:
     """The share of answers that are off-topic, if these are as relevant as the null is.
 
-    Storey's estimate (J. R. Statist. Soc. B 64, 2002; lambda 1/2; with the 1 that Storey, Taylor and Siegmund, 66, 2004, add for small samples):
-    twice the share of answers in the null's lower half, p > 1/2. Good answers there make it too large.
+    Storey's estimate (J. R. Statist. Soc. B 64, 2002; with the 1 that Storey, Taylor and Siegmund, 66, 2004, add for small samples): the share
+    of answers with p > lambda, over 1 - lambda. Good answers among them make it too large, fewest with 1/2, and so do off-topic ones below the null,
+    least with 0.05: it is the lower of the two.
 
     own_N, null_N: relevance of the same answers [N] under their own prompt and under another.
     """
     n = len(null_N)
     p_N = (1 + n - np.searchsorted(np.sort(null_N), own_N, side="left")) / (n + 1)
-    return min(1.0, 2 * (1 + int((p_N > 0.5).sum())) / n)
+    return min(1.0, *((1 + int((p_N > part).sum())) / (n * (1 - part)) for part in (0.5, 0.05)))
 
 
 def _best(own_N: np.ndarray, null_N: np.ndarray, share: float, config: RelevanceConfig) -> float | None:

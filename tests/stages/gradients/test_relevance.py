@@ -173,7 +173,7 @@ def by_trying(own: list[float], null: list[float], config: RelevanceConfig) -> f
     """The cut by its definition: no cut, and every value of the null from the lowest on."""
     n = len(null)
     p = [(1 + sum(other >= value for other in null)) / (n + 1) for value in own]
-    share = min(1, (1 + sum(one > 0.5 for one in p)) / (n / 2))
+    share = min(1, (1 + sum(one > 0.5 for one in p)) / (n / 2), (1 + sum(one > 0.05 for one in p)) / (0.95 * n))
     best, most = None, 0.0
     for cut in sorted(value for value in null if value <= pl.Series(null).quantile(config.quantile, "higher")):
         off, dropped = share * sum(value <= cut for value in null), sum(value <= cut for value in own)
@@ -191,6 +191,14 @@ def test_the_cut_is_where_dropping_gains_most(seed):
     config = RelevanceConfig(quantile=0.9, off_topic_cost=r.choice([0.25, 1.0, 3.0, 100]))
     (cut,) = cuts(sample(en=(own, null)), ["en"], config)
     assert cut.value == by_trying(own, null, config) and (cut.value is None or not cut.why)
+
+
+def test_off_topic_answers_below_all_under_other_prompts_are_not_taken_for_twice_as_many():
+    """A third of them: twice that would be more than half, and the model be called blind."""
+    null = [n / 100 for n in range(100)]
+    frame = sample(en=([-1.0] * 33 + [2.0] * 67, null))
+    (cut,) = cuts(frame, ["en"], RelevanceConfig())
+    assert cut.value is not None and relevant(frame, [cut]).to_list() == [False] * 33 + [True] * 67
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.1, 0.25, 0.4])
@@ -261,7 +269,7 @@ def test_a_small_language_that_the_model_does_not_know_has_no_gate():
         and sw.why == "100% of the chosen answers are no likelier under their own prompt than others are"
     )
     blind = sample(en=([0.0] * 100, [n / 100 for n in range(100)]), de=([9.0] * 10, [0.1] * 10))
-    assert "100% of the chosen answers of all languages" in cuts(blind, ["de"], quantile)[0].why
+    assert "97% of the chosen answers of all languages" in cuts(blind, ["de"], quantile)[0].why
 
 
 def test_the_same_question_is_no_other_prompt():
