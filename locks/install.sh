@@ -38,6 +38,12 @@ supported "$python" || refuse "PYTHON=$python: the locks are for Python 3.11, 3.
     "vLLM on a CPU needs the system library libnuma.so.1, which this machine lacks." \
     "Install it (Debian, Ubuntu: apt-get install libnuma1; Fedora: dnf install numactl-libs) and run the command again."
 
+if [ -d "$venv" ]; then # what runs from it would lose its packages
+    used=$(grep -ls " $(cd "$venv" && pwd -P)/" /proc/[0-9]*/maps 2>/dev/null | head -n 1 | tr -dc '0-9') || true
+    [ -z "$used" ] || refuse "$venv has to be made anew, and process $used runs from it: $(tr '\0' ' ' <"/proc/$used/cmdline" | cut -c1-120)" \
+        "Let it end, or install elsewhere: make VENV=.venv-new ..."
+fi
+
 packages=$(grep -c '==' "$lock")
 started=$(date +%s)
 printf 'Installing %s packages of %s into %s with %s; minutes, several GB. Details: %s\n' \
