@@ -56,7 +56,7 @@ def dataset_card(config: RunConfig, round_: int, contents: Contents, made: Seque
         "| --- | ---: | ---: | --- |",
         *(row for manifest in made for row in _rows(manifest)),
         "",
-        *_HELD_OUT * _holds_out(made),
+        *_held_out(made),
         "## What the labels are worth",
         "",
         _labels(config),
@@ -162,16 +162,13 @@ def _capital(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
-_HELD_OUT = ["Pairs that are held out for evaluation go no further than the stage pairs.", ""]
-
-
-def _holds_out(made: Sequence[StageManifest]) -> bool:
-    """Whether the stage pairs keeps more than the next one begins with."""
-    count = {m.stage: totals(m.tallies) for m in made}
-    kept, begun = (
-        sum(row[what] for row in count.get(stage, [])) for stage, what in (("pairs", "kept"), ("gradients", "in"))
-    )
-    return begun < kept
+def _held_out(made: Sequence[StageManifest]) -> list[str]:
+    """How many imported pairs there are that no stage after pairs begins with. (Of generated ones the stage counts prompts.)"""
+    count = {(m.stage, row["unit"]): row for m in made for row in totals(m.tallies)}
+    if not count.keys() >= {("pairs", "row"), ("gradients", "pair")}:
+        return []
+    held = count["pairs", "row"]["kept"] - count["gradients", "pair"]["in"]
+    return [f"Held out for evaluation after the stage pairs: {held:,} pairs.", ""] if held > 0 else []
 
 
 def _rows(manifest: StageManifest) -> list[str]:

@@ -168,6 +168,9 @@ class GradientsConfig(Section):
     )
 
 
+_GATE: dict[str, Any] = {"gradients.relevance": True, ".sides": other_than("none")}
+
+
 class RelevanceConfig(Section):
     """Pairs whose answer is no answer to their prompt leave before the directions are made (docs/methods.md section 4)."""
 
@@ -179,14 +182,14 @@ class RelevanceConfig(Section):
     off_topic_cost: float = semantic(
         3.0,
         "dropping pays where an off-topic pair that passes costs as much as this many good ones that are dropped; 1000: all up to the quantile",
-        used_when={"gradients.relevance": True, ".sides": other_than("none")},
+        used_when=_GATE,
         gt=0,
         le=1e6,
     )
     quantile: float = semantic(
         0.95,
         "what is more relevant than this share of answers under other prompts of its language always passes",
-        used_when={"gradients.relevance": True, ".sides": other_than("none")},
+        used_when=_GATE,
         gt=0,
         lt=1,
     )

@@ -256,13 +256,15 @@ def cuts(sample: pl.DataFrame, languages: Sequence[str], config: RelevanceConfig
             own_N, null_N = mine[own].to_numpy(), mine[null].to_numpy()
             share = _off_topic(own_N, null_N)
             value = _best(own_N, null_N, share, config)
-            whose, why = " of all languages" if pooled else "", ""
+            whose, missing, why = " of all languages" if pooled else "", share, ""
             if pooled and value is not None and share <= _MOST:
                 theirs = sample.filter(pl.col("language") == language)[own].fill_nan(None).drop_nulls()
-                whose, share = "", int((theirs <= value).sum()) / max(len(theirs), 1)
-            if share > _MOST:
+                whose, missing = "", int((theirs <= value).sum()) / max(len(theirs), 1)
+            if missing > _MOST:
                 value = None
-                why = f"{share:.0%} of the {side} answers{whose} are no likelier under their own prompt than others are"
+                why = (
+                    f"{missing:.0%} of the {side} answers{whose} are no likelier under their own prompt than others are"
+                )
             found.append(Cut(language, side, value, mine.height, pooled, why))
     return found
 
@@ -289,7 +291,7 @@ def _best(own_N: np.ndarray, null_N: np.ndarray, share: float, config: Relevance
     """
     null_N, own_N = np.sort(null_N), np.sort(own_N)
     n = len(null_N)
-    highest = null_N[min(n - 1, math.ceil(round(config.quantile * (n - 1), 9)))]
+    highest = np.quantile(null_N, config.quantile, method="higher")
     cut_C = np.unique(null_N[null_N <= highest])
     dropped_C = np.searchsorted(own_N, cut_C, side="right")
     off_C = share * np.searchsorted(null_N, cut_C, side="right")

@@ -98,6 +98,21 @@ def test_the_card_counts_what_the_gate_held_back_whatever_selects(write_config, 
     assert "4 pairs were left out before: the prompt makes an answer of it no likelier" in card
 
 
+@pytest.mark.parametrize(("unit", "kept", "said"), [("row", 240, True), ("row", 183, False), ("prompt", 240, False)])
+def test_the_card_counts_what_is_held_out_of_imported_pairs(write_config, unit, kept, said):
+    tallies = {
+        "pairs": Tally(unit=unit, language="en", rows_in=kept, kept=kept),
+        "gradients": Tally(unit="pair", language="en", rows_in=183, kept=183),
+    }
+    made = [
+        StageManifest(stage=stage, round=0, fingerprint="f", content="c", files=[], tallies=[tally])
+        for stage, tally in tallies.items()
+    ]
+    card = dataset_card(load_config(write_config()), 0, Contents("data/x", {"en": 3}, 1, 1), made)
+    assert ("Held out for evaluation after the stage pairs: 57 pairs." in card) == said
+    assert said or "Held out" not in card
+
+
 def test_the_hubs_own_classes_read_both_cards_and_lose_nothing(write_config, exported, tmp_path):
     """DatasetCard and ModelCard check headers as far as they do without the hub: its classes, its model-index."""
     hub = pytest.importorskip("huggingface_hub")
