@@ -19,6 +19,7 @@ Arms = Annotated[
     ),
 ]
 _SEEDS, _EXAMPLES = 3, 3
+"""Where nothing is said."""
 
 
 def compare(
@@ -31,13 +32,16 @@ def compare(
             metavar="ARM,ARM",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="--train: trainings of each", min=1, max=1000)] = _SEEDS,
+    seeds: Annotated[
+        int | None, typer.Option(help=f"--train: trainings of each (default: {_SEEDS})", min=1, max=1000)
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="--train: folder of the runs (default: NAME-trained beside the run)")
     ] = None,
     examples: Annotated[
-        int, typer.Option(help="pairs to show that only one keeps, per arm", min=0, max=1000)
-    ] = _EXAMPLES,
+        int | None,
+        typer.Option(help=f"pairs to show that only one keeps, per arm (default: {_EXAMPLES})", min=0, max=1000),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
     round_: Shown = 0,
     quiet: Quiet = False,
@@ -54,7 +58,7 @@ def compare(
         from schemas.errors import UserError
         from stages.contract import Silent
 
-        unused = [name for name, given in (("--examples", examples != _EXAMPLES), ("--round", round_ != 0)) if given]
+        unused = [name for name, given in (("--examples", examples is not None), ("--round", round_ != 0)) if given]
         if train is not None and unused:
             raise UserError(f"{unused[0]} has no use with --train", fix="Leave it out.")
         if train is not None:
@@ -63,15 +67,21 @@ def compare(
 
             texts = [text.strip() for text in train.split(",") if text.strip()]
             result = trained(
-                find_run(run), [*texts, *(arm or [])], seeds, usable_path(out) if out else None, Display(quiet)
+                find_run(run),
+                [*texts, *(arm or [])],
+                seeds or _SEEDS,
+                usable_path(out) if out else None,
+                Display(quiet),
             )
             print_trials(result, write_tables(result), as_json)
             return
         if out is not None:
             raise UserError("--out is the folder of trained selections", fix="Give --train too, or leave it out.")
-        if seeds != _SEEDS:
+        if seeds is not None:
             raise UserError("--seeds is how often a selection is trained", fix="Give --train too, or leave it out.")
-        found = comparison(find_run(run), arm or [], round_, Silent(Display(quiet).say), examples)
+        found = comparison(
+            find_run(run), arm or [], round_, Silent(Display(quiet).say), _EXAMPLES if examples is None else examples
+        )
         print_comparison(found, as_json)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from pipeline.selection import refuse_round
 from pipeline.status import recorded_planner
 from schemas.config import RunConfig
 from schemas.errors import UserError
-from stages.contract import Progress
+from stages.contract import Progress, Silent
 
 if TYPE_CHECKING:
     from stages.compare.figures import Comparison
@@ -97,6 +97,7 @@ class _Anew:
     scratch: Path
     progress: Progress
     _made: dict[str, Path] = field(default_factory=dict)
+    _said: set[str] = field(default_factory=set)
 
     def scores(self, config: RunConfig, round_: int, inputs: Mapping[str, list[Path]], note: str) -> Path:
         from stages.compare.rescore import rescored
@@ -106,19 +107,29 @@ class _Anew:
             self.progress.note(note)
             folder = self.scratch / str(len(self._made))
             folder.mkdir()
-            self._made[settings] = rescored(config, round_, inputs, folder, self.progress)
+            self._made[settings] = rescored(config, round_, inputs, folder, Silent(self._once))
         return self._made[settings]
+
+    def _once(self, message: str) -> None:
+        """What holds for the scores of several arms is said of the first."""
+        if message not in self._said:
+            self._said.add(message)
+            self.progress.note(message)
+
+
+def config_of_arm(folder: Path, spec: ArmSpec, said: Callable[[str], None] = lambda message: None) -> RunConfig:
+    """The run's config with the arm's settings. said: told what has no use. Raises UserError that names the arm."""
+    try:
+        return config_of(folder, spec.settings, said)
+    except UserError as error:
+        raise UserError(f"{_who(spec)} cannot be compared: {error.what}", fix=error.fix) from error
 
 
 def _arm(folder: Path, own: RunConfig, spec: ArmSpec, round_: int, anew: _Anew, with_own: bool) -> Arm:
     """The arm with the tables it selects from."""
     from stages.compare.pool import Arm
 
-    try:
-        said = partial(_noted, anew.progress, spec.name)
-        config = config_of(folder, spec.settings, said) if spec.settings else own
-    except UserError as error:
-        raise UserError(f"{_who(spec)} cannot be compared: {error.what}", fix=error.fix) from error
+    config = config_of_arm(folder, spec, partial(_noted, anew.progress, spec.name)) if spec.settings else own
     states = recorded_planner(config, folder).states()
     scoring, selecting = _scored(states, round_, spec, folder), _maker(states, "curated", round_)
     if with_own and spec.settings and all(_same(state, config, own) for state in (scoring, selecting)):

@@ -16,7 +16,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.arms import ArmSpec, arms_of
-from pipeline.compare import trained_alone
+from pipeline.compare import config_of_arm, trained_alone
 from pipeline.config_file import load_config
 from pipeline.console import Display
 from pipeline.existing import config_of
@@ -173,7 +173,7 @@ def _configs(source: Path, config: RunConfig, arms: Sequence[ArmSpec]) -> list[R
     """Those of the arms. Raises UserError for one that says of itself what the comparison says of all."""
     found = []
     for arm in arms:
-        own = config_of(source, arm.settings)
+        own = config_of_arm(source, arm)
         given = [setting.partition("=")[0] for setting in arm.settings]
         changed = [key for key in _EQUAL if attrgetter(key)(own) != attrgetter(key)(config) and _names(given, key)]
         if len(own.train.orthalign.objectives) != len(config.train.orthalign.objectives):

@@ -54,7 +54,8 @@ def print_trials(trials: Trials, paths: list[Path], as_json: bool) -> None:
     figures = over_seeds(trials.rows)
     if as_json:
         runs = [{"arm": t.arm.name, "seed": t.seed, "run": str(t.folder)} for t in trials.trials]
-        value: dict[str, Any] = {"steps": trials.steps, "runs": runs, "figures": figures.to_dicts()}
+        lengths = {"steps": trials.steps, "forgetting_steps": trials.forgetting, "objectives": trials.objectives}
+        value: dict[str, Any] = lengths | {"runs": runs, "figures": figures.to_dicts()}
         console.write_json(value)
         return
     table = paper_table(figures)

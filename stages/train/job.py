@@ -81,6 +81,8 @@ def _train(
     if train.language_surgery != "none":
         from stages.train.language_surgery import LanguageSurgeryPhase, with_languages
 
+        if len(set(pairs.languages)) == 1:
+            session.note(f"all pairs are {pairs.languages[0]}: train.language_surgery has nothing to resolve")
         phase = LanguageSurgeryPhase(with_languages(pairs), plan, session.checkpoints, session.identity)
     if train.merges:
         from stages.train.confined import ConfinedPhase

@@ -83,6 +83,13 @@ def test_what_is_trained_on_is_read_with_its_hash(run, inline_command, tmp_path,
         Run(tmp_path / "copy").curated()
 
 
+def test_what_all_arms_are_scored_without_is_said_once(run, inline_command) -> None:
+    arms = ("conflict.relevance.off_topic_cost=2", "conflict.relevance.off_topic_cost=4")
+    done = inline_command("compare", str(run), "--examples", "0", *(w for arm in arms for w in ("--arm", arm)))
+    said = " ".join(done.output.split())
+    assert said.count("scored anew") == 2 and said.count("en: no gate against off-topic chosen answers") == 1
+
+
 def test_the_table_and_the_report_show_the_arms(run, inline_command) -> None:
     done = inline_command(
         "compare",
@@ -100,7 +107,8 @@ def test_the_table_and_the_report_show_the_arms(run, inline_command) -> None:
 def test_trained_arms_are_runs_at_equal_steps_and_a_second_call_repeats_nothing(run, inline_command, tmp_path) -> None:
     command = ("compare", str(run), "--train", "random", "--seeds", "2", "--out", str(tmp_path / "trained"), "--json")
     done = json.loads(inline_command(*command).stdout)
-    assert done["steps"] == 2 and [one["seed"] for one in done["runs"]] == [0, 1]
+    assert (done["steps"], done["forgetting_steps"], done["objectives"]) == (2, 0, 0)
+    assert [one["seed"] for one in done["runs"]] == [0, 1]
     kept = [set(pl.read_parquet(Path(one["run"]) / "round-0/curated/*.parquet")["pair_id"]) for one in done["runs"]]
     assert len(kept[0]) == len(kept[1]) and kept[0] != kept[1]  # drawn anew with every seed
     accuracy = [one for one in done["figures"] if one["metric"] == "accuracy" and one["language"] == "all"]

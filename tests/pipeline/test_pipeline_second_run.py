@@ -332,7 +332,7 @@ def test_scores_are_there_before_select_has_decided(fake, monkeypatch):
     assert Run(fake.root).scores().collect().rows() == [(0.5, None, None)]
 
 
-@pytest.mark.parametrize(("options", "said"), [(["--seeds", "2"], "--seeds is how often"), (["--train", "all", "--examples", "5"], "--examples has no use with --train"), (["--train", "all", "--round", "1"], "--round has no use with --train")])  # fmt: skip
+@pytest.mark.parametrize(("options", "said"), [(["--seeds", "3"], "--seeds is how often"), (["--train", "all", "--examples", "3"], "--examples has no use with --train"), (["--train", "all", "--round", "1"], "--round has no use with --train")])  # fmt: skip
 def test_options_of_compare_without_a_use_are_refused(fake, options, said):
     fake()
     told_ = CliRunner().invoke(app, ["compare", str(fake.root), *options])

@@ -112,6 +112,13 @@ def test_what_is_the_same_for_all_is_refused_of_an_arm(arm, said, write_config, 
         trained(tmp_path / "run", ["margin", arm], 1, None, Display(quiet=True))
 
 
+def test_an_arm_that_cannot_be_read_is_named(write_config, tmp_path) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(write_config(), tmp_path / "run" / "run.yaml")
+    with pytest.raises(UserError, match=r"The arm 'half' cannot be compared: .*kep"):
+        trained(tmp_path / "run", ["margin", "half: margin select.kep=0.5"], 1, None, Display(quiet=True))
+
+
 @pytest.mark.parametrize(
     ("train", "counts", "pairs"),
     [

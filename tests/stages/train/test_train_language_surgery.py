@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, get_args
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from torchjd.aggregation import PCGrad
 
 from schemas.config.training import TrainConfig
 from schemas.tables import TABLES
-from stages.contract import Context, Stopped
+from stages.contract import Context, Silent, Stopped
 from stages.train import language_surgery
 from stages.train.language_surgery import LanguageSurgeryTrainer, place_resolved
 from stages.train.stage import Train
@@ -250,3 +251,16 @@ def test_figures_of_a_step_are_means_over_its_pairs_as_without_surgery(workbench
     assert len(same) >= 4
     for name in same:
         assert apart[name] == pytest.approx(plain[name], rel=1e-4, abs=1e-4), name
+
+
+def test_pairs_of_one_language_train_as_without_surgery_and_it_is_said(workbench: Any) -> None:
+    rows = [{**row, "language": "de"} for row in workbench.read("curated").to_pylist()]
+    workbench.write("curated", pa.Table.from_pylist(rows, schema=TABLES["curated"].schema))
+    said: list[str] = []
+    apart = workbench.context("apart", **SETTINGS, language_surgery="pcgrad")
+    train(replace(apart, progress=Silent(said.append)))
+    plain = workbench.context("plain", **SETTINGS)
+    train(plain)
+    assert "all pairs are de: train.language_surgery has nothing to resolve" in said
+    for name, weight in weights(apart).items():
+        torch.testing.assert_close(weight, weights(plain)[name], rtol=1e-4, atol=1e-4)
