@@ -50,8 +50,8 @@ def codes(languages: int) -> list[str]:
 
 def write(folder: Path, pairs: int, languages: int, dim: int, shared: float, mixed: bool, common: float = 0.05) -> None:
     """The gradients and pairs tables. Sketches repeat after `_POOL` parts: nobody compares them with each other."""
+    from stages.gradients.cuts import COLUMNS
     from stages.gradients.projections import LayerShape, SketchLayout
-    from stages.gradients.relevance import COLUMNS
     from stages.gradients.store import LAYOUT_KEY, SEED_KEY, sketch_columns
 
     shapes = [LayerShape(f"model.layers.{n // 4}.proj{n % 4}", 4096, 4096) for n in range(32)]

@@ -17,9 +17,9 @@ from stages.conflict.metric import fit_metric
 from stages.conflict.scoring import score_sketches
 from stages.conflict.stream import as_slice, scaled
 from stages.conflict.table import score_rows
+from stages.gradients.cuts import COLUMNS, cuts, relevant
 from stages.gradients.omegas import ema_omegas, mean_omegas
 from stages.gradients.projections import SketchLayout
-from stages.gradients.relevance import COLUMNS, cuts, relevant
 from stages.select.filters import FILTERS, ranking
 from stages.surgery.methods import surgery
 

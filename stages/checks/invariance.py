@@ -25,8 +25,8 @@ from stages.gradients.projections import SketchLayout
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import Sketcher
 from stages.gradients.stage import shares_prefixes
-from stages.models.device import device_of, dtype_of
-from stages.models.load import free_memory, load_text_model, load_with_adapter
+from stages.models.device import device_of, dtype_of, free_memory
+from stages.models.load import load_text_model, load_with_adapter
 from stages.text.render import load_renderer
 
 FINE, USABLE = 0.99, 0.95

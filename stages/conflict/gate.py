@@ -1,7 +1,7 @@
 """The relevance gate: pairs whose answer is no answer to their prompt leave before the directions are made.
 
-They are not a question of preference, and in number they become the direction (docs/planted.md). What relevance is and where it is cut:
-`stages.gradients.relevance`.
+They are not a question of preference, and in number they become the direction (docs/planted.md). What relevance is: `stages.gradients.relevance`; where it is cut:
+`stages.gradients.cuts`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from stages.contract import Context
-from stages.gradients.relevance import COLUMNS, all_off_topic, cuts, notes, relevant
+from stages.gradients.cuts import COLUMNS, all_off_topic, cuts, notes, relevant
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from schemas.config import RunConfig
 from schemas.errors import UserError
 from stages.contract import Context
 from stages.engines.base import Completion, Engine, Request, refused_by_length
-from stages.models.device import is_out_of_memory
-from stages.models.load import free_memory
+from stages.models.device import free_memory, is_out_of_memory
 
 _BATCH = "engine.batch_size"
 

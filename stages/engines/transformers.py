@@ -16,8 +16,8 @@ from stages.contract import Context, ModelRef
 from stages.engines.base import Completion, Request, context_length, not_finite
 from stages.engines.batches import BatchEngine
 from stages.engines.sampling import RowSampler
-from stages.models.device import device_of, dtype_of
-from stages.models.load import free_memory, load_text_model, settle_threads
+from stages.models.device import device_of, dtype_of, free_memory
+from stages.models.load import load_text_model, settle_threads
 from stages.text.render import Renderer, load_renderer
 
 

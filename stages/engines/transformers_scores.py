@@ -19,8 +19,8 @@ from stages.engines.base import Completion, Request, context_length, not_finite
 from stages.engines.batches import BatchEngine
 from stages.gradients.logprobs import Head, check_head, completion_logprobs
 from stages.gradients.rows import BatchRow, RowBatch
-from stages.models.device import device_of, dtype_of
-from stages.models.load import free_memory, load_classifier, load_text_model, settle_threads
+from stages.models.device import device_of, dtype_of, free_memory
+from stages.models.load import load_classifier, load_text_model, settle_threads
 from stages.models.text_model import labels_of
 from stages.text.render import Renderer, load_renderer
 

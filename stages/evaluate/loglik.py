@@ -15,8 +15,8 @@ from stages.gradients.batching import TokenBudget
 from stages.gradients.logprobs import check_head, logprobs_of_rows
 from stages.gradients.rows import BatchRow
 from stages.gradients.work import Work, forward_cost
-from stages.models.device import device_of, dtype_of
-from stages.models.load import free_memory, load_text_model
+from stages.models.device import device_of, dtype_of, free_memory
+from stages.models.load import load_text_model
 
 _SCHEMA = pa.schema([("row_id", pa.string()), ("chosen", pa.float64()), ("rejected", pa.float64())])
 _CHUNK = 64

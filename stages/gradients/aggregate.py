@@ -21,11 +21,12 @@ from schemas.config.curation import ConflictConfig
 from schemas.config.loss import LossConfig
 from schemas.tables import TABLES
 from stages.contract import Context, Drop, Part, Shard, ShardStage
+from stages.gradients.cuts import COLUMNS, Cut, cuts, notes, relevant
 from stages.gradients.items import Item, finite_pairs, sound
 from stages.gradients.omegas import ema_omegas
 from stages.gradients.pair_sketches import PairSketches
 from stages.gradients.projections import SketchLayout
-from stages.gradients.relevance import COLUMNS, Cut, cuts, notes, relevance_columns, relevant
+from stages.gradients.relevance import relevance_columns
 from stages.gradients.stage import Worker, sketch_shards
 from stages.gradients.sums import sums_key
 from stages.gradients.weights import pair_weights

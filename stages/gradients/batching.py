@@ -7,8 +7,7 @@ from typing import Protocol, TypeVar
 
 from schemas.config import RunConfig
 from stages.contract import Context
-from stages.models.device import device_of, is_out_of_memory
-from stages.models.load import free_memory
+from stages.models.device import device_of, free_memory, is_out_of_memory
 
 Result = TypeVar("Result")
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from schemas.tables import products_schema
 from stages.contract import Context, Drop
+from stages.gradients.cuts import COLUMNS, all_off_topic
 from stages.gradients.items import Item
 from stages.gradients.pair_sketches import PairSketches
 from stages.gradients.projections import SketchLayout
-from stages.gradients.relevance import COLUMNS, all_off_topic
 from stages.gradients.store import GROUPS_KEY, LANGUAGES_KEY, LAYOUT_KEY
 from stages.gradients.sums import Sums, sums_key
 

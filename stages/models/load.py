@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from functools import partial
 from typing import Any
 
@@ -130,10 +129,3 @@ def no_adapter(model: ModelRef) -> UserError:
         where="gradients.of: adapter",
         fix="Set gradients.of: weights, or give a PEFT adapter as model.policy.",
     )
-
-
-def free_memory() -> None:
-    """Give memory of models no longer referenced back, before the next one is loaded."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -9,7 +9,7 @@ from dataclasses import replace
 from schemas.config.base import semantic_values
 from schemas.ids import content_id
 from stages.contract import Account, ArtifactStage, Context, Rows, tally
-from stages.models.load import free_memory
+from stages.models.device import free_memory
 from stages.sft.card import sft_card
 from stages.sft.conversations import Conversations, load_conversations
 from stages.sft.trainer import data_seed, fine_tune

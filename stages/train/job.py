@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from schemas.config.base import semantic_values
 from schemas.ids import content_id
 from stages.contract import Context, Drop
-from stages.models.load import free_memory, load_causal_lm
+from stages.models.device import free_memory
+from stages.models.load import load_causal_lm
 from stages.train.batches import BatchPlan, plan_last
 from stages.train.dataset import TrainingPairs, load_pairs
 from stages.train.export import save_trained

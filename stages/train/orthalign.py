@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from schemas.config.training import TrainConfig
 from schemas.ids import content_id
 from stages.contract import Drop
-from stages.models.load import free_memory
+from stages.models.device import free_memory
 from stages.train.allo.phases import pairs_seen_in_phases, train_in_phases
 from stages.train.allo.phases import plans as phases_of
 from stages.train.batches import BatchPlan, plan_last

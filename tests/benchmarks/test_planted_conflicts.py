@@ -15,7 +15,7 @@ from benchmarks.planted.damage import Damage, plan, plant
 from benchmarks.planted.figures import auroc, by_language, interval, kept_half, question_weights
 from benchmarks.planted.scoring import BASELINES, Setting, gated, numbers, rank_all, score
 from benchmarks.planted.sketches import Sketches
-from stages.gradients.relevance import COLUMNS
+from stages.gradients.cuts import COLUMNS
 
 LANGUAGES = ["en", "de", "zh"]
 DIM = 64

@@ -15,9 +15,9 @@ from benchmarks.planted.scoring import Setting, rank_all, score
 from benchmarks.planted.sketches import Sketches, messages
 from benchmarks.planted.texts import make_pairs
 from stages.gradients.batching import TokenBudget
+from stages.gradients.cuts import COLUMNS
 from stages.gradients.layers import select_layers
 from stages.gradients.projections import SketchLayout
-from stages.gradients.relevance import COLUMNS
 from stages.gradients.rows import Pair
 from stages.gradients.sketcher import Sketcher
 

@@ -31,7 +31,7 @@ from schemas.config.training import MergeConfig, OrthAlignConfig, TrainConfig
 from schemas.errors import UserError
 from schemas.ids import content_id
 from stages.gradients.rows import BatchRow
-from stages.models.load import free_memory
+from stages.models.device import free_memory
 from stages.train.allo.forget import ForgetTrainer
 from stages.train.allo.gradient import GradientPhase
 from stages.train.allo.learn import LearnTrainer

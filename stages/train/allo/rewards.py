@@ -10,7 +10,8 @@ from transformers import AutoModelForTokenClassification
 from schemas.errors import UserError, first_line, foreign
 from stages.gradients.batching import TokenBudget
 from stages.gradients.rows import BatchRow, RowBatch
-from stages.models.load import free_memory, load_causal_lm
+from stages.models.device import free_memory
+from stages.models.load import load_causal_lm
 from stages.text.vocabulary import refuse_other_tokens
 from stages.train.allo.tokens import implicit_rewards
 from stages.train.model import Precision

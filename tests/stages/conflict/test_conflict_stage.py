@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -15,9 +18,9 @@ from schemas.tables import TABLES, gradients_schema
 from stages.conflict.directions import signed_directions
 from stages.conflict.null import Sample
 from stages.conflict.stage import Conflict
+from stages.gradients.cuts import COLUMNS
 from stages.gradients.omegas import mean_omegas
 from stages.gradients.projections import LayerShape, SketchLayout
-from stages.gradients.relevance import COLUMNS
 from stages.gradients.store import LAYOUT_KEY, SEED_KEY, pack_sketches, sketch_columns
 from tests.stages.stage_context import collect, context
 
@@ -462,3 +465,9 @@ def test_without_trusted_pairs_the_target_is_refused(tmp_path):
 def test_what_weights_and_target_cannot_be_is_refused_before_the_run(changes, why):
     with pytest.raises(ValueError, match=why):
         RunConfig.model_validate(config().model_dump(mode="json", exclude_unset=True) | changes)
+
+
+def test_it_starts_without_loading_what_loads_models():
+    """Scores of stored sketches in seconds: transformers alone takes five."""
+    code = "import sys, stages.conflict.stage, stages.compare.rescore; assert not {'transformers', 'trl', 'vllm'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from schemas.config.curation import RelevanceConfig
 from schemas.errors import UserError
 from schemas.tables import TABLES
-from stages.gradients.relevance import COLUMNS, cuts, folded_prompts, notes, other_prompts, relevant, says_nothing
+from stages.gradients.cuts import COLUMNS, cuts, notes, relevant
+from stages.gradients.relevance import folded_prompts, other_prompts, says_nothing
 from stages.gradients.stage import Gradients
 from stages.text.render import load_renderer
 from tests.conftest import CHATML
