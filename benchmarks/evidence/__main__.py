@@ -1,8 +1,9 @@
-"""Evidence: does curation do what it says, on real answers? Five resumable studies, a Parquet row per arm and seed.
+"""Evidence: does curation do what it says, on real answers? Six resumable studies, a Parquet row per arm and seed.
 
     python -m benchmarks.evidence sketch   --work FOLDER --data answers.parquet [--threads 1]
     python -m benchmarks.evidence real     --work FOLDER --data answers.parquet [--seeds 10]
     python -m benchmarks.evidence trusted  --work FOLDER --data answers.parquet [--seeds 10]
+    python -m benchmarks.evidence few      --work FOLDER --data answers.parquet [--seeds 10]
     python -m benchmarks.evidence predict  --work FOLDER --data answers.parquet [--steps 30]
     python -m benchmarks.evidence training --work FOLDER --data answers.parquet [--seeds 5] [--only "40% flips"]
     python -m benchmarks.evidence methods  --work FOLDER --data answers.parquet [--seeds 3] [--only AdamW]
@@ -36,7 +37,9 @@ def say(line: str) -> None:
 def main(given: list[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=("sketch", "real", "trusted", "predict", "training", "methods", "print"))
+    parser.add_argument(
+        "study", choices=("sketch", "real", "trusted", "few", "predict", "training", "methods", "print")
+    )
     parser.add_argument("--work", type=Path, help="folder of runs and models")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--rows", type=Path, default=page.ROWS)
@@ -96,6 +99,10 @@ def main(given: list[str] | None = None) -> int:
             from benchmarks.evidence import trusted
 
             trusted.Study(work, model, pool, questions).fill(results, arguments.seeds or 10, say)
+        elif arguments.study == "few":
+            from benchmarks.evidence import few
+
+            few.Study(work, model, pool, questions).fill(results, arguments.seeds or 10, say)
         elif arguments.study == "predict":
             from benchmarks.evidence import predict
 

@@ -60,6 +60,7 @@ def write(results: Results) -> None:
         ("auroc", _real(results, "auroc")),
         ("left", _real(results, "left")),
         ("trusted", _trusted(results)),
+        ("few", _few(results)),
         ("predict", _predict(results)),
         ("deciles", _deciles(results)),
         ("training", _training(results, CELLS)),
@@ -124,15 +125,26 @@ def _mean(found: Sequence[Values], name: str, percent: bool) -> str:
 def _trusted(results: Results) -> str:
     from benchmarks.evidence.trusted import COUNTS, SHARES, TABLE
 
-    names = ["none", *(f"{count}" for count in COUNTS if count)]
+    return _found(results, TABLE, SHARES, {"none" if count == 0 else f"{count}": str(count) for count in COUNTS})
+
+
+def _few(results: Results) -> str:
+    from benchmarks.evidence.few import ALONE, COUNTS, SHARES, TABLE
+
+    names = {f"{count} a language": str(count) for count in COUNTS}
+    return _found(results, TABLE, SHARES, names | {f"{max(COUNTS)}, one language": ALONE})
+
+
+def _found(results: Results, table: str, shares: Sequence[float], names: Mapping[str, str]) -> str:
+    """AUROC and what is left, a line a model and share of flips. names: title -> what ends the names of its values."""
     lines = [f"| pool | seeds | {' | '.join(names)} |", "| --- | ---: |" + " ---: |" * len(names)]
     for model in MODELS:
-        for share in SHARES:
+        for share in shares:
             method = f"{model.rpartition(':')[2]}, flip {share:.0%}"
-            found = rows(results, TABLE, method)
+            found = rows(results, table, method)
             cells = [
                 f"{_mean(found, f'auroc/{n}', False)}, {_mean(found, f'left/{n}', True)}" if found else MISSING
-                for n in COUNTS
+                for n in names.values()
             ]
             lines.append(f"| {method} | {len(found)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

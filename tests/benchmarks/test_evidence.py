@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from benchmarks.evidence import page
+from benchmarks.evidence import few, page
 from benchmarks.evidence.__main__ import main
 from benchmarks.evidence.answers import CONTRASTS, Answers, Pool, cut
 from benchmarks.evidence.arms import METHODS, SEEN, SEQUENCE, UNSEEN
@@ -205,6 +205,17 @@ def test_trusted_pairs_are_intact_and_of_no_question_of_the_pool() -> None:
     assert not set(asked[:10]) & set(asked[10:])
 
 
+def test_a_smaller_pool_has_the_same_questions_in_every_language_and_contrast() -> None:
+    frame = pl.DataFrame({"group_id": [f"q{n // 2}" for n in range(20)], "language": ["de", "fr"] * 10})
+    real, easy = (Sketches(frame, sign * torch.arange(1.0, 21.0)[:, None], ["de", "fr"]) for sign in (1, -1))
+    some, other = few.drawn(real, 4, seed=1), few.drawn(easy, 4, seed=1)
+    assert some.frame["language"].to_list() == ["de", "fr"] * 4
+    assert set(some.frame.group_by("group_id").len()["len"]) == {2}
+    assert torch.equal(some.sketch_ND, -other.sketch_ND) and some.frame.equals(other.frame)
+    assert not torch.equal(some.sketch_ND, few.drawn(real, 4, seed=2).sketch_ND)
+    assert few.drawn(real, 10, seed=1).frame.equals(frame)
+
+
 def test_rows_of_other_settings_are_not_mixed_and_what_is_not_there_is_missing(tmp_path: Path, monkeypatch) -> None:
     results = Results(tmp_path / "rows")
     monkeypatch.setattr(page, "PAGE", tmp_path / "evidence.md")
@@ -215,6 +226,7 @@ def test_rows_of_other_settings_are_not_mixed_and_what_is_not_there_is_missing(t
                 "auroc",
                 "left",
                 "trusted",
+                "few",
                 "predict",
                 "deciles",
                 "training",
