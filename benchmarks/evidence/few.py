@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
-from benchmarks.evidence.answers import Pool
-from benchmarks.evidence.real import GATED, figures, layout_of
-from benchmarks.planted import sketches
+from benchmarks.evidence.flips import FlipStudy
+from benchmarks.evidence.real import GATED, figures
 from benchmarks.planted.damage import Damage, plant
-from benchmarks.planted.scoring import configured
 from benchmarks.planted.sketches import Sketches
-from benchmarks.quality.results import Cell, Results, Values
-from schemas.ids import content_id, seed_for
+from benchmarks.quality.results import Values
+from schemas.ids import seed_for
 from stages.gradients.projections import SketchLayout
 
 VERSION = 1
@@ -27,46 +22,20 @@ ALONE = "alone"
 """One language with all its pairs; figures are means over the languages."""
 
 
-@dataclass(frozen=True)
-class Study:
-    """questions: of the sketched ones the first so many, of which the smaller pools are drawn by the seed."""
+class Study(FlipStudy):
+    """The smaller pools are drawn by the seed."""
 
-    sketched: Path
-    model: str
-    pool: Pool
-    questions: int
+    table, version, shares, counts = TABLE, VERSION, SHARES, COUNTS
 
-    def cell(self, share: float, seed: int) -> Cell:
-        """A row: every size of the pool."""
-        facts = {name: value for name, value in asdict(self).items() if name != "sketched"}
-        identity = content_id(VERSION, facts, SHARES, COUNTS, asdict(configured()))
-        return Cell(TABLE, f"{self.model.rpartition(':')[2]}, flip {share:.0%}", seed, identity)
-
-    def fill(self, results: Results, seeds: int, say: Callable[[str], None]) -> None:
-        """Write the rows that are missing."""
-        wanted = [(self.cell(share, seed), share) for seed in range(seeds) for share in SHARES]
-        wanted = [(cell, share) for cell, share in wanted if results.read(cell) is None]
-        if not wanted:
-            return
-        found = sketches.read(self.sketched, ("real", "easy"))
-        layout = layout_of(self.sketched)
-        for cell, share in wanted:
-            begun = time.monotonic()
-            values: Values = {}
-            for count in COUNTS:
-                some = {
-                    name: drawn(part.of(self.pool.languages, self.questions), count, cell.seed)
-                    for name, part in found.items()
-                }
-                _add(values, str(count), [_of(some, share, cell.seed, layout)])
-            each = [
-                {name: part.of([language], self.questions) for name, part in found.items()}
-                for language in self.pool.languages
-            ]
-            _add(values, ALONE, [_of(one, share, cell.seed, layout) for one in each])
-            results.write(cell, values, time.monotonic() - begun)
-            shown = ", ".join(format(values[f"auroc/{count}"], ".2f") for count in COUNTS)
-            say(f"{cell.method}, seed {cell.seed}: {shown}")
+    def measure(self, found: Mapping[str, Sketches], damage: Damage, layout: SketchLayout) -> Values:
+        """See `FlipStudy.measure`; every size of the pool, and one language by itself."""
+        values: Values = {}
+        for count in COUNTS:
+            some = {name: drawn(part, count, damage.seed) for name, part in found.items()}
+            _add(values, str(count), [figures(plant(some, damage), damage, layout)])
+        each = [{n: part.of([code], self.questions) for n, part in found.items()} for code in self.pool.languages]
+        _add(values, ALONE, [figures(plant(one, damage), damage, layout) for one in each])
+        return values
 
 
 def drawn(part: Sketches, count: int, seed: int) -> Sketches:
@@ -76,11 +45,6 @@ def drawn(part: Sketches, count: int, seed: int) -> Sketches:
     random.Random(seed_for("few", seed)).shuffle(questions)
     rows = [question * n + place for question in sorted(questions[:count]) for place in range(n)]
     return Sketches(part.frame[rows], part.sketch_ND[rows], part.languages)
-
-
-def _of(some: Mapping[str, Sketches], share: float, seed: int, layout: SketchLayout) -> Values:
-    damage = Damage("real", "flip", share, seed)
-    return figures(plant(some, damage), damage, layout)
 
 
 def _add(values: Values, name: str, found: Sequence[Values]) -> None:
