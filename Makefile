@@ -21,7 +21,7 @@ ready    := $(VENV)/.ready-$(call digest,locks/$(platform).txt pyproject.toml)
 resolve   = $(UV) pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
             --custom-compile-command "make locks" $(UPGRADE)
 
-.PHONY: help environment install demo demo-curate demo-criteria demo-onties-orthalign test faults faults-disk faults-ray fuzz lowest test-python image-check audit lint benchmarks gpu-check docs \
+.PHONY: help environment install demo demo-curate demo-criteria demo-onties-orthalign test tests faults faults-disk faults-ray fuzz lowest test-python image-check audit lint benchmarks gpu-check docs \
         site locks clean distclean
 .DEFAULT_GOAL := help
 
@@ -55,7 +55,10 @@ demo-criteria: $(ready) ## answers judged by two criteria, pairs for each, OrthA
 demo-onties-orthalign: $(ready) ## base, SFT, then DPO with OnTIES and OrthAlign over two language groups
 	@$(run) pipeline run data/configs/demo-onties-orthalign.yaml $(ARGS)
 
-test: lint ## lint, types, import directions, then every test
+test: $(ready) ## lint, types, import directions and, beside them, every test
+	@$(MAKE) --no-print-directory --jobs 2 lint tests
+
+tests: $(ready)
 	$(run) pytest -n $(WORKERS) --no-loadscope-reorder $(ARGS)
 
 faults: $(ready) ## kill and break runs in every way we know (ARGS="--kills 200 --seed 0")

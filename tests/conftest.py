@@ -111,6 +111,12 @@ def make_model(folder: Path, tokenizer) -> Path:
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: at the end no process of pytest-xdist is left alone with one of them."""
+    long = ("tests/end_to_end/", "tests/stages/train/", "tests/stages/engines/", "tests/pipeline/")
+    items.sort(key=lambda item: not item.nodeid.startswith(long))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With pytest-xdist a file's tests share a worker, and so do the end-to-end tests, whose one whole run is dear.

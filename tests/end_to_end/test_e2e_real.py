@@ -33,9 +33,10 @@ SEEN, UNSEEN = ["en", "de", "hi"], ["th"]
 
 
 def config_of(folder: Path) -> Path:
-    """The demo with three languages and one unseen, six tasks each, small shards and four training steps."""
+    """The demo with three languages and one unseen, four tasks each, small shards and two training steps."""
     config = yaml.safe_load(files("data").joinpath("configs/demo.yaml").read_text(encoding="utf-8"))
     config |= {"name": "real", "run_dir": str(folder / "runs"), "languages": {"seen": SEEN, "unseen": UNSEEN}}
+    config["prompts"]["sources"][0]["limit"] = 4
     config["generate"] |= {"shard_size": 4, "sampling": {"temperature": 0.8, "max_tokens": 24}}
     config["engine"]["max_num_seqs"] = 8  # so that shards end one after the other
     config["judge"]["shard_size"] = 20
