@@ -58,7 +58,7 @@ demo-onties-orthalign: $(ready) ## base, SFT, then DPO with OnTIES and OrthAlign
 test: $(ready) ## lint, types, import directions and, beside them, every test
 	@$(MAKE) --no-print-directory --jobs 2 lint tests
 
-tests: $(ready)
+tests: $(ready) ## every test, without the lint (ARGS="tests/stages/select -x": some)
 	$(run) pytest -n $(WORKERS) --no-loadscope-reorder $(ARGS)
 
 faults: $(ready) ## kill and break runs in every way we know (ARGS="--kills 200 --seed 0")

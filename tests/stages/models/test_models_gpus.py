@@ -11,7 +11,7 @@ import torch
 
 from schemas.config import RunConfig
 from schemas.errors import UserError
-from stages.checks.machine import device_findings
+from stages.checks.machine import bfloat16_cost, device_findings
 from stages.models.device import device_of
 from stages.models.gpus import visible_gpus
 from stages.train.model import precision
@@ -84,8 +84,27 @@ def test_doctor_calls_it_a_problem(nvidia_smi) -> None:
     nvidia_smi(WHOLE)
     (found,) = device_findings(config_of())
     assert found.state == "problem" and "can use no GPU here" in found.what and "device: cpu" in found.fix
-    (found,) = device_findings(config_of(device="cpu"))
+    found, *_ = device_findings(config_of(device="cpu"))
     assert found.state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cost", "said"), [("auto", 4.4, True), ("auto", 0.3, False), ("float32", 4.4, False)]
+)
+def test_doctor_says_that_a_cpu_is_slow_in_bfloat16(
+    dtype: str, cost: float, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.checks.machine.bfloat16_cost", lambda: cost)
+    config = config_of(device="cpu")
+    config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
+    _, *more = device_findings(config)
+    assert [(each.state, "4.4 times" in each.what, "float32" in each.fix) for each in more] == [
+        ("warning", True, True)
+    ] * said
+
+
+def test_products_are_timed_on_any_cpu() -> None:
+    assert 0 < bfloat16_cost() < 1000
 
 
 @pytest.mark.parametrize(
